@@ -1,0 +1,76 @@
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# Use the Python that is here; never fetch another.
+export UV_PYTHON_DOWNLOADS := "never"
+
+uv := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv; fi`
+python := ".venv/bin/python"
+
+# List the recipes
+default:
+    @{{ just_executable() }} --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Run the server for development, e.g. `just serve --help`
+[positional-arguments]
+serve *ARGS: (_sync "requirements.txt")
+    @exec {{ python }} -m service serve --dev "$@"
+
+# Run the demo
+[positional-arguments]
+demo *ARGS: (_sync "requirements-demo.txt")
+    @exec {{ python }} -m benchmarks.demo "$@"
+
+# Run the tests, e.g. `just test -k broadcast`
+[positional-arguments]
+test *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m pytest "$@"
+
+# Lint, check the formatting, check the types
+check: (_sync "requirements-dev.txt")
+    {{ python }} -m ruff check
+    {{ python }} -m ruff format --check
+    {{ python }} -m mypy
+
+# Format the code and apply the safe lint fixes
+format: (_sync "requirements-dev.txt")
+    {{ python }} -m ruff check --fix-only
+    {{ python }} -m ruff format
+
+# Run the benchmarks, e.g. `just bench --help`
+[positional-arguments]
+bench *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks "$@"
+
+# Write requirements*.txt from pyproject.toml; `just lock --upgrade` takes newer versions
+[positional-arguments]
+lock *ARGS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    compile() {
+        {{ uv }} pip compile --quiet --universal --python-version 3.11 \
+            --no-header --no-emit-index-url --no-emit-find-links "$@"
+    }
+    compile pyproject.toml -o requirements.txt "$@"
+    # Each set keeps the pins of those before it, so that all fit into one .venv.
+    compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
+    compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
+
+# Make .venv if it is not there (or its Python has gone)
+_venv:
+    @{{ python }} -c "" 2>/dev/null || {{ uv }} venv --quiet --clear --python "$(command -v python3)" .venv
+
+# Install one requirements file and the project into .venv, unless that was done for these pins
+_sync FILE: _venv
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # The stamps of all sets hold for one state of the pins, kept in .venv/.pins.
+    pins=$(pwd; cat pyproject.toml requirements*.txt)
+    if [[ ! -f .venv/.pins || "$pins" != "$(<.venv/.pins)" ]]; then
+        rm -f .venv/.synced-*
+        printf '%s\n' "$pins" >.venv/.pins
+    fi
+    if [[ ! -f .venv/.synced-{{ FILE }} ]]; then
+        {{ uv }} pip install --quiet --python {{ python }} -r {{ FILE }}
+        {{ uv }} pip install --quiet --python {{ python }} --no-deps -e .
+        touch .venv/.synced-{{ FILE }}
+    fi

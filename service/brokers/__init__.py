@@ -1,0 +1,1 @@
+"""Where publications are numbered and kept. A broker is handed an intake and knows no hub."""

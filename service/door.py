@@ -1,0 +1,266 @@
+"""The door: accepts every connection, reads the first request head, and sends it the right way.
+
+A subscription is served natively, by the very task that read its head; anything else goes to
+Hypercorn with the bytes already read. Each connection is one task inside one cancel scope.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs
+
+import msgspec
+import trio
+
+from service.auth import (
+    RefusedError,
+    origin_allowed,
+    plain_channels,
+    refuse_while_draining,
+    wants_protobuf,
+)
+from service.errors import INAPPROPRIATE_PROTOCOL
+from service.log import get_logger
+from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
+from service.transports import websocket
+from service.transports.websocket import abort_socket
+
+if TYPE_CHECKING:
+    from service.auth import Query
+    from service.client import Client
+    from service.config import Settings
+    from service.handover import Handover
+    from service.node import Node
+
+_log = get_logger("door")
+
+PLAIN_PATH: Final = b"/ws"
+CENTRIFUGE_PATH: Final = b"/connection/websocket"
+_NATIVE_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH)
+
+_ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
+_PAUSE: Final = 0.1  # seconds without accepting when descriptors or memory ran out
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+class DoorStatistics(msgspec.Struct, frozen=True):
+    """Connections accepted, open now, turned away for their first bytes, and pauses taken."""
+
+    accepted: int
+    open: int
+    rejected: int
+    pauses: int
+
+
+class _RejectedError(Exception):
+    """The first bytes are no request head; `answer` may be empty."""
+
+    def __init__(self, reason: str, answer: bytes = b"") -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+class Door:
+    """Lives inside the server, in its connections' nursery; ended by that nursery."""
+
+    def __init__(self, node: Node, handover: Handover, settings: Settings) -> None:
+        self._node = node
+        self._handover = handover
+        self._head_limit = settings.head_limit
+        self._head_timeout = settings.head_timeout
+        self._origins = settings.origins
+        self._sockets: dict[socket.socket, None] = {}
+        self._emptied = trio.Event()
+        self._accepted = 0
+        self._rejected = 0
+        self._pauses = 0
+
+    def statistics(self) -> DoorStatistics:
+        """A snapshot of the counters."""
+        return DoorStatistics(self._accepted, len(self._sockets), self._rejected, self._pauses)
+
+    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept connections of one listener until cancelled; each is a task in `nursery`.
+
+        No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
+        those who are there are served on.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                for _ in range(_ACCEPTS_PER_TURN):
+                    sock, _address = listener.accept()
+                    nursery.start_soon(self._serve, sock)
+            except BlockingIOError:
+                continue
+            except ConnectionAbortedError:
+                continue  # The peer gave up while it waited in the kernel's queue.
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                await self._pause(error)
+
+    async def _pause(self, error: OSError) -> None:
+        if self._pauses % 100 == 0:  # every ten seconds, not every try
+            _log.warning("not accepting", reason=error.strerror)
+        self._pauses += 1
+        await trio.sleep(_PAUSE)
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is open. The caller sets the deadline."""
+        while self._sockets:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    def abort_all(self) -> None:
+        """Reset every connection still open: the end of a shutdown's patience."""
+        for sock in tuple(self._sockets):
+            abort_socket(sock)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """One connection, from its first byte to its last."""
+        self._accepted += 1
+        self._sockets[sock] = None
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with trio.CancelScope() as scope:
+                await self._route(sock, scope)
+        except _RejectedError as rejection:
+            self._rejected += 1
+            _log.debug("rejected", reason=str(rejection))
+            _send_last(sock, rejection.answer)
+        except OSError as error:
+            _log.debug("lost while it was let in", reason=str(error))
+        finally:
+            del self._sockets[sock]
+            sock.close()
+            if not self._sockets:
+                self._emptied.set()
+
+    async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+        scope.deadline = trio.current_time() + self._head_timeout
+        received = await self._read_head(sock)
+        scope.deadline = float("inf")  # from here on each way in has its own deadlines
+        path, query = _split_target(received)
+        if path not in _NATIVE_PATHS:
+            await self._handover.serve(sock, received)
+            return
+        head, _, received = received.partition(b"\r\n\r\n")
+        client = self._open(sock, scope, path, query, head)
+        # Nothing of the head may stay in this frame, which lives as long as its client.
+        del head, path, query
+        if client is not None:
+            await websocket.serve(client, sock, received)
+
+    async def _read_head(self, sock: socket.socket) -> bytes:
+        """Everything up to the head's end, and what came with it. The scope sets the deadline."""
+        received = b""
+        while True:
+            try:
+                chunk = sock.recv(self._head_limit)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+                continue
+            if not chunk:
+                raise _RejectedError("hung up before a request")
+            received += chunk
+            if not _is_request(received):
+                raise _RejectedError("not HTTP")
+            end = received.find(b"\r\n\r\n")
+            if end > self._head_limit or (end < 0 and len(received) > self._head_limit):
+                raise _RejectedError("head too large", _TOO_LARGE)
+            if end >= 0:
+                return received
+            await trio.lowlevel.checkpoint()
+
+    def _open(
+        self, sock: socket.socket, scope: trio.CancelScope, path: bytes, query: Query, head: bytes
+    ) -> Client | None:
+        """Answer the handshake; the client that it makes, or None where it was refused."""
+        channels: list[str] = []
+        handshake = answer_handshake(
+            head + b"\r\n\r\n", partial(self._check, path, query, channels)
+        )
+        if not handshake.accepted:
+            _send_last(sock, handshake.answer)
+            return None
+        if path == PLAIN_PATH:
+            return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
+        return self._open_centrifuge(sock, scope, query, handshake)
+
+    def _open_centrifuge(
+        self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
+    ) -> Client:
+        client = websocket.open_centrifuge(self._node, sock, scope, handshake.answer)
+        if handshake.subprotocol == PROTOBUF_SUBPROTOCOL or wants_protobuf(query):
+            client.disconnect(INAPPROPRIATE_PROTOCOL)
+        return client
+
+    def _check(
+        self, path: bytes, query: Query, channels: list[str], origin: str | None, host: str | None
+    ) -> HTTPStatus | None:
+        """Whether a correct handshake is to be refused; fills in a plain client's channels."""
+        if not origin_allowed(origin, host, self._origins):
+            return HTTPStatus.FORBIDDEN
+        try:
+            refuse_while_draining(self._node)
+            if path == PLAIN_PATH:
+                channels += plain_channels(self._node, query)
+        except RefusedError as error:
+            return error.status
+        return None
+
+
+def _split_target(head: bytes) -> tuple[bytes, Query]:
+    """Path and query of the request line; an empty path where the line has no target."""
+    words = head.partition(b"\r\n")[0].split(b" ")
+    target = words[1] if len(words) == 3 else b""
+    path, _, query = target.partition(b"?")
+    return path, parse_qs(query.decode("latin-1"))
+
+
+def _is_request(received: bytes) -> bool:
+    """Whether this can be the begin of `METHOD target`: TLS and noise are not."""
+    method, space, rest = received[:32].partition(b" ")
+    if not (method.isalpha() and method.isupper() and method.isascii()):
+        return False
+    return bool(space) and not rest.startswith(b" ") if len(received) >= 32 else True
+
+
+def _send_last(sock: socket.socket, answer: bytes) -> None:
+    """A short answer into an empty socket buffer, then the end of our side."""
+    try:
+        sock.send(answer)
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        return  # The peer did not wait for it.
+
+
+def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket]:
+    """Bound, listening, non-blocking sockets for every address of `host`.
+
+    Raises:
+        OSError: the port is taken, or the host is not ours.
+    """
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, *_, address in addresses:
+            listener = socket.create_server(address[:2], family=family, backlog=backlog)
+            listeners.append(listener)
+            listener.setblocking(False)
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners

@@ -1,0 +1,88 @@
+"""The faults that are not ours, by whose they are.
+
+A client's fault is a `ReplyError` (one command failed) or a `Disconnect` (the connection ends);
+a back end's is a `BrokerError`; an overload is `IntakeFullError`. Anything else is a bug of ours
+and is left to crash loudly. Codes and texts are Centrifugo's, since its SDKs act on them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+
+class ErrorCode(IntEnum):
+    """Reply error codes of the Centrifugo client protocol (`errors.go`)."""
+
+    INTERNAL = 100
+    UNAUTHORIZED = 101
+    UNKNOWN_CHANNEL = 102
+    PERMISSION_DENIED = 103
+    METHOD_NOT_FOUND = 104
+    ALREADY_SUBSCRIBED = 105
+    LIMIT_EXCEEDED = 106
+    BAD_REQUEST = 107
+    NOT_AVAILABLE = 108
+    TOO_MANY_REQUESTS = 111
+
+    @property
+    def message(self) -> str:
+        """The protocol's text for this code: `internal server error`, `bad request`..."""
+        if self is ErrorCode.INTERNAL:
+            return "internal server error"
+        return self.name.lower().replace("_", " ")
+
+    @property
+    def temporary(self) -> bool:
+        """Whether an SDK may retry the command by itself."""
+        return self in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
+
+
+class ReplyError(Exception):
+    """One command, or one REST call, cannot be carried out; the connection goes on."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(f"{code.value} {code.message}")
+        self.code = code
+
+
+class Disconnect(msgspec.Struct, frozen=True):
+    """Why a connection ends. The code's range carries the advice to the client.
+
+    3000-3499 and 4000-4499: come back; 3500-3999 and 4500-4999: stay away
+    (protocol, section 8.2). The reason is never empty, because the JavaScript SDK
+    ignores the code of a close frame without one.
+    """
+
+    code: int
+    reason: str
+
+
+CONNECTION_CLOSED: Final = Disconnect(3000, "connection closed")
+SHUTDOWN: Final = Disconnect(3001, "shutdown")
+SLOW: Final = Disconnect(3008, "slow")
+WRITE_ERROR: Final = Disconnect(3009, "write error")
+NO_PONG: Final = Disconnect(3012, "no pong")
+BAD_REQUEST: Final = Disconnect(3501, "bad request")
+STALE: Final = Disconnect(3502, "stale")
+INAPPROPRIATE_PROTOCOL: Final = Disconnect(3506, "inappropriate protocol")
+PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
+NOT_AVAILABLE: Final = Disconnect(3508, "not available")
+
+
+class DisconnectError(Exception):
+    """A client broke the protocol: its connection is to be ended with `disconnect`."""
+
+    def __init__(self, disconnect: Disconnect) -> None:
+        super().__init__(f"{disconnect.code} {disconnect.reason}")
+        self.disconnect = disconnect
+
+
+class BrokerError(Exception):
+    """The back end that keeps publications failed; the publication may not have happened."""
+
+
+class IntakeFullError(Exception):
+    """Fan-out did not make room within the publish deadline; nothing was published."""

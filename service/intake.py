@@ -1,0 +1,78 @@
+"""The bounded queue between the brokers and the repeater.
+
+Full: publishers wait in `wait_room`, in order, and the node's publish deadline turns a wait that
+is too long into "try later". The repeater takes everything waiting at once, up to a batch's bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from service.publication import Publication
+
+
+class Intake:
+    """Publications that happened and wait for fan-out, oldest first.
+
+    Lives inside the node; ended by `close`, after the last publisher.
+    """
+
+    def __init__(self, limit: int, batch_limit: int) -> None:
+        self._limit = limit
+        self._batch_limit = batch_limit
+        self._waiting: deque[Publication] = deque()
+        self._publishers = trio.lowlevel.ParkingLot()
+        self._repeater = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait_room(self) -> None:
+        """Wait until one more publication fits. The node sets the deadline.
+
+        A checkpoint only when it waits: the room that it saw is still there when it returns.
+        """
+        while len(self._waiting) >= self._limit:
+            await self._publishers.park()
+
+    def put_nowait(self, publication: Publication) -> None:
+        """Hand over one publication, without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room.
+            trio.ClosedResourceError: the node is shutting down.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        if len(self._waiting) >= self._limit:
+            raise trio.WouldBlock
+        self._waiting.append(publication)
+        if self._repeater:
+            self._repeater.unpark()
+
+    async def take_batch(self) -> list[Publication]:
+        """Everything waiting, up to the batch limit; empty once closed and taken.
+
+        No deadline: an idle node waits for its next event for ever.
+        """
+        while not self._waiting:
+            if self._closed:
+                return []
+            await self._repeater.park()
+        batch: list[Publication] = []
+        size = 0
+        while self._waiting and size < self._batch_limit:
+            publication = self._waiting.popleft()
+            batch.append(publication)
+            size += len(publication.data)
+        if self._publishers:
+            self._publishers.unpark(count=len(batch))
+        return batch
+
+    def close(self) -> None:
+        """Take nothing more; the repeater empties what is there and ends."""
+        self._closed = True
+        self._repeater.unpark_all()

@@ -1,0 +1,152 @@
+"""The node: the one object that web, command line, library users and tests hold.
+
+It ties broker, intake, repeater, hub and heartbeat together and owns their tasks. What a node
+may publish is checked here, whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from service.brokers.memory import MemoryBroker
+from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
+from service.heartbeat import Heartbeat
+from service.hub import Hub
+from service.intake import Intake
+from service.interfaces import Broker
+from service.log import get_logger
+from service.options import NodeOptions
+from service.outbox import BacklogRoom
+from service.publication import Publication, StreamPosition
+from service.repeater import Repeater
+from service.statistics import NodeStatistics
+
+_log = get_logger("node")
+
+_SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
+
+
+class Node:
+    """A running node. Made and ended by `open_node`; hold it, never make it."""
+
+    def __init__(self, options: NodeOptions, broker: Broker, nursery: trio.Nursery) -> None:
+        self.options = options
+        self.hub = Hub()
+        self.backlogs = BacklogRoom(
+            nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
+        )
+        tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
+        self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.draining = False
+        self._broker = broker
+        self._intake = Intake(options.intake_limit, options.batch_limit)
+        self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
+        self._repeated = trio.Event()
+        self._ended: dict[int, int] = {}
+
+    def statistics(self) -> NodeStatistics:
+        """A snapshot of everything that this node counts."""
+        return NodeStatistics(
+            clients=len(self.hub.clients),
+            channels=len(self.hub.channels),
+            subscriptions=self.hub.subscriptions,
+            backlogged=len(self.backlogs.backlogged),
+            draining=self.draining,
+            ended=dict(self._ended),
+            repeater=self._repeater.statistics(),
+        )
+
+    def count_end(self, disconnect: Disconnect) -> None:
+        """A connection ended, for this reason."""
+        self._ended[disconnect.code] = self._ended.get(disconnect.code, 0) + 1
+
+    def check_channel(self, channel: str) -> None:
+        """Whether this is a channel's name: 1 to 255 bytes of ASCII (protocol, section 11).
+
+        Raises:
+            ReplyError: it is not (107).
+        """
+        usable = channel.isascii() and channel.isprintable()
+        if not (channel and usable and len(channel) <= self.options.channel_name_limit):
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+
+    async def publish(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """Publish one event; returns its position as soon as the broker has taken it.
+
+        Does not wait for fan-out. Waits for room in the intake for at most the publish
+        timeout. Cancelled while it waits, nothing was published. None: no history kept.
+
+        Raises:
+            ReplyError: the channel's name or the data is missing or wrong (107).
+            IntakeFullError: no room in time; try later.
+            BrokerError: the back end failed.
+        """
+        self.check_channel(publication.channel)
+        if not publication.data:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        with trio.move_on_after(self.options.publish_timeout):
+            return await self._broker.publish(
+                publication, idempotency_key=idempotency_key, skip_history=skip_history
+            )
+        raise IntakeFullError
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The node's own tasks, until `shut_down` has let fan-out finish."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.heartbeat.run)
+            nursery.start_soon(self._broker.run, self._intake)
+            task_status.started()
+            await self._repeater.run()
+            self._repeated.set()
+            nursery.cancel_scope.cancel()
+
+    async def shut_down(self) -> None:
+        """Finish what was accepted, then ask every client to leave, in paced groups (3001).
+
+        The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
+        """
+        self.draining = True
+        self._intake.close()
+        await self._repeated.wait()
+        clients = tuple(self.hub.clients)
+        size = self.options.shutdown_group
+        groups = [clients[start : start + size] for start in range(0, len(clients), size)]
+        if not groups:
+            return
+        _log.info("asking clients to leave", clients=len(clients))
+        pause = min(self.options.shutdown_pause, self.options.shutdown_timeout / 4 / len(groups))
+        for group in groups:
+            for client in group:
+                client.disconnect(SHUTDOWN)
+            await trio.sleep(pause)
+
+
+@asynccontextmanager
+async def open_node(
+    options: NodeOptions | None = None, *, broker: Broker | None = None
+) -> AsyncIterator[Node]:
+    """Run a node inside any Trio program, for as long as the block lasts.
+
+    At the end, also of a cancelled block, it finishes the fan-out of what it accepted and asks
+    the clients to leave, within the shutdown timeout; then its tasks are cancelled.
+
+    Args:
+        options: Defaults to `NodeOptions()`, in which anonymous clients may not subscribe.
+        broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
+    """
+    options = options or NodeOptions()
+    async with trio.open_nursery() as nursery:
+        node = Node(options, broker or MemoryBroker(options), nursery)
+        await nursery.start(node.run)
+        try:
+            yield node
+        finally:
+            deadline = trio.current_time() + options.shutdown_timeout
+            with trio.CancelScope(shield=True, deadline=deadline):
+                await node.shut_down()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,1 @@
+"""Sans-I/O: bytes in, values out. No await, no clock, no socket in this package."""

@@ -1,0 +1,122 @@
+"""The server: listeners, node, application and the order in which they end.
+
+Shutdown is written down here and not left to Quart's lifespan: stop accepting; finish what was
+accepted; ask clients to leave in paced groups; let requests finish; reset whoever is still there.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from service import __version__
+from service.config import Settings
+from service.door import Door, open_listeners
+from service.handover import Handover
+from service.log import get_logger
+from service.node import Node, open_node
+from service.web.app import create_app
+
+_log = get_logger("server")
+
+
+class ServeError(Exception):
+    """The server can't start; the text is one line for whoever started it."""
+
+
+class Server:
+    """A running server. Made and ended by `open_server`."""
+
+    def __init__(self, node: Node, door: Door, port: int) -> None:
+        self.node = node
+        self.door = door
+        self.port = port
+        """The port that it listens on: the one asked for, or the free one for 0."""
+
+
+@asynccontextmanager
+async def open_server(settings: Settings) -> AsyncIterator[Server]:
+    """Run a server for as long as the block lasts; then shut it down within the configured time.
+
+    Raises:
+        ServeError: the address can't be listened on.
+    """
+    listeners = _listen(settings)
+    port = listeners[0].getsockname()[1]
+    async with open_node(settings.node_options()) as node, trio.open_nursery() as connections:
+        handover = Handover(create_app(node, settings), settings)
+        door = Door(node, handover, settings)
+        with trio.CancelScope() as accepting:
+            async with trio.open_nursery() as acceptors:
+                for listener in listeners:
+                    acceptors.start_soon(door.accept, listener, connections)
+                try:
+                    yield Server(node, door, port)
+                finally:
+                    accepting.cancel()
+                    for listener in listeners:
+                        trio.lowlevel.notify_closing(listener)
+                        listener.close()
+                    await _shut_down(node, handover, door, settings.shutdown_timeout)
+                    connections.cancel_scope.cancel()
+
+
+def _listen(settings: Settings) -> Sequence[socket.socket]:
+    try:
+        return open_listeners(settings.host, settings.port, settings.backlog)
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from None
+
+
+async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float) -> None:
+    """Everything that is owed to those who are connected, within the shutdown timeout."""
+    deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
+    with trio.CancelScope(shield=True, deadline=deadline):
+        await node.shut_down()
+        await handover.drain()
+        await door.wait_empty()
+    door.abort_all()
+
+
+async def serve(
+    settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
+
+    Raises:
+        ServeError: the address can't be listened on.
+    """
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_server(settings) as server:
+            _announce(settings, server.port)
+            task_status.started(server.port)
+            async for number in signals:
+                _log.info("shutting down", signal=signal.Signals(number).name)
+                break
+    _log.info("stopped")
+
+
+def _announce(settings: Settings, port: int) -> None:
+    """Say what is where, and loudly what is open."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = f"http://{host}:{port}"
+    print(
+        f"Repeater {__version__} is up on {base}  "
+        f"(REST {base}/api/publish, WebSocket ws://{host}:{port}/ws?channel=..., "
+        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)",
+        file=sys.stderr,
+        flush=True,
+    )
+    if settings.dev:
+        _log.warning(
+            "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"
+        )
+    elif settings.api_key is None:
+        _log.warning("no REPEATER_API_KEY: the REST API answers 401 to everybody")

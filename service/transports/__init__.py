@@ -1,0 +1,1 @@
+"""How bytes leave for one client. A transport knows no broker."""

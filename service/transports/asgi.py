@@ -1,0 +1,100 @@
+"""The same client behind an ASGI server: for what the door cannot see.
+
+WebSockets inside HTTP/2, an upgrade on a reused keep-alive connection, and the application under a
+stock `hypercorn -k trio`. Here every message passes through the ASGI server, so each waits in the
+client's memory channel for the drain task; it is correct, not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from service.client import Client
+from service.errors import INAPPROPRIATE_PROTOCOL, Disconnect
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI, Codec
+from service.session import Session
+
+if TYPE_CHECKING:
+    from quart import Websocket
+
+    from service.node import Node
+
+abort_connection: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
+    "abort_connection", default=None
+)
+"""Resets the TCP connection that the running request came by; set by the door's hand-over.
+
+Hypercorn writes under a shielded scope: with a peer that never reads, a cancel does nothing, and
+only closing the socket ends the write. Under a stock Hypercorn nobody sets it.
+"""
+
+
+class ASGITransport:
+    """Speaks to one client through Quart. Owned by the route's handler."""
+
+    name = "asgi"
+
+    def __init__(self, websocket: Websocket, codec: Codec) -> None:
+        self.codec = codec
+        self._websocket = websocket
+        self._abort = abort_connection.get()
+        self._aborted = False
+
+    def write(self, _chunk: bytes) -> int:
+        """ASGI has no way to write without waiting."""
+        raise BlockingIOError
+
+    async def send_some(self, chunk: bytes) -> int:
+        """Hand one whole message to the ASGI server."""
+        if self._aborted:
+            raise trio.ClosedResourceError
+        await self._websocket.send(chunk.decode())
+        return len(chunk)
+
+    def abort(self) -> None:
+        """Reset the connection, where the door handed it over. Idempotent."""
+        if not self._aborted and self._abort is not None:
+            self._abort()
+        self._aborted = True
+
+    def release(self) -> None:
+        """Nothing to give back: the connection is the ASGI server's."""
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Close with the code and reason; the ASGI server finishes the closing handshake."""
+        await self._websocket.close(disconnect.code, disconnect.reason)
+
+
+async def serve_plain(node: Node, websocket: Websocket, channels: list[str]) -> None:
+    """A plain subscriber; like the native one, but without a heartbeat (ASGI has no ping)."""
+    with trio.CancelScope() as scope:
+        client = Client(node, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
+        try:
+            for channel in channels:
+                client.subscribe(channel)
+            while True:
+                await websocket.receive()
+                client.heard()
+        finally:
+            await client.leave()
+
+
+async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) -> None:
+    """A Centrifugo client, until it leaves. Always reads: quart-trio counts on it."""
+    with trio.CancelScope() as scope:
+        transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
+        client = Client(node, transport, scope, ready=False)
+        session = Session(client)
+        try:
+            if protobuf:
+                client.disconnect(INAPPROPRIATE_PROTOCOL)
+            while True:
+                message = await websocket.receive()
+                client.heard()
+                await session.receive(message.encode() if isinstance(message, str) else "binary")
+        finally:
+            await client.leave()

@@ -1,0 +1,175 @@
+"""The native WebSocket: one task and one non-blocking socket a client, nothing in between.
+
+Bytes never pass through ASGI here: that is what makes a delivery cost little more than its system
+call. The read loop is the client's only task; writing happens wherever an event comes about.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from service.client import Client
+from service.errors import Disconnect
+from service.protocol.codecs import CENTRIFUGE_JSON, PLAIN, Codec
+from service.protocol.frames import FrameReader, close_frame
+from service.session import Session
+
+if TYPE_CHECKING:
+    from service.node import Node
+
+_RECEIVE: Final = 65_536
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: RST, nothing waits
+
+
+class WebSocketTransport:
+    """Writes to one socket. Owned by the connection's handler, which made the handshake."""
+
+    __slots__ = ("_socket", "codec", "write")
+
+    name = "websocket"
+
+    def __init__(self, sock: socket.socket, codec: Codec) -> None:
+        self._socket = sock
+        self.codec = codec
+        # The C method itself: a delivery must not pay for a Python call around its system call.
+        # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
+        self.write = sock.send
+
+    async def send_some(self, chunk: bytes) -> int:
+        """Wait until the socket takes something, and write it."""
+        while True:
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                return self.write(chunk)
+            except BlockingIOError:
+                continue
+
+    def abort(self) -> None:
+        """Reset the connection: unsent data is dropped, every waiter wakes. Idempotent."""
+        abort_socket(self._socket)
+
+    def release(self) -> None:
+        """Give the socket back after an orderly end. Idempotent."""
+        self._socket.close()
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Send the close frame, then wait until the peer hung up (the caller's deadline).
+
+        The half-close and the wait keep the close frame from being overtaken by a reset.
+        """
+        frame = close_frame(disconnect.code, disconnect.reason)
+        while frame:
+            frame = frame[await self.send_some(frame) :]
+        await self.linger()
+
+    async def linger(self) -> None:
+        """Half-close, and read into nothing until the peer hung up."""
+        self._socket.shutdown(socket.SHUT_WR)
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            if not self._socket.recv(_RECEIVE):
+                return
+
+
+def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Close a socket with a reset, and wake whoever waits for it. Idempotent."""
+    if sock.fileno() < 0:
+        return
+    trio.lowlevel.notify_closing(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()
+
+
+def open_plain(
+    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes, channels: list[str]
+) -> Client:
+    """Make a plain subscriber of an accepted handshake; it hears its channels at once.
+
+    The caller calls `serve` next, which owns the socket and ends it. `scope` surrounds that call.
+    """
+    client = Client(node, WebSocketTransport(sock, PLAIN), scope, ready=True)
+    client.outbox.send(answer)
+    for channel in channels:
+        client.subscribe(channel)
+    return client
+
+
+def open_centrifuge(
+    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
+) -> Client:
+    """Make a Centrifugo client of an accepted handshake; it has yet to send `connect`."""
+    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_JSON), scope, ready=False)
+    client.outbox.send(answer)
+    return client
+
+
+async def serve(client: Client, sock: socket.socket, received: bytes) -> None:
+    """Read until the client leaves or is ended; the socket is gone afterwards.
+
+    Args:
+        client: From `open_plain`, whose messages are ignored, or `open_centrifuge`.
+        sock: The client's socket.
+        received: What arrived behind the request head.
+    """
+    session = Session(client) if client.codec is CENTRIFUGE_JSON else None
+    try:
+        await _read(client, sock, session, received)
+    finally:
+        await client.leave()
+
+
+async def _read(
+    client: Client, sock: socket.socket, session: Session | None, received: bytes
+) -> None:
+    """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
+    reader: FrameReader | None = None
+    limit = client.node.options.message_limit
+    while True:
+        if received:
+            client.heard()
+            reader = reader or FrameReader(limit)
+            await _take(client, session, reader, received)
+            if reader.closed:
+                await _answer_close(client)
+                return
+            if reader.idle:
+                reader = None
+        if client.outbox.closed:
+            return  # Cut while it was served; the socket is closed.
+        try:
+            await trio.lowlevel.wait_readable(sock)
+            received = sock.recv(_RECEIVE)
+        except BlockingIOError:
+            received = b""
+        except (OSError, trio.ClosedResourceError):
+            return
+        else:
+            if not received:
+                return
+
+
+async def _take(
+    client: Client, session: Session | None, reader: FrameReader, received: bytes
+) -> None:
+    for message in reader.feed(received):
+        if session is not None and client.end is None:
+            await session.receive(message)
+    if answers := reader.answers():
+        client.outbox.send(answers)
+
+
+async def _answer_close(client: Client) -> None:
+    """The closing handshake is under way: let our half of it reach the peer."""
+    transport = client.transport
+    assert isinstance(transport, WebSocketTransport)
+    with trio.move_on_after(client.node.options.close_timeout):
+        try:
+            await client.outbox.wait_empty()
+            if not client.outbox.closed:
+                await transport.linger()
+        except (OSError, trio.ClosedResourceError):
+            return

@@ -1,0 +1,1 @@
+"""Everything over HTTP that is not a native subscription: ordinary, readable Quart-Trio."""

@@ -1,0 +1,67 @@
+"""The subscription paths as Quart routes: for the connections that the door cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from quart import Blueprint, Websocket, websocket
+from quart.typing import ResponseReturnValue
+from werkzeug.local import LocalProxy
+
+from service.auth import (
+    RefusedError,
+    origin_allowed,
+    plain_channels,
+    refuse_while_draining,
+    wants_protobuf,
+)
+from service.config import Settings
+from service.node import Node
+from service.protocol.handshake import JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL
+from service.transports import asgi
+
+
+def create_connect(node: Callable[[], Node], settings: Settings) -> Blueprint:
+    """`/ws` and `/connection/websocket`, like the native ones but for their transport."""
+    connect = Blueprint("connect", __name__)
+
+    @connect.before_websocket
+    async def check() -> ResponseReturnValue | None:
+        headers = websocket.headers
+        origin, host = headers.get("Origin"), headers.get("Host")
+        if not origin_allowed(origin, host, settings.origins):
+            return "Forbidden\n", 403
+        try:
+            refuse_while_draining(node())
+        except RefusedError as error:
+            return f"{error.status.phrase}\n", error.status
+        return None
+
+    @connect.websocket("/ws")
+    async def plain() -> ResponseReturnValue | None:
+        query = websocket.args.to_dict(flat=False)
+        try:
+            channels = plain_channels(node(), query)
+        except RefusedError as error:
+            return f"{error.status.phrase}\n", error.status
+        await websocket.accept()
+        await asgi.serve_plain(node(), _connection(), channels)
+        return None
+
+    @connect.websocket("/connection/websocket")
+    async def centrifuge() -> None:
+        offered = websocket.requested_subprotocols
+        chosen = next((s for s in (JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL) if s in offered), None)
+        query = websocket.args.to_dict(flat=False)
+        await websocket.accept(subprotocol=chosen)
+        protobuf = chosen == PROTOBUF_SUBPROTOCOL or wants_protobuf(query)
+        await asgi.serve_centrifuge(node(), _connection(), protobuf=protobuf)
+
+    return connect
+
+
+def _connection() -> Websocket:
+    """The connection itself, since other tasks write to it, outside this request's context."""
+    proxy = cast("LocalProxy[Websocket]", websocket)
+    return proxy._get_current_object()
