@@ -6,6 +6,7 @@ accepted; ask clients to leave in paced groups; let requests finish; reset whoev
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -71,8 +72,13 @@ def _listen(settings: Settings) -> Sequence[socket.socket]:
         return open_listeners(settings.host, settings.port, settings.backlog)
     except OSError as error:
         raise ServeError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+            f"cannot listen on {settings.host}:{settings.port}: {_reason(error)}"
         ) from None
+
+
+def _reason(error: OSError) -> str:
+    """The system's words alone; Python adds its own to some."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float) -> None:

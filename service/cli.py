@@ -1,0 +1,143 @@
+"""The `repeater` command: serve, publish, subscribe.
+
+A user's mistake is one line on standard error and a non-zero exit, never a traceback. What a
+command needs is imported when it runs, so that `repeater --version` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from typing import NoReturn
+
+import click
+
+from service import __version__
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_TIMEOUT = 10.0  # seconds for one REST call
+
+url_option = click.option(
+    "--url", default=DEFAULT_URL, envvar="REPEATER_URL", show_default=True, show_envvar=True,
+    help="Where the server is.",
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="repeater")
+def main() -> None:
+    """Repeater: publish events over REST; every subscriber gets them within milliseconds."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1; REPEATER_HOST]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
+@click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
+def serve(host: str | None, port: int | None, dev: bool | None) -> None:
+    """Run the server until Ctrl-C or SIGTERM.
+
+    Every setting is also an environment variable, REPEATER_API_KEY and REPEATER_HOST for
+    example; an option wins over it.
+    """
+    import trio
+
+    from service.config import ConfigError, load_settings
+    from service.log import configure_log
+    from service.server import ServeError
+    from service.server import serve as run_server
+
+    try:
+        settings = load_settings(host=host, port=port, dev=dev)
+        configure_log(settings.log_level)
+        trio.run(run_server, settings)
+    except (ConfigError, ServeError) as error:
+        raise click.ClickException(str(error)) from None
+    except BaseExceptionGroup as group:
+        _explain(group, ServeError)
+
+
+@main.command()
+@click.argument("channel")
+@click.argument("data", metavar="JSON")
+@click.option("--api-key", envvar="REPEATER_API_KEY", show_envvar=True, help="The server's key.")
+@url_option
+def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
+    """Publish one event and print its position."""
+    try:
+        json.loads(data)
+    except ValueError as error:
+        raise click.ClickException(f"that is not JSON: {error}") from None
+    body = f'{{"channel":{json.dumps(channel)},"data":{data}}}'.encode()
+    answer = _post(f"{url.rstrip('/')}/api/publish", body, api_key)
+    if "error" in answer:
+        refusal = answer["error"]
+        raise click.ClickException(f"{refusal['code']} {refusal['message']}")
+    click.echo(json.dumps(answer["result"]))
+
+
+def _post(url: str, body: bytes, api_key: str | None) -> dict[str, dict[str, str]]:
+    """One REST call; the decoded answer, or one line about why there is none."""
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["X-API-Key"] = api_key
+    try:
+        request = urllib.request.Request(url, body, headers)
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            answer: dict[str, dict[str, str]] = json.load(response)
+            return answer
+    except urllib.error.HTTPError as error:
+        with error:
+            hint = " (is the API key right?)" if error.code == 401 else ""
+        raise click.ClickException(f"{url} answered {error.code}{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise click.ClickException(f"cannot reach {url}: {reason}") from None
+
+
+@main.command()
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.option("--with-channel", is_flag=True, help="Put the channel's name in front.")
+@url_option
+def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
+    """Print the channels' events, one a line, until Ctrl-C. Reconnects by itself."""
+    import trio
+
+    from service.subscriber import SubscriberError
+
+    try:
+        trio.run(_print_events, url, channels, with_channel)
+    except KeyboardInterrupt:
+        return
+    except SubscriberError as error:
+        raise click.ClickException(str(error)) from None
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            _explain(group, SubscriberError)
+
+
+async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool) -> None:
+    from service.subscriber import open_subscriber
+
+    async with open_subscriber(url, channels, on_reconnect=_say_reconnect) as subscriber:
+        click.echo(f"subscribed to {', '.join(channels)} on {url}", err=True)
+        async for event in subscriber:
+            prefix = f"{event.channel} " if with_channel else ""
+            click.echo(f"{prefix}{event.text}")
+            sys.stdout.flush()
+
+
+def _say_reconnect(reason: str, delay: float) -> None:
+    click.echo(f"{reason}; trying again in {delay:.1f} s", err=True)
+
+
+def _explain(group: BaseExceptionGroup[BaseException], kind: type[Exception]) -> NoReturn:
+    """One line where a nursery wrapped the one error that is the user's to mend."""
+    found = group.subgroup(kind)
+    if found is None:
+        raise group
+    error: BaseException = found
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    raise click.ClickException(str(error)) from None

@@ -1,0 +1,55 @@
+"""What holds after every test: no socket stays open, and no node keeps anything of a client."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.interfaces import Broker
+from service.node import Node
+from service.options import NodeOptions
+
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process, by the names that the kernel gives them."""
+    names = set()
+    for entry in os.listdir(_DESCRIPTORS):
+        try:
+            target = os.readlink(_DESCRIPTORS / entry)
+        except FileNotFoundError:
+            continue  # The descriptor of the listing itself.
+        if target.startswith("socket:"):
+            names.add(target)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test: no new socket, and every node's hub, wheel and backlogs are empty.
+
+    No Trio task can be left: the nurseries that a test opened have ended before it has.
+    """
+    nodes: list[Node] = []
+    make = Node.__init__
+
+    def remember(node: Node, options: NodeOptions, broker: Broker, *rest: object) -> None:
+        make(node, options, broker, *rest)  # type: ignore[arg-type]
+        nodes.append(node)
+
+    monkeypatch.setattr(Node, "__init__", remember)
+    before = open_sockets() if _DESCRIPTORS.is_dir() else set()
+    yield
+    for node in nodes:
+        assert not node.hub.clients
+        assert not node.hub.channels
+        assert not node.heartbeat._slots
+        assert not node.backlogs.backlogged
+    if _DESCRIPTORS.is_dir() and open_sockets() - before:
+        gc.collect()
+        assert not open_sockets() - before

@@ -1,0 +1,114 @@
+"""Frames: ours are read by the library's client, and a client's are read by ours."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import CLIENT, Protocol
+
+from service.protocol.frames import PING_FRAME, FrameReader, close_frame, text_frame
+
+
+def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=True)
+
+
+def read_by_client(data: bytes) -> list[Frame]:
+    client = Protocol(CLIENT, max_size=None)
+    client.receive_data(data)
+    return [event for event in client.events_received() if isinstance(event, Frame)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 70_000])
+def test_text_frame_is_read_by_a_client(size: int) -> None:
+    """At each edge of the length encoding a client reads the payload that we framed."""
+    (frame,) = read_by_client(text_frame(b"x" * size))
+    assert (frame.opcode, frame.fin, len(frame.data)) == (Opcode.TEXT, True, size)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_joined_frames_are_read_one_by_one(payloads: list[bytes]) -> None:
+    """Frames joined into one chunk are read as the same messages in the same order."""
+    joined = b"".join(map(text_frame, payloads))
+    assert [bytes(frame.data) for frame in read_by_client(joined)] == payloads
+
+
+def test_ping_frame_is_a_ping() -> None:
+    """The constant is an empty ping."""
+    (frame,) = read_by_client(PING_FRAME)
+    assert (frame.opcode, bytes(frame.data)) == (Opcode.PING, b"")
+
+
+def test_close_frame_cuts_the_reason() -> None:
+    """A reason too long is cut between characters, to the 123 bytes that fit."""
+    client = Protocol(CLIENT)
+    client.receive_data(close_frame(3000, "é" * 100))
+    assert client.close_rcvd is not None
+    assert client.close_rcvd.code == 3000
+    assert client.close_rcvd.reason == "é" * 61
+
+
+@given(st.integers(min_value=1, max_value=40))
+@settings(deadline=None, max_examples=40)
+def test_reader_does_not_mind_how_bytes_arrive(step: int) -> None:
+    """Messages, fragments and pings come out the same however the bytes are cut."""
+    data = (
+        masked(Opcode.TEXT, b"one")
+        + masked(Opcode.TEXT, b"tw", fin=False)
+        + masked(Opcode.PING, b"hi")
+        + masked(Opcode.CONT, b"o")
+        + masked(Opcode.BINARY, b"\x00")
+    )
+    reader, messages, answers = FrameReader(1_000), [], b""
+    for start in range(0, len(data), step):
+        messages += reader.feed(data[start : start + step])
+        answers += reader.answers()
+    assert messages == [b"one", b"two", "binary"]
+    assert [(f.opcode, bytes(f.data)) for f in read_by_client(answers)] == [(Opcode.PONG, b"hi")]
+    assert reader.idle
+    assert not reader.closed
+
+
+def test_reader_is_not_idle_inside_a_message() -> None:
+    """Half a frame and half a message keep the reader alive."""
+    reader = FrameReader(1_000)
+    data = masked(Opcode.TEXT, b"abc", fin=False)
+    reader.feed(data[:4])
+    assert not reader.idle
+    reader.feed(data[4:])
+    assert not reader.idle
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (masked(Opcode.TEXT, b"x" * 101), 1009),
+        (Frame(Opcode.TEXT, b"x").serialize(mask=False), 1002),
+        (masked(Opcode.CONT, b"x"), 1002),
+    ],
+)
+def test_violation_is_answered_with_a_close(data: bytes, code: int) -> None:
+    """Too long, unmasked or out of order: a close frame with the RFC's code, then closed."""
+    reader = FrameReader(100)
+    assert reader.feed(data) == []
+    client = Protocol(CLIENT)
+    client.receive_data(reader.answers())
+    assert client.close_rcvd is not None
+    assert client.close_rcvd.code == code
+    assert reader.closed
+    assert reader.close is not None
+    assert reader.close.code == code
+
+
+def test_close_is_echoed() -> None:
+    """The peer's close frame is answered with the same code."""
+    reader = FrameReader(100)
+    reader.feed(masked(Opcode.CLOSE, (1000).to_bytes(2)))
+    assert reader.closed
+    client = Protocol(CLIENT)
+    client.receive_data(reader.answers())
+    assert client.close_rcvd is not None
+    assert client.close_rcvd.code == 1000
