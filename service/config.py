@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from service.options import NodeOptions
 
@@ -102,6 +102,9 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**given)  # type: ignore[arg-type]  # validated by pydantic
     except ValidationError as error:
         raise ConfigError(_first_line(error)) from None
+    except SettingsError as error:
+        # Only the lists are parsed before they are validated; the text names the field.
+        raise ConfigError(f"{error}: a list is written as JSON") from None
 
 
 def _first_line(error: ValidationError) -> str:

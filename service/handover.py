@@ -66,6 +66,8 @@ class Handover:
         self._config.accesslog = None
         self._config.errorlog = None
         self._config.include_server_header = False
+        # A back end publishes on one connection for ever; the limit guards against leaks elsewhere.
+        self._config.keep_alive_max_requests = 2**31
         self._config.h11_max_incomplete_size = settings.head_limit
         self._config.websocket_max_message_size = settings.node_options().message_limit
         self._config.websocket_ping_interval = settings.ping_interval

@@ -34,9 +34,14 @@ class Intake:
         """Wait until one more publication fits. The node sets the deadline.
 
         A checkpoint only when it waits: the room that it saw is still there when it returns.
+
+        Raises:
+            trio.ClosedResourceError: the node is shutting down.
         """
-        while len(self._waiting) >= self._limit:
+        while len(self._waiting) >= self._limit and not self._closed:
             await self._publishers.park()
+        if self._closed:
+            raise trio.ClosedResourceError
 
     def put_nowait(self, publication: Publication) -> None:
         """Hand over one publication, without waiting.
@@ -75,4 +80,5 @@ class Intake:
     def close(self) -> None:
         """Take nothing more; the repeater empties what is there and ends."""
         self._closed = True
+        self._publishers.unpark_all()
         self._repeater.unpark_all()

@@ -83,16 +83,19 @@ class Node:
 
         Raises:
             ReplyError: the channel's name or the data is missing or wrong (107).
-            IntakeFullError: no room in time; try later.
+            IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
         self.check_channel(publication.channel)
         if not publication.data:
             raise ReplyError(ErrorCode.BAD_REQUEST)
         with trio.move_on_after(self.options.publish_timeout):
-            return await self._broker.publish(
-                publication, idempotency_key=idempotency_key, skip_history=skip_history
-            )
+            try:
+                return await self._broker.publish(
+                    publication, idempotency_key=idempotency_key, skip_history=skip_history
+                )
+            except trio.ClosedResourceError:
+                raise IntakeFullError from None  # The intake is closed: nothing happened.
         raise IntakeFullError
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -101,8 +104,10 @@ class Node:
             nursery.start_soon(self.heartbeat.run)
             nursery.start_soon(self._broker.run, self._intake)
             task_status.started()
-            await self._repeater.run()
-            self._repeated.set()
+            try:
+                await self._repeater.run()
+            finally:
+                self._repeated.set()  # crashed or cancelled too: nobody waits for it in vain
             nursery.cancel_scope.cancel()
 
     async def shut_down(self) -> None:

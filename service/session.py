@@ -41,6 +41,8 @@ class Session:
             if isinstance(message, str):
                 raise DisconnectError(BAD_REQUEST)  # a binary frame on a JSON connection
             for command in parse_commands(message):
+                if self._client.end is not None:
+                    return  # Ended while the last one waited: nothing may enter the hub.
                 await self._execute(command)
         except DisconnectError as error:
             self._client.disconnect(error.disconnect)

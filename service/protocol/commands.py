@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -40,7 +40,7 @@ class PublishRequest(msgspec.Struct, frozen=True):
 class Command(msgspec.Struct, frozen=True):
     """One command: an id and exactly one method. A bare `{}` is a pong.
 
-    Methods of features that this server does not have are kept raw: they are answered with
+    Methods of features that this server does not have take anything: they are answered with
     an error, not with a disconnect.
     """
 
@@ -49,11 +49,11 @@ class Command(msgspec.Struct, frozen=True):
     subscribe: SubscribeRequest | None = None
     unsubscribe: UnsubscribeRequest | None = None
     publish: PublishRequest | None = None
-    send: msgspec.Raw | None = None
-    presence: msgspec.Raw | None = None
-    presence_stats: msgspec.Raw | None = None
-    history: msgspec.Raw | None = None
-    rpc: msgspec.Raw | None = None
+    send: Any = None
+    presence: Any = None
+    presence_stats: Any = None
+    history: Any = None
+    rpc: Any = None
 
     @property
     def unavailable(self) -> bool:

@@ -42,6 +42,8 @@ class WebSocketTransport:
     async def send_some(self, chunk: bytes) -> int:
         """Wait until the socket takes something, and write it."""
         while True:
+            if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
+                raise trio.ClosedResourceError
             await trio.lowlevel.wait_writable(self._socket)
             try:
                 return self.write(chunk)

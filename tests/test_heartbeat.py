@@ -1,0 +1,119 @@
+"""Pings, silence and clients that never speak."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from service.errors import NO_PONG, STALE
+from service.options import NodeOptions
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
+from service.protocol.frames import PING_FRAME
+from service.session import Session
+from service.testing import MemoryTransport, connect, open_test_node
+
+OPTIONS = NodeOptions(ping_interval=20, pong_timeout=5, stale_timeout=8)
+TICK = 1.0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
+async def test_first_ping(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """The first ping comes after half an interval to a whole one, a tick late at most."""
+    monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) * (share - 0.5) * 2)
+    transport = MemoryTransport(PLAIN)
+    async with open_test_node(OPTIONS) as node, connect(node, transport):
+        start = trio.current_time()
+        while not transport.sent:  # noqa: ASYNC110  # the clock jumps
+            await trio.sleep(0.1)
+        assert share * 20 <= trio.current_time() - start <= share * 20 + TICK + 0.2
+        assert transport.sent == [PING_FRAME]
+
+
+async def test_jitter_is_half_an_interval_to_a_whole_one(autojump_clock: MockClock) -> None:
+    """Many clients that come at once are not pinged at once, and none too early or too late."""
+    transports = [MemoryTransport(PLAIN) for _ in range(50)]
+    times: set[float] = set()
+    async with open_test_node(OPTIONS) as node, trio.open_nursery() as nursery:
+
+        async def hold(transport: MemoryTransport) -> None:
+            async with connect(node, transport) as client:
+                start = trio.current_time()
+                while not transport.sent:  # noqa: ASYNC110  # the clock jumps
+                    await trio.sleep(0.5)
+                client.heard()
+                times.add(trio.current_time() - start)
+
+        for transport in transports:
+            nursery.start_soon(hold, transport)
+    assert min(times) >= 10
+    assert max(times) <= 20 + TICK + 0.5
+    assert len(times) > 3
+
+
+async def test_silence_is_cut(autojump_clock: MockClock) -> None:
+    """Without an answer a client is cut with 3012 within ping, pong and a tick for each."""
+    transport = MemoryTransport(PLAIN)
+    async with open_test_node(OPTIONS) as node:
+        start = trio.current_time()
+        async with connect(node, transport) as client:
+            await trio.sleep(1_000)
+        assert client.end == NO_PONG
+        assert transport.aborted
+        assert 15 <= trio.current_time() - start <= 25 + 2 * TICK
+        assert node.statistics().ended == {3012: 1}
+
+
+async def test_anything_inbound_counts(autojump_clock: MockClock) -> None:
+    """A client that is heard within each pong timeout stays, and is pinged once an interval."""
+    transport = MemoryTransport(PLAIN)
+    async with open_test_node(OPTIONS) as node, connect(node, transport) as client:
+        for _ in range(200):
+            await trio.sleep(1)
+            client.heard()
+        assert client.end is None
+        assert 8 <= len(transport.sent) <= 10
+
+
+async def test_plain_client_behind_asgi_has_no_heartbeat(autojump_clock: MockClock) -> None:
+    """Where no ping can be sent, silence is no reason to cut."""
+    transport = MemoryTransport(PLAIN_ASGI)
+    async with open_test_node(OPTIONS) as node, connect(node, transport) as client:
+        await trio.sleep(1_000)
+        assert client.end is None
+        assert not transport.sent
+
+
+async def test_stale_client_is_disconnected(autojump_clock: MockClock) -> None:
+    """A Centrifugo client that never sends `connect` is told 3502."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with open_test_node(OPTIONS) as node:
+        start = trio.current_time()
+        async with connect(node, transport, ready=False):
+            await trio.sleep(1_000)
+        assert transport.closed_with == STALE
+        assert 8 <= trio.current_time() - start <= 8 + 2 * TICK
+
+
+async def test_connect_ends_staleness(autojump_clock: MockClock) -> None:
+    """After `connect` the stale timeout is off and pings of the protocol's form begin."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with open_test_node(OPTIONS) as node, connect(node, transport, ready=False) as client:
+        await Session(client).receive(b'{"connect":{},"id":1}')
+        await trio.sleep(9.5)
+        assert client.end is None
+        while len(transport.sent) < 2:  # noqa: ASYNC110  # the clock jumps
+            await trio.sleep(0.5)
+        assert transport.sent[1] == b"{}"
+        client.heard()
+
+
+async def test_wheel_forgets_those_who_left(autojump_clock: MockClock) -> None:
+    """A client that left is referenced by no slot, whatever its state was."""
+    async with open_test_node(OPTIONS) as node:
+        async with connect(node, MemoryTransport(PLAIN)) as client:
+            while not client.transport.sent:  # type: ignore[attr-defined]
+                await trio.sleep(1)
+        assert not node.heartbeat._slots

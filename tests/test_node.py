@@ -1,0 +1,172 @@
+"""The node: what it refuses, how it ends, and that nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from service.errors import SHUTDOWN, IntakeFullError, ReplyError
+from service.options import NodeOptions
+from service.publication import Publication, StreamPosition
+from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
+
+
+class StuckBroker:
+    """Never has room."""
+
+    async def run(self, intake: object) -> None:
+        await trio.sleep_forever()
+
+    async def publish(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        await trio.sleep_forever()
+
+    async def history(
+        self, channel: str, *, since: StreamPosition | None = None, limit: int | None = None
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        return (), StreamPosition(0, "")
+
+
+class CrashingBroker(StuckBroker):
+    """Crashes at once."""
+
+    async def run(self, intake: object) -> None:
+        raise ZeroDivisionError
+
+
+async def test_publish_timeout(autojump_clock: MockClock) -> None:
+    """Without room for the publish timeout a publisher is told to try later."""
+    async with open_test_node(NodeOptions(publish_timeout=3), broker=StuckBroker()) as node:
+        start = trio.current_time()
+        with pytest.raises(IntakeFullError):
+            await node.publish(Publication("c", b"1"))
+        assert trio.current_time() - start == pytest.approx(3)
+
+
+@pytest.mark.parametrize("channel", ["", "x" * 256, "é", "a\nb", "a\x00"])
+async def test_bad_channel_is_refused(channel: str) -> None:
+    """A name that is none gets error 107."""
+    async with open_test_node() as node:
+        with pytest.raises(ReplyError, match="107"):
+            await node.publish(Publication(channel, b"1"))
+
+
+async def test_publish_after_the_end_of_taking() -> None:
+    """A draining node takes nothing: the publisher is told to try elsewhere or later."""
+    async with open_test_node() as node:
+        await node.shut_down()
+        with pytest.raises(IntakeFullError):
+            await node.publish(Publication("c", b"1"))
+
+
+async def test_accepted_is_delivered_at_shutdown() -> None:
+    """What was accepted is fanned out before the clients are asked to leave."""
+    transport = MemoryTransport()
+    async with open_test_node() as node, connect(node, transport, ["c"]):
+        for number in range(50):
+            await node.publish(Publication("c", b"%d" % number))
+        await node.shut_down()
+        await trio.lowlevel.checkpoint()
+    assert transport.sent == [b"%d" % number for number in range(50)]
+    assert transport.closed_with == SHUTDOWN
+
+
+async def test_shutdown_is_paced(autojump_clock: MockClock) -> None:
+    """Clients are asked in groups, a pause apart, and all with 3001."""
+    options = NodeOptions(shutdown_group=2, shutdown_pause=0.5, shutdown_timeout=100)
+    times: list[float] = []
+    transports = [MemoryTransport() for _ in range(6)]
+    async with open_test_node(options) as node, trio.open_nursery() as nursery:
+
+        async def hold(transport: MemoryTransport) -> None:
+            async with connect(node, transport, ["c"]):
+                await trio.sleep(1_000)
+            times.append(trio.current_time() - start)
+
+        for transport in transports:
+            nursery.start_soon(hold, transport)
+        await wait_all_tasks_blocked()
+        start = trio.current_time()
+        await node.shut_down()
+    assert times == pytest.approx([0, 0, 0.5, 0.5, 1, 1])
+    assert all(transport.closed_with == SHUTDOWN for transport in transports)
+
+
+async def test_shutdown_twice_is_once() -> None:
+    """A second `shut_down` returns and changes nothing."""
+    async with open_test_node() as node:
+        await node.shut_down()
+        await node.shut_down()
+        assert node.statistics().draining
+
+
+async def test_goodbye_has_a_deadline(autojump_clock: MockClock) -> None:
+    """A client that reads nothing does not hold its handler past the close timeout."""
+    transport = StallingTransport()
+    async with open_test_node(NodeOptions(close_timeout=2)) as node:
+        async with connect(node, transport, ["c"]) as client:
+            client.outbox.send(b"x")
+            start = trio.current_time()
+            client.disconnect(SHUTDOWN)
+        assert trio.current_time() - start == pytest.approx(2)
+        assert transport.aborted
+        assert not transport.released
+
+
+async def test_orderly_end_releases() -> None:
+    """A client that leaves by itself is released, not reset, and counted as 3000."""
+    transport = MemoryTransport()
+    async with open_test_node() as node:
+        async with connect(node, transport, ["c"]):
+            pass
+        assert transport.released
+        assert not transport.aborted
+        assert transport.closed_with is None
+        assert node.statistics().ended == {3000: 1}
+
+
+async def test_crash_ends_the_node_at_once(autojump_clock: MockClock) -> None:
+    """A bug in one of the node's tasks ends the block, without the shutdown's patience."""
+    start = trio.current_time()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_test_node(broker=CrashingBroker()):
+            await trio.sleep_forever()
+    assert caught.group_contains(ZeroDivisionError)
+    assert trio.current_time() - start < 1
+
+
+async def test_cancelled_block_ends_at_once(autojump_clock: MockClock) -> None:
+    """With nobody connected, a cancelled node does not wait for its shutdown's deadline."""
+    start = trio.current_time()
+    with trio.CancelScope() as scope:
+        async with open_test_node():
+            scope.cancel()
+            await trio.sleep_forever()
+    assert trio.current_time() - start < 1
+
+
+async def test_ten_thousand_leave_at_once() -> None:
+    """A crowd that leaves together leaves nothing: no client, channel, turn or task."""
+    async with open_test_node() as node:
+        await wait_all_tasks_blocked()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+
+        async def hold() -> None:
+            async with connect(node, MemoryTransport(), ["c"]):
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10_000):
+                nursery.start_soon(hold)
+            await wait_all_tasks_blocked()
+            assert node.statistics().subscriptions == 10_000
+            nursery.cancel_scope.cancel()
+        assert not node.hub.clients
+        assert not node.hub.channels
+        assert not node.heartbeat._slots
+        assert trio.lowlevel.current_statistics().tasks_living == tasks

@@ -1,0 +1,244 @@
+"""The way out to one client, in step and out of step."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from service.client import Client
+from service.errors import SLOW, WRITE_ERROR, Disconnect
+from service.options import NodeOptions
+from service.outbox import BacklogRoom, Outbox
+from service.protocol.codecs import PLAIN, PLAIN_ASGI, Codec
+from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from service.transports.websocket import WebSocketTransport
+
+
+class Bench:
+    """An outbox with its room, and what it was cut for."""
+
+    def __init__(self, transport: MemoryTransport, room: BacklogRoom) -> None:
+        self.transport = transport
+        self.room = room
+        self.cuts: list[Disconnect] = []
+        self.outbox = Outbox(transport, room, self._cut)
+
+    def _cut(self, disconnect: Disconnect) -> None:
+        self.cuts.append(disconnect)
+        self.outbox.close()
+        self.transport.abort()
+
+
+@asynccontextmanager
+async def open_bench(transport: MemoryTransport, limit: int = 10_000) -> AsyncIterator[Bench]:
+    async with trio.open_nursery() as nursery:
+        bench = Bench(transport, BacklogRoom(nursery, limit=limit, write_timeout=5))
+        yield bench
+        bench.outbox.close()
+
+
+async def test_direct_write_makes_no_task() -> None:
+    """While nothing waits a chunk is one write of the very bytes, and no task is made."""
+    chunk = b"hello"
+    async with open_bench(MemoryTransport()) as bench:
+        bench.outbox.send(chunk)
+        assert bench.transport.sent[0] is chunk
+        assert not bench.room.nursery.child_tasks
+        assert bench.outbox.backlog_bytes == 0
+
+
+async def test_partial_write_keeps_the_rest() -> None:
+    """What the socket does not take waits, with all that comes later behind it."""
+    transport = StallingTransport(PLAIN)
+    async with open_bench(transport) as bench:
+        transport.allow(2)
+        bench.outbox.send(b"hello")
+        bench.outbox.send(b"world")
+        assert transport.sent == [b"he"]
+        assert bench.outbox.backlog_bytes == 8
+        transport.allow(100)
+        await bench.outbox.wait_empty()
+        assert b"".join(transport.sent) == b"helloworld"
+
+
+async def test_drain_task_ends_with_the_backlog() -> None:
+    """The drain task is there only while something waits; afterwards writes are direct again."""
+    transport = StallingTransport()
+    async with open_bench(transport) as bench:
+        bench.outbox.send(b"a")
+        await wait_all_tasks_blocked()
+        assert len(bench.room.nursery.child_tasks) == 1
+        assert bench.outbox in bench.room.backlogged
+        transport.allow(100)
+        await wait_all_tasks_blocked()
+        assert not bench.room.nursery.child_tasks
+        assert not bench.room.backlogged
+        bench.outbox.send(b"b")
+        assert transport.sent == [b"a", b"b"]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(1, 50)),
+        st.tuples(st.just("push"), st.integers(1, 50)),
+        st.tuples(st.just("flush"), st.just(0)),
+        st.tuples(st.just("allow"), st.integers(1, 80)),
+        st.tuples(st.just("wait"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("codec", [PLAIN, PLAIN_ASGI], ids=repr)
+@given(steps=STEPS)
+@settings(deadline=None, max_examples=60)
+async def test_order_holds_however_the_peer_reads(
+    codec: Codec, steps: list[tuple[str, int]]
+) -> None:
+    """Every byte arrives once and in the order of `send` and `push`."""
+    transport = StallingTransport(codec)
+    expected, number = b"", 0
+    async with open_bench(transport) as bench:
+        for what, size in steps:
+            if what in ("send", "push"):
+                number += 1
+                chunk = b"%d;" % number + b"." * size
+                expected += chunk
+                (bench.outbox.send if what == "send" else bench.outbox.push)(chunk)
+            elif what == "flush":
+                bench.outbox.flush()
+            elif what == "allow":
+                transport.allow(size)
+            else:
+                await wait_all_tasks_blocked()
+        transport.allow(len(expected))
+        await bench.outbox.wait_empty()
+        assert b"".join(transport.sent) == expected
+        assert not bench.cuts
+
+
+async def test_unframed_chunks_are_never_joined() -> None:
+    """Without frames a chunk is a message: those that waited go out one by one."""
+    transport = StallingTransport(PLAIN_ASGI)
+    async with open_bench(transport) as bench:
+        for chunk in (b"a", b"b", b"c"):
+            bench.outbox.send(chunk)
+        transport.allow(10)
+        await bench.outbox.wait_empty()
+        assert transport.sent == [b"a", b"b", b"c"]
+
+
+async def test_pushed_frames_leave_in_one_write() -> None:
+    """What was pushed is joined into one write where there are frames."""
+    async with open_bench(MemoryTransport(PLAIN)) as bench:
+        assert bench.outbox.push(b"a")
+        assert not bench.outbox.push(b"b")
+        assert not bench.transport.sent
+        bench.outbox.flush()
+        assert bench.transport.sent == [b"ab"]
+
+
+async def test_send_goes_behind_what_was_pushed() -> None:
+    """`send` flushes what was pushed before it."""
+    async with open_bench(MemoryTransport(PLAIN)) as bench:
+        bench.outbox.push(b"a")
+        bench.outbox.send(b"b")
+        assert b"".join(bench.transport.sent) == b"ab"
+
+
+async def test_byte_bound_cuts_as_slow() -> None:
+    """The limit may be reached; the byte past it cuts with 3008."""
+    async with open_bench(StallingTransport(), limit=10) as bench:
+        bench.outbox.send(b"x" * 10)
+        assert not bench.cuts
+        bench.outbox.send(b"x")
+        assert bench.cuts == [SLOW]
+        assert bench.outbox.closed
+        assert not bench.room.backlogged
+        await wait_all_tasks_blocked()
+        assert not bench.room.nursery.child_tasks
+
+
+async def test_cut_before_the_drain_task_began() -> None:
+    """A native client cut in the turn in which its backlog was made troubles nobody else."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        transport = WebSocketTransport(ours, PLAIN)
+        async with open_test_node(NodeOptions(outbox_limit=1_000_000)) as node:
+            with trio.CancelScope() as scope:
+                client = Client(node, transport, scope, ready=True)
+                client.outbox.send(b"x" * 900_000)
+                client.outbox.send(b"x" * 900_000)
+                assert client.end == SLOW
+                await client.leave()
+            await wait_all_tasks_blocked()
+            assert node.statistics().clients == 0
+
+
+async def test_broken_socket_cuts_with_write_error() -> None:
+    """An OSError of the direct write and one of the drain task both cut with 3009."""
+    async with open_bench(MemoryTransport()) as bench:
+        bench.transport.abort()
+        bench.outbox.send(b"x")
+        assert bench.cuts == [WRITE_ERROR]
+    async with open_bench(StallingTransport()) as bench:
+        bench.outbox.send(b"x")
+        await wait_all_tasks_blocked()
+        bench.transport.abort()
+        await wait_all_tasks_blocked()
+        assert bench.cuts == [WRITE_ERROR]
+
+
+async def test_no_progress_cuts_in_the_sweep(autojump_clock: MockClock) -> None:
+    """A backlog that stands still is cut with 3009 after the write timeout, a tick late at most."""
+    transport = StallingTransport(PLAIN)
+    async with open_test_node() as node:
+        start = trio.current_time()
+        async with connect(node, transport, ["c"]) as client:
+            client.outbox.send(b"x" * 100)
+            await trio.sleep(1_000)
+        assert client.end == WRITE_ERROR
+        assert transport.aborted
+        assert 5 <= trio.current_time() - start <= 7
+        assert node.statistics().ended == {3009: 1}
+
+
+async def test_slow_progress_is_progress(autojump_clock: MockClock) -> None:
+    """A peer that takes a byte now and then is not cut."""
+    transport = StallingTransport(PLAIN)
+    async with open_test_node() as node, connect(node, transport, ["c"]) as client:
+        client.outbox.send(b"x" * 10)
+        for _ in range(10):
+            await trio.sleep(4)
+            assert client.end is None
+            transport.allow(1)
+        await client.outbox.wait_empty()
+        assert b"".join(transport.sent) == b"x" * 10
+
+
+async def test_close_drops_everything() -> None:
+    """After `close` nothing is written, the drain task is gone and waiters wake; twice is once."""
+    transport = StallingTransport()
+    async with open_bench(transport) as bench:
+        bench.outbox.send(b"a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.outbox.wait_empty)
+            await wait_all_tasks_blocked()
+            bench.outbox.close()
+        bench.outbox.close()
+        transport.allow(100)
+        bench.outbox.send(b"b")
+        bench.outbox.push(b"c")
+        bench.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert not transport.sent
+        assert not bench.room.nursery.child_tasks
+        assert not bench.cuts
