@@ -8,10 +8,12 @@ Hypercorn's minor version is pinned for this module's sake. It uses the per-conn
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -29,21 +31,40 @@ if TYPE_CHECKING:
 _log = get_logger("http")
 
 
-class HandedStream:
-    """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses."""
+_IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
 
-    def __init__(self, stream: trio.SocketStream, received: bytes) -> None:
+
+class HandedStream:
+    """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses.
+
+    It also ends connections that wait for their next request. Hypercorn would, but with quart-trio
+    it loses its idle task: closing a request's stream cancels the very call that starts it.
+    """
+
+    def __init__(self, stream: trio.SocketStream, received: bytes, idle_timeout: float) -> None:
         self._stream = stream
         self._received = received
+        self._idle_timeout = idle_timeout
+        self._waiting = trio.CancelScope()
+        self.is_idle: Callable[[], bool] = lambda: False
         self.socket = stream.socket
 
+    def end_if_idle(self) -> None:
+        """Have the reader look now whether a request is under way, and end it if not."""
+        self._waiting.cancel()
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The bytes already read, then the socket's."""
+        """The bytes already read, then the socket's; nothing (the end) once idle for too long."""
         if self._received:
             await trio.lowlevel.checkpoint()
             received, self._received = self._received, b""
             return received
-        return bytes(await self._stream.receive_some(max_bytes))
+        while True:
+            with trio.CancelScope() as self._waiting:
+                self._waiting.deadline = trio.current_time() + self._idle_timeout
+                return bytes(await self._stream.receive_some(max_bytes))
+            if self.is_idle():
+                return b""
 
     async def send_all(self, data: bytes) -> None:
         """As `trio.SocketStream.send_all`."""
@@ -73,6 +94,7 @@ class Handover:
         self._config.websocket_ping_interval = settings.ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
+        self._streams: dict[HandedStream, None] = {}
 
     async def serve(self, sock: socket.socket, received: bytes) -> None:
         """Serve one connection until it ends. Owns the socket from here on.
@@ -80,23 +102,37 @@ class Handover:
         An error in it ends this connection only: it is logged with its traceback.
         """
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        handed = HandedStream(stream, received)
+        handed = HandedStream(stream, received, _IDLE_TIMEOUT)
+        server = TCPServer(
+            self._app,
+            self._config,
+            self._context,
+            ConnectionState({}),
+            cast("trio.SSLStream[trio.SocketStream]", handed),
+        )
+        handed.is_idle = lambda: _is_idle(server)
+        self._streams[handed] = None
         token = abort_connection.set(lambda: abort_socket(stream.socket))
         try:
-            await TCPServer(
-                self._app,
-                self._config,
-                self._context,
-                ConnectionState({}),
-                cast("trio.SSLStream[trio.SocketStream]", handed),
-            ).run()
+            await server.run()
         except Exception:
             # A request's failure, or Hypercorn's, is not the other connections' trouble.
             _log.exception("an HTTP connection failed")
         finally:
+            del self._streams[handed]
             abort_connection.reset(token)
             abort_socket(stream.socket)
 
     async def drain(self) -> None:
         """Let requests under way finish, and close connections that are idle."""
         await self._context.terminated.set()
+        for handed in self._streams:
+            handed.end_if_idle()
+
+
+def _is_idle(server: TCPServer) -> bool:
+    """Whether no request is under way on this connection."""
+    protocol = server.protocol.protocol
+    if isinstance(protocol, H11Protocol):
+        return protocol.stream is None
+    return not protocol.streams

@@ -1,0 +1,176 @@
+"""The crowd: thousands of subscribers as raw non-blocking sockets on one epoll, without a task.
+
+It opens and closes connections and answers heartbeats. What a scenario does with the bytes is in
+`receivers`. Bounded by the caller's counts, and in time by `OPEN_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from benchmarks.wire import (
+    CHANNEL,
+    PING_OPCODE,
+    PONG,
+    WireError,
+    client_frame,
+    handshake,
+    split_frames,
+)
+
+OPEN_SECONDS: Final = 60.0
+_RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
+_HEAD_END: Final = b"\r\n\r\n"
+_SERVER_PING: Final = b"{}"
+_SERVER_PONG: Final = client_frame(b"{}")
+
+
+@attrs.frozen
+class Greeting:
+    """How one subscriber introduces itself."""
+
+    request: bytes
+    """The upgrade request."""
+    commands: bytes = b""
+    """A frame sent after the 101, or nothing."""
+    ready: bytes = b""
+    """What the answer to `commands` contains."""
+
+
+PLAIN: Final = Greeting(handshake(f"/ws?channel={CHANNEL}"))
+CENTRIFUGO: Final = Greeting(
+    handshake("/connection/websocket"),
+    client_frame(
+        b'{"connect":{},"id":1}\n{"subscribe":{"channel":"%s"},"id":2}' % CHANNEL.encode()
+    ),
+    b'"id":2',
+)
+
+
+class Crowd:
+    """Subscribers of one server. Owned by a scenario's `with` block, which closes them."""
+
+    def __init__(self, port: int) -> None:
+        self._address = ("127.0.0.1", port)
+        self.poller = select.epoll()
+        self.sockets: dict[int, socket.socket] = {}
+        self.partial: dict[int, bytes] = {}
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.poller.close()
+
+    def open(self, count: int, greeting: Greeting, at_once: int = 200) -> float:
+        """Open `count` subscribers, `at_once` of them under way; returns the seconds it took."""
+        start = time.monotonic()
+        waiting: dict[int, bytes] = {}
+        greeted: set[int] = set()
+        left = count
+        while left or waiting:
+            if time.monotonic() - start > OPEN_SECONDS:
+                raise WireError(f"{left + len(waiting)} of {count} connections did not open")
+            while left and len(waiting) < at_once:
+                waiting[self._connect(greeting.request)] = b""
+                left -= 1
+            for fd, _ in self.poller.poll(1.0, 256):
+                if fd not in waiting:
+                    self.idle_data(fd)
+                    continue
+                waiting[fd] += self._receive(fd)
+                if self._opened(fd, waiting, greeted, greeting):
+                    del waiting[fd]
+        return time.monotonic() - start
+
+    def _connect(self, request: bytes) -> int:
+        sock = socket.socket()
+        sock.settimeout(10)
+        sock.connect(self._address)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.send(request)
+        fd = sock.fileno()
+        self.sockets[fd] = sock
+        self.poller.register(fd, select.EPOLLIN)
+        return fd
+
+    def _opened(
+        self, fd: int, waiting: dict[int, bytes], greeted: set[int], greeting: Greeting
+    ) -> bool:
+        received = waiting[fd]
+        if fd not in greeted:
+            head, end, rest = received.partition(_HEAD_END)
+            if not end:
+                return False
+            if not head.startswith(b"HTTP/1.1 101"):
+                raise WireError(f"refused: {head.decode(errors='replace')}")
+            greeted.add(fd)
+            received = waiting[fd] = rest
+            if greeting.commands:
+                self.sockets[fd].send(greeting.commands)
+        if greeting.ready and greeting.ready not in received:
+            return False
+        frames, rest = split_frames(received)
+        if b'"error"' in received or (frames and not greeting.ready):
+            raise WireError(f"unexpected answer: {received[:200]!r}")
+        if rest:
+            self.partial[fd] = rest
+        return True
+
+    def _receive(self, fd: int) -> bytes:
+        data = self.sockets[fd].recv(65_536)
+        if not data:
+            raise WireError("the server hung up on a subscriber")
+        return data
+
+    def idle_data(self, fd: int) -> None:
+        """Take what arrives while nothing is measured: heartbeats."""
+        self.frames(fd, self._receive(fd))
+
+    def frames(self, fd: int, data: bytes) -> list[bytes]:
+        """The payloads of the whole frames received so far, heartbeats answered and left out."""
+        if fd in self.partial:
+            data = self.partial.pop(fd) + data
+        frames, rest = split_frames(data)
+        if rest:
+            self.partial[fd] = rest
+        payloads: list[bytes] = []
+        for opcode, payload in frames:
+            if opcode == PING_OPCODE:
+                self.sockets[fd].send(PONG)
+            elif payload == _SERVER_PING:
+                self.sockets[fd].send(_SERVER_PONG)
+            elif opcode == 1:
+                payloads.append(payload)
+            else:
+                raise WireError(f"frame with opcode {opcode}: {payload[:200]!r}")
+        return payloads
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass, answering heartbeats."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            for fd, _ in self.poller.poll(left, 256):
+                self.idle_data(fd)
+
+    def receivers(self) -> dict[int, Callable[[int], bytes]]:
+        """Each subscriber's `recv`, by descriptor, for a loop that must be cheap."""
+        return {fd: sock.recv for fd, sock in self.sockets.items()}
+
+    def close(self, *, reset: bool = True) -> None:
+        """Close everybody: at once and without a trace, or the way a client that leaves does."""
+        for sock in self.sockets.values():
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            sock.close()
+        self.sockets.clear()
+        self.partial.clear()

@@ -1,0 +1,101 @@
+"""The bytes of the load generator's side: requests, masked client frames, events, frame parsing.
+
+Pure functions and constants; no socket here. Masking with four zero bytes is legal and free.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CHANNEL: Final = "news"
+EVENT_SIZE: Final = 136  # with the 4 bytes of a frame's header: the 140 of the prototypes' runs
+PING: Final = b"\x89\x00"
+PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
+TEXT_OPCODE: Final = 1
+PING_OPCODE: Final = 9
+
+_NUMBER: Final = b'"n":"'
+_DIGITS: Final = 6
+
+
+class WireError(Exception):
+    """The peer sent what no peer of a benchmark may send, or hung up."""
+
+
+def handshake(path: str) -> bytes:
+    """A WebSocket upgrade request; the key is the RFC's example, the same for everybody."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        "Sec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def event(number: int, published_ns: int = 0, size: int = EVENT_SIZE) -> bytes:
+    """One event's JSON: a number, the time it was published at, and padding to `size` bytes."""
+    text = f'{{"n":"{number:0{_DIGITS}d}","t":"{published_ns:019d}","pad":"'
+    return (text + "x" * (size - len(text) - 2) + '"}').encode()
+
+
+def event_number(payload: bytes) -> int | None:
+    """The number of the event in a frame's payload, bare or inside a push; None for none."""
+    start = payload.find(_NUMBER)
+    if start < 0:
+        return None
+    start += len(_NUMBER)
+    return int(payload[start : start + _DIGITS])
+
+
+def push(data: bytes, offset: int) -> bytes:
+    """A Centrifugo push as the server writes it, for a floor with frames of the same length."""
+    return b'{"push":{"channel":"%s","pub":{"data":%s,"offset":%d}}}' % (
+        CHANNEL.encode(),
+        data,
+        offset,
+    )
+
+
+def post(channel: str, data: bytes) -> bytes:
+    """A `POST /api/publish` request on a connection that stays open."""
+    body = b'{"channel":"%s","data":%s}' % (channel.encode(), data)
+    return (
+        b"POST /api/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+
+
+def server_frame(payload: bytes) -> bytes:
+    """An unmasked text frame, as a server sends it."""
+    return b"\x81" + _length(len(payload), 0) + payload
+
+
+def client_frame(payload: bytes) -> bytes:
+    """A text frame masked with zeros, as a client sends it."""
+    return b"\x81" + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
+
+
+def _length(size: int, mask: int) -> bytes:
+    if size < 126:
+        return bytes((mask | size,))
+    if size < 65_536:
+        return bytes((mask | 126,)) + size.to_bytes(2)
+    return bytes((mask | 127,)) + size.to_bytes(8)
+
+
+def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The whole unmasked frames in `data`, as (opcode, payload), and the bytes left over."""
+    frames: list[tuple[int, bytes]] = []
+    at, end = 0, len(data)
+    while end - at >= 2:
+        start, size = at + 2, data[at + 1]
+        if size >= 126:
+            extra = 2 if size == 126 else 8
+            start += extra
+            size = int.from_bytes(data[start - extra : start])
+            if start > end:
+                break
+        if start + size > end:
+            break
+        frames.append((data[at] & 0x0F, data[start : start + size]))
+        at = start + size
+    return frames, data[at:]
