@@ -16,11 +16,13 @@ from benchmarks.wire import (
     client_frame,
     handshake,
     post,
+    push,
     server_frame,
     split_frames,
 )
 
 _REPLY_SECONDS: Final = 10.0
+_OFFSET: Final = 100  # as many digits as most of a run's offsets have
 
 
 class Publisher(Protocol):
@@ -53,17 +55,18 @@ class Feed:
 
     waiting = False
 
-    def __init__(self, port: int, *, push_offset: int = 0, frame_size: int = 0) -> None:
+    def __init__(self, port: int, *, pushes: bool) -> None:
         self._socket = _connect(port)
         self._socket.send(b"FEED\r\n\r\n")
-        self._size = frame_size
+        self._pushes = pushes
         time.sleep(0.1)  # so that the first event is not read together with the greeting
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def publish(self, data: bytes) -> None:
-        self._socket.send(server_frame(data))
+        payload = push(data, _OFFSET) if self._pushes else data
+        self._socket.send(server_frame(payload))
 
     def ready(self) -> None:
         raise WireError(f"the floor ended: {self._socket.recv(100)!r}")
