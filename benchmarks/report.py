@@ -89,7 +89,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
 
 
-def _value(value: float | int | str | list[float]) -> str:
+def _value(value: float | str | list[float]) -> str:
     if isinstance(value, list):
         return "[" + " ".join(map(_number, value)) + "]"
     return value if isinstance(value, str) else _number(value)

@@ -114,6 +114,6 @@ async def test_wheel_forgets_those_who_left(autojump_clock: MockClock) -> None:
     """A client that left is referenced by no slot, whatever its state was."""
     async with open_test_node(OPTIONS) as node:
         async with connect(node, MemoryTransport(PLAIN)) as client:
-            while not client.transport.sent:  # type: ignore[attr-defined]
+            while not client.transport.sent:  # type: ignore[attr-defined]  # noqa: ASYNC110
                 await trio.sleep(1)
         assert not node.heartbeat._slots

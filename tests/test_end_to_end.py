@@ -1,0 +1,303 @@
+"""The whole server over real sockets: what only they can show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+
+from service.config import load_settings
+from service.server import Server, open_server
+
+UPGRADE = (
+    "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
+)
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+SUBSCRIBE = b'{"connect":{},"id":1}\n{"subscribe":{"channel":"news"},"id":2}'
+
+
+@asynccontextmanager
+async def running(**settings: object) -> AsyncIterator[Server]:
+    """A development server on a free port; ten seconds at most, whatever happens."""
+    with trio.fail_after(10):
+        async with open_server(load_settings(**{"dev": True, "port": 0, **settings})) as server:
+            yield server
+        assert not server.node.hub.clients
+        assert server.door.statistics().open == 0
+
+
+class Peer:
+    """A raw client: bytes out, bytes in."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.received = b""
+
+    async def until(self, mark: bytes) -> bytes:
+        """Everything up to and including `mark`."""
+        while mark not in self.received:
+            chunk = await self.stream.receive_some()
+            assert chunk, f"the end came before {mark!r}: {self.received!r}"
+            self.received += chunk
+        before, _, self.received = self.received.partition(mark)
+        return before + mark
+
+    async def rest(self) -> bytes:
+        """Everything up to the end of the connection, however it ends."""
+        try:
+            while chunk := await self.stream.receive_some():
+                self.received += chunk
+        except trio.BrokenResourceError:
+            pass
+        return self.received
+
+    async def call(self, method: str, target: str, body: bytes = b"", head: str = "") -> bytes:
+        """One HTTP request; head and body of the answer."""
+        text = f"{method} {target} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{head}\r\n"
+        await self.stream.send_all(text.encode() + body)
+        answer = await self.until(b"\r\n\r\n")
+        size = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        while len(self.received) < size:
+            self.received += await self.stream.receive_some()
+        body, self.received = self.received[:size], self.received[size:]
+        return answer + body
+
+
+@asynccontextmanager
+async def peer(server: Server, path: str = "", more: str = "") -> AsyncIterator[Peer]:
+    """A raw connection, upgraded to a WebSocket where a path is given."""
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        client = Peer(stream)
+        if path:
+            await stream.send_all(UPGRADE.format(path=path, more=more).encode())
+            assert b" 101 " in await client.until(b"\r\n\r\n")
+        yield client
+
+
+def frame(payload: bytes, opcode: int = 1) -> bytes:
+    """A masked client frame; the mask is zero, which is as good as any."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
+    return bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload
+
+
+def close_code(received: bytes) -> int:
+    """The code of the close frame in these bytes; its reason must not be empty."""
+    body = received[received.rindex(b"\x88") + 2 :]
+    assert len(body) > 2, f"no reason: {received!r}"
+    return int.from_bytes(body[:2])
+
+
+async def test_an_event_reaches_plain_and_centrifugo_subscribers() -> None:
+    """Data arrives verbatim on /ws, and in one line as a push; deflate is never negotiated."""
+    async with (
+        running() as server,
+        peer(server) as back_end,
+        peer(server, "/ws?channel=news", DEFLATE) as plain,
+        peer(server, "/connection/websocket", DEFLATE) as sdk,
+    ):
+        await sdk.stream.send_all(frame(SUBSCRIBE))
+        await sdk.until(b'{"id":2,"subscribe":{}}')
+        body = b'{"channel":"news","data":{"a":\n 1}}'
+        answer = await back_end.call("POST", "/api/publish", body)
+        assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["result"]["offset"] == 1
+        assert await plain.until(b"}") == b'\x81\x09{"a":\n 1}'
+        assert b'"data":{"a":1},"offset":1,"epoch":' in await sdk.until(b"}}}")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"{", b"400"),
+        (b'{"channel":"a","data":"\xff"}', b"400"),
+        (b"[]", b'"code":107'),
+        (b'{"data":1}', b'"code":107'),
+        (b'{"channel":"","data":1}', b'"code":107'),
+        (b'{"channel":"a"}', b'"code":107'),
+        (b'{"channel":"%s","data":1}' % (b"a" * 256), b'"code":107'),
+        (b'{"channel":"a","data":"%s"}' % (b"a" * 600_000), b"413"),
+    ],
+)
+async def test_a_bad_body_is_refused(body: bytes, expected: bytes) -> None:
+    """Bad input gets its documented answer, and nothing is published."""
+    async with running() as server, peer(server) as back_end:
+        assert expected in await back_end.call("POST", "/api/publish", body)
+        assert server.node.statistics().repeater.publications == 0
+
+
+async def test_the_key_is_needed() -> None:
+    """Without development mode: 401 without the key, by whichever way it may come."""
+    body = b'{"channel":"a","data":1}'
+    async with running(dev=False, api_key="secret") as server, peer(server) as back_end:
+        for target, head, status in (
+            ("/api/publish", "", b" 401 "),
+            ("/api/publish", "X-API-Key: wrong\r\n", b" 401 "),
+            ("/api/publish", "X-API-Key: secret\r\n", b" 200 "),
+            ("/api/publish", "Authorization: apikey secret\r\n", b" 200 "),
+            ("/api/publish?api_key=secret", "", b" 200 "),
+            ("/api/nothing", "X-API-Key: secret\r\n", b" 404 "),
+        ):
+            assert status in await back_end.call("POST", target, body, head)
+        assert b" 405 " in await back_end.call("GET", "/api/publish", b"", "X-API-Key: secret\r\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b""),
+        (b"\x00\x01\x02 garbage", b""),
+        (b"GET /" + b"a" * 17_000, b" 431 "),
+        (b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n", b" 426 "),
+        (b"GET / HT", b""),
+    ],
+)
+async def test_no_request_head(sent: bytes, expected: bytes) -> None:
+    """Noise, TLS, a head without end: closed at once or by the deadline."""
+    async with running(head_timeout=0.3) as server, peer(server) as client:
+        await client.stream.send_all(sent)
+        assert expected in await client.rest()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\x81\x02{}", 1002),
+        (frame(b"", 3), 1002),
+        (b"\x81\xff" + (70_000).to_bytes(8) + b"\0\0\0\0", 1009),
+        (frame(b"{}", 2), 3501),
+        (frame(b'{"id":'), 3501),
+        (frame(b'{"subscribe":{"channel":"a"},"id":1}'), 3501),
+    ],
+)
+async def test_a_broken_frame_is_answered_with_its_code(sent: bytes, code: int) -> None:
+    """Every violation has its close code, with a reason."""
+    async with running() as server, peer(server, "/connection/websocket") as client:
+        await client.stream.send_all(sent)
+        with trio.move_on_after(2):
+            await client.until(b"\x88")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        client.received = b"\x88" + client.received
+        with trio.move_on_after(0.2):
+            await client.rest()
+        assert close_code(client.received) == code
+
+
+async def test_strangers_stay_out() -> None:
+    """Without development mode: no anonymous subscriber, no page of another origin."""
+    async with running(dev=False) as server, peer(server) as client, peer(server) as page:
+        await client.stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+        assert b" 401 " in await client.rest()
+        origin = "Origin: http://evil.example\r\n"
+        await page.stream.send_all(UPGRADE.format(path="/ws", more=origin).encode())
+        assert b" 403 " in await page.rest()
+
+
+async def test_a_client_that_never_reads_is_cut() -> None:
+    """Cut as slow; the subscriber beside it gets everything in order."""
+    async with running(outbox_limit=65_536) as server:
+        stalled = socket.socket()
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        with stalled:
+            stalled.connect(("127.0.0.1", server.port))
+            stalled.sendall(UPGRADE.format(path="/ws?channel=news", more="").encode())
+            async with peer(server, "/ws?channel=news") as other, peer(server) as back_end:
+                number = 0
+                while 3008 not in server.node.statistics().ended:
+                    data = b'"%06d%s"' % (number, b"x" * 60_000)
+                    await back_end.call(
+                        "POST", "/api/publish", b'{"channel":"news","data":%s}' % data
+                    )
+                    assert b'"%06d' % number in await other.until(b'x"')
+                    number += 1
+                assert len(server.node.hub.clients) == 1
+
+
+async def test_a_vanished_peer_is_found() -> None:
+    """Silent after a ping: gone within ping and pong; one that answers stays."""
+    async with (
+        running(ping_interval=0.4, pong_timeout=0.2) as server,
+        peer(server, "/ws") as alive,
+        peer(server, "/ws"),
+    ):
+        while 3012 not in server.node.statistics().ended:
+            await alive.until(b"\x89\x00")
+            await alive.stream.send_all(frame(b"", 10))
+        assert len(server.node.hub.clients) == 1
+
+
+async def test_an_upgrade_on_a_kept_alive_connection() -> None:
+    """The door cannot see it; the Quart route serves it, goodbye included."""
+    async with running() as server, peer(server) as client, peer(server) as back_end:
+        assert b" 200 " in await client.call("GET", "/health")
+        await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
+        assert b" 101 " in await client.until(b"\r\n\r\n")
+        while not server.node.hub.clients:
+            await trio.testing.wait_all_tasks_blocked()
+        await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[7]}')
+        assert b"[7]" in await client.until(b"[7]")
+
+
+async def test_shutdown_says_goodbye() -> None:
+    """Everybody hears 3001, and an idle HTTP connection holds nothing up."""
+    async with running() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        client, idle = Peer(stream), Peer(await trio.open_tcp_stream("127.0.0.1", server.port))
+        await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+        await client.until(b"\r\n\r\n")
+        await idle.call("GET", "/health")
+    async with stream, idle.stream:
+        assert close_code(await client.rest()) == 3001
+
+
+SDK = """
+import asyncio, sys, centrifuge
+async def main():
+    got = asyncio.Queue()
+    class Heard(centrifuge.SubscriptionEventHandler):
+        async def on_publication(self, ctx):
+            await got.put(ctx.pub.data)
+    client = centrifuge.Client(sys.argv[1])
+    await client.connect()
+    news = client.new_subscription("news", events=Heard())
+    await news.subscribe()
+    await news.ready()
+    await news.publish({"n": 1})
+    print(await asyncio.wait_for(got.get(), 5))
+    await news.unsubscribe()
+    await client.disconnect()
+asyncio.run(main())
+"""
+
+
+async def test_the_python_sdk_works() -> None:
+    """centrifuge-python, unmodified: connect, subscribe, publish, receive, leave."""
+    async with running() as server:
+        url = f"ws://127.0.0.1:{server.port}/connection/websocket"
+        done = await trio.run_process([sys.executable, "-c", SDK, url], capture_stdout=True)
+        assert done.stdout == b"{'n': 1}\n"
+
+
+def test_the_command_serves_and_ends() -> None:
+    """`repeater serve` says where it is, ends on SIGTERM with 0, and a taken port is one line."""
+    command = [sys.executable, "-m", "service", "serve", "--dev", "--port"]
+    with subprocess.Popen([*command, "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = process.stderr.readline().partition("127.0.0.1:")[2].split(" ")[0]
+        second = subprocess.run([*command, port], capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1
+        publish = [sys.executable, "-m", "service", "publish", "news", "[1]"]
+        environment = {**os.environ, "REPEATER_URL": f"http://127.0.0.1:{port}"}
+        done = subprocess.run(publish, capture_output=True, env=environment, check=True)
+        assert b'"offset": 1' in done.stdout
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
