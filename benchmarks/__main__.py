@@ -74,7 +74,7 @@ def main(only: Sequence[str], quick: bool, json_path: Path | None) -> None:
 
 
 def _prepare() -> None:
-    """The generator's own core, descriptors enough for it and its children, no pauses of its own."""
+    """The generator's own core, descriptors for it and its children, no pauses of its own."""
     os.sched_setaffinity(0, {cores()[1]})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _DESCRIPTORS:

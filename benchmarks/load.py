@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 import attrs
 
@@ -63,7 +63,7 @@ class Crowd:
         self.sockets: dict[int, socket.socket] = {}
         self.partial: dict[int, bytes] = {}
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

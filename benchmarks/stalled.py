@@ -57,7 +57,7 @@ def stalled(plan: Plan) -> list[Figure]:
             target=Target(
                 limit=1.1,
                 side="at most",
-                origin="a full outbox costs one failed append; the rest is a 2-core machine's noise",
+                origin="a full outbox costs one failed append; the rest is noise of two cores",
             ),
             detail={
                 "without_p99_ms": median(without),
