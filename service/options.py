@@ -5,7 +5,77 @@ Values only. A server fills them from its configuration; a library user passes t
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Literal
+
 import attrs
+
+
+@attrs.frozen(kw_only=True)
+class ChannelOptions:
+    """What holds in the channels of one namespace (protocol, section 11). Times are seconds."""
+
+    history_size: int = 100
+    """Publications kept per channel; 0 keeps none and numbers none."""
+
+    history_ttl: float = 300.0
+    """How long a channel's publications outlive the newest of them."""
+
+    history_meta_ttl: float = 2_592_000.0
+    """How long offset and epoch outlive the publications (30 days; protocol, section 1)."""
+
+    presence: bool = False
+    """Whether it is known who is subscribed."""
+
+    join_leave: bool = False
+    """Whether it is announced who comes and goes."""
+
+    force_push_join_leave: bool = False
+    """Whether every subscriber gets these announcements, asked for or not."""
+
+    allow_positioning: bool = False
+    force_positioning: bool = False
+    """Whether a client may ask, or need not ask, to be told of a gap in its stream."""
+
+    allow_recovery: bool = False
+    force_recovery: bool = False
+    """Whether a client may ask, or need not ask, to get what it missed."""
+
+    force_recovery_mode: Literal["stream", "cache"] = "stream"
+    """`cache`: whoever comes back gets the newest publication only (section 9.5)."""
+
+    auto_cache_recover: bool = False
+    """In cache mode: also whoever comes for the first time."""
+
+    allowed_delta_types: frozenset[Literal["fossil"]] = frozenset()
+    delta_publish: bool = False
+    """Whether every publication is sent as a difference to those who negotiated it."""
+
+    allow_tags_filter: bool = False
+
+    allow_subscribe_for_client: bool = False
+    allow_subscribe_for_anonymous: bool = False
+    allow_publish_for_client: bool = False
+    allow_publish_for_anonymous: bool = False
+    allow_publish_for_subscriber: bool = False
+    allow_presence_for_client: bool = False
+    allow_presence_for_anonymous: bool = False
+    allow_presence_for_subscriber: bool = False
+    allow_history_for_client: bool = False
+    allow_history_for_anonymous: bool = False
+    allow_history_for_subscriber: bool = False
+    """Who may: `client` any signed-in user, `anonymous` the others too, `subscriber` whoever
+    is subscribed. `anonymous` counts only together with `client`."""
+
+    allow_user_limited_channels: bool = False
+    """Whether the user ids behind `#` in a channel's name may subscribe."""
+
+    channel_regex: re.Pattern[str] | None = None
+    """What the whole name must match, in place of the ASCII rule."""
+
+    publication_data_format: Literal["json", "json_object"] = "json"
+    """What a publication's data must be."""
 
 
 @attrs.frozen(kw_only=True)
@@ -15,11 +85,25 @@ class NodeOptions:
     default_channel: str = "comments"
     """What a plain subscriber gets when it names no channel."""
 
-    allow_anonymous_subscribe: bool = False
-    """Whether a connection without credentials may connect and subscribe."""
+    insecure: bool = False
+    """Development: every client may do everything, with or without credentials."""
 
-    allow_anonymous_publish: bool = False
-    """Whether such a connection may publish."""
+    allow_anonymous: bool = False
+    """Whether a connection without credentials may connect, as the user with the empty id."""
+
+    channel: ChannelOptions = ChannelOptions()
+    """What holds in channels without a namespace."""
+
+    namespaces: Mapping[str, ChannelOptions] = attrs.field(factory=dict)
+    """What holds in the channels `<namespace>:...`; any other namespace is unknown (102)."""
+
+    private_prefix: str = "$"
+    """Channels that begin so are subscribed with a token only; empty for none."""
+
+    user_personal_channel: bool = False
+    """Whether a user's connections hear `#<user>`, in `personal_channel_namespace`."""
+
+    personal_channel_namespace: str = ""
 
     channel_name_limit: int = 255
     """Longest channel name in bytes (protocol, section 1)."""
@@ -71,14 +155,14 @@ class NodeOptions:
     shutdown_timeout: float = 10.0
     """From the signal to the end of the process, whatever the clients do."""
 
-    history_size: int = 100
-    """Publications kept per channel; 0 keeps none and numbers none."""
+    history_limit: int = 300
+    """Most publications that a client's `history` gets (protocol, section 1)."""
 
-    history_ttl: float = 300.0
-    """How long a channel's publications outlive the newest of them."""
+    recovery_limit: int = 300
+    """Most publications that a recovery brings; who missed more is told so (section 9.2)."""
 
-    history_meta_ttl: float = 2_592_000.0
-    """How long offset and epoch outlive the publications (30 days; protocol, section 1)."""
+    expired_close_delay: float = 25.0
+    """After a connection's or subscription's expiry, for the client to refresh (section 1)."""
 
     idempotency_ttl: float = 300.0
     """How long a repeated idempotency key gets the first result (protocol, section 9.1)."""

@@ -1,0 +1,87 @@
+"""What a token, a callback or the server API grants: values, whoever made them.
+
+A grant says what a connection is or may hear; it does not say how that was proven.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class Overrides(msgspec.Struct, frozen=True):
+    """Channel options that a grant sets for one subscription; None leaves the channel's own."""
+
+    presence: bool | None = None
+    join_leave: bool | None = None
+    force_push_join_leave: bool | None = None
+    force_positioning: bool | None = None
+    force_recovery: bool | None = None
+
+
+class SubscriptionGrant(msgspec.Struct, frozen=True):
+    """What one subscription carries. `info` and `data` are JSON text, empty for none."""
+
+    info: bytes = b""
+    """Shown to others as `chan_info`."""
+    data: bytes = b""
+    """Handed to the subscriber in the result."""
+    expire_at: int = 0
+    """Unix seconds; 0 for never."""
+    overrides: Overrides = Overrides()
+
+
+class ConnectionGrant(msgspec.Struct, frozen=True):
+    """Who a connection is. `info`, `data` and `meta` are JSON text, empty for none."""
+
+    user: str = ""
+    """Empty for an anonymous connection."""
+    info: bytes = b""
+    """Shown to others as `conn_info`."""
+    data: bytes = b""
+    """Handed to the client in the connect result."""
+    meta: bytes = b""
+    """Kept on the server, passed to callbacks, never sent to a client."""
+    expire_at: int = 0
+    """Unix seconds; 0 for never."""
+    channels: dict[str, SubscriptionGrant] = {}
+    """Server-side subscriptions."""
+    token_id: str = ""
+    """The token's `jti`."""
+    issued_at: int = 0
+    """The token's `iat`, Unix seconds; 0 if it says nothing."""
+
+
+class SubscriptionClaims(msgspec.Struct, frozen=True):
+    """A subscription token's contents: whom it allows to hear which channel."""
+
+    user: str
+    channel: str
+    client: str = ""
+    """The only connection that may use it; empty for any of the user's."""
+    grant: SubscriptionGrant = SubscriptionGrant()
+    token_id: str = ""
+    issued_at: int = 0
+
+
+class TokenExpiredError(Exception):
+    """The token was good once, or is not good yet; the client should fetch a new one (109)."""
+
+
+class TokenInvalidError(Exception):
+    """The token proves nothing: wrong signature, algorithm, issuer, audience or shape (3500)."""
+
+
+class TokenVerifier(Protocol):
+    """Proves tokens. May wait for the keys of an issuer (JWKS), with its own deadline.
+
+    Raises `TokenExpiredError` or `TokenInvalidError` for the token's fault and `BrokerError`
+    when the keys can't be had now.
+    """
+
+    async def verify_connection(self, token: str) -> ConnectionGrant:
+        """What a connection token grants."""
+
+    async def verify_subscription(self, token: str) -> SubscriptionClaims:
+        """What a subscription token grants."""
