@@ -13,10 +13,17 @@ MODULES = sorted((ROOT / "service").rglob("*.py"))
 
 # From the bottom up. A package stands for all its modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("service", "service.errors", "service.publication", "service.options"),
+    ("service", "service.errors", "service.publication", "service.options", "service.credentials"),
     ("service.protocol",),
     ("service.interfaces", "service.log"),
-    ("service.outbox", "service.hub", "service.intake", "service.heartbeat", "service.auth"),
+    (
+        "service.outbox",
+        "service.hub",
+        "service.intake",
+        "service.heartbeat",
+        "service.auth",
+        "service.channels",
+    ),
     ("service.client", "service.repeater"),
     ("service.session", "service.statistics"),
     ("service.node",),
