@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -109,6 +109,13 @@ def open_centrifuge(
     return client
 
 
+class Conversation(Protocol):
+    """Whoever takes a connection's messages: `Session`, where there is anything to say."""
+
+    async def receive(self, message: bytes | str) -> None:
+        """Carry out one message: text as UTF-8 bytes, binary as `str`."""
+
+
 async def serve(client: Client, sock: socket.socket, received: bytes) -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
@@ -118,14 +125,21 @@ async def serve(client: Client, sock: socket.socket, received: bytes) -> None:
         received: What arrived behind the request head.
     """
     session = Session(client) if client.codec is CENTRIFUGE_JSON else None
+    await converse(client, sock, received, session)
+
+
+async def converse(
+    client: Client, sock: socket.socket, received: bytes, conversation: Conversation | None
+) -> None:
+    """As `serve`, with messages for `conversation`; without one they are ignored."""
     try:
-        await _read(client, sock, session, received)
+        await _read(client, sock, conversation, received)
     finally:
         await client.leave()
 
 
 async def _read(
-    client: Client, sock: socket.socket, session: Session | None, received: bytes
+    client: Client, sock: socket.socket, conversation: Conversation | None, received: bytes
 ) -> None:
     """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
     reader: FrameReader | None = None
@@ -134,7 +148,7 @@ async def _read(
         if received:
             client.heard()
             reader = reader or FrameReader(limit)
-            await _take(client, session, reader, received)
+            await _take(client, conversation, reader, received)
             if reader.closed:
                 await _answer_close(client)
                 return
@@ -155,13 +169,18 @@ async def _read(
 
 
 async def _take(
-    client: Client, session: Session | None, reader: FrameReader, received: bytes
+    client: Client, conversation: Conversation | None, reader: FrameReader, received: bytes
 ) -> None:
-    for message in reader.feed(received):
-        if session is not None and client.end is None:
-            await session.receive(message)
-    if answers := reader.answers():
-        client.outbox.send(answers)
+    """Pongs at once, then the messages, and the close frame behind their replies."""
+    messages = reader.feed(received)
+    if reader.pongs:
+        client.outbox.send(reader.pongs)
+    if conversation is not None:
+        for message in messages:
+            if client.end is None:
+                await conversation.receive(message)
+    if reader.closing:
+        client.outbox.send(reader.closing)
 
 
 async def _answer_close(client: Client) -> None:
