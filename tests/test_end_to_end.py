@@ -259,34 +259,6 @@ async def test_shutdown_says_goodbye() -> None:
         assert close_code(await client.rest()) == 3001
 
 
-SDK = """
-import asyncio, sys, centrifuge
-async def main():
-    got = asyncio.Queue()
-    class Heard(centrifuge.SubscriptionEventHandler):
-        async def on_publication(self, ctx):
-            await got.put(ctx.pub.data)
-    client = centrifuge.Client(sys.argv[1])
-    await client.connect()
-    news = client.new_subscription("news", events=Heard())
-    await news.subscribe()
-    await news.ready()
-    await news.publish({"n": 1})
-    print(await asyncio.wait_for(got.get(), 5))
-    await news.unsubscribe()
-    await client.disconnect()
-asyncio.run(main())
-"""
-
-
-async def test_the_python_sdk_works() -> None:
-    """centrifuge-python, unmodified: connect, subscribe, publish, receive, leave."""
-    async with running() as server:
-        url = f"ws://127.0.0.1:{server.port}/connection/websocket"
-        done = await trio.run_process([sys.executable, "-c", SDK, url], capture_stdout=True)
-        assert done.stdout == b"{'n': 1}\n"
-
-
 def test_the_command_serves_and_ends() -> None:
     """`repeater serve` says where it is, ends on SIGTERM with 0, and a taken port is one line."""
     command = [sys.executable, "-m", "service", "serve", "--dev", "--port"]
