@@ -22,32 +22,41 @@ INSTALL = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--l
 INSTALL_TIME = 120  # seconds; it takes one
 CLIENTS = ("python", "node", "chromium")
 
-_missing: dict[str, str] = {}
-"""Why clients cannot be driven here: one line each."""
-
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what waits for a feature; see which clients are here for the rest."""
-    waiting = [item for item in items if _needs(item) & PENDING]
-    if waiting:
-        config.hook.pytest_deselected(items=waiting)
-        items[:] = [item for item in items if item not in waiting]
-    if any("sdk" in getattr(item, "fixturenames", ()) for item in items):
-        _missing.update(_look_for_clients())
+    """Leave out what waits for a feature, or for a client that is not here."""
+    left_out = [item for item in items if _needs(item) & PENDING]
+    for client, reason in _missing_clients(items).items():
+        first, *others = [item for item in items if _client(item) == client]
+        # One line says it; the summary has a line for every test that is skipped.
+        first.add_marker(pytest.mark.skip(f"and {len(others)} more: {reason}"))
+        left_out += others
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
+def _missing_clients(items: list[pytest.Item]) -> dict[str, str]:
+    """Why clients that these tests want cannot be driven here."""
+    wanted = {_client(item) for item in items}
+    missing = {}
+    if wanted & {"node", "chromium"} and (reason := _install_modules()) is not None:
+        missing = {"node": reason, "chromium": reason}
+    if _chromium() is None:
+        missing["chromium"] = "no Chromium here: apt-get install chromium"
+    return {client: reason for client, reason in missing.items() if client in wanted}
+
+
+def _client(item: pytest.Item) -> str:
+    """The client that a test wants, by its parameter."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("driver", ""))
 
 
 def _needs(item: pytest.Item) -> set[str]:
     return {name for marker in item.iter_markers("needs") for name in marker.args}
-
-
-def _look_for_clients() -> dict[str, str]:
-    missing = {}
-    if (reason := _install_modules()) is not None:
-        missing = {"node": reason, "chromium": reason}
-    if _chromium() is None:
-        missing["chromium"] = "no Chromium here: apt-get install chromium"
-    return missing
 
 
 def _chromium() -> str | None:
@@ -87,8 +96,6 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driv
 @pytest.fixture(params=CLIENTS)
 def driver(request: pytest.FixtureRequest, drivers: dict[str, Driver]) -> Driver:
     """Each SDK's driver in turn, running."""
-    if request.param in _missing:
-        pytest.skip(_missing[request.param])
     driver = drivers[request.param]
     driver.start()
     return driver
