@@ -18,7 +18,7 @@ from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
 from service.config.errors import ConfigError, MistakesError
 from service.config.settings import Settings
-from service.config.tables import SettingPath, nearest
+from service.config.tables import SettingPath, leaves_of, nearest
 
 PREFIX: Final = "REPEATER_"
 DELIMITER: Final = "__"
@@ -77,9 +77,10 @@ class _Sources:
     def unknown_variables(self) -> Iterator[str]:
         """Variables that begin as ours do and belong to no setting."""
         for variable in sorted(self._variables - OTHER_VARIABLES):
-            name = variable.removeprefix(PREFIX)
-            if name.partition(DELIMITER)[0].lower() not in Settings.model_fields:
-                yield self._unknown(tuple(part.lower() for part in name.split(DELIMITER)))
+            path = tuple(variable.removeprefix(PREFIX).lower().split(DELIMITER))
+            inside_a_leaf = len(path) > 1 and path[0] in leaves_of(Settings)
+            if inside_a_leaf or path[0] not in Settings.model_fields:
+                yield self._unknown(path)
 
     def unknown_at_the_top(self) -> Iterator[str]:
         """Unknown names of the file or the command line; pydantic finds those in tables."""
@@ -100,8 +101,10 @@ class _Sources:
                 yield f"{self._where(path)}: {self._text(path, one)}"
 
     def _text(self, path: SettingPath, error: ErrorDetails) -> str:
-        if error["type"] == "model_type" and variable_of(path) in self._variables:
-            return f"is a table; its settings are {variable_of(path)}{DELIMITER}<NAME>"
+        if error["type"] in ("model_type", "dict_type"):
+            variable = variable_of(path)
+            more = f"; its settings are {variable}{DELIMITER}<NAME>"
+            return f"is a table{more if variable in self._variables else ''}"
         text = error["msg"].removeprefix("Value error, ")
         return text.replace("Input should", "must").replace("String should", "must")
 

@@ -74,7 +74,9 @@ def nearest(path: SettingPath, root: type[BaseModel]) -> SettingPath | None:
     names = (table or root).model_fields
     near = difflib.get_close_matches(path[-1] if table else path[0], names, n=1)
     if near:
-        return (*path[:-1], near[0]) if table else (near[0], *path[1:])
+        if table:
+            return (*path[:-1], near[0])
+        return (near[0],) if near[0] in leaves_of(root) else (near[0], *path[1:])
     dotted = {".".join(one): one for one in known}
     found = difflib.get_close_matches(".".join(path), dotted, n=1)
     return dotted[found[0]] if found else None
