@@ -13,7 +13,9 @@ from service.cli import main
 from service.config import ConfigError, Settings, load_settings
 from service.config.settings import _LEAST, _LIVE
 from service.config.sources import OTHER_VARIABLES
+from service.config.tables import table_in
 from service.options import ChannelOptions, NodeOptions
+from service.token_options import TokenOptions
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +208,7 @@ def test_every_option_is_a_setting_with_its_default(
         name = "dev" if one.name == "insecure" else one.name
         assert name in table.model_fields, f"{one.name} can't be set"
     assert Settings().node_options() == NodeOptions()
+    assert Settings().token_options() == TokenOptions()
 
 
 def changed(value: object) -> object:
@@ -265,20 +268,28 @@ def test_every_channel_option_reaches_its_channels(name: str) -> None:
 
 def test_rules_name_fields_that_there_are() -> None:
     """The tables of least values and of what can be reloaded hold no forgotten name."""
-    known = {one.name for one in (*attrs.fields(NodeOptions), *attrs.fields(ChannelOptions))}
+    known = {
+        one.name
+        for options in (NodeOptions, ChannelOptions, TokenOptions)
+        for one in attrs.fields(options)
+    }
     assert not {*_LEAST, *_LIVE} - known
 
 
 def test_variables_of_the_command_line_are_known() -> None:
     """No variable that an option of the command line reads is refused as an unknown setting."""
-    context = click.Context(main)
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
-        assert command is not None
-        for parameter in command.params:
-            variable = parameter.envvar
-            if isinstance(variable, str) and variable not in OTHER_VARIABLES:
-                assert variable.removeprefix("REPEATER_").lower() in Settings.model_fields
+    for variable in variables_of(main):
+        *table, name = variable.removeprefix("REPEATER_").lower().split("__")
+        found = table_in(Settings, tuple(table))
+        assert variable in OTHER_VARIABLES or (found and name in found.model_fields), variable
+
+
+def variables_of(command: click.Command) -> set[str]:
+    """The variables of a command's options and its subcommands'."""
+    found = {one.envvar for one in command.params if isinstance(one.envvar, str)}
+    if isinstance(command, click.Group):
+        found.update(*(variables_of(one) for one in command.commands.values()))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -365,9 +376,9 @@ def test_every_mistake_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[channel]\nauto_cache_recover = true", "channel.auto_cache_recover"),
         ("[channel]\ndelta_publish = true", "channel.delta_publish"),
         ("[channel]\nallow_publish_for_anonymous = true", "channel.allow_publish_for_anonymous"),
-        ("[token]\naudience = 'a'\naudience_regex = 'a'", "token.audience_regex"),
-        ("[token]\nhmac_previous_secret_key = 'x'", "token.hmac_previous_secret_key"),
-        ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token.jwks_url"),
+        ("[token]\naudience = 'a'\naudience_regex = 'a'", "token"),
+        ("[token]\nhmac_previous_secret_key = 'x'", "token"),
+        ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(text: str, name: str) -> None:
@@ -426,9 +437,24 @@ def test_open_feed_may_be_closed_by_its_table() -> None:
 
 
 def test_token_secrets_are_in_the_clear_for_the_verifier_only() -> None:
-    """`token_options` has the secret; what prints has not; no table means no options."""
-    settings = load_settings(token={"hmac_secret_key": "hunter2"})
-    assert settings.token_options()["hmac_secret_key"] == "hunter2"
-    assert settings.subscription_token_options() is None
+    """`token_options` has the secret; what prints has not."""
+    settings = load_settings(token={"hmac_secret_key": "hunter2", "jwks_ttl": "5m"})
+    options = settings.token_options()
+    assert (options.hmac_secret_key, options.jwks_ttl) == ("hunter2", 300.0)
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def test_subscription_tokens_are_proven_as_others_unless_they_have_a_table() -> None:
+    """`[subscription_token]` takes the place of `[token]` as a whole."""
+    both = {"hmac_secret_key": "a", "audience": "here"}
+    assert load_settings(token=both).subscription_token_options().audience == "here"
+    alone = load_settings(token=both, subscription_token={"hmac_secret_key": "b"})
+    assert alone.subscription_token_options() == TokenOptions(hmac_secret_key="b")
+    assert alone.token_options() == TokenOptions(hmac_secret_key="a", audience="here")
+
+
+def test_secret_that_is_no_text_is_not_shown() -> None:
+    """A key of the wrong kind is one line without it."""
+    written("[token]\nhmac_secret_key = 123456789")
+    assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a valid string",)

@@ -13,7 +13,14 @@ MODULES = sorted((ROOT / "service").rglob("*.py"))
 
 # From the bottom up. A package stands for all its modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("service", "service.errors", "service.publication", "service.options", "service.credentials"),
+    (
+        "service",
+        "service.errors",
+        "service.publication",
+        "service.options",
+        "service.credentials",
+        "service.token_options",
+    ),
     ("service.protocol",),
     ("service.interfaces", "service.log"),
     (

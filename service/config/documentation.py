@@ -201,7 +201,7 @@ def _plain(value: Any) -> Any:
         case tuple() | frozenset():
             return sorted(value) if isinstance(value, frozenset) else list(value)
         case SecretStr():
-            return STARS
+            return STARS if value.get_secret_value() else ""
         case re.Pattern():
             return value.pattern
         case float() if value.is_integer():

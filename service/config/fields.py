@@ -72,7 +72,6 @@ def _namespace(name: str) -> str:
 Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Text = Annotated[str | None, BeforeValidator(_unless_empty)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_unless_empty)]
 Regex = Annotated[re.Pattern[str] | None, BeforeValidator(_unless_empty)]
 NamespaceName = Annotated[str, AfterValidator(_namespace)]
@@ -88,7 +87,8 @@ def settings_of(
 ) -> type[Model]:
     """A model below `base` with the options' fields.
 
-    A number is above zero unless `least` says otherwise. `live` names what can be reloaded.
+    A number is above zero unless `least` says otherwise. `live` names what can be reloaded. A
+    text that its class keeps out of `repr` is a secret.
     """
     hints = get_type_hints(options)
     texts = docstrings(options)
@@ -96,10 +96,12 @@ def settings_of(
     for one in attrs.fields(options):
         if one.name in leave_out:
             continue
-        kind = _kind_of(hints[one.name], (least or {}).get(one.name))
+        kind, default = _kind_of(hints[one.name], (least or {}).get(one.name)), one.default
+        if not one.repr:
+            kind, default = SecretStr, SecretStr(default)
         if one.name in live:
             kind = Annotated[kind, LIVE]
-        fields[one.name] = (kind, Field(default=one.default, description=texts.get(one.name)))
+        fields[one.name] = (kind, Field(default=default, description=texts.get(one.name)))
     name = options.__name__.replace("Options", "Settings")
     return create_model(name, __base__=base, __module__=__name__, __doc__=options.__doc__, **fields)
 
@@ -118,9 +120,17 @@ def _kind_of(hint: Any, least: int | None) -> Any:
 
 
 def options_of(settings: BaseModel, options: type[Options], **more: object) -> Options:
-    """The options with the settings' values; `more` are those that are no setting."""
+    """The options with the settings' values, secrets in the clear; `more` are no settings.
+
+    Raises what the options' class raises.
+    """
     names = {one.name for one in attrs.fields(options)} & set(type(settings).model_fields)
-    return options(**{name: getattr(settings, name) for name in names - set(more)}, **more)
+    values = {name: getattr(settings, name) for name in names - set(more)}
+    clear = {
+        name: one.get_secret_value() if isinstance(one, SecretStr) else one
+        for name, one in values.items()
+    }
+    return options(**clear, **more)
 
 
 def docstrings(options: type) -> dict[str, str]:

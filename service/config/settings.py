@@ -7,9 +7,9 @@ it), `LIVE` that a running server can take it over. A field that is a model is a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,15 +22,14 @@ from service.config.fields import (
     LIVE,
     Integer,
     NamespaceName,
-    Regex,
     Seconds,
     Secret,
-    Text,
     Texts,
     options_of,
     settings_of,
 )
 from service.options import ChannelOptions, NodeOptions
+from service.token_options import TokenOptions
 
 # What a node reads from its options whenever it needs it; the rest is built into running parts.
 _LIVE = (
@@ -53,6 +52,7 @@ _LEAST = {
     "history_size": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
+    "hmac_previous_secret_key_valid_until": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
     "outbox_limit": 65_536,
@@ -80,9 +80,11 @@ class _Base(BaseSettings):
 if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
+    TokenSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
+    TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
@@ -90,64 +92,6 @@ else:
         live=_LIVE,
         least=_LEAST,
     )
-
-
-class TokenSettings(Table):
-    """The keys and claims that prove a token (protocol, section 13).
-
-    The keys decide which algorithms are accepted; without any, no token is.
-    """
-
-    hmac_secret_key: Secret = None
-    """Shared secret for HS256, HS384 and HS512."""
-
-    hmac_previous_secret_key: Secret = None
-    """Also accepted, while the secret is being changed."""
-
-    rsa_public_key: Text = None
-    """PEM, for RS256, RS384 and RS512."""
-
-    ecdsa_public_key: Text = None
-    """PEM, for ES256, ES384 and ES512."""
-
-    eddsa_public_key: Text = None
-    """PEM, for EdDSA."""
-
-    jwks_url: Text = None
-    """Where the issuer publishes its keys."""
-
-    audience: Text = None
-    """What `aud` must be, or contain."""
-
-    audience_regex: Regex = None
-    """What `aud` must match, in place of `audience`."""
-
-    issuer: Text = None
-    """What `iss` must be."""
-
-    issuer_regex: Regex = None
-    """What `iss` must match, in place of `issuer`."""
-
-    user_id_claim: str = Field(default="sub", min_length=1)
-    """The claim that holds the user's id."""
-
-    def options(self) -> dict[str, Any]:
-        """The fields by name, secrets in the clear: for whoever builds the verifier only."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
-            name: value.get_secret_value() if isinstance(value, SecretStr) else value
-            for name, value in values.items()
-        }
-
-    def mistakes(self, path: tuple[str, ...]) -> Iterator[Mistake]:
-        """What does not go together; `path` is the table."""
-        for claim in ("audience", "issuer"):
-            if getattr(self, claim) and getattr(self, f"{claim}_regex"):
-                yield Mistake((*path, f"{claim}_regex"), f"takes the place of {claim}: leave one")
-        if self.hmac_previous_secret_key and not self.hmac_secret_key:
-            yield Mistake((*path, "hmac_previous_secret_key"), "needs hmac_secret_key")
-        if self.jwks_url and not self.jwks_url.startswith(("https://", "http://")):
-            yield Mistake((*path, "jwks_url"), "must begin with https:// or http://")
 
 
 class Settings(NodeSettings):
@@ -235,9 +179,13 @@ class Settings(NodeSettings):
     def _mistakes(self) -> Iterator[Mistake]:
         yield from server_mistakes(self.host, self.dev)
         yield from node_mistakes(self.node_options())
-        yield from self.token.mistakes(("token",))
-        if self.subscription_token is not None:
-            yield from self.subscription_token.mistakes(("subscription_token",))
+        tables = {"token": self.token, "subscription_token": self.subscription_token}
+        for name, table in tables.items():
+            try:
+                if table is not None:
+                    options_of(table, TokenOptions)
+            except ValueError as error:  # TokenOptions checks itself, and keeps keys out of it
+                yield Mistake((name,), str(error))
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -253,13 +201,13 @@ class Settings(NodeSettings):
             },
         )
 
-    def token_options(self) -> dict[str, Any]:
-        """The fields of `[token]`, secrets in the clear."""
-        return self.token.options()
+    def token_options(self) -> TokenOptions:
+        """How connection tokens are proven."""
+        return options_of(self.token, TokenOptions)
 
-    def subscription_token_options(self) -> dict[str, Any] | None:
-        """The fields of `[subscription_token]`, if there is one."""
-        return None if self.subscription_token is None else self.subscription_token.options()
+    def subscription_token_options(self) -> TokenOptions:
+        """How subscription tokens are proven: as the others, unless they have a table."""
+        return options_of(self.subscription_token or self.token, TokenOptions)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:
