@@ -102,7 +102,7 @@ class Handover:
         self._config.keep_alive_max_requests = 2**31
         self._config.h11_max_incomplete_size = settings.head_limit
         self._config.websocket_max_message_size = settings.node_options().message_limit
-        self._config.websocket_ping_interval = settings.ping_interval
+        self._config.websocket_ping_interval = settings.node_options().ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
         self._streams: dict[HandedStream, None] = {}

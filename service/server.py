@@ -63,7 +63,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     for listener in listeners:
                         trio.lowlevel.notify_closing(listener)
                         listener.close()
-                    await _shut_down(node, handover, door, settings.shutdown_timeout)
+                    await _shut_down(node, handover, door, node.options.shutdown_timeout)
                     connections.cancel_scope.cancel()
 
 
@@ -125,4 +125,4 @@ def _announce(settings: Settings, port: int) -> None:
             "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"
         )
     elif settings.api_key is None:
-        _log.warning("no REPEATER_API_KEY: the REST API answers 401 to everybody")
+        _log.warning("no api_key: the REST API answers 401 to everybody")
