@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from service import __version__
+from service.cli_token import token
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = 10.0  # seconds for one REST call
@@ -29,6 +30,9 @@ url_option = click.option(
 @click.version_option(__version__, prog_name="repeater")
 def main() -> None:
     """Repeater: publish events over REST; every subscriber gets them within milliseconds."""
+
+
+main.add_command(token)
 
 
 @main.command()

@@ -13,17 +13,24 @@ MODULES = sorted((ROOT / "service").rglob("*.py"))
 
 # From the bottom up. A package stands for all its modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("service", "service.errors", "service.publication", "service.options"),
+    (
+        "service",
+        "service.errors",
+        "service.publication",
+        "service.options",
+        "service.credentials",
+        "service.token_options",
+    ),
     ("service.protocol",),
     ("service.interfaces", "service.log"),
     ("service.outbox", "service.hub", "service.intake", "service.heartbeat", "service.auth"),
     ("service.client", "service.repeater"),
     ("service.session", "service.statistics"),
     ("service.node",),
-    ("service.brokers", "service.transports", "service.config"),
+    ("service.brokers", "service.transports", "service.tokens", "service.config"),
     ("service.web", "service.testing", "service.subscriber"),
     ("service.server", "service.handover", "service.door"),
-    ("service.cli",),
+    ("service.cli", "service.cli_token"),
     ("service.__main__",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
