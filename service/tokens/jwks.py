@@ -203,7 +203,7 @@ class KeySet:
         # Compressed, a short body could be a long one.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         body = bytearray()
-        with trio.move_on_after(self._options.jwks_timeout):
+        with trio.move_on_after(self._options.jwks_timeout) as scope:
             try:
                 async with self._client.stream(
                     "GET", self._options.jwks_url, headers=headers
@@ -213,8 +213,12 @@ class KeySet:
                     async for chunk in response.aiter_raw():
                         body += chunk
                         if len(body) > self._options.jwks_size_limit:
-                            raise BrokerError("the answer is too long")
+                            # Unlike an exception here, it ends the client's generators, too.
+                            scope.cancel()
             except httpx.HTTPError as error:
                 raise BrokerError(type(error).__name__) from error
-            return bytes(body)
-        raise BrokerError("no answer in time")
+        if len(body) > self._options.jwks_size_limit:
+            raise BrokerError("the answer is too long")
+        if scope.cancelled_caught:
+            raise BrokerError("no answer in time")
+        return bytes(body)
