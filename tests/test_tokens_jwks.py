@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA512
 from jwt.warnings import InsecureKeyLengthWarning
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -227,6 +229,11 @@ async def test_key_decides_the_algorithm(autojump_clock: MockClock) -> None:
         await refuse(verifier, token("rsa", curve, "ES256"))
         await refuse(verifier, token("ec"))
         await refuse(verifier, token("es384", curve, "ES256"))
+        # A right signature, but of another algorithm than the header says.
+        header = b'{"alg":"RS256","kid":"rsa"}'
+        text = base64url(header) + "." + base64url(b'{"sub":"42"}')
+        signature = FIRST.sign(text.encode(), PKCS1v15(), SHA512())
+        await refuse(verifier, f"{text}.{base64url(signature)}")
         for kid, secret in (("oct", SECRET), ("rsa", pem_of(FIRST)), ("ec", pem_of(curve))):
             header = json.dumps({"alg": "HS256", "kid": kid}).encode()
             await refuse(verifier, sign_text(b'{"sub":"42"}', header, secret=secret))
