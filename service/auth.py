@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from service.errors import ReplyError
+from service.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
     from service.node import Node
@@ -31,20 +31,23 @@ def plain_channels(node: Node, query: Query) -> list[str]:
     """The channels that a plain subscriber's request names, each once; the default for none.
 
     Raises:
-        RefusedError: 401 where anonymous subscribers are not allowed; 400 for a name that is
-            none, or for more channels than a connection may have; 503 at shutdown.
+        RefusedError: 401 where anonymous clients are not allowed, 403 where they may not
+            subscribe; 400 for a name that is none, or for more channels than a connection
+            may have; 503 at shutdown.
     """
     refuse_while_draining(node)
-    if not node.options.allow_anonymous_subscribe:
+    if not (node.options.insecure or node.options.allow_anonymous):
         raise RefusedError(HTTPStatus.UNAUTHORIZED)
     names = list(dict.fromkeys(query.get("channel", ()))) or [node.options.default_channel]
     if len(names) > node.options.channel_limit:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     try:
         for name in names:
-            node.check_channel(name)
-    except ReplyError:
-        raise RefusedError(HTTPStatus.BAD_REQUEST) from None
+            node.channels.check_subscribe(name, "")
+    except ReplyError as error:
+        denied = error.code is ErrorCode.PERMISSION_DENIED
+        status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
+        raise RefusedError(status) from None
     return names
 
 

@@ -11,10 +11,11 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _DEFAULTS = NodeOptions()
+_CHANNEL = ChannelOptions()
 
 
 class ConfigError(Exception):
@@ -34,8 +35,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     """What back ends send as `X-API-Key`. Without it there is no REST API, but in dev mode."""
 
-    allow_anonymous_subscribe: bool = False
-    allow_anonymous_publish: bool = False
+    allow_anonymous: bool = False
+    """Whether clients without credentials may connect and subscribe."""
+
     allowed_origins: tuple[str, ...] = ()
     """Globs of the pages that may connect; a page of the server's own host always may."""
 
@@ -49,8 +51,8 @@ class Settings(BaseSettings):
     backlog: int = Field(default=4_096, ge=1)
     """Connections that the kernel holds for us while we are busy."""
 
-    history_size: int = Field(default=_DEFAULTS.history_size, ge=0)
-    history_ttl: float = Field(default=_DEFAULTS.history_ttl, gt=0)
+    history_size: int = Field(default=_CHANNEL.history_size, ge=0)
+    history_ttl: float = Field(default=_CHANNEL.history_ttl, gt=0)
     ping_interval: float = Field(default=_DEFAULTS.ping_interval, gt=0)
     pong_timeout: float = Field(default=_DEFAULTS.pong_timeout, gt=0)
     write_timeout: float = Field(default=_DEFAULTS.write_timeout, gt=0)
@@ -73,10 +75,14 @@ class Settings(BaseSettings):
         """The node's part of the configuration."""
         return NodeOptions(
             default_channel=self.default_channel,
-            allow_anonymous_subscribe=self.dev or self.allow_anonymous_subscribe,
-            allow_anonymous_publish=self.dev or self.allow_anonymous_publish,
-            history_size=self.history_size,
-            history_ttl=self.history_ttl,
+            insecure=self.dev,
+            allow_anonymous=self.allow_anonymous,
+            channel=ChannelOptions(
+                history_size=self.history_size,
+                history_ttl=self.history_ttl,
+                allow_subscribe_for_client=self.allow_anonymous,
+                allow_subscribe_for_anonymous=self.allow_anonymous,
+            ),
             ping_interval=self.ping_interval,
             pong_timeout=self.pong_timeout,
             write_timeout=self.write_timeout,

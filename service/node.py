@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from service.brokers.memory import MemoryBroker
+from service.channels import ChannelRules
 from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
 from service.heartbeat import Heartbeat
 from service.hub import Hub
@@ -34,6 +35,7 @@ class Node:
 
     def __init__(self, options: NodeOptions, broker: Broker, nursery: trio.Nursery) -> None:
         self.options = options
+        self.channels = ChannelRules(options)
         self.hub = Hub()
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
@@ -63,16 +65,6 @@ class Node:
         """A connection ended, for this reason."""
         self._ended[disconnect.code] = self._ended.get(disconnect.code, 0) + 1
 
-    def check_channel(self, channel: str) -> None:
-        """Whether this is a channel's name: 1 to 255 bytes of ASCII (protocol, section 11).
-
-        Raises:
-            ReplyError: it is not (107).
-        """
-        usable = channel.isascii() and channel.isprintable()
-        if not (channel and usable and len(channel) <= self.options.channel_name_limit):
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-
     async def publish(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
     ) -> StreamPosition | None:
@@ -82,11 +74,12 @@ class Node:
         timeout. Cancelled while it waits, nothing was published. None: no history kept.
 
         Raises:
-            ReplyError: the channel's name or the data is missing or wrong (107).
+            ReplyError: the channel's name or the data is missing or wrong (107), or its
+                namespace is unknown (102).
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
-        self.check_channel(publication.channel)
+        self.channels.options(publication.channel)
         if not publication.data:
             raise ReplyError(ErrorCode.BAD_REQUEST)
         with trio.move_on_after(self.options.publish_timeout):

@@ -73,7 +73,7 @@ class Session:
         node = self._client.node
         if command.connect is None or command.id <= 0:
             raise DisconnectError(BAD_REQUEST)
-        if not node.options.allow_anonymous_subscribe:
+        if not (node.options.insecure or node.options.allow_anonymous):
             raise DisconnectError(BAD_REQUEST)  # no credentials (protocol, section 3.3)
         ping = int(node.options.ping_interval)
         result = ConnectResult(self._client.id, __version__, ping=ping, pong=ping > 0)
@@ -98,7 +98,7 @@ class Session:
         if not channel:
             raise DisconnectError(BAD_REQUEST)
         node = self._client.node
-        node.check_channel(channel)
+        node.channels.check_subscribe(channel, self._client.user)
         if channel in self._client.channels:
             raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
         if len(self._client.channels) >= node.options.channel_limit:
@@ -113,8 +113,12 @@ class Session:
     async def _publish(self, request: PublishRequest) -> None:
         if not request.channel:
             raise DisconnectError(BAD_REQUEST)
-        if not self._client.node.options.allow_anonymous_publish:
-            raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        self._client.node.channels.check(
+            "publish",
+            request.channel,
+            self._client.user,
+            subscribed=request.channel in self._client.channels,
+        )
         publication = Publication(
             request.channel,
             bytes(request.data),

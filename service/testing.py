@@ -104,10 +104,8 @@ class StallingTransport(MemoryTransport):
 async def open_test_node(
     options: NodeOptions | None = None, *, broker: Broker | None = None
 ) -> AsyncIterator[Node]:
-    """A node that lets anonymous clients subscribe and publish, whatever `options` says of it."""
-    open_to_all = attrs.evolve(
-        options or NodeOptions(), allow_anonymous_subscribe=True, allow_anonymous_publish=True
-    )
+    """A node on which every client may do everything, whatever `options` says of it."""
+    open_to_all = attrs.evolve(options or NodeOptions(), insecure=True)
     async with open_node(open_to_all, broker=broker) as node:
         yield node
 

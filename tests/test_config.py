@@ -21,8 +21,8 @@ def test_defaults_are_closed() -> None:
     settings = load_settings()
     assert settings.host == "127.0.0.1"
     assert settings.api_key is None
-    assert not settings.node_options().allow_anonymous_subscribe
-    assert not settings.node_options().allow_anonymous_publish
+    assert not settings.node_options().allow_anonymous
+    assert not settings.node_options().insecure
     assert settings.origins == ()
 
 
@@ -30,12 +30,13 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting is a `REPEATER_` variable, and reaches the node's options."""
     monkeypatch.setenv("REPEATER_PORT", "9001")
     monkeypatch.setenv("REPEATER_HISTORY_SIZE", "7")
-    monkeypatch.setenv("REPEATER_ALLOW_ANONYMOUS_SUBSCRIBE", "true")
+    monkeypatch.setenv("REPEATER_ALLOW_ANONYMOUS", "true")
     monkeypatch.setenv("REPEATER_ALLOWED_ORIGINS", '["https://a.example"]')
     settings = load_settings()
     assert settings.port == 9001
-    assert settings.node_options().history_size == 7
-    assert settings.node_options().allow_anonymous_subscribe
+    assert settings.node_options().channel.history_size == 7
+    assert settings.node_options().allow_anonymous
+    assert settings.node_options().channel.allow_subscribe_for_anonymous
     assert settings.origins == ("https://a.example",)
 
 
@@ -60,8 +61,7 @@ def test_development_mode_opens_everything(host: str) -> None:
     """On loopback it lets anonymous clients and any page in."""
     settings = load_settings(dev=True, host=host)
     assert settings.origins == ("*",)
-    assert settings.node_options().allow_anonymous_subscribe
-    assert settings.node_options().allow_anonymous_publish
+    assert settings.node_options().insecure
 
 
 def test_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from service.brokers.memory import MemoryBroker
 from service.intake import Intake
 from service.interfaces import Broker
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
 from service.publication import Publication, StreamPosition
 
 MakeBroker = Callable[[NodeOptions], Broker]
 BROKERS: dict[str, MakeBroker] = {"memory": MemoryBroker}
 OPTIONS = NodeOptions(
-    history_size=3, history_ttl=60, history_meta_ttl=600, idempotency_ttl=30, intake_limit=8
+    channel=ChannelOptions(history_size=3, history_ttl=60, history_meta_ttl=600),
+    idempotency_ttl=30,
+    intake_limit=8,
 )
 
 
@@ -165,7 +167,10 @@ class TestBroker:
 
     async def test_no_history_at_all(self, make: MakeBroker) -> None:
         """With a history size of 0 nothing is numbered."""
-        async with running(make, attrs.evolve(OPTIONS, history_size=0)) as (broker, intake):
+        async with running(make, attrs.evolve(OPTIONS, channel=ChannelOptions(history_size=0))) as (
+            broker,
+            intake,
+        ):
             assert await broker.publish(event()) is None
             assert [one.offset for one in await intake.take_batch()] == [0]
 
@@ -212,7 +217,7 @@ class TestBroker:
 
     async def test_concurrent_publishers_keep_one_order(self, make: MakeBroker) -> None:
         """However many publish at once, hand-over and history have the same order."""
-        options = attrs.evolve(OPTIONS, history_size=100, intake_limit=4)
+        options = attrs.evolve(OPTIONS, channel=ChannelOptions(), intake_limit=4)
         taken: list[int] = []
         async with running(make, options) as (broker, intake):
             async with trio.open_nursery() as nursery:

@@ -145,7 +145,7 @@ async def test_features_that_are_off(method: str) -> None:
 
 async def test_publish_needs_permission() -> None:
     """Where anonymous clients may only listen, publish gets 103."""
-    options = NodeOptions(allow_anonymous_subscribe=True)
+    options = NodeOptions(allow_anonymous=True)
     async with open_node(options) as node, talking(node) as talk:
         (reply,) = await talk.say(b'{"publish":{"channel":"c","data":1},"id":2}')
         assert reply["error"] == {"code": 103, "message": "permission denied"}

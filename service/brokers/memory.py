@@ -75,7 +75,7 @@ class MemoryBroker:
         key = (publication.channel, idempotency_key)
         if idempotency_key and (known := self._first_result(key)):
             return known[0]
-        if self._options.history_size > 0 and not skip_history:
+        if self._options.channel.history_size > 0 and not skip_history:
             publication = self._append(publication)
         self._intake.put_nowait(publication)
         position = (
@@ -120,11 +120,11 @@ class MemoryBroker:
     def _stream(self, channel: str) -> _Stream:
         stream = self._filled.get(channel) or self._emptied.get(channel)
         if stream is None:
-            stream = self._emptied[channel] = _Stream(self._options.history_size)
+            stream = self._emptied[channel] = _Stream(self._options.channel.history_size)
         return stream
 
     def _has_expired(self, stream: _Stream) -> bool:
-        return trio.current_time() >= stream.published_at + self._options.history_ttl
+        return trio.current_time() >= stream.published_at + self._options.channel.history_ttl
 
     def _first_result(self, key: tuple[str, str]) -> tuple[StreamPosition | None] | None:
         found = self._results.get(key)
@@ -137,8 +137,8 @@ class MemoryBroker:
         """Drop expired publications, then expired streams and idempotency keys."""
         now = trio.current_time()
         streams = (
-            (self._filled, self._options.history_ttl),
-            (self._emptied, self._options.history_meta_ttl),
+            (self._filled, self._options.channel.history_ttl),
+            (self._emptied, self._options.channel.history_meta_ttl),
         )
         for kept, ttl in streams:
             handled = 0
