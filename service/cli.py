@@ -17,6 +17,7 @@ import click
 
 from service import __version__
 from service.cli_config import config_group, config_option
+from service.cli_token import token
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = 10.0  # seconds for one REST call
@@ -34,6 +35,7 @@ def main() -> None:
 
 
 main.add_command(config_group)
+main.add_command(token)
 
 
 @main.command()

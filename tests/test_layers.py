@@ -36,10 +36,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.connecting",),
     ("service.session", "service.unidirectional", "service.statistics"),
     ("service.node",),
-    ("service.brokers", "service.transports", "service.config"),
+    ("service.brokers", "service.transports", "service.tokens", "service.config"),
+    ("service.assembly",),
     ("service.web", "service.testing", "service.subscriber"),
     ("service.server", "service.handover", "service.door"),
-    ("service.cli_config",),
+    ("service.cli_config", "service.cli_token"),
     ("service.cli",),
     ("service.__main__",),
 )
