@@ -22,12 +22,13 @@ from service.client import Client
 from service.config import load_settings
 from service.node import Node
 from service.options import NodeOptions
-from service.protocol.codecs import PLAIN
+from service.protocol.codecs import Codec, say_data
 from service.protocol.frames import text_frame
 from service.protocol.handshake import answer_handshake
 from service.server import open_server
 from service.testing import open_test_node
-from service.transports.websocket import WebSocketTransport, converse
+from service.transports import websocket
+from service.transports.websocket import WebSocketTransport
 
 pytestmark = pytest.mark.autobahn
 
@@ -78,6 +79,9 @@ async def run_cases(url: str) -> Sequence[Outcome]:
     return msgspec.convert(json.loads(done.stdout), list[Outcome])
 
 
+ECHO = Codec("echo", say=say_data, wrap=None, frame=text_frame, ping=None)
+
+
 class Echo:
     """A conversation that says everything again."""
 
@@ -100,9 +104,9 @@ async def serve_echo(node: Node, stream: trio.SocketStream) -> None:
     handshake = answer_handshake(head + b"\r\n\r\n", lambda _origin, _host: None)
     sock = socket.socket(fileno=stream.socket.detach())
     with trio.CancelScope() as scope:
-        client = Client(node, WebSocketTransport(sock, PLAIN), scope, ready=True)
+        client = Client(node, WebSocketTransport(sock, ECHO), scope, ready=True)
         client.outbox.send(handshake.answer)
-        await converse(client, sock, received, Echo(client))
+        await websocket.serve(client, sock, received)
 
 
 @asynccontextmanager
@@ -118,8 +122,9 @@ async def echo_server() -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_transport_passes_every_case() -> None:
+async def test_the_transport_passes_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of 1 to 7 and 10, 247 cases, against an echo."""
+    monkeypatch.setitem(websocket._CONVERSATIONS, ECHO, Echo)
     async with echo_server() as url:
         outcomes = await run_cases(url)
     assert not [outcome.text for outcome in outcomes if not outcome.passed]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -63,7 +64,7 @@ class Peer:
     async def call(self, method: str, target: str, body: bytes = b"", head: str = "") -> bytes:
         """One HTTP request; head and body of the answer."""
         text = f"{method} {target} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{head}\r\n"
-        with suppress(trio.BrokenResourceError):  # Refused, and hung up, before the body's end.
+        with contextlib.suppress(trio.BrokenResourceError):  # answered before it was all sent
             await self.stream.send_all(text.encode() + body)
         answer = await self.until(b"\r\n\r\n")
         size = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

@@ -27,8 +27,9 @@ CLIENTS = ("python", "node", "chromium")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what waits for a feature, or for a client that is not here."""
     left_out = [item for item in items if _needs(item) & PENDING]
-    for client, reason in _missing_clients(items).items():
-        first, *others = [item for item in items if _client(item) == client]
+    ready = [item for item in items if not _needs(item) & PENDING]
+    for client, reason in _missing_clients(ready).items():
+        first, *others = [item for item in ready if _client(item) == client]
         # One line says it; the summary has a line for every test that is skipped.
         first.add_marker(pytest.mark.skip(f"and {len(others)} more: {reason}"))
         left_out += others

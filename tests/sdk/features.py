@@ -8,16 +8,4 @@ from __future__ import annotations
 
 from typing import Final
 
-PENDING: Final[frozenset[str]] = frozenset(
-    {
-        "cache",
-        "delta",
-        "history",
-        "join_leave",
-        "presence",
-        "recovery",
-        "server_side",
-        "tags_filter",
-        "tokens",
-    }
-)
+PENDING: Final[frozenset[str]] = frozenset()
