@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.sdk.features import PENDING
 from tests.sdk.harness import SDK, Driver
 
 HERE = Path(__file__).parent
@@ -25,14 +24,17 @@ CLIENTS = ("python", "node", "chromium")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what waits for a feature, or for a client that is not here."""
-    left_out = [item for item in items if _needs(item) & PENDING]
-    ready = [item for item in items if not _needs(item) & PENDING]
-    for client, reason in _missing_clients(ready).items():
-        first, *others = [item for item in ready if _client(item) == client]
+    """Skip the clients that are not here, with a line for each."""
+    left_out: list[pytest.Item] = []
+    for client, reason in _missing_clients(items).items():
+        first, *others = [item for item in items if _client(item) == client]
         # One line says it; the summary has a line for every test that is skipped.
         first.add_marker(pytest.mark.skip(f"and {len(others)} more: {reason}"))
         left_out += others
+    for item in items:
+        if _client(item) == "chromium":
+            # The first of them starts the browser, which a cold machine takes long to load.
+            item.add_marker(pytest.mark.timeout(60))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
@@ -54,10 +56,6 @@ def _client(item: pytest.Item) -> str:
     """The client that a test wants, by its parameter."""
     callspec = getattr(item, "callspec", None)
     return "" if callspec is None else str(callspec.params.get("driver", ""))
-
-
-def _needs(item: pytest.Item) -> set[str]:
-    return {name for marker in item.iter_markers("needs") for name in marker.args}
 
 
 def _chromium() -> str | None:

@@ -58,7 +58,7 @@ class Driver:
         self.peers: dict[str, Peer] = {}
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless it runs, and wait for its first line; blocks meanwhile."""
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
@@ -67,6 +67,8 @@ class Driver:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
+        ready = _pipe(self._process.stdout).readline()
+        assert ready, f"{self.name} does not start: {self.errors()}"
 
     def stop(self) -> None:
         """End the process: by the end of its stdin, or else hard."""

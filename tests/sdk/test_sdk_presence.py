@@ -12,7 +12,6 @@ pytestmark = pytest.mark.sdk
 SEEN = ChannelOptions(presence=True, join_leave=True, force_push_join_leave=True)
 
 
-@pytest.mark.needs("presence")
 async def test_presence_tells_who_is_there(sdk: SDK) -> None:
     """Both clients are in it, then only the one that stayed."""
     async with running(channel=SEEN) as server, sdk.client(server, connect=False) as client:
@@ -31,7 +30,6 @@ async def test_presence_tells_who_is_there(sdk: SDK) -> None:
             assert [*await client.call("presence", channel="room")] == [own]
 
 
-@pytest.mark.needs("presence")
 async def test_presence_where_it_is_off(sdk: SDK) -> None:
     """Both calls raise 108."""
     async with running() as server, sdk.client(server) as client:
@@ -42,7 +40,6 @@ async def test_presence_where_it_is_off(sdk: SDK) -> None:
             assert caught.value.code == 108
 
 
-@pytest.mark.needs("join_leave")
 async def test_coming_and_going_is_told(sdk: SDK) -> None:
     """A subscriber hears itself join, then another, and that one's leave by its disconnect."""
     async with running(channel=SEEN) as server, sdk.client(server, connect=False) as client:
@@ -58,7 +55,6 @@ async def test_coming_and_going_is_told(sdk: SDK) -> None:
         assert (await client.heard("leave", "room"))["info"]["client"] == its
 
 
-@pytest.mark.needs("join_leave")
 async def test_joins_go_to_those_who_ask(sdk: SDK) -> None:
     """Not forced: who asks hears them, who does not ask hears nothing of them."""
     asked = ChannelOptions(presence=True, join_leave=True)

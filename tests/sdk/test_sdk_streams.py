@@ -24,7 +24,6 @@ async def miss(server: Server, client: Peer, channel: str, *data: Any) -> None:
     await client.heard("connected")
 
 
-@pytest.mark.needs("history")
 async def test_history_is_read(sdk: SDK) -> None:
     """From its begin, from a position, backwards; without a limit only the position."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -45,7 +44,6 @@ async def test_history_is_read(sdk: SDK) -> None:
         assert await read(limit=10, since=since, reverse=True) == ([1], [1])
 
 
-@pytest.mark.needs("history")
 async def test_history_of_another_epoch(sdk: SDK) -> None:
     """A position of a stream that is gone raises 112."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -56,7 +54,6 @@ async def test_history_of_another_epoch(sdk: SDK) -> None:
         assert caught.value.code == 112
 
 
-@pytest.mark.needs("recovery")
 async def test_what_was_missed_is_recovered(sdk: SDK) -> None:
     """Back after a dropped connection: everything published meanwhile, once and in order."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -72,7 +69,6 @@ async def test_what_was_missed_is_recovered(sdk: SDK) -> None:
         assert not client.waiting("publication")
 
 
-@pytest.mark.needs("recovery")
 async def test_recovery_time_after_time(sdk: SDK) -> None:
     """Ten drops with publications before, during and after each: no loss, nothing doubled."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -87,7 +83,6 @@ async def test_recovery_time_after_time(sdk: SDK) -> None:
         assert all(one["recovered"] for one in client.waiting("subscribed"))
 
 
-@pytest.mark.needs("recovery")
 async def test_nothing_missed_is_recovered_too(sdk: SDK) -> None:
     """Back before anything was published: recovered, with nothing in it."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -99,7 +94,6 @@ async def test_nothing_missed_is_recovered_too(sdk: SDK) -> None:
         assert await client.data("news", 1) == [2]
 
 
-@pytest.mark.needs("recovery")
 async def test_history_too_short_is_told(sdk: SDK) -> None:
     """More missed than the history keeps: told so, given none of it, and heard on."""
     short = ChannelOptions(history_size=2, history_ttl=60, force_recovery=True)
@@ -115,7 +109,6 @@ async def test_history_too_short_is_told(sdk: SDK) -> None:
         assert await client.data("news", 1) == ["live"]
 
 
-@pytest.mark.needs("recovery")
 async def test_a_new_epoch_is_told(sdk: SDK) -> None:
     """After a restart that lost the streams nothing is claimed to be recovered."""
     async with AsyncExitStack() as stack:
@@ -135,7 +128,6 @@ async def test_a_new_epoch_is_told(sdk: SDK) -> None:
             assert heard in (["last"], ["a", "b", "c", "last"])  # Back before or after these.
 
 
-@pytest.mark.needs("recovery")
 async def test_asked_for_and_not_allowed(sdk: SDK) -> None:
     """A client that asks for recovery where it is not allowed subscribes without it."""
     plain = ChannelOptions(allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True)
@@ -144,7 +136,6 @@ async def test_asked_for_and_not_allowed(sdk: SDK) -> None:
         assert not (await client.subscribe("news", recoverable=True))["recoverable"]
 
 
-@pytest.mark.needs("cache")
 async def test_cache_recovery_brings_the_newest(sdk: SDK) -> None:
     """In cache mode whoever comes back gets the newest publication, and no other."""
     cache = ChannelOptions(
@@ -161,7 +152,6 @@ async def test_cache_recovery_brings_the_newest(sdk: SDK) -> None:
         assert not client.waiting("publication")
 
 
-@pytest.mark.needs("cache")
 async def test_cache_recovery_of_a_first_visit(sdk: SDK) -> None:
     """With `auto_cache_recover` a new subscriber begins with the newest publication."""
     cache = ChannelOptions(
@@ -177,7 +167,6 @@ async def test_cache_recovery_of_a_first_visit(sdk: SDK) -> None:
         assert await client.data("price", 1) == [2]
 
 
-@pytest.mark.needs("delta")
 async def test_differences_are_put_together(sdk: SDK) -> None:
     """Sent as Fossil deltas the SDK gives out whole data, over a dropped connection as well."""
     delta = ChannelOptions(
@@ -202,7 +191,6 @@ async def test_differences_are_put_together(sdk: SDK) -> None:
         assert await client.data("news", 9) == [*values[4:], "something else altogether"]
 
 
-@pytest.mark.needs("delta")
 async def test_delta_where_it_is_not_allowed(sdk: SDK) -> None:
     """A client that asks for deltas and is not granted them reads plain data."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -211,7 +199,6 @@ async def test_delta_where_it_is_not_allowed(sdk: SDK) -> None:
         assert await client.data("news", 2) == [{"a": 1}, {"a": 2}]
 
 
-@pytest.mark.needs("tags_filter")
 async def test_tags_are_filtered(sdk: SDK) -> None:
     """Only publications whose tags match arrive, and a gap in their offsets is none."""
     filtered = ChannelOptions(
@@ -234,7 +221,6 @@ async def test_tags_are_filtered(sdk: SDK) -> None:
         assert not client.waiting("unsubscribed")
 
 
-@pytest.mark.needs("tags_filter")
 async def test_tags_filter_where_it_is_not_allowed(sdk: SDK) -> None:
     """The subscription is given up with 107."""
     async with running() as server, sdk.client(server) as client:

@@ -11,7 +11,7 @@ from service.errors import NO_PONG
 from service.options import ChannelOptions
 from tests.sdk.harness import SDK, only_client, publish, running, sign
 
-pytestmark = [pytest.mark.sdk, pytest.mark.needs("tokens")]
+pytestmark = pytest.mark.sdk
 
 SECRET = "a secret of at least thirty-two bytes"
 # The name of the setting that verifies HS256 tokens; everything else here is the protocol's.
@@ -120,7 +120,6 @@ async def test_a_subscription_token_is_refreshed_in_time(sdk: SDK) -> None:
         assert len(client.waiting("subscribing", "$c")) == 1
 
 
-@pytest.mark.needs("server_side")
 async def test_a_server_side_subscription(sdk: SDK) -> None:
     """A channel of the token is heard without asking, and recovered like any other."""
     async with (

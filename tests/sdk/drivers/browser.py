@@ -72,6 +72,7 @@ async def main(chromium: str, port: int) -> None:
         async def hand_over(line: str) -> None:
             emit(await page.evaluate("command => window.handle(command)", json.loads(line)))
 
+        emit("ready")
         async with asyncio.TaskGroup() as tasks:
             while line := await asyncio.to_thread(sys.stdin.readline):
                 tasks.create_task(hand_over(line))

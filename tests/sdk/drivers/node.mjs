@@ -8,6 +8,7 @@ import { makeDriver } from "./driver.js";
 const emit = (value) => process.stdout.write(JSON.stringify(value) + "\n");
 const handle = makeDriver(Centrifuge, UnauthorizedError, { websocket: WebSocket }, emit);
 
+emit("ready");
 createInterface({ input: process.stdin })
   .on("line", async (line) => emit(await handle(JSON.parse(line))))
   .on("close", () => process.exit(0));

@@ -17,7 +17,7 @@ import centrifuge
 Value = dict[str, Any]
 
 
-def emit(value: Value) -> None:
+def emit(value: Value | str) -> None:
     print(json.dumps(value), flush=True)
 
 
@@ -198,6 +198,7 @@ class Driver:
 
 async def main() -> None:
     driver = Driver()
+    emit("ready")
     async with asyncio.TaskGroup() as tasks:
         while line := await asyncio.to_thread(sys.stdin.readline):
             tasks.create_task(driver.handle(json.loads(line)))
