@@ -25,6 +25,7 @@ from benchmarks.publishing import publish
 from benchmarks.report import print_table, write_json
 from benchmarks.servers import ServerError, cores
 from benchmarks.stalled import stalled
+from benchmarks.storm import reconnect_storm
 from benchmarks.wire import WireError
 
 _DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open besides
@@ -38,6 +39,7 @@ SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "accept": accept,
     "publish": publish,
     "stalled": stalled,
+    "reconnect-storm": reconnect_storm,
 }
 
 

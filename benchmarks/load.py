@@ -26,7 +26,7 @@ from benchmarks.wire import (
 )
 
 OPEN_SECONDS: Final = 60.0
-_RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
+RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
 _HEAD_END: Final = b"\r\n\r\n"
 _SERVER_PING: Final = b"{}"
 _SERVER_PONG: Final = client_frame(b"{}")
@@ -170,7 +170,7 @@ class Crowd:
         """Close everybody: at once and without a trace, or the way a client that leaves does."""
         for sock in self.sockets.values():
             if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.close()
         self.sockets.clear()
         self.partial.clear()
