@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Final
@@ -100,11 +100,15 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str]) -> Iterator[Child]:
-    """Run `command`, with a free port in place of "PORT", on the measured core."""
+def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Child]:
+    """Run `command`, with a free port in place of "PORT", on the measured core.
+
+    `settings` are the server's variables; those of this process do not count.
+    """
     port = _free_port()
     core, _ = cores()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
+    environment.update(settings or {})
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [str(port) if word == "PORT" else word for word in command],

@@ -18,13 +18,12 @@ import msgspec
 
 from benchmarks.figures import Figure, Plan, Target, median, percentile
 from benchmarks.herd import Herd
-from benchmarks.load import Greeting
+from benchmarks.load import CENTRIFUGO_PATH, Greeting, centrifugo
 from benchmarks.publishers import Rest
 from benchmarks.servers import BARE_TRIO, SERVICE, Child, listen_overflows, running
 from benchmarks.wire import (
     TEXT_OPCODE,
     WireError,
-    client_frame,
     event,
     event_number,
     handshake,
@@ -37,8 +36,7 @@ _DURING: Final = 5  # while the clients come back, at even parts of them
 _AFTER: Final = 5
 _LAST: Final = _BEFORE + _MISSED + _DURING + _AFTER - 1
 _PATIENCE: Final = 30.0  # seconds for everybody to hear the last event
-_CENTRIFUGO_PATH: Final = "/connection/websocket"
-_BARE: Final = Greeting(handshake(_CENTRIFUGO_PATH))
+_BARE: Final = Greeting(handshake(CENTRIFUGO_PATH))
 _ORIGIN: Final = (
     "a client costs the door what it costs bare Trio and then a checked handshake, two commands "
     "parsed, four objects and 20 publications in a reply; accept alone may be 1.25 x bare Trio, "
@@ -198,11 +196,7 @@ def _publish(rest: Rest, first: int, count: int) -> None:
 def _greeting(channel: str, epoch: str = "") -> Greeting:
     """Connect and subscribe, in one message; with an epoch, from where the cut was."""
     since = f'"recover":true,"offset":{_BEFORE},"epoch":"{epoch}",' if epoch else ""
-    commands = (
-        '{"connect":{},"id":1}\n'
-        f'{{"subscribe":{{{since}"channel":"{channel}","recoverable":true}},"id":2}}'
-    )
-    return Greeting(handshake(_CENTRIFUGO_PATH), client_frame(commands.encode()), b'"id":2')
+    return centrifugo(channel, f'{since}"recoverable":true,')
 
 
 def event_mark(number: int) -> bytes:
