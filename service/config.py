@@ -6,16 +6,19 @@ Every setting is a field of `Settings` and an environment variable `REPEATER_<NA
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service.comments.options import CommentsOptions
 from service.options import ChannelOptions, NodeOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _DEFAULTS = NodeOptions()
 _CHANNEL = ChannelOptions()
+_COMMENTS_PING = 20.0  # seconds at most between two pings when the application is on
 
 
 class ConfigError(Exception):
@@ -60,6 +63,21 @@ class Settings(BaseSettings):
     outbox_limit: int = Field(default=_DEFAULTS.outbox_limit, ge=65_536)
     shutdown_timeout: float = Field(default=_DEFAULTS.shutdown_timeout, gt=0)
 
+    comments: bool | None = None
+    """Whether the bundled application runs; by default in development mode."""
+
+    data_dir: Path = Path(".repeater")
+    """Where the application keeps its SQLite file, and its secret in development mode."""
+
+    comments_secret_key: SecretStr | None = None
+    """Signs the application's cookies; of 16 characters or more."""
+
+    comments_database_url: SecretStr | None = None
+    """`postgresql+psycopg://user:password@host/name`. Without it: SQLite in the data directory."""
+
+    comments_cache_url: SecretStr | None = None
+    """`redis://host/0` or `valkey://host/0`. Without it the cache is in memory."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.dev and self.host not in _LOOPBACK:
@@ -69,7 +87,28 @@ class Settings(BaseSettings):
             )
         if self.pong_timeout >= self.ping_interval:
             raise ValueError("pong_timeout must be shorter than ping_interval")
+        if self.comments_on and not self.dev and len(_text(self.comments_secret_key)) < 16:
+            raise ValueError(
+                "the comments application needs a secret of 16 characters or more outside "
+                "development mode: set REPEATER_COMMENTS_SECRET_KEY"
+            )
         return self
+
+    @property
+    def comments_on(self) -> bool:
+        """Whether the bundled application runs."""
+        return self.dev if self.comments is None else self.comments
+
+    def comments_options(self) -> CommentsOptions | None:
+        """The bundled application's part of the configuration; None if it is off."""
+        if not self.comments_on:
+            return None
+        return CommentsOptions(
+            data_dir=self.data_dir,
+            secret_key=_text(self.comments_secret_key),
+            database_url=_text(self.comments_database_url),
+            cache_url=_text(self.comments_cache_url),
+        )
 
     def node_options(self) -> NodeOptions:
         """The node's part of the configuration."""
@@ -77,13 +116,14 @@ class Settings(BaseSettings):
             default_channel=self.default_channel,
             insecure=self.dev,
             allow_anonymous=self.allow_anonymous,
+            public_channels=frozenset({self.default_channel} if self.comments_on else ()),
             channel=ChannelOptions(
                 history_size=self.history_size,
                 history_ttl=self.history_ttl,
                 allow_subscribe_for_client=self.allow_anonymous,
                 allow_subscribe_for_anonymous=self.allow_anonymous,
             ),
-            ping_interval=self.ping_interval,
+            ping_interval=self._ping_interval,
             pong_timeout=self.pong_timeout,
             write_timeout=self.write_timeout,
             publish_timeout=self.publish_timeout,
@@ -92,9 +132,20 @@ class Settings(BaseSettings):
         )
 
     @property
+    def _ping_interval(self) -> float:
+        """The application's pages expect a ping every 20 seconds."""
+        if self.comments_on and self.pong_timeout < _COMMENTS_PING:
+            return min(self.ping_interval, _COMMENTS_PING)
+        return self.ping_interval
+
+    @property
     def origins(self) -> tuple[str, ...]:
         """The globs in force: any page in development mode."""
         return ("*",) if self.dev else self.allowed_origins
+
+
+def _text(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -21,7 +21,7 @@ from service.door import Door, open_listeners
 from service.handover import Handover
 from service.log import get_logger
 from service.node import Node, open_node
-from service.web.app import create_app
+from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
 
@@ -46,11 +46,16 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
 
     Raises:
         ServeError: the address can't be listened on.
+        CommentsError: the bundled application can't start.
     """
     listeners = _listen(settings)
     port = listeners[0].getsockname()[1]
-    async with open_node(settings.node_options()) as node, trio.open_nursery() as connections:
-        handover = Handover(create_app(node, settings), settings)
+    async with (
+        open_node(settings.node_options()) as node,
+        open_bundled(node, settings) as comments,
+        trio.open_nursery() as connections,
+    ):
+        handover = Handover(create_app(node, settings, comments), settings)
         door = Door(node, handover, settings)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
@@ -116,7 +121,8 @@ def _announce(settings: Settings, port: int) -> None:
     print(
         f"Repeater {__version__} is up on {base}  "
         f"(REST {base}/api/publish, WebSocket ws://{host}:{port}/ws?channel=..., "
-        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)",
+        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)"
+        + (f"\nComments, to try it in a browser: {base}/" if settings.comments_on else ""),
         file=sys.stderr,
         flush=True,
     )

@@ -13,7 +13,14 @@ MODULES = sorted((ROOT / "service").rglob("*.py"))
 
 # From the bottom up. A package stands for all its modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("service", "service.errors", "service.publication", "service.options", "service.credentials"),
+    (
+        "service",
+        "service.errors",
+        "service.publication",
+        "service.options",
+        "service.credentials",
+        "service.comments.options",
+    ),
     ("service.protocol",),
     ("service.interfaces", "service.log"),
     (
@@ -29,6 +36,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.node",),
     ("service.brokers", "service.transports", "service.config"),
     ("service.web", "service.testing", "service.subscriber"),
+    ("service.comments",),
+    # The application mounts what is built on it.
+    ("service.web.app",),
     ("service.server", "service.handover", "service.door"),
     ("service.cli",),
     ("service.__main__",),
