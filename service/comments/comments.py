@@ -123,11 +123,12 @@ class Comments:
         # from being announced. The database, and the cache, have their timeouts.
         with trio.CancelScope(shield=True):
             comment = await self._store.add_comment(uid, text)
-            if comment is None:  # the cookie outlived its user
-                raise ProblemError(SIGN_IN)
-            await self._pages.forget()
-            self._announcer.wake()
-            return comment
+            if comment is not None:
+                await self._pages.forget()
+                self._announcer.wake()
+        if comment is None:
+            raise ProblemError(SIGN_IN)  # the cookie outlived its user
+        return comment
 
     async def list_json(self, limit: int, before: int | None) -> bytes:
         """The newest comments (before this id) as a JSON list, newest last; maybe from the cache.
