@@ -49,8 +49,9 @@ class CommentsOptions:
     page_limit: int = 500
     """Comments in one answer of `/api/comments`: without `limit`, and at most."""
 
-    form_limit: int = 16_384
-    """Longest form in bytes: a comment of the longest kind, URL-encoded, in most scripts."""
+    form_limit: int = 32_768
+    """Longest form in bytes, refused before it is read; the longest comment, URL-encoded in any
+    script, has 24,005. A form of unannounced length is bounded as every request's body is."""
 
     database_threads: int = 4
     password_threads: int = 2

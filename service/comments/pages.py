@@ -31,13 +31,22 @@ def create_pages() -> Blueprint:
     pages = Blueprint("comments_pages", __name__)
     files = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 
-    @pages.get("/", defaults={"name": "index.html"})
-    @pages.get("/<any('index.html', 'login.html', 'comments.html'):name>")
-    @pages.get("/comments/<any('app.js', 'style.css', 'icon.svg'):name>")
-    async def page(name: str) -> ResponseReturnValue:
+    async def send(name: str) -> ResponseReturnValue:
         kind = _TYPES[Path(name).suffix]
         response = Response(files[name], 200, _HEADERS, content_type=kind)
         await response.add_etag()
         return await response.make_conditional(request)
+
+    @pages.get("/")
+    async def front() -> ResponseReturnValue:
+        return await send("index.html")
+
+    @pages.get("/<any('index.html', 'login.html', 'comments.html'):name>")
+    async def page(name: str) -> ResponseReturnValue:
+        return await send(name)
+
+    @pages.get("/comments/<any('app.js', 'style.css', 'icon.svg'):name>")
+    async def part(name: str) -> ResponseReturnValue:
+        return await send(name)
 
     return pages

