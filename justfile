@@ -36,6 +36,10 @@ format: (_sync "requirements-dev.txt")
     {{ python }} -m ruff check --fix-only
     {{ python }} -m ruff format
 
+# Renew the reference in docs/configuration.md from the settings
+docs: (_sync "requirements.txt")
+    {{ python }} -m service.config.documentation docs/configuration.md
+
 # Run the benchmarks, e.g. `just bench --help`
 [positional-arguments]
 bench *ARGS: (_sync "requirements-dev.txt")

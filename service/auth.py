@@ -80,3 +80,8 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str])
 def wants_protobuf(query: Query) -> bool:
     """Whether the client asks for the protocol's binary form by its address (section 2.1)."""
     return "protobuf" in (*query.get("format", ()), *query.get("cf_protocol", ()))
+
+
+def connect_parameter(query: Query) -> bytes:
+    """The connect request in the address, which comes before any message; empty for none."""
+    return next(iter(query.get("cf_connect", ())), "").encode("latin-1")

@@ -82,12 +82,17 @@ class ChannelRules:
         Raises:
             ReplyError: 107, 102, or 103 if not.
         """
-        options = self.options(channel)
-        if not self._may_subscribe(channel, user, options):
+        if not self.may_subscribe(channel, user):
             raise ReplyError(ErrorCode.PERMISSION_DENIED)
-        return options
+        return self.options(channel)
 
-    def _may_subscribe(self, channel: str, user: str, options: ChannelOptions) -> bool:
+    def may_subscribe(self, channel: str, user: str) -> bool:
+        """The permission alone, in upstream's order.
+
+        Raises:
+            ReplyError: 107 or 102.
+        """
+        options = self.options(channel)
         if self.is_private(channel):
             return False
         if options.allow_user_limited_channels and _USERS_BEGIN in channel:

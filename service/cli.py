@@ -1,4 +1,4 @@
-"""The `repeater` command: serve, publish, subscribe.
+"""The `repeater` command: serve, publish, subscribe, config.
 
 A user's mistake is one line on standard error and a non-zero exit, never a traceback. What a
 command needs is imported when it runs, so that `repeater --version` is quick.
@@ -10,11 +10,14 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from service import __version__
+from service.cli_config import config_group, config_option
+from service.cli_token import token
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = 10.0  # seconds for one REST call
@@ -31,7 +34,12 @@ def main() -> None:
     """Repeater: publish events over REST; every subscriber gets them within milliseconds."""
 
 
+main.add_command(config_group)
+main.add_command(token)
+
+
 @main.command()
+@config_option
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1; REPEATER_HOST]")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
@@ -39,11 +47,18 @@ def main() -> None:
     "--comments/--no-comments", default=None,
     help="Run the bundled application too.  [default: with --dev]",
 )  # fmt: skip
-def serve(host: str | None, port: int | None, dev: bool | None, comments: bool | None) -> None:
+def serve(
+    config_file: Path | None,
+    host: str | None,
+    port: int | None,
+    dev: bool | None,
+    comments: bool | None,
+) -> None:
     """Run the server until Ctrl-C or SIGTERM.
 
-    Every setting is also an environment variable, REPEATER_API_KEY and REPEATER_HOST for
-    example; an option wins over it.
+    Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
+    REPEATER_HOST for example; variables win over the file, options over both. `repeater config
+    init` prints a file with all of them.
     """
     import trio
 
@@ -54,7 +69,8 @@ def serve(host: str | None, port: int | None, dev: bool | None, comments: bool |
     from service.server import serve as run_server
 
     try:
-        settings = load_settings(host=host, port=port, dev=dev, comments=comments)
+        overrides = {"host": host, "port": port, "dev": dev, "comments": comments}
+        settings = load_settings(config_file, **overrides)
         configure_log(settings.log_level)
         trio.run(run_server, settings)
     except (ConfigError, ServeError) as error:

@@ -19,6 +19,7 @@ import trio
 
 from service.auth import (
     RefusedError,
+    connect_parameter,
     origin_allowed,
     plain_channels,
     refuse_while_draining,
@@ -41,7 +42,8 @@ _log = get_logger("door")
 
 PLAIN_PATH: Final = b"/ws"
 CENTRIFUGE_PATH: Final = b"/connection/websocket"
-_NATIVE_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH)
+UNIDIRECTIONAL_PATH: Final = b"/connection/uni_websocket"
+_NATIVE_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH, UNIDIRECTIONAL_PATH)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _PAUSE: Final = 0.1  # seconds without accepting when descriptors or memory ran out
@@ -94,7 +96,7 @@ class Door:
         No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
         those who are there are served on.
         """
-        while True:
+        while listener.fileno() >= 0:  # closed at shutdown, also in the turn of an accept
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
@@ -157,10 +159,11 @@ class Door:
             return
         head, _, received = received.partition(b"\r\n\r\n")
         client = self._open(sock, scope, path, query, head)
+        first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
         # Nothing of the head may stay in this frame, which lives as long as its client.
         del head, path, query
         if client is not None:
-            await websocket.serve(client, sock, received)
+            await websocket.serve(client, sock, received, first)
 
     async def _read_head(self, sock: socket.socket) -> bytes:
         """Everything up to the head's end, and what came with it. The scope sets the deadline."""
@@ -196,6 +199,8 @@ class Door:
             return None
         if path == PLAIN_PATH:
             return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
+        if path == UNIDIRECTIONAL_PATH:
+            return websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
         return self._open_centrifuge(sock, scope, query, handshake)
 
     def _open_centrifuge(

@@ -25,7 +25,10 @@ class ErrorCode(IntEnum):
     LIMIT_EXCEEDED = 106
     BAD_REQUEST = 107
     NOT_AVAILABLE = 108
+    TOKEN_EXPIRED = 109
+    EXPIRED = 110
     TOO_MANY_REQUESTS = 111
+    UNRECOVERABLE_POSITION = 112
 
     @property
     def message(self) -> str:
@@ -62,14 +65,34 @@ class Disconnect(msgspec.Struct, frozen=True):
 
 CONNECTION_CLOSED: Final = Disconnect(3000, "connection closed")
 SHUTDOWN: Final = Disconnect(3001, "shutdown")
+SERVER_ERROR: Final = Disconnect(3004, "internal server error")
+EXPIRED: Final = Disconnect(3005, "connection expired")
+SUBSCRIPTION_EXPIRED: Final = Disconnect(3006, "subscription expired")
 SLOW: Final = Disconnect(3008, "slow")
 WRITE_ERROR: Final = Disconnect(3009, "write error")
+INSUFFICIENT_STATE: Final = Disconnect(3010, "insufficient state")
 NO_PONG: Final = Disconnect(3012, "no pong")
+TOO_MANY_REQUESTS: Final = Disconnect(3013, "too many requests")
+INVALID_TOKEN: Final = Disconnect(3500, "invalid token")
 BAD_REQUEST: Final = Disconnect(3501, "bad request")
 STALE: Final = Disconnect(3502, "stale")
+FORCE_DISCONNECT: Final = Disconnect(3503, "force disconnect")
+CHANNEL_LIMIT: Final = Disconnect(3505, "channel limit")
 INAPPROPRIATE_PROTOCOL: Final = Disconnect(3506, "inappropriate protocol")
 PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
 NOT_AVAILABLE: Final = Disconnect(3508, "not available")
+
+
+class Unsubscribed(msgspec.Struct, frozen=True):
+    """Why the server ended a subscription. From 2500 on the client subscribes again at once."""
+
+    code: int
+    reason: str
+
+
+SERVER_UNSUBSCRIBE: Final = Unsubscribed(2000, "server unsubscribe")
+POSITION_LOST: Final = Unsubscribed(2500, "insufficient state")
+UNSUBSCRIBED_EXPIRED: Final = Unsubscribed(2501, "subscription expired")
 
 
 class DisconnectError(Exception):

@@ -7,6 +7,7 @@ Hypercorn's minor version is pinned for this module's sake. It uses the per-conn
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _log = get_logger("http")
 
 
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+_LINGER = 1.0  # seconds that a closed connection may go on sending into nothing
 _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
 
 
@@ -75,7 +78,15 @@ class HandedStream:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """As `trio.SocketStream.aclose`."""
+        """Close, but let the peer read the answer first.
+
+        Closing with unread bytes (the rest of a body that is too large) resets the connection,
+        and the reset may overtake the answer. So half-close and read into nothing, for a second.
+        """
+        with trio.move_on_after(_LINGER), contextlib.suppress(*_GONE):
+            await self._stream.send_eof()
+            while await self._stream.receive_some(65_536):
+                pass
         await self._stream.aclose()
 
 
@@ -91,7 +102,7 @@ class Handover:
         self._config.keep_alive_max_requests = 2**31
         self._config.h11_max_incomplete_size = settings.head_limit
         self._config.websocket_max_message_size = settings.node_options().message_limit
-        self._config.websocket_ping_interval = settings.ping_interval
+        self._config.websocket_ping_interval = settings.node_options().ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
         self._streams: dict[HandedStream, None] = {}

@@ -31,9 +31,9 @@ class Heartbeat:
             await trio.sleep(self._tick)
             self.sweep()
 
-    def schedule(self, client: Client, delay: float) -> None:
-        """Have the client's turn come after `delay` seconds, a tick late at most."""
-        slot = max(self._now + 1, math.ceil((trio.current_time() + delay) / self._tick))
+    def schedule(self, client: Client, due: float) -> None:
+        """Have the client's turn come at this Trio time, a tick late at most."""
+        slot = max(self._now + 1, math.ceil(due / self._tick))
         client.heartbeat_slot = slot
         self._slots.setdefault(slot, {})[client] = None
 
@@ -51,7 +51,7 @@ class Heartbeat:
         self._now = math.floor(trio.current_time() / self._tick)
         for slot in sorted(slot for slot in self._slots if slot <= self._now):
             for client in self._slots.pop(slot, {}):
-                delay = client.heartbeat()
-                if delay is not None:
-                    self.schedule(client, delay)
+                due = client.heartbeat()
+                if due is not None:
+                    self.schedule(client, due)
         self._backlogs.sweep()

@@ -10,11 +10,11 @@ from collections import deque
 
 import trio
 
-from service.publication import Publication
+from service.publication import Event
 
 
 class Intake:
-    """Publications that happened and wait for fan-out, oldest first.
+    """Events that happened and wait for fan-out, oldest first.
 
     Lives inside the node; ended by `close`, after the last publisher.
     """
@@ -22,7 +22,7 @@ class Intake:
     def __init__(self, limit: int, batch_limit: int) -> None:
         self._limit = limit
         self._batch_limit = batch_limit
-        self._waiting: deque[Publication] = deque()
+        self._waiting: deque[Event] = deque()
         self._publishers = trio.lowlevel.ParkingLot()
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -31,7 +31,7 @@ class Intake:
         return len(self._waiting)
 
     async def wait_room(self) -> None:
-        """Wait until one more publication fits. The node sets the deadline.
+        """Wait until one more event fits. The node sets the deadline.
 
         A checkpoint only when it waits: the room that it saw is still there when it returns.
 
@@ -43,8 +43,8 @@ class Intake:
         if self._closed:
             raise trio.ClosedResourceError
 
-    def put_nowait(self, publication: Publication) -> None:
-        """Hand over one publication, without waiting.
+    def put_nowait(self, event: Event) -> None:
+        """Hand over one event, without waiting.
 
         Raises:
             trio.WouldBlock: there is no room.
@@ -54,11 +54,11 @@ class Intake:
             raise trio.ClosedResourceError
         if len(self._waiting) >= self._limit:
             raise trio.WouldBlock
-        self._waiting.append(publication)
+        self._waiting.append(event)
         if self._repeater:
             self._repeater.unpark()
 
-    async def take_batch(self) -> list[Publication]:
+    async def take_batch(self) -> list[Event]:
         """Everything waiting, up to the batch limit; empty once closed and taken.
 
         No deadline: an idle node waits for its next event for ever.
@@ -67,12 +67,12 @@ class Intake:
             if self._closed:
                 return []
             await self._repeater.park()
-        batch: list[Publication] = []
+        batch: list[Event] = []
         size = 0
         while self._waiting and size < self._batch_limit:
-            publication = self._waiting.popleft()
-            batch.append(publication)
-            size += len(publication.data)
+            event = self._waiting.popleft()
+            batch.append(event)
+            size += len(event.data)
         if self._publishers:
             self._publishers.unpark(count=len(batch))
         return batch

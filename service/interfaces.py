@@ -1,4 +1,4 @@
-"""The contracts between rooms: what a broker, an intake and a transport must do.
+"""The contracts between rooms: what a broker, a presence store and a transport must do.
 
 A broker knows no hub and no client; a transport knows no broker. Everything else may rely on
 these few methods and on nothing more.
@@ -6,22 +6,23 @@ these few methods and on nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from service.errors import Disconnect
+from service.options import ChannelOptions
 from service.protocol.codecs import Codec
-from service.publication import Publication, StreamPosition
+from service.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
 
 
-class PublicationSink(Protocol):
+class EventSink(Protocol):
     """Where a broker puts what happened. `Intake` is the real one."""
 
     async def wait_room(self) -> None:
-        """Wait until one more publication fits. Cancellation leaves nothing behind."""
+        """Wait until one more event fits. Cancellation leaves nothing behind."""
 
-    def put_nowait(self, publication: Publication) -> None:
-        """Hand one publication to fan-out, in order, without waiting.
+    def put_nowait(self, event: Event) -> None:
+        """Hand one event to fan-out, in order, without waiting.
 
         Raises:
             trio.WouldBlock: there is no room; call `wait_room` first.
@@ -31,14 +32,19 @@ class PublicationSink(Protocol):
 class Broker(Protocol):
     """What happened in the channels: numbering, history and the way to fan-out."""
 
-    async def run(self, intake: PublicationSink) -> None:
+    async def run(self, intake: EventSink) -> None:
         """Own the back end's connections and house-keeping until cancelled.
 
         Lives in the node's nursery; ended by the node, after the last publisher.
         """
 
     async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
     ) -> StreamPosition | None:
         """Number, keep and hand on one publication; returns its position.
 
@@ -50,10 +56,70 @@ class Broker(Protocol):
             BrokerError: the back end failed.
         """
 
+    async def announce(self, announcement: Announcement) -> None:
+        """Hand on a join or leave, at most once.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
     async def history(
-        self, channel: str, *, since: StreamPosition | None = None, limit: int | None = None
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
     ) -> tuple[Sequence[Publication], StreamPosition]:
-        """Publications after `since` (oldest first, at most `limit`) and the stream's top.
+        """Publications after `since` and the stream's top, both of one moment.
+
+        Oldest first, at most `limit` of them, 0 for the position alone. With `reverse` newest
+        first, and those before `since`. An empty epoch in `since` is any; another epoch than the
+        stream's selects nothing. Makes an unseen stream.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
+    async def remove_history(self, channel: str) -> None:
+        """Forget a channel's publications; its top and epoch stay.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
+
+class PresenceStore(Protocol):
+    """Who is in a channel: a map from connection id to its information.
+
+    Entries are removed by whoever put them; a store that outlives its process must expire them
+    by itself.
+    """
+
+    async def add(self, channel: str, info: ClientInfo) -> None:
+        """Somebody is there, or still there.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
+    async def remove(self, channel: str, client: str) -> None:
+        """This connection is no longer there. Idempotent.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
+    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
+        """Everybody who is there, by connection id.
+
+        Raises:
+            BrokerError: the back end failed.
+        """
+
+    async def count(self, channel: str) -> tuple[int, int]:
+        """How many connections are there, and how many different users.
 
         Raises:
             BrokerError: the back end failed.

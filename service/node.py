@@ -6,21 +6,25 @@ may publish is checked here, whoever asks.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import trio
 
 from service.brokers.memory import MemoryBroker
 from service.channels import ChannelRules
+from service.credentials import TokenVerifier
 from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Broker
+from service.interfaces import Broker, PresenceStore
 from service.log import get_logger
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
+from service.presence import Attendance, MemoryPresence
 from service.publication import Publication, StreamPosition
 from service.repeater import Repeater
 from service.statistics import NodeStatistics
@@ -33,8 +37,19 @@ _SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
 class Node:
     """A running node. Made and ended by `open_node`; hold it, never make it."""
 
-    def __init__(self, options: NodeOptions, broker: Broker, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        options: NodeOptions,
+        broker: Broker,
+        presence: PresenceStore,
+        verifier: TokenVerifier | None,
+        nursery: trio.Nursery,
+    ) -> None:
         self.options = options
+        self.broker = broker
+        self.presence = presence
+        self.verifier = verifier
+        self.attendance = Attendance(presence, broker)
         self.channels = ChannelRules(options)
         self.hub = Hub()
         self.backlogs = BacklogRoom(
@@ -43,11 +58,11 @@ class Node:
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick)
         self.draining = False
-        self._broker = broker
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
+        self._started = time.time() - trio.current_time()
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
@@ -60,6 +75,10 @@ class Node:
             ended=dict(self._ended),
             repeater=self._repeater.statistics(),
         )
+
+    def unix_time(self) -> float:
+        """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
+        return self._started + trio.current_time()
 
     def count_end(self, disconnect: Disconnect) -> None:
         """A connection ended, for this reason."""
@@ -79,13 +98,18 @@ class Node:
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
-        self.channels.options(publication.channel)
-        if not publication.data:
+        options = self.channels.options(publication.channel)
+        if not _well_formed(publication.data, options):
             raise ReplyError(ErrorCode.BAD_REQUEST)
+        if options.delta_publish and not publication.delta:
+            publication = msgspec.structs.replace(publication, delta=True)
         with trio.move_on_after(self.options.publish_timeout):
             try:
-                return await self._broker.publish(
-                    publication, idempotency_key=idempotency_key, skip_history=skip_history
+                return await self.broker.publish(
+                    publication,
+                    options,
+                    idempotency_key=idempotency_key,
+                    skip_history=skip_history,
                 )
             except trio.ClosedResourceError:
                 raise IntakeFullError from None  # The intake is closed: nothing happened.
@@ -95,7 +119,8 @@ class Node:
         """The node's own tasks, until `shut_down` has let fan-out finish."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.heartbeat.run)
-            nursery.start_soon(self._broker.run, self._intake)
+            nursery.start_soon(self.broker.run, self._intake)
+            nursery.start_soon(self.attendance.run)
             task_status.started()
             try:
                 await self._repeater.run()
@@ -124,9 +149,20 @@ class Node:
             await trio.sleep(pause)
 
 
+def _well_formed(data: bytes, options: ChannelOptions) -> bool:
+    """Whether there is data, and of the format that the channel wants; it is JSON already."""
+    if options.publication_data_format == "json_object":
+        return data.lstrip()[:1] == b"{"
+    return bool(data)
+
+
 @asynccontextmanager
 async def open_node(
-    options: NodeOptions | None = None, *, broker: Broker | None = None
+    options: NodeOptions | None = None,
+    *,
+    broker: Broker | None = None,
+    presence: PresenceStore | None = None,
+    verifier: TokenVerifier | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -136,10 +172,18 @@ async def open_node(
     Args:
         options: Defaults to `NodeOptions()`, in which anonymous clients may not subscribe.
         broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
+        presence: Defaults to a `MemoryPresence`.
+        verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
     """
     options = options or NodeOptions()
     async with trio.open_nursery() as nursery:
-        node = Node(options, broker or MemoryBroker(options), nursery)
+        node = Node(
+            options,
+            broker or MemoryBroker(idempotency_ttl=options.idempotency_ttl),
+            presence or MemoryPresence(),
+            verifier,
+            nursery,
+        )
         await nursery.start(node.run)
         try:
             yield node

@@ -49,10 +49,13 @@ class ChannelOptions:
     """In cache mode: also whoever comes for the first time."""
 
     allowed_delta_types: frozenset[Literal["fossil"]] = frozenset()
+    """The kinds of differences that a client may negotiate (section 10)."""
+
     delta_publish: bool = False
     """Whether every publication is sent as a difference to those who negotiated it."""
 
     allow_tags_filter: bool = False
+    """Whether a client may ask for the publications with certain tags only."""
 
     allow_subscribe_for_client: bool = False
     allow_subscribe_for_anonymous: bool = False
@@ -107,6 +110,7 @@ class NodeOptions:
     """Whether a user's connections hear `#<user>`, in `personal_channel_namespace`."""
 
     personal_channel_namespace: str = ""
+    """The namespace of the personal channels; empty for none."""
 
     channel_name_limit: int = 255
     """Longest channel name in bytes (protocol, section 1)."""

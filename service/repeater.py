@@ -1,4 +1,4 @@
-"""The repeater task: takes publications in batches and gives each to every listener.
+"""The repeater task: takes events in batches and gives each to every listener.
 
 It owns no connection and knows no broker. Nothing here waits for a client: an outbox takes a
 chunk without awaiting, and one that can't keep up is cut by its own bounds. A crash here ends the
@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from service.publication import Announcement, Event, Publication
+
 if TYPE_CHECKING:
-    from service.hub import Channel, Hub
+    from service.hub import Channel, Hub, Subscription
     from service.intake import Intake
     from service.outbox import Outbox
     from service.protocol.codecs import Codec
-    from service.publication import Publication
 
 _SLICE = 32  # outboxes between two looks at the clock: about 0.3 ms of writing
+
+Group = dict["Outbox", "Subscription"]
 
 
 class RepeaterStatistics(msgspec.Struct, frozen=True):
@@ -31,6 +34,7 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     deliveries: int
     batches: int
     bytes_out: int
+    gaps: int
     waiting: int
 
 
@@ -46,6 +50,7 @@ class Repeater:
         self._deliveries = 0
         self._batches = 0
         self._bytes_out = 0
+        self._gaps = 0
 
     def statistics(self) -> RepeaterStatistics:
         """A snapshot of the counters."""
@@ -54,6 +59,7 @@ class Repeater:
             self._deliveries,
             self._batches,
             self._bytes_out,
+            self._gaps,
             len(self._intake),
         )
 
@@ -64,77 +70,139 @@ class Repeater:
         """
         while batch := await self._intake.take_batch():
             self._batches += 1
-            self._publications += len(batch)
             await self._distribute(batch)
             await trio.lowlevel.checkpoint()
 
-    async def _distribute(self, batch: Sequence[Publication]) -> None:
+    async def _distribute(self, batch: Sequence[Event]) -> None:
         self._turn_ends = perf_counter() + self._budget
-        groups = self._by_channel(batch)
+        groups = self._by_channel([event for event in batch if type(event) is Publication])
         if len(groups) == 1:
-            await self._deliver(*groups[0])
-            return
-        touched: list[Outbox] = []
-        for channel, publications in groups:
-            await self._deliver(channel, publications, touched)
-        await self._flush(touched)
+            await self._advance(*groups[0])
+        elif groups:
+            touched: list[Outbox] = []
+            for channel, publications in groups:
+                await self._advance(channel, publications, touched)
+            await self._flush(touched)
+        for event in batch:
+            if type(event) is Announcement:
+                await self._announce(event)
 
     def _by_channel(
-        self, batch: Sequence[Publication]
+        self, publications: Sequence[Publication]
     ) -> list[tuple[Channel, Sequence[Publication]]]:
-        """The batch by channel, order kept within each; channels that nobody hears left out."""
-        if batch[0].channel == batch[-1].channel and len({p.channel for p in batch}) == 1:
-            channel = self._hub.channels.get(batch[0].channel)
-            return [] if channel is None else [(channel, batch)]
+        """By channel, order kept within each; channels that nobody hears left out."""
+        self._publications += len(publications)
         names: dict[str, list[Publication]] = {}
-        for publication in batch:
+        for publication in publications:
             names.setdefault(publication.channel, []).append(publication)
         channels = self._hub.channels
         return [(channels[name], group) for name, group in names.items() if name in channels]
 
-    async def _deliver(
+    async def _advance(
         self,
         channel: Channel,
         publications: Sequence[Publication],
         touched: list[Outbox] | None = None,
     ) -> None:
-        """Encode once per codec, and give the chunks to every listener.
+        """Move the channel on; before a gap in its stream, end the subscriptions that promise one.
 
         With `touched` the chunks are only pushed, and the outboxes listed for one flush each.
         """
-        for codec, group in tuple(channel.listeners.items()):
-            chunks = codec.publications(publications)
-            outboxes, version, start = tuple(group), channel.version, 0
-            while start < len(outboxes):
-                some = outboxes[start : start + _SLICE]
-                self._give(some, chunks, touched)
-                self._count(len(some), publications, chunks)
-                start += _SLICE
-                if await self._gave_way() and channel.version != version:
-                    # Somebody left meanwhile: they must not hear what they left.
-                    outboxes = self._remaining(channel, codec, outboxes[start:])
-                    version, start = channel.version, 0
+        for run in channel.advance(publications):
+            if run.gap_before:
+                self._gaps += 1
+                for subscription in tuple(channel.subscriptions()):
+                    if subscription.positioned:
+                        subscription.client.lose_position(subscription)
+            await self._deliver(channel, run.publications, touched)
 
-    @staticmethod
+    async def _deliver(
+        self, channel: Channel, run: Sequence[Publication], touched: list[Outbox] | None
+    ) -> None:
+        """Encode once per codec, and give the chunks to every live listener of this moment.
+
+        Whoever joins while this gives way to others has the run in its history already.
+        """
+        caught_up = channel.catch_up(run) if channel.ahead else None
+        groups = [(codec, group.copy()) for codec, group in channel.listeners.items()]
+        base, channel.base, version = channel.base, run[-1], channel.version
+        if caught_up is not None:
+            for subscription in caught_up.lost:
+                subscription.client.lose_position(subscription)
+            for subscription, piece in caught_up.pieces:
+                self._give_piece(subscription, piece, touched)
+            for subscription in caught_up.reached:
+                channel.add(subscription)
+        for codec, group in groups:
+            if channel.version != version:
+                group = self._remaining(channel, codec, group)
+            await self._give_group(channel, codec, group, codec.publications(run, base), touched)
+
+    def _give_piece(
+        self, subscription: Subscription, piece: Sequence[Publication], touched: list[Outbox] | None
+    ) -> None:
+        """One listener gets what it has not had from its history; without a base to rely on."""
+        codec = subscription.codec
+        self._give((subscription.client.outbox,), codec.publications(piece, None), touched)
+
+    async def _give_group(
+        self,
+        channel: Channel,
+        codec: Codec,
+        group: Group,
+        chunks: Sequence[bytes],
+        touched: list[Outbox] | None,
+    ) -> None:
+        outboxes, version, start = tuple(group), channel.version, 0
+        while start < len(outboxes):
+            self._give(outboxes[start : start + _SLICE], chunks, touched)
+            start += _SLICE
+            if await self._gave_way() and channel.version != version:
+                # Somebody left meanwhile: they must not hear what they left.
+                left = dict.fromkeys(outboxes[start:])
+                group = {o: s for o, s in group.items() if o in left}
+                group = self._remaining(channel, codec, group)
+                outboxes, version, start = tuple(group), channel.version, 0
+        if codec.following is not codec:
+            for subscription in self._remaining(channel, codec, group).values():
+                channel.recode(subscription, codec.following)
+
     def _give(
-        outboxes: Sequence[Outbox], chunks: Sequence[bytes], touched: list[Outbox] | None
+        self, outboxes: Sequence[Outbox], chunks: Sequence[bytes], touched: list[Outbox] | None
     ) -> None:
         if touched is None:
+            for chunk in chunks:
+                for outbox in outboxes:
+                    outbox.send(chunk)
+        else:
             for outbox in outboxes:
                 for chunk in chunks:
-                    outbox.send(chunk)
-            return
-        for outbox in outboxes:
-            for chunk in chunks:
-                if outbox.push(chunk):
-                    touched.append(outbox)
+                    if outbox.push(chunk):
+                        touched.append(outbox)
+        self._deliveries += len(outboxes) * len(chunks)
+        self._bytes_out += len(outboxes) * sum(map(len, chunks))
 
     @staticmethod
-    def _remaining(
-        channel: Channel, codec: Codec, outboxes: Sequence[Outbox]
-    ) -> tuple[Outbox, ...]:
-        group = channel.listeners.get(codec, {})
-        return tuple(outbox for outbox in outboxes if outbox in group)
+    def _remaining(channel: Channel, codec: Codec, group: Group) -> Group:
+        """Those who listen still, and by the same subscription."""
+        now = channel.listeners.get(codec, {})
+        return {outbox: one for outbox, one in group.items() if now.get(outbox) is one}
+
+    async def _announce(self, announcement: Announcement) -> None:
+        """Push a join or leave to those who asked for it."""
+        channel = self._hub.channels.get(announcement.channel)
+        if channel is None:
+            return
+        chunks: dict[Codec, bytes] = {}
+        for number, subscription in enumerate(tuple(channel.subscriptions())):
+            if subscription.join_leave:
+                client = subscription.client
+                chunk = chunks.get(client.codec)
+                if chunk is None:
+                    chunk = chunks[client.codec] = client.codec.announcement(announcement)
+                client.outbox.send(chunk)
+            if number % _SLICE == 0:
+                await self._gave_way()
 
     async def _flush(self, touched: Sequence[Outbox]) -> None:
         for start in range(0, len(touched), _SLICE):
@@ -149,9 +217,3 @@ class Repeater:
         await trio.lowlevel.checkpoint()
         self._turn_ends = perf_counter() + self._budget
         return True
-
-    def _count(
-        self, outboxes: int, publications: Sequence[object], chunks: Sequence[bytes]
-    ) -> None:
-        self._deliveries += outboxes * len(publications)
-        self._bytes_out += outboxes * sum(map(len, chunks))

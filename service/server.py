@@ -16,11 +16,12 @@ from contextlib import asynccontextmanager
 import trio
 
 from service import __version__
+from service.assembly import open_configured_node
 from service.config import Settings
 from service.door import Door, open_listeners
 from service.handover import Handover
 from service.log import get_logger
-from service.node import Node, open_node
+from service.node import Node
 from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
@@ -46,12 +47,13 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
 
     Raises:
         ServeError: the address can't be listened on.
+        ConfigError: a token key is of no use.
         CommentsError: the bundled application can't start.
     """
     listeners = _listen(settings)
     port = listeners[0].getsockname()[1]
     async with (
-        open_node(settings.node_options()) as node,
+        open_configured_node(settings) as node,
         open_bundled(node, settings) as comments,
         trio.open_nursery() as connections,
     ):
@@ -68,7 +70,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     for listener in listeners:
                         trio.lowlevel.notify_closing(listener)
                         listener.close()
-                    await _shut_down(node, handover, door, settings.shutdown_timeout)
+                    await _shut_down(node, handover, door, node.options.shutdown_timeout)
                     connections.cancel_scope.cancel()
 
 
@@ -131,4 +133,4 @@ def _announce(settings: Settings, port: int) -> None:
             "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"
         )
     elif settings.api_key is None:
-        _log.warning("no REPEATER_API_KEY: the REST API answers 401 to everybody")
+        _log.warning("no api_key: the REST API answers 401 to everybody")

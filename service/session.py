@@ -1,24 +1,23 @@
 """The Centrifugo conversation of one client: a message in, commands in order, replies out.
 
 Replies are pushed to the outbox as they come about and flushed once a message, so a pipelined
-burst is answered in one write, and a reply is always queued before what it announces.
+burst is answered in one write, and a reply is always queued before what it announces. Commands
+wait for those before them: whatever comes with `connect` is carried out when that has finished.
 """
 
 from __future__ import annotations
 
-from service import __version__
+from service import asking, connecting, subscribing
 from service.client import Client
 from service.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
     DisconnectError,
     ErrorCode,
-    IntakeFullError,
     ReplyError,
 )
-from service.protocol.commands import PONG, Command, PublishRequest, parse_commands
-from service.protocol.replies import ConnectResult, Empty, Reply, encode_reply, failure
-from service.publication import ClientInfo, Publication
+from service.protocol.commands import PONG, Command, parse_commands
+from service.protocol.replies import Empty, Reply, encode_reply, failure
 
 _EMPTY = Empty()
 
@@ -26,10 +25,11 @@ _EMPTY = Empty()
 class Session:
     """The state between the commands of one connection. Lives inside its read loop."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("_client", "_refused")
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._refused = False  # `connect` was answered with an error: nothing more is taken
 
     async def receive(self, message: bytes | str) -> None:
         """Carry out the commands of one message, one after the other.
@@ -51,80 +51,72 @@ class Session:
     async def _execute(self, command: Command) -> None:
         """One command, checked in upstream's order (protocol, section 2.5)."""
         if not self._client.ready:
-            self._connect(command)
+            await self._connect(command)
         elif command is PONG:
             return
         elif command.send is not None:
             raise DisconnectError(NOT_AVAILABLE)
-        elif command.id <= 0 or command.connect is not None:
+        elif not command.valid_id or command.connect is not None:
             raise DisconnectError(BAD_REQUEST)
         else:
             try:
-                reply = await self._answer(command)
+                await self._answer(command)
             except ReplyError as error:
-                reply = Reply(command.id, error=failure(error.code))
-            self._push(reply)
+                self._push(Reply(command.id, error=failure(error.code)))
 
     def _push(self, reply: Reply) -> None:
         self._client.outbox.push(self._client.codec.message(encode_reply(reply)))
 
-    def _connect(self, command: Command) -> None:
-        """The first command; anonymous only, since this server knows no tokens yet."""
-        node = self._client.node
-        if command.connect is None or command.id <= 0:
+    async def _connect(self, command: Command) -> None:
+        if self._refused or command.connect is None or not command.valid_id:
             raise DisconnectError(BAD_REQUEST)
-        if not (node.options.insecure or node.options.allow_anonymous):
-            raise DisconnectError(BAD_REQUEST)  # no credentials (protocol, section 3.3)
-        ping = int(node.options.ping_interval)
-        result = ConnectResult(self._client.id, __version__, ping=ping, pong=ping > 0)
-        self._push(Reply(command.id, connect=result))
-        self._client.became_ready()
-
-    async def _answer(self, command: Command) -> Reply:
-        if command.subscribe is not None:
-            self._subscribe(command.subscribe.channel)
-            return Reply(command.id, subscribe=_EMPTY)
-        if command.unsubscribe is not None:
-            self._unsubscribe(command.unsubscribe.channel)
-            return Reply(command.id, unsubscribe=_EMPTY)
-        if command.publish is not None:
-            await self._publish(command.publish)
-            return Reply(command.id, publish=_EMPTY)
-        if command.unavailable:
-            raise ReplyError(ErrorCode.NOT_AVAILABLE)
-        raise DisconnectError(BAD_REQUEST)
-
-    def _subscribe(self, channel: str) -> None:
-        if not channel:
-            raise DisconnectError(BAD_REQUEST)
-        node = self._client.node
-        node.channels.check_subscribe(channel, self._client.user)
-        if channel in self._client.channels:
-            raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
-        if len(self._client.channels) >= node.options.channel_limit:
-            raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
-        self._client.subscribe(channel)
-
-    def _unsubscribe(self, channel: str) -> None:
-        if not channel:
-            raise DisconnectError(BAD_REQUEST)
-        self._client.unsubscribe(channel)
-
-    async def _publish(self, request: PublishRequest) -> None:
-        if not request.channel:
-            raise DisconnectError(BAD_REQUEST)
-        self._client.node.channels.check(
-            "publish",
-            request.channel,
-            self._client.user,
-            subscribed=request.channel in self._client.channels,
-        )
-        publication = Publication(
-            request.channel,
-            bytes(request.data),
-            info=ClientInfo(self._client.user, self._client.id),
-        )
         try:
-            await self._client.node.publish(publication)
-        except IntakeFullError:
-            raise ReplyError(ErrorCode.TOO_MANY_REQUESTS) from None
+            result, joinings = await connecting.connect(self._client, command.connect)
+        except ReplyError as error:
+            self._refused = True
+            self._push(Reply(command.id, error=failure(error.code)))
+            return
+        self._push(Reply(command.id, connect=result))
+        await connecting.go_live(self._client, joinings)
+
+    async def _answer(self, command: Command) -> None:
+        """Carry out the first method that is there, in the protocol's order, and reply."""
+        client, reply = self._client, Reply(command.id)
+        if command.subscribe is not None:
+            await self._subscribe(command)
+            return
+        if command.unsubscribe is not None:
+            if not command.unsubscribe.channel:
+                raise DisconnectError(BAD_REQUEST)
+            client.unsubscribe(command.unsubscribe.channel)
+            reply = Reply(command.id, unsubscribe=_EMPTY)
+        elif command.publish is not None:
+            await asking.publish(client, command.publish)
+            reply = Reply(command.id, publish=_EMPTY)
+        elif command.presence is not None:
+            presence = await asking.presence(client, command.presence.channel)
+            reply = Reply(command.id, presence=presence)
+        elif command.presence_stats is not None:
+            stats = await asking.presence_stats(client, command.presence_stats.channel)
+            reply = Reply(command.id, presence_stats=stats)
+        elif command.history is not None:
+            history = await asking.history(client, command.history)
+            reply = Reply(command.id, history=history)
+        elif command.rpc is not None:
+            raise ReplyError(ErrorCode.NOT_AVAILABLE)  # no back end is configured for calls
+        elif command.refresh is not None:
+            refreshed = await connecting.refresh(client, command.refresh)
+            reply = Reply(command.id, refresh=refreshed)
+        elif command.sub_refresh is not None:
+            refreshed = await subscribing.refresh(client, command.sub_refresh)
+            reply = Reply(command.id, sub_refresh=refreshed)
+        else:
+            raise DisconnectError(BAD_REQUEST)
+        self._push(reply)
+
+    async def _subscribe(self, command: Command) -> None:
+        assert command.subscribe is not None
+        joining = await subscribing.subscribe(self._client, command.subscribe)
+        self._push(Reply(command.id, subscribe=joining.result()))
+        joining.finish()
+        await self._client.node.attendance.announce_join(joining.subscription)

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from service.client import Client
+from service.credentials import TokenVerifier
 from service.errors import Disconnect
 from service.interfaces import Broker
 from service.node import Node, open_node
@@ -102,11 +103,14 @@ class StallingTransport(MemoryTransport):
 
 @asynccontextmanager
 async def open_test_node(
-    options: NodeOptions | None = None, *, broker: Broker | None = None
+    options: NodeOptions | None = None,
+    *,
+    broker: Broker | None = None,
+    verifier: TokenVerifier | None = None,
 ) -> AsyncIterator[Node]:
     """A node on which every client may do everything, whatever `options` says of it."""
     open_to_all = attrs.evolve(options or NodeOptions(), insecure=True)
-    async with open_node(open_to_all, broker=broker) as node:
+    async with open_node(open_to_all, broker=broker, verifier=verifier) as node:
         yield node
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.interfaces import Broker
 from service.node import Node
-from service.options import NodeOptions
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -44,8 +42,8 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     nodes: list[Node] = []
     make = Node.__init__
 
-    def remember(node: Node, options: NodeOptions, broker: Broker, *rest: object) -> None:
-        make(node, options, broker, *rest)  # type: ignore[arg-type]
+    def remember(node: Node, *parts: object) -> None:
+        make(node, *parts)  # type: ignore[arg-type]
         nodes.append(node)
 
     monkeypatch.setattr(Node, "__init__", remember)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -63,7 +64,8 @@ class Peer:
     async def call(self, method: str, target: str, body: bytes = b"", head: str = "") -> bytes:
         """One HTTP request; head and body of the answer."""
         text = f"{method} {target} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{head}\r\n"
-        await self.stream.send_all(text.encode() + body)
+        with contextlib.suppress(trio.BrokenResourceError):  # answered before it was all sent
+            await self.stream.send_all(text.encode() + body)
         answer = await self.until(b"\r\n\r\n")
         size = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         while len(self.received) < size:

@@ -13,16 +13,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from service.brokers.memory import MemoryBroker
 from service.intake import Intake
 from service.interfaces import Broker
-from service.options import ChannelOptions, NodeOptions
+from service.options import ChannelOptions
 from service.publication import Publication, StreamPosition
 
-MakeBroker = Callable[[NodeOptions], Broker]
-BROKERS: dict[str, MakeBroker] = {"memory": MemoryBroker}
-OPTIONS = NodeOptions(
-    channel=ChannelOptions(history_size=3, history_ttl=60, history_meta_ttl=600),
-    idempotency_ttl=30,
-    intake_limit=8,
-)
+MakeBroker = Callable[[], Broker]
+BROKERS: dict[str, MakeBroker] = {"memory": lambda: MemoryBroker(idempotency_ttl=30)}
+OPTIONS = ChannelOptions(history_size=3, history_ttl=60, history_meta_ttl=600)
 
 
 @pytest.fixture(params=BROKERS)
@@ -31,14 +27,17 @@ def make(request: pytest.FixtureRequest) -> MakeBroker:
 
 
 @asynccontextmanager
-async def running(
-    make: MakeBroker, options: NodeOptions = OPTIONS
-) -> AsyncIterator[tuple[Broker, Intake]]:
-    broker, intake = make(options), Intake(options.intake_limit, options.batch_limit)
+async def running(make: MakeBroker, *, room: int = 8) -> AsyncIterator[tuple[Broker, Intake]]:
+    broker, intake = make(), Intake(room, 65_536)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broker.run, intake)
         yield broker, intake
         nursery.cancel_scope.cancel()
+
+
+async def take(intake: Intake) -> list[Publication]:
+    """The publications that were handed on."""
+    return [one for one in await intake.take_batch() if isinstance(one, Publication)]
 
 
 def event(data: bytes = b"1", channel: str = "c") -> Publication:
@@ -51,9 +50,9 @@ class TestBroker:
     async def test_offsets_count_from_one(self, make: MakeBroker) -> None:
         """Each channel counts 1, 2, 3 within one epoch; position and hand-over agree."""
         async with running(make) as (broker, intake):
-            positions = [await broker.publish(event()) for _ in range(3)]
-            other = await broker.publish(event(channel="d"))
-            taken = await intake.take_batch()
+            positions = [await broker.publish(event(), OPTIONS) for _ in range(3)]
+            other = await broker.publish(event(channel="d"), OPTIONS)
+            taken = await take(intake)
         assert [one and one.offset for one in positions] == [1, 2, 3]
         assert len({one and one.epoch for one in positions}) == 1
         assert other is not None
@@ -65,12 +64,12 @@ class TestBroker:
         """History is what came after the position, oldest first, at most `limit`."""
         async with running(make) as (broker, _):
             for number in (b"1", b"2", b"3"):
-                top = await broker.publish(event(number))
+                top = await broker.publish(event(number), OPTIONS)
             assert top is not None
 
             async def read(since: int | None = None, limit: int | None = None) -> list[bytes]:
                 position = None if since is None else StreamPosition(since, top.epoch)
-                found, at = await broker.history("c", since=position, limit=limit)
+                found, at = await broker.history("c", OPTIONS, since=position, limit=limit)
                 assert at == top
                 return [one.data for one in found]
 
@@ -84,51 +83,51 @@ class TestBroker:
     async def test_history_of_another_epoch(self, make: MakeBroker) -> None:
         """A position of another epoch selects nothing."""
         async with running(make) as (broker, _):
-            top = await broker.publish(event())
-            found, at = await broker.history("c", since=StreamPosition(0, "other"))
+            top = await broker.publish(event(), OPTIONS)
+            found, at = await broker.history("c", OPTIONS, since=StreamPosition(0, "other"))
             assert (tuple(found), at) == ((), top)
 
     async def test_history_is_bounded(self, make: MakeBroker) -> None:
         """Only the last `history_size` are kept; offsets go on."""
         async with running(make) as (broker, _):
             for number in range(1, 6):
-                await broker.publish(event(b"%d" % number))
-            found, at = await broker.history("c")
+                await broker.publish(event(b"%d" % number), OPTIONS)
+            found, at = await broker.history("c", OPTIONS)
             assert [one.offset for one in found] == [3, 4, 5]
-            found, at = await broker.history("c", since=StreamPosition(1, at.epoch))
+            found, at = await broker.history("c", OPTIONS, since=StreamPosition(1, at.epoch))
             assert [one.offset for one in found] == [3, 4, 5]
 
     async def test_history_of_an_unseen_channel(self, make: MakeBroker) -> None:
         """Looking makes the stream: offset 0 of the epoch that the first publication gets."""
         async with running(make) as (broker, _):
-            found, at = await broker.history("c")
+            found, at = await broker.history("c", OPTIONS)
             assert (tuple(found), at.offset) == ((), 0)
             assert at.epoch
-            assert await broker.publish(event()) == StreamPosition(1, at.epoch)
+            assert await broker.publish(event(), OPTIONS) == StreamPosition(1, at.epoch)
 
     async def test_history_expires(self, make: MakeBroker, autojump_clock: MockClock) -> None:
         """After the TTL of the newest the publications are gone; offset and epoch stay."""
         async with running(make) as (broker, _):
-            await broker.publish(event())
+            await broker.publish(event(), OPTIONS)
             await trio.sleep(59)
-            assert len((await broker.history("c"))[0]) == 1
-            top = await broker.publish(event())
+            assert len((await broker.history("c", OPTIONS))[0]) == 1
+            top = await broker.publish(event(), OPTIONS)
             await trio.sleep(59)
-            assert len((await broker.history("c"))[0]) == 2
+            assert len((await broker.history("c", OPTIONS))[0]) == 2
             await trio.sleep(1)
-            assert await broker.history("c") == ((), top)
+            assert await broker.history("c", OPTIONS) == ((), top)
             assert top is not None
-            assert await broker.publish(event()) == StreamPosition(3, top.epoch)
-            assert len((await broker.history("c"))[0]) == 1
+            assert await broker.publish(event(), OPTIONS) == StreamPosition(3, top.epoch)
+            assert len((await broker.history("c", OPTIONS))[0]) == 1
 
     async def test_meta_expires(self, make: MakeBroker, autojump_clock: MockClock) -> None:
         """After the meta TTL the numbering begins again, in a new epoch."""
         async with running(make) as (broker, _):
-            first = await broker.publish(event())
+            first = await broker.publish(event(), OPTIONS)
             await trio.sleep(598)
-            assert (await broker.history("c"))[1] == first
+            assert (await broker.history("c", OPTIONS))[1] == first
             await trio.sleep(4)
-            second = await broker.publish(event())
+            second = await broker.publish(event(), OPTIONS)
         assert first is not None
         assert second is not None
         assert second.offset == 1
@@ -137,14 +136,14 @@ class TestBroker:
     async def test_idempotency_key(self, make: MakeBroker, autojump_clock: MockClock) -> None:
         """A repeated key gets the first result and publishes nothing, until it expires."""
         async with running(make) as (broker, intake):
-            first = await broker.publish(event(), idempotency_key="k")
-            assert await broker.publish(event(), idempotency_key="k") == first
+            first = await broker.publish(event(), OPTIONS, idempotency_key="k")
+            assert await broker.publish(event(), OPTIONS, idempotency_key="k") == first
             assert len(intake) == 1
-            other = await broker.publish(event(channel="d"), idempotency_key="k")
+            other = await broker.publish(event(channel="d"), OPTIONS, idempotency_key="k")
             assert other is not None
             assert len(intake) == 2
             await trio.sleep(31)
-            third = await broker.publish(event(), idempotency_key="k")
+            third = await broker.publish(event(), OPTIONS, idempotency_key="k")
             assert third is not None
             assert third.offset == 2
 
@@ -152,58 +151,57 @@ class TestBroker:
         """A result that is None is remembered like any other."""
         async with running(make) as (broker, intake):
             for _ in range(2):
-                assert await broker.publish(event(), idempotency_key="k", skip_history=True) is None
+                assert (
+                    await broker.publish(event(), OPTIONS, idempotency_key="k", skip_history=True)
+                    is None
+                )
             assert len(intake) == 1
 
     async def test_skip_history(self, make: MakeBroker) -> None:
         """A skipped publication is handed on without number and is not kept."""
         async with running(make) as (broker, intake):
-            await broker.publish(event(b"1"))
-            assert await broker.publish(event(b"2"), skip_history=True) is None
-            assert [one.offset for one in await intake.take_batch()] == [1, 0]
-            found, at = await broker.history("c")
+            await broker.publish(event(b"1"), OPTIONS)
+            assert await broker.publish(event(b"2"), OPTIONS, skip_history=True) is None
+            assert [one.offset for one in await take(intake)] == [1, 0]
+            found, at = await broker.history("c", OPTIONS)
             assert [one.data for one in found] == [b"1"]
             assert at.offset == 1
 
     async def test_no_history_at_all(self, make: MakeBroker) -> None:
         """With a history size of 0 nothing is numbered."""
-        async with running(make, attrs.evolve(OPTIONS, channel=ChannelOptions(history_size=0))) as (
-            broker,
-            intake,
-        ):
-            assert await broker.publish(event()) is None
-            assert [one.offset for one in await intake.take_batch()] == [0]
+        options = attrs.evolve(OPTIONS, history_size=0)
+        async with running(make) as (broker, intake):
+            assert await broker.publish(event(), options) is None
+            assert [one.offset for one in await take(intake)] == [0]
 
     async def test_full_intake_makes_publishers_wait(self, make: MakeBroker) -> None:
         """Without room a publisher waits, and nothing is numbered before it has room."""
-        options = attrs.evolve(OPTIONS, intake_limit=1)
-        async with running(make, options) as (broker, intake), trio.open_nursery() as nursery:
-            await broker.publish(event(b"1"))
-            nursery.start_soon(broker.publish, event(b"2"))
+        async with running(make, room=1) as (broker, intake), trio.open_nursery() as nursery:
+            await broker.publish(event(b"1"), OPTIONS)
+            nursery.start_soon(broker.publish, event(b"2"), OPTIONS)
             await wait_all_tasks_blocked()
-            assert (await broker.history("c"))[1].offset == 1
+            assert (await broker.history("c", OPTIONS))[1].offset == 1
             await intake.take_batch()
             await wait_all_tasks_blocked()
-            assert [one.data for one in await intake.take_batch()] == [b"2"]
+            assert [one.data for one in await take(intake)] == [b"2"]
 
     async def test_cancelled_publisher_published_nothing(self, make: MakeBroker) -> None:
         """Cancelled while it waits for room: no number, no history, no hand-over, no key."""
-        options = attrs.evolve(OPTIONS, intake_limit=1)
-        async with running(make, options) as (broker, intake):
-            first = await broker.publish(event(b"1"))
+        async with running(make, room=1) as (broker, intake):
+            first = await broker.publish(event(b"1"), OPTIONS)
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
 
                     async def publish() -> None:
-                        await broker.publish(event(b"2"), idempotency_key="k")
+                        await broker.publish(event(b"2"), OPTIONS, idempotency_key="k")
 
                     nursery.start_soon(publish)
                     await wait_all_tasks_blocked()
                     scope.cancel()
             assert len(await intake.take_batch()) == 1
-            found, at = await broker.history("c")
+            found, at = await broker.history("c", OPTIONS)
             assert ([one.data for one in found], at) == ([b"1"], first)
-            second = await broker.publish(event(b"3"), idempotency_key="k")
+            second = await broker.publish(event(b"3"), OPTIONS, idempotency_key="k")
             assert second is not None
             assert second.offset == 2
 
@@ -212,18 +210,18 @@ class TestBroker:
         async with running(make) as (broker, intake):
             intake.close()
             with pytest.raises(trio.ClosedResourceError):
-                await broker.publish(event())
-            assert (await broker.history("c"))[1].offset == 0
+                await broker.publish(event(), OPTIONS)
+            assert (await broker.history("c", OPTIONS))[1].offset == 0
 
     async def test_concurrent_publishers_keep_one_order(self, make: MakeBroker) -> None:
         """However many publish at once, hand-over and history have the same order."""
-        options = attrs.evolve(OPTIONS, channel=ChannelOptions(), intake_limit=4)
+        options = attrs.evolve(OPTIONS, history_size=100)
         taken: list[int] = []
-        async with running(make, options) as (broker, intake):
+        async with running(make, room=4) as (broker, intake):
             async with trio.open_nursery() as nursery:
                 for number in range(50):
-                    nursery.start_soon(broker.publish, event(b"%d" % number))
+                    nursery.start_soon(broker.publish, event(b"%d" % number), options)
                 while len(taken) < 50:
-                    taken += [one.offset for one in await intake.take_batch()]
+                    taken += [one.offset for one in await take(intake)]
             assert taken == list(range(1, 51))
-            assert [one.offset for one in (await broker.history("c"))[0]] == taken
+            assert [one.offset for one in (await broker.history("c", options))[0]] == taken

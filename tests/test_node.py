@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from service.brokers.memory import MemoryBroker
 from service.errors import SHUTDOWN, IntakeFullError, ReplyError
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
 from service.publication import Publication, StreamPosition
 from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
 
 
-class StuckBroker:
+class StuckBroker(MemoryBroker):
     """Never has room."""
 
-    async def run(self, intake: object) -> None:
-        await trio.sleep_forever()
-
     async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
     ) -> StreamPosition | None:
         await trio.sleep_forever()
-
-    async def history(
-        self, channel: str, *, since: StreamPosition | None = None, limit: int | None = None
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        return (), StreamPosition(0, "")
 
 
 class CrashingBroker(StuckBroker):

@@ -39,13 +39,6 @@ def test_published_data_stays_verbatim() -> None:
     assert bytes(command.publish.data) == b'{"n": 1.50}'
 
 
-@pytest.mark.parametrize("method", ["presence", "presence_stats", "history", "rpc"])
-def test_features_that_are_off_are_known(method: str) -> None:
-    """A command of a feature that this server lacks is told from an unknown one."""
-    (command,) = parse_commands(b'{"%s":{"channel":"a"},"id":6}' % method.encode())
-    assert command.unavailable
-
-
 @pytest.mark.parametrize(
     "message",
     [b"", b"\n\n", b"{}\n\n{}", b"[]", b"null", b"1", b"{", b'{"id":"1"}', b'{"id":1}x', b"\xff"],

@@ -60,7 +60,7 @@ async def test_one_encode_for_each_codec() -> None:
         said.append(publication)
         return say_data(publication)
 
-    codec = Codec("counting", say, framed=False, ping=None)
+    codec = Codec("counting", say=say, wrap=None, frame=None, ping=None)
     async with open_test_node() as node, AsyncExitStack() as stack:
         transports = [MemoryTransport(codec) for _ in range(100)]
         other = MemoryTransport(CENTRIFUGE_JSON_ASGI)

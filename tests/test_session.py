@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ import trio
 import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
+from service.brokers.memory import MemoryBroker
 from service.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
 from service.node import Node, open_node
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
 from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
 from service.publication import Publication, StreamPosition
 from service.session import Session
@@ -69,7 +70,8 @@ async def test_pipelined_start() -> None:
         assert replies[0]["connect"]["ping"] == 25
         assert replies[0]["connect"]["pong"] is True
         assert replies[0]["connect"]["client"]
-        assert replies[1] == {"id": 2, "subscribe": {}}
+        assert replies[1]["subscribe"].pop("epoch")
+        assert replies[1] == {"id": 2, "subscribe": {"recoverable": True, "positioned": True}}
         assert set(node.hub.channels) == {"news"}
 
 
@@ -135,7 +137,7 @@ async def test_errors_of_subscribe() -> None:
         assert replies[1]["error"]["message"] == "already subscribed"
 
 
-@pytest.mark.parametrize("method", ["presence", "presence_stats", "history", "rpc"])
+@pytest.mark.parametrize("method", ["presence", "presence_stats", "rpc"])
 async def test_features_that_are_off(method: str) -> None:
     """Known commands of features that there are not get error 108, not a disconnect."""
     async with open_test_node() as node, talking(node) as talk:
@@ -207,25 +209,22 @@ async def test_commands_before_a_bad_one_count() -> None:
         assert talk.transport.closed_with == BAD_REQUEST
 
 
-class EndingBroker:
+class EndingBroker(MemoryBroker):
     """Ends every client while one of them publishes."""
 
     node: Node
 
-    async def run(self, intake: object) -> None:
-        await trio.sleep_forever()
-
     async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
     ) -> StreamPosition | None:
         for client in tuple(self.node.hub.clients):
             client.disconnect(SHUTDOWN)
         return None
-
-    async def history(
-        self, channel: str, *, since: StreamPosition | None = None, limit: int | None = None
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        return (), StreamPosition(0, "")
 
 
 async def test_ended_client_subscribes_to_nothing() -> None:

@@ -7,54 +7,101 @@ numbering began again.
 
 from __future__ import annotations
 
+import heapq
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Final
 
 import msgspec
 import trio
 
-from service.interfaces import PublicationSink
-from service.options import NodeOptions
-from service.publication import Publication, StreamPosition
+from service.interfaces import EventSink
+from service.options import ChannelOptions
+from service.publication import Announcement, Publication, StreamPosition
 
-_SWEEP_INTERVAL = 1.0  # seconds between two looks for what expired
-_SWEEP_STREAMS = 1_000  # expired streams handled in one turn of the scheduler
+_SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for what expired
+_SWEEP_STREAMS: Final = 1_000  # expired streams handled in one turn of the scheduler
+_INDEXED: Final = (
+    1_000  # up to so many publications are fetched by index, which is quick at the top
+)
 
 
 class _Stream:
     """One channel's numbers and its last publications."""
 
-    __slots__ = ("epoch", "publications", "published_at", "top")
+    __slots__ = ("epoch", "forgotten_at", "publications", "top", "until")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, options: ChannelOptions) -> None:
         self.epoch = secrets.token_urlsafe(6)
         self.top = 0
-        self.publications: deque[Publication] = deque(maxlen=size)
-        self.published_at = trio.current_time()
+        self.publications: deque[Publication] = deque(maxlen=options.history_size)
+        self.until = 0.0
+        """When the publications expire; on Trio's clock, like the next."""
+        self.forgotten_at = 0.0
+        """When epoch and top do."""
+        self.touch(options)
+
+    def touch(self, options: ChannelOptions) -> None:
+        """Something was published: publications, top and epoch live on from now."""
+        now = trio.current_time()
+        self.until = now + options.history_ttl
+        self.forgotten_at = max(self.until, now + options.history_meta_ttl)
+
+    def append(self, publication: Publication, options: ChannelOptions) -> Publication:
+        """Number and keep it; returns it with its number."""
+        self.expire()
+        if self.publications.maxlen != options.history_size:  # the options were reloaded
+            self.publications = deque(self.publications, maxlen=options.history_size)
+        self.top += 1
+        numbered = msgspec.structs.replace(publication, offset=self.top, epoch=self.epoch)
+        self.publications.append(numbered)
+        self.touch(options)
+        return numbered
+
+    def expire(self) -> None:
+        if trio.current_time() >= self.until:
+            self.publications.clear()
 
     @property
     def position(self) -> StreamPosition:
         return StreamPosition(self.top, self.epoch)
 
+    def after(self, offset: int, limit: int | None) -> Sequence[Publication]:
+        """Oldest first, those past `offset`."""
+        kept = self.publications
+        start = max(0, offset - self.top + len(kept))
+        end = len(kept) if limit is None else min(len(kept), start + limit)
+        if end - start <= _INDEXED:
+            return tuple(kept[index] for index in range(start, end))
+        return tuple(islice(kept, start, end))
+
+    def before(self, offset: int, limit: int | None) -> Sequence[Publication]:
+        """Newest first, those before `offset`."""
+        kept: Iterable[Publication] = reversed(self.publications)
+        start = max(0, self.top - offset + 1)
+        return tuple(islice(kept, start, None if limit is None else start + limit))
+
 
 class MemoryBroker:
     """Implements `Broker` for one process. Lives inside `open_node`; ended with it."""
 
-    def __init__(self, options: NodeOptions) -> None:
-        self._options = options
-        self._intake: PublicationSink | None = None
+    def __init__(self, *, idempotency_ttl: float = 300.0) -> None:
+        """Keep the first result of an idempotency key for so many seconds (section 9.1)."""
+        self._idempotency_ttl = idempotency_ttl
+        self._intake: EventSink | None = None
         self._running = trio.Event()
-        # Oldest publication first in each, so that expiry looks at the front only.
-        self._filled: OrderedDict[str, _Stream] = OrderedDict()
-        self._emptied: OrderedDict[str, _Stream] = OrderedDict()
+        self._streams: dict[str, _Stream] = {}
+        # When to look at which stream; one entry a stream, which may come too early.
+        self._due: list[tuple[float, str]] = []
+        # Oldest first, so that expiry looks at the front only.
         self._results: OrderedDict[tuple[str, str], tuple[float, StreamPosition | None]] = (
             OrderedDict()
         )
 
-    async def run(self, intake: PublicationSink) -> None:
-        """Hand publications to `intake`, and forget what expired, until cancelled."""
+    async def run(self, intake: EventSink) -> None:
+        """Hand events to `intake`, and forget what expired, until cancelled."""
         self._intake = intake
         self._running.set()
         while True:
@@ -62,69 +109,78 @@ class MemoryBroker:
             await self._sweep()
 
     async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
     ) -> StreamPosition | None:
         """Number, keep and hand on; a repeated key returns the first result and does nothing.
 
         Waits for room in the intake before anything is numbered; cancelled there, nothing
         was published.
         """
-        await self._running.wait()
-        assert self._intake is not None
-        await self._intake.wait_room()
+        intake = await self._room()
         key = (publication.channel, idempotency_key)
         if idempotency_key and (known := self._first_result(key)):
             return known[0]
-        if self._options.channel.history_size > 0 and not skip_history:
-            publication = self._append(publication)
-        self._intake.put_nowait(publication)
-        position = (
-            StreamPosition(publication.offset, publication.epoch) if publication.offset else None
-        )
+        if options.history_size > 0 and not skip_history:
+            publication = self._stream(publication.channel, options).append(publication, options)
+        intake.put_nowait(publication)
+        position = publication.position
         if idempotency_key:
-            expires = trio.current_time() + self._options.idempotency_ttl
-            self._results[key] = (expires, position)
+            self._results[key] = (trio.current_time() + self._idempotency_ttl, position)
         return position
 
+    async def announce(self, announcement: Announcement) -> None:
+        """Hand it on, once there is room."""
+        (await self._room()).put_nowait(announcement)
+
+    async def _room(self) -> EventSink:
+        """The intake, once it has room; nothing may be awaited before it is used."""
+        if self._intake is None:
+            await self._running.wait()
+        assert self._intake is not None
+        await self._intake.wait_room()
+        return self._intake
+
     async def history(
-        self, channel: str, *, since: StreamPosition | None = None, limit: int | None = None
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
     ) -> tuple[Sequence[Publication], StreamPosition]:
-        """Publications after `since`, oldest first, and the top. Makes an unseen stream.
-
-        A position of another epoch selects nothing: its offsets mean something else.
-        """
+        """Publications since a position, and the top; see `Broker.history`."""
         await trio.lowlevel.checkpoint()
-        stream = self._stream(channel)
-        if self._has_expired(stream):
-            stream.publications.clear()
-        if since is not None and since.epoch != stream.epoch:
+        stream = self._stream(channel, options)
+        stream.expire()
+        if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):
             return (), stream.position
-        after = 0 if since is None else since.offset
-        first = stream.top - len(stream.publications)  # the offset before the oldest kept
-        kept = islice(stream.publications, max(0, after - first), None)
-        return tuple(islice(kept, limit)), stream.position
+        if reverse:
+            before = stream.top + 1 if since is None else since.offset
+            return stream.before(before, limit), stream.position
+        return stream.after(0 if since is None else since.offset, limit), stream.position
 
-    def _append(self, publication: Publication) -> Publication:
-        stream = self._stream(publication.channel)
-        if self._has_expired(stream):
-            stream.publications.clear()
-        stream.top += 1
-        numbered = msgspec.structs.replace(publication, offset=stream.top, epoch=stream.epoch)
-        stream.publications.append(numbered)
-        stream.published_at = trio.current_time()
-        self._emptied.pop(publication.channel, None)
-        self._filled[publication.channel] = stream
-        self._filled.move_to_end(publication.channel)
-        return numbered
+    async def remove_history(self, channel: str) -> None:
+        """Forget a channel's publications; its top and epoch stay."""
+        await trio.lowlevel.checkpoint()
+        if channel in self._streams:
+            self._streams[channel].publications.clear()
 
-    def _stream(self, channel: str) -> _Stream:
-        stream = self._filled.get(channel) or self._emptied.get(channel)
+    def _stream(self, channel: str, options: ChannelOptions) -> _Stream:
+        stream = self._streams.get(channel)
+        if stream is not None and trio.current_time() >= stream.forgotten_at:
+            stream = None  # Its numbering begins again, under a new epoch.
         if stream is None:
-            stream = self._emptied[channel] = _Stream(self._options.channel.history_size)
+            known = channel in self._streams
+            stream = self._streams[channel] = _Stream(options)
+            if not known:
+                heapq.heappush(self._due, (stream.until, channel))
         return stream
-
-    def _has_expired(self, stream: _Stream) -> bool:
-        return trio.current_time() >= stream.published_at + self._options.channel.history_ttl
 
     def _first_result(self, key: tuple[str, str]) -> tuple[StreamPosition | None] | None:
         found = self._results.get(key)
@@ -136,19 +192,22 @@ class MemoryBroker:
     async def _sweep(self) -> None:
         """Drop expired publications, then expired streams and idempotency keys."""
         now = trio.current_time()
-        streams = (
-            (self._filled, self._options.channel.history_ttl),
-            (self._emptied, self._options.channel.history_meta_ttl),
-        )
-        for kept, ttl in streams:
-            handled = 0
-            while kept and next(iter(kept.values())).published_at + ttl <= now:
-                name, stream = kept.popitem(last=False)
-                if kept is self._filled:
-                    stream.publications.clear()
-                    self._emptied[name] = stream
-                handled += 1
-                if handled % _SWEEP_STREAMS == 0:
-                    await trio.lowlevel.checkpoint()
+        handled = 0
+        while self._due and self._due[0][0] <= now:
+            _, channel = heapq.heappop(self._due)
+            self._look_at(channel, now)
+            handled += 1
+            if handled % _SWEEP_STREAMS == 0:
+                await trio.lowlevel.checkpoint()
         while self._results and next(iter(self._results.values()))[0] <= now:
             self._results.popitem(last=False)
+
+    def _look_at(self, channel: str, now: float) -> None:
+        """Expire one stream as far as it is due, and note when to look again."""
+        stream = self._streams[channel]
+        if now >= stream.forgotten_at:
+            del self._streams[channel]
+            return
+        stream.expire()
+        next_look = stream.forgotten_at if now >= stream.until else stream.until
+        heapq.heappush(self._due, (next_look, channel))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import attrs
+
+PING_INTERVAL: Final = 20.0
+"""Seconds at most between two pings to a page of the application."""
 
 
 class CommentsError(Exception):

@@ -15,8 +15,9 @@ import trio
 
 from service.client import Client
 from service.errors import INAPPROPRIATE_PROTOCOL, Disconnect
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI, Codec
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI, PLAIN_ASGI, Codec
 from service.session import Session
+from service.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from quart import Websocket
@@ -92,6 +93,23 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
         try:
             if protobuf:
                 client.disconnect(INAPPROPRIATE_PROTOCOL)
+            while True:
+                message = await websocket.receive()
+                client.heard()
+                await session.receive(message.encode() if isinstance(message, str) else "binary")
+        finally:
+            await client.leave()
+
+
+async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -> None:
+    """A unidirectional client, until it leaves; `first` is a connect request in the address."""
+    with trio.CancelScope() as scope:
+        transport = ASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
+        client = Client(node, transport, scope, ready=False)
+        session = UnidirectionalSession(client)
+        try:
+            if first:
+                await session.receive(first)
             while True:
                 message = await websocket.receive()
                 client.heard()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from service.client import Client
 from service.errors import Disconnect
-from service.protocol.codecs import CENTRIFUGE_JSON, PLAIN, Codec
+from service.protocol.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from service.protocol.frames import FrameReader, close_frame
 from service.session import Session
+from service.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from service.node import Node
@@ -109,23 +111,49 @@ def open_centrifuge(
     return client
 
 
-async def serve(client: Client, sock: socket.socket, received: bytes) -> None:
+def open_unidirectional(
+    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
+) -> Client:
+    """Make a unidirectional client of an accepted handshake; who it is comes first."""
+    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client.outbox.send(answer)
+    return client
+
+
+class Conversation(Protocol):
+    """What is made of a client's messages, one after the other."""
+
+    async def receive(self, message: bytes | str) -> None:
+        """Take one whole message: text as its bytes, a binary one as the string "binary"."""
+
+
+_CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
+    CENTRIFUGE_JSON: Session,
+    CENTRIFUGE_UNI: UnidirectionalSession,
+}
+
+
+async def serve(client: Client, sock: socket.socket, received: bytes, first: bytes = b"") -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:
-        client: From `open_plain`, whose messages are ignored, or `open_centrifuge`.
+        client: From `open_plain`, whose messages are ignored, or another `open_`.
         sock: The client's socket.
         received: What arrived behind the request head.
+        first: A message that came with the request itself, before all others.
     """
-    session = Session(client) if client.codec is CENTRIFUGE_JSON else None
+    converse = _CONVERSATIONS.get(client.codec)
+    session = None if converse is None else converse(client)
     try:
+        if session is not None and first:
+            await session.receive(first)
         await _read(client, sock, session, received)
     finally:
         await client.leave()
 
 
 async def _read(
-    client: Client, sock: socket.socket, session: Session | None, received: bytes
+    client: Client, sock: socket.socket, session: Conversation | None, received: bytes
 ) -> None:
     """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
     reader: FrameReader | None = None
@@ -155,7 +183,7 @@ async def _read(
 
 
 async def _take(
-    client: Client, session: Session | None, reader: FrameReader, received: bytes
+    client: Client, session: Conversation | None, reader: FrameReader, received: bytes
 ) -> None:
     for message in reader.feed(received):
         if session is not None and client.end is None:

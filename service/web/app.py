@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from quart_trio import QuartTrio
 
+from service.assembly import open_configured_node
 from service.config import Settings, load_settings
-from service.node import Node, open_node
+from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.observe import create_observe
@@ -42,7 +43,7 @@ class NodeHolder:
     async def hold(self, settings: Settings) -> AsyncGenerator[None, None]:
         """Run a node for as long as the ASGI server serves (Quart's lifespan)."""
         async with (
-            open_node(settings.node_options()) as self._node,
+            open_configured_node(settings) as self._node,
             open_bundled(self._node, settings) as self._comments,
         ):
             yield

@@ -58,6 +58,12 @@ def create_connect(node: Callable[[], Node], settings: Settings) -> Blueprint:
         protobuf = chosen == PROTOBUF_SUBPROTOCOL or wants_protobuf(query)
         await asgi.serve_centrifuge(node(), _connection(), protobuf=protobuf)
 
+    @connect.websocket("/connection/uni_websocket")
+    async def unidirectional() -> None:
+        first = websocket.args.get("cf_connect", "").encode()
+        await websocket.accept()
+        await asgi.serve_unidirectional(node(), _connection(), first)
+
     return connect
 
 

@@ -59,7 +59,7 @@ def settings(options: CommentsOptions) -> Settings:
         dev=True,
         port=0,
         comments=True,
-        data_dir=options.data_dir,
+        data_dir=str(options.data_dir),
         comments_database_url=options.database_url or None,
     )
 
@@ -75,8 +75,8 @@ async def posted_and_killed(options: CommentsOptions, where: str) -> None:
     }
     command = [sys.executable, "-c", KILLED, where]
     process = await trio.lowlevel.open_process(command, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         port = int(await process.stdout.receive_some())
         async with signed_in(port) as client:
             # The answer and the death race each other: both are right.
@@ -91,7 +91,9 @@ async def posted_and_killed(options: CommentsOptions, where: str) -> None:
 
 async def announced(server: Server) -> list[str]:
     """The texts in the channel's history: what was published since this server started."""
-    publications, _ = await server.node._broker.history("comments")
+    channel = "comments"
+    options = server.node.channels.options(channel)
+    publications, _ = await server.node.broker.history(channel, options)
     return [msgspec.json.decode(one.data)["text"] for one in publications]
 
 
@@ -138,7 +140,7 @@ async def test_outside_development_the_page_s_channel_is_open(
 ) -> None:
     """Everybody hears comments, and nothing else, without credentials; with a ping in 20 s."""
     closed = load_settings(
-        port=0, comments=True, comments_secret_key="x" * 16, data_dir=sqlite_options.data_dir
+        port=0, comments=True, comments_secret_key="x" * 16, data_dir=str(sqlite_options.data_dir)
     )
     with trio.fail_after(10):
         async with open_server(closed) as server, signed_in(server.port) as client:

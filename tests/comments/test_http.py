@@ -58,7 +58,7 @@ class Site:
 
 @asynccontextmanager
 async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
-    settings = load_settings(dev=True, comments=True, data_dir=options.data_dir)
+    settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
     with trio.fail_after(15):
         async with open_test_node() as node, open_comments(node, options) as comments:
             app = create_app(node, settings, comments)
@@ -355,7 +355,7 @@ async def test_the_api_key_is_not_the_application_s(sqlite_options: CommentsOpti
     settings = load_settings(
         comments=True,
         comments_secret_key="x" * 16,
-        data_dir=sqlite_options.data_dir,
+        data_dir=str(sqlite_options.data_dir),
         api_key="the key",
     )
     options = settings.comments_options()
@@ -379,7 +379,7 @@ async def test_a_stock_asgi_server_runs_it_too(
     sqlite_options: CommentsOptions,
 ) -> None:
     """`create_app()` opens node and application by itself, for as long as it is served."""
-    settings = load_settings(dev=True, comments=True, data_dir=sqlite_options.data_dir)
+    settings = load_settings(dev=True, comments=True, data_dir=str(sqlite_options.data_dir))
     app = create_app(None, settings)
     async with app.test_app() as running:
         client = running.test_client()

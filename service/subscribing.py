@@ -1,0 +1,301 @@
+"""How a client comes to hear a channel: permission, position, presence, and the way live.
+
+Rule 1: from `Hub.join` on, publications gather. Rule 2: the reply is queued and the subscription
+goes live with no await between, so nothing is lost, doubled or told before the reply. The caller
+queues the reply and calls `Joining.finish`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import msgspec
+
+from service.credentials import (
+    SubscriptionClaims,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from service.errors import (
+    BAD_REQUEST,
+    INVALID_TOKEN,
+    SERVER_ERROR,
+    BrokerError,
+    DisconnectError,
+    ErrorCode,
+    ReplyError,
+)
+from service.protocol.commands import SubRefreshRequest, SubscribeRequest
+from service.protocol.filters import TagsFilter, check_filter, compile_filter
+from service.protocol.replies import RefreshResult, SubscribeResult, publication_result
+from service.publication import START, Publication, StreamPosition, embedded
+from service.recovery import Joined, join, recover, recover_newest
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.hub import Subscription
+    from service.options import ChannelOptions
+
+_NO_RECOVERED_FALSE: Final = 2  # in `flag`: error 112 instead of `recovered: false`
+
+
+@attrs.frozen(kw_only=True)
+class Wish:
+    """What a subscriber asks for; granted only where it is allowed, never an error."""
+
+    positioned: bool = False
+    recoverable: bool = False
+    join_leave: bool = False
+    delta: bool = False
+    since: StreamPosition | None = None
+    """Where it was, if it comes back."""
+    tags: TagsFilter | None = None
+    server_side: bool = False
+
+
+class Joining:
+    """A subscription between its history and its life. Made by `open_subscription`."""
+
+    def __init__(self, subscription: Subscription, joined: Joined | None, wish: Wish) -> None:
+        self.subscription = subscription
+        self.joined = joined
+        self._wish = wish
+
+    def result(self) -> SubscribeResult:
+        """What the subscriber is told. With everything that it missed, or nothing of it."""
+        subscription, joined, since = self.subscription, self.joined, self._wish.since
+        expires, ttl = time_left(subscription.client, subscription.expire_at)
+        delta = subscription.codec.following is not subscription.codec
+        result = SubscribeResult(
+            expires=expires,
+            ttl=ttl,
+            recoverable=subscription.recoverable,
+            positioned=subscription.positioned,
+            data=embedded(subscription.grant.data),
+            was_recovering=since is not None,
+            delta=delta,
+        )
+        if joined is None:
+            return result
+        offset = since.offset if joined.recovered and since is not None else joined.position.offset
+        wanted = compile_filter(self._wish.tags) if self._wish.tags is not None else None
+        publications = [
+            publication_result(publication, delta=delta)
+            for publication in joined.publications
+            if wanted is None or wanted(publication.tags or {})
+        ]
+        return msgspec.structs.replace(
+            result,
+            epoch=joined.position.epoch,
+            offset=offset,
+            recovered=joined.recovered,
+            publications=publications or None,
+        )
+
+    def finish(self) -> None:
+        """Go live: the reply is queued. What gathered and is in no stream comes right behind.
+
+        Does nothing if the client, or the subscription, was ended meanwhile.
+        """
+        subscription = self.subscription
+        channel, client = subscription.channel, subscription.client
+        gathered = channel.joining.get(subscription)
+        if gathered is None:
+            return
+        position = None if self.joined is None else self.joined.position
+        channel.go_live(subscription, position)
+        rest = [one for one in gathered if position is None or not one.offset]
+        if rest:
+            for chunk in subscription.codec.publications(rest, None):
+                client.outbox.push(chunk)
+        if subscription.expire_at:
+            client.expiry_changed()
+
+
+async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
+    """Carry out a client's `subscribe` command (protocol, section 4.1).
+
+    Cancelled, it leaves a subscription that ends with its client.
+
+    Raises:
+        ReplyError: it may not, or the request can't be served.
+        DisconnectError: the request breaks the protocol, or the history can't be read.
+    """
+    name, node = request.channel, client.node
+    if not name or request.delta not in ("", "fossil"):
+        raise DisconnectError(BAD_REQUEST)
+    if request.type:
+        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+    options = node.channels.options(name)
+    if name in client.channels:
+        raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
+    if len(client.channels) >= node.options.channel_limit:
+        raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
+    if request.token:
+        grant = await _grant_of_token(client, name, request.token)
+    else:
+        node.channels.check_subscribe(name, client.user)
+        grant = SubscriptionGrant()
+    since = StreamPosition(request.offset, request.epoch) if request.recover else None
+    wish = Wish(
+        positioned=request.positioned,
+        recoverable=request.recoverable,
+        join_leave=request.join_leave,
+        delta=request.delta in options.allowed_delta_types,
+        since=since,
+        tags=_checked_filter(request, options),
+    )
+    joining = await open_subscription(client, name, grant, wish)
+    lost = joining.joined is not None and since is not None and not joining.joined.recovered
+    if lost and request.flag & _NO_RECOVERED_FALSE:
+        client.unsubscribe(name)
+        raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+    return joining
+
+
+def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsFilter | None:
+    if request.tf is None:
+        return None
+    if not options.allow_tags_filter or request.delta:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    try:
+        check_filter(request.tf)
+    except ValueError:
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    return request.tf
+
+
+async def _grant_of_token(client: Client, channel: str, token: str) -> SubscriptionGrant:
+    """What a subscription token grants, if it is for this user, connection and channel."""
+    try:
+        claims = await _verified(client, token)
+    except TokenExpiredError:
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
+    if not _is_for(claims, client, channel):
+        raise DisconnectError(INVALID_TOKEN)
+    if 0 < claims.grant.expire_at <= client.node.unix_time():
+        raise ReplyError(ErrorCode.EXPIRED)
+    return claims.grant
+
+
+async def _verified(client: Client, token: str) -> SubscriptionClaims:
+    if client.node.verifier is None:
+        raise DisconnectError(INVALID_TOKEN)
+    try:
+        return await client.node.verifier.verify_subscription(token)
+    except TokenInvalidError:
+        raise DisconnectError(INVALID_TOKEN) from None
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+def _is_for(claims: SubscriptionClaims, client: Client, channel: str) -> bool:
+    mine = claims.user == client.user and claims.client in ("", client.id)
+    return mine and claims.channel == channel
+
+
+async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
+    """Carry out `sub_refresh`: a new token in place of one that expires (section 4.9).
+
+    Raises:
+        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 109 for one
+            that has expired itself.
+        DisconnectError: 3500 for a token that is not this subscription's.
+    """
+    subscription = client.channels.get(request.channel)
+    if subscription is None:
+        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+    if not request.token:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    grant = await _grant_of_token(client, request.channel, request.token)
+    subscription.grant, subscription.expire_at = grant, grant.expire_at
+    client.expiry_changed()
+    expires, ttl = time_left(client, grant.expire_at)
+    return RefreshResult(expires, ttl)
+
+
+async def open_subscription(
+    client: Client, channel: str, grant: SubscriptionGrant, wish: Wish
+) -> Joining:
+    """Join a channel that a client may hear and does not hear yet, and read its history.
+
+    Raises:
+        ReplyError: 107 or 102, for the channel's name.
+        DisconnectError: 3004, when history or presence can't be had: the client comes back.
+    """
+    node = client.node
+    options = node.channels.options(channel)
+    codec = client.codec
+    if wish.delta and codec.delta is not None:
+        codec = codec.delta
+    if wish.tags is not None:
+        codec = codec.filtered(wish.tags)
+    subscription = node.hub.join(client, channel, codec)
+    subscription.server_side = wish.server_side
+    subscription.grant, subscription.expire_at = grant, grant.expire_at
+    _settle(subscription, options, wish)
+    try:
+        await node.attendance.enter(subscription)
+        joined = await _read(subscription, options, wish)
+    except BrokerError:
+        client.unsubscribe(channel)
+        raise DisconnectError(SERVER_ERROR) from None
+    return Joining(subscription, joined, wish)
+
+
+def _settle(subscription: Subscription, options: ChannelOptions, wish: Wish) -> None:
+    """What of the wish is granted, by options, the grant's overrides and permissions."""
+    client, overrides = subscription.client, subscription.grant.overrides
+    rules = client.node.channels
+    subscription.presence = _either(overrides.presence, options.presence)
+    subscription.announced = _either(overrides.join_leave, options.join_leave)
+    forced = _either(overrides.force_push_join_leave, options.force_push_join_leave)
+    subscription.join_leave = subscription.announced and (
+        forced or (wish.join_leave and rules.may("presence", options, client.user, subscribed=True))
+    )
+    if not options.history_size:
+        return
+    may_read = rules.may("history", options, client.user, subscribed=True)
+    subscription.recoverable = _either(overrides.force_recovery, options.force_recovery) or (
+        wish.recoverable and (options.allow_recovery or may_read)
+    )
+    subscription.positioned = (
+        subscription.recoverable
+        or _either(overrides.force_positioning, options.force_positioning)
+        or (wish.positioned and (options.allow_positioning or may_read))
+    )
+
+
+def _either(override: bool | None, option: bool) -> bool:
+    return option if override is None else override
+
+
+async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
+    """History and position, where they are wanted, merged with what gathered meanwhile."""
+    if not subscription.positioned:
+        return None
+    node, name, since = subscription.client.node, subscription.channel.name, wish.since
+    cached = options.force_recovery_mode == "cache" and subscription.recoverable
+    if cached and (since is not None or options.auto_cache_recover):
+        found, top = await node.broker.history(name, options, limit=1, reverse=True)
+        return recover_newest(since or START, found[0] if found else None, top)
+    if since is None or not subscription.recoverable:
+        _, top = await node.broker.history(name, options, limit=0)
+        return join(top, _gathered(subscription))
+    history, top = await node.broker.history(
+        name, options, since=since, limit=node.options.recovery_limit
+    )
+    return recover(since, history, top, _gathered(subscription))
+
+
+def _gathered(subscription: Subscription) -> list[Publication]:
+    return subscription.channel.joining.get(subscription, [])
+
+
+def time_left(client: Client, expire_at: int) -> tuple[bool, int]:
+    """Whether something expires, and in how many seconds; at least one, since 0 is left out."""
+    if not expire_at:
+        return False, 0
+    return True, max(1, int(expire_at - client.node.unix_time()))
