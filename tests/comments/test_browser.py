@@ -21,8 +21,16 @@ from service.comments.options import CommentsOptions
 from service.comments.tables import comments, make_engine, users
 
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
 MARKUP = "<b>bold</b> <img src=x onerror=document.title='owned'> <script>alert(1)</script> &amp;"
 
