@@ -141,12 +141,18 @@ def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
 async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool) -> None:
     from service.subscriber import open_subscriber
 
-    async with open_subscriber(url, channels, on_reconnect=_say_reconnect) as subscriber:
+    async with open_subscriber(
+        url, channels, on_reconnect=_say_reconnect, on_gap=_say_gap
+    ) as subscriber:
         click.echo(f"subscribed to {', '.join(channels)} on {url}", err=True)
         async for event in subscriber:
             prefix = f"{event.channel} " if with_channel else ""
             click.echo(f"{prefix}{event.text}")
             sys.stdout.flush()
+
+
+def _say_gap(channel: str) -> None:
+    click.echo(f"events of {channel} may be missing here", err=True)
 
 
 def _say_reconnect(reason: str, delay: float) -> None:
