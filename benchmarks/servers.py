@@ -146,7 +146,7 @@ def _free_port() -> int:
 
 
 SERVICE: Final = (
-    *(sys.executable, "-m", "service", "serve", "--dev"),
+    *(sys.executable, "-m", "service", "serve", "--dev", "--no-comments"),
     *("--host", "127.0.0.1", "--port", "PORT"),
 )
 FLOOR_PYTHON: Final = (sys.executable, "-m", "benchmarks.floor", "PORT")
