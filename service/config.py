@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service.api.keys import ApiKey
 from service.options import ChannelOptions, NodeOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
             outbox_limit=self.outbox_limit,
             shutdown_timeout=self.shutdown_timeout,
         )
+
+    def rest_key(self) -> ApiKey:
+        """Who may call the server API."""
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        return ApiKey(key, insecure=self.dev)
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ _log = get_logger("http")
 
 
 _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
+_LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
+_RECEIVE = 65_536
 
 
 class HandedStream:
@@ -46,11 +48,14 @@ class HandedStream:
         self._received = received
         self._idle_timeout = idle_timeout
         self._waiting = trio.CancelScope()
+        self._closing = trio.Lock()
+        self._over = False  # nothing more is to be read, or nobody to be waited for
         self.is_idle: Callable[[], bool] = lambda: False
         self.socket = stream.socket
 
     def end_if_idle(self) -> None:
         """Have the reader look now whether a request is under way, and end it if not."""
+        self._over = self._over or self.is_idle()
         self._waiting.cancel()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -59,12 +64,14 @@ class HandedStream:
             await trio.lowlevel.checkpoint()
             received, self._received = self._received, b""
             return received
-        while True:
+        while not self._over:
             with trio.CancelScope() as self._waiting:
                 self._waiting.deadline = trio.current_time() + self._idle_timeout
-                return bytes(await self._stream.receive_some(max_bytes))
-            if self.is_idle():
-                return b""
+                received = bytes(await self._stream.receive_some(max_bytes))
+                self._over = not received
+                return received
+            self._over = self._over or self.is_idle()
+        return b""
 
     async def send_all(self, data: bytes) -> None:
         """As `trio.SocketStream.send_all`."""
@@ -75,8 +82,25 @@ class HandedStream:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """As `trio.SocketStream.aclose`."""
-        await self._stream.aclose()
+        """Close it, as soon as the peer has hung up or had its time to read the last answer.
+
+        Closed at once, with a body on its way that nobody wants (413), the peer would be reset
+        before it saw why.
+        """
+        async with self._closing:
+            if not self._over:
+                self._over = True
+                self._waiting.cancel()  # the reader ends, and this reads in its place
+                await self._linger()
+            await self._stream.aclose()
+
+    async def _linger(self) -> None:
+        with trio.move_on_after(_LINGER):
+            try:
+                while await self._stream.receive_some(_RECEIVE):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # It is gone already.
 
 
 class Handover:

@@ -17,7 +17,7 @@ from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, Rep
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Broker
+from service.interfaces import Broker, InstantBroker
 from service.log import get_logger
 from service.options import NodeOptions
 from service.outbox import BacklogRoom
@@ -44,6 +44,7 @@ class Node:
         self.heartbeat = Heartbeat(self.backlogs, tick)
         self.draining = False
         self._broker = broker
+        self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
@@ -79,9 +80,7 @@ class Node:
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
-        self.channels.options(publication.channel)
-        if not publication.data:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+        self._check(publication)
         with trio.move_on_after(self.options.publish_timeout):
             try:
                 return await self._broker.publish(
@@ -90,6 +89,30 @@ class Node:
             except trio.ClosedResourceError:
                 raise IntakeFullError from None  # The intake is closed: nothing happened.
         raise IntakeFullError
+
+    def publish_nowait(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """`publish` without waiting, for whoever publishes many events in a row.
+
+        Raises:
+            trio.WouldBlock: it would have to wait, and nothing was published: `publish` instead.
+            ReplyError, IntakeFullError, BrokerError: as `publish`.
+        """
+        self._check(publication)
+        if self._instant is None:
+            raise trio.WouldBlock
+        try:
+            return self._instant.publish_nowait(
+                publication, idempotency_key=idempotency_key, skip_history=skip_history
+            )
+        except trio.ClosedResourceError:
+            raise IntakeFullError from None  # The intake is closed: nothing happened.
+
+    def _check(self, publication: Publication) -> None:
+        self.channels.options(publication.channel)
+        if not publication.data:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The node's own tasks, until `shut_down` has let fan-out finish."""

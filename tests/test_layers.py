@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.client", "service.repeater"),
     ("service.session", "service.statistics"),
     ("service.node",),
+    ("service.api",),
     ("service.brokers", "service.transports", "service.config"),
     ("service.web", "service.testing", "service.subscriber"),
     ("service.server", "service.handover", "service.door"),

@@ -72,6 +72,21 @@ class MemoryBroker:
         await self._running.wait()
         assert self._intake is not None
         await self._intake.wait_room()
+        return self.publish_nowait(
+            publication, idempotency_key=idempotency_key, skip_history=skip_history
+        )
+
+    def publish_nowait(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """`publish` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room in the intake; nothing was published.
+        """
+        if self._intake is None:
+            raise trio.WouldBlock
+        self._intake.check_room()
         key = (publication.channel, idempotency_key)
         if idempotency_key and (known := self._first_result(key)):
             return known[0]

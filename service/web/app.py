@@ -10,11 +10,13 @@ from collections.abc import AsyncGenerator
 
 from quart_trio import QuartTrio
 
+from service.api.methods import BODY_TIMEOUT
 from service.config import Settings, load_settings
 from service.node import Node, open_node
 from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.observe import create_observe
+from service.web.stream import StreamRoute
 
 
 class NodeHolder:
@@ -44,11 +46,16 @@ def create_app(node: Node | None = None, settings: Settings | None = None) -> Qu
     settings = settings or load_settings()
     app = QuartTrio("service.web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     holder = NodeHolder(node)
     if node is None:
         app.while_serving(lambda: holder.hold(settings))
-    app.register_blueprint(create_api(holder, settings))
+    key = settings.rest_key()
+    app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder))
+    app.asgi_app = StreamRoute(  # type: ignore[method-assign]
+        app.asgi_app, holder, key, settings.body_limit
+    )
     return app
