@@ -21,7 +21,7 @@ from benchmarks.fanout import fanout_1000, fanout_1000_centrifugo, fanout_9000
 from benchmarks.figures import Figure, Plan
 from benchmarks.flood import flood
 from benchmarks.memory import memory
-from benchmarks.publishing import publish
+from benchmarks.publishing import batch, publish, stream
 from benchmarks.report import print_table, write_json
 from benchmarks.servers import ServerError, cores
 from benchmarks.stalled import stalled
@@ -37,6 +37,8 @@ SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "memory": memory,
     "accept": accept,
     "publish": publish,
+    "batch": batch,
+    "stream": stream,
     "stalled": stalled,
 }
 

@@ -57,10 +57,14 @@ def push(data: bytes, offset: int) -> bytes:
 
 def post(channel: str, data: bytes) -> bytes:
     """A `POST /api/publish` request on a connection that stays open."""
-    body = b'{"channel":"%s","data":%s}' % (channel.encode(), data)
+    return request("/api/publish", b'{"channel":"%s","data":%s}' % (channel.encode(), data))
+
+
+def request(path: str, body: bytes) -> bytes:
+    """A POST request on a connection that stays open."""
     return (
-        b"POST /api/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
     )
 
 

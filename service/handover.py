@@ -7,6 +7,7 @@ Hypercorn's minor version is pinned for this module's sake. It uses the per-conn
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -33,14 +34,16 @@ _log = get_logger("http")
 
 _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
 _LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
+_LEFTOVER = 0.5  # seconds, at shutdown, from a connection's end to the end of its tasks
 _RECEIVE = 65_536
 
 
 class HandedStream:
     """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses.
 
-    It also ends connections that wait for their next request. Hypercorn would, but with quart-trio
-    it loses its idle task: closing a request's stream cancels the very call that starts it.
+    It also ends connections, since with quart-trio Hypercorn can't: closing a request's stream
+    cancels the very call that would start its idle task, or close the connection. So `send_eof`
+    and `aclose` have no checkpoint before they took effect, and the reader does the rest.
     """
 
     def __init__(self, stream: trio.SocketStream, received: bytes, idle_timeout: float) -> None:
@@ -48,15 +51,21 @@ class HandedStream:
         self._received = received
         self._idle_timeout = idle_timeout
         self._waiting = trio.CancelScope()
-        self._closing = trio.Lock()
-        self._over = False  # nothing more is to be read, or nobody to be waited for
+        self._ended = False  # by our side
+        self._draining = False
+        self._hurried = False  # by a shutdown, while no request was under way
+        self._over = False  # the reader has returned the end
+        self.scope = trio.CancelScope()
+        """Surrounds everything that Hypercorn does for this connection."""
         self.is_idle: Callable[[], bool] = lambda: False
         self.socket = stream.socket
 
     def end_if_idle(self) -> None:
         """Have the reader look now whether a request is under way, and end it if not."""
-        self._over = self._over or self.is_idle()
+        self._draining = True
+        self._hurried = self.is_idle()
         self._waiting.cancel()
+        self._leave_nothing()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The bytes already read, then the socket's; nothing (the end) once idle for too long."""
@@ -64,43 +73,59 @@ class HandedStream:
             await trio.lowlevel.checkpoint()
             received, self._received = self._received, b""
             return received
-        while not self._over:
+        received = b""
+        try:
+            received = await self._receive(max_bytes)
+        finally:
+            self._over = not received
+            self._leave_nothing()
+        return received
+
+    def _leave_nothing(self) -> None:
+        """Hypercorn's ping task sleeps on after its peer is gone; no shutdown waits for it."""
+        if self._draining and self._over:
+            self.scope.deadline = trio.current_time() + _LEFTOVER
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        while not self._ended:
             with trio.CancelScope() as self._waiting:
                 self._waiting.deadline = trio.current_time() + self._idle_timeout
-                received = bytes(await self._stream.receive_some(max_bytes))
-                self._over = not received
-                return received
-            self._over = self._over or self.is_idle()
+                return bytes(await self._stream.receive_some(max_bytes))
+            if self.is_idle():
+                break
+        if self._ended and not self._hurried:
+            await self._linger()
         return b""
 
-    async def send_all(self, data: bytes) -> None:
-        """As `trio.SocketStream.send_all`."""
-        await self._stream.send_all(data)
-
-    async def send_eof(self) -> None:
-        """As `trio.SocketStream.send_eof`."""
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Close it, as soon as the peer has hung up or had its time to read the last answer.
+    async def _linger(self) -> None:
+        """Read into nothing until the peer hung up, or had its time to read the last answer.
 
         Closed at once, with a body on its way that nobody wants (413), the peer would be reset
         before it saw why.
         """
-        async with self._closing:
-            if not self._over:
-                self._over = True
-                self._waiting.cancel()  # the reader ends, and this reads in its place
-                await self._linger()
-            await self._stream.aclose()
-
-    async def _linger(self) -> None:
         with trio.move_on_after(_LINGER):
             try:
                 while await self._stream.receive_some(_RECEIVE):
                     pass
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # It is gone already.
+
+    async def send_all(self, data: bytes) -> None:
+        """As `trio.SocketStream.send_all`."""
+        await self._stream.send_all(data)
+
+    async def send_eof(self) -> None:
+        """End our side; the reader ends the connection."""
+        self._ended = True
+        with contextlib.suppress(OSError):  # The peer is gone already.
+            self.socket.shutdown(socket.SHUT_WR)
+        self._waiting.cancel()
+
+    async def aclose(self) -> None:
+        """As `trio.SocketStream.aclose`, as soon as the reader has returned the end."""
+        await self.send_eof()
+        if self._over:
+            await self._stream.aclose()
 
 
 class Handover:
@@ -138,7 +163,8 @@ class Handover:
         self._streams[handed] = None
         token = abort_connection.set(lambda: abort_socket(stream.socket))
         try:
-            await server.run()
+            with handed.scope:
+                await server.run()
         except Exception:
             # A request's failure, or Hypercorn's, is not the other connections' trouble.
             _log.exception("an HTTP connection failed")

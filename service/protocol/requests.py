@@ -88,15 +88,15 @@ def parse_head(head: bytes) -> RequestHead | None:
         path,
         query,
         None if coding is not None else int(headers.get(b"content-length", b"0")),
-        parser.should_keep_alive(),
+        not _closes(headers.get(b"connection", b"")),
         headers.get(b"x-api-key"),
         headers.get(b"authorization"),
         headers.get(b"x-centrifugo-error-mode"),
     )
 
 
-class BrokenBodyError(Exception):
-    """A chunked body is not one; what follows on the connection can't be understood either."""
+def _closes(connection: bytes) -> bool:
+    return b"close" in (option.strip() for option in connection.lower().split(b","))
 
 
 class ChunkedReader:
@@ -114,6 +114,8 @@ class ChunkedReader:
         self._parser.feed_data(_CHUNKED_HEAD)
         self.complete = False
         """Whether the body ended."""
+        self.broken = False
+        """Whether it is no chunked body; what follows can't be understood either."""
         self.rest = b""
         """What followed the end."""
 
@@ -126,24 +128,23 @@ class ChunkedReader:
         self.complete = True
 
     def feed(self, data: bytes) -> bytes:
-        """Take received bytes; returns the content among them.
+        """Take received bytes; returns the content among them, then look at `broken`.
 
-        Raises:
-            BrokenBodyError: bad framing, or trailers beyond all measure.
+        Bad framing breaks a body, and so do trailers and extensions beyond all measure.
         """
         text = self._last + data
         start = len(self._last)
-        while start < len(text) and not self.complete:
+        while start < len(text) and not (self.complete or self.broken):
             mark = text.find(HEAD_END, max(0, start - 3))
             end = len(text) if mark < 0 else mark + len(HEAD_END)
             try:
                 self._parser.feed_data(text[start:end])
-            except httptools.HttpParserError as error:
-                raise BrokenBodyError(str(error)) from None
+            except httptools.HttpParserError:
+                self.broken = True
             start = end
         self._last, self.rest = text[-3:], text[start:]
         content, self._content = b"".join(self._content), []
         self._silent = 0 if content else self._silent + len(data)
         if self._silent > _SILENT_LIMIT and not self.complete:
-            raise BrokenBodyError("trailers too large")
+            self.broken = True
         return content

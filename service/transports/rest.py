@@ -32,7 +32,6 @@ from service.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from service.log import get_logger
 from service.protocol.requests import (
     HEAD_END,
-    BrokenBodyError,
     ChunkedReader,
     RequestHead,
     parse_head,
@@ -95,7 +94,7 @@ class Rest:
         The caller owns the socket and closes it. An error in a call is answered 500, logged
         with its traceback, and ends this connection only.
         """
-        if not received.startswith(_PREFIX):
+        if not _PREFIX.startswith(received[: len(_PREFIX)]):
             return received
         connection = _Connection(self, sock, received)
         self._connections[connection] = None
@@ -219,10 +218,7 @@ class _Connection:
     async def _serve_stream(self, head: RequestHead) -> bool:
         """One stream; whether the connection goes on, which it does after a whole body only."""
         stream = EventStream(self._node, self._rest.options.body_limit)
-        try:
-            status = await self._feed(stream, head.length)
-        except BrokenBodyError:
-            status = 400
+        status = await self._feed(stream, head.length)
         if status == 200 and not stream.stopped:
             await stream.end()
         whole = status == 200 and not stream.stopped
@@ -232,11 +228,7 @@ class _Connection:
         return going_on
 
     async def _feed(self, stream: EventStream, length: int | None) -> int:
-        """Feed the body to the stream; the status that its end deserves.
-
-        Raises:
-            BrokenBodyError: the chunks are none.
-        """
+        """Feed the body to the stream; the status that its end deserves."""
         chunked = ChunkedReader() if length is None else None
         missing = length or 0
         data, self._received = self._received, b""
@@ -253,6 +245,8 @@ class _Connection:
                 self._received = rest
             if complete or stream.stopped:
                 return 200
+            if chunked is not None and chunked.broken:
+                return 400
             deadline = trio.current_time() + STREAM_TIMEOUT
             part = await self._receive_or_none(deadline, idle=True)
             if part is None:
