@@ -178,6 +178,7 @@ async def test_requests_byte_by_byte(way: str) -> None:
             for byte in sent:
                 await back_end.stream.send_all(bytes([byte]))
             assert (await answer(back_end))[0] == 200
+        await wait_all_tasks_blocked()  # an answer does not wait for fan-out
         assert server.node.statistics().repeater.publications == 2
 
 

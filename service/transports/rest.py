@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -36,6 +33,7 @@ from service.protocol.requests import (
     RequestHead,
     parse_head,
 )
+from service.transports.answers import encode_answer
 from service.transports.websocket import abort_socket
 
 if TYPE_CHECKING:
@@ -292,7 +290,7 @@ class _Connection:
     async def _send(self, answer: Answer, *, keep_alive: bool) -> bool:
         """Send one answer; whether the connection goes on."""
         keep_alive = keep_alive and not self._rest.draining
-        await self._send_all(_encode(answer, keep_alive=keep_alive))
+        await self._send_all(encode_answer(answer, keep_alive=keep_alive))
         if not keep_alive:
             self._socket.shutdown(socket.SHUT_WR)
         return keep_alive
@@ -323,28 +321,3 @@ class _Connection:
                 await trio.lowlevel.wait_readable(self._socket)
                 if not self._socket.recv(_RECEIVE):
                     return
-
-
-_date = (0, "")
-
-
-def _http_date() -> str:
-    """The time for the `date` header, formatted once a second."""
-    global _date
-    now = int(time.time())
-    if now != _date[0]:
-        _date = (now, formatdate(now, usegmt=True))
-    return _date[1]
-
-
-def _encode(answer: Answer, *, keep_alive: bool) -> bytes:
-    lines = [
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
-        f"content-type: {answer.content_type}",
-        f"content-length: {len(answer.body)}",
-        f"date: {_http_date()}",
-        *(f"{name.lower()}: {value}" for name, value in answer.headers),
-    ]
-    if not keep_alive:
-        lines.append("connection: close")
-    return "\r\n".join((*lines, "\r\n")).encode("latin-1") + answer.body
