@@ -34,7 +34,7 @@ _log = get_logger("http")
 
 _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
 _LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
-_LEFTOVER = 0.5  # seconds, at shutdown, from a connection's end to the end of its tasks
+_LEFTOVER = 0.5  # seconds from a connection's end to the end of its tasks
 _RECEIVE = 65_536
 
 
@@ -82,9 +82,14 @@ class HandedStream:
         return received
 
     def _leave_nothing(self) -> None:
-        """Hypercorn's ping task sleeps on after its peer is gone; no shutdown waits for it."""
-        if self._draining and self._over:
-            self.scope.deadline = trio.current_time() + _LEFTOVER
+        """Hypercorn forgets tasks: pings of a peer that is gone, a reader paused by what nobody
+        will serve. Once our side ended nothing is owed; and no shutdown waits for the dead.
+        """
+        seconds = _LEFTOVER
+        if not self._draining:
+            seconds += _LINGER if self._ended else float("inf")
+        if self._ended or self._over:
+            self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)
 
     async def _receive(self, max_bytes: int | None) -> bytes:
         while not self._ended:
@@ -120,6 +125,7 @@ class HandedStream:
         with contextlib.suppress(OSError):  # The peer is gone already.
             self.socket.shutdown(socket.SHUT_WR)
         self._waiting.cancel()
+        self._leave_nothing()
 
     async def aclose(self) -> None:
         """As `trio.SocketStream.aclose`, as soon as the reader has returned the end."""

@@ -250,6 +250,20 @@ async def test_a_hand_over_in_mid_connection() -> None:
         assert b" 101 " in await back_end.until(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not served, and keep nothing alive: the connection ends by itself."""
+    monkeypatch.setattr("service.handover._LINGER", 0.1)
+    async with running() as server, caller(server, way) as back_end:
+        await back_end.stream.send_all(
+            request(EVENT, head=b"Connection: close\r\n") + request(EVENT)
+        )
+        # One answer: natively the first request's; h11 says 400 to whoever sends on after `close`.
+        assert (await back_end.rest()).count(b"HTTP/1.1 ") == 1
+        await server.door.wait_empty()
+        assert server.node.statistics().repeater.publications <= 1
+
+
 async def test_noise_after_a_call() -> None:
     """Garbage and a head too large get the answers that they get on a fresh connection."""
     for noise, status in (
