@@ -93,6 +93,7 @@ async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float)
     deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
     with trio.CancelScope(shield=True, deadline=deadline):
         await node.shut_down()
+        door.drain()
         await handover.drain()
         await door.wait_empty()
     door.abort_all()

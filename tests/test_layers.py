@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.connecting",),
     ("service.session", "service.unidirectional", "service.statistics"),
     ("service.node",),
+    ("service.api",),
     ("service.brokers", "service.transports", "service.tokens", "service.config"),
     ("service.assembly",),
     ("service.web", "service.testing", "service.subscriber"),

@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.api.keys import ApiKey
 from service.comments.options import PING_INTERVAL, CommentsOptions
 from service.config.checks import comments_mistakes, node_mistakes, server_mistakes
 from service.config.errors import Mistake, MistakesError
@@ -266,6 +267,10 @@ class Settings(NodeSettings):
     def subscription_token_options(self) -> TokenOptions:
         """How subscription tokens are proven: as the others, unless they have a table."""
         return options_of(self.subscription_token or self.token, TokenOptions)
+
+    def rest_key(self) -> ApiKey:
+        """Who may call the server API."""
+        return ApiKey(self.api_keys, insecure=self.dev)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from quart_trio import QuartTrio
 
+from service.api.methods import BODY_TIMEOUT
 from service.assembly import open_configured_node
 from service.config import Settings, load_settings
 from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.observe import create_observe
+from service.web.stream import StreamRoute
 
 if TYPE_CHECKING:
     from service.comments.comments import Comments
@@ -81,11 +83,13 @@ def create_app(
     settings = settings or load_settings()
     app = QuartTrio("service.web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     holder = NodeHolder(node, comments)
     if node is None:
         app.while_serving(lambda: holder.hold(settings))
-    app.register_blueprint(create_api(holder, settings))
+    key = settings.rest_key()
+    app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder))
     if comments is not None or (node is None and settings.comments_on):
@@ -94,4 +98,7 @@ def create_app(
 
         app.register_blueprint(create_comments(holder.comments))
         app.register_blueprint(create_pages())
+    app.asgi_app = StreamRoute(  # type: ignore[method-assign]
+        app.asgi_app, holder, key, settings.body_limit
+    )
     return app
