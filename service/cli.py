@@ -50,6 +50,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None, dev: boo
     """
     import trio
 
+    from service.collector import settle_heap
     from service.config import ConfigError, load_settings
     from service.log import configure_log
     from service.server import ServeError
@@ -58,6 +59,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None, dev: boo
     try:
         settings = load_settings(config_file, host=host, port=port, dev=dev)
         configure_log(settings.log_level)
+        settle_heap()
         trio.run(run_server, settings)
     except (ConfigError, ServeError) as error:
         raise click.ClickException(str(error)) from None

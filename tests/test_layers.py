@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.token_options",
     ),
     ("service.protocol",),
-    ("service.interfaces", "service.log"),
+    ("service.interfaces", "service.log", "service.collector"),
     (
         "service.outbox",
         "service.hub",
