@@ -62,6 +62,7 @@ def serve(
     """
     import trio
 
+    from service.collector import settle_heap
     from service.comments.options import CommentsError
     from service.config import ConfigError, load_settings
     from service.log import configure_log
@@ -72,6 +73,7 @@ def serve(
         overrides = {"host": host, "port": port, "dev": dev, "comments": comments}
         settings = load_settings(config_file, **overrides)
         configure_log(settings.log_level)
+        settle_heap()
         trio.run(run_server, settings)
     except (ConfigError, ServeError) as error:
         raise click.ClickException(str(error)) from None

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.token_options",
     ),
     ("service.protocol",),
-    ("service.interfaces", "service.log"),
+    ("service.interfaces", "service.log", "service.collector"),
     (
         "service.outbox",
         "service.hub",
