@@ -20,9 +20,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.options",
         "service.credentials",
         "service.token_options",
+        "service.callback_options",
     ),
     ("service.protocol",),
-    ("service.interfaces", "service.log"),
+    ("service.interfaces", "service.log", "service.grants"),
     (
         "service.outbox",
         "service.hub",
