@@ -16,7 +16,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service.config.checks import node_mistakes, server_mistakes
+from service.callback_options import CallbackOptions
+from service.config.checks import callback_mistakes, node_mistakes, server_mistakes
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
     LIVE,
@@ -52,6 +53,7 @@ _LEAST = {
     "history_size": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
+    "event_delay": 0,
     "hmac_previous_secret_key_valid_until": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
@@ -81,10 +83,12 @@ if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
     TokenSettings = Table
+    CallbackSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
+    CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
@@ -148,6 +152,9 @@ class Settings(NodeSettings):
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
     """How subscription tokens are proven, if not by `[token]`."""
 
+    callbacks: CallbackSettings = CallbackSettings()
+    """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -179,13 +186,18 @@ class Settings(NodeSettings):
     def _mistakes(self) -> Iterator[Mistake]:
         yield from server_mistakes(self.host, self.dev)
         yield from node_mistakes(self.node_options())
-        tables = {"token": self.token, "subscription_token": self.subscription_token}
-        for name, table in tables.items():
+        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        if self.subscription_token is not None:
+            tables["subscription_token"] = self.subscription_token_options
+        wrong = []
+        for name, options in tables.items():
             try:
-                if table is not None:
-                    options_of(table, TokenOptions)
-            except ValueError as error:  # TokenOptions checks itself, and keeps keys out of it
-                yield Mistake((name,), str(error))
+                options()
+            except ValueError as error:  # they check themselves, and keep secrets out of it
+                wrong.append(Mistake((name,), str(error)))
+        yield from wrong
+        if not wrong:
+            yield from callback_mistakes(self.node_options(), self.callback_options())
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -208,6 +220,10 @@ class Settings(NodeSettings):
     def subscription_token_options(self) -> TokenOptions:
         """How subscription tokens are proven: as the others, unless they have a table."""
         return options_of(self.subscription_token or self.token, TokenOptions)
+
+    def callback_options(self) -> CallbackOptions:
+        """Which questions a back end is asked, and which events it is told."""
+        return options_of(self.callbacks, CallbackOptions)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:
