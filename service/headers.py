@@ -18,7 +18,7 @@ def forwarded(headers: Iterable[tuple[str, str]], allowed: Collection[str]) -> M
         return NONE
     found: dict[str, str] = {}
     for written, value in headers:
-        name, value = written.lower(), value.strip()
+        name, value = written.lower(), value.strip(" \t")
         if name not in allowed or not (value.isascii() and value.isprintable()):
             continue
         between = "; " if name == "cookie" else ", "

@@ -93,15 +93,19 @@ class HTTPBackend:
         return found
 
 
-def make_client() -> httpx.AsyncClient:
+def make_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
     """A client that proves certificates, follows no redirect and remembers no cookie.
 
     How many requests it has under way, and for how long, is for its users to bound.
+
+    Args:
+        transport: What carries requests in place of the network, for tests.
     """
     nobody = DefaultCookiePolicy(allowed_domains=[])
     return httpx.AsyncClient(
         timeout=None,
         follow_redirects=False,
         cookies=CookieJar(nobody),
+        transport=transport,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     )
