@@ -32,8 +32,12 @@ from service.callbacks.backend import HTTPBackend, make_client
 from service.callbacks.signature import sign
 from service.config import load_settings
 from service.credentials import Caller
+from service.door import Door, open_listeners
 from service.errors import BrokerError
+from service.handover import Handover
 from service.server import open_server
+from service.web.app import create_app
+from tests.application import Application, open_asking_node
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
 
@@ -277,3 +281,51 @@ async def test_sigterm_delivers_what_happened(example: dict[str, Any]) -> None:
             assert await process.wait() == 0
     assert len(example["seen"]) == 6
     assert not example["online"]
+
+
+@pytest.mark.parametrize("path", ["websocket", "uni_websocket"])
+async def test_every_way_in_forwards_the_same(path: str) -> None:
+    """Natively and behind ASGI the back end gets the allowed header and the transport's name."""
+    application = Application()
+    application.answers["connect"] = {"disconnect": {"code": 4_000, "reason": "enough"}}
+    connect = b'{"connect":{},"id":1}' if path == "websocket" else b"{}"
+    settings = load_settings(port=0)
+    head = (
+        f"GET /connection/{path} HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nX-Other: 1\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Tenant: 7\r\nx-tenant: 8\r\n\r\n"
+    ).encode()
+    first = b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n"  # after it, an upgrade is ASGI's
+    allowed = frozenset({"x-tenant"})
+    with trio.fail_after(10):
+        async with (
+            open_asking_node(application, forward_headers=allowed) as node,
+            trio.open_nursery() as nursery,
+        ):
+            door = Door(node, Handover(create_app(node, settings), settings), settings)
+            (listener,) = open_listeners("127.0.0.1", 0, 1)
+            nursery.start_soon(door.accept, listener, nursery)
+            for before in (b"", first):
+                await upgrade_and_say(listener.getsockname()[1], before, head, connect)
+            nursery.cancel_scope.cancel()
+            listener.close()
+    native, asgi = application.requests
+    for request in (native, asgi):
+        assert request.headers["x-tenant"] == "7, 8"
+        assert "x-other" not in request.headers
+        assert json.loads(request.content)["transport"] == path
+
+
+async def upgrade_and_say(port: int, before: bytes, head: bytes, connect: bytes) -> None:
+    """Upgrade, perhaps after another request, send one message, and read to the end."""
+    frame = b"\x81" + bytes([0x80 | len(connect)]) + b"\0\0\0\0" + connect
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        received = b""
+        for request, mark in ((before, b'"ok"'), (head, b" 101 ")):
+            if request:
+                await stream.send_all(request)
+                while mark not in received:
+                    received += await stream.receive_some()
+        await stream.send_all(frame)
+        while b"enough" not in received:
+            received += await stream.receive_some()
