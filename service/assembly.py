@@ -1,4 +1,4 @@
-"""A node as the configuration says: with its verifier of tokens around it.
+"""A node as the configuration says: with its verifier of tokens and its callbacks around it.
 
 For whoever serves from settings: our own server, and the application under a stock ASGI server.
 """
@@ -8,24 +8,50 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from service.callback_options import CallbackOptions
+from service.callbacks.backend import HTTPBackend, make_client
+from service.callbacks.delivery import open_events
+from service.callbacks.events import EventQueue
 from service.config import ConfigError, Settings
 from service.node import Node, open_node
-from service.tokens.verifier import open_verifier
+from service.tokens.verifier import JWTVerifier, open_verifier
 
 
 @asynccontextmanager
 async def open_configured_node(settings: Settings) -> AsyncIterator[Node]:
     """Run a node for as long as the block lasts; see `open_node` for its end.
 
+    Events that are left at the end are delivered, within the shutdown timeout.
+
     Raises:
         ConfigError: a token key is of no use.
     """
-    connection, subscription = settings.token_options(), settings.subscription_token_options()
-    verifier = None
     async with AsyncExitStack() as stack:
-        if connection.enabled or subscription.enabled:
-            try:
-                verifier = await stack.enter_async_context(open_verifier(connection, subscription))
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
-        yield await stack.enter_async_context(open_node(settings.node_options(), verifier=verifier))
+        verifier = await _verifier(settings, stack)
+        backend, events = await _callbacks(settings.callback_options(), stack)
+        node = open_node(settings.node_options(), verifier=verifier, backend=backend, events=events)
+        yield await stack.enter_async_context(node)
+
+
+async def _verifier(settings: Settings, stack: AsyncExitStack) -> JWTVerifier | None:
+    """None where nothing proves a token."""
+    connection, subscription = settings.token_options(), settings.subscription_token_options()
+    if not (connection.enabled or subscription.enabled):
+        return None
+    try:
+        return await stack.enter_async_context(open_verifier(connection, subscription))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _callbacks(
+    options: CallbackOptions, stack: AsyncExitStack
+) -> tuple[HTTPBackend | None, EventQueue | None]:
+    """None each, where no address is configured for it."""
+    if not (options.kinds or options.event_url):
+        return None, None
+    client = await stack.enter_async_context(make_client())
+    backend = HTTPBackend(options, client) if options.kinds else None
+    if not options.event_url:
+        return backend, None
+    return backend, await stack.enter_async_context(open_events(options, client=client))

@@ -27,6 +27,7 @@ from service.auth import (
     wants_protobuf,
 )
 from service.errors import INAPPROPRIATE_PROTOCOL
+from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from service.transports import websocket
@@ -237,8 +238,11 @@ class Door:
         if path == PLAIN_PATH:
             return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
         if path == UNIDIRECTIONAL_PATH:
-            return websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
-        return self._open_centrifuge(sock, scope, query, handshake)
+            client = websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
+        else:
+            client = self._open_centrifuge(sock, scope, query, handshake)
+        client.headers = forwarded(headers_of(head), self._node.forward_headers)
+        return client
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake

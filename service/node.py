@@ -14,23 +14,26 @@ import msgspec
 import trio
 
 from service.brokers.memory import MemoryBroker
+from service.callback_options import CallbackKind
 from service.channels import ChannelRules
 from service.credentials import TokenVerifier
 from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Broker, InstantBroker, PresenceStore
+from service.interfaces import Backend, Broker, Events, InstantBroker, PresenceStore
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
 from service.presence import Attendance, MemoryPresence
 from service.publication import Publication, StreamPosition
+from service.renewing import Renewals
 from service.repeater import Repeater
 from service.statistics import NodeStatistics
 
 _log = get_logger("node")
 
+_EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within it
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
 
 
@@ -44,6 +47,8 @@ class Node:
         presence: PresenceStore,
         verifier: TokenVerifier | None,
         nursery: trio.Nursery,
+        backend: Backend | None = None,
+        events: Events | None = None,
     ) -> None:
         self.options = options
         self.broker = broker
@@ -51,7 +56,12 @@ class Node:
         self.verifier = verifier
         self.attendance = Attendance(presence, broker)
         self.channels = ChannelRules(options)
-        self.hub = Hub()
+        self.backend = backend
+        self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
+        """What is to be kept of a client's HTTP request (`Client.headers`)."""
+        self.events = events
+        self.renewals = Renewals(self, nursery)
+        self.hub = Hub(events)
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
         )
@@ -75,7 +85,15 @@ class Node:
             draining=self.draining,
             ended=dict(self._ended),
             repeater=self._repeater.statistics(),
+            backend=self.backend.statistics() if self.backend is not None else None,
+            events=self.events.statistics() if self.events is not None else None,
         )
+
+    def asks(self, kind: CallbackKind) -> Backend | None:
+        """The back end, where it is to be asked this kind of question."""
+        if self.backend is None or kind not in self.backend.kinds:
+            return None
+        return self.backend
 
     def unix_time(self) -> float:
         """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
@@ -160,6 +178,9 @@ class Node:
 
         The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
         """
+        if self.events is not None and not self.draining:
+            seconds = self.options.shutdown_timeout * _EVENTS_UNTIL
+            self.events.shut_down_by(trio.current_time() + seconds)
         self.draining = True
         self._intake.close()
         await self._repeated.wait()
@@ -190,6 +211,8 @@ async def open_node(
     broker: Broker | None = None,
     presence: PresenceStore | None = None,
     verifier: TokenVerifier | None = None,
+    backend: Backend | None = None,
+    events: Events | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -201,6 +224,8 @@ async def open_node(
         broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
         presence: Defaults to a `MemoryPresence`.
         verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
+        backend: Is asked what the options leave to it. Its owner outlives the node.
+        events: Is told what happens. Its owner outlives the node.
     """
     options = options or NodeOptions()
     async with trio.open_nursery() as nursery:
@@ -210,6 +235,8 @@ async def open_node(
             presence or MemoryPresence(),
             verifier,
             nursery,
+            backend,
+            events,
         )
         await nursery.start(node.run)
         try:

@@ -25,8 +25,14 @@ from pydantic_settings import (
 )
 
 from service.api.keys import ApiKey
+from service.callback_options import CallbackOptions
 from service.comments.options import PING_INTERVAL, CommentsOptions
-from service.config.checks import comments_mistakes, node_mistakes, server_mistakes
+from service.config.checks import (
+    callback_mistakes,
+    comments_mistakes,
+    node_mistakes,
+    server_mistakes,
+)
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
     LIVE,
@@ -64,6 +70,7 @@ _LEAST = {
     "history_size": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
+    "event_delay": 0,
     "hmac_previous_secret_key_valid_until": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
@@ -93,10 +100,12 @@ if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
     TokenSettings = Table
+    CallbackSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
+    CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
@@ -176,6 +185,9 @@ class Settings(NodeSettings):
     comments_cache_url: Secret = None
     """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
 
+    callbacks: CallbackSettings = CallbackSettings()
+    """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -210,13 +222,18 @@ class Settings(NodeSettings):
         comments = self.comments_options()
         if comments is not None:
             yield from comments_mistakes(comments, self.dev)
-        tables = {"token": self.token, "subscription_token": self.subscription_token}
-        for name, table in tables.items():
+        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        if self.subscription_token is not None:
+            tables["subscription_token"] = self.subscription_token_options
+        wrong = []
+        for name, options in tables.items():
             try:
-                if table is not None:
-                    options_of(table, TokenOptions)
-            except ValueError as error:  # TokenOptions checks itself, and keeps keys out of it
-                yield Mistake((name,), str(error))
+                options()
+            except ValueError as error:  # they check themselves, and keep secrets out of it
+                wrong.append(Mistake((name,), str(error)))
+        yield from wrong
+        if not wrong:
+            yield from callback_mistakes(self.node_options(), self.callback_options())
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -271,6 +288,10 @@ class Settings(NodeSettings):
     def rest_key(self) -> ApiKey:
         """Who may call the server API."""
         return ApiKey(self.api_keys, insecure=self.dev)
+
+    def callback_options(self) -> CallbackOptions:
+        """Which questions a back end is asked, and which events it is told."""
+        return options_of(self.callbacks, CallbackOptions)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:

@@ -79,6 +79,14 @@ class WebSocketTransport:
                 return
 
 
+class UnidirectionalTransport(WebSocketTransport):
+    """The same for a client that only listens."""
+
+    __slots__ = ()
+
+    name = "uni_websocket"
+
+
 def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
     """Close a socket with a reset, and wake whoever waits for it. Idempotent."""
     if sock.fileno() < 0:
@@ -115,7 +123,7 @@ def open_unidirectional(
     node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
 ) -> Client:
     """Make a unidirectional client of an accepted handshake; who it is comes first."""
-    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client = Client(node, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
     client.outbox.send(answer)
     return client
 
