@@ -23,6 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.token_options",
         "service.callback_options",
         "service.headers",
+        "service.endpoints",
+        "service.proxies",
     ),
     ("service.protocol",),
     ("service.interfaces", "service.log", "service.grants", "service.collector"),
@@ -52,7 +54,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.comments",),
     # The application mounts what is built on it.
     ("service.web.app",),
-    ("service.server", "service.handover", "service.door"),
+    ("service.tls", "service.gate", "service.listeners", "service.raw_stream"),
+    ("service.server", "service.handover", "service.door", "service.forwarding"),
     ("service.cli_config", "service.cli_token"),
     ("service.cli",),
     ("service.__main__",),

@@ -6,6 +6,7 @@ they print as stars wherever they end up.
 """
 
 from service.config.errors import ConfigError
+from service.config.inherited import inherited_descriptors
 from service.config.reload import Changes, reloadable
 from service.config.settings import Settings, TokenSettings
 from service.config.sources import find_config, load_settings
@@ -16,6 +17,7 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "find_config",
+    "inherited_descriptors",
     "load_settings",
     "reloadable",
 ]
