@@ -143,9 +143,10 @@ class Client:
             self.end_subscription(subscription, POSITION_LOST)
 
     def identify(self, grant: ConnectionGrant) -> None:
-        """It is known whose connection this is."""
-        self.grant = grant
-        self._node.hub.identify(self)
+        """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
+        if self.end is None:
+            self.grant = grant
+            self._node.hub.identify(self)
 
     def became_ready(self) -> None:
         """The `connect` command succeeded: pings begin."""
@@ -162,6 +163,8 @@ class Client:
 
     def expiry_changed(self) -> None:
         """The connection or a subscription expires at another time than before."""
+        if self.end is not None:
+            return  # Ended in the very turn in which its command went on.
         times = [one.expire_at for one in self.channels.values() if one.expire_at]
         if self.grant.expire_at:
             times.append(self.grant.expire_at)
@@ -212,7 +215,9 @@ class Client:
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            if 0 < subscription.expire_at <= latest:
+            # One that joins still has to be answered first; `finish` looks at its expiry again.
+            joining = subscription in subscription.channel.joining
+            if 0 < subscription.expire_at <= latest and not joining:
                 if subscription.server_side:
                     self.disconnect(SUBSCRIPTION_EXPIRED)
                     return
