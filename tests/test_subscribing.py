@@ -334,8 +334,8 @@ class TestCache:
         """Whoever comes back gets the newest, unless it has it; the offset is its own."""
         async with open_test_node(NodeOptions(channel=CACHE)) as node, talking(node) as talk:
             top = await publish(node, 1, 2, 3)
-            epoch = {"epoch": top.epoch} if since else {}
-            result = await talk.subscribe(recoverable=True, recover=True, **since, **epoch)
+            position: dict[str, Any] = {**since, "epoch": top.epoch} if since else {}
+            result = await talk.subscribe(recoverable=True, recover=True, **position)
             assert told(result) == expected
             assert result["recovered"] is recovered
             assert result.get("offset", 0) == since.get("offset", 0)
