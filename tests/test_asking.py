@@ -177,7 +177,7 @@ class TestPublish:
             assert infos == [who, {**who, "chan_info": "seat 1"}]
 
 
-_ASK = {
+_ASK: dict[str, dict[str, Any]] = {
     "publish": {"publish": {"channel": "c", "data": 1}},
     "presence": {"presence_stats": {"channel": "c"}},
     "history": {"history": {"channel": "c"}},
@@ -201,7 +201,8 @@ async def test_permissions(action: str, allowed: set[str], who: set[str]) -> Non
     channel = ChannelOptions(
         presence=True, allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True
     )
-    channel = attrs.evolve(channel, **{f"allow_{action}_for_{one}": True for one in allowed})
+    permissions: dict[str, Any] = {f"allow_{action}_for_{one}": True for one in allowed}
+    channel = attrs.evolve(channel, **permissions)
     options = NodeOptions(allow_anonymous=True, channel=channel)
     verifier = FakeVerifier({"t": ConnectionGrant("ann")})
     may = set()
