@@ -133,7 +133,8 @@ class Client:
         """Stop a subscription by the server's will, and tell the client."""
         name = subscription.channel.name
         self.unsubscribe(name)
-        self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
+        if self.codec.pushes:
+            self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
         """Something is missing in a stream: have the client come back for it (section 9.4)."""

@@ -124,7 +124,7 @@ class Repeater:
         """
         caught_up = channel.catch_up(run) if channel.ahead else None
         groups = [(codec, group.copy()) for codec, group in channel.listeners.items()]
-        base, channel.base = channel.base, run[-1]
+        base, channel.base, version = channel.base, run[-1], channel.version
         if caught_up is not None:
             for subscription in caught_up.reached:
                 channel.add(subscription)
@@ -132,9 +132,11 @@ class Repeater:
                 subscription.client.lose_position(subscription)
             for codec, group, piece in caught_up.pieces:
                 # They had no base from fan-out; nor have all of them the run's last for one.
-                await self._give_group(channel, group, codec.publications(piece, None), touched)
+                chunks = codec.publications(piece, None)
+                await self._give_group(channel, version, group, chunks, touched)
         for codec, group in groups:
-            await self._give_group(channel, group, codec.publications(run, base), touched)
+            chunks = codec.publications(run, base)
+            await self._give_group(channel, version, group, chunks, touched)
             if codec.following is not codec:
                 for subscription in _remaining(group).values():
                     channel.recode(subscription, codec.following)
@@ -142,12 +144,14 @@ class Repeater:
     async def _give_group(
         self,
         channel: Channel,
+        version: int,
         group: Group,
         chunks: Sequence[bytes],
         touched: dict[Outbox, None] | None,
     ) -> None:
-        """Give chunks to those of a group that listen still, whoever leaves meanwhile."""
-        group = _remaining(group)
+        """Give chunks to those of a group, of this version, that listen still to the end."""
+        if channel.version != version:
+            group = _remaining(group)
         outboxes, version, start = tuple(group), channel.version, 0
         while start < len(outboxes):
             self._give(outboxes[start : start + _SLICE], chunks, touched)

@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from service.client import Client
-from service.errors import INSUFFICIENT_STATE, SLOW, WRITE_ERROR
+from service.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
 from service.hub import Subscription
 from service.node import Node
 from service.options import ChannelOptions, NodeOptions
@@ -297,6 +297,14 @@ async def test_all_can_be_lost_at_once() -> None:
         await one.subscribe(positioned=True)
         await node.publish(Publication("c", b"1"))
         assert await one.data() == [1]
+
+
+async def test_plain_client_is_not_told_of_an_end() -> None:
+    """A client that hears nothing but publications is sent nothing, not even nothing."""
+    transport = MemoryTransport()
+    async with open_test_node() as node, connect(node, transport, ["c"]) as client:
+        client.end_subscription(client.channels["c"], SERVER_UNSUBSCRIBE)
+    assert transport.sent == []
 
 
 async def test_gap_disturbs_only_who_asked_for_positions() -> None:
