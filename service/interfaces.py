@@ -7,7 +7,7 @@ these few methods and on nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from service.errors import Disconnect
 from service.options import ChannelOptions
@@ -20,6 +20,13 @@ class EventSink(Protocol):
 
     async def wait_room(self) -> None:
         """Wait until one more event fits. Cancellation leaves nothing behind."""
+
+    def check_room(self) -> None:
+        """`wait_room` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room.
+        """
 
     def put_nowait(self, event: Event) -> None:
         """Hand one event to fan-out, in order, without waiting.
@@ -123,6 +130,25 @@ class PresenceStore(Protocol):
 
         Raises:
             BrokerError: the back end failed.
+        """
+
+
+@runtime_checkable
+class InstantBroker(Broker, Protocol):
+    """A broker that need not wait for anything but room in the intake."""
+
+    def publish_nowait(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> StreamPosition | None:
+        """`publish` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room in the intake; nothing was published.
         """
 
 

@@ -20,7 +20,7 @@ from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, Rep
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Broker, PresenceStore
+from service.interfaces import Broker, InstantBroker, PresenceStore
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
@@ -58,6 +58,7 @@ class Node:
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick)
         self.draining = False
+        self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
@@ -98,11 +99,7 @@ class Node:
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
-        options = self.channels.options(publication.channel)
-        if not _well_formed(publication.data, options):
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-        if options.delta_publish and not publication.delta:
-            publication = msgspec.structs.replace(publication, delta=True)
+        publication, options = self._checked(publication)
         with trio.move_on_after(self.options.publish_timeout):
             try:
                 return await self.broker.publish(
@@ -114,6 +111,36 @@ class Node:
             except trio.ClosedResourceError:
                 raise IntakeFullError from None  # The intake is closed: nothing happened.
         raise IntakeFullError
+
+    def publish_nowait(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """`publish` without waiting, for whoever publishes many events in a row.
+
+        Raises:
+            trio.WouldBlock: it would have to wait, and nothing was published: `publish` instead.
+            ReplyError, IntakeFullError, BrokerError: as `publish`.
+        """
+        publication, options = self._checked(publication)
+        if self._instant is None:
+            raise trio.WouldBlock
+        try:
+            return self._instant.publish_nowait(
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+            )
+        except trio.ClosedResourceError:
+            raise IntakeFullError from None  # The intake is closed: nothing happened.
+
+    def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
+        options = self.channels.options(publication.channel)
+        if not _well_formed(publication.data, options):
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        if options.delta_publish and not publication.delta:
+            publication = msgspec.structs.replace(publication, delta=True)
+        return publication, options
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The node's own tasks, until `shut_down` has let fan-out finish."""

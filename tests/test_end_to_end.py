@@ -238,7 +238,11 @@ async def test_a_vanished_peer_is_found() -> None:
 
 async def test_an_upgrade_on_a_kept_alive_connection() -> None:
     """The door cannot see it; the Quart route serves it, goodbye included."""
-    async with running() as server, peer(server) as client, peer(server) as back_end:
+    async with (
+        running(shutdown_timeout=0.5) as server,
+        peer(server) as client,
+        peer(server) as back_end,
+    ):
         assert b" 200 " in await client.call("GET", "/health")
         await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         assert b" 101 " in await client.until(b"\r\n\r\n")
