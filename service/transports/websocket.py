@@ -41,6 +41,14 @@ class WebSocketTransport:
         # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
         self.write = sock.send
 
+    def address(self) -> str:
+        """The peer's address and port, asked of the kernel: none is kept for an idle client."""
+        try:
+            host, port, *_ = self._socket.getpeername()
+        except OSError:
+            return ""
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def send_some(self, chunk: bytes) -> int:
         """Wait until the socket takes something, and write it."""
         while True:
@@ -99,6 +107,7 @@ def open_plain(
     client.outbox.send(answer)
     for channel in channels:
         client.subscribe(channel)
+    node.connection_log.connected(client)
     return client
 
 
