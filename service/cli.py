@@ -10,6 +10,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,7 +49,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None, dev: boo
 
     Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
     REPEATER_HOST for example; variables win over the file, options over both. `repeater config
-    init` prints a file with all of them.
+    init` prints a file with all of them. SIGHUP reads them again.
     """
     import trio
 
@@ -58,9 +59,10 @@ def serve(config_file: Path | None, host: str | None, port: int | None, dev: boo
     from service.server import serve as run_server
 
     try:
-        settings = load_settings(config_file, host=host, port=port, dev=dev)
-        configure_log(settings.log_level)
-        trio.run(run_server, settings)
+        load = partial(load_settings, config_file, host=host, port=port, dev=dev)
+        settings = load()
+        configure_log(settings.log_level, settings.log_format)
+        trio.run(run_server, settings, load)
     except (ConfigError, ServeError) as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:

@@ -32,6 +32,8 @@ from service.transports import websocket
 from service.transports.websocket import abort_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.auth import Query
     from service.client import Client
     from service.config import Settings
@@ -74,12 +76,13 @@ class _RejectedError(Exception):
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
-    def __init__(self, node: Node, handover: Handover, settings: Settings) -> None:
+    def __init__(self, node: Node, handover: Handover, settings: Callable[[], Settings]) -> None:
+        """Take `settings` for what they are at each connection."""
         self._node = node
         self._handover = handover
-        self._head_limit = settings.head_limit
-        self._head_timeout = settings.head_timeout
-        self._origins = settings.origins
+        self._settings = settings
+        self._head_limit = settings().head_limit
+        self._head_timeout = settings().head_timeout
         self._sockets: dict[socket.socket, None] = {}
         self._emptied = trio.Event()
         self._accepted = 0
@@ -215,7 +218,7 @@ class Door:
         self, path: bytes, query: Query, channels: list[str], origin: str | None, host: str | None
     ) -> HTTPStatus | None:
         """Whether a correct handshake is to be refused; fills in a plain client's channels."""
-        if not origin_allowed(origin, host, self._origins):
+        if not origin_allowed(origin, host, self._settings().origins):
             return HTTPStatus.FORBIDDEN
         try:
             refuse_while_draining(self._node)

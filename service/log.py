@@ -52,9 +52,7 @@ class _LastStep:
     def __init__(self) -> None:
         self.processors = _console()
 
-    def __call__(
-        self, logger: WrappedLogger, method: str, event: MutableMapping[str, Any]
-    ) -> Any:
+    def __call__(self, logger: WrappedLogger, method: str, event: MutableMapping[str, Any]) -> Any:
         made: Any = event
         for processor in self.processors:
             made = processor(logger, method, made)

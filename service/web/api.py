@@ -50,13 +50,13 @@ _decode_broadcast = msgspec.json.Decoder(BroadcastBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def create_api(node: Callable[[], Node], settings: Settings) -> Blueprint:
+def create_api(node: Callable[[], Node], settings: Callable[[], Settings]) -> Blueprint:
     """`/api/publish` and `/api/broadcast`, behind the API key."""
     api = Blueprint("api", __name__, url_prefix="/api")
 
     @api.before_request
     async def check_key() -> ResponseReturnValue | None:
-        return None if _authorized(settings) else Response(b"", 401)
+        return None if _authorized(settings()) else Response(b"", 401)
 
     @api.post("/publish")
     async def publish() -> Response:
@@ -70,9 +70,15 @@ def create_api(node: Callable[[], Node], settings: Settings) -> Blueprint:
 
 
 def _authorized(settings: Settings) -> bool:
-    """Header, `Authorization: apikey`, or query, in this order; in constant time."""
-    if not settings.api_keys:
-        return settings.dev
+    """Whether the running request may call: with a key, or without one in development mode."""
+    return has_api_key(settings) if settings.api_keys else settings.dev
+
+
+def has_api_key(settings: Settings) -> bool:
+    """Whether the running request has a right key, compared in constant time.
+
+    In a header, as `Authorization: apikey`, or in the query, in this order.
+    """
     given = request.headers.get("X-API-Key")
     if given is None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")

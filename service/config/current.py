@@ -1,0 +1,20 @@
+"""The settings in force: one place to look at whenever they are needed, so that they can change."""
+
+from __future__ import annotations
+
+from service.config.settings import Settings
+
+
+class CurrentSettings:
+    """Lives as long as the server. Who must follow a change calls it, and keeps nothing of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self) -> Settings:
+        """The settings in force at this moment."""
+        return self._settings
+
+    def replace(self, settings: Settings) -> None:
+        """Let others hold from now on."""
+        self._settings = settings
