@@ -250,6 +250,10 @@ class Client:
         self._node.connection_log.ended(self, disconnect)
         return True
 
+    def depart(self) -> None:
+        """The peer said goodbye: nothing more for it, but what is on its way. Idempotent."""
+        self._remove(CONNECTION_CLOSED)
+
     async def leave(self) -> None:
         """The handler's last word: out of the hub, then the goodbye if one is owed.
 

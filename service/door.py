@@ -99,7 +99,7 @@ class Door:
         No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
         those who are there are served on.
         """
-        while True:
+        while listener.fileno() >= 0:  # else closed before this task ever ran
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
@@ -110,6 +110,8 @@ class Door:
             except ConnectionAbortedError:
                 continue  # The peer gave up while it waited in the kernel's queue.
             except OSError as error:
+                if listener.fileno() < 0:
+                    return  # closed by the shutdown just when somebody came
                 if error.errno not in _EXHAUSTED:
                     raise
                 await self._pause(error)

@@ -10,6 +10,7 @@ into an empty queue, and one when a batch leaves others behind. What came later 
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 
 import trio
 
@@ -30,8 +31,8 @@ class Intake:
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
         self.batch_since = 0.0
-        """Trio time at or before which the last batch's oldest event came; early by one batch's
-        fan-out at most."""
+        """`perf_counter` of when the last batch's oldest event came; early by one batch's fan-out
+        at most, never late."""
         self._since = 0.0  # the same for the oldest event that waits
         self._taken = 0
         # Events from this number on came after this time; one entry for each batch that left some.
@@ -65,7 +66,7 @@ class Intake:
         if len(self._waiting) >= self._limit:
             raise trio.WouldBlock
         if not self._waiting:
-            self._since = trio.current_time()
+            self._since = perf_counter()
         self._waiting.append(event)
         if self._repeater:
             self._repeater.unpark()
@@ -97,7 +98,7 @@ class Intake:
         if not self._waiting:
             self._marks.clear()
             return
-        self._marks.append((self._taken + len(self._waiting), trio.current_time()))
+        self._marks.append((self._taken + len(self._waiting), perf_counter()))
         while self._marks[0][0] <= self._taken:
             self._since = self._marks.popleft()[1]
 

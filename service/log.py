@@ -33,7 +33,7 @@ def _console() -> tuple[Processor, ...]:
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.processors.format_exc_info,
         _printable,
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from service.errors import SLOW
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from service.testing import MemoryTransport, connect, open_test_node
 
 
@@ -54,3 +55,22 @@ async def test_remove_is_idempotent() -> None:
         node.hub.remove(client)
         assert not node.hub.clients
         assert not node.hub.channels
+
+
+async def test_counts_are_what_a_walk_would_find() -> None:
+    """Subscriptions and kinds are kept as they change, whichever way a client goes."""
+    async with open_test_node() as node:
+        for number in range(6):
+            codec = CENTRIFUGE_JSON_ASGI if number % 2 else PLAIN_ASGI
+            channels = [str(channel) for channel in range(number)]
+            async with connect(node, MemoryTransport(codec), channels) as client:
+                async with connect(node, MemoryTransport(), channels):
+                    client.unsubscribe("0")
+                    seen = node.statistics()
+                    walked = sum(len(one.channels) for one in node.hub.clients)
+                    assert seen.subscriptions == walked
+                    assert sum(seen.kinds.values()) == seen.clients == len(node.hub.clients)
+                client.cut(SLOW)
+                client.cut(SLOW)
+                assert node.hub.subscriptions == 0
+        assert not any(node.hub.kinds.values())

@@ -203,6 +203,7 @@ async def _take(
 
 async def _answer_close(client: Client) -> None:
     """The closing handshake is under way: let our half of it reach the peer."""
+    client.depart()  # before the socket is half closed: an event written then were an error
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
     with trio.move_on_after(client.node.options.close_timeout):
