@@ -145,11 +145,17 @@ async def _reload(server: Server, load: Callable[[], Settings]) -> None:
         settings = load()
         changes = await server.reload(settings)
     except ConfigError as error:
-        _log.error("the new configuration is refused, the old one stays", mistakes=error.lines)
+        _log.error(
+            "the new configuration is refused, the old one stays", mistakes=list(error.lines)
+        )
         return
     configure_log(settings.log_level, settings.log_format)
     say = _log.warning if changes.restart else _log.info
-    say("the configuration was read again", applied=changes.live, needs_restart=changes.restart)
+    say(
+        "the configuration was read again",
+        applied=list(changes.live),
+        needs_restart=list(changes.restart),
+    )
 
 
 def _announce(settings: Settings, port: int) -> None:

@@ -128,7 +128,7 @@ async def test_address_and_no_secret(lines: pytest.LogCaptureFixture) -> None:
     with trio.fail_after(10):
         async with open_server(load_settings(dev=True, port=0, api_key="k3y")) as server:
             url = f"ws://127.0.0.1:{server.port}/ws?channel=a&token=t0ken"
-            headers = [("Authorization", "Bearer t0ken"), ("Cookie", "session=t0ken")]
+            headers = [(b"Authorization", b"Bearer t0ken"), (b"Cookie", b"session=t0ken")]
             async with trio_websocket.open_websocket_url(url, extra_headers=headers):
                 pass
             await wait_all_tasks_blocked()
