@@ -5,6 +5,7 @@ Pure functions and constants; no socket here. Masking with four zero bytes is le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 CHANNEL: Final = "news"
@@ -57,10 +58,20 @@ def push(data: bytes, offset: int) -> bytes:
 
 def post(channel: str, data: bytes) -> bytes:
     """A `POST /api/publish` request on a connection that stays open."""
-    body = b'{"channel":"%s","data":%s}' % (channel.encode(), data)
+    return request("/api/publish", b'{"channel":"%s","data":%s}' % (channel.encode(), data))
+
+
+def broadcast(channels: Sequence[str], data: bytes) -> bytes:
+    """A `POST /api/broadcast` request on a connection that stays open."""
+    names = ",".join(f'"{channel}"' for channel in channels)
+    return request("/api/broadcast", b'{"channels":[%s],"data":%s}' % (names.encode(), data))
+
+
+def request(path: str, body: bytes) -> bytes:
+    """A POST request on a connection that stays open."""
     return (
-        b"POST /api/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
     )
 
 

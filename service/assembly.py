@@ -1,4 +1,4 @@
-"""A node as the configuration says, with its verifier of tokens around it, and how to change both.
+"""A node as the configuration says, and how to change it: with tokens and callbacks around it.
 
 For whoever serves from settings: our own server, and the application under a stock ASGI server.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from service.callback_options import CallbackOptions
+from service.callbacks.backend import HTTPBackend, make_client
+from service.callbacks.delivery import open_events
+from service.callbacks.events import EventQueue
 from service.config import (
     Changes,
     ConfigError,
@@ -28,8 +32,8 @@ class Assembly:
         self, node: Node, settings: CurrentSettings, verifier: ReplaceableVerifier
     ) -> None:
         self.node = node
-        self.settings = settings
-        self.verifier = verifier
+        self._settings = settings
+        self._verifier = verifier
 
     async def reload(self, new: Settings) -> Changes:
         """Take over what of other settings can be, all of it or nothing; says what that was.
@@ -40,15 +44,15 @@ class Assembly:
             ConfigError: a token key is of no use, or what can be applied at once does not go
                 with what needs a restart. The old settings stay.
         """
-        old = self.settings()
+        old = self._settings()
         changes = reloadable(old, new)
         settings = with_live_of(old, new)
         if _token_options(settings) != _token_options(old):  # else the issuer's keys stay known
             try:
-                await self.verifier.replace(*_token_options(settings))
+                await self._verifier.replace(*_token_options(settings))
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        self.settings.replace(settings)
+        self._settings.replace(settings)
         self.node.reload(settings.node_options())
         return changes
 
@@ -58,20 +62,39 @@ def _token_options(settings: Settings) -> tuple[TokenOptions, TokenOptions]:
 
 
 @asynccontextmanager
-async def open_assembly(settings: Settings) -> AsyncIterator[Assembly]:
+async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
     """Run a node for as long as the block lasts; see `open_node` for its end.
+
+    Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
         ConfigError: a token key is of no use.
     """
     async with AsyncExitStack() as stack:
-        try:
-            verifier = await stack.enter_async_context(
-                open_replaceable_verifier(*_token_options(settings))
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        node = await stack.enter_async_context(
-            open_node(settings.node_options(), verifier=verifier)
+        verifier = await _verifier(settings(), stack)
+        backend, events = await _callbacks(settings().callback_options(), stack)
+        node = open_node(
+            settings().node_options(), verifier=verifier, backend=backend, events=events
         )
-        yield Assembly(node, CurrentSettings(settings), verifier)
+        yield Assembly(await stack.enter_async_context(node), settings, verifier)
+
+
+async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:
+    verifier = open_replaceable_verifier(*_token_options(settings))
+    try:
+        return await stack.enter_async_context(verifier)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _callbacks(
+    options: CallbackOptions, stack: AsyncExitStack
+) -> tuple[HTTPBackend | None, EventQueue | None]:
+    """None each, where no address is configured for it."""
+    if not (options.kinds or options.event_url):
+        return None, None
+    client = await stack.enter_async_context(make_client())
+    backend = HTTPBackend(options, client) if options.kinds else None
+    if not options.event_url:
+        return backend, None
+    return backend, await stack.enter_async_context(open_events(options, client=client))

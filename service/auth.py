@@ -36,9 +36,11 @@ def plain_channels(node: Node, query: Query) -> list[str]:
             may have; 503 at shutdown.
     """
     refuse_while_draining(node)
+    names = list(dict.fromkeys(query.get("channel", ()))) or [node.options.default_channel]
+    if node.options.public_channels.issuperset(names):
+        return names
     if not (node.options.insecure or node.options.allow_anonymous):
         raise RefusedError(HTTPStatus.UNAUTHORIZED)
-    names = list(dict.fromkeys(query.get("channel", ()))) or [node.options.default_channel]
     if len(names) > node.options.channel_limit:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     try:

@@ -15,9 +15,12 @@ from uuid import uuid4
 
 import trio
 
-from service.credentials import ConnectionGrant
+from service import headers
+from service.credentials import Caller, ConnectionGrant
 from service.errors import (
+    CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,
+    DISCONNECTED,
     EXPIRED,
     INSUFFICIENT_STATE,
     NO_PONG,
@@ -55,6 +58,7 @@ class Client:
         "codec",
         "end",
         "grant",
+        "headers",
         "heartbeat_slot",
         "outbox",
         "ready",
@@ -87,12 +91,15 @@ class Client:
         self.outbox = Outbox(transport, node.backlogs, self.cut)
         self.channels: dict[str, Subscription] = {}
         self.grant = ANONYMOUS
+        self.headers = headers.NONE
         self.ready = ready
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         node.hub.add(self)
         self._ping_at = self._since + self._first_turn()
         node.heartbeat.schedule(self, self._ping_at)
+        if ready and node.events is not None:
+            node.events.connected(self.caller())
 
     @property
     def id(self) -> str:
@@ -120,27 +127,45 @@ class Client:
         """Seconds since it came."""
         return trio.current_time() - self._since
 
+    def caller(self) -> Caller:
+        """What the application's back end is told of it."""
+        return Caller(self.id, self.transport.name, self.user, self.grant.meta, self.headers)
+
     def heard(self) -> None:
         """Something arrived, whatever it was: the peer is alive."""
         self._heard = True
 
     def subscribe(self, channel: str) -> None:
         """Hear a channel from now on: a plain subscriber, without positions or presence."""
-        self._node.hub.subscribe(self, channel)
+        subscription = self._node.hub.subscribe(self, channel)
+        self.subscribed(subscription)
 
-    def unsubscribe(self, channel: str) -> bool:
+    def subscribed(self, subscription: Subscription) -> None:
+        """A subscription is live: tell the application."""
+        if self._node.events is not None:
+            self._node.events.subscribed(self.caller(), subscription.channel.name)
+
+    def unsubscribe(self, channel: str, why: Unsubscribed = CLIENT_UNSUBSCRIBE) -> bool:
         """Stop hearing it; False if it was not heard."""
-        subscription = self._node.hub.unsubscribe(self, channel)
+        subscription = self.channels.get(channel)
         if subscription is None:
             return False
+        self._tell_unsubscribed(subscription, why)
+        self._node.hub.unsubscribe(self, channel)
         if subscription.noticed:
             self._node.attendance.leave_soon(subscription)
         return True
 
+    def _tell_unsubscribed(self, subscription: Subscription, why: Unsubscribed) -> None:
+        """Tell the application, before it is done; nothing of what was never live."""
+        channel = subscription.channel
+        if self._node.events is not None and subscription not in channel.joining:
+            self._node.events.unsubscribed(self.caller(), channel.name, why)
+
     def end_subscription(self, subscription: Subscription, why: Unsubscribed) -> None:
         """Stop a subscription by the server's will, and tell the client."""
         name = subscription.channel.name
-        self.unsubscribe(name)
+        self.unsubscribe(name, why)
         self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
@@ -161,6 +186,8 @@ class Client:
         self._node.connection_log.connected(self)
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
+        if self._node.events is not None:
+            self._node.events.connected(self.caller())
 
     def _first_turn(self) -> float:
         options = self._node.options
@@ -171,15 +198,25 @@ class Client:
 
     def expiry_changed(self) -> None:
         """The connection or a subscription expires at another time than before."""
-        times = [one.expire_at for one in self.channels.values() if one.expire_at]
-        if self.grant.expire_at:
-            times.append(self.grant.expire_at)
+        targets: list[Client | Subscription] = [self, *self.channels.values()]
+        times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
         if times:
-            left = min(times) + self._node.options.expired_close_delay - self._node.unix_time()
+            left = min(times) - self._node.unix_time()
             self._expires_at = trio.current_time() + left
         self._node.heartbeat.forget(self)
         self._node.heartbeat.schedule(self, min(self._ping_at, self._expires_at))
+
+    @property
+    def expire_at(self) -> int:
+        """When the connection expires, Unix seconds; 0 for never."""
+        return self.grant.expire_at
+
+    def _expiry_due(self, target: Client | Subscription) -> float:
+        """When something is to be done about an expiry, Unix seconds."""
+        if self._node.renewals.due_at(target):
+            return target.expire_at
+        return target.expire_at + self._node.options.expired_close_delay
 
     def heartbeat(self) -> float | None:
         """This client's turn: ping it, or cut it for its silence; when its next turn is."""
@@ -215,17 +252,32 @@ class Client:
         return True
 
     def _expire(self) -> None:
-        """End what was not refreshed within the delay: the connection or subscriptions."""
-        latest = self._node.unix_time() - self._node.options.expired_close_delay
-        if 0 < self.grant.expire_at <= latest:
+        """Have renewed, or end, what expires: the connection or subscriptions."""
+        now = self._node.unix_time()
+        if self._judge(self, now):
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            if 0 < subscription.expire_at <= latest:
-                if subscription.server_side:
-                    self.disconnect(SUBSCRIPTION_EXPIRED)
+            if self._judge(subscription, now):
+                self.expire_subscription(subscription)
+                if self.end is not None:
                     return
-                self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
+
+    def _judge(self, target: Client | Subscription, now: float) -> bool:
+        """Whether it is to end: it was not refreshed within the delay."""
+        if not target.expire_at or self._expiry_due(target) > now:
+            return False
+        if not self._node.renewals.due_at(target):
+            return True
+        self._node.renewals.begin(target)
+        return False
+
+    def expire_subscription(self, subscription: Subscription) -> None:
+        """End a subscription whose time is over."""
+        if subscription.server_side:
+            self.disconnect(SUBSCRIPTION_EXPIRED)
+        else:
+            self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
 
     def cut(self, disconnect: Disconnect) -> None:
         """End it now, without a word: out of the hub, abort the socket, cancel. Idempotent."""
@@ -244,6 +296,10 @@ class Client:
             return False
         self.end = disconnect
         self._departing = tuple(one for one in self.channels.values() if one.noticed)
+        if self._node.events is not None:
+            for subscription in self.channels.values():
+                self._tell_unsubscribed(subscription, DISCONNECTED)
+            self._node.events.disconnected(self.caller(), disconnect)
         self._node.hub.remove(self)
         self._node.heartbeat.forget(self)
         self._node.count_end(disconnect)

@@ -1,7 +1,8 @@
 """The door: accepts every connection, reads the first request head, and sends it the right way.
 
-A subscription is served natively, by the very task that read its head; anything else goes to
-Hypercorn with the bytes already read. Each connection is one task inside one cancel scope.
+A subscription or a plain API call is served natively, by the very task that read its head;
+anything else goes to Hypercorn with the bytes already read. Each connection is one task inside
+one cancel scope.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from service.auth import (
     wants_protobuf,
 )
 from service.errors import INAPPROPRIATE_PROTOCOL
+from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from service.transports import websocket
+from service.transports.rest import Rest, RestOptions, RestStatistics
 from service.transports.websocket import abort_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from service.auth import Query
     from service.client import Client
-    from service.config import Settings
+    from service.config import CurrentSettings
     from service.handover import Handover
     from service.node import Node
 
@@ -63,6 +64,7 @@ class DoorStatistics(msgspec.Struct, frozen=True):
     open: int
     rejected: int
     pauses: int
+    rest: RestStatistics
 
 
 class _RejectedError(Exception):
@@ -76,13 +78,17 @@ class _RejectedError(Exception):
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
-    def __init__(self, node: Node, handover: Handover, settings: Callable[[], Settings]) -> None:
+    def __init__(self, node: Node, handover: Handover, settings: CurrentSettings) -> None:
         """Take `settings` for what they are at each connection."""
         self._node = node
         self._handover = handover
         self._settings = settings
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
+        options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
+        self._rest = Rest(node, settings.api_key, options)
+        self._draining = False
+        self._silent: dict[trio.CancelScope, None] = {}
         self._sockets: dict[socket.socket, None] = {}
         self._emptied = trio.Event()
         self._accepted = 0
@@ -91,7 +97,13 @@ class Door:
 
     def statistics(self) -> DoorStatistics:
         """A snapshot of the counters."""
-        return DoorStatistics(self._accepted, len(self._sockets), self._rejected, self._pauses)
+        return DoorStatistics(
+            self._accepted,
+            len(self._sockets),
+            self._rejected,
+            self._pauses,
+            self._rest.statistics(),
+        )
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept connections of one listener until cancelled; each is a task in `nursery`.
@@ -99,7 +111,7 @@ class Door:
         No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
         those who are there are served on.
         """
-        while listener.fileno() >= 0:  # else closed before this task ever ran
+        while listener.fileno() >= 0:  # closed at shutdown, also in the turn of an accept
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
@@ -111,7 +123,7 @@ class Door:
                 continue  # The peer gave up while it waited in the kernel's queue.
             except OSError as error:
                 if listener.fileno() < 0:
-                    return  # closed by the shutdown just when somebody came
+                    return  # closed at shutdown, just when somebody came
                 if error.errno not in _EXHAUSTED:
                     raise
                 await self._pause(error)
@@ -121,6 +133,13 @@ class Door:
             _log.warning("not accepting", reason=error.strerror)
         self._pauses += 1
         await trio.sleep(_PAUSE)
+
+    def drain(self) -> None:
+        """End the connections that wait for a request; calls under way finish."""
+        self._draining = True
+        for scope in self._silent:
+            scope.cancel()
+        self._rest.drain()
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open. The caller sets the deadline."""
@@ -146,7 +165,7 @@ class Door:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
             _send_last(sock, rejection.answer)
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:
             _log.debug("lost while it was let in", reason=str(error))
         finally:
             del self._sockets[sock]
@@ -156,11 +175,12 @@ class Door:
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         scope.deadline = trio.current_time() + self._head_timeout
-        received = await self._read_head(sock)
+        received = await self._read_head(sock, scope)
         scope.deadline = float("inf")  # from here on each way in has its own deadlines
         path, query = _split_target(received)
         if path not in _NATIVE_PATHS:
-            await self._handover.serve(sock, received)
+            if received := await self._rest.serve(sock, received):
+                await self._handover.serve(sock, received)
             return
         head, _, received = received.partition(b"\r\n\r\n")
         client = self._open(sock, scope, path, query, head)
@@ -170,14 +190,17 @@ class Door:
         if client is not None:
             await websocket.serve(client, sock, received, first)
 
-    async def _read_head(self, sock: socket.socket) -> bytes:
+    async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Everything up to the head's end, and what came with it. The scope sets the deadline."""
         received = b""
         while True:
             try:
                 chunk = sock.recv(self._head_limit)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(sock)
+                if not received:
+                    await self._wait_first(sock, scope)
+                else:
+                    await trio.lowlevel.wait_readable(sock)
                 continue
             if not chunk:
                 raise _RejectedError("hung up before a request")
@@ -190,6 +213,16 @@ class Door:
             if end >= 0:
                 return received
             await trio.lowlevel.checkpoint()
+
+    async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+        """Wait for a connection's first bytes; `drain` does not wait for them."""
+        if self._draining:
+            raise _RejectedError("no request before the shutdown")
+        self._silent[scope] = None
+        try:
+            await trio.lowlevel.wait_readable(sock)
+        finally:
+            del self._silent[scope]
 
     def _open(
         self, sock: socket.socket, scope: trio.CancelScope, path: bytes, query: Query, head: bytes
@@ -205,8 +238,11 @@ class Door:
         if path == PLAIN_PATH:
             return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
         if path == UNIDIRECTIONAL_PATH:
-            return websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
-        return self._open_centrifuge(sock, scope, query, handshake)
+            client = websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
+        else:
+            client = self._open_centrifuge(sock, scope, query, handshake)
+        client.headers = forwarded(headers_of(head), self._node.forward_headers)
+        return client
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake

@@ -19,6 +19,7 @@ from service.publication import ClientInfo, Publication, StreamPosition, embedde
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.interfaces import Events
     from service.outbox import Outbox
     from service.protocol.codecs import Codec
 
@@ -215,7 +216,8 @@ class Hub:
     What is counted is kept as it changes, so that a snapshot of a full node costs no walk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events | None = None) -> None:
+        self._events = events
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
@@ -263,6 +265,8 @@ class Hub:
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name)
+            if self._events is not None:
+                self._events.channel_occupied(name)
         subscription = Subscription(client, channel, client.codec)
         client.channels[channel.name] = subscription
         self.subscriptions += 1
@@ -278,6 +282,8 @@ class Hub:
         channel.remove(subscription)
         if channel.empty:
             del self.channels[name]
+            if self._events is not None:
+                self._events.channel_vacated(name)
         return subscription
 
 

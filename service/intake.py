@@ -54,8 +54,8 @@ class Intake:
         if self._closed:
             raise trio.ClosedResourceError
 
-    def put_nowait(self, event: Event) -> None:
-        """Hand over one event, without waiting.
+    def check_room(self) -> None:
+        """`wait_room` without waiting.
 
         Raises:
             trio.WouldBlock: there is no room.
@@ -65,6 +65,15 @@ class Intake:
             raise trio.ClosedResourceError
         if len(self._waiting) >= self._limit:
             raise trio.WouldBlock
+
+    def put_nowait(self, event: Event) -> None:
+        """Hand over one event, without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room.
+            trio.ClosedResourceError: the node is shutting down.
+        """
+        self.check_room()
         if not self._waiting:
             self._since = perf_counter()
         self._waiting.append(event)

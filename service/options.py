@@ -74,6 +74,15 @@ class ChannelOptions:
     allow_user_limited_channels: bool = False
     """Whether the user ids behind `#` in a channel's name may subscribe."""
 
+    subscribe_proxy_enabled: bool = False
+    publish_proxy_enabled: bool = False
+    """Whether the back end decides who may subscribe or publish, in place of the `allow_`
+    settings. Channels that begin with the private prefix still need a token, and those with user
+    ids are those users'."""
+
+    sub_refresh_proxy_enabled: bool = False
+    """Whether the back end is asked when a subscription expires, in place of the client."""
+
     channel_regex: re.Pattern[str] | None = None
     """What the whole name must match, in place of the ASCII rule."""
 
@@ -93,6 +102,9 @@ class NodeOptions:
 
     allow_anonymous: bool = False
     """Whether a connection without credentials may connect, as the user with the empty id."""
+
+    public_channels: frozenset[str] = frozenset()
+    """Channels that plain subscribers hear without credentials, whatever else is closed."""
 
     channel: ChannelOptions = ChannelOptions()
     """What holds in channels without a namespace."""

@@ -18,12 +18,12 @@ import trio
 
 from service import __version__
 from service.assembly import Assembly, open_assembly
-from service.config import Changes, ConfigError, Settings
+from service.config import Changes, ConfigError, CurrentSettings, Settings
 from service.door import Door, open_listeners
 from service.handover import Handover
 from service.log import configure_log, get_logger
 from service.node import Node
-from service.web.app import create_app
+from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
 
@@ -61,13 +61,20 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     Raises:
         ServeError: the address can't be listened on.
         ConfigError: a token key is of no use.
+        CommentsError: the bundled application can't start.
     """
     listeners = _listen(settings)
     port = listeners[0].getsockname()[1]
-    async with open_assembly(settings) as assembly, trio.open_nursery() as connections:
+    current = CurrentSettings(settings)
+    async with (
+        open_assembly(current) as assembly,
+        open_bundled(assembly.node, settings) as comments,
+        trio.open_nursery() as connections,
+    ):
         node = assembly.node
-        handover = Handover(create_app(assembly, lambda: door.statistics()), settings)
-        door = Door(node, handover, assembly.settings)
+        app = create_app(node, current, comments, door=lambda: door.statistics())
+        handover = Handover(app, settings)
+        door = Door(node, handover, current)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
                 for listener in listeners:
@@ -102,6 +109,7 @@ async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float)
     deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
     with trio.CancelScope(shield=True, deadline=deadline):
         await node.shut_down()
+        door.drain()
         await handover.drain()
         await door.wait_empty()
     door.abort_all()
@@ -145,9 +153,8 @@ async def _reload(server: Server, load: Callable[[], Settings]) -> None:
         settings = load()
         changes = await server.reload(settings)
     except ConfigError as error:
-        _log.error(
-            "the new configuration is refused, the old one stays", mistakes=list(error.lines)
-        )
+        refusal = "the new configuration is refused, the old one stays"
+        _log.error(refusal, mistakes=list(error.lines))
         return
     configure_log(settings.log_level, settings.log_format)
     say = _log.warning if changes.restart else _log.info
@@ -165,7 +172,8 @@ def _announce(settings: Settings, port: int) -> None:
     print(
         f"Repeater {__version__} is up on {base}  "
         f"(REST {base}/api/publish, WebSocket ws://{host}:{port}/ws?channel=..., "
-        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)",
+        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)"
+        + (f"\nComments, to try it in a browser: {base}/" if settings.comments_on else ""),
         file=sys.stderr,
         flush=True,
     )

@@ -66,7 +66,7 @@ class Joining:
     def result(self) -> SubscribeResult:
         """What the subscriber is told. With everything that it missed, or nothing of it."""
         subscription, joined, since = self.subscription, self.joined, self._wish.since
-        expires, ttl = time_left(subscription.client, subscription.expire_at)
+        expires, ttl = time_left(subscription.client, subscription)
         delta = subscription.codec.following is not subscription.codec
         result = SubscribeResult(
             expires=expires,
@@ -106,6 +106,7 @@ class Joining:
             return
         position = None if self.joined is None else self.joined.position
         channel.go_live(subscription, position)
+        client.subscribed(subscription)
         rest = [one for one in gathered if position is None or not one.offset]
         if rest:
             for chunk in subscription.codec.publications(rest, None):
@@ -136,8 +137,9 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     if request.token:
         grant = await _grant_of_token(client, name, request.token)
     else:
-        node.channels.check_subscribe(name, client.user)
-        grant = SubscriptionGrant()
+        grant = await _grant_without_token(client, request, options)
+    if name in client.channels:  # by now: somebody else's doing
+        raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     since = StreamPosition(request.offset, request.epoch) if request.recover else None
     wish = Wish(
         positioned=request.positioned,
@@ -165,6 +167,27 @@ def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsF
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
     return request.tf
+
+
+async def _grant_without_token(
+    client: Client, request: SubscribeRequest, options: ChannelOptions
+) -> SubscriptionGrant:
+    """What the name, the back end or the options grant, whoever comes first (section 11)."""
+    node, name = client.node, request.channel
+    asked = options.subscribe_proxy_enabled
+    if not asked or node.channels.decided_by_name(name, client.user) is not None:
+        node.channels.check_subscribe(name, client.user)
+        return SubscriptionGrant()
+    backend = node.asks("subscribe")
+    if backend is None:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    try:
+        grant = await backend.subscribe(client.caller(), name, "", bytes(request.data))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    if 0 < grant.expire_at <= node.unix_time():
+        raise ReplyError(ErrorCode.EXPIRED)
+    return grant
 
 
 async def _grant_of_token(client: Client, channel: str, token: str) -> SubscriptionGrant:
@@ -200,8 +223,8 @@ async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
     """Carry out `sub_refresh`: a new token in place of one that expires (section 4.9).
 
     Raises:
-        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 109 for one
-            that has expired itself.
+        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 where the
+            back end is asked instead, 109 for a token that has expired itself.
         DisconnectError: 3500 for a token that is not this subscription's.
     """
     subscription = client.channels.get(request.channel)
@@ -209,10 +232,12 @@ async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
         raise ReplyError(ErrorCode.PERMISSION_DENIED)
     if not request.token:
         raise ReplyError(ErrorCode.BAD_REQUEST)
+    if client.node.renewals.covers(subscription):
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
     grant = await _grant_of_token(client, request.channel, request.token)
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     client.expiry_changed()
-    expires, ttl = time_left(client, grant.expire_at)
+    expires, ttl = time_left(client, subscription)
     return RefreshResult(expires, ttl)
 
 
@@ -295,8 +320,11 @@ def _gathered(subscription: Subscription) -> list[Publication]:
     return subscription.channel.joining.get(subscription, [])
 
 
-def time_left(client: Client, expire_at: int) -> tuple[bool, int]:
-    """Whether something expires, and in how many seconds; at least one, since 0 is left out."""
-    if not expire_at:
+def time_left(client: Client, target: Client | Subscription) -> tuple[bool, int]:
+    """Whether the client has to refresh something, and in how many seconds.
+
+    At least one, since 0 is left out.
+    """
+    if not target.expire_at or client.node.renewals.covers(target):
         return False, 0
-    return True, max(1, int(expire_at - client.node.unix_time()))
+    return True, max(1, int(target.expire_at - client.node.unix_time()))

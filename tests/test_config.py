@@ -9,6 +9,7 @@ import attrs
 import click
 import pytest
 
+from service.callback_options import CallbackOptions
 from service.cli import main
 from service.config import ConfigError, Settings, load_settings
 from service.config.settings import _LEAST, _LIVE
@@ -239,8 +240,14 @@ def test_every_node_option_reaches_the_node(name: str) -> None:
         "channel": {"presence": True},
         "namespaces": {"chat": {"presence": True}},
         "personal_channel_namespace": "chat",
+        "public_channels": ["news"],
     }
-    wanted = {"channel": chat, "namespaces": {"chat": chat}, "personal_channel_namespace": "chat"}
+    wanted = {
+        "channel": chat,
+        "namespaces": {"chat": chat},
+        "personal_channel_namespace": "chat",
+        "public_channels": frozenset({"news"}),
+    }
     value = given[name] if name in given else changed(getattr(NodeOptions(), name))
     more = {} if name != "personal_channel_namespace" else {"namespaces": given["namespaces"]}
     if name == "batch_limit":
@@ -258,7 +265,9 @@ def test_every_channel_option_reaches_its_channels(name: str) -> None:
         **{f"allow_{action}_for_client": True for action in ("presence", "history")},
     }  # fmt: skip
     value = changed(getattr(ChannelOptions(), name))
-    options = load_settings(namespaces={"chat": needed | {name: value}}).node_options()
+    urls = {f"{kind}_url": "http://app" for kind in ("subscribe", "publish", "sub_refresh")}
+    settings = load_settings(namespaces={"chat": needed | {name: value}}, callbacks=urls)
+    options = settings.node_options()
     found = getattr(options.namespaces["chat"], name)
     assert getattr(found, "pattern", found) == (
         frozenset({"fossil"}) if isinstance(value, list) else value
@@ -270,7 +279,7 @@ def test_rules_name_fields_that_there_are() -> None:
     """The tables of least values and of what can be reloaded hold no forgotten name."""
     known = {
         one.name
-        for options in (NodeOptions, ChannelOptions, TokenOptions)
+        for options in (NodeOptions, ChannelOptions, TokenOptions, CallbackOptions)
         for one in attrs.fields(options)
     }
     assert not {*_LEAST, *_LIVE} - known
@@ -379,6 +388,19 @@ def test_every_mistake_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[token]\naudience = 'a'\naudience_regex = 'a'", "token"),
         ("[token]\nhmac_previous_secret_key = 'x'", "token"),
         ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token"),
+        ("[callbacks]\nrpc_url = 'ftp://x'", "callbacks"),
+        ("[callbacks]\nevent_url = 'http://x'", "callbacks"),
+        ("[callbacks]\nforward_headers = ['Host']", "callbacks"),
+        ("[callbacks]\nforward_emulated_headers = ['a b']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404=2000']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404=104', '404=103']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['200=104']", "callbacks"),
+        ("[channel]\npublish_proxy_enabled = true", "channel.publish_proxy_enabled"),
+        (
+            "[namespaces.chat]\nsubscribe_proxy_enabled = true",
+            "namespaces.chat.subscribe_proxy_enabled",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(text: str, name: str) -> None:
@@ -445,6 +467,24 @@ def test_token_secrets_are_in_the_clear_for_the_verifier_only() -> None:
     assert "hunter2" not in settings.model_dump_json()
 
 
+def test_callbacks_arrive_as_options() -> None:
+    """The table becomes `CallbackOptions`: lists from variables too, the secret in no print."""
+    assert Settings().callback_options() == CallbackOptions()
+    settings = load_settings(
+        callbacks={
+            "rpc_url": "http://app/rpc", "secret": "hunter2", "timeout": "2s",
+            "forward_headers": "Cookie, X-Trace", "status_codes": "404=104,403=4500",
+        }
+    )  # fmt: skip
+    options = settings.callback_options()
+    assert options.secret == "hunter2"
+    assert "hunter2" not in f"{settings!r} {options!r}"
+    assert options.kinds == {"rpc"}
+    assert options.timeout == 2
+    assert options.forward_headers == {"cookie", "x-trace"}
+    assert options.meanings == {404: 104, 403: 4_500}
+
+
 def test_subscription_tokens_are_proven_as_others_unless_they_have_a_table() -> None:
     """`[subscription_token]` takes the place of `[token]` as a whole."""
     both = {"hmac_secret_key": "a", "audience": "here"}
@@ -458,3 +498,22 @@ def test_secret_that_is_no_text_is_not_shown() -> None:
     """A key of the wrong kind is one line without it."""
     written("[token]\nhmac_secret_key = 123456789")
     assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a valid string",)
+
+
+def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
+    """Its channel is open and its pings are every 20 s where it is on; a weak secret is none."""
+    on, off = load_settings(dev=True, comments=None), load_settings(dev=True, comments=False)
+    assert on.comments_on
+    assert not off.comments_on
+    assert not load_settings(comments=None).comments_on
+    assert on.node_options().public_channels == {"comments"}
+    assert on.node_options().ping_interval == 20
+    assert off.node_options().public_channels == set()
+    assert off.node_options().ping_interval == 25
+    for secret in (None, "too short"):
+        with pytest.raises(ConfigError, match="comments_secret_key"):
+            load_settings(comments=True, comments_secret_key=secret)
+    served = load_settings(comments=True, comments_secret_key="long enough to be one")
+    options = served.comments_options()
+    assert options is not None
+    assert options.secret_key == "long enough to be one"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import trio
 
-from service.assembly import open_assembly
 from service.brokers.memory import MemoryBroker
-from service.config import load_settings
+from service.config import CurrentSettings, load_settings
+from service.testing import open_test_node
 from service.web.app import create_app
 
 
-async def test_states(monkeypatch: object) -> None:
+async def test_states() -> None:
     """Live while it can answer; ready while it takes clients and its broker is of use."""
     outage = ""
 
@@ -18,9 +18,9 @@ async def test_states(monkeypatch: object) -> None:
         def outage(self) -> str:
             return outage
 
-    async with open_assembly(load_settings(dev=True)) as assembly:
-        assembly.node.broker = Broker()
-        client = create_app(assembly).test_client()
+    settings = CurrentSettings(load_settings(dev=True))
+    async with open_test_node(broker=Broker()) as node:
+        client = create_app(node, settings).test_client()
 
         async def ask(path: str) -> tuple[int, object]:
             with trio.fail_after(1):
@@ -38,6 +38,6 @@ async def test_states(monkeypatch: object) -> None:
             (503, down),
         ]
         outage = ""
-        await assembly.node.shut_down()
+        await node.shut_down()
         draining = (503, {"status": "draining"})
         assert [await ask(path) for path in paths] == [draining, (200, {"status": "ok"}), draining]

@@ -63,7 +63,7 @@ def samples(text: str) -> Samples:
 
 
 def scrape(node: Node) -> Samples:
-    return samples(generate_latest(create_registry(node, None, None)).decode())
+    return samples(generate_latest(create_registry(node)).decode())
 
 
 async def test_numbers_of_a_scenario(autojump_clock: MockClock) -> None:
@@ -168,8 +168,7 @@ def test_every_metric_is_on_the_page() -> None:
 
     async def names() -> set[str]:
         async with open_server(load_settings(dev=True, port=0)) as server:
-            verifier = server._assembly.verifier
-            collector = ServerCollector(server.node, verifier, server.door.statistics)
+            collector = ServerCollector(server.node, server.door.statistics)
             return {
                 family.name
                 + {"counter": "_total", "info": "_info"}.get(family.type, "")

@@ -18,7 +18,7 @@ import trio.testing
 import trio_websocket
 
 from service.assembly import Assembly, open_assembly
-from service.config import ConfigError, load_settings, reloadable, with_live_of
+from service.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
 from service.credentials import TokenInvalidError
 from service.errors import ReplyError
 from service.publication import Publication
@@ -71,13 +71,13 @@ def test_what_does_not_go_together_is_refused() -> None:
     """A live setting that is right only with one that needs a restart is not taken."""
     old = load_settings(batch_limit=1_000_000)
     new = load_settings(batch_limit=65_536, outbox_limit=100_000)
-    with pytest.raises(ConfigError, match="not without a restart: .*batch_limit"):
+    with pytest.raises(ConfigError, match=r"not without a restart: .*batch_limit"):
         with_live_of(old, new)
 
 
 @asynccontextmanager
 async def assembled(**settings: object) -> AsyncIterator[Assembly]:
-    async with open_assembly(load_settings(**settings)) as assembly:
+    async with open_assembly(CurrentSettings(load_settings(**settings))) as assembly:
         yield assembly
 
 
@@ -109,11 +109,11 @@ async def test_token_keys_change() -> None:
     """Another secret proves from now on; without any change the verifier stays the same."""
     async with assembled(token={"hmac_secret_key": SECRET}) as assembly:
         verifier = assembly.node.verifier
-        assert verifier is assembly.verifier
+        assert verifier is assembly._verifier
         assert (await verifier.verify_connection(token(SECRET))).user == "42"
-        first = assembly.verifier._verifier
+        first = assembly._verifier._verifier
         await assembly.reload(load_settings(token={"hmac_secret_key": SECRET}, api_key="k"))
-        assert assembly.verifier._verifier is first
+        assert assembly._verifier._verifier is first
         await assembly.reload(load_settings(token={"hmac_secret_key": OTHER_SECRET}))
         with pytest.raises(TokenInvalidError):
             await verifier.verify_connection(token(SECRET))
@@ -126,19 +126,19 @@ async def test_a_key_of_no_use_changes_nothing() -> None:
         new = load_settings(api_key="new", token={"rsa_public_key": PEM})
         with pytest.raises(ConfigError, match="rsa_public_key"):
             await assembly.reload(new)
-        assert assembly.settings().api_keys == (b"old",)
-        assert (await assembly.verifier.verify_connection(token(SECRET))).user == "42"
+        assert assembly._settings().api_keys == (b"old",)
+        assert (await assembly._verifier.verify_connection(token(SECRET))).user == "42"
 
 
 async def test_replaced_verifiers_end(autojump_clock: trio.testing.MockClock) -> None:
     """A verifier that was replaced is closed once nobody can be waiting for it."""
     async with assembled() as assembly:
-        tasks = len(assembly.verifier._nursery.child_tasks)
+        tasks = len(assembly._verifier._nursery.child_tasks)
         for secret in (SECRET, OTHER_SECRET, SECRET):
             await assembly.reload(load_settings(token={"hmac_secret_key": secret}))
-        assert len(assembly.verifier._nursery.child_tasks) == tasks + 3
+        assert len(assembly._verifier._nursery.child_tasks) == tasks + 3
         await trio.sleep(60)
-        assert len(assembly.verifier._nursery.child_tasks) == tasks
+        assert len(assembly._verifier._nursery.child_tasks) == tasks
 
 
 class Process:
@@ -164,7 +164,7 @@ class Process:
 
     async def reload(self, text: str) -> str:
         """Write another configuration, and have it read; the line that says what came of it."""
-        self.file.write_text(text)
+        await trio.Path(self.file).write_text(text)
         self.process.send_signal(signal.SIGHUP)
         return await self.line("configuration")
 
@@ -172,7 +172,7 @@ class Process:
 @asynccontextmanager
 async def served(file: Path, text: str) -> AsyncIterator[tuple[Process, int]]:
     """`repeater serve --config` with this configuration, and its port."""
-    file.write_text(text)
+    await trio.Path(file).write_text(text)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "service", "serve", "--config", str(file), "--port", "0"],

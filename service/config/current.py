@@ -10,6 +10,8 @@ class CurrentSettings:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.api_key = settings.rest_key()
+        """The same object for as long as the server lives; it follows the settings by itself."""
 
     def __call__(self) -> Settings:
         """The settings in force at this moment."""
@@ -18,3 +20,4 @@ class CurrentSettings:
     def replace(self, settings: Settings) -> None:
         """Let others hold from now on."""
         self._settings = settings
+        self.api_key.replace(settings.api_keys)

@@ -7,16 +7,32 @@ it), `LIVE` that a running server can take it over. A field that is a model is a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
-from service.config.checks import node_mistakes, server_mistakes
+from service.api.keys import ApiKey
+from service.callback_options import CallbackOptions
+from service.comments.options import PING_INTERVAL, CommentsOptions
+from service.config.checks import (
+    callback_mistakes,
+    comments_mistakes,
+    node_mistakes,
+    server_mistakes,
+)
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
     LIVE,
@@ -27,6 +43,7 @@ from service.config.fields import (
     Texts,
     options_of,
     settings_of,
+    unless_empty,
 )
 from service.options import ChannelOptions, NodeOptions
 from service.token_options import TokenOptions
@@ -44,6 +61,7 @@ _LIVE = (
     "outbox_limit",
     "personal_channel_namespace",
     "private_prefix",
+    "public_channels",
     "publish_timeout",
     "recovery_limit",
     "shutdown_group",
@@ -58,6 +76,7 @@ _LEAST = {
     "connection_log_limit": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
+    "event_delay": 0,
     "hmac_previous_secret_key_valid_until": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
@@ -87,10 +106,12 @@ if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
     TokenSettings = Table
+    CallbackSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
+    CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
@@ -165,6 +186,25 @@ class Settings(NodeSettings):
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
     """How subscription tokens are proven, if not by `[token]`."""
 
+    comments: Annotated[bool | None, BeforeValidator(unless_empty)] = None
+    """Whether the bundled application runs, and `default_channel` is open to its pages; by
+    default in development mode only."""
+
+    data_dir: str = Field(default=".repeater", min_length=1)
+    """Where the application keeps its SQLite file, and its secret in development mode."""
+
+    comments_secret_key: Secret = None
+    """Signs the application's cookies: 16 characters or more; needed outside development mode."""
+
+    comments_database_url: Secret = None
+    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
+
+    comments_cache_url: Secret = None
+    """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
+
+    callbacks: CallbackSettings = CallbackSettings()
+    """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -196,13 +236,21 @@ class Settings(NodeSettings):
     def _mistakes(self) -> Iterator[Mistake]:
         yield from server_mistakes(self.host, self.dev)
         yield from node_mistakes(self.node_options())
-        tables = {"token": self.token, "subscription_token": self.subscription_token}
-        for name, table in tables.items():
+        comments = self.comments_options()
+        if comments is not None:
+            yield from comments_mistakes(comments, self.dev)
+        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        if self.subscription_token is not None:
+            tables["subscription_token"] = self.subscription_token_options
+        wrong = []
+        for name, options in tables.items():
             try:
-                if table is not None:
-                    options_of(table, TokenOptions)
-            except ValueError as error:  # TokenOptions checks itself, and keeps keys out of it
-                yield Mistake((name,), str(error))
+                options()
+            except ValueError as error:  # they check themselves, and keep secrets out of it
+                wrong.append(Mistake((name,), str(error)))
+        yield from wrong
+        if not wrong:
+            yield from callback_mistakes(self.node_options(), self.callback_options())
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -212,10 +260,38 @@ class Settings(NodeSettings):
             self,
             NodeOptions,
             insecure=self.dev,
+            **self._comments_node_options(),
             channel=options_of(self.channel, ChannelOptions),
             namespaces={
                 name: options_of(table, ChannelOptions) for name, table in self.namespaces.items()
             },
+        )
+
+    @property
+    def comments_on(self) -> bool:
+        """Whether the bundled application runs."""
+        return self.dev if self.comments is None else self.comments
+
+    def _comments_node_options(self) -> dict[str, object]:
+        """What its pages need of the node: their channel, and a ping every 20 seconds."""
+        options = options_of(self, NodeOptions)
+        if not self.comments_on:
+            return {}
+        interval = options.ping_interval
+        if options.pong_timeout < PING_INTERVAL:
+            interval = min(interval, PING_INTERVAL)
+        channels = options.public_channels | {options.default_channel}
+        return {"ping_interval": interval, "public_channels": channels}
+
+    def comments_options(self) -> CommentsOptions | None:
+        """The bundled application's part of the configuration; None if it is off."""
+        if not self.comments_on:
+            return None
+        return CommentsOptions(
+            data_dir=Path(self.data_dir),
+            secret_key=_clear(self.comments_secret_key),
+            database_url=_clear(self.comments_database_url),
+            cache_url=_clear(self.comments_cache_url),
         )
 
     def token_options(self) -> TokenOptions:
@@ -225,6 +301,14 @@ class Settings(NodeSettings):
     def subscription_token_options(self) -> TokenOptions:
         """How subscription tokens are proven: as the others, unless they have a table."""
         return options_of(self.subscription_token or self.token, TokenOptions)
+
+    def rest_key(self) -> ApiKey:
+        """Who may call the server API."""
+        return ApiKey(self.api_keys, insecure=self.dev)
+
+    def callback_options(self) -> CallbackOptions:
+        """Which questions a back end is asked, and which events it is told."""
+        return options_of(self.callbacks, CallbackOptions)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:
@@ -236,3 +320,7 @@ class Settings(NodeSettings):
     def origins(self) -> tuple[str, ...]:
         """The globs in force: any page in development mode."""
         return ("*",) if self.dev else self.allowed_origins
+
+
+def _clear(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()

@@ -37,6 +37,8 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     subs: dict[str, SubscriptionPosition] = {}
     name: str = ""
     version: str = ""
+    headers: dict[str, str] = {}
+    """What a browser can't send as HTTP headers; the back end gets those that it may."""
 
 
 class SubscribeRequest(msgspec.Struct, frozen=True):

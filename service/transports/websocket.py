@@ -87,6 +87,14 @@ class WebSocketTransport:
                 return
 
 
+class UnidirectionalTransport(WebSocketTransport):
+    """The same for a client that only listens."""
+
+    __slots__ = ()
+
+    name = "uni_websocket"
+
+
 def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
     """Close a socket with a reset, and wake whoever waits for it. Idempotent."""
     if sock.fileno() < 0:
@@ -124,7 +132,7 @@ def open_unidirectional(
     node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
 ) -> Client:
     """Make a unidirectional client of an accepted handshake; who it is comes first."""
-    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client = Client(node, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
     client.outbox.send(answer)
     return client
 
@@ -133,7 +141,7 @@ class Conversation(Protocol):
     """What is made of a client's messages, one after the other."""
 
     async def receive(self, message: bytes | str) -> None:
-        """Take one whole message: text as its bytes, a binary one as the string "binary"."""
+        """Take one whole message: text as its bytes, a binary one as a `str`."""
 
 
 _CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
@@ -194,11 +202,16 @@ async def _read(
 async def _take(
     client: Client, session: Conversation | None, reader: FrameReader, received: bytes
 ) -> None:
-    for message in reader.feed(received):
-        if session is not None and client.end is None:
-            await session.receive(message)
-    if answers := reader.answers():
-        client.outbox.send(answers)
+    """Pongs at once, then the messages, and the close frame behind their replies."""
+    messages = reader.feed(received)
+    if reader.pongs:
+        client.outbox.send(reader.pongs)
+    if session is not None:
+        for message in messages:
+            if client.end is None:
+                await session.receive(message)
+    if reader.closing:
+        client.outbox.send(reader.closing)
 
 
 async def _answer_close(client: Client) -> None:

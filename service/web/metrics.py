@@ -23,12 +23,12 @@ from service import __version__
 from service.errors import REASONS
 from service.histogram import HistogramStatistics
 from service.node import Node
-from service.statistics import NodeStatistics
+from service.statistics import BackendStatistics, EventStatistics, NodeStatistics
+from service.tokens.replaceable import ReplaceableVerifier
 
 if TYPE_CHECKING:
     from service.door import DoorStatistics
     from service.tokens import VerifierStatistics
-    from service.tokens.replaceable import ReplaceableVerifier
 
 _APPLICATION = "application"  # the reason of a code that is not ours
 
@@ -36,14 +36,8 @@ _APPLICATION = "application"  # the reason of a code that is not ours
 class ServerCollector(Collector):
     """Reads the statistics at each scrape. Lives inside the application."""
 
-    def __init__(
-        self,
-        node: Node,
-        verifier: ReplaceableVerifier | None,
-        door: Callable[[], DoorStatistics] | None,
-    ) -> None:
+    def __init__(self, node: Node, door: Callable[[], DoorStatistics] | None) -> None:
         self._node = node
-        self._verifier = verifier
         self._door = door
 
     def collect(self) -> Iterator[Metric]:
@@ -56,18 +50,21 @@ class ServerCollector(Collector):
         yield from _health(statistics)
         if self._door is not None:
             yield from _door(self._door())
-        if self._verifier is not None and (tokens := self._verifier.statistics()) is not None:
+        verifier = self._node.verifier
+        if isinstance(verifier, ReplaceableVerifier) and (tokens := verifier.statistics()):
             yield from _tokens(tokens)
+        if statistics.backend is not None:
+            yield from _callbacks(statistics.backend)
+        if statistics.events is not None:
+            yield from _events(statistics.events)
 
 
 def create_registry(
-    node: Node,
-    verifier: ReplaceableVerifier | None,
-    door: Callable[[], DoorStatistics] | None,
+    node: Node, door: Callable[[], DoorStatistics] | None = None
 ) -> CollectorRegistry:
     """A registry of our own metrics and the process's; a library user's default one stays his."""
     registry = CollectorRegistry()
-    registry.register(ServerCollector(node, verifier, door))
+    registry.register(ServerCollector(node, door))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
@@ -138,6 +135,8 @@ def _door(seen: DoorStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_door_open", "TCP connections open now.", seen.open)
     yield _count("repeater_door_rejected", "Turned away for their first bytes.", seen.rejected)
     yield _count("repeater_door_pauses", "Pauses for want of descriptors.", seen.pauses)
+    yield _count("repeater_api_requests", "API requests answered natively.", seen.rest.requests)
+    yield _gauge("repeater_api_connections", "Connections that make them.", seen.rest.open)
 
 
 def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
@@ -150,6 +149,46 @@ def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
     sets = seen.key_sets
     yield _count("repeater_jwks_fetches", "Fetches of key sets.", sum(one.fetches for one in sets))
     yield _count("repeater_jwks_failures", "Those that failed.", sum(one.failures for one in sets))
+
+
+def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:
+    """What the application's back end was asked, by kind of question."""
+    asked = CounterMetricFamily(
+        "repeater_callbacks",
+        "Questions to the back end, by what came of it.",
+        labels=("kind", "outcome"),
+    )
+    pending = GaugeMetricFamily(
+        "repeater_callbacks_pending", "Questions under way or waiting.", labels=("kind",)
+    )
+    circuit = GaugeMetricFamily(
+        "repeater_callback_circuit_open", "1 unless the circuit is closed.", labels=("kind",)
+    )
+    opened = CounterMetricFamily(
+        "repeater_callback_circuit_opened", "How often it opened.", labels=("kind",)
+    )
+    for kind, one in seen.endpoints.items():
+        outcomes = {
+            "answered": one.answered,
+            "failed": one.failed - one.timeouts,
+            "timeout": one.timeouts,
+            "refused": one.refused,
+            "crowded": one.crowded,
+        }
+        for outcome, questions in outcomes.items():
+            asked.add_metric((kind, outcome), questions)
+        pending.add_metric((kind,), one.under_way + one.waiting)
+        circuit.add_metric((kind,), one.circuit != "closed")
+        opened.add_metric((kind,), one.opened)
+    yield from (asked, pending, circuit, opened)
+
+
+def _events(seen: EventStatistics) -> Iterator[Metric]:
+    yield _gauge("repeater_events_waiting", "Events to be told to the back end.", seen.waiting)
+    yield _count("repeater_events_delivered", "Events that it took.", seen.delivered)
+    yield _count("repeater_events_dropped", "Events lost for want of room.", seen.dropped)
+    yield _count("repeater_event_batches", "Tries to deliver a batch.", seen.attempts)
+    yield _count("repeater_event_batches_failed", "Those that failed.", seen.failures)
 
 
 def _count(name: str, text: str, value: float) -> Metric:

@@ -10,14 +10,14 @@ from prometheus_client.exposition import choose_encoder
 from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
-from service.config import Settings
+from service.config import CurrentSettings
 from service.node import Node
-from service.web.api import has_api_key
+from service.web.api import admits
 
 
 def create_observe(
     node: Callable[[], Node],
-    settings: Callable[[], Settings],
+    settings: CurrentSettings,
     registry: Callable[[], CollectorRegistry],
 ) -> Blueprint:
     """`/health`, `/health/live`, `/health/ready` and `/metrics`.
@@ -49,7 +49,7 @@ def create_observe(
 
     @observe.get("/metrics")
     async def metrics() -> Response:
-        if not _may_read_metrics(settings()):
+        if not _may_read_metrics(settings):
             return Response(b"", 401, {"WWW-Authenticate": "Bearer"})
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(registry()), 200, content_type=content_type)
@@ -57,12 +57,13 @@ def create_observe(
     return observe
 
 
-def _may_read_metrics(settings: Settings) -> bool:
+def _may_read_metrics(settings: CurrentSettings) -> bool:
     """Its own token or the API key, unless it is open."""
-    if settings.dev or settings.metrics_open or has_api_key(settings):
+    if settings().dev or settings().metrics_open or admits(settings.api_key):
         return True
+    token = settings().metrics_token
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if settings.metrics_token is None or scheme.lower() != "bearer":
+    if token is None or scheme.lower() != "bearer":
         return False
-    expected = settings.metrics_token.get_secret_value()
+    expected = token.get_secret_value()
     return hmac.compare_digest(given.strip().encode(), expected.encode())
