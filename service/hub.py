@@ -8,6 +8,7 @@ happens meanwhile gathers), *ahead* (its history reaches further than fan-out ha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -231,17 +232,25 @@ class CaughtUp(msgspec.Struct):
 
 
 class Hub:
-    """Every client and every channel with a listener on this node."""
+    """Every client and every channel with a listener on this node.
+
+    What is counted is kept as it changes, so that a snapshot of a full node costs no walk.
+    """
 
     def __init__(self, events: Events | None = None) -> None:
         self._events = events
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
+        self.subscriptions = 0
+        """How many (client, channel) pairs there are."""
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        """How many clients there are by transport and codec."""
 
     def add(self, client: Client) -> None:
         """Take a connection in."""
         self.clients[client] = None
+        self.kinds[_kind(client)] += 1
 
     def identify(self, client: Client) -> None:
         """The connection's user is known: find it by that from now on."""
@@ -251,7 +260,9 @@ class Hub:
         """Forget a connection and all it listens to. Idempotent."""
         for name in tuple(client.channels):
             self.unsubscribe(client, name)
-        self.clients.pop(client, None)
+        if client in self.clients:
+            del self.clients[client]
+            self.kinds[_kind(client)] -= 1
         connections = self.users.get(client.grant.user, {})
         if client in connections:
             del connections[client]
@@ -279,6 +290,7 @@ class Hub:
                 self._events.channel_occupied(name)
         subscription = Subscription(client, channel, client.codec)
         client.channels[channel.name] = subscription
+        self.subscriptions += 1
         return subscription
 
     def unsubscribe(self, client: Client, name: str) -> Subscription | None:
@@ -286,6 +298,7 @@ class Hub:
         subscription = client.channels.pop(name, None)
         if subscription is None:
             return None
+        self.subscriptions -= 1
         channel = subscription.channel
         channel.remove(subscription)
         if channel.empty:
@@ -294,7 +307,6 @@ class Hub:
                 self._events.channel_vacated(name)
         return subscription
 
-    @property
-    def subscriptions(self) -> int:
-        """How many (client, channel) pairs there are."""
-        return sum(len(client.channels) for client in self.clients)
+
+def _kind(client: Client) -> tuple[str, str]:
+    return client.transport.name, client.transport.codec.name

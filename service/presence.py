@@ -7,6 +7,7 @@ the one task that carries them out: after the socket is gone, never before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,11 @@ class Attendance:
     never more than connections times channels.
     """
 
-    def __init__(self, store: PresenceStore, broker: Broker) -> None:
+    def __init__(self, store: PresenceStore, broker: Broker, errors: Counter[str]) -> None:
+        """Of a node's store and broker, whose failures are counted in `errors`."""
         self._store = store
         self._broker = broker
+        self._errors = errors
         self._leaving: dict[tuple[str, str], tuple[Subscription, trio.Event]] = {}
         self._woken = trio.Event()
 
@@ -117,6 +120,7 @@ class Attendance:
                 await self._store.remove(subscription.channel.name, subscription.client.id)
             except BrokerError as error:
                 # The store's own expiry mends it.
+                self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
         if subscription.arrived:
             await self._announce(subscription, joined=False)
@@ -126,6 +130,7 @@ class Attendance:
         try:
             await self._broker.announce(announcement)
         except BrokerError as error:
+            self._errors["announce"] += 1
             _log.warning("a join or leave was not announced", reason=str(error))
         except trio.ClosedResourceError:
             return  # The node is shutting down; nobody listens any more.

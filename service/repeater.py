@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import trio
 
+from service.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from service.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     bytes_out: int
     gaps: int
     waiting: int
+    batch_events: HistogramStatistics
+    """Events in a batch."""
+    fanout_seconds: HistogramStatistics
+    """From a batch's taking to the last of its listeners."""
+    publish_to_write_seconds: HistogramStatistics
+    """From the broker's hand-over to the end of fan-out. Each event counts with the age of the
+    oldest in its batch, so the truth is a little better."""
 
 
 class Chunks(msgspec.Struct, frozen=True):
@@ -63,6 +71,9 @@ class Repeater:
         self._batches = 0
         self._bytes_out = 0
         self._gaps = 0
+        self._batch_events = Histogram(EVENTS)
+        self._fanout_seconds = Histogram(SECONDS)
+        self._publish_to_write = Histogram(SECONDS)
 
     def statistics(self) -> RepeaterStatistics:
         """A snapshot of the counters."""
@@ -73,6 +84,9 @@ class Repeater:
             self._bytes_out,
             self._gaps,
             len(self._intake),
+            self._batch_events.statistics(),
+            self._fanout_seconds.statistics(),
+            self._publish_to_write.statistics(),
         )
 
     async def run(self) -> None:
@@ -81,12 +95,21 @@ class Repeater:
         While one batch is written the next one gathers, so a burst costs each client one write.
         """
         while batch := await self._intake.take_batch():
+            since, taken_at = self._intake.batch_since, perf_counter()
+            self._turn_ends = taken_at + self._budget
             self._batches += 1
             await self._distribute(batch)
+            self._measure(len(batch), since, taken_at)
             await trio.lowlevel.checkpoint()
 
+    def _measure(self, events: int, since: float, taken_at: float) -> None:
+        """A batch was distributed: one reading of the clock more, however many events it had."""
+        now = perf_counter()
+        self._batch_events.observe(events)
+        self._fanout_seconds.observe(now - taken_at)
+        self._publish_to_write.observe(now - since, events)
+
     async def _distribute(self, batch: Sequence[Event]) -> None:
-        self._turn_ends = perf_counter() + self._budget
         groups = self._by_channel([event for event in batch if type(event) is Publication])
         if len(groups) == 1:
             await self._advance(*groups[0])

@@ -276,6 +276,7 @@ async def open_subscription(
         await node.attendance.enter(subscription)
         joined = await _read(subscription, options, wish)
     except BrokerError:
+        node.broker_errors["subscribe"] += 1
         client.unsubscribe(channel)
         raise DisconnectError(SERVER_ERROR) from None
     return Joining(subscription, joined, wish)

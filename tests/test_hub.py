@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 
 from service.credentials import ConnectionGrant
+from service.errors import SLOW
 from service.hub import Channel, Subscription
 from service.node import Node
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from service.publication import Publication, StreamPosition
 from service.testing import MemoryTransport, connect, open_test_node
 
@@ -194,3 +195,22 @@ async def test_users_are_found_by_their_connections() -> None:
                 assert set(hub.users["ann"]) == {one, other}
             assert set(hub.users["ann"]) == {one}
         assert not hub.users
+
+
+async def test_counts_are_what_a_walk_would_find() -> None:
+    """Subscriptions and kinds are kept as they change, whichever way a client goes."""
+    async with open_test_node() as node:
+        for number in range(6):
+            codec = CENTRIFUGE_JSON_ASGI if number % 2 else PLAIN_ASGI
+            channels = [str(channel) for channel in range(number)]
+            async with connect(node, MemoryTransport(codec), channels) as client:
+                async with connect(node, MemoryTransport(), channels):
+                    client.unsubscribe("0")
+                    seen = node.statistics()
+                    walked = sum(len(one.channels) for one in node.hub.clients)
+                    assert seen.subscriptions == walked
+                    assert sum(seen.kinds.values()) == seen.clients == len(node.hub.clients)
+                client.cut(SLOW)
+                client.cut(SLOW)
+                assert node.hub.subscriptions == 0
+        assert not any(node.hub.kinds.values())
