@@ -36,7 +36,7 @@ class SlowPresence(MemoryPresence):
         self.adding, self.removing = Gate(), Gate()
         self.failing = False
         self.asked: list[str] = []
-        self.removed: Callable[[str], object] = lambda client: None
+        self.removed: Callable[[str], None] = lambda client: None
 
     async def add(self, channel: str, info: ClientInfo) -> None:
         self.asked.append(info.client)
@@ -207,17 +207,33 @@ async def test_cut_in_the_turn_in_which_its_leave_is_done() -> None:
     store = SlowPresence()
     async with (
         open_node(OPTIONS, presence=store) as node,
-        talking(node) as first,
         talking(node) as second,
         trio.open_nursery() as nursery,
     ):
-        await first.subscribe()
+        talks: list[Talk] = []
+
+        async def live() -> None:
+            async with talking(node, connected=False) as first:
+                talks.append(first)
+                await first.connect()
+                await first.subscribe()
+                await trio.sleep_forever()
+
+        nursery.start_soon(live)
+        await wait_all_tasks_blocked()
+        (first,) = talks
         await second.subscribe()
+        await wait_all_tasks_blocked()
         await first.ask(unsubscribe={"channel": "c"})
         await second.ask(unsubscribe={"channel": "c"})
         # The departure of the second begins in the turn in which that of the first is done.
         name = second.client.id
-        store.removed = lambda client: client == name and first.client.cut(SERVER_ERROR)
+
+        def cut_first(client: str) -> None:
+            if client == name:
+                first.client.cut(SERVER_ERROR)
+
+        store.removed = cut_first
         nursery.start_soon(first.session.receive, first.command(subscribe={"channel": "c"}))
         await wait_all_tasks_blocked()
         assert first.client.end == SERVER_ERROR
