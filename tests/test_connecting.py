@@ -402,9 +402,16 @@ class TestServerSide:
             assert [push["push"]["pub"]["data"] for push in pushes] == [1, 2, 3]
 
     async def test_missed_while_other_channels_are_read(self) -> None:
-        """If something of that is lost, the reply comes, and right behind it the end: 3010."""
+        """If something of that is lost, the reply comes, and the end behind it: 3010, no join."""
         broker = TestBroker(lambda event: [] if event.data == b"1" else [event])
-        async with open_test_node(broker=broker) as node, trio.open_nursery() as nursery:
+        channel = ChannelOptions(join_leave=True, force_push_join_leave=True)
+        async with (
+            open_test_node(NodeOptions(channel=channel), broker=broker) as node,
+            talking(node) as other,
+            trio.open_nursery() as nursery,
+        ):
+            await other.subscribe("a")
+            await other.news()
             transports: list[MemoryTransport] = []
 
             async def live() -> None:
@@ -422,6 +429,26 @@ class TestServerSide:
             await wait_all_tasks_blocked()
             assert transports[0].closed_with == INSUFFICIENT_STATE
             assert len(transports[0].sent) == 1
+            assert not await other.pushes("join")
+            assert not await other.pushes("leave")
+
+    async def test_ended_while_a_channel_is_read(self) -> None:
+        """A client that is ended in the turn in which history answers hears no further channel."""
+        broker = TestBroker()
+        async with open_test_node(broker=broker) as node, trio.open_nursery() as nursery:
+
+            async def live() -> None:
+                async with talking(node, connected=False) as talk:
+                    await talk.connect(subs={"a": {}, "b": {}})
+
+            broker.after["a"].shut()
+            nursery.start_soon(live)
+            await wait_all_tasks_blocked()
+            (client,) = node.hub.clients
+            broker.after["a"].open()
+            client.cut(SERVER_ERROR)
+            await wait_all_tasks_blocked()
+            assert not node.hub.channels
 
     async def test_failing_history_fails_the_connect(self) -> None:
         """If one channel's history can't be read there is no reply, and nothing is left: 3004."""

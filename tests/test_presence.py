@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,12 +35,16 @@ class SlowPresence(MemoryPresence):
         super().__init__()
         self.adding, self.removing = Gate(), Gate()
         self.failing = False
+        self.asked: list[str] = []
+        self.removed: Callable[[str], None] = lambda client: None
 
     async def add(self, channel: str, info: ClientInfo) -> None:
+        self.asked.append(info.client)
         await self.adding.passed()
         await super().add(channel, info)
 
     async def remove(self, channel: str, client: str) -> None:
+        self.removed(client)
         await self.removing.passed()
         if self.failing:
             raise BrokerError("presence is down")
@@ -195,6 +200,71 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
         pushes = told(await other.pushes())
         assert pushes[1:] == [("join", client.id), ("leave", client.id)]
         assert set(await store.members("c")) == {other.client.id}
+
+
+async def test_cut_in_the_turn_in_which_its_leave_is_done() -> None:
+    """The store is not told of a client that was ended before it could be added."""
+    store = SlowPresence()
+    async with (
+        open_node(OPTIONS, presence=store) as node,
+        talking(node) as second,
+        trio.open_nursery() as nursery,
+    ):
+        talks: list[Talk] = []
+
+        async def live() -> None:
+            async with talking(node, connected=False) as first:
+                talks.append(first)
+                await first.connect()
+                await first.subscribe()
+                await trio.sleep_forever()
+
+        nursery.start_soon(live)
+        await wait_all_tasks_blocked()
+        (first,) = talks
+        await second.subscribe()
+        await wait_all_tasks_blocked()
+        await first.ask(unsubscribe={"channel": "c"})
+        await second.ask(unsubscribe={"channel": "c"})
+        # The departure of the second begins in the turn in which that of the first is done.
+        name = second.client.id
+
+        def cut_first(client: str) -> None:
+            if client == name:
+                first.client.cut(SERVER_ERROR)
+
+        store.removed = cut_first
+        nursery.start_soon(first.session.receive, first.command(subscribe={"channel": "c"}))
+        await wait_all_tasks_blocked()
+        assert first.client.end == SERVER_ERROR
+        assert store.asked == [first.client.id, second.client.id]
+        assert not await store.members("c")
+
+
+async def test_leave_is_told_though_it_wanted_back() -> None:
+    """A client that is cut while its leave still waits its turn has left once, not never."""
+    store = SlowPresence()
+    async with (
+        open_node(OPTIONS, presence=store) as node,
+        talking(node) as other,
+        trio.open_nursery() as nursery,
+    ):
+        await other.subscribe()
+        async with talking(node) as slow:
+            await slow.subscribe()
+            async with talking(node) as talk:
+                await talk.subscribe()
+                await other.news()
+                store.removing.shut()
+                await slow.ask(unsubscribe={"channel": "c"})
+                await talk.ask(unsubscribe={"channel": "c"})
+                nursery.start_soon(talk.session.receive, talk.command(subscribe={"channel": "c"}))
+                await wait_all_tasks_blocked()
+                talk.client.cut(SERVER_ERROR)
+                await trio.lowlevel.checkpoint()
+            store.removing.open()
+            names = [slow.client.id, talk.client.id]
+            assert told(await other.pushes()) == [("leave", name) for name in names]
 
 
 async def test_cut_while_it_is_added() -> None:

@@ -276,10 +276,11 @@ async def test_who_is_cut_by_its_part_is_gone() -> None:
         def write(self, chunk: bytes) -> int:
             raise OSError("gone")
 
-    async with open_test_node() as node, connect(node, BrokenTransport()) as client:
-        go_ahead(client, 2)
-        hand_over(node, *numbered(2, 3))
-        await wait_all_tasks_blocked()
+    async with open_test_node() as node:
+        async with connect(node, BrokenTransport()) as client:
+            go_ahead(client, 2)
+            hand_over(node, *numbered(2, 3))
+            await wait_all_tasks_blocked()
         assert client.end == WRITE_ERROR
         assert not node.hub.channels
 
@@ -316,12 +317,20 @@ async def test_gap_disturbs_only_who_asked_for_positions() -> None:
         connect(node, plain, ["c"]),
         talking(node) as positioned,
         talking(node) as careless,
-        talking(node, connected=False) as served,
+        trio.open_nursery() as nursery,
     ):
+        ended: list[Talk] = []
+
+        async def be_served() -> None:
+            async with talking(node, connected=False) as served:
+                ended.append(served)
+                await served.connect(subs={"c": {}})
+                await trio.sleep_forever()
+
+        nursery.start_soon(be_served)
         await positioned.subscribe(positioned=True)
         await careless.subscribe()
-        await served.connect(subs={"c": {}})
-        for talk in (positioned, careless, served):
+        for talk in (positioned, careless):
             await talk.news()
         for number in (b"1", b"2", b"3", b"4"):
             await node.publish(Publication("c", number))
@@ -330,8 +339,8 @@ async def test_gap_disturbs_only_who_asked_for_positions() -> None:
         assert await careless.data() == [1, 3, 4]
         pushes = await positioned.pushes()
         assert [push.get("unsubscribe", {}).get("code") for push in pushes] == [None, 2500]
-        assert await served.data() == [1]
-        assert served.client.end == INSUFFICIENT_STATE
+        assert await ended[0].data() == [1]
+        assert ended[0].transport.closed_with == INSUFFICIENT_STATE
         assert node.statistics().repeater.gaps == 1
 
 

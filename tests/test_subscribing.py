@@ -406,7 +406,9 @@ class DeltaReader:
 
 
 def quote(number: int) -> bytes:
-    return json.dumps({"symbol": "REPEATER", "text": "x" * 60, "price": number}).encode()
+    # Different enough that a difference to any other than the right base gives something else.
+    book = [one * one for one in range(number * 3, number * 3 + 40)]
+    return json.dumps({"symbol": "REPEATER", "book": book, "price": number}).encode()
 
 
 class TestDelta:
@@ -442,12 +444,13 @@ class TestDelta:
             readers[one].read((await one.pushes("pub"))[0])
             await other.subscribe(delta="fossil")
             await other.news()
-            for number in (1, 2, 3):
-                await node.publish(Publication("c", quote(number)))
-            for talk, reader in readers.items():
-                pubs = await talk.pushes("pub")
-                assert [reader.read(pub)["price"] for pub in pubs] == [1, 2, 3]
-            assert [readers[one].deltas, readers[other].deltas] == [3, 2]
+            for batch in ([1, 2, 3], [4, 5]):
+                for number in batch:
+                    await node.publish(Publication("c", quote(number)))
+                for talk, reader in readers.items():
+                    pubs = await talk.pushes("pub")
+                    assert [reader.read(pub)["price"] for pub in pubs] == batch
+            assert [readers[one].deltas, readers[other].deltas] == [5, 4]
 
     async def test_whole_where_a_difference_is_no_gain_or_not_wanted(self) -> None:
         """A difference that is not smaller is not sent, nor one that nobody allowed."""
