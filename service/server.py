@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 
 from service import __version__
-from service.assembly import open_configured_node
-from service.config import Settings
+from service.assembly import Assembly, open_assembly
+from service.config import Changes, ConfigError, CurrentSettings, Settings
 from service.door import Door
 from service.endpoints import Endpoint
 from service.gate import Gate
 from service.handover import Handover
 from service.listeners import ListenError, Listeners, open_all
-from service.log import get_logger
+from service.log import configure_log, get_logger
 from service.node import Node
 from service.proxies import TrustedProxies
 from service.tls import Certificate, TLSError
 from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
-
 
 # Not on every system.
 _RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
@@ -42,26 +41,24 @@ class ServeError(Exception):
 class Server:
     """A running server. Made and ended by `open_server`."""
 
-    def __init__(
-        self, node: Node, door: Door, handover: Handover, listeners: Listeners, gate: Gate
-    ) -> None:
-        self.node = node
+    def __init__(self, assembly: Assembly, door: Door, listeners: Listeners, gate: Gate) -> None:
+        self.node = assembly.node
+        self._assembly = assembly
         self.door = door
-        self.handover = handover
         self.port = listeners.port
         """The first port that it listens on: the one asked for, or the free one for 0; 0 where
         it listens on Unix sockets only."""
         self.endpoints = listeners.endpoints()
-        self._certificate = gate.certificate
+        self.certificate = gate.certificate
+        """What TLS shows new connections; None without TLS."""
 
-    def reload_certificate(self) -> None:
-        """Read the certificate again, for new connections; the others keep what they met.
+    async def reload(self, settings: Settings) -> Changes:
+        """Take over what of these can be without a restart; see `Assembly.reload`.
 
         Raises:
-            TLSError: it is of no use, and the old one stays.
+            ConfigError: they are refused, and the old ones stay.
         """
-        if self._certificate is not None:
-            self._certificate.reload()
+        return await self._assembly.reload(settings)
 
 
 @asynccontextmanager
@@ -74,20 +71,23 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
         CommentsError: the bundled application can't start.
     """
     gate = _make_gate(settings)
+    current = CurrentSettings(settings)
     async with (
         _listening(settings) as listeners,
-        open_configured_node(settings) as node,
-        open_bundled(node, settings) as comments,
+        open_assembly(current) as assembly,
+        open_bundled(assembly.node, settings) as comments,
         trio.open_nursery() as connections,
     ):
-        handover = Handover(create_app(node, settings, comments), settings, gate.proxies)
-        door = Door(node, handover, settings, gate)
+        node = assembly.node
+        app = create_app(node, current, comments, door=lambda: door.statistics())
+        handover = Handover(app, settings, gate.proxies)
+        door = Door(node, handover, current, gate)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
                 for listener in listeners.sockets:
                     acceptors.start_soon(door.accept, listener, connections)
                 try:
-                    yield Server(node, door, handover, listeners, gate)
+                    yield Server(assembly, door, listeners, gate)
                 finally:
                     accepting.cancel()
                     listeners.close()
@@ -131,38 +131,68 @@ async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float)
 
 
 async def serve(
-    settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    load: Callable[[], Settings] | None = None,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
 
-    With TLS, SIGHUP has the certificate read again.
+    With TLS, SIGHUP has the certificate read again in any case.
+
+    Args:
+        settings: What to begin with.
+        load: Reads the settings again at a SIGHUP, those of the log for the whole process.
+            Without it, and without TLS, that signal keeps its own meaning. May raise ConfigError.
+        task_status: Trio's.
 
     Raises:
         ServeError: the address can't be listened on.
     """
     awaited = [signal.SIGINT, signal.SIGTERM]
-    if settings.tls_cert is not None and _RELOAD is not None:
+    if _RELOAD is not None and not (load is None and settings.tls_cert is None):
         awaited.append(_RELOAD)
     with trio.open_signal_receiver(*awaited) as signals:
         async with open_server(settings) as server:
             _announce(settings, server.endpoints)
             task_status.started(server.port)
             async for number in signals:
-                if number == _RELOAD:
-                    _reload_certificate(server)
-                    continue
-                _log.info("shutting down", signal=signal.Signals(number).name)
-                break
+                if number != _RELOAD:
+                    _log.info("shutting down", signal=signal.Signals(number).name)
+                    break
+                _reload_certificate(server)
+                if load is not None:
+                    await _reload(server, load)
     _log.info("stopped")
 
 
 def _reload_certificate(server: Server) -> None:
+    if server.certificate is None:
+        return
     try:
-        server.reload_certificate()
+        server.certificate.reload()
     except TLSError as error:
         _log.error("the new certificate is refused, the old one stays", reason=str(error))
     else:
         _log.info("the certificate was read again")
+
+
+async def _reload(server: Server, load: Callable[[], Settings]) -> None:
+    """Read the configuration again, and say in one line what came of it. Names, no values."""
+    try:
+        settings = load()
+        changes = await server.reload(settings)
+    except ConfigError as error:
+        refusal = "the new configuration is refused, the old one stays"
+        _log.error(refusal, mistakes=list(error.lines))
+        return
+    configure_log(settings.log_level, settings.log_format)
+    say = _log.warning if changes.restart else _log.info
+    say(
+        "the configuration was read again",
+        applied=list(changes.live),
+        needs_restart=list(changes.restart),
+    )
 
 
 def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:

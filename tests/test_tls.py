@@ -297,7 +297,8 @@ async def test_a_new_certificate_drops_nobody(authority: Authority) -> None:
         secure_peer(server, authority) as back_end,
     ):
         authority.issue()
-        server.reload_certificate()
+        assert server.certificate is not None
+        server.certificate.reload()
         async with secure_peer(server, authority, "/ws?channel=news") as new:
             await back_end.call("POST", "/api/publish", BODY % 1)
             for client in (old, new):
@@ -316,8 +317,9 @@ async def test_a_wrong_new_certificate_is_refused(authority: Authority) -> None:
     """The old one stays in force."""
     async with running(**authority.settings) as server:
         authority.certificate.write_bytes(b"nonsense")
+        assert server.certificate is not None
         with pytest.raises(TLSError, match="no certificate with its key"):
-            server.reload_certificate()
+            server.certificate.reload()
         async with secure_peer(server, authority) as client:
             assert b" 200 " in await client.call("GET", "/health")
 
@@ -347,13 +349,14 @@ async def test_the_scheme_is_https(authority: Authority) -> None:
     """The application is told, so that its cookies are for TLS only."""
     async with running(**authority.settings) as server:
         seen = []
-        app = server.handover._app
+        handover = server.door._handover
+        app = handover._app
 
         async def spy(scope: dict[str, object], *rest: object) -> None:
             seen.append((scope["scheme"], scope["http_version"]))
             await app(scope, *rest)  # type: ignore[arg-type]
 
-        server.handover._app = spy  # type: ignore[assignment]
+        handover._app = spy  # type: ignore[assignment]
         for http2 in (False, True):
             async with httpx.AsyncClient(http2=http2, verify=authority.client()) as client:
                 await client.get(f"https://localhost:{server.port}/health")
