@@ -191,14 +191,14 @@ class Door:
             return
         received = await self._read_head(sock, scope)
         scope.deadline = float("inf")  # from here on each way in has its own deadlines
-        if self._gate.expects_forwarded(sock):
-            self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
         path, query = _split_target(received)
         if path not in _NATIVE_PATHS:
             if received := await self._rest.serve(sock, received):
                 await self._handover.serve(sock, received)
             return
         head, _, received = received.partition(b"\r\n\r\n")
+        if self._gate.expects_forwarded(sock):
+            self._gate.note_forwarded(sock, headers_of(head))
         client = self._open(sock, scope, path, query, head)
         first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
         # Nothing of the head may stay in this frame, which lives as long as its client.

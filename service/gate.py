@@ -112,7 +112,10 @@ class Gate:
         return bool(self.proxies) and self.proxies.trusts(_peer(sock))
 
     def note_forwarded(self, sock: socket.socket, headers: Headers) -> None:
-        """From here on the socket's client is whom these headers name, if they are believed."""
+        """From here on the socket's client is whom these headers name, if they are believed.
+
+        For a connection that serves this one request; others ask at each request of theirs.
+        """
         if not isinstance(sock, ProxiedSocket | TLSSocket):
             return
         found = self.proxies.forwarded(_peer(sock), headers)

@@ -7,7 +7,7 @@ trusted proxy's is the client's. What is left of it anybody may have sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Literal
 
 import msgspec
@@ -51,10 +51,9 @@ class TrustedProxies:
         if address == UNIX:
             return self._unix
         try:
-            parsed = ip_address(address)
+            parsed = _plain(ip_address(address))
         except ValueError:
             return False
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
         return any(parsed in network for network in self._networks)
 
     def forwarded(self, peer: str, headers: Headers) -> Forwarded:
@@ -111,9 +110,16 @@ def _address(text: str) -> str:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ip_address(text))
+        return str(_plain(ip_address(text)))
     except ValueError:
         return ""
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An IPv4 address as such, also where a socket for both wrote it as IPv6."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
 
 
 def _scheme(text: str) -> str:

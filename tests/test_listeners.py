@@ -49,7 +49,7 @@ def test_endpoints_are_read_as_they_are_written(text: str, expected: Endpoint) -
 )
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     """With what one looks like, where the configuration is read."""
-    with pytest.raises(ConfigError, match="listen: .*unix:/"):
+    with pytest.raises(ConfigError, match=r"listen: .*unix:/"):
         load_settings(listen=[text])
 
 

@@ -71,9 +71,13 @@ def authority(_ca: trustme.CA, tmp_path: Path) -> Authority:
 Stream = trio.SSLStream[trio.SocketStream]
 
 
-async def connect(server: Server, authority: Authority, *protocols: str) -> Stream:
-    """A client's end, the handshake done."""
+async def connect(
+    server: Server, authority: Authority, *protocols: str, before: bytes = b""
+) -> Stream:
+    """A client's end, the handshake done; `before` goes before it, in the clear."""
     stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+    if before:
+        await stream.send_all(before)
     client = trio.SSLStream(
         stream, authority.client(*protocols), server_hostname="localhost", https_compatible=True
     )
