@@ -44,9 +44,12 @@ class WebSocketTransport:
     def address(self) -> str:
         """The peer's address and port, asked of the kernel: none is kept for an idle client."""
         try:
-            host, port, *_ = self._socket.getpeername()
+            peer = self._socket.getpeername()
         except OSError:
             return ""
+        if not isinstance(peer, tuple):
+            return ""  # a Unix socket's
+        host, port, *_ = peer
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def send_some(self, chunk: bytes) -> int:
