@@ -166,7 +166,8 @@ class Client:
         """Stop a subscription by the server's will, and tell the client."""
         name = subscription.channel.name
         self.unsubscribe(name, why)
-        self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
+        if self.codec.pushes:
+            self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
         """Something is missing in a stream: have the client come back for it (section 9.4)."""
@@ -176,9 +177,10 @@ class Client:
             self.end_subscription(subscription, POSITION_LOST)
 
     def identify(self, grant: ConnectionGrant) -> None:
-        """It is known whose connection this is."""
-        self.grant = grant
-        self._node.hub.identify(self)
+        """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
+        if self.end is None:
+            self.grant = grant
+            self._node.hub.identify(self)
 
     def became_ready(self) -> None:
         """The `connect` command succeeded: pings begin."""
@@ -198,6 +200,8 @@ class Client:
 
     def expiry_changed(self) -> None:
         """The connection or a subscription expires at another time than before."""
+        if self.end is not None:
+            return  # Ended in the very turn in which its command went on.
         targets: list[Client | Subscription] = [self, *self.channels.values()]
         times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
@@ -258,7 +262,9 @@ class Client:
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            if self._judge(subscription, now):
+            # One that joins still has to be answered first; `finish` looks at its expiry again.
+            joining = subscription in subscription.channel.joining
+            if not joining and self._judge(subscription, now):
                 self.expire_subscription(subscription)
                 if self.end is not None:
                     return

@@ -83,18 +83,23 @@ class Attendance:
         name = subscription.channel.name
         if (leaving := self._leaving.get((subscription.client.id, name))) is not None:
             await leaving[1].wait()
-        if subscription.presence:
+        if subscription.presence and not subscription.ended:
             await self._store.add(name, subscription.info())
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Tell the channel, where it is to be told. At most once: a failure is logged only."""
-        if subscription.announced:
+        if subscription.announced and not subscription.ended:
+            subscription.arrived = True
             await self._announce(subscription, joined=True)
 
     def leave_soon(self, subscription: Subscription) -> None:
-        """Have the departure of a `noticed` subscription carried out."""
+        """Have the departure of a `noticed` subscription carried out.
+
+        Behind another one of the same client and channel it has nothing to undo: it waited for
+        that one in `enter`, and was neither counted nor announced.
+        """
         key = (subscription.client.id, subscription.channel.name)
-        self._leaving[key] = (subscription, trio.Event())
+        self._leaving.setdefault(key, (subscription, trio.Event()))
         self._woken.set()
 
     async def run(self) -> None:
@@ -117,7 +122,7 @@ class Attendance:
                 # The store's own expiry mends it.
                 self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
-        if subscription.announced:
+        if subscription.arrived:
             await self._announce(subscription, joined=False)
 
     async def _announce(self, subscription: Subscription, *, joined: bool) -> None:

@@ -44,12 +44,12 @@ class WebSocketTransport:
     def address(self) -> str:
         """The peer's address and port, asked of the kernel: none is kept for an idle client."""
         try:
-            peer = self._socket.getpeername()
+            name = self._socket.getpeername()
         except OSError:
             return ""
-        if not isinstance(peer, tuple):
-            return ""  # a Unix socket's
-        host, port, *_ = peer
+        if not isinstance(name, tuple):
+            return str(name)  # a Unix socket's peer, which mostly has no name
+        host, port, *_ = name
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def send_some(self, chunk: bytes) -> int:
