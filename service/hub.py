@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from service.credentials import SubscriptionGrant
+from service.errors import Unsubscribed
 from service.publication import ClientInfo, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Subscription:
         "channel",
         "client",
         "codec",
+        "ended",
+        "entering",
         "expire_at",
         "grant",
         "join_leave",
@@ -59,11 +62,20 @@ class Subscription:
         """Whether it is counted in the channel's presence."""
         self.announced = False
         """Whether its own coming and going is told to the others."""
+        self.entering = 0
+        """How many tasks put it into the channel's presence now; they see to its departure."""
+        self.ended: Unsubscribed | None = None
+        """Why the server ended it while it joined: to be told behind the reply."""
+
+    @property
+    def there(self) -> bool:
+        """Whether it is its client's subscription of the channel still."""
+        return self.client.channels.get(self.channel.name) is self
 
     @property
     def noticed(self) -> bool:
-        """Whether anybody is to know when it ends."""
-        return self.presence or self.announced
+        """Whether anybody is to know when it ends, and does not see to that already."""
+        return (self.presence or self.announced) and not self.entering
 
     def info(self) -> ClientInfo:
         """What the others see of it."""
@@ -101,6 +113,11 @@ class Channel:
     def empty(self) -> bool:
         """Whether nobody listens any more."""
         return not (self.listeners or self.joining or self.ahead)
+
+    @property
+    def size(self) -> int:
+        """How many listen, in whatever state."""
+        return len(self.joining) + len(self.ahead) + sum(map(len, self.listeners.values()))
 
     def subscriptions(self) -> Iterator[Subscription]:
         """Everybody who listens, in whatever state."""

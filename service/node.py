@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import msgspec
 import trio
@@ -50,6 +51,7 @@ class Node:
         backend: Backend | None = None,
         events: Events | None = None,
     ) -> None:
+        self.id = str(uuid4())
         self.options = options
         self.broker = broker
         self.presence = presence
@@ -73,7 +75,8 @@ class Node:
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
-        self._started = time.time() - trio.current_time()
+        self._since = trio.current_time()
+        self._started = time.time() - self._since
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
@@ -98,6 +101,10 @@ class Node:
     def unix_time(self) -> float:
         """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
         return self._started + trio.current_time()
+
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return trio.current_time() - self._since
 
     def count_end(self, disconnect: Disconnect) -> None:
         """A connection ended, for this reason."""

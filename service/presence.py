@@ -54,6 +54,16 @@ class MemoryPresence:
         return len(members), len({info.user for info in members.values()})
 
 
+class _Departure:
+    """What one connection leaves of one channel: one subscription, hardly ever more."""
+
+    __slots__ = ("done", "subscriptions")
+
+    def __init__(self) -> None:
+        self.subscriptions: list[Subscription] = []
+        self.done = trio.Event()
+
+
 class Attendance:
     """Carries out comings and goings. Lives inside the node; its task is ended by the node.
 
@@ -64,34 +74,47 @@ class Attendance:
     def __init__(self, store: PresenceStore, broker: Broker) -> None:
         self._store = store
         self._broker = broker
-        self._leaving: dict[tuple[str, str], tuple[Subscription, trio.Event]] = {}
+        self._leaving: dict[tuple[str, str], _Departure] = {}
         self._woken = trio.Event()
 
     async def enter(self, subscription: Subscription) -> None:
         """Have a subscription counted as present, where its channel keeps presence.
 
-        Cancelled, it may be counted or not; its departure mends that. A connection that comes
-        back to a channel waits until its last departure from it is done; the store sets the
-        deadline of that.
+        Cancelled, it may be counted or not; its departure mends that. Ended meanwhile by
+        somebody else, it departs afterwards, so that nobody stays counted who has left. A
+        connection that comes back to a channel waits until its last departure from it is done;
+        the store sets the deadline of that.
 
         Raises:
             BrokerError: the store failed.
         """
         name = subscription.channel.name
-        if (leaving := self._leaving.get((subscription.client.id, name))) is not None:
-            await leaving[1].wait()
-        if subscription.presence:
+        while (leaving := self._leaving.get((subscription.client.id, name))) is not None:
+            await leaving.done.wait()
+        if not subscription.presence:
+            return
+        subscription.entering += 1
+        try:
             await self._store.add(name, subscription.info())
+        finally:
+            subscription.entering -= 1
+            if subscription.noticed and not subscription.there:
+                following = subscription.client.channels.get(name)
+                if following is None or not following.presence:  # else the entry is its own by now
+                    self.leave_soon(subscription)
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Tell the channel, where it is to be told. At most once: a failure is logged only."""
-        if subscription.announced:
+        if subscription.announced and subscription.there:
             await self._announce(subscription, joined=True)
 
     def leave_soon(self, subscription: Subscription) -> None:
         """Have the departure of a `noticed` subscription carried out."""
         key = (subscription.client.id, subscription.channel.name)
-        self._leaving[key] = (subscription, trio.Event())
+        departure = self._leaving.get(key)
+        if departure is None:
+            departure = self._leaving[key] = _Departure()
+        departure.subscriptions.append(subscription)
         self._woken.set()
 
     async def run(self) -> None:
@@ -101,10 +124,11 @@ class Attendance:
             self._woken = trio.Event()
             while self._leaving:
                 key = next(iter(self._leaving))
-                subscription, done = self._leaving[key]
-                await self._leave(subscription)
+                departure = self._leaving[key]
+                while departure.subscriptions:
+                    await self._leave(departure.subscriptions.pop(0))
                 del self._leaving[key]
-                done.set()
+                departure.done.set()
 
     async def _leave(self, subscription: Subscription) -> None:
         if subscription.presence:

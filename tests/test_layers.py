@@ -34,9 +34,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.auth",
         "service.channels",
     ),
-    ("service.client", "service.repeater", "service.presence", "service.recovery"),
+    (
+        "service.client",
+        "service.repeater",
+        "service.presence",
+        "service.recovery",
+        "service.reading",
+    ),
     ("service.subscribing", "service.asking", "service.renewing"),
-    ("service.connecting",),
+    ("service.connecting", "service.commanding"),
     ("service.session", "service.unidirectional", "service.statistics"),
     ("service.node",),
     ("service.api",),
@@ -53,7 +59,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # The application mounts what is built on it.
     ("service.web.app",),
     ("service.server", "service.handover", "service.door"),
-    ("service.cli_config", "service.cli_token"),
+    ("service.cli_call",),
+    ("service.cli_config", "service.cli_token", "service.cli_admin"),
     ("service.cli",),
     ("service.__main__",),
 )
