@@ -8,6 +8,7 @@ happens meanwhile gathers), *ahead* (its history reaches further than fan-out ha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,10 @@ class Subscription:
 
     __slots__ = (
         "announced",
+        "arrived",
         "channel",
         "client",
         "codec",
-        "ended",
         "entering",
         "expire_at",
         "grant",
@@ -43,6 +44,7 @@ class Subscription:
         "presence",
         "recoverable",
         "server_side",
+        "why_ended",
     )
 
     def __init__(self, client: Client, channel: Channel, codec: Codec) -> None:
@@ -62,20 +64,22 @@ class Subscription:
         """Whether it is counted in the channel's presence."""
         self.announced = False
         """Whether its own coming and going is told to the others."""
+        self.arrived = False
+        """Whether its coming was told: only then its going is."""
         self.entering = 0
         """How many tasks put it into the channel's presence now; they see to its departure."""
-        self.ended: Unsubscribed | None = None
+        self.why_ended: Unsubscribed | None = None
         """Why the server ended it while it joined: to be told behind the reply."""
-
-    @property
-    def there(self) -> bool:
-        """Whether it is its client's subscription of the channel still."""
-        return self.client.channels.get(self.channel.name) is self
 
     @property
     def noticed(self) -> bool:
         """Whether anybody is to know when it ends, and does not see to that already."""
         return (self.presence or self.announced) and not self.entering
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client hears the channel no longer, or by another subscription."""
+        return self.client.channels.get(self.channel.name) is not self
 
     def info(self) -> ClientInfo:
         """What the others see of it."""
@@ -83,6 +87,10 @@ class Subscription:
         return ClientInfo(
             grant.user, self.client.id, embedded(grant.info), embedded(self.grant.info)
         )
+
+
+Group = dict["Outbox", Subscription]
+"""Listeners by one codec; a dictionary, since the outbox is what fan-out needs."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -99,7 +107,7 @@ class Channel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.listeners: dict[Codec, dict[Outbox, Subscription]] = {}
+        self.listeners: dict[Codec, Group] = {}
         self.joining: dict[Subscription, list[Publication]] = {}
         self.ahead: dict[Subscription, StreamPosition] = {}
         self.offset, self.epoch = 0, ""
@@ -119,16 +127,20 @@ class Channel:
         """How many listen, in whatever state."""
         return len(self.joining) + len(self.ahead) + sum(map(len, self.listeners.values()))
 
-    def subscriptions(self) -> Iterator[Subscription]:
-        """Everybody who listens, in whatever state."""
-        yield from self.joining
-        yield from self.answered()
-
-    def answered(self) -> Iterator[Subscription]:
-        """Those who know that they are subscribed, so that they may be told of others."""
-        yield from self.ahead
+    def live(self) -> Iterator[Subscription]:
+        """Those whom fan-out reaches."""
         for group in self.listeners.values():
             yield from group.values()
+
+    def hears(self, subscription: Subscription) -> bool:
+        """Whether it may be told something now: it has been answered, and has not ended."""
+        return not subscription.ended and subscription not in self.joining
+
+    def subscriptions(self) -> Iterator[Subscription]:
+        """Everybody who listens, in whatever state."""
+        yield from self.live()
+        yield from self.joining
+        yield from self.ahead
 
     def add(self, subscription: Subscription) -> None:
         """Let a client hear this channel from now on."""
@@ -137,6 +149,7 @@ class Channel:
 
     def remove(self, subscription: Subscription) -> None:
         """Nothing of this channel goes to this client any more."""
+        self.version += 1
         self.joining.pop(subscription, None)
         self.ahead.pop(subscription, None)
         group = self.listeners.get(subscription.codec)
@@ -144,7 +157,6 @@ class Channel:
             return
         if not group:
             del self.listeners[subscription.codec]
-        self.version += 1
 
     def recode(self, subscription: Subscription, codec: Codec) -> None:
         """Move a live listener to another codec's group, for the next publication on."""
@@ -188,18 +200,19 @@ class Channel:
         return runs
 
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:
-        """Take out of `ahead` whom this run of publications reaches; the rest stay there.
+        """Take out of `ahead` whom this run of publications reaches; others stay there.
 
-        Whoever it follows exactly is a live listener from here on, and hears the whole run.
+        Whoever it follows exactly is a live listener from here on, and hears the whole run. Of
+        the others those who need the same part of it, by the same codec, are one group.
         """
         caught_up = CaughtUp()
+        groups: dict[tuple[Codec, int], Group] = {}
         numbered = [publication for publication in run if publication.offset]
         for subscription, position in tuple(self.ahead.items()):
-            rest = run
             if numbered:
                 first, last = numbered[0], numbered[-1]
                 if position.epoch != first.epoch or position.offset + 1 < first.offset:
-                    del self.ahead[subscription]
+                    # Not taken out: ending it does that, and the channel goes with its last.
                     caught_up.lost.append(subscription)
                     continue
                 if position.offset + 1 == first.offset:
@@ -209,9 +222,13 @@ class Channel:
                 if position.offset <= last.offset:
                     del self.ahead[subscription]
                     caught_up.reached.append(subscription)
+            key = (subscription.codec, position.offset)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = {}
                 rest = [one for one in run if not one.offset or one.offset > position.offset]
-            if rest:
-                caught_up.pieces.append((subscription, rest))
+                caught_up.pieces.append((subscription.codec, group, rest))
+            group[subscription.client.outbox] = subscription
         return caught_up
 
 
@@ -219,25 +236,33 @@ class CaughtUp(msgspec.Struct):
     """What a run of publications means for those who were ahead of it."""
 
     lost: list[Subscription] = []
-    """Something is missing between their position and the run."""
+    """Something is missing between their position and the run: to be ended."""
     reached: list[Subscription] = []
     """To become live listeners after the run."""
-    pieces: list[tuple[Subscription, Sequence[Publication]]] = []
-    """Who gets only a part of the run, and which."""
+    pieces: list[tuple[Codec, Group, Sequence[Publication]]] = []
+    """Who gets only a part of the run, and which; it may be empty."""
 
 
 class Hub:
-    """Every client and every channel with a listener on this node."""
+    """Every client and every channel with a listener on this node.
+
+    What is counted is kept as it changes, so that a snapshot of a full node costs no walk.
+    """
 
     def __init__(self, events: Events | None = None) -> None:
         self._events = events
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
+        self.subscriptions = 0
+        """How many (client, channel) pairs there are."""
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        """How many clients there are by transport and codec."""
 
     def add(self, client: Client) -> None:
         """Take a connection in."""
         self.clients[client] = None
+        self.kinds[_kind(client)] += 1
 
     def identify(self, client: Client) -> None:
         """The connection's user is known: find it by that from now on."""
@@ -247,7 +272,13 @@ class Hub:
         """Forget a connection and all it listens to. Idempotent."""
         for name in tuple(client.channels):
             self.unsubscribe(client, name)
-        self.clients.pop(client, None)
+        if client in self.clients:
+            del self.clients[client]
+            self.kinds[_kind(client)] -= 1
+        self.forget_user(client)
+
+    def forget_user(self, client: Client) -> None:
+        """The connection is not found by its user any more. Idempotent."""
         connections = self.users.get(client.grant.user, {})
         if client in connections:
             del connections[client]
@@ -275,6 +306,7 @@ class Hub:
                 self._events.channel_occupied(name)
         subscription = Subscription(client, channel, client.codec)
         client.channels[channel.name] = subscription
+        self.subscriptions += 1
         return subscription
 
     def unsubscribe(self, client: Client, name: str) -> Subscription | None:
@@ -282,6 +314,7 @@ class Hub:
         subscription = client.channels.pop(name, None)
         if subscription is None:
             return None
+        self.subscriptions -= 1
         channel = subscription.channel
         channel.remove(subscription)
         if channel.empty:
@@ -290,7 +323,6 @@ class Hub:
                 self._events.channel_vacated(name)
         return subscription
 
-    @property
-    def subscriptions(self) -> int:
-        """How many (client, channel) pairs there are."""
-        return sum(len(client.channels) for client in self.clients)
+
+def _kind(client: Client) -> tuple[str, str]:
+    return client.transport.name, client.transport.codec.name

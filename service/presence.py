@@ -7,6 +7,7 @@ the one task that carries them out: after the socket is gone, never before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -54,16 +55,6 @@ class MemoryPresence:
         return len(members), len({info.user for info in members.values()})
 
 
-class _Departure:
-    """What one connection leaves of one channel: one subscription, hardly ever more."""
-
-    __slots__ = ("done", "subscriptions")
-
-    def __init__(self) -> None:
-        self.subscriptions: list[Subscription] = []
-        self.done = trio.Event()
-
-
 class Attendance:
     """Carries out comings and goings. Lives inside the node; its task is ended by the node.
 
@@ -71,10 +62,12 @@ class Attendance:
     never more than connections times channels.
     """
 
-    def __init__(self, store: PresenceStore, broker: Broker) -> None:
+    def __init__(self, store: PresenceStore, broker: Broker, errors: Counter[str]) -> None:
+        """Of a node's store and broker, whose failures are counted in `errors`."""
         self._store = store
         self._broker = broker
-        self._leaving: dict[tuple[str, str], _Departure] = {}
+        self._errors = errors
+        self._leaving: dict[tuple[str, str], tuple[Subscription, trio.Event]] = {}
         self._woken = trio.Event()
 
     async def enter(self, subscription: Subscription) -> None:
@@ -90,31 +83,37 @@ class Attendance:
         """
         name = subscription.channel.name
         while (leaving := self._leaving.get((subscription.client.id, name))) is not None:
-            await leaving.done.wait()
-        if not subscription.presence:
+            await leaving[1].wait()
+        if not subscription.presence or subscription.ended:
             return
         subscription.entering += 1
         try:
             await self._store.add(name, subscription.info())
         finally:
             subscription.entering -= 1
-            if subscription.noticed and not subscription.there:
-                following = subscription.client.channels.get(name)
-                if following is None or not following.presence:  # else the entry is its own by now
-                    self.leave_soon(subscription)
+            self._entered(subscription)
+
+    def _entered(self, subscription: Subscription) -> None:
+        """See to its departure, if it has ended by now and nobody else did."""
+        if subscription.ended and subscription.noticed:
+            following = subscription.client.channels.get(subscription.channel.name)
+            if following is None or not following.presence:  # else the entry is its own by now
+                self.leave_soon(subscription)
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Tell the channel, where it is to be told. At most once: a failure is logged only."""
-        if subscription.announced and subscription.there:
+        if subscription.announced and not subscription.ended:
+            subscription.arrived = True
             await self._announce(subscription, joined=True)
 
     def leave_soon(self, subscription: Subscription) -> None:
-        """Have the departure of a `noticed` subscription carried out."""
+        """Have the departure of a `noticed` subscription carried out.
+
+        Behind another one of the same client and channel it has nothing to undo: it waited for
+        that one in `enter`, and was neither counted nor announced.
+        """
         key = (subscription.client.id, subscription.channel.name)
-        departure = self._leaving.get(key)
-        if departure is None:
-            departure = self._leaving[key] = _Departure()
-        departure.subscriptions.append(subscription)
+        self._leaving.setdefault(key, (subscription, trio.Event()))
         self._woken.set()
 
     async def run(self) -> None:
@@ -124,11 +123,10 @@ class Attendance:
             self._woken = trio.Event()
             while self._leaving:
                 key = next(iter(self._leaving))
-                departure = self._leaving[key]
-                while departure.subscriptions:
-                    await self._leave(departure.subscriptions.pop(0))
+                subscription, done = self._leaving[key]
+                await self._leave(subscription)
                 del self._leaving[key]
-                departure.done.set()
+                done.set()
 
     async def _leave(self, subscription: Subscription) -> None:
         if subscription.presence:
@@ -136,8 +134,9 @@ class Attendance:
                 await self._store.remove(subscription.channel.name, subscription.client.id)
             except BrokerError as error:
                 # The store's own expiry mends it.
+                self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
-        if subscription.announced:
+        if subscription.arrived:
             await self._announce(subscription, joined=False)
 
     async def _announce(self, subscription: Subscription, *, joined: bool) -> None:
@@ -145,6 +144,7 @@ class Attendance:
         try:
             await self._broker.announce(announcement)
         except BrokerError as error:
+            self._errors["announce"] += 1
             _log.warning("a join or leave was not announced", reason=str(error))
         except trio.ClosedResourceError:
             return  # The node is shutting down; nobody listens any more.

@@ -1,13 +1,15 @@
-"""What there is to know of a channel, for whoever may ask: who is in it, and what was published.
+"""What is kept of a channel, for whoever may ask: who is in it, and what was published.
 
 Whether it is kept at all is checked here; whether somebody may know it is the caller's to check.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from service.errors import ErrorCode, ReplyError
+from service.errors import BrokerError, ErrorCode, ReplyError
 from service.protocol.commands import HistoryRequest
 from service.protocol.replies import (
     HistoryResult,
@@ -45,12 +47,14 @@ async def presence(node: Node, channel: str) -> PresenceResult:
     Raises:
         BrokerError: the store failed.
     """
-    return PresenceResult(dict(await node.presence.members(channel)))
+    with _counted(node, "presence"):
+        return PresenceResult(dict(await node.presence.members(channel)))
 
 
 async def presence_stats(node: Node, channel: str) -> PresenceStatsResult:
     """How many are in it. Raises as `presence`."""
-    return PresenceStatsResult(*await node.presence.count(channel))
+    with _counted(node, "presence"):
+        return PresenceStatsResult(*await node.presence.count(channel))
 
 
 async def history(node: Node, request: HistoryRequest, most: int | None) -> HistoryResult:
@@ -70,12 +74,32 @@ async def history(node: Node, request: HistoryRequest, most: int | None) -> Hist
     options = node.channels.options(request.channel)
     most = options.history_size if most is None else most
     limit = most if request.limit < 0 else min(request.limit, most)
-    publications, top = await node.broker.history(
-        request.channel, options, since=since, limit=limit, reverse=request.reverse
-    )
+    with _counted(node, "history"):
+        publications, top = await node.broker.history(
+            request.channel, options, since=since, limit=limit, reverse=request.reverse
+        )
     if since is not None and since.epoch not in ("", top.epoch):
         raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
     return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)
+
+
+async def remove_history(node: Node, channel: str) -> None:
+    """Forget the publications of a channel that keeps them; its top and epoch stay.
+
+    Raises:
+        BrokerError: the back end failed.
+    """
+    with _counted(node, "history"):
+        await node.broker.remove_history(channel)
+
+
+@contextmanager
+def _counted(node: Node, asked: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokerError:
+        node.broker_errors[asked] += 1
+        raise
 
 
 def _position(request: HistoryRequest) -> StreamPosition | None:

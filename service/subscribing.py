@@ -7,6 +7,7 @@ queues the reply and calls `Joining.finish`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -31,7 +32,7 @@ from service.protocol.commands import SubRefreshRequest, SubscribeRequest
 from service.protocol.filters import TagsFilter, check_filter, compile_filter
 from service.protocol.replies import Push, RefreshResult, SubscribeResult, publication_result
 from service.publication import START, Publication, StreamPosition, embedded
-from service.recovery import Joined, join, recover, recover_newest
+from service.recovery import Joined, go_on, join, recover, recover_newest
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -95,7 +96,7 @@ class Joining:
         )
 
     def finish(self) -> None:
-        """Go live: the reply is queued. What gathered and is in no stream comes right behind.
+        """Go live: the reply is queued. What gathered and is not in it comes right behind.
 
         If the client was ended meanwhile, this does nothing; if the subscription was, its end is
         told now.
@@ -104,19 +105,24 @@ class Joining:
         channel, client = subscription.channel, subscription.client
         gathered = channel.joining.get(subscription)
         if gathered is None:
-            if subscription.ended is not None:
-                push = Push(channel.name, unsubscribe=subscription.ended)
+            if subscription.why_ended is not None and client.codec.pushes:
+                push = Push(channel.name, unsubscribe=subscription.why_ended)
                 client.outbox.push(client.codec.push(push))
             return
-        position = None if self.joined is None else self.joined.position
+        rest: Sequence[Publication] = gathered
+        position, gap = None, False
+        if self.joined is not None:
+            gone_on = go_on(self.joined.position, gathered)
+            rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
         channel.go_live(subscription, position)
         client.subscribed(subscription)
-        rest = [one for one in gathered if position is None or not one.offset]
         if rest:
             for chunk in subscription.codec.publications(rest, None):
                 client.outbox.push(chunk)
         if subscription.expire_at:
             client.expiry_changed()
+        if gap:
+            client.lose_position(subscription)
 
     def tell(self) -> None:
         """Tell a client that did not ask that it is subscribed, then what it missed; go live.
@@ -125,7 +131,7 @@ class Joining:
         a `subscribe` push (section 5). Nothing, if the client or the subscription was ended.
         """
         subscription, outbox = self.subscription, self.subscription.client.outbox
-        if not subscription.there:
+        if subscription.ended:
             return
         codec, result = subscription.client.codec, self.result()
         if result.publications is not None:
@@ -278,8 +284,11 @@ async def open_subscription(
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
-        DisconnectError: 3004, when history or presence can't be had: the client comes back.
+        DisconnectError: 3004, when history or presence can't be had: the client comes back;
+            or the client was ended already, in the turn in which its last await went on.
     """
+    if client.end is not None:
+        raise DisconnectError(client.end)
     node = client.node
     options = node.channels.options(channel)
     codec = client.codec
@@ -291,10 +300,13 @@ async def open_subscription(
     subscription.server_side = wish.server_side
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     _settle(subscription, options, wish)
+    if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
+        wish = attrs.evolve(wish, since=START)
     try:
         await node.attendance.enter(subscription)
         joined = await _read(subscription, options, wish)
     except BrokerError:
+        node.broker_errors["subscribe"] += 1
         _drop(subscription)
         raise DisconnectError(SERVER_ERROR) from None
     except BaseException:  # cancelled, or a bug: nobody will finish it
@@ -305,7 +317,7 @@ async def open_subscription(
 
 def _drop(subscription: Subscription) -> None:
     """End a subscription that nobody was told of; somebody else may have done so before."""
-    if subscription.there:
+    if not subscription.ended:
         subscription.client.unsubscribe(subscription.channel.name)
 
 
@@ -336,26 +348,34 @@ def _either(override: bool | None, option: bool) -> bool:
     return option if override is None else override
 
 
+def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
+    """Whether recovery is of the newest publication only."""
+    return options.force_recovery_mode == "cache" and subscription.recoverable
+
+
 async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
     """History and position, where they are wanted, merged with what gathered meanwhile."""
     if not subscription.positioned:
         return None
     node, name, since = subscription.client.node, subscription.channel.name, wish.since
-    cached = options.force_recovery_mode == "cache" and subscription.recoverable
-    if cached and (since is not None or options.auto_cache_recover):
+    if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        return recover_newest(since or START, found[0] if found else None, top)
+        return recover_newest(since, found[0] if found else None, top)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
-        return join(top, _gathered(subscription))
+        return join(top, _take_gathered(subscription))
     history, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
-    return recover(since, history, top, _gathered(subscription))
+    return recover(since, history, top, _take_gathered(subscription))
 
 
-def _gathered(subscription: Subscription) -> list[Publication]:
-    return subscription.channel.joining.get(subscription, [])
+def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
+    """What gathered of the stream until now; what is in no stream stays for `finish`."""
+    gathered = subscription.channel.joining.get(subscription, [])
+    taken = [publication for publication in gathered if publication.offset]
+    gathered[:] = [publication for publication in gathered if not publication.offset]
+    return taken
 
 
 def time_left(client: Client, target: Client | Subscription) -> tuple[bool, int]:

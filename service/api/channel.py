@@ -56,5 +56,5 @@ async def history(node: Node, body: HistoryRequest, _budget: Budget) -> HistoryR
 async def history_remove(node: Node, body: ChannelBody, _budget: Budget) -> Empty:
     """Forget a channel's publications; its top and epoch stay. Raises as `history`."""
     reading.check_history(node, body.channel)
-    await node.broker.remove_history(body.channel)
+    await reading.remove_history(node, body.channel)
     return _EMPTY

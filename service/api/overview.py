@@ -106,7 +106,7 @@ async def info(node: Node, _body: InfoBody, _budget: Budget) -> InfoResult:
         name=platform.node(),
         version=__version__,
         num_clients=statistics.clients,
-        num_users=len(node.hub.users),
+        num_users=statistics.users,
         num_channels=statistics.channels,
         num_subs=statistics.subscriptions,
         uptime=int(uptime),

@@ -30,8 +30,10 @@ from service.comments.options import PING_INTERVAL, CommentsOptions
 from service.config.checks import (
     callback_mistakes,
     comments_mistakes,
+    listen_mistakes,
     node_mistakes,
-    server_mistakes,
+    proxy_mistakes,
+    tls_mistakes,
 )
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
@@ -54,20 +56,26 @@ _LIVE = (
     "channel_limit",
     "channel_name_limit",
     "close_timeout",
+    "connection_log_limit",
     "default_channel",
     "expired_close_delay",
     "history_limit",
+    "outbox_limit",
     "personal_channel_namespace",
     "private_prefix",
     "public_channels",
     "publish_timeout",
     "recovery_limit",
+    "shutdown_group",
+    "shutdown_pause",
+    "shutdown_timeout",
     "stale_timeout",
     "user_personal_channel",
 )
 # Least values other than "above zero".
 _LEAST = {
     "history_size": 0,
+    "connection_log_limit": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
     "event_delay": 0,
@@ -128,6 +136,30 @@ class Settings(NodeSettings):
     port: Integer = Field(default=8000, ge=0, le=65_535)
     """Port to listen on; 0 for a free one."""
 
+    listen: Texts = ()
+    """Where to listen instead of `host` and `port`: any of `host:port`, `[ipv6]:port` and
+    `unix:/path`. Sockets that systemd hands over come first, and do for `host` and `port`, too."""
+
+    unix_mode: str = Field(default="0660", pattern="^0?[0-7]{3}$")
+    """Who may connect to a Unix socket: the permissions of its file, octal."""
+
+    tls_cert: Annotated[Path | None, BeforeValidator(unless_empty)] = None
+    """Certificate with its chain, PEM: every TCP listener speaks TLS. Read again at a SIGHUP."""
+
+    tls_key: Annotated[Path | None, BeforeValidator(unless_empty)] = None
+    """The certificate's key, PEM, without a password."""
+
+    trusted_proxies: Texts = ()
+    """Addresses and networks of the proxies in front, and `unix` for Unix sockets. Their word on
+    who the client is counts, and nobody else's."""
+
+    forwarded_header: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """What these proxies set, and must not pass on from strangers: `X-Forwarded-For` and
+    `X-Forwarded-Proto`, or `Forwarded`."""
+
+    proxy_protocol: bool = False
+    """Whether connections of trusted proxies begin with a PROXY header (version 1 or 2)."""
+
     dev: bool = False
     """Development mode: open to everybody, therefore on loopback only."""
 
@@ -141,7 +173,18 @@ class Settings(NodeSettings):
     """Globs of the pages that may connect; a page of the server's own host always may."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
-    """The least that is logged."""
+    """The least that is logged. `info` has a line for each connection that comes or goes, up to
+    `connection_log_limit`, and none for messages."""
+
+    log_format: Annotated[Literal["console", "json"], LIVE] = "console"
+    """`console` for people; `json` for machines: an object a line, times in UTC."""
+
+    metrics_token: Annotated[Secret, LIVE] = None
+    """What a scraper sends to `/metrics` as `Authorization: Bearer`, so that it need not have
+    the API key, which opens it too."""
+
+    metrics_open: Annotated[bool, LIVE] = False
+    """Whether `/metrics` is open to everybody who reaches the port, as in development mode."""
 
     body_limit: Integer = Field(default=524_288, ge=1_024)
     """Longest REST body; half an outbox, so that one event cannot fill one."""
@@ -217,7 +260,9 @@ class Settings(NodeSettings):
         return self
 
     def _mistakes(self) -> Iterator[Mistake]:
-        yield from server_mistakes(self.host, self.dev)
+        yield from listen_mistakes(self.listen, self.host, self.dev)
+        yield from tls_mistakes(self.tls_cert, self.tls_key)
+        yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
         yield from node_mistakes(self.node_options())
         comments = self.comments_options()
         if comments is not None:
