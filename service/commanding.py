@@ -6,7 +6,7 @@ looked at again behind it: it may have ended, or have done the same by itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 64  # subscriptions opened, or infos renewed, at the same time by one call
+_AT_ONCE: Final = 64  # connections at a time, so that one call does not delay the others
 
 
 @attrs.frozen(kw_only=True)
@@ -122,32 +122,42 @@ async def _subscribe(
     return True
 
 
-def unsubscribe(node: Node, target: Target, channel: str = "") -> None:
+async def unsubscribe(node: Node, target: Target, channel: str = "") -> None:
     """Stop connections' hearing of a channel, or of all of them, and tell each (2000).
+
+    A checkpoint only where they are many. Cancelled, some are unsubscribed.
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
     """
     if channel:
         node.channels.options(channel)
-    for client in target.connections(node):
-        names = (channel,) if channel else tuple(client.channels)
-        for name in names:
+
+    def unsubscribe_one(client: Client) -> None:
+        for name in (channel,) if channel else tuple(client.channels):
             subscription = client.channels.get(name)
             if subscription is not None:
                 client.end_subscription(subscription, SERVER_UNSUBSCRIBE)
 
+    await _for_each(target.connections(node), unsubscribe_one)
 
-def disconnect(
+
+async def disconnect(
     node: Node,
     target: Target,
     why: Disconnect = FORCE_DISCONNECT,
     whitelist: Collection[str] = (),
 ) -> None:
-    """End connections, but those whose ids are in the whitelist. Does not wait for goodbyes."""
-    for client in target.connections(node):
+    """End connections, but those whose ids are in the whitelist. Does not wait for goodbyes.
+
+    A checkpoint only where they are many. Cancelled, some are ended.
+    """
+
+    def disconnect_one(client: Client) -> None:
         if not whitelist or client.id not in whitelist:
             client.disconnect(why)
+
+    await _for_each(target.connections(node), disconnect_one)
 
 
 async def refresh(
@@ -165,16 +175,17 @@ async def refresh(
         BrokerError: the new info did not get into the presence of some channels.
     """
     if 0 < expire_at <= node.unix_time():
-        disconnect(node, target, EXPIRED)
+        await disconnect(node, target, EXPIRED)
         return
     clients = target.connections(node)
-    for client in clients:
-        _refresh(client, expire_at, info)
+    await _for_each(clients, lambda client: _refresh(client, expire_at, info))
     if info is not None:
         await _renew_presence(node, clients)
 
 
 def _refresh(client: Client, expire_at: int, info: bytes | None) -> None:
+    if client.end is not None:
+        return
     info = client.grant.info if info is None else info
     client.grant = msgspec.structs.replace(client.grant, expire_at=expire_at, info=info)
     if not client.ready:
@@ -209,6 +220,15 @@ async def _renew_presence(node: Node, clients: Sequence[Client]) -> None:
                 nursery.start_soon(renew, one.client, one.channel.name)
     if errors:
         raise errors[0]
+
+
+async def _for_each(clients: Sequence[Client], act: Callable[[Client], None]) -> None:
+    """Do it to each; pings and fan-out get their turn between groups of many."""
+    for group in _groups(clients):
+        for client in group:
+            act(client)
+        if len(clients) > _AT_ONCE:
+            await trio.lowlevel.checkpoint()
 
 
 def _groups(members: Sequence[T]) -> Iterator[Sequence[T]]:

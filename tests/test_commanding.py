@@ -261,7 +261,7 @@ async def test_subscribe_skips_whom_it_can_not_tell() -> None:
         early.client.identify(ConnectionGrant())
         await commanding.subscribe(it.node, Target(), "news", NOTHING)
         assert set(it.node.hub.channels) == {"plain"}
-        commanding.unsubscribe(it.node, Target())
+        await commanding.unsubscribe(it.node, Target())
         assert not plain.channels
         assert not it.node.hub.channels
 
@@ -346,7 +346,7 @@ async def test_unsubscribed_while_it_subscribes(held: str) -> None:
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
         await wait_all_tasks_blocked()
-        commanding.unsubscribe(it.node, ALICE, "news")
+        await commanding.unsubscribe(it.node, ALICE, "news")
         assert not alice.client.channels
         gate.open()
         _, ended = await alice.heard()
@@ -361,13 +361,13 @@ async def test_subscribed_again_before_the_first_attempt_came_through() -> None:
         it.presence.gate.close()
         nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
-        commanding.unsubscribe(it.node, ALICE, "news")
+        await commanding.unsubscribe(it.node, ALICE, "news")
         nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
         it.presence.gate.open()
         assert await alice.pushes() == [("subscribe", "news"), ("join", "news")]
         assert [*await it.members()] == [alice.client.id]
-        commanding.unsubscribe(it.node, ALICE, "news")
+        await commanding.unsubscribe(it.node, ALICE, "news")
         assert await alice.pushes() == [("unsubscribe", "news")]
         assert await it.members() == {}
 
@@ -416,7 +416,7 @@ async def test_many_connections() -> None:
             clients.append(client)
         await commanding.subscribe(it.node, ALICE, "news", NOTHING)
         assert it.node.hub.channels["news"].size == 150
-        commanding.disconnect(it.node, ALICE)
+        await commanding.disconnect(it.node, ALICE)
         for client in clients:
             assert end_of(client) is FORCE_DISCONNECT
             await client.leave()
@@ -429,18 +429,18 @@ async def test_unsubscribe() -> None:
         for channel in ("b", "c"):
             await alice.say(subscribe={"channel": channel}, id=2)
         await alice.heard()
-        commanding.unsubscribe(it.node, ALICE, "a")
+        await commanding.unsubscribe(it.node, ALICE, "a")
         (ended,) = await alice.heard()
         assert ended["push"]["unsubscribe"] == {
             "code": SERVER_UNSUBSCRIBE.code,
             "reason": SERVER_UNSUBSCRIBE.reason,
         }
-        commanding.unsubscribe(it.node, ALICE)
+        await commanding.unsubscribe(it.node, ALICE)
         assert await alice.pushes() == [("unsubscribe", "b"), ("unsubscribe", "c")]
-        commanding.unsubscribe(it.node, ALICE, "a")
+        await commanding.unsubscribe(it.node, ALICE, "a")
         assert await alice.heard() == []
         with pytest.raises(ReplyError) as caught:
-            commanding.unsubscribe(it.node, ALICE, "unknown:a")
+            await commanding.unsubscribe(it.node, ALICE, "unknown:a")
         assert caught.value.code is ErrorCode.UNKNOWN_CHANNEL
 
 
@@ -449,7 +449,7 @@ async def test_disconnect() -> None:
     why = Disconnect(4_000, "come back")
     async with world() as it, talking(it.node) as kept:
         async with talking(it.node) as gone:
-            commanding.disconnect(it.node, ALICE, why, {kept.client.id})
+            await commanding.disconnect(it.node, ALICE, why, {kept.client.id})
         assert gone.transport.closed_with == why
         assert end_of(kept.client) is None
 
@@ -485,7 +485,7 @@ async def test_refresh_of_the_info() -> None:
         it.presence.gate.close()
         nursery.start_soon(lambda: commanding.refresh(it.node, ALICE, info=b'{"name":"Alice"}'))
         await wait_all_tasks_blocked()
-        commanding.unsubscribe(it.node, ALICE, "sport")
+        await commanding.unsubscribe(it.node, ALICE, "sport")
         it.presence.gate.open()
         await wait_all_tasks_blocked()
         (member,) = (await it.members()).values()

@@ -113,7 +113,7 @@ async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Emp
     Raises:
         ReplyError: the channel's name is wrong (107), or its namespace unknown (102).
     """
-    commanding.unsubscribe(node, body.target(), body.channel)
+    await commanding.unsubscribe(node, body.target(), body.channel)
     return _EMPTY
 
 
@@ -124,7 +124,7 @@ async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty
         ReplyError: 107 for a code or reason that no close frame could carry.
     """
     why = FORCE_DISCONNECT if body.disconnect is None else _checked(body.disconnect)
-    commanding.disconnect(node, body.target(), why, frozenset(body.whitelist))
+    await commanding.disconnect(node, body.target(), why, frozenset(body.whitelist))
     return _EMPTY
 
 
@@ -136,7 +136,7 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
         BrokerError: the new info did not get into the presence of some channels.
     """
     if body.expired:
-        commanding.disconnect(node, body.target(), EXPIRED)
+        await commanding.disconnect(node, body.target(), EXPIRED)
         return _EMPTY
     info = _json(body.info, "") if body.info else None
     await commanding.refresh(node, body.target(), expire_at=body.expire_at, info=info)
