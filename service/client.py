@@ -293,6 +293,7 @@ class Client:
             self._node.events.disconnected(self.caller(), disconnect)
         self._node.hub.remove(self)
         self._node.heartbeat.forget(self)
+        self._node.admission.leave(self)
         self._node.count_end(disconnect)
         _log.debug("client left", code=disconnect.code, reason=disconnect.reason)
         return True

@@ -7,21 +7,31 @@ may publish is checked here, whoever asks.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
 import trio
 
+from service.admission import Admission
 from service.brokers.memory import MemoryBroker
 from service.callback_options import CallbackKind
 from service.channels import ChannelRules
 from service.credentials import TokenVerifier
+from service.denials import Denials, MemoryDenials
 from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Backend, Broker, Events, InstantBroker, PresenceStore
+from service.interfaces import (
+    Backend,
+    Broker,
+    DenialStore,
+    Events,
+    InstantBroker,
+    PresenceStore,
+)
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
@@ -49,6 +59,7 @@ class Node:
         nursery: trio.Nursery,
         backend: Backend | None = None,
         events: Events | None = None,
+        denials: DenialStore | None = None,
     ) -> None:
         self.options = options
         self.broker = broker
@@ -62,6 +73,15 @@ class Node:
         self.events = events
         self.renewals = Renewals(self, nursery)
         self.hub = Hub(events)
+        self.limited: Counter[str] = Counter()
+        """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+        self.admission = Admission(self.hub, self.limited)
+        self.denials = Denials(
+            self.hub,
+            denials or MemoryDenials(),
+            limit=lambda: self.options.denial_limit,
+            now=self.unix_time,
+        )
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
         )
@@ -84,6 +104,8 @@ class Node:
             backlogged=len(self.backlogs.backlogged),
             draining=self.draining,
             ended=dict(self._ended),
+            limited=dict(self.limited),
+            denials=len(self.denials),
             repeater=self._repeater.statistics(),
             backend=self.backend.statistics() if self.backend is not None else None,
             events=self.events.statistics() if self.events is not None else None,
@@ -166,6 +188,7 @@ class Node:
             nursery.start_soon(self.heartbeat.run)
             nursery.start_soon(self.broker.run, self._intake)
             nursery.start_soon(self.attendance.run)
+            nursery.start_soon(self.denials.run)
             task_status.started()
             try:
                 await self._repeater.run()
@@ -213,6 +236,7 @@ async def open_node(
     verifier: TokenVerifier | None = None,
     backend: Backend | None = None,
     events: Events | None = None,
+    denials: DenialStore | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -226,8 +250,15 @@ async def open_node(
         verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
         backend: Is asked what the options leave to it. Its owner outlives the node.
         events: Is told what happens. Its owner outlives the node.
+        denials: Where blocked users and revoked tokens are kept, by default nowhere: they are
+            forgotten with the node. Its owner outlives the node.
+
+    Raises:
+        BrokerError: blocked users and revoked tokens can't be read.
     """
     options = options or NodeOptions()
+    denials = denials or MemoryDenials()
+    kept = await denials.load()
     async with trio.open_nursery() as nursery:
         node = Node(
             options,
@@ -237,7 +268,9 @@ async def open_node(
             nursery,
             backend,
             events,
+            denials,
         )
+        node.denials.restore(kept)
         await nursery.start(node.run)
         try:
             yield node

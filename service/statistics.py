@@ -48,7 +48,11 @@ class EventStatistics(msgspec.Struct, frozen=True):
 
 
 class NodeStatistics(msgspec.Struct, frozen=True):
-    """A snapshot. `ended` counts the connections that ended, by disconnect code."""
+    """A snapshot. `ended` counts the connections that ended, by disconnect code.
+
+    `limited` counts what was refused, by the setting that it ran into, or as `blocked` or
+    `revoked`; `denials` is how many of these are kept.
+    """
 
     clients: int
     channels: int
@@ -56,6 +60,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     backlogged: int
     draining: bool
     ended: dict[int, int]
+    limited: dict[str, int]
+    denials: int
     repeater: RepeaterStatistics
     backend: BackendStatistics | None = None
     """None without callbacks."""

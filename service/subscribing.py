@@ -133,6 +133,7 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     if len(client.channels) >= node.options.channel_limit:
+        node.limited["channel_limit"] += 1
         raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
     if request.token:
         grant = await _grant_of_token(client, name, request.token)
@@ -197,6 +198,9 @@ async def _grant_of_token(client: Client, channel: str, token: str) -> Subscript
     except TokenExpiredError:
         raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     if not _is_for(claims, client, channel):
+        raise DisconnectError(INVALID_TOKEN)
+    if client.node.denials.revoked(claims.user, claims.grant):
+        client.node.limited["revoked"] += 1
         raise DisconnectError(INVALID_TOKEN)
     if 0 < claims.grant.expire_at <= client.node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)

@@ -17,6 +17,14 @@ from service.api.answers import (
 )
 from service.api.batch import BatchBody, batch
 from service.api.budget import Budget
+from service.api.denying import (
+    BlockUserBody,
+    RevokeTokenBody,
+    UnblockUserBody,
+    block_user,
+    revoke_token,
+    unblock_user,
+)
 from service.api.method import Method, method
 from service.api.publishing import BroadcastBody, PublishBody, broadcast, publish
 from service.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
@@ -32,6 +40,9 @@ BODY_TIMEOUT: Final = 30.0
 COMMANDS: Final[Mapping[str, Method]] = {
     "publish": method(PublishBody, publish),
     "broadcast": method(BroadcastBody, broadcast),
+    "block_user": method(BlockUserBody, block_user),
+    "unblock_user": method(UnblockUserBody, unblock_user),
+    "revoke_token": method(RevokeTokenBody, revoke_token),
 }
 """What may stand in a batch."""
 
