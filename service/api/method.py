@@ -24,12 +24,17 @@ budget is spent: whoever calls in a loop relies on that.
 class Method:
     """One method. `decode` raises `msgspec.DecodeError`, or `ValidationError` for wrong types."""
 
+    body: type[msgspec.Struct]
     decode: Callable[[bytes | msgspec.Raw], Any]
     call: Call
     wrapped: bool = True
     """Whether its result stands in `result`: all do but `batch`."""
+    needs: tuple[str, ...] = ()
+    """The fields that must not be left out, for whoever describes it; the call checks itself."""
 
 
-def method(body: type[msgspec.Struct], call: Call, *, wrapped: bool = True) -> Method:
+def method(
+    body: type[msgspec.Struct], call: Call, *, wrapped: bool = True, needs: tuple[str, ...] = ()
+) -> Method:
     """A method whose body is a JSON object of this shape."""
-    return Method(msgspec.json.Decoder(body).decode, call, wrapped)
+    return Method(body, msgspec.json.Decoder(body).decode, call, wrapped, needs)

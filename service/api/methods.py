@@ -38,17 +38,19 @@ BODY_TIMEOUT: Final = 30.0
 """Seconds from a request's head to the end of its body; a stream's body has none."""
 
 COMMANDS: Final[Mapping[str, Method]] = {
-    "publish": method(PublishBody, publish),
-    "broadcast": method(BroadcastBody, broadcast),
-    "block_user": method(BlockUserBody, block_user),
-    "unblock_user": method(UnblockUserBody, unblock_user),
+    "publish": method(PublishBody, publish, needs=("channel",)),
+    "broadcast": method(BroadcastBody, broadcast, needs=("channels",)),
+    "block_user": method(BlockUserBody, block_user, needs=("user",)),
+    "unblock_user": method(UnblockUserBody, unblock_user, needs=("user",)),
     "revoke_token": method(RevokeTokenBody, revoke_token),
 }
 """What may stand in a batch."""
 
 METHODS: Final[Mapping[str, Method]] = {
     **COMMANDS,
-    "batch": method(BatchBody, partial(batch, methods=COMMANDS), wrapped=False),
+    "batch": method(
+        BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
+    ),
 }
 """What may be called as `POST /api/<name>`."""
 

@@ -19,6 +19,7 @@ from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.observe import create_observe
+from service.web.reference import create_reference
 from service.web.stream import StreamRoute
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def create_app(
     app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder))
+    app.register_blueprint(create_reference())
     if comments is not None or (node is None and settings.comments_on):
         from service.comments.pages import create_pages
         from service.comments.routes import create_comments
