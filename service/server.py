@@ -50,13 +50,13 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
         ConfigError: a token key is of no use.
         CommentsError: the bundled application can't start.
     """
-    listeners = _listen(settings)
-    port = listeners[0].getsockname()[1]
     async with (
+        _listening(settings) as listeners,
         open_configured_node(settings) as node,
         open_bundled(node, settings) as comments,
         trio.open_nursery() as connections,
     ):
+        port = listeners[0].getsockname()[1]
         handover = Handover(create_app(node, settings, comments), settings)
         door = Door(node, handover, settings)
         with trio.CancelScope() as accepting:
@@ -72,6 +72,17 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                         listener.close()
                     await _shut_down(node, handover, door, node.options.shutdown_timeout)
                     connections.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _listening(settings: Settings) -> AsyncIterator[Sequence[socket.socket]]:
+    """The listeners, closed at the end, also of a start that failed for another reason."""
+    listeners = _listen(settings)
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
 
 
 def _listen(settings: Settings) -> Sequence[socket.socket]:

@@ -18,7 +18,7 @@ _FOLDER: Final = Path(__file__).parent / "static"
 
 
 def create_reference() -> Blueprint:
-    """The description, the page, and the two files that it needs."""
+    """The description, the page, and the files that it needs."""
     reference = Blueprint("reference", __name__)
     assets = Assets(_FOLDER)
 
@@ -30,7 +30,7 @@ def create_reference() -> Blueprint:
     async def page() -> ResponseReturnValue:
         return await assets.send("reference.html")
 
-    @reference.get("/docs/<any('reference.js', 'reference.css'):name>")
+    @reference.get("/docs/<any('reference.js', 'reference.css', 'reference.svg'):name>")
     async def part(name: str) -> ResponseReturnValue:
         return await assets.send(name)
 
