@@ -105,6 +105,7 @@ async def presence(client: Client, channel: str) -> PresenceResult:
     try:
         return PresenceResult(dict(await client.node.presence.members(channel)))
     except BrokerError:
+        client.node.broker_errors["presence"] += 1
         raise ReplyError(ErrorCode.INTERNAL) from None
 
 
@@ -114,6 +115,7 @@ async def presence_stats(client: Client, channel: str) -> PresenceStatsResult:
     try:
         return PresenceStatsResult(*await client.node.presence.count(channel))
     except BrokerError:
+        client.node.broker_errors["presence"] += 1
         raise ReplyError(ErrorCode.INTERNAL) from None
 
 
@@ -147,6 +149,7 @@ async def history(client: Client, request: HistoryRequest) -> HistoryResult:
             request.channel, options, since=since, limit=limit, reverse=request.reverse
         )
     except BrokerError:
+        node.broker_errors["history"] += 1
         raise ReplyError(ErrorCode.INTERNAL) from None
     if since is not None and since.epoch not in ("", top.epoch):
         raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)

@@ -31,7 +31,6 @@ from service.errors import (
     Disconnect,
     Unsubscribed,
 )
-from service.log import get_logger
 from service.outbox import Outbox
 from service.protocol.replies import Push
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from service.hub import Subscription
     from service.interfaces import Transport
     from service.node import Node
-
-_log = get_logger("client")
 
 ANONYMOUS = ConnectionGrant()
 
@@ -56,6 +53,7 @@ class Client:
         "_node",
         "_ping_at",
         "_pinged",
+        "_since",
         "channels",
         "codec",
         "end",
@@ -85,6 +83,7 @@ class Client:
         self._heard = True
         self._pinged = False
         self._expires_at = math.inf
+        self._since = trio.current_time()
         self._departing: tuple[Subscription, ...] = ()
         self.transport = transport
         self.scope = scope
@@ -97,7 +96,7 @@ class Client:
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         node.hub.add(self)
-        self._ping_at = trio.current_time() + self._first_turn()
+        self._ping_at = self._since + self._first_turn()
         node.heartbeat.schedule(self, self._ping_at)
         if ready and node.events is not None:
             node.events.connected(self.caller())
@@ -118,6 +117,15 @@ class Client:
     def user(self) -> str:
         """The user's id, empty for an anonymous connection."""
         return self.grant.user
+
+    @property
+    def known_id(self) -> str:
+        """The connection's id if anybody asked for it; else empty, and none is made."""
+        return self._id
+
+    def age(self) -> float:
+        """Seconds since it came."""
+        return trio.current_time() - self._since
 
     def caller(self) -> Caller:
         """What the application's back end is told of it."""
@@ -158,7 +166,8 @@ class Client:
         """Stop a subscription by the server's will, and tell the client."""
         name = subscription.channel.name
         self.unsubscribe(name, why)
-        self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
+        if self.codec.pushes:
+            self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
         """Something is missing in a stream: have the client come back for it (section 9.4)."""
@@ -168,13 +177,15 @@ class Client:
             self.end_subscription(subscription, POSITION_LOST)
 
     def identify(self, grant: ConnectionGrant) -> None:
-        """It is known whose connection this is."""
-        self.grant = grant
-        self._node.hub.identify(self)
+        """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
+        if self.end is None:
+            self.grant = grant
+            self._node.hub.identify(self)
 
     def became_ready(self) -> None:
         """The `connect` command succeeded: pings begin."""
         self.ready = True
+        self._node.connection_log.connected(self)
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
         if self._node.events is not None:
@@ -189,6 +200,8 @@ class Client:
 
     def expiry_changed(self) -> None:
         """The connection or a subscription expires at another time than before."""
+        if self.end is not None:
+            return  # Ended in the very turn in which its command went on.
         targets: list[Client | Subscription] = [self, *self.channels.values()]
         times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
@@ -249,7 +262,9 @@ class Client:
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            if self._judge(subscription, now):
+            # One that joins still has to be answered first; `finish` looks at its expiry again.
+            joining = subscription in subscription.channel.joining
+            if not joining and self._judge(subscription, now):
                 self.expire_subscription(subscription)
                 if self.end is not None:
                     return
@@ -295,8 +310,12 @@ class Client:
         self._node.heartbeat.forget(self)
         self._node.admission.leave(self)
         self._node.count_end(disconnect)
-        _log.debug("client left", code=disconnect.code, reason=disconnect.reason)
+        self._node.connection_log.ended(self, disconnect)
         return True
+
+    def depart(self) -> None:
+        """The peer said goodbye: nothing more for it, but what is on its way. Idempotent."""
+        self._remove(CONNECTION_CLOSED)
 
     async def leave(self) -> None:
         """The handler's last word: out of the hub, then the goodbye if one is owed.

@@ -38,7 +38,7 @@ from service.transports.websocket import abort_socket
 if TYPE_CHECKING:
     from service.auth import Query
     from service.client import Client
-    from service.config import Settings
+    from service.config import CurrentSettings
     from service.handover import Handover
     from service.node import Node
 
@@ -79,17 +79,15 @@ class _RejectedError(Exception):
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
-    def __init__(self, node: Node, handover: Handover, settings: Settings) -> None:
+    def __init__(self, node: Node, handover: Handover, settings: CurrentSettings) -> None:
+        """Take `settings` for what they are at each connection."""
         self._node = node
         self._handover = handover
-        self._head_limit = settings.head_limit
-        self._head_timeout = settings.head_timeout
-        self._origins = settings.origins
-        self._rest = Rest(
-            node,
-            settings.rest_key(),
-            RestOptions(settings.body_limit, settings.head_limit, settings.head_timeout),
-        )
+        self._settings = settings
+        self._head_limit = settings().head_limit
+        self._head_timeout = settings().head_timeout
+        options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
+        self._rest = Rest(node, settings.api_key, options)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
         self._sockets: dict[socket.socket, None] = {}
@@ -125,6 +123,8 @@ class Door:
             except ConnectionAbortedError:
                 continue  # The peer gave up while it waited in the kernel's queue.
             except OSError as error:
+                if listener.fileno() < 0:
+                    return  # closed at shutdown, just when somebody came
                 if error.errno not in _EXHAUSTED:
                     raise
                 await self._pause(error)
@@ -277,7 +277,7 @@ class Door:
         host: str | None,
     ) -> HTTPStatus | None:
         """Whether a correct handshake is to be refused; fills in a plain client's channels."""
-        if not origin_allowed(origin, host, self._origins):
+        if not origin_allowed(origin, host, self._settings().origins):
             return HTTPStatus.FORBIDDEN
         try:
             refuse_while_draining(self._node)

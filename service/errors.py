@@ -100,6 +100,10 @@ PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
 NOT_AVAILABLE: Final = Disconnect(3508, "not available")
 
 
+REASONS: Final = {one.code: one.reason for one in tuple(vars().values()) if type(one) is Disconnect}
+"""The texts of our own codes. An application's have any, so they are no names for counters."""
+
+
 class Unsubscribed(msgspec.Struct, frozen=True):
     """Why the server ended a subscription. From 2500 on the client subscribes again at once."""
 

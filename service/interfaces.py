@@ -109,6 +109,12 @@ class Broker(Protocol):
             BrokerError: the back end failed.
         """
 
+    def outage(self) -> str:
+        """Why it is of no use now, in a few words and without addresses or secrets; else empty.
+
+        Asked by health checks: it says what is known and never waits to find out.
+        """
+
 
 class PresenceStore(Protocol):
     """Who is in a channel: a map from connection id to its information.
@@ -274,6 +280,9 @@ class Transport(Protocol):
 
     name: str
     codec: Codec
+
+    def address(self) -> str:
+        """Where the peer is, for people; empty if that is not known (any more)."""
 
     @property
     def write(self) -> Callable[[bytes], int]:

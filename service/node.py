@@ -18,9 +18,17 @@ from service.admission import Admission
 from service.brokers.memory import MemoryBroker
 from service.callback_options import CallbackKind
 from service.channels import ChannelRules
+from service.connection_log import ConnectionLog
 from service.credentials import TokenVerifier
 from service.denials import Denials, MemoryDenials
-from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
+from service.errors import (
+    SHUTDOWN,
+    BrokerError,
+    Disconnect,
+    ErrorCode,
+    IntakeFullError,
+    ReplyError,
+)
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
@@ -65,7 +73,9 @@ class Node:
         self.broker = broker
         self.presence = presence
         self.verifier = verifier
-        self.attendance = Attendance(presence, broker)
+        self.broker_errors: Counter[str] = Counter()
+        """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+        self.attendance = Attendance(presence, broker, self.broker_errors)
         self.channels = ChannelRules(options)
         self.backend = backend
         self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
@@ -87,29 +97,50 @@ class Node:
         )
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.connection_log = ConnectionLog(options.connection_log_limit)
         self.draining = False
         self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
+        self._refused = 0
         self._started = time.time() - trio.current_time()
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
+        hub = self.hub
         return NodeStatistics(
-            clients=len(self.hub.clients),
-            channels=len(self.hub.channels),
-            subscriptions=self.hub.subscriptions,
+            clients=len(hub.clients),
+            kinds=dict(hub.kinds),
+            users=len(hub.users) - ("" in hub.users),
+            channels=len(hub.channels),
+            subscriptions=hub.subscriptions,
             backlogged=len(self.backlogs.backlogged),
+            backlog_bytes=sum(outbox.backlog_bytes for outbox in self.backlogs.backlogged),
             draining=self.draining,
             ended=dict(self._ended),
             limited=dict(self.limited),
             denials=len(self.denials),
+            refused=self._refused,
+            broker_errors=dict(self.broker_errors),
+            outage=self.broker.outage(),
+            loop_lag=self.heartbeat.lag,
             repeater=self._repeater.statistics(),
             backend=self.backend.statistics() if self.backend is not None else None,
             events=self.events.statistics() if self.events is not None else None,
         )
+
+    def reload(self, options: NodeOptions) -> None:
+        """Let other options hold from now on; no connection is touched.
+
+        Subscriptions keep what they were granted. Options that are built into running parts
+        (intake, batches, heartbeat, timeouts of backlogs) stay as they were until a restart.
+        """
+        self.options = options
+        self.channels = ChannelRules(options)
+        self.backlogs.limit = options.outbox_limit
+        self.connection_log.limit = options.connection_log_limit
 
     def asks(self, kind: CallbackKind) -> Backend | None:
         """The back end, where it is to be asked this kind of question."""
@@ -149,7 +180,11 @@ class Node:
                     skip_history=skip_history,
                 )
             except trio.ClosedResourceError:
-                raise IntakeFullError from None  # The intake is closed: nothing happened.
+                pass  # The intake is closed: nothing happened.
+            except BrokerError:
+                self.broker_errors["publish"] += 1
+                raise
+        self._refused += 1
         raise IntakeFullError
 
     def publish_nowait(
@@ -172,7 +207,11 @@ class Node:
                 skip_history=skip_history,
             )
         except trio.ClosedResourceError:
+            self._refused += 1
             raise IntakeFullError from None  # The intake is closed: nothing happened.
+        except BrokerError:
+            self.broker_errors["publish"] += 1
+            raise
 
     def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
         options = self.channels.options(publication.channel)
@@ -271,11 +310,12 @@ async def open_node(
             denials,
         )
         node.denials.restore(kept)
+        nursery.start_soon(node.connection_log.run)
         await nursery.start(node.run)
         try:
             yield node
         finally:
-            deadline = trio.current_time() + options.shutdown_timeout
+            deadline = trio.current_time() + node.options.shutdown_timeout
             with trio.CancelScope(shield=True, deadline=deadline):
                 await node.shut_down()
             nursery.cancel_scope.cancel()

@@ -213,6 +213,10 @@ class NodeOptions:
     shutdown_timeout: float = 10.0
     """From the signal to the end of the process, whatever the clients do."""
 
+    connection_log_limit: int = 20
+    """Lines a second about connections that come, and as many about those that go; the rest of
+    the second is told in one line. 0 for that line only."""
+
     history_limit: int = 300
     """Most publications that a client's `history` gets (protocol, section 1)."""
 

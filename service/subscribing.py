@@ -7,6 +7,7 @@ queues the reply and calls `Joining.finish`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -31,7 +32,7 @@ from service.protocol.commands import SubRefreshRequest, SubscribeRequest
 from service.protocol.filters import TagsFilter, check_filter, compile_filter
 from service.protocol.replies import RefreshResult, SubscribeResult, publication_result
 from service.publication import START, Publication, StreamPosition, embedded
-from service.recovery import Joined, join, recover, recover_newest
+from service.recovery import Joined, go_on, join, recover, recover_newest
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -95,7 +96,7 @@ class Joining:
         )
 
     def finish(self) -> None:
-        """Go live: the reply is queued. What gathered and is in no stream comes right behind.
+        """Go live: the reply is queued. What gathered and is not in it comes right behind.
 
         Does nothing if the client, or the subscription, was ended meanwhile.
         """
@@ -104,15 +105,20 @@ class Joining:
         gathered = channel.joining.get(subscription)
         if gathered is None:
             return
-        position = None if self.joined is None else self.joined.position
+        rest: Sequence[Publication] = gathered
+        position, gap = None, False
+        if self.joined is not None:
+            gone_on = go_on(self.joined.position, gathered)
+            rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
         channel.go_live(subscription, position)
         client.subscribed(subscription)
-        rest = [one for one in gathered if position is None or not one.offset]
         if rest:
             for chunk in subscription.codec.publications(rest, None):
                 client.outbox.push(chunk)
         if subscription.expire_at:
             client.expiry_changed()
+        if gap:
+            client.lose_position(subscription)
 
 
 async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
@@ -252,8 +258,11 @@ async def open_subscription(
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
-        DisconnectError: 3004, when history or presence can't be had: the client comes back.
+        DisconnectError: 3004, when history or presence can't be had: the client comes back;
+            or the client was ended already, in the turn in which its last await went on.
     """
+    if client.end is not None:
+        raise DisconnectError(client.end)
     node = client.node
     options = node.channels.options(channel)
     codec = client.codec
@@ -265,10 +274,13 @@ async def open_subscription(
     subscription.server_side = wish.server_side
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     _settle(subscription, options, wish)
+    if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
+        wish = attrs.evolve(wish, since=START)
     try:
         await node.attendance.enter(subscription)
         joined = await _read(subscription, options, wish)
     except BrokerError:
+        node.broker_errors["subscribe"] += 1
         client.unsubscribe(channel)
         raise DisconnectError(SERVER_ERROR) from None
     return Joining(subscription, joined, wish)
@@ -301,26 +313,34 @@ def _either(override: bool | None, option: bool) -> bool:
     return option if override is None else override
 
 
+def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
+    """Whether recovery is of the newest publication only."""
+    return options.force_recovery_mode == "cache" and subscription.recoverable
+
+
 async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
     """History and position, where they are wanted, merged with what gathered meanwhile."""
     if not subscription.positioned:
         return None
     node, name, since = subscription.client.node, subscription.channel.name, wish.since
-    cached = options.force_recovery_mode == "cache" and subscription.recoverable
-    if cached and (since is not None or options.auto_cache_recover):
+    if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        return recover_newest(since or START, found[0] if found else None, top)
+        return recover_newest(since, found[0] if found else None, top)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
-        return join(top, _gathered(subscription))
+        return join(top, _take_gathered(subscription))
     history, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
-    return recover(since, history, top, _gathered(subscription))
+    return recover(since, history, top, _take_gathered(subscription))
 
 
-def _gathered(subscription: Subscription) -> list[Publication]:
-    return subscription.channel.joining.get(subscription, [])
+def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
+    """What gathered of the stream until now; what is in no stream stays for `finish`."""
+    gathered = subscription.channel.joining.get(subscription, [])
+    taken = [publication for publication in gathered if publication.offset]
+    gathered[:] = [publication for publication in gathered if not publication.offset]
+    return taken
 
 
 def time_left(client: Client, target: Client | Subscription) -> tuple[bool, int]:

@@ -30,7 +30,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 from service.callback_options import CallbackOptions
 from service.callbacks.backend import HTTPBackend, make_client
 from service.callbacks.signature import sign
-from service.config import load_settings
+from service.config import CurrentSettings, load_settings
 from service.credentials import Caller
 from service.door import Door, open_listeners
 from service.errors import BrokerError
@@ -290,6 +290,7 @@ async def test_every_way_in_forwards_the_same(path: str) -> None:
     application.answers["connect"] = {"disconnect": {"code": 4_000, "reason": "enough"}}
     connect = b'{"connect":{},"id":1}' if path == "websocket" else b"{}"
     settings = load_settings(port=0)
+    current = CurrentSettings(settings)
     head = (
         f"GET /connection/{path} HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nX-Other: 1\r\n"
@@ -302,7 +303,7 @@ async def test_every_way_in_forwards_the_same(path: str) -> None:
             open_asking_node(application, forward_headers=allowed) as node,
             trio.open_nursery() as nursery,
         ):
-            door = Door(node, Handover(create_app(node, settings), settings), settings)
+            door = Door(node, Handover(create_app(node, current), settings), current)
             (listener,) = open_listeners("127.0.0.1", 0, 1)
             nursery.start_soon(door.accept, listener, nursery)
             for before in (b"", first):

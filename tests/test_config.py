@@ -295,7 +295,7 @@ def test_rules_name_fields_that_there_are() -> None:
             LimitOptions,
             TokenOptions,
             CallbackOptions,
-        )  # fmt: skip
+        )
         for one in attrs.fields(options)
     }
     assert not {*_LEAST, *_LIVE} - known

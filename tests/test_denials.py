@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from service.api.methods import call
 from service.brokers.denials import open_sqlite_denials
 from service.client import Client
 from service.config import ConfigError, load_settings
-from service.credentials import ConnectionGrant, Denial
+from service.credentials import ConnectionGrant, Denial, TokenVerifier
 from service.denials import MemoryDenials
 from service.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
 from service.node import Node, open_node
@@ -143,14 +144,17 @@ async def test_a_block_while_a_connect_is_under_way() -> None:
             return ConnectionGrant("ann", by_token=True)
 
     answer = trio.Event()
-    async with open_test_node(verifier=Slow()) as node, trio.open_nursery() as nursery:  # type: ignore[arg-type]
-        async with connect(node, MemoryTransport(CENTRIFUGE_JSON_ASGI), ready=False) as client:
-            nursery.start_soon(Session(client).receive, b'{"connect":{"token":"x"},"id":1}')
-            await wait_all_tasks_blocked()
-            await ask(node, "block_user", user="ann")
-            answer.set()
-            await wait_all_tasks_blocked()
-            assert client.end is FORCE_DISCONNECT
+    async with (
+        open_test_node(verifier=cast("TokenVerifier", Slow())) as node,
+        connect(node, MemoryTransport(CENTRIFUGE_JSON_ASGI), ready=False) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(Session(client).receive, b'{"connect":{"token":"x"},"id":1}')
+        await wait_all_tasks_blocked()
+        await ask(node, "block_user", user="ann")
+        answer.set()
+        await wait_all_tasks_blocked()
+        assert client.end is FORCE_DISCONNECT
 
 
 # ---- tokens
@@ -167,7 +171,7 @@ async def test_a_revoked_token_proves_nothing(name: str) -> None:
     ):
         assert await ask(node, "revoke_token", **{name: "t1"}) == DONE
         assert one.end is INVALID_TOKEN
-        assert other.end is unnamed.end is None
+        assert (other.end, unnamed.end) == (None, None)
         async with talking(node, sub="ann", jti="t1") as late:
             assert late.end is INVALID_TOKEN
         assert node.statistics().limited == {"revoked": 1}
@@ -484,4 +488,4 @@ async def test_without_a_chosen_place_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     async with open_server(load_settings(dev=True, port=0)) as server:
         assert await ask(server.node, "block_user", user="ann") == DONE
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []

@@ -58,7 +58,7 @@ def test_every_call_is_described() -> None:
     """Each method of the table with its texts, its body, and the shape of its result."""
     schemas = DESCRIPTION["components"]["schemas"]
     paths = {f"/api/{name}" for name in (*METHODS, STREAM)}
-    assert set(DESCRIPTION["paths"]) == {*paths, "/health"}
+    assert set(DESCRIPTION["paths"]) == {*paths, "/health", "/health/live", "/health/ready"}
     for name, method in METHODS.items():
         operation = DESCRIPTION["paths"][f"/api/{name}"]["post"]
         assert operation["summary"].endswith(".")

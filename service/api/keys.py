@@ -21,8 +21,13 @@ class ApiKey:
     """
 
     def __init__(self, keys: Sequence[bytes], *, insecure: bool) -> None:
-        self._keys = tuple(key for key in keys if key)  # an empty key is no key
+        self._keys: tuple[bytes, ...] = ()
         self._insecure = insecure
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[bytes]) -> None:
+        """Let these be the keys from now on."""
+        self._keys = tuple(key for key in keys if key)  # an empty key is no key
 
     def admits(self, header: bytes | None, authorization: bytes | None, query: bytes) -> bool:
         """Whether a request may call.

@@ -35,6 +35,16 @@ _PLAIN_ANSWERS: Final = {
     "413": "The body is too long",
     "503": "Fan-out made no room in time; try later",
 }
+_HEALTH: Final = {
+    "health": ("/health", "The node takes clients", "It shuts down"),
+    "live": ("/health/live", "The process lives", ""),
+    "ready": (
+        "/health/ready",
+        "The node takes clients and its broker is of use",
+        "It shuts down, or the broker is down",
+    ),
+}
+"""By operation: the path, what 200 says, and what 503 says, if it may be."""
 _SECURITY: Final = {
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "authorization": {
@@ -53,7 +63,8 @@ def document() -> bytes:
     schemas = Schemas()
     paths = {f"/api/{name}": {"post": _call(name, one, schemas)} for name, one in METHODS.items()}
     paths[f"/api/{STREAM}"] = {"post": _stream(schemas)}
-    paths["/health"] = {"get": _health()}
+    for name, (path, up, down) in _HEALTH.items():
+        paths[path] = {"get": _health(name, up, down)}
     components = schemas.components()
     for method in METHODS.values():
         components[method.body.__name__]["required"] = list(method.needs)
@@ -133,18 +144,19 @@ def _stream(schemas: Schemas) -> dict[str, Any]:
     }
 
 
-def _health() -> dict[str, Any]:
-    answer = {"type": "object", "properties": {"status": {"type": "string"}}}
+def _health(name: str, up: str, down: str) -> dict[str, Any]:
+    status = {"type": "string"}
+    answer = {"type": "object", "properties": {"status": status, "reason": status}}
+    responses = {"200": _content(up, {**answer, "required": ["status"]})}
+    if down:
+        responses["503"] = _content(down, {**answer, "required": ["status"]})
     return {
-        "operationId": "health",
+        "operationId": name,
         "tags": ["Operations"],
-        "summary": "Whether the node takes clients.",
-        "description": "For load balancers.",
+        "summary": f"{up}?",
+        "description": "For load balancers and orchestrators; open to everybody.",
         "security": [],
-        "responses": {
-            "200": _content("It does", answer),
-            "503": _content("It shuts down", answer),
-        },
+        "responses": responses,
     }
 
 

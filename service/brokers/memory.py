@@ -191,6 +191,10 @@ class MemoryBroker:
         if channel in self._streams:
             self._streams[channel].publications.clear()
 
+    def outage(self) -> str:
+        """Never: it is this process."""
+        return ""
+
     def _stream(self, channel: str, options: ChannelOptions) -> _Stream:
         stream = self._streams.get(channel)
         if stream is not None and trio.current_time() >= stream.forgotten_at:

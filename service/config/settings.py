@@ -55,21 +55,27 @@ _LIVE = (
     "channel_limit",
     "channel_name_limit",
     "close_timeout",
+    "connection_log_limit",
     "default_channel",
     "denial_limit",
     "expired_close_delay",
     "history_limit",
+    "outbox_limit",
     "personal_channel_namespace",
     "private_prefix",
     "public_channels",
     "publish_timeout",
     "recovery_limit",
+    "shutdown_group",
+    "shutdown_pause",
+    "shutdown_timeout",
     "stale_timeout",
     "user_personal_channel",
 )
 # Least values other than "above zero".
 _LEAST = {
     "history_size": 0,
+    "connection_log_limit": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
     "event_delay": 0,
@@ -149,7 +155,18 @@ class Settings(NodeSettings):
     """Globs of the pages that may connect; a page of the server's own host always may."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
-    """The least that is logged."""
+    """The least that is logged. `info` has a line for each connection that comes or goes, up to
+    `connection_log_limit`, and none for messages."""
+
+    log_format: Annotated[Literal["console", "json"], LIVE] = "console"
+    """`console` for people; `json` for machines: an object a line, times in UTC."""
+
+    metrics_token: Annotated[Secret, LIVE] = None
+    """What a scraper sends to `/metrics` as `Authorization: Bearer`, so that it need not have
+    the API key, which opens it too."""
+
+    metrics_open: Annotated[bool, LIVE] = False
+    """Whether `/metrics` is open to everybody who reaches the port, as in development mode."""
 
     body_limit: Integer = Field(default=524_288, ge=1_024)
     """Longest REST body; half an outbox, so that one event cannot fill one."""

@@ -11,7 +11,6 @@ from service.errors import BAD_REQUEST, DisconnectError
 from service.protocol.filters import TagsFilter
 
 _UINT32: Final = 2**32 - 1
-_UINT64: Final = 2**64 - 1
 
 
 class SincePosition(msgspec.Struct, frozen=True):

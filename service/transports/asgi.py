@@ -50,6 +50,10 @@ class ASGITransport:
         """ASGI has no way to write without waiting."""
         raise BlockingIOError
 
+    def address(self) -> str:
+        """What the ASGI server says, where it knows."""
+        return self._websocket.remote_addr or ""
+
     async def send_some(self, chunk: bytes) -> int:
         """Hand one whole message to the ASGI server."""
         if self._aborted:
@@ -90,6 +94,7 @@ async def serve_plain(node: Node, websocket: Websocket, channels: list[str]) -> 
         try:
             for channel in channels:
                 client.subscribe(channel)
+            node.connection_log.connected(client)
             while True:
                 await websocket.receive()
                 client.heard()

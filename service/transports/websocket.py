@@ -41,6 +41,17 @@ class WebSocketTransport:
         # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
         self.write = sock.send
 
+    def address(self) -> str:
+        """The peer's address and port, asked of the kernel: none is kept for an idle client."""
+        try:
+            name = self._socket.getpeername()
+        except OSError:
+            return ""
+        if not isinstance(name, tuple):
+            return str(name)  # a Unix socket's peer, which mostly has no name
+        host, port, *_ = name
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def send_some(self, chunk: bytes) -> int:
         """Wait until the socket takes something, and write it."""
         while True:
@@ -107,6 +118,7 @@ def open_plain(
     client.outbox.send(answer)
     for channel in channels:
         client.subscribe(channel)
+    node.connection_log.connected(client)
     return client
 
 
@@ -207,6 +219,7 @@ async def _take(
 
 async def _answer_close(client: Client) -> None:
     """The closing handshake is under way: let our half of it reach the peer."""
+    client.depart()  # before the socket is half closed: an event written then were an error
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
     with trio.move_on_after(client.node.options.close_timeout):

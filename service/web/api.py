@@ -22,7 +22,7 @@ def create_api(node: Callable[[], Node], key: ApiKey) -> Blueprint:
 
     @api.before_request
     async def check_key() -> ResponseReturnValue | None:
-        return None if _authorized(key) else _response(UNAUTHORIZED)
+        return None if admits(key) else _response(UNAUTHORIZED)
 
     for name in METHODS:
         api.add_url_rule(f"/{name}", name, _view(node, name), methods=["POST"])
@@ -38,7 +38,8 @@ def _view(node: Callable[[], Node], name: str) -> Callable[[], Awaitable[Respons
     return view
 
 
-def _authorized(key: ApiKey) -> bool:
+def admits(key: ApiKey) -> bool:
+    """Whether the running request may call."""
     return key.admits(_header("X-API-Key"), _header("Authorization"), request.query_string or b"")
 
 
