@@ -77,6 +77,8 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
         ConfigError: a token key is of no use, or `data_dir` is.
     """
     async with AsyncExitStack() as stack:
+        # First, since what a nursery below raises comes as a group.
+        denials = await _denials(settings().kept_in, stack)
         verifier = await _verifier(settings(), stack)
         backend, events = await _callbacks(settings().callback_options(), stack)
         node = open_node(
@@ -84,7 +86,7 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
             verifier=verifier,
             backend=backend,
             events=events,
-            denials=await _denials(settings().kept_in, stack),
+            denials=denials,
         )
         yield Assembly(await stack.enter_async_context(node), settings, verifier)
 

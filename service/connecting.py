@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from service import __version__
 from service.credentials import (
     ConnectionGrant,
@@ -135,7 +137,7 @@ async def _authenticate(client: Client, token: str) -> ConnectionGrant:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if not (grant.user or options.insecure or options.allow_anonymous):
         raise DisconnectError(PERMISSION_DENIED)
-    return grant
+    return msgspec.structs.replace(grant, by_token=True)
 
 
 def _server_side_channels(

@@ -205,12 +205,15 @@ async def _grant_of_token(client: Client, channel: str, token: str) -> Subscript
         raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     if not _is_for(claims, client, channel):
         raise DisconnectError(INVALID_TOKEN)
-    if client.node.denials.revoked(claims.user, claims.grant):
+    grant = msgspec.structs.replace(
+        claims.grant, token_id=claims.token_id, issued_at=claims.issued_at, by_token=True
+    )
+    if client.node.denials.revoked(claims.user, grant):
         client.node.limited["revoked"] += 1
         raise DisconnectError(INVALID_TOKEN)
     if 0 < claims.grant.expire_at <= client.node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
-    return claims.grant
+    return grant
 
 
 async def _verified(client: Client, token: str) -> SubscriptionClaims:

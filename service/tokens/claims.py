@@ -135,7 +135,6 @@ def connection_grant(user: str, claims: ConnectionToken) -> ConnectionGrant:
             channels=channels_of(claims.subs, claims.channels),
             token_id=claims.jti or "",
             issued_at=int(claims.iat or 0),
-            by_token=True,
         )
 
 
@@ -151,9 +150,6 @@ def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> S
             data=json_of(claims.data, claims.b64data),
             expire_at=claims.until,
             overrides=overrides_of(claims.override),
-            token_id=claims.jti or "",
-            issued_at=int(claims.iat or 0),
-            by_token=True,
         )
     return SubscriptionClaims(
         user=user,
