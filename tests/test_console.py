@@ -19,7 +19,7 @@ from service.web.app import create_app
 from tests.browsing import CHROMIUM, Site
 
 MARKUP = "<b>bold</b> <img src=x onerror=document.title='owned'> <script>alert(1)</script> &amp;"
-PATHS = ("/", "/console", "/console/console.js", "/console/console.css", "/console/icon.svg")
+PATHS = ("/", "/console", "/console/console.js", "/console/console.css", "/console/console.svg")
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
 patient = pytest.mark.timeout(60)  # processes that start on a busy machine
@@ -84,14 +84,14 @@ async def test_it_is_static_and_strict() -> None:
         for path in PATHS:
             answer = await client.get(path)
             policy = answer.headers["Content-Security-Policy"]
-            assert policy.startswith("default-src 'self';")
+            assert policy.startswith("default-src 'none';")
             assert "unsafe" not in policy
             assert "frame-ancestors 'none'" in policy
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             etag = {"If-None-Match": answer.headers["ETag"]}
             assert (await client.get(path, headers=etag)).status_code == 304
         page = await (await client.get("/console")).get_data(as_text=True)
-        assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == set(PATHS[2:])
+        assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {*PATHS[2:], "/docs"}
         assert not re.search(r"style=|\son\w+=", page)
 
 

@@ -22,6 +22,7 @@ from service.web.connect import create_connect
 from service.web.console import create_console
 from service.web.metrics import create_registry
 from service.web.observe import create_observe
+from service.web.reference import create_reference
 from service.web.stream import StreamRoute
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def create_app(
     app.register_blueprint(create_observe(holder, settings, holder.registry))
     if settings().dev:
         app.register_blueprint(create_console())
+    app.register_blueprint(create_reference())
     if comments is not None or (node is None and settings().comments_on):
         from service.comments.pages import create_pages
         from service.comments.routes import create_comments

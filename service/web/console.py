@@ -13,34 +13,29 @@ from quart import Blueprint, request
 from quart.typing import ResponseReturnValue
 from werkzeug.exceptions import NotFound
 
-from service.web.pages import Pages
+from service.web.assets import Assets
 
 _FOLDER: Final = Path(__file__).parent / "static"
-# No script, style, image or connection but ours, no frame around us.
-_POLICY: Final = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
 
 
 def create_console() -> Blueprint:
     """`/console`, what it needs under `/console/`, and `/` where nothing else is."""
     console = Blueprint("console", __name__)
-    pages = Pages(_FOLDER, _POLICY)
+    assets = Assets(_FOLDER)
 
     @console.get("/console")
     async def page() -> ResponseReturnValue:
-        return await pages.send("console.html")
+        return await assets.send("console.html")
 
-    @console.get("/console/<any('console.js', 'console.css', 'icon.svg'):name>")
+    @console.get("/console/<any('console.js', 'console.css', 'console.svg'):name>")
     async def part(name: str) -> ResponseReturnValue:
-        return await pages.send(name)
+        return await assets.send(name)
 
     # An application may be mounted on `/` later, and wins; so this is no route.
     @console.app_errorhandler(NotFound)
     async def front(error: NotFound) -> ResponseReturnValue | NotFound:
         if request.path == "/" and request.method in ("GET", "HEAD"):
-            return await pages.send("console.html")
+            return await assets.send("console.html")
         return error
 
     return console
