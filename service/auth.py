@@ -8,15 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from service.errors import ErrorCode, ReplyError
+from service.credentials import (
+    ConnectionGrant,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from service.errors import BrokerError, ErrorCode, ReplyError
 
 if TYPE_CHECKING:
     from service.node import Node
 
 Query = Mapping[str, Sequence[str]]
+
+TOKEN_COOKIE: Final = "repeater_token"
+_BEARER: Final = "bearer "
 
 
 class RefusedError(Exception):
@@ -27,28 +37,70 @@ class RefusedError(Exception):
         self.status = status
 
 
-def plain_channels(node: Node, query: Query) -> list[str]:
-    """The channels that a plain subscriber's request names, each once; the default for none.
+def header_token(authorization: str | None, cookie: str | None) -> str:
+    """The connection token among a request's headers, empty for none: `Bearer`, or a cookie."""
+    if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
+        return authorization[len(_BEARER) :].strip()
+    if not cookie or TOKEN_COOKIE not in cookie:
+        return ""
+    try:
+        morsel = SimpleCookie(cookie).get(TOKEN_COOKIE)
+    except CookieError:
+        return ""
+    return "" if morsel is None else morsel.value
+
+
+async def identify(node: Node, token: str) -> ConnectionGrant:
+    """Who a plain subscriber is: whom its token says, or nobody without one.
 
     Raises:
-        RefusedError: 401 where anonymous clients are not allowed, 403 where they may not
-            subscribe; 400 for a name that is none, or for more channels than a connection
-            may have; 503 at shutdown.
+        RefusedError: 401 for a token that proves nothing, or none where anonymous clients are
+            not allowed; 503 when the token's keys can't be had now.
+    """
+    grant = ConnectionGrant()
+    if token:
+        if node.verifier is None:
+            raise RefusedError(HTTPStatus.UNAUTHORIZED)
+        try:
+            grant = await node.verifier.verify_connection(token)
+        except (TokenExpiredError, TokenInvalidError):
+            raise RefusedError(HTTPStatus.UNAUTHORIZED) from None
+        except BrokerError:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE) from None
+    expired = 0 < grant.expire_at <= node.unix_time()
+    admitted = grant.user or node.options.insecure or node.options.allow_anonymous
+    if expired or not admitted:
+        raise RefusedError(HTTPStatus.UNAUTHORIZED)
+    return grant
+
+
+def plain_channels(
+    node: Node, query: Query, grant: ConnectionGrant
+) -> dict[str, SubscriptionGrant]:
+    """The channels of a plain subscriber: those that its request names, each once.
+
+    Without a name those of its token, and without such the default.
+
+    Raises:
+        RefusedError: 403 where this user may not subscribe; 400 for a name that is none, or for
+            more channels than a connection may have; 503 at shutdown.
     """
     refuse_while_draining(node)
-    if not (node.options.insecure or node.options.allow_anonymous):
-        raise RefusedError(HTTPStatus.UNAUTHORIZED)
-    names = list(dict.fromkeys(query.get("channel", ()))) or [node.options.default_channel]
+    names = list(dict.fromkeys(query.get("channel", ())))
+    names = names or list(grant.channels) or [node.options.default_channel]
     if len(names) > node.options.channel_limit:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     try:
         for name in names:
-            node.channels.check_subscribe(name, "")
+            if name in grant.channels:
+                node.channels.options(name)
+            else:
+                node.channels.check_subscribe(name, grant.user)
     except ReplyError as error:
         denied = error.code is ErrorCode.PERMISSION_DENIED
         status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
         raise RefusedError(status) from None
-    return names
+    return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
 
 
 def refuse_while_draining(node: Node) -> None:
@@ -69,7 +121,10 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str])
     """
     if origin is None:
         return True
-    own = urlsplit(origin).netloc
+    try:
+        own = urlsplit(origin).netloc
+    except ValueError:
+        return False
     if own and own == host:
         return True
     return any(fnmatchcase(origin.lower(), pattern.lower()) for pattern in allowed)
@@ -82,4 +137,9 @@ def wants_protobuf(query: Query) -> bool:
 
 def connect_parameter(query: Query) -> bytes:
     """The connect request in the address, which comes before any message; empty for none."""
-    return next(iter(query.get("cf_connect", ())), "").encode("latin-1")
+    return first_of(query, "cf_connect").encode()
+
+
+def first_of(query: Query, name: str) -> str:
+    """A parameter's first value, empty for none."""
+    return next(iter(query.get(name, ())), "")

@@ -61,6 +61,7 @@ class Client:
         "outbox",
         "ready",
         "scope",
+        "session",
         "transport",
     )
 
@@ -89,6 +90,8 @@ class Client:
         self.channels: dict[str, Subscription] = {}
         self.grant = ANONYMOUS
         self.ready = ready
+        self.session = ""
+        """What addresses this connection from outside; empty where nothing does. A secret."""
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         node.hub.add(self)
@@ -192,6 +195,9 @@ class Client:
             self.disconnect(STALE)
             return False
         if self.codec.ping is None:
+            self._ping_at = now + options.ping_interval
+        elif not self.codec.answered:
+            self.outbox.send(self.codec.ping)
             self._ping_at = now + options.ping_interval
         elif not self._pinged:
             self._pinged, self._heard = True, False

@@ -22,7 +22,7 @@ from hypercorn.utils import wrap_app
 
 from service.log import get_logger
 from service.transports.asgi import abort_connection
-from service.transports.websocket import abort_socket
+from service.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio

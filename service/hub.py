@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from service.credentials import SubscriptionGrant
 from service.publication import ClientInfo, Publication, StreamPosition, embedded
@@ -211,6 +212,8 @@ class Hub:
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
+        self.distributed = trio.lowlevel.ParkingLot()
+        """Where to wait for fan-out to come further; all are woken after each batch."""
 
     def add(self, client: Client) -> None:
         """Take a connection in."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import msgspec
 import trio
@@ -16,6 +17,7 @@ import trio
 from service.brokers.memory import MemoryBroker
 from service.channels import ChannelRules
 from service.credentials import TokenVerifier
+from service.emulation import Emulation
 from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
 from service.heartbeat import Heartbeat
 from service.hub import Hub
@@ -24,6 +26,7 @@ from service.interfaces import Broker, PresenceStore
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
+from service.position_sets import PositionSets
 from service.presence import Attendance, MemoryPresence
 from service.publication import Publication, StreamPosition
 from service.repeater import Repeater
@@ -45,6 +48,7 @@ class Node:
         verifier: TokenVerifier | None,
         nursery: trio.Nursery,
     ) -> None:
+        self.id = str(uuid4())
         self.options = options
         self.broker = broker
         self.presence = presence
@@ -52,6 +56,8 @@ class Node:
         self.attendance = Attendance(presence, broker)
         self.channels = ChannelRules(options)
         self.hub = Hub()
+        self.emulation = Emulation()
+        self.position_sets = PositionSets()
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
         )

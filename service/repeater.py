@@ -71,6 +71,7 @@ class Repeater:
         while batch := await self._intake.take_batch():
             self._batches += 1
             await self._distribute(batch)
+            self._hub.distributed.unpark_all()
             await trio.lowlevel.checkpoint()
 
     async def _distribute(self, batch: Sequence[Event]) -> None:

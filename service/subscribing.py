@@ -7,6 +7,7 @@ queues the reply and calls `Joining.finish`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -58,10 +59,26 @@ class Wish:
 class Joining:
     """A subscription between its history and its life. Made by `open_subscription`."""
 
-    def __init__(self, subscription: Subscription, joined: Joined | None, wish: Wish) -> None:
+    def __init__(self, subscription: Subscription, read: _Read | None, wish: Wish) -> None:
         self.subscription = subscription
-        self.joined = joined
+        self._read = read
         self._wish = wish
+        self._joined: Joined | None = None
+        self._merged = 0  # of what gathered, in `_joined`
+
+    @property
+    def joined(self) -> Joined | None:
+        """History merged with what gathered up to now; None where there is no position.
+
+        Several subscriptions open one after the other: what gathers for the first while the
+        last one's history is read still belongs to its result.
+        """
+        if self._read is None:
+            return None
+        gathered = _gathered(self.subscription)
+        if self._joined is None or len(gathered) > self._merged:
+            self._joined, self._merged = self._read.joined(gathered), len(gathered)
+        return self._joined
 
     def result(self) -> SubscribeResult:
         """What the subscriber is told. With everything that it missed, or nothing of it."""
@@ -238,11 +255,11 @@ async def open_subscription(
     _settle(subscription, options, wish)
     try:
         await node.attendance.enter(subscription)
-        joined = await _read(subscription, options, wish)
+        read = await _read(subscription, options, wish)
     except BrokerError:
         client.unsubscribe(channel)
         raise DisconnectError(SERVER_ERROR) from None
-    return Joining(subscription, joined, wish)
+    return Joining(subscription, read, wish)
 
 
 def _settle(subscription: Subscription, options: ChannelOptions, wish: Wish) -> None:
@@ -272,22 +289,40 @@ def _either(override: bool | None, option: bool) -> bool:
     return option if override is None else override
 
 
-async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
-    """History and position, where they are wanted, merged with what gathered meanwhile."""
+class _Read(msgspec.Struct, frozen=True):
+    """What a broker said of a stream's past, at one moment."""
+
+    publications: Sequence[Publication]
+    top: StreamPosition
+    since: StreamPosition | None = None
+    newest_only: bool = False
+
+    def joined(self, gathered: Sequence[Publication]) -> Joined:
+        """With what fan-out distributed since the subscriber joined."""
+        if self.newest_only:
+            found = self.publications
+            return recover_newest(self.since or START, found[0] if found else None, self.top)
+        if self.since is None:
+            return join(self.top, gathered)
+        return recover(self.since, self.publications, self.top, gathered)
+
+
+async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> _Read | None:
+    """History and position, where they are wanted."""
     if not subscription.positioned:
         return None
     node, name, since = subscription.client.node, subscription.channel.name, wish.since
     cached = options.force_recovery_mode == "cache" and subscription.recoverable
     if cached and (since is not None or options.auto_cache_recover):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        return recover_newest(since or START, found[0] if found else None, top)
+        return _Read(found, top, since, newest_only=True)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
-        return join(top, _gathered(subscription))
-    history, top = await node.broker.history(
+        return _Read((), top)
+    found, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
-    return recover(since, history, top, _gathered(subscription))
+    return _Read(found, top, since)
 
 
 def _gathered(subscription: Subscription) -> list[Publication]:

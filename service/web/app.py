@@ -16,6 +16,7 @@ from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.observe import create_observe
+from service.web.streams import StreamRoutes
 
 
 class NodeHolder:
@@ -52,4 +53,5 @@ def create_app(node: Node | None = None, settings: Settings | None = None) -> Qu
     app.register_blueprint(create_api(holder, settings))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder))
+    app.asgi_app = StreamRoutes(app.asgi_app, holder, settings)  # type: ignore[method-assign]
     return app
