@@ -34,7 +34,7 @@ from service.credentials import ConnectionGrant, SubscriptionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
-from service.protocol.http_request import parse_request
+from service.protocol.http_request import upgrade_headers
 from service.transports import http_stream, websocket
 from service.transports.admission import WAYS
 from service.transports.sockets import abort_socket
@@ -209,10 +209,8 @@ class Door:
         """Prove a plain subscriber's token, with the deadline of its verifier."""
         token, headers = first_of(visitor.query, "token"), head.lower()
         if not token and (b"\nauthorization:" in headers or b"\ncookie:" in headers):
-            request = parse_request(head + b"\r\n\r\n")
-            if request is not None:
-                known = request.headers
-                token = header_token(known.get("authorization"), known.get("cookie"))
+            known = upgrade_headers(head + b"\r\n\r\n")
+            token = header_token(known.get("authorization"), known.get("cookie"))
         try:
             visitor.grant = await identify(self._node, token)
         except RefusedError as error:

@@ -68,6 +68,18 @@ def parse_request(head: bytes) -> HTTPRequest | None:
     return request
 
 
+def upgrade_headers(head: bytes) -> Mapping[str, str]:
+    """The headers of a request to upgrade, which is judged elsewhere; none of a broken one."""
+    collector = _Collector()
+    try:
+        httptools.HttpRequestParser(collector).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        return _decoded(collector.headers)
+    except httptools.HttpParserError:
+        return {}
+    return {}
+
+
 def make_request(
     method: str, path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]]
 ) -> HTTPRequest:
@@ -75,8 +87,11 @@ def make_request(
 
     Values are UTF-8 where they can be, since that is how a browser sends `Last-Event-ID`.
     """
-    decoded = {name.decode("latin-1").lower(): _text(value) for name, value in headers}
-    return HTTPRequest(method, path, parse_qs(query.decode("latin-1")), decoded)
+    return HTTPRequest(method, path, parse_qs(query.decode("latin-1")), _decoded(headers))
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): _text(value) for name, value in headers}
 
 
 def _text(value: bytes) -> str:

@@ -48,7 +48,15 @@ _decode = msgspec.json.Decoder(EmulationRequest).decode
 
 
 class _GoneError(Exception):
-    """The peer hung up before its body was whole, or took too long."""
+    """The peer hung up before its body was whole."""
+
+
+class _RefusedBodyError(Exception):
+    """The body is too large, or did not come in time; `status` says which."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
 
 
 class StreamRoutes:
@@ -72,6 +80,8 @@ class StreamRoutes:
                 await send_answer(send, await self._emulate(request, receive))
             else:
                 await self._stream(request, receive, send)
+        except _RefusedBodyError as error:
+            await send_answer(send, refusal(error.status, cors_headers(request)))
         except _GoneError:
             return
 
@@ -79,8 +89,7 @@ class StreamRoutes:
         node = self._node()
         admitted = await admit(node, self._origins, request)
         if not isinstance(admitted, Answer) and admitted.first is None:
-            body = await self._body(receive)
-            admitted = _too_large(request) if body is None else admitted.with_body(body)
+            admitted = admitted.with_body(await self._body(receive))
         if isinstance(admitted, Answer):
             await send_answer(send, admitted)
         else:
@@ -95,12 +104,9 @@ class StreamRoutes:
         if request.headers.get("content-type", "").startswith(_OCTETS):
             return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, cors)
         if request.length > node.options.message_limit:
-            return _too_large(request)
-        body = await self._body(receive)
-        if body is None:
-            return _too_large(request)
+            return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
         try:
-            command = _decode(body)
+            command = _decode(await self._body(receive))
         except (msgspec.DecodeError, UnicodeDecodeError):
             return refusal(HTTPStatus.BAD_REQUEST, cors)
         if not (command.session and command.node):
@@ -115,11 +121,12 @@ class StreamRoutes:
             return refusal(HTTPStatus.SERVICE_UNAVAILABLE, cors)
         return Answer(HTTPStatus.NO_CONTENT, cors)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None for one that is too large.
+    async def _body(self, receive: Receive) -> bytes:
+        """The whole body, within the deadline that a head has.
 
         Raises:
-            _GoneError: it did not come, or not in time.
+            _RefusedBodyError: it is too large, or too slow.
+            _GoneError: the peer hung up.
         """
         limit = self._node().options.message_limit
         body = bytearray()
@@ -130,11 +137,7 @@ class StreamRoutes:
                     raise _GoneError
                 body += event.get("body", b"")
                 if len(body) > limit:
-                    return None
+                    raise _RefusedBodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
                 if not event.get("more_body", False):
                     return bytes(body)
-        raise _GoneError
-
-
-def _too_large(request: HTTPRequest) -> Answer:
-    return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors_headers(request))
+        raise _RefusedBodyError(HTTPStatus.REQUEST_TIMEOUT)
