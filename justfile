@@ -22,7 +22,7 @@ demo *ARGS: (_sync "requirements-demo.txt")
 
 # Run the tests, e.g. `just test -k broadcast`
 [positional-arguments]
-test *ARGS: (_sync "requirements-dev.txt")
+test *ARGS: (_sync "requirements-dev.txt") _clients
     @exec {{ python }} -m pytest "$@"
 
 # Lint, check the formatting, check the types
@@ -58,6 +58,31 @@ lock *ARGS:
     # Each set keeps the pins of those before it, so that all fit into one .venv.
     compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
     compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
+
+# Try once to install the clients that tests/sdk drives; without them the tests say what is missing
+_clients:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    missing=() as=()
+    command -v node >/dev/null || missing+=(nodejs)
+    command -v npm >/dev/null || missing+=(npm)
+    command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
+    if (( ${#missing[@]} == 0 )) || [[ -f .venv/.clients-tried ]]; then exit 0; fi
+    command -v apt-get >/dev/null || exit 0
+    if (( EUID != 0 )); then
+        # A developer's machine is left alone; a CI machine may let us be root.
+        [[ -n "${CI:-}" ]] && sudo -n true 2>/dev/null || exit 0
+        as=(sudo -n)
+    fi
+    touch .venv/.clients-tried
+    echo "installing ${missing[*]}, once" >&2
+    apt() {
+        "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
+            timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null 2>&1
+    }
+    apt update
+    apt install -y --no-install-recommends "${missing[@]}" || echo "that did not work" >&2
+    exit 0
 
 # Make .venv if it is not there (or its Python has gone)
 _venv:

@@ -17,7 +17,13 @@ import click
 from rich.console import Console
 
 from benchmarks.accept import accept
-from benchmarks.fanout import fanout_1000, fanout_1000_centrifugo, fanout_9000
+from benchmarks.fanout import (
+    fanout_1000,
+    fanout_1000_centrifugo,
+    fanout_1000_presence,
+    fanout_1000_recovery,
+    fanout_9000,
+)
 from benchmarks.figures import Figure, Plan
 from benchmarks.flood import flood
 from benchmarks.memory import memory
@@ -25,6 +31,7 @@ from benchmarks.publishing import publish
 from benchmarks.report import print_table, write_json
 from benchmarks.servers import ServerError, cores
 from benchmarks.stalled import stalled
+from benchmarks.storm import reconnect_storm
 from benchmarks.wire import WireError
 
 _DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open besides
@@ -33,11 +40,14 @@ SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "fanout-1000": fanout_1000,
     "fanout-9000": fanout_9000,
     "fanout-1000-centrifugo": fanout_1000_centrifugo,
+    "fanout-1000-recovery": fanout_1000_recovery,
+    "fanout-1000-presence": fanout_1000_presence,
     "flood": flood,
     "memory": memory,
     "accept": accept,
     "publish": publish,
     "stalled": stalled,
+    "reconnect-storm": reconnect_storm,
 }
 
 

@@ -72,7 +72,8 @@ def running_server() -> Iterator[int]:
     """A server process on a free port; ended at the end of the block."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--port", str(port)]
+    command = [sys.executable, "-m", "service", "serve", "--dev", "--no-comments"]
+    command += ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

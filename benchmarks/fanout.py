@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from benchmarks.figures import Figure, Plan, Target, median, percentile
-from benchmarks.load import CENTRIFUGO, PLAIN, Crowd, Greeting
+from benchmarks.load import CENTRIFUGO, NOTICED, PLAIN, RECOVERING, Crowd, Greeting
 from benchmarks.publishers import Feed, Publisher, Rest
 from benchmarks.receivers import Deliveries
 from benchmarks.servers import FLOOR_PYTHON, SERVICE, Child, floor_c, running
 
 _WARM_UP: Final = 5  # events before the clock starts
 _SIDE_RATE: Final = 20  # requests a second to the channel that nobody hears
+_PRESENCE: Final = {"REPEATER_CHANNEL__PRESENCE": "true", "REPEATER_CHANNEL__JOIN_LEAVE": "true"}
 _ORIGIN: Final = (
     "a Trio prototype that writes straight from the repeater task measured 1.15 to 1.25 x floor "
     "on a 2-core machine (8.0-8.9 us against 6.8-7.7 us)"
@@ -38,6 +39,7 @@ class Load:
     seconds: float
     rounds: int
     greeting: Greeting = PLAIN
+    settings: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,13 +61,30 @@ def fanout_1000(plan: Plan) -> list[Figure]:
 
 def fanout_1000_centrifugo(plan: Plan) -> list[Figure]:
     """1,000 subscribers of the Centrifugo protocol, 20 events a second."""
+    return _centrifugo(plan, "fanout-1000-centrifugo", CENTRIFUGO, {})
+
+
+def fanout_1000_recovery(plan: Plan) -> list[Figure]:
+    """The same with positions and recovery: each event is checked for a gap before it."""
+    return _centrifugo(plan, "fanout-1000-recovery", RECOVERING, {})
+
+
+def fanout_1000_presence(plan: Plan) -> list[Figure]:
+    """The same with presence, joins and leaves on top."""
+    return _centrifugo(plan, "fanout-1000-presence", NOTICED, _PRESENCE)
+
+
+def _centrifugo(
+    plan: Plan, name: str, greeting: Greeting, settings: Mapping[str, str]
+) -> list[Figure]:
     load = Load(
-        name="fanout-1000-centrifugo",
+        name=name,
         subscribers=1_000,
         rate=20,
         seconds=plan.of(5, 2),
         rounds=plan.of(3, 1),
-        greeting=CENTRIFUGO,
+        greeting=greeting,
+        settings=settings,
     )
     origin = f"{_ORIGIN}; 0.1 on top for encoding the push"
     return [_compare(load, Target(limit=1.45, side="at most", origin=origin))[0]]
@@ -151,12 +170,19 @@ def _cpu(turns: Sequence[Turn]) -> float:
 
 def _turn(load: Load, command: Sequence[str], *, beside: int = 0) -> Turn:
     """One process, from its start to its end."""
-    with running(command) as child, Crowd(child.port) as crowd, contextlib.ExitStack() as stack:
-        plain = command is not SERVICE
+    plain = command is not SERVICE
+    settings = {} if plain else load.settings
+    with (
+        running(command, settings) as child,
+        Crowd(child.port) as crowd,
+        contextlib.ExitStack() as stack,
+    ):
         greeting = PLAIN if plain else load.greeting
         crowd.open(load.subscribers, greeting)
+        if load.settings:
+            crowd.settle()
         publisher: Publisher = (
-            Feed(child.port, pushes=load.greeting is CENTRIFUGO) if plain else Rest(child.port)
+            Feed(child.port, pushes=load.greeting is not PLAIN) if plain else Rest(child.port)
         )
         stack.callback(publisher.close)
         deliveries = Deliveries(crowd)

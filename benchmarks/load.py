@@ -26,7 +26,7 @@ from benchmarks.wire import (
 )
 
 OPEN_SECONDS: Final = 60.0
-_RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
+RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
 _HEAD_END: Final = b"\r\n\r\n"
 _SERVER_PING: Final = b"{}"
 _SERVER_PONG: Final = client_frame(b"{}")
@@ -44,14 +44,24 @@ class Greeting:
     """What the answer to `commands` contains."""
 
 
+CENTRIFUGO_PATH: Final = "/connection/websocket"
 PLAIN: Final = Greeting(handshake(f"/ws?channel={CHANNEL}"))
-CENTRIFUGO: Final = Greeting(
-    handshake("/connection/websocket"),
-    client_frame(
-        b'{"connect":{},"id":1}\n{"subscribe":{"channel":"%s"},"id":2}' % CHANNEL.encode()
-    ),
-    b'"id":2',
-)
+
+
+def centrifugo(channel: str, wishes: str = "") -> Greeting:
+    """A Centrifugo client that connects and subscribes in one message.
+
+    `wishes` are more members of the subscribe request, each with a comma behind it.
+    """
+    commands = (
+        f'{{"connect":{{}},"id":1}}\n{{"subscribe":{{{wishes}"channel":"{channel}"}},"id":2}}'
+    )
+    return Greeting(handshake(CENTRIFUGO_PATH), client_frame(commands.encode()), b'"id":2')
+
+
+CENTRIFUGO: Final = centrifugo(CHANNEL)
+RECOVERING: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,')
+NOTICED: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,"join_leave":true,')
 
 
 class Crowd:
@@ -162,6 +172,12 @@ class Crowd:
             for fd, _ in self.poller.poll(left, 256):
                 self.idle_data(fd)
 
+    def settle(self, quiet: float = 0.5) -> None:
+        """Take what arrives until nothing did for so many seconds: joins of those who came."""
+        while heard := self.poller.poll(quiet, 256):
+            for fd, _ in heard:
+                self.idle_data(fd)
+
     def receivers(self) -> dict[int, Callable[[int], bytes]]:
         """Each subscriber's `recv`, by descriptor, for a loop that must be cheap."""
         return {fd: sock.recv for fd, sock in self.sockets.items()}
@@ -170,7 +186,7 @@ class Crowd:
         """Close everybody: at once and without a trace, or the way a client that leaves does."""
         for sock in self.sockets.values():
             if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.close()
         self.sockets.clear()
         self.partial.clear()

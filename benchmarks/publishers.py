@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from benchmarks.wire import (
     CHANNEL,
     WireError,
+    broadcast,
     client_frame,
     handshake,
     post,
@@ -76,11 +77,12 @@ class Feed:
 
 
 class Rest:
-    """`POST /api/publish` on one keep-alive connection, one request at a time."""
+    """REST on one keep-alive connection, one request at a time; a broadcast to several channels."""
 
-    def __init__(self, port: int, channel: str = CHANNEL) -> None:
+    def __init__(self, port: int, *channels: str) -> None:
+        """Publish into these channels, or the benchmarks' usual one."""
         self._socket = _connect(port)
-        self._channel = channel
+        self._channels = channels or (CHANNEL,)
         self._received = b""
         self._sent_ns = 0
         self.waiting = False
@@ -95,7 +97,8 @@ class Rest:
             self.wait()
         self.waiting = True
         self._sent_ns = time.monotonic_ns()
-        request = post(self._channel, data)
+        several = len(self._channels) > 1
+        request = broadcast(self._channels, data) if several else post(self._channels[0], data)
         sent = self._socket.send(request)
         if sent != len(request):  # a large event: the rest may wait for the server
             self._socket.settimeout(_REPLY_SECONDS)

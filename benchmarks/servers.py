@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Final
@@ -57,6 +57,17 @@ class Child:
         """Resident bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
 
+    def reset_peak(self) -> None:
+        """Let `peak_rss` begin again from now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def peak_rss(self) -> int:
+        """Most resident bytes since its start, or since `reset_peak`."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1_024
+        raise ServerError("the kernel does not say how much memory it took at most")
+
     def output(self) -> str:
         """The end of what it printed, for an error's text."""
         self._log.seek(0)
@@ -89,11 +100,15 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str]) -> Iterator[Child]:
-    """Run `command`, with a free port in place of "PORT", on the measured core."""
+def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Child]:
+    """Run `command`, with a free port in place of "PORT", on the measured core.
+
+    `settings` are the server's variables; those of this process do not count.
+    """
     port = _free_port()
     core, _ = cores()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
+    environment.update(settings or {})
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [str(port) if word == "PORT" else word for word in command],
@@ -113,6 +128,16 @@ def running(command: Sequence[str]) -> Iterator[Child]:
             child.stop()
 
 
+def listen_overflows() -> int:
+    """How often this machine's kernel had no room for a connection in a listener's queue.
+
+    Each makes a client's kernel ask again, a second later.
+    """
+    lines = Path("/proc/net/netstat").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+    return int(values[names.index("ListenOverflows")])
+
+
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -121,7 +146,7 @@ def _free_port() -> int:
 
 
 SERVICE: Final = (
-    *(sys.executable, "-m", "service", "serve", "--dev"),
+    *(sys.executable, "-m", "service", "serve", "--dev", "--no-comments"),
     *("--host", "127.0.0.1", "--port", "PORT"),
 )
 FLOOR_PYTHON: Final = (sys.executable, "-m", "benchmarks.floor", "PORT")

@@ -5,6 +5,7 @@ Pure functions and constants; no socket here. Masking with four zero bytes is le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 CHANNEL: Final = "news"
@@ -57,10 +58,19 @@ def push(data: bytes, offset: int) -> bytes:
 
 def post(channel: str, data: bytes) -> bytes:
     """A `POST /api/publish` request on a connection that stays open."""
-    body = b'{"channel":"%s","data":%s}' % (channel.encode(), data)
+    return _request(b"publish", b'{"channel":"%s","data":%s}' % (channel.encode(), data))
+
+
+def broadcast(channels: Sequence[str], data: bytes) -> bytes:
+    """A `POST /api/broadcast` request on a connection that stays open."""
+    names = ",".join(f'"{channel}"' for channel in channels)
+    return _request(b"broadcast", b'{"channels":[%s],"data":%s}' % (names.encode(), data))
+
+
+def _request(method: bytes, body: bytes) -> bytes:
     return (
-        b"POST /api/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        b"POST /api/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (method, len(body), body)
     )
 
 

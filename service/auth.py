@@ -54,8 +54,7 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
     """Who a plain subscriber is: whom its token says, or nobody without one.
 
     Raises:
-        RefusedError: 401 for a token that proves nothing, or none where anonymous clients are
-            not allowed; 503 when the token's keys can't be had now.
+        RefusedError: 401 for a token that proves nothing; 503 when its keys can't be had now.
     """
     grant = ConnectionGrant()
     if token:
@@ -67,9 +66,7 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
             raise RefusedError(HTTPStatus.UNAUTHORIZED) from None
         except BrokerError:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE) from None
-    expired = 0 < grant.expire_at <= node.unix_time()
-    admitted = grant.user or node.options.insecure or node.options.allow_anonymous
-    if expired or not admitted:
+    if 0 < grant.expire_at <= node.unix_time():
         raise RefusedError(HTTPStatus.UNAUTHORIZED)
     return grant
 
@@ -82,12 +79,17 @@ def plain_channels(
     Without a name those of its token, and without such the default.
 
     Raises:
-        RefusedError: 403 where this user may not subscribe; 400 for a name that is none, or for
-            more channels than a connection may have; 503 at shutdown.
+        RefusedError: 401 for nobody, where nobody is not allowed; 403 where this user may not
+            subscribe; 400 for a name that is none, or for more channels than a connection may
+            have; 503 at shutdown.
     """
     refuse_while_draining(node)
     names = list(dict.fromkeys(query.get("channel", ())))
     names = names or list(grant.channels) or [node.options.default_channel]
+    if node.options.public_channels.issuperset(names):
+        return dict.fromkeys(names, SubscriptionGrant())
+    if not (grant.user or node.options.insecure or node.options.allow_anonymous):
+        raise RefusedError(HTTPStatus.UNAUTHORIZED)
     if len(names) > node.options.channel_limit:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     try:

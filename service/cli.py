@@ -43,7 +43,17 @@ main.add_command(token)
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1; REPEATER_HOST]")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
-def serve(config_file: Path | None, host: str | None, port: int | None, dev: bool | None) -> None:
+@click.option(
+    "--comments/--no-comments", default=None,
+    help="Run the bundled application too.  [default: with --dev]",
+)  # fmt: skip
+def serve(
+    config_file: Path | None,
+    host: str | None,
+    port: int | None,
+    dev: bool | None,
+    comments: bool | None,
+) -> None:
     """Run the server until Ctrl-C or SIGTERM.
 
     Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
@@ -52,19 +62,21 @@ def serve(config_file: Path | None, host: str | None, port: int | None, dev: boo
     """
     import trio
 
+    from service.comments.options import CommentsError
     from service.config import ConfigError, load_settings
     from service.log import configure_log
     from service.server import ServeError
     from service.server import serve as run_server
 
     try:
-        settings = load_settings(config_file, host=host, port=port, dev=dev)
+        overrides = {"host": host, "port": port, "dev": dev, "comments": comments}
+        settings = load_settings(config_file, **overrides)
         configure_log(settings.log_level)
         trio.run(run_server, settings)
     except (ConfigError, ServeError) as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:
-        _explain(group, ServeError)
+        _explain(group, (ServeError, CommentsError))
 
 
 @main.command()
@@ -129,7 +141,9 @@ def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
 async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool) -> None:
     from service.subscriber import open_subscriber
 
-    async with open_subscriber(url, channels, on_reconnect=_say_reconnect) as subscriber:
+    async with open_subscriber(
+        url, channels, on_reconnect=_say_reconnect, on_gap=_say_gap
+    ) as subscriber:
         click.echo(f"subscribed to {', '.join(channels)} on {url}", err=True)
         async for event in subscriber:
             prefix = f"{event.channel} " if with_channel else ""
@@ -137,11 +151,18 @@ async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool)
             sys.stdout.flush()
 
 
+def _say_gap(channel: str) -> None:
+    click.echo(f"events of {channel} may be missing here", err=True)
+
+
 def _say_reconnect(reason: str, delay: float) -> None:
     click.echo(f"{reason}; trying again in {delay:.1f} s", err=True)
 
 
-def _explain(group: BaseExceptionGroup[BaseException], kind: type[Exception]) -> NoReturn:
+def _explain(
+    group: BaseExceptionGroup[BaseException],
+    kind: type[Exception] | tuple[type[Exception], ...],
+) -> NoReturn:
     """One line where a nursery wrapped the one error that is the user's to mend."""
     found = group.subgroup(kind)
     if found is None:

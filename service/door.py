@@ -118,7 +118,7 @@ class Door:
         No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
         those who are there are served on.
         """
-        while True:
+        while listener.fileno() >= 0:  # closed at shutdown, also in the turn of an accept
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):

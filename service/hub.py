@@ -104,10 +104,14 @@ class Channel:
 
     def subscriptions(self) -> Iterator[Subscription]:
         """Everybody who listens, in whatever state."""
+        yield from self.joining
+        yield from self.answered()
+
+    def answered(self) -> Iterator[Subscription]:
+        """Those who know that they are subscribed, so that they may be told of others."""
+        yield from self.ahead
         for group in self.listeners.values():
             yield from group.values()
-        yield from self.joining
-        yield from self.ahead
 
     def add(self, subscription: Subscription) -> None:
         """Let a client hear this channel from now on."""

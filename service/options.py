@@ -94,6 +94,9 @@ class NodeOptions:
     allow_anonymous: bool = False
     """Whether a connection without credentials may connect, as the user with the empty id."""
 
+    public_channels: frozenset[str] = frozenset()
+    """Channels that plain subscribers hear without credentials, whatever else is closed."""
+
     channel: ChannelOptions = ChannelOptions()
     """What holds in channels without a namespace."""
 

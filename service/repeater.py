@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import trio
@@ -36,6 +36,20 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     bytes_out: int
     gaps: int
     waiting: int
+
+
+class Chunks(msgspec.Struct, frozen=True):
+    """What a group of listeners is written, and how many publications and bytes that is."""
+
+    bytes: Sequence[bytes]
+    publications: int
+    size: int
+
+    @classmethod
+    def of(cls, codec: Codec, run: Sequence[Publication], base: Publication | None) -> Self:
+        """Encode a run; a filter may let nothing of it through, and is counted as all or none."""
+        chunks = codec.publications(run, base)
+        return cls(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
 
 
 class Repeater:
@@ -137,21 +151,21 @@ class Repeater:
         for codec, group in groups:
             if channel.version != version:
                 group = self._remaining(channel, codec, group)
-            await self._give_group(channel, codec, group, codec.publications(run, base), touched)
+            await self._give_group(channel, codec, group, Chunks.of(codec, run, base), touched)
 
     def _give_piece(
         self, subscription: Subscription, piece: Sequence[Publication], touched: list[Outbox] | None
     ) -> None:
         """One listener gets what it has not had from its history; without a base to rely on."""
-        codec = subscription.codec
-        self._give((subscription.client.outbox,), codec.publications(piece, None), touched)
+        chunks = Chunks.of(subscription.codec, piece, None)
+        self._give((subscription.client.outbox,), chunks, touched)
 
     async def _give_group(
         self,
         channel: Channel,
         codec: Codec,
         group: Group,
-        chunks: Sequence[bytes],
+        chunks: Chunks,
         touched: list[Outbox] | None,
     ) -> None:
         outboxes, version, start = tuple(group), channel.version, 0
@@ -160,28 +174,27 @@ class Repeater:
             start += _SLICE
             if await self._gave_way() and channel.version != version:
                 # Somebody left meanwhile: they must not hear what they left.
-                left = dict.fromkeys(outboxes[start:])
-                group = {o: s for o, s in group.items() if o in left}
-                group = self._remaining(channel, codec, group)
-                outboxes, version, start = tuple(group), channel.version, 0
+                due = {outbox: group[outbox] for outbox in outboxes[start:]}
+                outboxes = tuple(self._remaining(channel, codec, due))
+                version, start = channel.version, 0
         if codec.following is not codec:
             for subscription in self._remaining(channel, codec, group).values():
                 channel.recode(subscription, codec.following)
 
     def _give(
-        self, outboxes: Sequence[Outbox], chunks: Sequence[bytes], touched: list[Outbox] | None
+        self, outboxes: Sequence[Outbox], chunks: Chunks, touched: list[Outbox] | None
     ) -> None:
         if touched is None:
-            for chunk in chunks:
+            for chunk in chunks.bytes:
                 for outbox in outboxes:
                     outbox.send(chunk)
         else:
             for outbox in outboxes:
-                for chunk in chunks:
+                for chunk in chunks.bytes:
                     if outbox.push(chunk):
                         touched.append(outbox)
-        self._deliveries += len(outboxes) * len(chunks)
-        self._bytes_out += len(outboxes) * sum(map(len, chunks))
+        self._deliveries += len(outboxes) * chunks.publications
+        self._bytes_out += len(outboxes) * chunks.size
 
     @staticmethod
     def _remaining(channel: Channel, codec: Codec, group: Group) -> Group:
@@ -195,9 +208,9 @@ class Repeater:
         if channel is None:
             return
         chunks: dict[Codec, bytes] = {}
-        for number, subscription in enumerate(tuple(channel.subscriptions())):
-            if subscription.join_leave:
-                client = subscription.client
+        for number, subscription in enumerate(tuple(channel.answered())):
+            client = subscription.client
+            if subscription.join_leave and client.channels.get(channel.name) is subscription:
                 chunk = chunks.get(client.codec)
                 if chunk is None:
                     chunk = chunks[client.codec] = client.codec.announcement(announcement)

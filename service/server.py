@@ -22,7 +22,7 @@ from service.door import Door, open_listeners
 from service.handover import Handover
 from service.log import get_logger
 from service.node import Node
-from service.web.app import create_app
+from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
 
@@ -48,11 +48,16 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     Raises:
         ServeError: the address can't be listened on.
         ConfigError: a token key is of no use.
+        CommentsError: the bundled application can't start.
     """
     listeners = _listen(settings)
     port = listeners[0].getsockname()[1]
-    async with open_configured_node(settings) as node, trio.open_nursery() as connections:
-        handover = Handover(create_app(node, settings), settings)
+    async with (
+        open_configured_node(settings) as node,
+        open_bundled(node, settings) as comments,
+        trio.open_nursery() as connections,
+    ):
+        handover = Handover(create_app(node, settings, comments), settings)
         door = Door(node, handover, settings)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
@@ -118,7 +123,8 @@ def _announce(settings: Settings, port: int) -> None:
     print(
         f"Repeater {__version__} is up on {base}  "
         f"(REST {base}/api/publish, WebSocket ws://{host}:{port}/ws?channel=..., "
-        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)",
+        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)"
+        + (f"\nComments, to try it in a browser: {base}/" if settings.comments_on else ""),
         file=sys.stderr,
         flush=True,
     )

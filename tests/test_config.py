@@ -239,8 +239,14 @@ def test_every_node_option_reaches_the_node(name: str) -> None:
         "channel": {"presence": True},
         "namespaces": {"chat": {"presence": True}},
         "personal_channel_namespace": "chat",
+        "public_channels": ["news"],
     }
-    wanted = {"channel": chat, "namespaces": {"chat": chat}, "personal_channel_namespace": "chat"}
+    wanted = {
+        "channel": chat,
+        "namespaces": {"chat": chat},
+        "personal_channel_namespace": "chat",
+        "public_channels": frozenset({"news"}),
+    }
     value = given[name] if name in given else changed(getattr(NodeOptions(), name))
     more = {} if name != "personal_channel_namespace" else {"namespaces": given["namespaces"]}
     if name == "batch_limit":
@@ -458,3 +464,22 @@ def test_secret_that_is_no_text_is_not_shown() -> None:
     """A key of the wrong kind is one line without it."""
     written("[token]\nhmac_secret_key = 123456789")
     assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a valid string",)
+
+
+def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
+    """Its channel is open and its pings are every 20 s where it is on; a weak secret is none."""
+    on, off = load_settings(dev=True, comments=None), load_settings(dev=True, comments=False)
+    assert on.comments_on
+    assert not off.comments_on
+    assert not load_settings(comments=None).comments_on
+    assert on.node_options().public_channels == {"comments"}
+    assert on.node_options().ping_interval == 20
+    assert off.node_options().public_channels == set()
+    assert off.node_options().ping_interval == 25
+    for secret in (None, "too short"):
+        with pytest.raises(ConfigError, match="comments_secret_key"):
+            load_settings(comments=True, comments_secret_key=secret)
+    served = load_settings(comments=True, comments_secret_key="long enough to be one")
+    options = served.comments_options()
+    assert options is not None
+    assert options.secret_key == "long enough to be one"

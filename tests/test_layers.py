@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.publication",
         "service.options",
         "service.credentials",
+        "service.comments.options",
         "service.token_options",
     ),
     ("service.protocol",),
@@ -46,6 +47,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.brokers", "service.transports", "service.tokens", "service.config"),
     ("service.assembly",),
     ("service.web", "service.testing", "service.subscriber"),
+    ("service.comments",),
+    # The application mounts what is built on it.
+    ("service.web.app",),
     ("service.server", "service.handover", "service.door"),
     ("service.cli_config", "service.cli_token"),
     ("service.cli",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from service.comments.options import CommentsOptions
 from service.config.errors import Mistake
 from service.options import ChannelOptions, NodeOptions
 
@@ -21,6 +22,16 @@ def server_mistakes(host: str, dev: bool) -> Iterator[Mistake]:
             ("dev",),
             f"development mode is open to everybody, so it listens on loopback only, "
             f"not on {host}; leave --dev out, or use --host 127.0.0.1",
+        )
+
+
+def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:
+    """A generated secret is for development: servers behind one name must share theirs."""
+    given = options.secret_key
+    if len(given) < 16 and (given or not dev):
+        yield Mistake(
+            ("comments_secret_key",),
+            "the comments application needs a secret of 16 characters or more",
         )
 
 

@@ -58,7 +58,7 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _unless_empty(value: object) -> object:
+def unless_empty(value: object) -> object:
     """An empty text, as an unset variable of a compose file is, says nothing."""
     return None if value == "" else value
 
@@ -72,8 +72,8 @@ def _namespace(name: str) -> str:
 Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Secret = Annotated[SecretStr | None, BeforeValidator(_unless_empty)]
-Regex = Annotated[re.Pattern[str] | None, BeforeValidator(_unless_empty)]
+Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty)]
+Regex = Annotated[re.Pattern[str] | None, BeforeValidator(unless_empty)]
 NamespaceName = Annotated[str, AfterValidator(_namespace)]
 
 

@@ -7,16 +7,25 @@ it), `LIVE` that a running server can take it over. A field that is a model is a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
-from service.config.checks import node_mistakes, server_mistakes
+from service.comments.options import PING_INTERVAL, CommentsOptions
+from service.config.checks import comments_mistakes, node_mistakes, server_mistakes
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
     LIVE,
@@ -27,6 +36,7 @@ from service.config.fields import (
     Texts,
     options_of,
     settings_of,
+    unless_empty,
 )
 from service.options import ChannelOptions, NodeOptions
 from service.token_options import TokenOptions
@@ -42,6 +52,7 @@ _LIVE = (
     "history_limit",
     "personal_channel_namespace",
     "private_prefix",
+    "public_channels",
     "publish_timeout",
     "recovery_limit",
     "stale_timeout",
@@ -148,6 +159,22 @@ class Settings(NodeSettings):
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
     """How subscription tokens are proven, if not by `[token]`."""
 
+    comments: Annotated[bool | None, BeforeValidator(unless_empty)] = None
+    """Whether the bundled application runs, and `default_channel` is open to its pages; by
+    default in development mode only."""
+
+    data_dir: str = Field(default=".repeater", min_length=1)
+    """Where the application keeps its SQLite file, and its secret in development mode."""
+
+    comments_secret_key: Secret = None
+    """Signs the application's cookies: 16 characters or more; needed outside development mode."""
+
+    comments_database_url: Secret = None
+    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
+
+    comments_cache_url: Secret = None
+    """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -179,6 +206,9 @@ class Settings(NodeSettings):
     def _mistakes(self) -> Iterator[Mistake]:
         yield from server_mistakes(self.host, self.dev)
         yield from node_mistakes(self.node_options())
+        comments = self.comments_options()
+        if comments is not None:
+            yield from comments_mistakes(comments, self.dev)
         tables = {"token": self.token, "subscription_token": self.subscription_token}
         for name, table in tables.items():
             try:
@@ -195,10 +225,38 @@ class Settings(NodeSettings):
             self,
             NodeOptions,
             insecure=self.dev,
+            **self._comments_node_options(),
             channel=options_of(self.channel, ChannelOptions),
             namespaces={
                 name: options_of(table, ChannelOptions) for name, table in self.namespaces.items()
             },
+        )
+
+    @property
+    def comments_on(self) -> bool:
+        """Whether the bundled application runs."""
+        return self.dev if self.comments is None else self.comments
+
+    def _comments_node_options(self) -> dict[str, object]:
+        """What its pages need of the node: their channel, and a ping every 20 seconds."""
+        options = options_of(self, NodeOptions)
+        if not self.comments_on:
+            return {}
+        interval = options.ping_interval
+        if options.pong_timeout < PING_INTERVAL:
+            interval = min(interval, PING_INTERVAL)
+        channels = options.public_channels | {options.default_channel}
+        return {"ping_interval": interval, "public_channels": channels}
+
+    def comments_options(self) -> CommentsOptions | None:
+        """The bundled application's part of the configuration; None if it is off."""
+        if not self.comments_on:
+            return None
+        return CommentsOptions(
+            data_dir=Path(self.data_dir),
+            secret_key=_clear(self.comments_secret_key),
+            database_url=_clear(self.comments_database_url),
+            cache_url=_clear(self.comments_cache_url),
         )
 
     def token_options(self) -> TokenOptions:
@@ -219,3 +277,7 @@ class Settings(NodeSettings):
     def origins(self) -> tuple[str, ...]:
         """The globs in force: any page in development mode."""
         return ("*",) if self.dev else self.allowed_origins
+
+
+def _clear(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()

@@ -9,9 +9,10 @@ the buffer is empty, so that an idle subscriber keeps no parser.
 from __future__ import annotations
 
 import logging
+from codecs import getincrementaldecoder
 from typing import Final
 
-from websockets.frames import Close, Frame, Opcode
+from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.protocol import State as ProtocolState
 
@@ -39,46 +40,85 @@ def close_frame(code: int, reason: str) -> bytes:
     return Frame(Opcode.CLOSE, Close(code, text).serialize()).serialize(mask=False)
 
 
+class _Receiving(Protocol):
+    """The library's protocol, without its ban on leaving in the middle of a message."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        """A close frame between fragments is correct (RFC 6455, section 5.4) and is echoed."""
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
+
+
 class FrameReader:
     """Turns received bytes into messages and into the answers that the protocol owes.
 
     Lives inside one connection's read loop; dropped by it whenever `idle`.
     """
 
-    __slots__ = ("_fragments", "_protocol")
+    __slots__ = ("_closing", "_opcode", "_payload", "_pongs", "_protocol", "_text")
 
     def __init__(self, message_limit: int) -> None:
-        self._protocol = Protocol(SERVER, max_size=message_limit, logger=_LOGGER)
-        self._fragments: list[Frame] = []
+        self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
+        self._opcode: Opcode | None = None  # of the message that has begun
+        self._payload = bytearray()  # not a list: empty fragments without end must cost nothing
+        self._text = _utf8_decoder()
+        self._pongs = b""
+        self._closing = b""
 
     def feed(self, data: bytes) -> list[bytes | str]:
-        """Take received bytes; returns the whole messages, text as bytes and binary as `str` tag.
+        """Take received bytes; returns the whole messages.
 
-        Text messages come back as their UTF-8 bytes; a binary message comes back as the
-        string "binary", since no codec of ours reads one. Afterwards look at `answers`.
+        Text comes back as its UTF-8 bytes, checked; binary as a `str` of the code points 0 to
+        255, since no codec of ours reads it. Afterwards send `pongs`, carry out the messages,
+        and send `closing`.
         """
         self._protocol.receive_data(data)
         messages: list[bytes | str] = []
         for event in self._protocol.events_received():
-            if isinstance(event, Frame) and event.opcode in _DATA:
-                self._collect(event, messages)
+            if not isinstance(event, Frame) or event.opcode not in _DATA:
+                continue
+            if not self._collect(event):
+                self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+                break
+            if event.fin:
+                messages.append(self._finish())
+        self._take_answers()
         return messages
 
-    def _collect(self, frame: Frame, messages: list[bytes | str]) -> None:
-        self._fragments.append(frame)
-        if not frame.fin:
-            return
-        fragments, self._fragments = self._fragments, []
-        if fragments[0].opcode is Opcode.BINARY:
-            messages.append("binary")
-        elif len(fragments) == 1:
-            messages.append(bytes(frame.data))
-        else:
-            messages.append(b"".join(fragment.data for fragment in fragments))
+    def _collect(self, frame: Frame) -> bool:
+        """Add a frame to the message; False if it cannot be text any more."""
+        if self._opcode is None:
+            self._opcode = frame.opcode
+        self._payload += frame.data
+        if self._opcode is Opcode.TEXT:
+            try:
+                self._text.decode(frame.data, frame.fin)
+            except UnicodeDecodeError:
+                return False
+        return True
 
-    def answers(self) -> bytes:
-        """Pongs, and the close frame that answers a close or a violation; empty mostly."""
-        return b"".join(self._protocol.data_to_send())
+    def _finish(self) -> bytes | str:
+        payload, self._payload = self._payload, bytearray()
+        opcode, self._opcode = self._opcode, None
+        return payload.decode("latin-1") if opcode is Opcode.BINARY else bytes(payload)
+
+    def _take_answers(self) -> None:
+        """The library writes frames in order, a close frame last; empty bytes mean EOF."""
+        frames = [frame for frame in self._protocol.data_to_send() if frame]
+        if frames and self.closed:
+            self._closing = frames.pop()
+        self._pongs = b"".join(frames)
+
+    @property
+    def pongs(self) -> bytes:
+        """What the pings of the last `feed` are owed; empty mostly."""
+        return self._pongs
+
+    @property
+    def closing(self) -> bytes:
+        """The close frame that answers a close or a violation; empty while the reader is open."""
+        return self._closing
 
     @property
     def closed(self) -> bool:
@@ -93,7 +133,8 @@ class FrameReader:
     @property
     def idle(self) -> bool:
         """Whether nothing half-read is kept, so that the reader may be dropped."""
-        return not (self._fragments or self._protocol.reader.buffer)
+        return self._opcode is None and not self._protocol.reader.buffer
 
 
 _DATA: Final = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
+_utf8_decoder: Final = getincrementaldecoder("utf-8")

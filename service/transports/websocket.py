@@ -81,7 +81,7 @@ class Conversation(Protocol):
     """What is made of a client's messages, one after the other."""
 
     async def receive(self, message: bytes | str) -> None:
-        """Take one whole message: text as its bytes, a binary one as the string "binary"."""
+        """Take one whole message: text as its bytes, a binary one as a `str`."""
 
 
 _CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
@@ -142,11 +142,16 @@ async def _read(
 async def _take(
     client: Client, session: Conversation | None, reader: FrameReader, received: bytes
 ) -> None:
-    for message in reader.feed(received):
-        if session is not None and client.end is None:
-            await session.receive(message)
-    if answers := reader.answers():
-        client.outbox.send(answers)
+    """Pongs at once, then the messages, and the close frame behind their replies."""
+    messages = reader.feed(received)
+    if reader.pongs:
+        client.outbox.send(reader.pongs)
+    if session is not None:
+        for message in messages:
+            if client.end is None:
+                await session.receive(message)
+    if reader.closing:
+        client.outbox.send(reader.closing)
 
 
 async def _answer_close(client: Client) -> None:

@@ -1,0 +1,138 @@
+"""The client's side of the Centrifugo JSON protocol: what is sent, and what comes back.
+
+Values and pure functions only; unknown fields are ignored, as the protocol asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+_PATH: Final = "/connection/websocket"
+
+
+class SubscriberError(Exception):
+    """The connection can't be made, or the server ended it for good."""
+
+
+class SubscriptionError(SubscriberError):
+    """The server refused a subscription, or ended it; `code` is the protocol's."""
+
+    def __init__(self, channel: str, code: int, message: str) -> None:
+        super().__init__(f"cannot subscribe to {channel}: {code} {message}")
+        self.code = code
+
+
+class Pub(msgspec.Struct):
+    """A publication, live or recovered."""
+
+    data: msgspec.Raw
+    offset: int = 0
+
+
+class Unsubscribe(msgspec.Struct):
+    """The server ended a subscription; from 2500 on it wants the client to subscribe again."""
+
+    code: int = 0
+    reason: str = ""
+
+
+class Push(msgspec.Struct):
+    """What comes unasked."""
+
+    channel: str = ""
+    pub: Pub | None = None
+    unsubscribe: Unsubscribe | None = None
+
+
+class Failure(msgspec.Struct):
+    """Why a command was refused."""
+
+    code: int
+    message: str
+    temporary: bool = False
+
+
+class Connected(msgspec.Struct):
+    """The result of `connect`; `ping` is the seconds between the server's pings."""
+
+    ping: float = 0
+
+
+class Subscribed(msgspec.Struct):
+    """The result of `subscribe`."""
+
+    recoverable: bool = False
+    epoch: str = ""
+    offset: int = 0
+    recovered: bool = False
+    publications: list[Pub] = []
+
+
+class Reply(msgspec.Struct):
+    """One line from the server; `{}` is its ping."""
+
+    id: int = 0
+    error: Failure | None = None
+    connect: Connected | None = None
+    subscribe: Subscribed | None = None
+    push: Push | None = None
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a subscription stands in its channel's stream."""
+
+    offset: int
+    epoch: str
+
+
+_decode = msgspec.json.Decoder(Reply).decode
+
+
+def replies(message: str | bytes) -> list[Reply]:
+    """The replies and pushes of one message."""
+    text = message if isinstance(message, str) else message.decode()
+    return [_decode(line) for line in text.split("\n") if line]
+
+
+def connect_command(number: int, token: str) -> str:
+    """The first command of a connection."""
+    return _command(number, connect={"token": token} if token else {})
+
+
+def subscribe_command(number: int, channel: str, position: Position | None) -> str:
+    """Subscribe, from a position on if there is one."""
+    request: dict[str, object] = {"channel": channel, "recoverable": True, "positioned": True}
+    if position is not None:
+        request |= {"recover": True, "offset": position.offset, "epoch": position.epoch}
+    return _command(number, subscribe=request)
+
+
+def _command(number: int, **method: object) -> str:
+    return msgspec.json.encode({"id": number, **method}).decode()
+
+
+def joined(commands: Sequence[str]) -> str:
+    """Several commands as one message."""
+    return "\n".join(commands)
+
+
+def websocket_url(url: str) -> str:
+    """The Centrifugo endpoint of a server's base URL.
+
+    Raises:
+        SubscriberError: it is no http, https, ws or wss URL.
+    """
+    parts = urlsplit(url)
+    schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+    if parts.scheme not in schemes or not parts.netloc:
+        raise SubscriberError(f"not a server's URL: {url}")
+    return f"{schemes[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}{_PATH}"
+
+
+def stays_away(code: int) -> bool:
+    """Whether a close code means that the client must not come back (section 8.2)."""
+    return 3500 <= code < 4000 or 4500 <= code < 5000

@@ -1,0 +1,155 @@
+"""The process is killed between storing and announcing, and between announcing and marking."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import msgspec
+import pytest
+import trio
+from trio_websocket import open_websocket_url
+
+from service.comments.options import CommentsOptions
+from service.config import Settings, load_settings
+from service.server import Server, open_server
+
+ANN = {"email": "ann@example.com", "password": "hunter2hunter"}
+
+pytestmark = pytest.mark.timeout(60)  # processes that start on a busy machine
+
+# A server that kills itself, with the signal that nothing can handle, where it says.
+KILLED = """
+import os, signal, sys
+import trio
+from service.comments.store import Store
+from service.config import load_settings
+from service.node import Node
+from service.server import serve
+
+async def die(*given, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where = {"before publishing": (Node, "publish"), "before marking": (Store, "mark_announced")}
+setattr(*where[sys.argv[1]], die)
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve, load_settings(dev=True, port=0, comments=True))
+        print(port, flush=True)
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def signed_in(port: int) -> AsyncIterator[httpx.AsyncClient]:
+    """A program with Ann's cookie, on a server of any process."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        await client.post("/api/signup", data=ANN)
+        assert (await client.post("/api/signin", data=ANN)).headers["Location"] == "/comments.html"
+        yield client
+
+
+def settings(options: CommentsOptions) -> Settings:
+    return load_settings(
+        dev=True,
+        port=0,
+        comments=True,
+        data_dir=str(options.data_dir),
+        comments_database_url=options.database_url or None,
+    )
+
+
+async def posted_and_killed(options: CommentsOptions, where: str) -> None:
+    """Start a server, post a comment, and see the server die of it."""
+    environment = {
+        **os.environ,
+        "REPEATER_DATA_DIR": str(options.data_dir),
+        **(
+            {"REPEATER_COMMENTS_DATABASE_URL": options.database_url} if options.database_url else {}
+        ),
+    }
+    command = [sys.executable, "-c", KILLED, where]
+    process = await trio.lowlevel.open_process(command, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        port = int(await process.stdout.receive_some())
+        async with signed_in(port) as client:
+            # The answer and the death race each other: both are right.
+            with suppress(httpx.TransportError):
+                await client.post("/api/new_comment", data={"text": "not lost"})
+        assert await process.wait() == -signal.SIGKILL
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.stdout.aclose()
+
+
+async def announced(server: Server) -> list[str]:
+    """The texts in the channel's history: what was published since this server started."""
+    channel = "comments"
+    options = server.node.channels.options(channel)
+    publications, _ = await server.node.broker.history(channel, options)
+    return [msgspec.json.decode(one.data)["text"] for one in publications]
+
+
+@pytest.mark.parametrize("where", ["before publishing", "before marking"])
+async def test_a_crash_loses_and_repeats_no_announcement(
+    options: CommentsOptions, where: str
+) -> None:
+    """The next start announces what is owed before anybody is served, and what is not, not.
+
+    So whoever heard it from the process that died does not hear it again, and whoever did not
+    finds it in the list and in the channel's history.
+    """
+    with trio.fail_after(50):
+        await posted_and_killed(options, where)
+        async with open_server(settings(options)) as server:
+            assert await announced(server) == ["not lost"]
+            url = f"ws://127.0.0.1:{server.port}/ws"
+            async with open_websocket_url(url) as page, signed_in(server.port) as client:
+                assert [one["text"] for one in (await client.get("/api/comments")).json()] == [
+                    "not lost"
+                ]
+                await client.post("/api/new_comment", data={"text": "next"})
+                assert msgspec.json.decode(await page.get_message())["text"] == "next"
+            assert await announced(server) == ["not lost", "next"]
+        async with open_server(settings(options)) as server:
+            assert await announced(server) == []
+
+
+async def test_what_is_posted_at_the_very_end_is_announced_at_the_next_start(
+    options: CommentsOptions,
+) -> None:
+    """A comment stored while the node shuts down can't be published any more; it is not lost."""
+    with trio.fail_after(50):
+        async with open_server(settings(options)) as server, signed_in(server.port) as client:
+            server.node._intake.close()  # as shutdown does, before the last requests end
+            answer = await client.post("/api/new_comment", data={"text": "late"})
+            assert answer.status_code == 302
+        async with open_server(settings(options)) as server:
+            assert await announced(server) == ["late"]
+
+
+async def test_outside_development_the_page_s_channel_is_open(
+    sqlite_options: CommentsOptions,
+) -> None:
+    """Everybody hears comments, and nothing else, without credentials; with a ping in 20 s."""
+    closed = load_settings(
+        port=0, comments=True, comments_secret_key="x" * 16, data_dir=str(sqlite_options.data_dir)
+    )
+    with trio.fail_after(50):
+        async with open_server(closed) as server, signed_in(server.port) as client:
+            assert server.node.options.ping_interval == 20
+            async with open_websocket_url(f"ws://127.0.0.1:{server.port}/ws") as page:
+                await client.post("/api/new_comment", data={"text": "hello"})
+                assert msgspec.json.decode(await page.get_message())["text"] == "hello"
+            upgrade = {"Upgrade": "websocket", "Connection": "Upgrade"}
+            answer = await client.get("/ws?channel=news", headers=upgrade)
+            assert answer.status_code >= 400

@@ -1,0 +1,107 @@
+"""The SDKs under test: what is missing is installed before any test's time counts, or said."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.sdk.harness import SDK, Driver
+
+HERE = Path(__file__).parent
+DRIVERS = HERE / "drivers"
+MODULES = HERE / "node_modules"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+INSTALL = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+INSTALL_TIME = 120  # seconds; it takes one
+CLIENTS = ("python", "node", "chromium")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the clients that are not here, with a line for each."""
+    left_out: list[pytest.Item] = []
+    for client, reason in _missing_clients(items).items():
+        first, *others = [item for item in items if _client(item) == client]
+        # One line says it; the summary has a line for every test that is skipped.
+        first.add_marker(pytest.mark.skip(f"and {len(others)} more: {reason}"))
+        left_out += others
+    for item in items:
+        if _client(item) == "chromium":
+            # The first of them starts the browser, which a cold machine takes long to load.
+            item.add_marker(pytest.mark.timeout(60))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
+def _missing_clients(items: list[pytest.Item]) -> dict[str, str]:
+    """Why clients that these tests want cannot be driven here."""
+    wanted = {_client(item) for item in items}
+    missing = {}
+    if wanted & {"node", "chromium"} and (reason := _install_modules()) is not None:
+        missing = {"node": reason, "chromium": reason}
+    if _chromium() is None:
+        missing["chromium"] = "no Chromium here: apt-get install chromium"
+    return {client: reason for client, reason in missing.items() if client in wanted}
+
+
+def _client(item: pytest.Item) -> str:
+    """The client that a test wants, by its parameter."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("driver", ""))
+
+
+def _chromium() -> str | None:
+    return next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+
+
+def _install_modules() -> str | None:
+    """Install the pinned packages, unless these are there; why not, if they are not."""
+    wanted, stamp = (HERE / "package.json").read_text(), MODULES / ".installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return None if shutil.which("node") else "no Node here: apt-get install nodejs"
+    if not (shutil.which("node") and shutil.which("npm")):
+        return "no Node here: apt-get install nodejs npm"
+    try:
+        subprocess.run(INSTALL, cwd=HERE, timeout=INSTALL_TIME, check=True, capture_output=True)
+    except subprocess.SubprocessError as error:
+        return f"npm could not install the SDK (in tests/sdk: npm install): {error}"
+    stamp.write_text(wanted)
+    return None
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driver]]:
+    """One driver per SDK, started by the first test that wants it."""
+    logs = tmp_path_factory.mktemp("drivers")
+    commands = {
+        "python": [sys.executable, str(DRIVERS / "python.py")],
+        "node": ["node", str(DRIVERS / "node.mjs")],
+        "chromium": [sys.executable, str(DRIVERS / "browser.py"), _chromium() or "chromium"],
+    }
+    made = {name: Driver(name, command, logs / f"{name}.log") for name, command in commands.items()}
+    yield made
+    for driver in made.values():
+        driver.stop()
+
+
+@pytest.fixture(params=CLIENTS)
+def driver(request: pytest.FixtureRequest, drivers: dict[str, Driver]) -> Driver:
+    """Each SDK's driver in turn, running."""
+    driver = drivers[request.param]
+    driver.start()
+    return driver
+
+
+@pytest.fixture
+async def sdk(driver: Driver, nursery: trio.Nursery) -> SDK:
+    """Each SDK in turn."""
+    nursery.start_soon(driver.read)
+    return SDK(driver)

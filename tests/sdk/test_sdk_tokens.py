@@ -1,0 +1,139 @@
+"""Every SDK with tokens: who it is, what it may hear, and how it stays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from service.errors import NO_PONG
+from service.options import ChannelOptions
+from tests.sdk.harness import SDK, only_client, publish, running, sign
+
+pytestmark = pytest.mark.sdk
+
+SECRET = "a secret of at least thirty-two bytes"
+# The name of the setting that verifies HS256 tokens; everything else here is the protocol's.
+SETTINGS: dict[str, Any] = {"token": {"hmac_secret_key": SECRET}}
+KEPT = ChannelOptions(
+    history_size=100,
+    history_ttl=60,
+    force_recovery=True,
+    presence=True,
+    allow_subscribe_for_client=True,
+    allow_presence_for_subscriber=True,
+)
+CLOSED: dict[str, Any] = {"settings": SETTINGS, "insecure": False, "channel": KEPT}
+
+
+def token(seconds: float = 60, **claims: Any) -> str:
+    """A token of user 42 that expires so many seconds from now."""
+    return sign({"sub": "42", "exp": int(time.time() + seconds), **claims}, SECRET)
+
+
+async def test_a_token_says_who_it_is(sdk: SDK) -> None:
+    """The user and the info of the token are what presence shows of the client."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, token=token(info={"name": "Ada"})) as client,
+    ):
+        await client.subscribe("news")
+        (present,) = (await client.call("presence", channel="news")).values()
+        assert (present["user"], present["conn_info"]) == ("42", {"name": "Ada"})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nonsense",
+        sign({"sub": "42"}, "another secret of at least 32 bytes"),
+        token(channel="news"),
+        "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiI0MiJ9.",
+    ],
+    ids=["garbled", "forged", "subscription", "none"],
+)
+async def test_a_bad_token_is_final(sdk: SDK, bad: str) -> None:
+    """Sent away with 3500, for good."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, token=bad) as client,
+    ):
+        await client.call("connect")
+        assert (await client.heard("disconnected"))["code"] == 3500
+
+
+async def test_an_expired_token_is_replaced(sdk: SDK) -> None:
+    """Error 109: the SDK asks its callback for another, and is in."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, token=token(-60), tokens=[token()]) as client,
+    ):
+        await client.call("connect")
+        await client.heard("token")
+        await client.heard("connected")
+
+
+async def test_a_token_is_refreshed_in_time(sdk: SDK) -> None:
+    """The SDK refreshes before the token ends, and the connection is never lost."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, tokens=[token(2), token()]) as client,
+    ):
+        await client.call("connect")
+        await client.heard("token")
+        await client.heard("connected")
+        await client.heard("token")
+        await client.subscribe("news")
+        assert not client.waiting("connected")
+        assert len(client.waiting("connecting")) == 1
+
+
+async def test_a_private_channel(sdk: SDK) -> None:
+    """Without a token 103; with one of this user and channel it is subscribed."""
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
+        await client.call("subscribe", channel="$none", options={})
+        assert (await client.heard("unsubscribed", "$none"))["code"] == 103
+        await client.subscribe("$given", token=token(channel="$given"))
+        await client.subscribe("$fetched", tokens=[token(channel="$fetched")])
+        await publish(server, "$fetched", 1)
+        assert await client.data("$fetched", 1) == [1]
+
+
+async def test_an_expired_subscription_token_is_replaced(sdk: SDK) -> None:
+    """Error 109 for one subscription: the SDK asks the callback, and is subscribed."""
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
+        old, new = token(-60, channel="$c"), token(channel="$c")
+        await client.subscribe("$c", token=old, tokens=[new])
+        await client.heard("token", "$c")
+
+
+async def test_a_subscription_token_is_refreshed_in_time(sdk: SDK) -> None:
+    """The SDK refreshes before it ends, and the subscription is never lost."""
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
+        await client.subscribe("$c", tokens=[token(2, channel="$c"), token(channel="$c")])
+        await client.heard("token", "$c")
+        await client.heard("token", "$c")
+        await publish(server, "$c", 1)
+        assert await client.data("$c", 1) == [1]
+        assert not client.waiting("unsubscribed")
+        assert len(client.waiting("subscribing", "$c")) == 1
+
+
+async def test_a_server_side_subscription(sdk: SDK) -> None:
+    """A channel of the token is heard without asking, and recovered like any other."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, token=token(channels=["inbox"])) as client,
+    ):
+        await client.call("connect")
+        first = await client.heard("subscribed", "inbox")
+        assert (first["recoverable"], first["was_recovering"]) == (True, False)
+        await publish(server, "inbox", 1)
+        assert await client.data("inbox", 1) == [1]
+        only_client(server).cut(NO_PONG)
+        await publish(server, "inbox", 2, 3)
+        again = await client.heard("subscribed", "inbox")
+        assert (again["was_recovering"], again["recovered"]) == (True, True)
+        await publish(server, "inbox", 4)
+        assert await client.data("inbox", 3) == [2, 3, 4]

@@ -1,0 +1,184 @@
+"""The Trio client against a real server: what a user of it relies on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from service.config import load_settings
+from service.errors import FORCE_DISCONNECT, POSITION_LOST, SHUTDOWN
+from service.publication import Publication
+from service.server import Server, open_server
+from service.subscriber import (
+    Subscriber,
+    SubscriberError,
+    SubscriptionError,
+    open_subscriber,
+    websocket_url,
+)
+
+SOON = (0.001, 0.01)  # seconds between attempts: a test does not wait
+
+
+@asynccontextmanager
+async def running(port: int = 0, **settings: object) -> AsyncIterator[Server]:
+    with trio.fail_after(10):
+        async with open_server(load_settings(dev=True, port=port, **settings)) as server:
+            yield server
+
+
+def url(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+async def publish(server: Server, *texts: str) -> None:
+    for text in texts:
+        await server.node.publish(Publication("news", text.encode()))
+
+
+async def take(events: Subscriber, count: int) -> list[str]:
+    return [(await anext(events)).text for _ in range(count)]
+
+
+async def test_events_arrive_in_order() -> None:
+    """Channel, text, decoded data and offset of each publication, in order."""
+    async with running() as server, open_subscriber(url(server), ["news", "sport"]) as events:
+        await publish(server, '{"n":1}', "2")
+        first, second = await anext(events), await anext(events)
+        assert (first.channel, first.data, first.offset) == ("news", {"n": 1}, 1)
+        assert (second.text, second.offset) == ("2", 2)
+
+
+async def test_missed_events_come_first() -> None:
+    """After a lost connection: what was published meanwhile, each once, then the live ones."""
+    told: list[str] = []
+    gaps: list[str] = []
+    async with (
+        running() as server,
+        open_subscriber(
+            url(server),
+            ["news"],
+            backoff=SOON,
+            on_reconnect=lambda reason, _: told.append(reason),
+            on_gap=gaps.append,
+        ) as events,
+    ):
+        await publish(server, "1")
+        assert await take(events, 1) == ["1"]
+        for client in tuple(server.node.hub.clients):
+            client.disconnect(SHUTDOWN)
+        await publish(server, "2", "3")
+        assert await take(events, 2) == ["2", "3"]
+        await publish(server, "4")
+        assert await take(events, 1) == ["4"]
+        assert told
+        assert told[0] == "disconnected: 3001 shutdown"
+        assert gaps == []
+
+
+async def test_a_lost_position_is_recovered() -> None:
+    """A subscription that the server ends for its position is taken up again by itself."""
+    async with running() as server, open_subscriber(url(server), ["news"]) as events:
+        (client,) = server.node.hub.clients
+        client.end_subscription(client.channels["news"], POSITION_LOST)
+        await publish(server, "1")
+        assert await take(events, 1) == ["1"]
+
+
+async def test_a_gap_is_told() -> None:
+    """Where the history of the interruption is lost, the user is told; live events go on."""
+    gaps: list[str] = []
+    async with running() as first:
+        port = first.port
+        async with trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel[str](10)
+
+            async def listen(
+                task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+            ) -> None:
+                where = f"http://127.0.0.1:{port}"
+                async with open_subscriber(
+                    where, ["news"], backoff=SOON, on_gap=gaps.append
+                ) as events:
+                    task_status.started()
+                    async for event in events:
+                        await send.send(event.text)
+
+            await nursery.start(listen)
+            await publish(first, "1")
+            assert await receive.receive() == "1"
+            (client,) = first.node.hub.clients
+            first.node.broker._streams.clear()  # type: ignore[attr-defined]  # as a restart does
+            client.disconnect(SHUTDOWN)
+            while first.node.hub.clients:
+                await trio.lowlevel.checkpoint()
+            while not gaps:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            await publish(first, "2")
+            assert await receive.receive() == "2"
+            assert gaps == ["news"]
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_server_says_stay_away() -> None:
+    """A code that forbids to come back ends the iteration with its reason."""
+    async with running() as server:
+
+        async def listen() -> None:
+            async with open_subscriber(url(server), ["news"], backoff=SOON) as events:
+                for client in tuple(server.node.hub.clients):
+                    client.disconnect(FORCE_DISCONNECT)
+                await anext(events)
+
+        with pytest.raises(SubscriberError, match="3503 force disconnect"):
+            await listen()
+
+
+async def test_without_reconnect_the_iteration_ends() -> None:
+    """A subscriber that is not to come back ends with its connection."""
+    async with (
+        running() as server,
+        open_subscriber(url(server), ["news"], reconnect=False) as events,
+    ):
+        for client in tuple(server.node.hub.clients):
+            client.disconnect(SHUTDOWN)
+        assert [event async for event in events] == []
+
+
+async def test_a_refused_channel() -> None:
+    """An unknown namespace is an error with the protocol's code, before the block begins."""
+    async with running() as server:
+        with pytest.raises(SubscriptionError, match="102 unknown channel") as caught:
+            async with open_subscriber(url(server), ["nowhere:1"]):
+                pass
+        assert caught.value.code == 102
+
+
+async def test_nobody_there() -> None:
+    """A server that can't be reached is one clear error."""
+    with pytest.raises(SubscriberError, match="cannot connect"):
+        async with open_subscriber("http://127.0.0.1:9", ["news"]):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("http://h:1", "ws://h:1/connection/websocket"),
+        ("https://h/base/", "wss://h/base/connection/websocket"),
+        ("ws://h", "ws://h/connection/websocket"),
+    ],
+)
+def test_the_endpoint_of_a_server(base: str, expected: str) -> None:
+    """http and https become ws and wss; a path in front stays."""
+    assert websocket_url(base) == expected
+
+
+@pytest.mark.parametrize("base", ["", "h:1", "ftp://h", "http://"])
+def test_no_server(base: str) -> None:
+    """What is no server's URL is said so."""
+    with pytest.raises(SubscriberError, match="not a server's URL"):
+        websocket_url(base)
