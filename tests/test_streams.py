@@ -302,11 +302,12 @@ async def test_what_opens_nothing(
         assert server.node.statistics().ended == {}
 
 
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("path", [*WAYS, EMULATION_PATH])
-async def test_a_preflight(path: str) -> None:
+async def test_a_preflight(path: str, end: str) -> None:
     """An allowed page of another origin may send what it asks to send; another one may not."""
     settings = {"dev": False, "allow_anonymous": True, "allowed_origins": "http://*.test"}
-    async with running(**settings) as server, peer(server) as client:
+    async with running(**settings) as server, peer(server, end) as client:
         asked = {"Access_Control_Request_Headers": "x-mine", "Origin": "http://a.test"}
         response = await client.request("OPTIONS", path, **asked)
         headers = dict(response.headers)
@@ -316,8 +317,8 @@ async def test_a_preflight(path: str) -> None:
         assert headers[b"access-control-allow-headers"] == b"x-mine"
         assert headers[b"access-control-max-age"] == b"300"
         assert b"OPTIONS" in headers[b"access-control-allow-methods"]
-        await client.rest()
-        client.http.start_next_cycle()
+        assert await client.rest() == b""
+    async with running(**settings) as server, peer(server, end) as client:
         response = await client.request("OPTIONS", path, Origin="http://evil.example")
         assert response.status_code == 403
         assert b"access-control-allow-origin" not in dict(response.headers)
@@ -384,7 +385,7 @@ async def test_a_plain_web_socket_takes_the_same_tokens(end: str) -> None:
         ("", {}, False),
         ("&token=nonsense", {}, False),
     ]
-    async with running(**TOKENS, close_timeout=0.1) as server:
+    async with running(**TOKENS, close_timeout=0.1, shutdown_timeout=1.0) as server:
         for more, headers, admitted in ways:
             async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
                 client = Peer(stream)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -59,7 +60,12 @@ async def open_stream(
         return received
     admitted = await admit(node, origins, request)
     if isinstance(admitted, Answer):
-        return received
+        if request.method != "OPTIONS" or len(received) > end:
+            return received
+        # The browser would send what it asks for on this connection, which is no longer the
+        # door's when the ASGI server has answered on it.
+        _send_last(sock, admitted)
+        return b""
     if admitted.first is not None:
         return admitted
     while len(received) < end + request.length:
@@ -85,7 +91,7 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
     )
     if not client.codec.answered:
         _notice_silence(sock, node.options.pong_timeout)
-    client.outbox.send(_response_head(stream.headers) + stream.opening)
+    client.outbox.send(_head("200 OK", stream.headers) + stream.opening)
 
     async def wait_hang_up(client: Client) -> None:
         await _read_into_nothing(client, sock)
@@ -138,6 +144,12 @@ def _notice_silence(sock: socket.socket, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))
 
 
-def _response_head(headers: Headers) -> bytes:
+def _send_last(sock: socket.socket, answer: Answer) -> None:
+    """A short answer without a body into an empty socket buffer, then the end of our side."""
+    sock.send(_head(f"{answer.status:d} {HTTPStatus(answer.status).phrase}", answer.headers))
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _head(status: str, headers: Headers) -> bytes:
     lines = [f"{name}: {value}\r\n" for name, value in headers]
-    return f"HTTP/1.1 200 OK\r\n{''.join(lines)}Connection: close\r\n\r\n".encode()
+    return f"HTTP/1.1 {status}\r\n{''.join(lines)}Connection: close\r\n\r\n".encode()
