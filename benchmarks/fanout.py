@@ -196,7 +196,9 @@ def _turn(load: Load, command: Sequence[str], *, beside: int = 0) -> Turn:
         if load.settings:
             crowd.settle()
         publisher: Publisher = (
-            Feed(child.port, pushes=load.greeting not in (PLAIN, EVENTS)) if plain else Rest(child.port)
+            Feed(child.port, pushes=load.greeting not in (PLAIN, EVENTS))
+            if plain
+            else Rest(child.port)
         )
         stack.callback(publisher.close)
         deliveries = Deliveries(crowd)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+import h2.connection
+import h2.events
 import h11
 import pytest
 import trio
@@ -262,6 +266,42 @@ async def test_silence_is_for_tcp_to_notice() -> None:
                 await trio.testing.wait_all_tasks_blocked()
 
 
+VANISH = """
+import subprocess, sys, trio
+from tests.test_streams import OPENINGS, peer, running
+
+def loopback(state):
+    subprocess.run(["ip", "link", "set", "lo", state], check=True)
+
+async def main(path):
+    loopback("up")
+    times = {"ping_interval": 0.4, "pong_timeout": 0.3, "shutdown_timeout": 0.5}
+    method, query, body = OPENINGS[path]
+    async with running(**times, write_timeout=60.0) as server, peer(server) as client:
+        await client.request(method, path + query, body)
+        await client.until(b"\\n")
+        (mine,) = server.node.hub.clients
+        loopback("down")
+        while mine in server.node.hub.clients:
+            await trio.sleep(0.02)
+
+trio.run(main, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("path", ["/events", "/connection/http_stream"])
+async def test_a_peer_that_vanished_is_found(path: str) -> None:
+    """The network takes packets and delivers none: gone soon after the next heartbeat."""
+    isolated = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("needs unshare and ip")
+    allowed = await trio.run_process([*isolated, "ip", "link"], check=False, capture_stdout=True)
+    if allowed.returncode:
+        pytest.skip("no network of one's own for a test here")
+    done = await trio.run_process([*isolated, sys.executable, "-c", VANISH, path], check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body", "headers", "status"),
     [
@@ -454,3 +494,51 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
                 while chunk := await client.stream.receive_some():
                     received += chunk
                 assert (b" 408 " in received) == (end == "asgi")
+
+
+async def test_streams_and_commands_share_an_http2_connection() -> None:
+    """Two streams and what one of them is told to do, on one connection; a reset ends one."""
+    http = h2.connection.H2Connection()
+    bodies: dict[int, bytes] = {}
+
+    async with running() as server, peer(server) as client:
+
+        async def request(method: str, path: str, body: str = "") -> int:
+            number = http.get_next_available_stream_id()
+            bodies[number] = b""
+            head = {":method": method, ":path": path, ":scheme": "http", ":authority": "t"}
+            http.send_headers(number, list(head.items()), end_stream=not body)
+            if body:
+                http.send_data(number, body.encode(), end_stream=True)
+            await client.stream.send_all(http.data_to_send())
+            return number
+
+        async def until(number: int, mark: bytes) -> bytes:
+            while mark not in bodies[number]:
+                for event in http.receive_data(await client.stream.receive_some()):
+                    if isinstance(event, h2.events.DataReceived):
+                        bodies[event.stream_id] += event.data
+                        size = event.flow_controlled_length
+                        http.acknowledge_received_data(size, event.stream_id)
+                    elif isinstance(event, h2.events.ResponseReceived):
+                        status = dict(event.headers)[b":status"]
+                        bodies[event.stream_id] += b":%b\n" % status
+                await client.stream.send_all(http.data_to_send())
+            return bodies[number]
+
+        http.initiate_connection()
+        events = await request("GET", "/events?channel=news")
+        await until(events, b"id: ")
+        stream = await request("POST", "/connection/http_stream", CONNECT)
+        reply = await until(stream, b"}}\n")
+        where = json.loads(reply.split(b"\n")[1])["connect"]
+        commands = '{"publish":{"channel":"news","data":"two"},"id":2}'
+        sent = {"session": where["session"], "node": where["node"], "data": commands}
+        await until(await request("POST", EMULATION_PATH, json.dumps(sent)), b":204")
+        await until(events, b'data: "two"')
+        await until(stream, b'{"id":2,"publish":{}}')
+        http.reset_stream(events)
+        await client.stream.send_all(http.data_to_send())
+        while len(server.node.hub.clients) > 1:
+            await trio.testing.wait_all_tasks_blocked()
+        assert [one.session for one in server.node.hub.clients] == [where["session"]]
