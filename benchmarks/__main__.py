@@ -28,7 +28,7 @@ from benchmarks.fanout import (
 from benchmarks.figures import Figure, Plan
 from benchmarks.flood import flood
 from benchmarks.memory import memory
-from benchmarks.publishing import publish
+from benchmarks.publishing import batch, publish, stream
 from benchmarks.report import print_table, write_json
 from benchmarks.servers import ServerError, cores
 from benchmarks.stalled import stalled
@@ -48,6 +48,8 @@ SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "memory": memory,
     "accept": accept,
     "publish": publish,
+    "batch": batch,
+    "stream": stream,
     "stalled": stalled,
     "reconnect-storm": reconnect_storm,
 }

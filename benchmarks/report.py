@@ -20,7 +20,7 @@ from benchmarks.servers import cores, floor_c
 
 _PACKAGES: Final = (
     *("trio", "hypercorn", "quart", "quart-trio", "trio-websocket", "websockets"),
-    *("msgspec", "attrs", "h11"),
+    *("msgspec", "attrs", "h11", "httptools"),
 )
 
 

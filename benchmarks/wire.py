@@ -58,19 +58,20 @@ def push(data: bytes, offset: int) -> bytes:
 
 def post(channel: str, data: bytes) -> bytes:
     """A `POST /api/publish` request on a connection that stays open."""
-    return _request(b"publish", b'{"channel":"%s","data":%s}' % (channel.encode(), data))
+    return request("/api/publish", b'{"channel":"%s","data":%s}' % (channel.encode(), data))
 
 
 def broadcast(channels: Sequence[str], data: bytes) -> bytes:
     """A `POST /api/broadcast` request on a connection that stays open."""
     names = ",".join(f'"{channel}"' for channel in channels)
-    return _request(b"broadcast", b'{"channels":[%s],"data":%s}' % (names.encode(), data))
+    return request("/api/broadcast", b'{"channels":[%s],"data":%s}' % (names.encode(), data))
 
 
-def _request(method: bytes, body: bytes) -> bytes:
+def request(path: str, body: bytes) -> bytes:
+    """A POST request on a connection that stays open."""
     return (
-        b"POST /api/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (method, len(body), body)
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
     )
 
 

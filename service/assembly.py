@@ -1,4 +1,4 @@
-"""A node as the configuration says: with its verifier of tokens around it.
+"""A node as the configuration says, and how to change it: with tokens and callbacks around it.
 
 For whoever serves from settings: our own server, and the application under a stock ASGI server.
 """
@@ -8,24 +8,93 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from service.config import ConfigError, Settings
+from service.callback_options import CallbackOptions
+from service.callbacks.backend import HTTPBackend, make_client
+from service.callbacks.delivery import open_events
+from service.callbacks.events import EventQueue
+from service.config import (
+    Changes,
+    ConfigError,
+    CurrentSettings,
+    Settings,
+    reloadable,
+    with_live_of,
+)
 from service.node import Node, open_node
-from service.tokens.verifier import open_verifier
+from service.token_options import TokenOptions
+from service.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
+
+
+class Assembly:
+    """A node and the settings that it runs by. Made and ended by `open_assembly`."""
+
+    def __init__(
+        self, node: Node, settings: CurrentSettings, verifier: ReplaceableVerifier
+    ) -> None:
+        self.node = node
+        self._settings = settings
+        self._verifier = verifier
+
+    async def reload(self, new: Settings) -> Changes:
+        """Take over what of other settings can be, all of it or nothing; says what that was.
+
+        No connection is touched. Cancelled, nothing has changed.
+
+        Raises:
+            ConfigError: a token key is of no use, or what can be applied at once does not go
+                with what needs a restart. The old settings stay.
+        """
+        old = self._settings()
+        changes = reloadable(old, new)
+        settings = with_live_of(old, new)
+        if _token_options(settings) != _token_options(old):  # else the issuer's keys stay known
+            try:
+                await self._verifier.replace(*_token_options(settings))
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        self._settings.replace(settings)
+        self.node.reload(settings.node_options())
+        return changes
+
+
+def _token_options(settings: Settings) -> tuple[TokenOptions, TokenOptions]:
+    return settings.token_options(), settings.subscription_token_options()
 
 
 @asynccontextmanager
-async def open_configured_node(settings: Settings) -> AsyncIterator[Node]:
+async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
     """Run a node for as long as the block lasts; see `open_node` for its end.
+
+    Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
         ConfigError: a token key is of no use.
     """
-    connection, subscription = settings.token_options(), settings.subscription_token_options()
-    verifier = None
     async with AsyncExitStack() as stack:
-        if connection.enabled or subscription.enabled:
-            try:
-                verifier = await stack.enter_async_context(open_verifier(connection, subscription))
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
-        yield await stack.enter_async_context(open_node(settings.node_options(), verifier=verifier))
+        verifier = await _verifier(settings(), stack)
+        backend, events = await _callbacks(settings().callback_options(), stack)
+        node = open_node(
+            settings().node_options(), verifier=verifier, backend=backend, events=events
+        )
+        yield Assembly(await stack.enter_async_context(node), settings, verifier)
+
+
+async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:
+    verifier = open_replaceable_verifier(*_token_options(settings))
+    try:
+        return await stack.enter_async_context(verifier)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _callbacks(
+    options: CallbackOptions, stack: AsyncExitStack
+) -> tuple[HTTPBackend | None, EventQueue | None]:
+    """None each, where no address is configured for it."""
+    if not (options.kinds or options.event_url):
+        return None, None
+    client = await stack.enter_async_context(make_client())
+    backend = HTTPBackend(options, client) if options.kinds else None
+    if not options.event_url:
+        return backend, None
+    return backend, await stack.enter_async_context(open_events(options, client=client))

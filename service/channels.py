@@ -93,16 +93,29 @@ class ChannelRules:
             ReplyError: 107 or 102.
         """
         options = self.options(channel)
-        if self.is_private(channel):
-            return False
-        if options.allow_user_limited_channels and _USERS_BEGIN in channel:
-            users = channel.rpartition(_USERS_BEGIN)[2].split(",")
-            return bool(user) and user in users
+        by_name = self.decided_by_name(channel, user)
+        if by_name is not None:
+            return by_name
+        if options.subscribe_proxy_enabled:
+            return False  # The back end's to say, and whoever calls this has not asked it.
         if self._options.insecure:
             return True
         return options.allow_subscribe_for_client and (
             bool(user) or options.allow_subscribe_for_anonymous
         )
+
+    def decided_by_name(self, channel: str, user: str) -> bool | None:
+        """Whether the name alone lets a user subscribe without a token; None if it says nothing.
+
+        Raises:
+            ReplyError: 107 or 102.
+        """
+        if self.is_private(channel):
+            return False
+        if self.options(channel).allow_user_limited_channels and _USERS_BEGIN in channel:
+            users = channel.rpartition(_USERS_BEGIN)[2].split(",")
+            return bool(user) and user in users
+        return None
 
     def check(self, action: Action, channel: str, user: str, *, subscribed: bool) -> ChannelOptions:
         """Whether a client may publish, or ask for presence or history; returns the options.

@@ -10,6 +10,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,10 +59,11 @@ def serve(
 
     Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
     REPEATER_HOST for example; variables win over the file, options over both. `repeater config
-    init` prints a file with all of them.
+    init` prints a file with all of them. SIGHUP reads them again.
     """
     import trio
 
+    from service.collector import settle_heap
     from service.comments.options import CommentsError
     from service.config import ConfigError, load_settings
     from service.log import configure_log
@@ -70,9 +72,11 @@ def serve(
 
     try:
         overrides = {"host": host, "port": port, "dev": dev, "comments": comments}
-        settings = load_settings(config_file, **overrides)
-        configure_log(settings.log_level)
-        trio.run(run_server, settings)
+        load = partial(load_settings, config_file, **overrides)
+        settings = load()
+        configure_log(settings.log_level, settings.log_format)
+        settle_heap()
+        trio.run(run_server, settings, load)
     except (ConfigError, ServeError) as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:

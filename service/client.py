@@ -15,9 +15,12 @@ from uuid import uuid4
 
 import trio
 
-from service.credentials import ConnectionGrant
+from service import headers
+from service.credentials import Caller, ConnectionGrant
 from service.errors import (
+    CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,
+    DISCONNECTED,
     EXPIRED,
     INSUFFICIENT_STATE,
     NO_PONG,
@@ -28,7 +31,6 @@ from service.errors import (
     Disconnect,
     Unsubscribed,
 )
-from service.log import get_logger
 from service.outbox import Outbox
 from service.protocol.replies import Push
 
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from service.hub import Subscription
     from service.interfaces import Transport
     from service.node import Node
-
-_log = get_logger("client")
 
 ANONYMOUS = ConnectionGrant()
 
@@ -53,10 +53,12 @@ class Client:
         "_node",
         "_ping_at",
         "_pinged",
+        "_since",
         "channels",
         "codec",
         "end",
         "grant",
+        "headers",
         "heartbeat_slot",
         "outbox",
         "ready",
@@ -82,6 +84,7 @@ class Client:
         self._heard = True
         self._pinged = False
         self._expires_at = math.inf
+        self._since = trio.current_time()
         self._departing: tuple[Subscription, ...] = ()
         self.transport = transport
         self.scope = scope
@@ -89,14 +92,17 @@ class Client:
         self.outbox = Outbox(transport, node.backlogs, self.cut)
         self.channels: dict[str, Subscription] = {}
         self.grant = ANONYMOUS
+        self.headers = headers.NONE
         self.ready = ready
         self.session = ""
         """What addresses this connection from outside; empty where nothing does. A secret."""
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         node.hub.add(self)
-        self._ping_at = trio.current_time() + self._first_turn()
+        self._ping_at = self._since + self._first_turn()
         node.heartbeat.schedule(self, self._ping_at)
+        if ready and node.events is not None:
+            node.events.connected(self.caller())
 
     @property
     def id(self) -> str:
@@ -115,28 +121,56 @@ class Client:
         """The user's id, empty for an anonymous connection."""
         return self.grant.user
 
+    @property
+    def known_id(self) -> str:
+        """The connection's id if anybody asked for it; else empty, and none is made."""
+        return self._id
+
+    def age(self) -> float:
+        """Seconds since it came."""
+        return trio.current_time() - self._since
+
+    def caller(self) -> Caller:
+        """What the application's back end is told of it."""
+        return Caller(self.id, self.transport.name, self.user, self.grant.meta, self.headers)
+
     def heard(self) -> None:
         """Something arrived, whatever it was: the peer is alive."""
         self._heard = True
 
     def subscribe(self, channel: str) -> None:
         """Hear a channel from now on: a plain subscriber, without positions or presence."""
-        self._node.hub.subscribe(self, channel)
+        subscription = self._node.hub.subscribe(self, channel)
+        self.subscribed(subscription)
 
-    def unsubscribe(self, channel: str) -> bool:
+    def subscribed(self, subscription: Subscription) -> None:
+        """A subscription is live: tell the application."""
+        if self._node.events is not None:
+            self._node.events.subscribed(self.caller(), subscription.channel.name)
+
+    def unsubscribe(self, channel: str, why: Unsubscribed = CLIENT_UNSUBSCRIBE) -> bool:
         """Stop hearing it; False if it was not heard."""
-        subscription = self._node.hub.unsubscribe(self, channel)
+        subscription = self.channels.get(channel)
         if subscription is None:
             return False
+        self._tell_unsubscribed(subscription, why)
+        self._node.hub.unsubscribe(self, channel)
         if subscription.noticed:
             self._node.attendance.leave_soon(subscription)
         return True
 
+    def _tell_unsubscribed(self, subscription: Subscription, why: Unsubscribed) -> None:
+        """Tell the application, before it is done; nothing of what was never live."""
+        channel = subscription.channel
+        if self._node.events is not None and subscription not in channel.joining:
+            self._node.events.unsubscribed(self.caller(), channel.name, why)
+
     def end_subscription(self, subscription: Subscription, why: Unsubscribed) -> None:
         """Stop a subscription by the server's will, and tell the client."""
         name = subscription.channel.name
-        self.unsubscribe(name)
-        self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
+        self.unsubscribe(name, why)
+        if self.codec.pushes:
+            self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
         """Something is missing in a stream: have the client come back for it (section 9.4)."""
@@ -146,15 +180,19 @@ class Client:
             self.end_subscription(subscription, POSITION_LOST)
 
     def identify(self, grant: ConnectionGrant) -> None:
-        """It is known whose connection this is."""
-        self.grant = grant
-        self._node.hub.identify(self)
+        """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
+        if self.end is None:
+            self.grant = grant
+            self._node.hub.identify(self)
 
     def became_ready(self) -> None:
         """The `connect` command succeeded: pings begin."""
         self.ready = True
+        self._node.connection_log.connected(self)
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
+        if self._node.events is not None:
+            self._node.events.connected(self.caller())
 
     def _first_turn(self) -> float:
         options = self._node.options
@@ -165,15 +203,27 @@ class Client:
 
     def expiry_changed(self) -> None:
         """The connection or a subscription expires at another time than before."""
-        times = [one.expire_at for one in self.channels.values() if one.expire_at]
-        if self.grant.expire_at:
-            times.append(self.grant.expire_at)
+        if self.end is not None:
+            return  # Ended in the very turn in which its command went on.
+        targets: list[Client | Subscription] = [self, *self.channels.values()]
+        times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
         if times:
-            left = min(times) + self._node.options.expired_close_delay - self._node.unix_time()
+            left = min(times) - self._node.unix_time()
             self._expires_at = trio.current_time() + left
         self._node.heartbeat.forget(self)
         self._node.heartbeat.schedule(self, min(self._ping_at, self._expires_at))
+
+    @property
+    def expire_at(self) -> int:
+        """When the connection expires, Unix seconds; 0 for never."""
+        return self.grant.expire_at
+
+    def _expiry_due(self, target: Client | Subscription) -> float:
+        """When something is to be done about an expiry, Unix seconds."""
+        if self._node.renewals.due_at(target):
+            return target.expire_at
+        return target.expire_at + self._node.options.expired_close_delay
 
     def heartbeat(self) -> float | None:
         """This client's turn: ping it, or cut it for its silence; when its next turn is."""
@@ -212,17 +262,34 @@ class Client:
         return True
 
     def _expire(self) -> None:
-        """End what was not refreshed within the delay: the connection or subscriptions."""
-        latest = self._node.unix_time() - self._node.options.expired_close_delay
-        if 0 < self.grant.expire_at <= latest:
+        """Have renewed, or end, what expires: the connection or subscriptions."""
+        now = self._node.unix_time()
+        if self._judge(self, now):
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            if 0 < subscription.expire_at <= latest:
-                if subscription.server_side:
-                    self.disconnect(SUBSCRIPTION_EXPIRED)
+            # One that joins still has to be answered first; `finish` looks at its expiry again.
+            joining = subscription in subscription.channel.joining
+            if not joining and self._judge(subscription, now):
+                self.expire_subscription(subscription)
+                if self.end is not None:
                     return
-                self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
+
+    def _judge(self, target: Client | Subscription, now: float) -> bool:
+        """Whether it is to end: it was not refreshed within the delay."""
+        if not target.expire_at or self._expiry_due(target) > now:
+            return False
+        if not self._node.renewals.due_at(target):
+            return True
+        self._node.renewals.begin(target)
+        return False
+
+    def expire_subscription(self, subscription: Subscription) -> None:
+        """End a subscription whose time is over."""
+        if subscription.server_side:
+            self.disconnect(SUBSCRIPTION_EXPIRED)
+        else:
+            self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
 
     def cut(self, disconnect: Disconnect) -> None:
         """End it now, without a word: out of the hub, abort the socket, cancel. Idempotent."""
@@ -241,11 +308,19 @@ class Client:
             return False
         self.end = disconnect
         self._departing = tuple(one for one in self.channels.values() if one.noticed)
+        if self._node.events is not None:
+            for subscription in self.channels.values():
+                self._tell_unsubscribed(subscription, DISCONNECTED)
+            self._node.events.disconnected(self.caller(), disconnect)
         self._node.hub.remove(self)
         self._node.heartbeat.forget(self)
         self._node.count_end(disconnect)
-        _log.debug("client left", code=disconnect.code, reason=disconnect.reason)
+        self._node.connection_log.ended(self, disconnect)
         return True
+
+    def depart(self) -> None:
+        """The peer said goodbye: nothing more for it, but what is on its way. Idempotent."""
+        self._remove(CONNECTION_CLOSED)
 
     async def leave(self) -> None:
         """The handler's last word: out of the hub, then the goodbye if one is owed.

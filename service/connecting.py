@@ -28,6 +28,7 @@ from service.errors import (
     ErrorCode,
     ReplyError,
 )
+from service.headers import forwarded
 from service.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
 from service.protocol.replies import ConnectResult, RefreshResult
 from service.publication import StreamPosition, embedded
@@ -41,12 +42,13 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
     """Carry out `connect`: whose connection it is, and what it hears without asking.
 
     Raises:
-        ReplyError: 109 or 110 for a token that has expired, 100 when its keys can't be had.
+        ReplyError: 109 or 110 for a token that has expired, 100 when its keys or the back end
+            can't be had, or what the back end answered.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token where none is allowed, 3505 for too many channels.
     """
     node = client.node
-    grant = await _authenticate(client, request.token)
+    grant = await _identify(client, request)
     if 0 < grant.expire_at <= node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
     client.identify(grant)
@@ -57,7 +59,7 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
     for channel, granted in channels.items():
         position = request.subs.get(channel)
         joinings.append(await open_subscription(client, channel, granted, _wish(position)))
-    expires, ttl = time_left(client, grant.expire_at)
+    expires, ttl = time_left(client, client)
     ping = int(node.options.ping_interval)
     result = ConnectResult(
         client.id,
@@ -74,13 +76,33 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
     return result, joinings
 
 
+async def _identify(client: Client, request: ConnectRequest) -> ConnectionGrant:
+    """Who it is: by its token, its HTTP request, the back end, or nobody (section 3.3).
+
+    A token that nothing here can prove is the back end's to judge, if that is asked.
+    """
+    node, options = client.node, client.node.options
+    if node.backend is not None and request.headers:
+        emulated = forwarded(request.headers.items(), node.backend.forward_emulated_headers)
+        client.headers = {**emulated, **client.headers}
+    backend = node.asks("connect")
+    if request.token and (node.verifier is not None or backend is None):
+        return await _authenticate(client, request.token)
+    if client.grant.user:
+        return client.grant
+    if backend is not None:
+        try:
+            return await backend.connect(client.caller(), request)
+        except BrokerError:
+            raise ReplyError(ErrorCode.INTERNAL) from None
+    if options.insecure or options.allow_anonymous:
+        return client.grant
+    raise DisconnectError(BAD_REQUEST)  # no credentials
+
+
 async def _authenticate(client: Client, token: str) -> ConnectionGrant:
-    """Who the token says it is; nobody without one, where nobody may connect."""
+    """Who the token says it is."""
     options, verifier = client.node.options, client.node.verifier
-    if not token:
-        if client.grant.user or options.insecure or options.allow_anonymous:
-            return client.grant
-        raise DisconnectError(BAD_REQUEST)  # no credentials
     if verifier is None:
         raise DisconnectError(INVALID_TOKEN)
     try:
@@ -142,10 +164,11 @@ async def refresh(client: Client, request: RefreshRequest) -> RefreshResult:
 
     Raises:
         ReplyError: 100 when the token's keys can't be had.
-        DisconnectError: 3501 without a token, 3500 for one that is not this user's, 3005 for
-            one that has expired, 3010 when its channels are others: the client comes back.
+        DisconnectError: 3501 without a token or where the back end is asked instead, 3500 for
+            one that is not this user's, 3005 for one that has expired, 3010 when its channels
+            are others: the client comes back.
     """
-    if not request.token:
+    if not request.token or client.node.renewals.covers(client):
         raise DisconnectError(BAD_REQUEST)
     try:
         grant = await _authenticate(client, request.token)
@@ -161,5 +184,5 @@ async def refresh(client: Client, request: RefreshRequest) -> RefreshResult:
         raise DisconnectError(INSUFFICIENT_STATE)
     client.grant = grant
     client.expiry_changed()
-    expires, ttl = time_left(client, grant.expire_at)
+    expires, ttl = time_left(client, client)
     return RefreshResult(expires, ttl)

@@ -5,6 +5,7 @@ A grant says what a connection is or may hear; it does not say how that was prov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -51,6 +52,40 @@ class ConnectionGrant(msgspec.Struct, frozen=True):
     """The token's `jti`."""
     issued_at: int = 0
     """The token's `iat`, Unix seconds; 0 if it says nothing."""
+
+
+class PublicationGrant(msgspec.Struct, frozen=True):
+    """How a client's publication may be made."""
+
+    data: bytes | None = None
+    """JSON text in place of the client's; None to leave it."""
+    tags: dict[str, str] | None = None
+    skip_history: bool = False
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """What becomes of a connection or subscription that expires."""
+
+    expired: bool = False
+    """It ends now."""
+    expire_at: int = 0
+    """When it expires next, Unix seconds; 0 for never."""
+    info: bytes | None = None
+    """JSON text in place of what is shown to others; None to leave it."""
+    meta: bytes | None = None
+    """JSON text in place of a connection's; None to leave it."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """The connection that a back end is asked about."""
+
+    client: str
+    transport: str
+    user: str = ""
+    meta: bytes = b""
+    """JSON text of its grant, empty for none."""
+    headers: Mapping[str, str] = {}
+    """Those of its HTTP request that may be forwarded, by lower-case name."""
 
 
 class SubscriptionClaims(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
 """The door: accepts every connection, reads the first request head, and sends it the right way.
 
-A subscription is served natively, by the very task that read its head; anything else goes to
-Hypercorn with the bytes already read. Each connection is one task inside one cancel scope.
+A subscription or a plain API call is served natively, by the very task that read its head;
+anything else goes to Hypercorn with the bytes already read. Each connection is one task inside
+one cancel scope.
 """
 
 from __future__ import annotations
@@ -32,17 +33,19 @@ from service.auth import (
 from service.client import ANONYMOUS
 from service.credentials import ConnectionGrant, SubscriptionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL
+from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from service.protocol.http_request import upgrade_headers
 from service.transports import http_stream, websocket
 from service.transports.admission import WAYS
+from service.transports.rest import Rest, RestOptions, RestStatistics
 from service.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
     from service.auth import Query
     from service.client import Client
-    from service.config import Settings
+    from service.config import CurrentSettings
     from service.handover import Handover
     from service.node import Node
 
@@ -70,6 +73,7 @@ class DoorStatistics(msgspec.Struct, frozen=True):
     open: int
     rejected: int
     pauses: int
+    rest: RestStatistics
 
 
 class _RejectedError(Exception):
@@ -96,12 +100,17 @@ class Visitor:
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
-    def __init__(self, node: Node, handover: Handover, settings: Settings) -> None:
+    def __init__(self, node: Node, handover: Handover, settings: CurrentSettings) -> None:
+        """Take `settings` for what they are at each connection."""
         self._node = node
         self._handover = handover
-        self._head_limit = settings.head_limit
-        self._head_timeout = settings.head_timeout
-        self._origins = settings.origins
+        self._settings = settings
+        self._head_limit = settings().head_limit
+        self._head_timeout = settings().head_timeout
+        options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
+        self._rest = Rest(node, settings.api_key, options)
+        self._draining = False
+        self._silent: dict[trio.CancelScope, None] = {}
         self._sockets: dict[socket.socket, None] = {}
         self._emptied = trio.Event()
         self._accepted = 0
@@ -110,7 +119,13 @@ class Door:
 
     def statistics(self) -> DoorStatistics:
         """A snapshot of the counters."""
-        return DoorStatistics(self._accepted, len(self._sockets), self._rejected, self._pauses)
+        return DoorStatistics(
+            self._accepted,
+            len(self._sockets),
+            self._rejected,
+            self._pauses,
+            self._rest.statistics(),
+        )
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept connections of one listener until cancelled; each is a task in `nursery`.
@@ -129,6 +144,8 @@ class Door:
             except ConnectionAbortedError:
                 continue  # The peer gave up while it waited in the kernel's queue.
             except OSError as error:
+                if listener.fileno() < 0:
+                    return  # closed at shutdown, just when somebody came
                 if error.errno not in _EXHAUSTED:
                     raise
                 await self._pause(error)
@@ -138,6 +155,13 @@ class Door:
             _log.warning("not accepting", reason=error.strerror)
         self._pauses += 1
         await trio.sleep(_PAUSE)
+
+    def drain(self) -> None:
+        """End the connections that wait for a request; calls under way finish."""
+        self._draining = True
+        for scope in self._silent:
+            scope.cancel()
+        self._rest.drain()
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open. The caller sets the deadline."""
@@ -163,7 +187,7 @@ class Door:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
             _send_last(sock, rejection.answer)
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:
             _log.debug("lost while it was let in", reason=str(error))
         finally:
             del self._sockets[sock]
@@ -173,14 +197,15 @@ class Door:
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         scope.deadline = trio.current_time() + self._head_timeout
-        received = await self._read_head(sock)
+        received = await self._read_head(sock, scope)
         path, query = _split_target(received)
         if path in _STREAM_PATHS:
             await self._serve_stream(sock, scope, received)
             return
         scope.deadline = float("inf")  # from here on each way in has its own deadlines
         if path not in _WEBSOCKET_PATHS:
-            await self._handover.serve(sock, received)
+            if received := await self._rest.serve(sock, received):
+                await self._handover.serve(sock, received)
             return
         head, _, received = received.partition(b"\r\n\r\n")
         visitor = Visitor(path, query)
@@ -197,7 +222,7 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, received: bytes
     ) -> None:
         """A stream, its request's body within the deadline that the head had; or hand it over."""
-        stream = await http_stream.open_stream(self._node, self._origins, sock, received)
+        stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
         scope.deadline = float("inf")
         if not isinstance(stream, bytes):
             del received
@@ -216,14 +241,17 @@ class Door:
         except RefusedError as error:
             visitor.refused = error.status
 
-    async def _read_head(self, sock: socket.socket) -> bytes:
+    async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Everything up to the head's end, and what came with it. The scope sets the deadline."""
         received = b""
         while True:
             try:
                 chunk = sock.recv(self._head_limit)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(sock)
+                if not received:
+                    await self._wait_first(sock, scope)
+                else:
+                    await trio.lowlevel.wait_readable(sock)
                 continue
             if not chunk:
                 raise _RejectedError("hung up before a request")
@@ -237,6 +265,16 @@ class Door:
                 return received
             await trio.lowlevel.checkpoint()
 
+    async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+        """Wait for a connection's first bytes; `drain` does not wait for them."""
+        if self._draining:
+            raise _RejectedError("no request before the shutdown")
+        self._silent[scope] = None
+        try:
+            await trio.lowlevel.wait_readable(sock)
+        finally:
+            del self._silent[scope]
+
     def _open(
         self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
     ) -> Client | None:
@@ -249,8 +287,11 @@ class Door:
         if visitor.path == PLAIN_PATH:
             return websocket.open_plain(node, sock, scope, answer, visitor.grant, visitor.channels)
         if visitor.path == UNIDIRECTIONAL_PATH:
-            return websocket.open_unidirectional(node, sock, scope, answer)
-        return self._open_centrifuge(sock, scope, visitor.query, handshake)
+            client = websocket.open_unidirectional(node, sock, scope, answer)
+        else:
+            client = self._open_centrifuge(sock, scope, visitor.query, handshake)
+        client.headers = forwarded(headers_of(head), node.forward_headers)
+        return client
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
@@ -262,7 +303,7 @@ class Door:
 
     def _check(self, visitor: Visitor, origin: str | None, host: str | None) -> HTTPStatus | None:
         """Whether a correct handshake is to be refused; fills in a plain client's channels."""
-        if not origin_allowed(origin, host, self._origins):
+        if not origin_allowed(origin, host, self._settings().origins):
             return HTTPStatus.FORBIDDEN
         try:
             refuse_while_draining(self._node)

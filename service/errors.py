@@ -51,6 +51,22 @@ class ReplyError(Exception):
         self.code = code
 
 
+class ApplicationError(ReplyError):
+    """The application's back end refused a command, with a code and a text of its own.
+
+    Its `code` is the protocol's, where `number` is one of those; else 100, for whoever knows no
+    others.
+    """
+
+    def __init__(self, number: int, message: str, *, temporary: bool) -> None:
+        known = number in ErrorCode.__members__.values()
+        super().__init__(ErrorCode(number) if known else ErrorCode.INTERNAL)
+        self.args = (f"{number} {message}",)
+        self.number = number
+        self.message = message
+        self.temporary = temporary
+
+
 class Disconnect(msgspec.Struct, frozen=True):
     """Why a connection ends. The code's range carries the advice to the client.
 
@@ -83,6 +99,10 @@ PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
 NOT_AVAILABLE: Final = Disconnect(3508, "not available")
 
 
+REASONS: Final = {one.code: one.reason for one in tuple(vars().values()) if type(one) is Disconnect}
+"""The texts of our own codes. An application's have any, so they are no names for counters."""
+
+
 class Unsubscribed(msgspec.Struct, frozen=True):
     """Why the server ended a subscription. From 2500 on the client subscribes again at once."""
 
@@ -90,6 +110,9 @@ class Unsubscribed(msgspec.Struct, frozen=True):
     reason: str
 
 
+CLIENT_UNSUBSCRIBE: Final = Unsubscribed(0, "client unsubscribe")
+DISCONNECTED: Final = Unsubscribed(1, "disconnect")
+"""These two are told to nobody but the application's back end."""
 SERVER_UNSUBSCRIBE: Final = Unsubscribed(2000, "server unsubscribe")
 POSITION_LOST: Final = Unsubscribed(2500, "insufficient state")
 UNSUBSCRIBED_EXPIRED: Final = Unsubscribed(2501, "subscription expired")
@@ -104,7 +127,7 @@ class DisconnectError(Exception):
 
 
 class BrokerError(Exception):
-    """The back end that keeps publications failed; the publication may not have happened."""
+    """A back end failed: what it was asked for may have happened or not."""
 
 
 class IntakeFullError(Exception):

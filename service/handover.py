@@ -32,16 +32,18 @@ if TYPE_CHECKING:
 _log = get_logger("http")
 
 
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
-_LINGER = 1.0  # seconds that a closed connection may go on sending into nothing
 _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
+_LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
+_LEFTOVER = 0.5  # seconds from a connection's end to the end of its tasks
+_RECEIVE = 65_536
 
 
 class HandedStream:
     """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses.
 
-    It also ends connections that wait for their next request. Hypercorn would, but with quart-trio
-    it loses its idle task: closing a request's stream cancels the very call that starts it.
+    It also ends connections, since with quart-trio Hypercorn can't: closing a request's stream
+    cancels the very call that would start its idle task, or close the connection. So `send_eof`
+    and `aclose` have no checkpoint before they took effect, and the reader does the rest.
     """
 
     def __init__(self, stream: trio.SocketStream, received: bytes, idle_timeout: float) -> None:
@@ -49,12 +51,21 @@ class HandedStream:
         self._received = received
         self._idle_timeout = idle_timeout
         self._waiting = trio.CancelScope()
+        self._ended = False  # by our side
+        self._draining = False
+        self._hurried = False  # by a shutdown, while no request was under way
+        self._over = False  # the reader has returned the end
+        self.scope = trio.CancelScope()
+        """Surrounds everything that Hypercorn does for this connection."""
         self.is_idle: Callable[[], bool] = lambda: False
         self.socket = stream.socket
 
     def end_if_idle(self) -> None:
         """Have the reader look now whether a request is under way, and end it if not."""
+        self._draining = True
+        self._hurried = self.is_idle()
         self._waiting.cancel()
+        self._leave_nothing()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The bytes already read, then the socket's; nothing (the end) once idle for too long."""
@@ -62,32 +73,65 @@ class HandedStream:
             await trio.lowlevel.checkpoint()
             received, self._received = self._received, b""
             return received
-        while True:
+        received = b""
+        try:
+            received = await self._receive(max_bytes)
+        finally:
+            self._over = not received
+            self._leave_nothing()
+        return received
+
+    def _leave_nothing(self) -> None:
+        """Hypercorn forgets tasks: pings of a peer that is gone, a reader paused by what nobody
+        will serve. Once our side ended nothing is owed; and no shutdown waits for the dead.
+        """
+        seconds = _LEFTOVER
+        if not self._draining:
+            seconds += _LINGER if self._ended else float("inf")
+        if self._ended or self._over:
+            self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        while not self._ended:
             with trio.CancelScope() as self._waiting:
                 self._waiting.deadline = trio.current_time() + self._idle_timeout
                 return bytes(await self._stream.receive_some(max_bytes))
             if self.is_idle():
-                return b""
+                break
+        if self._ended and not self._hurried:
+            await self._linger()
+        return b""
+
+    async def _linger(self) -> None:
+        """Read into nothing until the peer hung up, or had its time to read the last answer.
+
+        Closed at once, with a body on its way that nobody wants (413), the peer would be reset
+        before it saw why.
+        """
+        with trio.move_on_after(_LINGER):
+            try:
+                while await self._stream.receive_some(_RECEIVE):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # It is gone already.
 
     async def send_all(self, data: bytes) -> None:
         """As `trio.SocketStream.send_all`."""
         await self._stream.send_all(data)
 
     async def send_eof(self) -> None:
-        """As `trio.SocketStream.send_eof`."""
-        await self._stream.send_eof()
+        """End our side; the reader ends the connection."""
+        self._ended = True
+        with contextlib.suppress(OSError):  # The peer is gone already.
+            self.socket.shutdown(socket.SHUT_WR)
+        self._waiting.cancel()
+        self._leave_nothing()
 
     async def aclose(self) -> None:
-        """Close, but let the peer read the answer first.
-
-        Closing with unread bytes (the rest of a body that is too large) resets the connection,
-        and the reset may overtake the answer. So half-close and read into nothing, for a second.
-        """
-        with trio.move_on_after(_LINGER), contextlib.suppress(*_GONE):
-            await self._stream.send_eof()
-            while await self._stream.receive_some(65_536):
-                pass
-        await self._stream.aclose()
+        """As `trio.SocketStream.aclose`, as soon as the reader has returned the end."""
+        await self.send_eof()
+        if self._over:
+            await self._stream.aclose()
 
 
 class Handover:
@@ -125,7 +169,8 @@ class Handover:
         self._streams[handed] = None
         token = abort_connection.set(lambda: abort_socket(stream.socket))
         try:
-            await server.run()
+            with handed.scope:
+                await server.run()
         except Exception:
             # A request's failure, or Hypercorn's, is not the other connections' trouble.
             _log.exception("an HTTP connection failed")

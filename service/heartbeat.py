@@ -24,11 +24,15 @@ class Heartbeat:
         self._tick = tick
         self._slots: dict[int, dict[Client, None]] = {}
         self._now = 0
+        self.lag = 0.0
+        """Seconds by which the last tick was late, because the loop was busy."""
 
     async def run(self) -> None:
         """Sweep once a tick until cancelled. A late tick catches up on the slots it missed."""
         while True:
-            await trio.sleep(self._tick)
+            due = trio.current_time() + self._tick
+            await trio.sleep_until(due)
+            self.lag = trio.current_time() - due
             self.sweep()
 
     def schedule(self, client: Client, due: float) -> None:

@@ -8,6 +8,7 @@ happens meanwhile gathers), *ahead* (its history reaches further than fan-out ha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from service.publication import ClientInfo, Publication, StreamPosition, embedde
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.interfaces import Events
     from service.outbox import Outbox
     from service.protocol.codecs import Codec
 
@@ -30,6 +32,7 @@ class Subscription:
 
     __slots__ = (
         "announced",
+        "arrived",
         "channel",
         "client",
         "codec",
@@ -59,11 +62,18 @@ class Subscription:
         """Whether it is counted in the channel's presence."""
         self.announced = False
         """Whether its own coming and going is told to the others."""
+        self.arrived = False
+        """Whether its coming was told: only then its going is."""
 
     @property
     def noticed(self) -> bool:
         """Whether anybody is to know when it ends."""
         return self.presence or self.announced
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client hears the channel no longer, or by another subscription."""
+        return self.client.channels.get(self.channel.name) is not self
 
     def info(self) -> ClientInfo:
         """What the others see of it."""
@@ -71,6 +81,10 @@ class Subscription:
         return ClientInfo(
             grant.user, self.client.id, embedded(grant.info), embedded(self.grant.info)
         )
+
+
+Group = dict["Outbox", Subscription]
+"""Listeners by one codec; a dictionary, since the outbox is what fan-out needs."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -87,7 +101,7 @@ class Channel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.listeners: dict[Codec, dict[Outbox, Subscription]] = {}
+        self.listeners: dict[Codec, Group] = {}
         self.joining: dict[Subscription, list[Publication]] = {}
         self.ahead: dict[Subscription, StreamPosition] = {}
         self.offset, self.epoch = 0, ""
@@ -102,16 +116,20 @@ class Channel:
         """Whether nobody listens any more."""
         return not (self.listeners or self.joining or self.ahead)
 
-    def subscriptions(self) -> Iterator[Subscription]:
-        """Everybody who listens, in whatever state."""
-        yield from self.joining
-        yield from self.answered()
-
-    def answered(self) -> Iterator[Subscription]:
-        """Those who know that they are subscribed, so that they may be told of others."""
-        yield from self.ahead
+    def live(self) -> Iterator[Subscription]:
+        """Those whom fan-out reaches."""
         for group in self.listeners.values():
             yield from group.values()
+
+    def hears(self, subscription: Subscription) -> bool:
+        """Whether it may be told something now: it has been answered, and has not ended."""
+        return not subscription.ended and subscription not in self.joining
+
+    def subscriptions(self) -> Iterator[Subscription]:
+        """Everybody who listens, in whatever state."""
+        yield from self.live()
+        yield from self.joining
+        yield from self.ahead
 
     def add(self, subscription: Subscription) -> None:
         """Let a client hear this channel from now on."""
@@ -120,6 +138,7 @@ class Channel:
 
     def remove(self, subscription: Subscription) -> None:
         """Nothing of this channel goes to this client any more."""
+        self.version += 1
         self.joining.pop(subscription, None)
         self.ahead.pop(subscription, None)
         group = self.listeners.get(subscription.codec)
@@ -127,7 +146,6 @@ class Channel:
             return
         if not group:
             del self.listeners[subscription.codec]
-        self.version += 1
 
     def recode(self, subscription: Subscription, codec: Codec) -> None:
         """Move a live listener to another codec's group, for the next publication on."""
@@ -171,18 +189,19 @@ class Channel:
         return runs
 
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:
-        """Take out of `ahead` whom this run of publications reaches; the rest stay there.
+        """Take out of `ahead` whom this run of publications reaches; others stay there.
 
-        Whoever it follows exactly is a live listener from here on, and hears the whole run.
+        Whoever it follows exactly is a live listener from here on, and hears the whole run. Of
+        the others those who need the same part of it, by the same codec, are one group.
         """
         caught_up = CaughtUp()
+        groups: dict[tuple[Codec, int], Group] = {}
         numbered = [publication for publication in run if publication.offset]
         for subscription, position in tuple(self.ahead.items()):
-            rest = run
             if numbered:
                 first, last = numbered[0], numbered[-1]
                 if position.epoch != first.epoch or position.offset + 1 < first.offset:
-                    del self.ahead[subscription]
+                    # Not taken out: ending it does that, and the channel goes with its last.
                     caught_up.lost.append(subscription)
                     continue
                 if position.offset + 1 == first.offset:
@@ -192,9 +211,13 @@ class Channel:
                 if position.offset <= last.offset:
                     del self.ahead[subscription]
                     caught_up.reached.append(subscription)
+            key = (subscription.codec, position.offset)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = {}
                 rest = [one for one in run if not one.offset or one.offset > position.offset]
-            if rest:
-                caught_up.pieces.append((subscription, rest))
+                caught_up.pieces.append((subscription.codec, group, rest))
+            group[subscription.client.outbox] = subscription
         return caught_up
 
 
@@ -202,26 +225,35 @@ class CaughtUp(msgspec.Struct):
     """What a run of publications means for those who were ahead of it."""
 
     lost: list[Subscription] = []
-    """Something is missing between their position and the run."""
+    """Something is missing between their position and the run: to be ended."""
     reached: list[Subscription] = []
     """To become live listeners after the run."""
-    pieces: list[tuple[Subscription, Sequence[Publication]]] = []
-    """Who gets only a part of the run, and which."""
+    pieces: list[tuple[Codec, Group, Sequence[Publication]]] = []
+    """Who gets only a part of the run, and which; it may be empty."""
 
 
 class Hub:
-    """Every client and every channel with a listener on this node."""
+    """Every client and every channel with a listener on this node.
 
-    def __init__(self) -> None:
+    What is counted is kept as it changes, so that a snapshot of a full node costs no walk.
+    """
+
+    def __init__(self, events: Events | None = None) -> None:
+        self._events = events
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
         self.distributed = trio.lowlevel.ParkingLot()
         """Where to wait for fan-out to come further; all are woken after each batch."""
+        self.subscriptions = 0
+        """How many (client, channel) pairs there are."""
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        """How many clients there are by transport and codec."""
 
     def add(self, client: Client) -> None:
         """Take a connection in."""
         self.clients[client] = None
+        self.kinds[_kind(client)] += 1
 
     def identify(self, client: Client) -> None:
         """The connection's user is known: find it by that from now on."""
@@ -231,7 +263,9 @@ class Hub:
         """Forget a connection and all it listens to. Idempotent."""
         for name in tuple(client.channels):
             self.unsubscribe(client, name)
-        self.clients.pop(client, None)
+        if client in self.clients:
+            del self.clients[client]
+            self.kinds[_kind(client)] -= 1
         connections = self.users.get(client.grant.user, {})
         if client in connections:
             del connections[client]
@@ -255,8 +289,11 @@ class Hub:
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name)
+            if self._events is not None:
+                self._events.channel_occupied(name)
         subscription = Subscription(client, channel, client.codec)
         client.channels[channel.name] = subscription
+        self.subscriptions += 1
         return subscription
 
     def unsubscribe(self, client: Client, name: str) -> Subscription | None:
@@ -264,13 +301,15 @@ class Hub:
         subscription = client.channels.pop(name, None)
         if subscription is None:
             return None
+        self.subscriptions -= 1
         channel = subscription.channel
         channel.remove(subscription)
         if channel.empty:
             del self.channels[name]
+            if self._events is not None:
+                self._events.channel_vacated(name)
         return subscription
 
-    @property
-    def subscriptions(self) -> int:
-        """How many (client, channel) pairs there are."""
-        return sum(len(client.channels) for client in self.clients)
+
+def _kind(client: Client) -> tuple[str, str]:
+    return client.transport.name, client.transport.codec.name

@@ -2,11 +2,15 @@
 
 Full: publishers wait in `wait_room`, in order, and the node's publish deadline turns a wait that
 is too long into "try later". The repeater takes everything waiting at once, up to a batch's bytes.
+
+How long events wait is measured without a clock reading for each: one is read when an event comes
+into an empty queue, and one when a batch leaves others behind. What came later came after that.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from time import perf_counter
 
 import trio
 
@@ -26,6 +30,13 @@ class Intake:
         self._publishers = trio.lowlevel.ParkingLot()
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
+        self.batch_since = 0.0
+        """`perf_counter` of when the last batch's oldest event came; early by one batch's fan-out
+        at most, never late."""
+        self._since = 0.0  # the same for the oldest event that waits
+        self._taken = 0
+        # Events from this number on came after this time; one entry for each batch that left some.
+        self._marks: deque[tuple[int, float]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -43,8 +54,8 @@ class Intake:
         if self._closed:
             raise trio.ClosedResourceError
 
-    def put_nowait(self, event: Event) -> None:
-        """Hand over one event, without waiting.
+    def check_room(self) -> None:
+        """`wait_room` without waiting.
 
         Raises:
             trio.WouldBlock: there is no room.
@@ -54,6 +65,17 @@ class Intake:
             raise trio.ClosedResourceError
         if len(self._waiting) >= self._limit:
             raise trio.WouldBlock
+
+    def put_nowait(self, event: Event) -> None:
+        """Hand over one event, without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room.
+            trio.ClosedResourceError: the node is shutting down.
+        """
+        self.check_room()
+        if not self._waiting:
+            self._since = perf_counter()
         self._waiting.append(event)
         if self._repeater:
             self._repeater.unpark()
@@ -73,9 +95,21 @@ class Intake:
             event = self._waiting.popleft()
             batch.append(event)
             size += len(event.data)
+        self._note_times(len(batch))
         if self._publishers:
             self._publishers.unpark(count=len(batch))
         return batch
+
+    def _note_times(self, taken: int) -> None:
+        """A batch of so many left: since when has it waited, and since when what is left?"""
+        self.batch_since = self._since
+        self._taken += taken
+        if not self._waiting:
+            self._marks.clear()
+            return
+        self._marks.append((self._taken + len(self._waiting), perf_counter()))
+        while self._marks[0][0] <= self._taken:
+            self._since = self._marks.popleft()[1]
 
     def close(self) -> None:
         """Take nothing more; the repeater empties what is there and ends."""

@@ -1,4 +1,4 @@
-"""The contracts between rooms: what a broker, a presence store and a transport must do.
+"""The contracts between rooms: a broker, a presence store, a back end, a transport.
 
 A broker knows no hub and no client; a transport knows no broker. Everything else may rely on
 these few methods and on nothing more.
@@ -7,12 +7,24 @@ these few methods and on nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from service.errors import Disconnect
+from service.callback_options import CallbackKind
+from service.credentials import (
+    Caller,
+    ConnectionGrant,
+    PublicationGrant,
+    Renewal,
+    SubscriptionGrant,
+)
+from service.errors import Disconnect, Unsubscribed
 from service.options import ChannelOptions
 from service.protocol.codecs import Codec
+from service.protocol.commands import ConnectRequest
 from service.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
+
+if TYPE_CHECKING:
+    from service.statistics import BackendStatistics, EventStatistics
 
 
 class EventSink(Protocol):
@@ -20,6 +32,13 @@ class EventSink(Protocol):
 
     async def wait_room(self) -> None:
         """Wait until one more event fits. Cancellation leaves nothing behind."""
+
+    def check_room(self) -> None:
+        """`wait_room` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room.
+        """
 
     def put_nowait(self, event: Event) -> None:
         """Hand one event to fan-out, in order, without waiting.
@@ -89,6 +108,12 @@ class Broker(Protocol):
             BrokerError: the back end failed.
         """
 
+    def outage(self) -> str:
+        """Why it is of no use now, in a few words and without addresses or secrets; else empty.
+
+        Asked by health checks: it says what is known and never waits to find out.
+        """
+
 
 class PresenceStore(Protocol):
     """Who is in a channel: a map from connection id to its information.
@@ -126,11 +151,103 @@ class PresenceStore(Protocol):
         """
 
 
+@runtime_checkable
+class InstantBroker(Broker, Protocol):
+    """A broker that need not wait for anything but room in the intake."""
+
+    def publish_nowait(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> StreamPosition | None:
+        """`publish` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room in the intake; nothing was published.
+        """
+
+
+class Backend(Protocol):
+    """The application's say in what its clients do. `HTTPBackend` is the real one.
+
+    Each question may wait, with deadlines of its own, and only for the client that asks.
+    Cancelled, it leaves nothing behind; whether the back end got it is not known. Each raises
+    `BrokerError` when there is no answer or none that can be used, `ReplyError` or
+    `DisconnectError` when that is the answer. `data` is JSON text, empty for none.
+    """
+
+    kinds: frozenset[CallbackKind]
+    """What it is to be asked; the rest must not be called."""
+
+    forward_headers: frozenset[str]
+    """Headers of a client's HTTP request to be kept for its `Caller`, in lower case."""
+
+    forward_emulated_headers: frozenset[str]
+    """The same for those in its connect command."""
+
+    async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
+        """Who is it that connects?"""
+
+    async def refresh(self, caller: Caller) -> Renewal:
+        """Does a connection that expires go on?"""
+
+    async def subscribe(
+        self, caller: Caller, channel: str, token: str, data: bytes
+    ) -> SubscriptionGrant:
+        """May it hear this channel?"""
+
+    async def publish(self, caller: Caller, channel: str, data: bytes) -> PublicationGrant:
+        """May it publish this?"""
+
+    async def sub_refresh(self, caller: Caller, channel: str) -> Renewal:
+        """Does a subscription that expires go on?"""
+
+    async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
+        """The answer to a call, JSON text, empty for none."""
+
+    def statistics(self) -> BackendStatistics:
+        """A snapshot of what was asked."""
+
+
+class Events(Protocol):
+    """Is told what happens to connections and channels. All sync, cheap, and never fails."""
+
+    def connected(self, caller: Caller) -> None:
+        """A client is there, after its `connect`."""
+
+    def disconnected(self, caller: Caller, why: Disconnect) -> None:
+        """A client is gone. Nothing, if it was never connected."""
+
+    def subscribed(self, caller: Caller, channel: str) -> None:
+        """A client hears a channel."""
+
+    def unsubscribed(self, caller: Caller, channel: str, why: Unsubscribed) -> None:
+        """A client does not hear a channel any more."""
+
+    def channel_occupied(self, channel: str) -> None:
+        """A channel has its first listener on this node."""
+
+    def channel_vacated(self, channel: str) -> None:
+        """A channel's last listener on this node is gone."""
+
+    def shut_down_by(self, deadline: float) -> None:
+        """The node shuts down: what is not told by this Trio time won't be."""
+
+    def statistics(self) -> EventStatistics:
+        """A snapshot of what was told."""
+
+
 class Transport(Protocol):
     """How bytes leave for one client. Owned by the handler of its connection."""
 
     name: str
     codec: Codec
+
+    def address(self) -> str:
+        """Where the peer is, for people; empty if that is not known (any more)."""
 
     @property
     def write(self) -> Callable[[bytes], int]:

@@ -24,7 +24,7 @@ from service.protocol.event_stream import (
     silent_id,
 )
 from service.protocol.positions import UNKNOWN, event_id, parse_event_id
-from service.publication import StreamPosition
+from service.publication import Publication, StreamPosition
 from service.subscribing import Joining, Wish, open_subscription
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ async def listening(client: Client, wanted: Wanted) -> AsyncIterator[None]:
             joining.subscription.codec = codec
         for joining in joinings:
             joining.finish()
+        client.outbox.flush()
+        client.node.connection_log.connected(client)
         for joining in joinings:
             await client.node.attendance.announce_join(joining.subscription)
         yield
@@ -115,37 +117,33 @@ def _names(joinings: Sequence[Joining]) -> tuple[str, ...]:
 
 def _positions(tracked: Sequence[Joining]) -> dict[str, StreamPosition]:
     """Where a client will be when it goes live now, by channel in the order of the names."""
-    found = {}
-    for joining in sorted(tracked, key=lambda one: one.subscription.channel.name):
-        if joining.joined is not None:
-            found[joining.subscription.channel.name] = joining.joined.position
-    return found
+    names = {one.subscription.channel.name: one.reached for one in tracked}
+    return {name: reached for name, reached in sorted(names.items()) if reached is not None}
 
 
 def _missed(
     client: Client, tracked: Sequence[Joining], joinings: Sequence[Joining], since: Positions
 ) -> bytes:
     """What is said before the live events: each recovered one, and which channels are lost."""
-    reached = _positions(tracked)
-    recovered = [one for one in tracked if one.joined is not None and (one.joined.recovered)]
-    names = {one.subscription.channel.name for one in recovered}
-    lost = [
-        name
-        for one in joinings
-        if (name := one.subscription.channel.name) in since and name not in names
-    ]
-    position = {**reached, **{name: since[name] for name in names if name in since}}
-    events = []
-    for joining in recovered:
-        assert joining.joined is not None
-        for publication in joining.joined.publications:
-            if publication.position is not None:
-                position[publication.channel] = publication.position
-            events.append(event(publication.data, position=event_id(position)))
-    if sum(map(len, events)) > client.node.options.outbox_limit // 2:
+    at, events, recovered = dict[str, StreamPosition](), list[Publication](), set[str]()
+    for joining in sorted(tracked, key=lambda one: one.subscription.channel.name):
+        joined, name = joining.joined, joining.subscription.channel.name
+        if joined is None:
+            continue
+        at[name] = joined.position
+        if joined.recovered:
+            recovered.add(name)
+            at[name] = since.get(name, joined.position)
+        events += (*joined.publications, *joining.absorb())
+    lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
+    lost = [name for name in lost if name not in recovered]
+    if sum(len(one.data) for one in events) > client.node.options.outbox_limit // 2:
         # More than a client can be given at once; it would be cut for it, again and again.
-        lost = [name for name in _names(joinings) if name in since]
-        return reset(lost, event_id(reached))
-    start = {**reached, **{name: since[name] for name in names if name in since}}
-    head = reset(lost, event_id(start)) if lost else silent_id(event_id(start))
-    return b"".join((head, *events))
+        lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
+        return reset(lost, event_id(_positions(tracked)))
+    chunks = [reset(lost, event_id(at)) if lost else silent_id(event_id(at))]
+    for publication in events:
+        if publication.position is not None:
+            at[publication.channel] = publication.position
+        chunks.append(event(publication.data, position=event_id(at)))
+    return b"".join(chunks)

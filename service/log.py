@@ -1,16 +1,65 @@
 """Logging: structlog in front of the standard library's, so that a library user is in charge.
 
-One line an event of a connection, never one a message. Unconfigured, only warnings show; the
-command line configures the process's log.
+One line an event of a connection, never one a message. Unconfigured, only warnings show, as text;
+the command line configures the process's log, other libraries' lines included. Tracebacks are
+text without the variables' values, since those may be secrets.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal, cast
 
 import structlog
+from structlog.typing import Processor, WrappedLogger
+
+LogFormat = Literal["console", "json"]
+
+
+def _printable(
+    _logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Let no text end the line, or speak to the terminal: a user's id is the user's to choose."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable() and name != "exception":
+            event[name] = repr(value)
+    return event
+
+
+def _console() -> tuple[Processor, ...]:
+    return (
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        structlog.processors.format_exc_info,
+        _printable,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False),
+    )
+
+
+def _json() -> tuple[Processor, ...]:
+    return (
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.UnicodeDecoder(),
+        structlog.processors.JSONRenderer(),
+    )
+
+
+class _LastStep:
+    """What every logger here ends with; exchanged as a whole by `configure_log`."""
+
+    def __init__(self) -> None:
+        self.processors = _console()
+
+    def __call__(self, logger: WrappedLogger, method: str, event: MutableMapping[str, Any]) -> Any:
+        made: Any = event
+        for processor in self.processors:
+            made = processor(logger, method, made)
+        return made
+
+
+_last_step: Final = _LastStep()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -22,16 +71,28 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
             processors=[
                 structlog.stdlib.filter_by_level,
                 structlog.stdlib.add_log_level,
-                structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-                structlog.processors.format_exc_info,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
+                _last_step,
             ],
             wrapper_class=structlog.stdlib.BoundLogger,
         ),
     )
 
 
-def configure_log(level: str) -> None:
-    """Send the process's log to standard error from this level on. Called by the command line."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+def configure_log(level: str, form: LogFormat = "console") -> None:
+    """Send the process's log to standard error from this level on, in this form.
+
+    Called by the command line, and again when its configuration is read again.
+    """
+    _last_step.processors = (structlog.stdlib.ProcessorFormatter.wrap_for_formatter,)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[
+            *((structlog.stdlib.add_logger_name,) if form == "json" else ()),
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *(_json() if form == "json" else _console()),
+        ],
+        foreign_pre_chain=[structlog.stdlib.add_log_level],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("repeater").setLevel(level.upper())

@@ -7,6 +7,7 @@ may publish is checked here, whoever asks.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -15,25 +16,36 @@ import msgspec
 import trio
 
 from service.brokers.memory import MemoryBroker
+from service.callback_options import CallbackKind
 from service.channels import ChannelRules
+from service.connection_log import ConnectionLog
 from service.credentials import TokenVerifier
 from service.emulation import Emulation
-from service.errors import SHUTDOWN, Disconnect, ErrorCode, IntakeFullError, ReplyError
+from service.errors import (
+    SHUTDOWN,
+    BrokerError,
+    Disconnect,
+    ErrorCode,
+    IntakeFullError,
+    ReplyError,
+)
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Broker, PresenceStore
+from service.interfaces import Backend, Broker, Events, InstantBroker, PresenceStore
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
 from service.position_sets import PositionSets
 from service.presence import Attendance, MemoryPresence
 from service.publication import Publication, StreamPosition
+from service.renewing import Renewals
 from service.repeater import Repeater
 from service.statistics import NodeStatistics
 
 _log = get_logger("node")
 
+_EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within it
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
 
 
@@ -47,15 +59,24 @@ class Node:
         presence: PresenceStore,
         verifier: TokenVerifier | None,
         nursery: trio.Nursery,
+        backend: Backend | None = None,
+        events: Events | None = None,
     ) -> None:
         self.id = str(uuid4())
         self.options = options
         self.broker = broker
         self.presence = presence
         self.verifier = verifier
-        self.attendance = Attendance(presence, broker)
+        self.broker_errors: Counter[str] = Counter()
+        """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+        self.attendance = Attendance(presence, broker, self.broker_errors)
         self.channels = ChannelRules(options)
-        self.hub = Hub()
+        self.backend = backend
+        self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
+        """What is to be kept of a client's HTTP request (`Client.headers`)."""
+        self.events = events
+        self.renewals = Renewals(self, nursery)
+        self.hub = Hub(events)
         self.emulation = Emulation()
         self.position_sets = PositionSets()
         self.backlogs = BacklogRoom(
@@ -63,24 +84,54 @@ class Node:
         )
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.connection_log = ConnectionLog(options.connection_log_limit)
         self.draining = False
+        self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
+        self._refused = 0
         self._started = time.time() - trio.current_time()
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
+        hub = self.hub
         return NodeStatistics(
-            clients=len(self.hub.clients),
-            channels=len(self.hub.channels),
-            subscriptions=self.hub.subscriptions,
+            clients=len(hub.clients),
+            kinds=dict(hub.kinds),
+            users=len(hub.users) - ("" in hub.users),
+            channels=len(hub.channels),
+            subscriptions=hub.subscriptions,
             backlogged=len(self.backlogs.backlogged),
+            backlog_bytes=sum(outbox.backlog_bytes for outbox in self.backlogs.backlogged),
             draining=self.draining,
             ended=dict(self._ended),
+            refused=self._refused,
+            broker_errors=dict(self.broker_errors),
+            outage=self.broker.outage(),
+            loop_lag=self.heartbeat.lag,
             repeater=self._repeater.statistics(),
+            backend=self.backend.statistics() if self.backend is not None else None,
+            events=self.events.statistics() if self.events is not None else None,
         )
+
+    def reload(self, options: NodeOptions) -> None:
+        """Let other options hold from now on; no connection is touched.
+
+        Subscriptions keep what they were granted. Options that are built into running parts
+        (intake, batches, heartbeat, timeouts of backlogs) stay as they were until a restart.
+        """
+        self.options = options
+        self.channels = ChannelRules(options)
+        self.backlogs.limit = options.outbox_limit
+        self.connection_log.limit = options.connection_log_limit
+
+    def asks(self, kind: CallbackKind) -> Backend | None:
+        """The back end, where it is to be asked this kind of question."""
+        if self.backend is None or kind not in self.backend.kinds:
+            return None
+        return self.backend
 
     def unix_time(self) -> float:
         """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
@@ -104,11 +155,7 @@ class Node:
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
-        options = self.channels.options(publication.channel)
-        if not _well_formed(publication.data, options):
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-        if options.delta_publish and not publication.delta:
-            publication = msgspec.structs.replace(publication, delta=True)
+        publication, options = self._checked(publication)
         with trio.move_on_after(self.options.publish_timeout):
             try:
                 return await self.broker.publish(
@@ -118,8 +165,46 @@ class Node:
                     skip_history=skip_history,
                 )
             except trio.ClosedResourceError:
-                raise IntakeFullError from None  # The intake is closed: nothing happened.
+                pass  # The intake is closed: nothing happened.
+            except BrokerError:
+                self.broker_errors["publish"] += 1
+                raise
+        self._refused += 1
         raise IntakeFullError
+
+    def publish_nowait(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """`publish` without waiting, for whoever publishes many events in a row.
+
+        Raises:
+            trio.WouldBlock: it would have to wait, and nothing was published: `publish` instead.
+            ReplyError, IntakeFullError, BrokerError: as `publish`.
+        """
+        publication, options = self._checked(publication)
+        if self._instant is None:
+            raise trio.WouldBlock
+        try:
+            return self._instant.publish_nowait(
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+            )
+        except trio.ClosedResourceError:
+            self._refused += 1
+            raise IntakeFullError from None  # The intake is closed: nothing happened.
+        except BrokerError:
+            self.broker_errors["publish"] += 1
+            raise
+
+    def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
+        options = self.channels.options(publication.channel)
+        if not _well_formed(publication.data, options):
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        if options.delta_publish and not publication.delta:
+            publication = msgspec.structs.replace(publication, delta=True)
+        return publication, options
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The node's own tasks, until `shut_down` has let fan-out finish."""
@@ -139,6 +224,9 @@ class Node:
 
         The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
         """
+        if self.events is not None and not self.draining:
+            seconds = self.options.shutdown_timeout * _EVENTS_UNTIL
+            self.events.shut_down_by(trio.current_time() + seconds)
         self.draining = True
         self._intake.close()
         await self._repeated.wait()
@@ -169,6 +257,8 @@ async def open_node(
     broker: Broker | None = None,
     presence: PresenceStore | None = None,
     verifier: TokenVerifier | None = None,
+    backend: Backend | None = None,
+    events: Events | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -180,6 +270,8 @@ async def open_node(
         broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
         presence: Defaults to a `MemoryPresence`.
         verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
+        backend: Is asked what the options leave to it. Its owner outlives the node.
+        events: Is told what happens. Its owner outlives the node.
     """
     options = options or NodeOptions()
     async with trio.open_nursery() as nursery:
@@ -189,12 +281,15 @@ async def open_node(
             presence or MemoryPresence(),
             verifier,
             nursery,
+            backend,
+            events,
         )
+        nursery.start_soon(node.connection_log.run)
         await nursery.start(node.run)
         try:
             yield node
         finally:
-            deadline = trio.current_time() + options.shutdown_timeout
+            deadline = trio.current_time() + node.options.shutdown_timeout
             with trio.CancelScope(shield=True, deadline=deadline):
                 await node.shut_down()
             nursery.cancel_scope.cancel()

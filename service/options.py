@@ -74,6 +74,15 @@ class ChannelOptions:
     allow_user_limited_channels: bool = False
     """Whether the user ids behind `#` in a channel's name may subscribe."""
 
+    subscribe_proxy_enabled: bool = False
+    publish_proxy_enabled: bool = False
+    """Whether the back end decides who may subscribe or publish, in place of the `allow_`
+    settings. Channels that begin with the private prefix still need a token, and those with user
+    ids are those users'."""
+
+    sub_refresh_proxy_enabled: bool = False
+    """Whether the back end is asked when a subscription expires, in place of the client."""
+
     channel_regex: re.Pattern[str] | None = None
     """What the whole name must match, in place of the ASCII rule."""
 
@@ -161,6 +170,10 @@ class NodeOptions:
 
     shutdown_timeout: float = 10.0
     """From the signal to the end of the process, whatever the clients do."""
+
+    connection_log_limit: int = 20
+    """Lines a second about connections that come, and as many about those that go; the rest of
+    the second is told in one line. 0 for that line only."""
 
     history_limit: int = 300
     """Most publications that a client's `history` gets (protocol, section 1)."""

@@ -150,11 +150,17 @@ class Outbox:
         """Drop what waits and end the drain task; later chunks go nowhere. Idempotent."""
         self._closed = True
         self._pending = None
+        # Nobody is left to be cut, and the client must not need the garbage collector to go.
+        self._cut = _nobody
         self._room.backlogged.pop(self, None)
         if self._backlog is not None:
             self._backlog.scope.cancel()
             self._backlog.emptied.set()
             self._backlog = None
+
+
+def _nobody(_disconnect: Disconnect) -> None:
+    """What a closed outbox cuts."""
 
 
 class _Backlog:

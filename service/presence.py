@@ -7,6 +7,7 @@ the one task that carries them out: after the socket is gone, never before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,11 @@ class Attendance:
     never more than connections times channels.
     """
 
-    def __init__(self, store: PresenceStore, broker: Broker) -> None:
+    def __init__(self, store: PresenceStore, broker: Broker, errors: Counter[str]) -> None:
+        """Of a node's store and broker, whose failures are counted in `errors`."""
         self._store = store
         self._broker = broker
+        self._errors = errors
         self._leaving: dict[tuple[str, str], tuple[Subscription, trio.Event]] = {}
         self._woken = trio.Event()
 
@@ -80,18 +83,23 @@ class Attendance:
         name = subscription.channel.name
         if (leaving := self._leaving.get((subscription.client.id, name))) is not None:
             await leaving[1].wait()
-        if subscription.presence:
+        if subscription.presence and not subscription.ended:
             await self._store.add(name, subscription.info())
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Tell the channel, where it is to be told. At most once: a failure is logged only."""
-        if subscription.announced:
+        if subscription.announced and not subscription.ended:
+            subscription.arrived = True
             await self._announce(subscription, joined=True)
 
     def leave_soon(self, subscription: Subscription) -> None:
-        """Have the departure of a `noticed` subscription carried out."""
+        """Have the departure of a `noticed` subscription carried out.
+
+        Behind another one of the same client and channel it has nothing to undo: it waited for
+        that one in `enter`, and was neither counted nor announced.
+        """
         key = (subscription.client.id, subscription.channel.name)
-        self._leaving[key] = (subscription, trio.Event())
+        self._leaving.setdefault(key, (subscription, trio.Event()))
         self._woken.set()
 
     async def run(self) -> None:
@@ -112,8 +120,9 @@ class Attendance:
                 await self._store.remove(subscription.channel.name, subscription.client.id)
             except BrokerError as error:
                 # The store's own expiry mends it.
+                self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
-        if subscription.announced:
+        if subscription.arrived:
             await self._announce(subscription, joined=False)
 
     async def _announce(self, subscription: Subscription, *, joined: bool) -> None:
@@ -121,6 +130,7 @@ class Attendance:
         try:
             await self._broker.announce(announcement)
         except BrokerError as error:
+            self._errors["announce"] += 1
             _log.warning("a join or leave was not announced", reason=str(error))
         except trio.ClosedResourceError:
             return  # The node is shutting down; nobody listens any more.

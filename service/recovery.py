@@ -74,6 +74,30 @@ def recover_newest(
     return Joined(() if has_it else (newest,), top, recovered=True)
 
 
+class GoneOn(msgspec.Struct, frozen=True):
+    """What is told right after the answer, and how far it reaches."""
+
+    publications: Sequence[Publication]
+    position: StreamPosition
+    gap: bool
+    """Whether something that gathered does not follow."""
+
+
+def go_on(position: StreamPosition, gathered: Sequence[Publication]) -> GoneOn:
+    """From a position over what gathered after it was decided, as far as nothing is missing."""
+    publications, gap = [], False
+    for publication in gathered:
+        if publication.offset:
+            if publication.epoch == position.epoch and publication.offset <= position.offset:
+                continue
+            gap = gap or publication.position != StreamPosition(position.offset + 1, position.epoch)
+            if gap:
+                continue
+            position = StreamPosition(publication.offset, publication.epoch)
+        publications.append(publication)
+    return GoneOn(publications, position, gap)
+
+
 def _merge(
     offset: int, history: Sequence[Publication], gathered: Sequence[Publication]
 ) -> Sequence[Publication]:

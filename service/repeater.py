@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import trio
 
+from service.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from service.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
-    from service.hub import Channel, Hub, Subscription
+    from service.hub import Channel, Group, Hub
     from service.intake import Intake
     from service.outbox import Outbox
     from service.protocol.codecs import Codec
 
 _SLICE = 32  # outboxes between two looks at the clock: about 0.3 ms of writing
-
-Group = dict["Outbox", "Subscription"]
 
 
 class RepeaterStatistics(msgspec.Struct, frozen=True):
@@ -36,6 +35,13 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     bytes_out: int
     gaps: int
     waiting: int
+    batch_events: HistogramStatistics
+    """Events in a batch."""
+    fanout_seconds: HistogramStatistics
+    """From a batch's taking to the last of its listeners."""
+    publish_to_write_seconds: HistogramStatistics
+    """From the broker's hand-over to the end of fan-out. Each event counts with the age of the
+    oldest in its batch, so the truth is a little better."""
 
 
 class Chunks(msgspec.Struct, frozen=True):
@@ -65,6 +71,9 @@ class Repeater:
         self._batches = 0
         self._bytes_out = 0
         self._gaps = 0
+        self._batch_events = Histogram(EVENTS)
+        self._fanout_seconds = Histogram(SECONDS)
+        self._publish_to_write = Histogram(SECONDS)
 
     def statistics(self) -> RepeaterStatistics:
         """A snapshot of the counters."""
@@ -75,6 +84,9 @@ class Repeater:
             self._bytes_out,
             self._gaps,
             len(self._intake),
+            self._batch_events.statistics(),
+            self._fanout_seconds.statistics(),
+            self._publish_to_write.statistics(),
         )
 
     async def run(self) -> None:
@@ -83,21 +95,30 @@ class Repeater:
         While one batch is written the next one gathers, so a burst costs each client one write.
         """
         while batch := await self._intake.take_batch():
+            since, taken_at = self._intake.batch_since, perf_counter()
+            self._turn_ends = taken_at + self._budget
             self._batches += 1
             await self._distribute(batch)
+            self._measure(len(batch), since, taken_at)
             self._hub.distributed.unpark_all()
             await trio.lowlevel.checkpoint()
 
+    def _measure(self, events: int, since: float, taken_at: float) -> None:
+        """A batch was distributed: one reading of the clock more, however many events it had."""
+        now = perf_counter()
+        self._batch_events.observe(events)
+        self._fanout_seconds.observe(now - taken_at)
+        self._publish_to_write.observe(now - since, events)
+
     async def _distribute(self, batch: Sequence[Event]) -> None:
-        self._turn_ends = perf_counter() + self._budget
         groups = self._by_channel([event for event in batch if type(event) is Publication])
         if len(groups) == 1:
             await self._advance(*groups[0])
         elif groups:
-            touched: list[Outbox] = []
+            touched: dict[Outbox, None] = {}
             for channel, publications in groups:
                 await self._advance(channel, publications, touched)
-            await self._flush(touched)
+            await self._flush(tuple(touched))
         for event in batch:
             if type(event) is Announcement:
                 await self._announce(event)
@@ -117,22 +138,23 @@ class Repeater:
         self,
         channel: Channel,
         publications: Sequence[Publication],
-        touched: list[Outbox] | None = None,
+        touched: dict[Outbox, None] | None = None,
     ) -> None:
-        """Move the channel on; before a gap in its stream, end the subscriptions that promise one.
+        """Move the channel on; before a gap, end the live subscriptions that promise none.
 
-        With `touched` the chunks are only pushed, and the outboxes listed for one flush each.
+        Those that join or are ahead go by a position of their own, which the gap may not touch.
+        With `touched` the chunks are only pushed, and the outboxes noted for one flush each.
         """
         for run in channel.advance(publications):
             if run.gap_before:
                 self._gaps += 1
-                for subscription in tuple(channel.subscriptions()):
+                for subscription in tuple(channel.live()):
                     if subscription.positioned:
                         subscription.client.lose_position(subscription)
             await self._deliver(channel, run.publications, touched)
 
     async def _deliver(
-        self, channel: Channel, run: Sequence[Publication], touched: list[Outbox] | None
+        self, channel: Channel, run: Sequence[Publication], touched: dict[Outbox, None] | None
     ) -> None:
         """Encode once per codec, and give the chunks to every live listener of this moment.
 
@@ -142,47 +164,46 @@ class Repeater:
         groups = [(codec, group.copy()) for codec, group in channel.listeners.items()]
         base, channel.base, version = channel.base, run[-1], channel.version
         if caught_up is not None:
-            for subscription in caught_up.lost:
-                subscription.client.lose_position(subscription)
-            for subscription, piece in caught_up.pieces:
-                self._give_piece(subscription, piece, touched)
             for subscription in caught_up.reached:
                 channel.add(subscription)
+            for subscription in caught_up.lost:
+                subscription.client.lose_position(subscription)
+            for codec, group, piece in caught_up.pieces:
+                # They had no base from fan-out; nor have all of them the run's last for one.
+                chunks = Chunks.of(codec, piece, None)
+                await self._give_group(channel, version, group, chunks, touched)
         for codec, group in groups:
-            if channel.version != version:
-                group = self._remaining(channel, codec, group)
-            await self._give_group(channel, codec, group, Chunks.of(codec, run, base), touched)
-
-    def _give_piece(
-        self, subscription: Subscription, piece: Sequence[Publication], touched: list[Outbox] | None
-    ) -> None:
-        """One listener gets what it has not had from its history; without a base to rely on."""
-        chunks = Chunks.of(subscription.codec, piece, None)
-        self._give((subscription.client.outbox,), chunks, touched)
+            chunks = Chunks.of(codec, run, base)
+            await self._give_group(channel, version, group, chunks, touched)
+            if codec.following is not codec:
+                for subscription in _remaining(group).values():
+                    channel.recode(subscription, codec.following)
 
     async def _give_group(
         self,
         channel: Channel,
-        codec: Codec,
+        version: int,
         group: Group,
         chunks: Chunks,
-        touched: list[Outbox] | None,
+        touched: dict[Outbox, None] | None,
     ) -> None:
+        """Give chunks to those of a group, of this version, that listen still to the end."""
+        if channel.version != version:
+            group = _remaining(group)
         outboxes, version, start = tuple(group), channel.version, 0
         while start < len(outboxes):
             self._give(outboxes[start : start + _SLICE], chunks, touched)
             start += _SLICE
             if await self._gave_way() and channel.version != version:
                 # Somebody left meanwhile: they must not hear what they left.
-                due = {outbox: group[outbox] for outbox in outboxes[start:]}
-                outboxes = tuple(self._remaining(channel, codec, due))
-                version, start = channel.version, 0
-        if codec.following is not codec:
-            for subscription in self._remaining(channel, codec, group).values():
-                channel.recode(subscription, codec.following)
+                group = _remaining({outbox: group[outbox] for outbox in outboxes[start:]})
+                outboxes, version, start = tuple(group), channel.version, 0
 
     def _give(
-        self, outboxes: Sequence[Outbox], chunks: Chunks, touched: list[Outbox] | None
+        self,
+        outboxes: Sequence[Outbox],
+        chunks: Chunks,
+        touched: dict[Outbox, None] | None,
     ) -> None:
         if touched is None:
             for chunk in chunks.bytes:
@@ -191,16 +212,11 @@ class Repeater:
         else:
             for outbox in outboxes:
                 for chunk in chunks.bytes:
-                    if outbox.push(chunk):
-                        touched.append(outbox)
+                    outbox.push(chunk)
+            # Also those in which a reply waits already: its command may take long.
+            touched.update(dict.fromkeys(outboxes))
         self._deliveries += len(outboxes) * chunks.publications
         self._bytes_out += len(outboxes) * chunks.size
-
-    @staticmethod
-    def _remaining(channel: Channel, codec: Codec, group: Group) -> Group:
-        """Those who listen still, and by the same subscription."""
-        now = channel.listeners.get(codec, {})
-        return {outbox: one for outbox, one in group.items() if now.get(outbox) is one}
 
     async def _announce(self, announcement: Announcement) -> None:
         """Push a join or leave to those who asked for it."""
@@ -208,9 +224,9 @@ class Repeater:
         if channel is None:
             return
         chunks: dict[Codec, bytes] = {}
-        for number, subscription in enumerate(tuple(channel.answered())):
-            client = subscription.client
-            if subscription.join_leave and client.channels.get(channel.name) is subscription:
+        for number, subscription in enumerate(tuple(channel.subscriptions())):
+            if subscription.join_leave and channel.hears(subscription):
+                client = subscription.client
                 chunk = chunks.get(client.codec)
                 if chunk is None:
                     chunk = chunks[client.codec] = client.codec.announcement(announcement)
@@ -231,3 +247,8 @@ class Repeater:
         await trio.lowlevel.checkpoint()
         self._turn_ends = perf_counter() + self._budget
         return True
+
+
+def _remaining(group: Group) -> Group:
+    """Those who listen still, and by the same subscription."""
+    return {outbox: one for outbox, one in group.items() if not one.ended}

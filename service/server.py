@@ -10,21 +10,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
 from service import __version__
-from service.assembly import open_configured_node
-from service.config import Settings
+from service.assembly import Assembly, open_assembly
+from service.config import Changes, ConfigError, CurrentSettings, Settings
 from service.door import Door, open_listeners
 from service.handover import Handover
-from service.log import get_logger
+from service.log import configure_log, get_logger
 from service.node import Node
 from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
+
+# Not on every system.
+_RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 
 
 class ServeError(Exception):
@@ -34,11 +38,20 @@ class ServeError(Exception):
 class Server:
     """A running server. Made and ended by `open_server`."""
 
-    def __init__(self, node: Node, door: Door, port: int) -> None:
-        self.node = node
+    def __init__(self, assembly: Assembly, door: Door, port: int) -> None:
+        self.node = assembly.node
+        self._assembly = assembly
         self.door = door
         self.port = port
         """The port that it listens on: the one asked for, or the free one for 0."""
+
+    async def reload(self, settings: Settings) -> Changes:
+        """Take over what of these can be without a restart; see `Assembly.reload`.
+
+        Raises:
+            ConfigError: they are refused, and the old ones stay.
+        """
+        return await self._assembly.reload(settings)
 
 
 @asynccontextmanager
@@ -52,19 +65,22 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     """
     listeners = _listen(settings)
     port = listeners[0].getsockname()[1]
+    current = CurrentSettings(settings)
     async with (
-        open_configured_node(settings) as node,
-        open_bundled(node, settings) as comments,
+        open_assembly(current) as assembly,
+        open_bundled(assembly.node, settings) as comments,
         trio.open_nursery() as connections,
     ):
-        handover = Handover(create_app(node, settings, comments), settings)
-        door = Door(node, handover, settings)
+        node = assembly.node
+        app = create_app(node, current, comments, door=lambda: door.statistics())
+        handover = Handover(app, settings)
+        door = Door(node, handover, current)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
                 for listener in listeners:
                     acceptors.start_soon(door.accept, listener, connections)
                 try:
-                    yield Server(node, door, port)
+                    yield Server(assembly, door, port)
                 finally:
                     accepting.cancel()
                     for listener in listeners:
@@ -93,27 +109,60 @@ async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float)
     deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
     with trio.CancelScope(shield=True, deadline=deadline):
         await node.shut_down()
+        door.drain()
         await handover.drain()
         await door.wait_empty()
     door.abort_all()
 
 
 async def serve(
-    settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    load: Callable[[], Settings] | None = None,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
+
+    Args:
+        settings: What to begin with.
+        load: Reads the settings again at a SIGHUP, those of the log for the whole process.
+            Without it that signal keeps its own meaning. May raise ConfigError.
+        task_status: Trio's.
 
     Raises:
         ServeError: the address can't be listened on.
     """
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    awaited = [signal.SIGINT, signal.SIGTERM]
+    if load is not None and _RELOAD is not None:
+        awaited.append(_RELOAD)
+    with trio.open_signal_receiver(*awaited) as signals:
         async with open_server(settings) as server:
             _announce(settings, server.port)
             task_status.started(server.port)
             async for number in signals:
-                _log.info("shutting down", signal=signal.Signals(number).name)
-                break
+                if load is None or number != _RELOAD:
+                    _log.info("shutting down", signal=signal.Signals(number).name)
+                    break
+                await _reload(server, load)
     _log.info("stopped")
+
+
+async def _reload(server: Server, load: Callable[[], Settings]) -> None:
+    """Read the configuration again, and say in one line what came of it. Names, no values."""
+    try:
+        settings = load()
+        changes = await server.reload(settings)
+    except ConfigError as error:
+        refusal = "the new configuration is refused, the old one stays"
+        _log.error(refusal, mistakes=list(error.lines))
+        return
+    configure_log(settings.log_level, settings.log_format)
+    say = _log.warning if changes.restart else _log.info
+    say(
+        "the configuration was read again",
+        applied=list(changes.live),
+        needs_restart=list(changes.restart),
+    )
 
 
 def _announce(settings: Settings, port: int) -> None:

@@ -13,11 +13,10 @@ from service.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
     DisconnectError,
-    ErrorCode,
     ReplyError,
 )
 from service.protocol.commands import PONG, Command, parse_commands
-from service.protocol.replies import Empty, Reply, encode_reply, failure
+from service.protocol.replies import Empty, Reply, encode_reply, failure_of
 
 _EMPTY = Empty()
 
@@ -62,7 +61,7 @@ class Session:
             try:
                 await self._answer(command)
             except ReplyError as error:
-                self._push(Reply(command.id, error=failure(error.code)))
+                self._push(Reply(command.id, error=failure_of(error)))
 
     def _push(self, reply: Reply) -> None:
         self._client.outbox.push(self._client.codec.message(encode_reply(reply)))
@@ -74,7 +73,7 @@ class Session:
             result, joinings = await connecting.connect(self._client, command.connect)
         except ReplyError as error:
             self._refused = True
-            self._push(Reply(command.id, error=failure(error.code)))
+            self._push(Reply(command.id, error=failure_of(error)))
             return
         self._push(Reply(command.id, connect=result))
         await connecting.go_live(self._client, joinings)
@@ -103,7 +102,8 @@ class Session:
             history = await asking.history(client, command.history)
             reply = Reply(command.id, history=history)
         elif command.rpc is not None:
-            raise ReplyError(ErrorCode.NOT_AVAILABLE)  # no back end is configured for calls
+            called = await asking.rpc(client, command.rpc)
+            reply = Reply(command.id, rpc=called)
         elif command.refresh is not None:
             refreshed = await connecting.refresh(client, command.refresh)
             reply = Reply(command.id, refresh=refreshed)

@@ -32,7 +32,7 @@ from service.protocol.commands import SubRefreshRequest, SubscribeRequest
 from service.protocol.filters import TagsFilter, check_filter, compile_filter
 from service.protocol.replies import RefreshResult, SubscribeResult, publication_result
 from service.publication import START, Publication, StreamPosition, embedded
-from service.recovery import Joined, join, recover, recover_newest
+from service.recovery import Joined, go_on, join, recover, recover_newest
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -59,31 +59,15 @@ class Wish:
 class Joining:
     """A subscription between its history and its life. Made by `open_subscription`."""
 
-    def __init__(self, subscription: Subscription, read: _Read | None, wish: Wish) -> None:
+    def __init__(self, subscription: Subscription, joined: Joined | None, wish: Wish) -> None:
         self.subscription = subscription
-        self._read = read
+        self.joined = joined
         self._wish = wish
-        self._joined: Joined | None = None
-        self._merged = 0  # of what gathered, in `_joined`
-
-    @property
-    def joined(self) -> Joined | None:
-        """History merged with what gathered up to now; None where there is no position.
-
-        Several subscriptions open one after the other: what gathers for the first while the
-        last one's history is read still belongs to its result.
-        """
-        if self._read is None:
-            return None
-        gathered = _gathered(self.subscription)
-        if self._joined is None or len(gathered) > self._merged:
-            self._joined, self._merged = self._read.joined(gathered), len(gathered)
-        return self._joined
 
     def result(self) -> SubscribeResult:
         """What the subscriber is told. With everything that it missed, or nothing of it."""
         subscription, joined, since = self.subscription, self.joined, self._wish.since
-        expires, ttl = time_left(subscription.client, subscription.expire_at)
+        expires, ttl = time_left(subscription.client, subscription)
         delta = subscription.codec.following is not subscription.codec
         result = SubscribeResult(
             expires=expires,
@@ -111,8 +95,30 @@ class Joining:
             publications=publications or None,
         )
 
+    @property
+    def reached(self) -> StreamPosition | None:
+        """Where the subscriber will be when it goes live now; None where there is no stream."""
+        if self.joined is None:
+            return None
+        return go_on(self.joined.position, self._gathered()).position
+
+    def absorb(self) -> Sequence[Publication]:
+        """Take what gathered of the stream since it was read; the caller tells it, not `finish`.
+
+        What does not follow stays, for `finish` to find the gap.
+        """
+        if self.joined is None:
+            return ()
+        gathered = self._gathered()
+        gone_on = go_on(self.joined.position, gathered)
+        self.joined = msgspec.structs.replace(self.joined, position=gone_on.position)
+        return [one for one in gone_on.publications if one.offset]
+
+    def _gathered(self) -> Sequence[Publication]:
+        return self.subscription.channel.joining.get(self.subscription, ())
+
     def finish(self) -> None:
-        """Go live: the reply is queued. What gathered and is in no stream comes right behind.
+        """Go live: the reply is queued. What gathered and is not in it comes right behind.
 
         Does nothing if the client, or the subscription, was ended meanwhile.
         """
@@ -121,14 +127,20 @@ class Joining:
         gathered = channel.joining.get(subscription)
         if gathered is None:
             return
-        position = None if self.joined is None else self.joined.position
+        rest: Sequence[Publication] = gathered
+        position, gap = None, False
+        if self.joined is not None:
+            gone_on = go_on(self.joined.position, gathered)
+            rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
         channel.go_live(subscription, position)
-        rest = [one for one in gathered if position is None or not one.offset]
+        client.subscribed(subscription)
         if rest:
             for chunk in subscription.codec.publications(rest, None):
                 client.outbox.push(chunk)
         if subscription.expire_at:
             client.expiry_changed()
+        if gap:
+            client.lose_position(subscription)
 
 
 async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
@@ -153,8 +165,9 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     if request.token:
         grant = await _grant_of_token(client, name, request.token)
     else:
-        node.channels.check_subscribe(name, client.user)
-        grant = SubscriptionGrant()
+        grant = await _grant_without_token(client, request, options)
+    if name in client.channels:  # by now: somebody else's doing
+        raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     since = StreamPosition(request.offset, request.epoch) if request.recover else None
     wish = Wish(
         positioned=request.positioned,
@@ -182,6 +195,27 @@ def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsF
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
     return request.tf
+
+
+async def _grant_without_token(
+    client: Client, request: SubscribeRequest, options: ChannelOptions
+) -> SubscriptionGrant:
+    """What the name, the back end or the options grant, whoever comes first (section 11)."""
+    node, name = client.node, request.channel
+    asked = options.subscribe_proxy_enabled
+    if not asked or node.channels.decided_by_name(name, client.user) is not None:
+        node.channels.check_subscribe(name, client.user)
+        return SubscriptionGrant()
+    backend = node.asks("subscribe")
+    if backend is None:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    try:
+        grant = await backend.subscribe(client.caller(), name, "", bytes(request.data))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    if 0 < grant.expire_at <= node.unix_time():
+        raise ReplyError(ErrorCode.EXPIRED)
+    return grant
 
 
 async def _grant_of_token(client: Client, channel: str, token: str) -> SubscriptionGrant:
@@ -217,8 +251,8 @@ async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
     """Carry out `sub_refresh`: a new token in place of one that expires (section 4.9).
 
     Raises:
-        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 109 for one
-            that has expired itself.
+        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 where the
+            back end is asked instead, 109 for a token that has expired itself.
         DisconnectError: 3500 for a token that is not this subscription's.
     """
     subscription = client.channels.get(request.channel)
@@ -226,10 +260,12 @@ async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
         raise ReplyError(ErrorCode.PERMISSION_DENIED)
     if not request.token:
         raise ReplyError(ErrorCode.BAD_REQUEST)
+    if client.node.renewals.covers(subscription):
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
     grant = await _grant_of_token(client, request.channel, request.token)
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     client.expiry_changed()
-    expires, ttl = time_left(client, grant.expire_at)
+    expires, ttl = time_left(client, subscription)
     return RefreshResult(expires, ttl)
 
 
@@ -240,8 +276,11 @@ async def open_subscription(
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
-        DisconnectError: 3004, when history or presence can't be had: the client comes back.
+        DisconnectError: 3004, when history or presence can't be had: the client comes back;
+            or the client was ended already, in the turn in which its last await went on.
     """
+    if client.end is not None:
+        raise DisconnectError(client.end)
     node = client.node
     options = node.channels.options(channel)
     codec = client.codec
@@ -253,13 +292,16 @@ async def open_subscription(
     subscription.server_side = wish.server_side
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     _settle(subscription, options, wish)
+    if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
+        wish = attrs.evolve(wish, since=START)
     try:
         await node.attendance.enter(subscription)
-        read = await _read(subscription, options, wish)
+        joined = await _read(subscription, options, wish)
     except BrokerError:
+        node.broker_errors["subscribe"] += 1
         client.unsubscribe(channel)
         raise DisconnectError(SERVER_ERROR) from None
-    return Joining(subscription, read, wish)
+    return Joining(subscription, joined, wish)
 
 
 def _settle(subscription: Subscription, options: ChannelOptions, wish: Wish) -> None:
@@ -289,48 +331,41 @@ def _either(override: bool | None, option: bool) -> bool:
     return option if override is None else override
 
 
-class _Read(msgspec.Struct, frozen=True):
-    """What a broker said of a stream's past, at one moment."""
-
-    publications: Sequence[Publication]
-    top: StreamPosition
-    since: StreamPosition | None = None
-    newest_only: bool = False
-
-    def joined(self, gathered: Sequence[Publication]) -> Joined:
-        """With what fan-out distributed since the subscriber joined."""
-        if self.newest_only:
-            found = self.publications
-            return recover_newest(self.since or START, found[0] if found else None, self.top)
-        if self.since is None:
-            return join(self.top, gathered)
-        return recover(self.since, self.publications, self.top, gathered)
+def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
+    """Whether recovery is of the newest publication only."""
+    return options.force_recovery_mode == "cache" and subscription.recoverable
 
 
-async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> _Read | None:
-    """History and position, where they are wanted."""
+async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
+    """History and position, where they are wanted, merged with what gathered meanwhile."""
     if not subscription.positioned:
         return None
     node, name, since = subscription.client.node, subscription.channel.name, wish.since
-    cached = options.force_recovery_mode == "cache" and subscription.recoverable
-    if cached and (since is not None or options.auto_cache_recover):
+    if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        return _Read(found, top, since, newest_only=True)
+        return recover_newest(since, found[0] if found else None, top)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
-        return _Read((), top)
-    found, top = await node.broker.history(
+        return join(top, _take_gathered(subscription))
+    history, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
-    return _Read(found, top, since)
+    return recover(since, history, top, _take_gathered(subscription))
 
 
-def _gathered(subscription: Subscription) -> list[Publication]:
-    return subscription.channel.joining.get(subscription, [])
+def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
+    """What gathered of the stream until now; what is in no stream stays for `finish`."""
+    gathered = subscription.channel.joining.get(subscription, [])
+    taken = [publication for publication in gathered if publication.offset]
+    gathered[:] = [publication for publication in gathered if not publication.offset]
+    return taken
 
 
-def time_left(client: Client, expire_at: int) -> tuple[bool, int]:
-    """Whether something expires, and in how many seconds; at least one, since 0 is left out."""
-    if not expire_at:
+def time_left(client: Client, target: Client | Subscription) -> tuple[bool, int]:
+    """Whether the client has to refresh something, and in how many seconds.
+
+    At least one, since 0 is left out.
+    """
+    if not target.expire_at or client.node.renewals.covers(target):
         return False, 0
-    return True, max(1, int(expire_at - client.node.unix_time()))
+    return True, max(1, int(target.expire_at - client.node.unix_time()))

@@ -33,6 +33,10 @@ class MemoryTransport:
         self.aborted = False
         self.released = False
 
+    def address(self) -> str:
+        """Nowhere."""
+        return ""
+
     def write(self, chunk: bytes) -> int:
         """Keep the chunk; after `abort`, refuse it as a closed socket does."""
         if self.aborted:
@@ -128,6 +132,8 @@ async def connect(
         try:
             for channel in channels:
                 client.subscribe(channel)
+            if ready:
+                node.connection_log.connected(client)
             yield client
         finally:
             await client.leave()

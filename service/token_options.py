@@ -78,7 +78,7 @@ class TokenOptions:
             raise ValueError("issuer and issuer_regex exclude each other")
         if self.hmac_previous_secret_key and not self.hmac_secret_key:
             raise ValueError("hmac_previous_secret_key needs an hmac_secret_key")
-        if self.jwks_url and not _is_http(self.jwks_url):
+        if self.jwks_url and not is_http(self.jwks_url):
             raise ValueError("jwks_url must be an http or https address")
         if not self.user_id_claim:
             raise ValueError("user_id_claim must not be empty")
@@ -95,7 +95,8 @@ class TokenOptions:
         )
 
 
-def _is_http(url: str) -> bool:
+def is_http(url: str) -> bool:
+    """Whether this is an address with a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -43,7 +43,7 @@ class UnidirectionalSession:
 
     async def receive(self, message: bytes | str) -> None:
         """The first message is the connect request; what comes later is not listened to."""
-        if self._client.ready:
+        if self._client.ready or self._client.end is not None:
             return
         try:
             if isinstance(message, str):

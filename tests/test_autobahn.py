@@ -30,7 +30,7 @@ from service.testing import open_test_node
 from service.transports import websocket
 from service.transports.websocket import WebSocketTransport
 
-pytestmark = pytest.mark.autobahn
+pytestmark = [pytest.mark.autobahn, pytest.mark.timeout(60)]
 
 # 1 framing, 2 pings and pongs, 3 reserved bits, 4 opcodes, 5 fragments, 6 UTF-8, 7 closing,
 # 10 automatic fragmentation. Left out:
@@ -38,9 +38,12 @@ pytestmark = pytest.mark.autobahn
 #   12, 13  are permessage-deflate, which is never negotiated: a frame is encoded once for all.
 CASES = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*")
 
+CONCURRENCY = 16
+SECOND_TRIES = 5
+
 # kosoku runs on asyncio, hence a process of its own.
 RUN = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 from kosoku import FailureError, run_fuzzingclient
 
 def outcome(case):
@@ -53,12 +56,13 @@ def outcome(case):
         f"{case.description} {case.result_close}; got {case.received}",
     }
 
-async def main(url, *cases):
+async def main(url, concurrency, *cases):
     try:
-        results = await run_fuzzingclient(url, cases, concurrency=16)
+        results = await run_fuzzingclient(url, cases, concurrency=int(concurrency))
     except FailureError as error:
         results = error.results
-    print(json.dumps([outcome(case) for case in results]))
+    print(json.dumps([outcome(case) for case in results]), flush=True)
+    os._exit(0)  # Its threads may outlive the interpreter, which aborts then.
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -73,10 +77,20 @@ class Outcome(msgspec.Struct, frozen=True):
     text: str
 
 
-async def run_cases(url: str) -> Sequence[Outcome]:
-    command = [sys.executable, "-c", RUN, url, *CASES]
+async def run_cases(url: str, cases: Sequence[str], concurrency: int) -> Sequence[Outcome]:
+    command = [sys.executable, "-c", RUN, url, str(concurrency), *cases]
     done = await trio.run_process(command, capture_stdout=True)
     return msgspec.convert(json.loads(done.stdout), list[Outcome])
+
+
+async def failures(url: str, outcomes: Sequence[Outcome]) -> Sequence[str]:
+    """What is said of the failed ones, after a second try of each by itself.
+
+    The cases have deadlines of a second or three, which a busy machine may miss.
+    """
+    failed = [outcome.id for outcome in outcomes if not outcome.passed]
+    again = await run_cases(url, failed, 1) if 0 < len(failed) <= SECOND_TRIES else outcomes
+    return [outcome.text for outcome in again if not outcome.passed]
 
 
 ECHO = Codec("echo", say=say_data, wrap=None, frame=text_frame, ping=None)
@@ -126,15 +140,16 @@ async def test_the_transport_passes_every_case(monkeypatch: pytest.MonkeyPatch) 
     """All of 1 to 7 and 10, 247 cases, against an echo."""
     monkeypatch.setitem(websocket._CONVERSATIONS, ECHO, Echo)
     async with echo_server() as url:
-        outcomes = await run_cases(url)
-    assert not [outcome.text for outcome in outcomes if not outcome.passed]
-    assert len(outcomes) == 247
+        outcomes = await run_cases(url, CASES, CONCURRENCY)
+        assert len(outcomes) == 247
+        assert not await failures(url, outcomes)
 
 
 async def test_the_endpoint_passes_what_needs_no_echo() -> None:
     """The Centrifugo endpoint, which answers a stray message with 3501, passes the other 140."""
     async with open_server(load_settings(dev=True, port=0)) as server:
-        outcomes = await run_cases(f"ws://127.0.0.1:{server.port}/connection/websocket")
-    asked = [outcome for outcome in outcomes if not outcome.echo]
-    assert not [outcome.text for outcome in asked if not outcome.passed]
-    assert len(asked) == 140
+        url = f"ws://127.0.0.1:{server.port}/connection/websocket"
+        outcomes = await run_cases(url, CASES, CONCURRENCY)
+        asked = [outcome for outcome in outcomes if not outcome.echo]
+        assert len(asked) == 140
+        assert not await failures(url, asked)

@@ -9,6 +9,7 @@ import attrs
 import click
 import pytest
 
+from service.callback_options import CallbackOptions
 from service.cli import main
 from service.config import ConfigError, Settings, load_settings
 from service.config.settings import _LEAST, _LIVE
@@ -264,7 +265,9 @@ def test_every_channel_option_reaches_its_channels(name: str) -> None:
         **{f"allow_{action}_for_client": True for action in ("presence", "history")},
     }  # fmt: skip
     value = changed(getattr(ChannelOptions(), name))
-    options = load_settings(namespaces={"chat": needed | {name: value}}).node_options()
+    urls = {f"{kind}_url": "http://app" for kind in ("subscribe", "publish", "sub_refresh")}
+    settings = load_settings(namespaces={"chat": needed | {name: value}}, callbacks=urls)
+    options = settings.node_options()
     found = getattr(options.namespaces["chat"], name)
     assert getattr(found, "pattern", found) == (
         frozenset({"fossil"}) if isinstance(value, list) else value
@@ -276,7 +279,7 @@ def test_rules_name_fields_that_there_are() -> None:
     """The tables of least values and of what can be reloaded hold no forgotten name."""
     known = {
         one.name
-        for options in (NodeOptions, ChannelOptions, TokenOptions)
+        for options in (NodeOptions, ChannelOptions, TokenOptions, CallbackOptions)
         for one in attrs.fields(options)
     }
     assert not {*_LEAST, *_LIVE} - known
@@ -385,6 +388,19 @@ def test_every_mistake_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[token]\naudience = 'a'\naudience_regex = 'a'", "token"),
         ("[token]\nhmac_previous_secret_key = 'x'", "token"),
         ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token"),
+        ("[callbacks]\nrpc_url = 'ftp://x'", "callbacks"),
+        ("[callbacks]\nevent_url = 'http://x'", "callbacks"),
+        ("[callbacks]\nforward_headers = ['Host']", "callbacks"),
+        ("[callbacks]\nforward_emulated_headers = ['a b']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404=2000']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['404=104', '404=103']", "callbacks"),
+        ("[callbacks]\nstatus_codes = ['200=104']", "callbacks"),
+        ("[channel]\npublish_proxy_enabled = true", "channel.publish_proxy_enabled"),
+        (
+            "[namespaces.chat]\nsubscribe_proxy_enabled = true",
+            "namespaces.chat.subscribe_proxy_enabled",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(text: str, name: str) -> None:
@@ -449,6 +465,24 @@ def test_token_secrets_are_in_the_clear_for_the_verifier_only() -> None:
     assert (options.hmac_secret_key, options.jwks_ttl) == ("hunter2", 300.0)
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def test_callbacks_arrive_as_options() -> None:
+    """The table becomes `CallbackOptions`: lists from variables too, the secret in no print."""
+    assert Settings().callback_options() == CallbackOptions()
+    settings = load_settings(
+        callbacks={
+            "rpc_url": "http://app/rpc", "secret": "hunter2", "timeout": "2s",
+            "forward_headers": "Cookie, X-Trace", "status_codes": "404=104,403=4500",
+        }
+    )  # fmt: skip
+    options = settings.callback_options()
+    assert options.secret == "hunter2"
+    assert "hunter2" not in f"{settings!r} {options!r}"
+    assert options.kinds == {"rpc"}
+    assert options.timeout == 2
+    assert options.forward_headers == {"cookie", "x-trace"}
+    assert options.meanings == {404: 104, 403: 4_500}
 
 
 def test_subscription_tokens_are_proven_as_others_unless_they_have_a_table() -> None:

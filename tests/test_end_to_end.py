@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from service.config import load_settings
 from service.server import Server, open_server
@@ -279,3 +280,13 @@ def test_the_command_serves_and_ends() -> None:
         assert b'"offset": 1' in done.stdout
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+async def test_a_server_may_end_at_once() -> None:
+    """Shutting down before the first turn of the acceptors, or just when somebody comes."""
+    async with running():
+        pass
+    async with running() as server:
+        await trio.testing.wait_all_tasks_blocked()
+        with socket.create_connection(("127.0.0.1", server.port)):
+            await trio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from http import HTTPStatus
 
 import pytest
@@ -126,3 +127,15 @@ def test_protobuf_by_address() -> None:
     assert wants_protobuf({"format": ["protobuf"]})
     assert wants_protobuf({"cf_protocol": ["protobuf"]})
     assert not wants_protobuf({"format": ["json"]})
+
+
+def test_nothing_is_left_to_the_garbage_collector() -> None:
+    """A mass reconnect's handshakes are freed at once, with the requests that they answered."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            answer(head("Sec-WebSocket-Protocol: centrifuge-json"))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from time import perf_counter
+
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from service.intake import Intake
@@ -117,3 +122,46 @@ async def test_close_wakes_publishers() -> None:
         nursery.start_soon(publish)
         await wait_all_tasks_blocked()
         intake.close()
+
+
+async def test_age_of_the_oldest() -> None:
+    """A batch says since when its oldest event waits: exactly, where the queue was empty."""
+    intake = Intake(10, 1_000)
+    before = perf_counter()
+    intake.put_nowait(publication())
+    after = perf_counter()
+    intake.put_nowait(publication())
+    await intake.take_batch()
+    assert before <= intake.batch_since <= after
+    intake.put_nowait(publication())
+    await intake.take_batch()
+    assert intake.batch_since >= after
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_age_is_bounded_by_the_batch_before(puts: list[int]) -> None:
+    """An event that waited through others' batches counts from the last take before it came.
+
+    Never later than it came, and never earlier than that take, or the empty queue's first event.
+    """
+
+    async def check() -> None:
+        intake = Intake(1_000, 2)
+        came: deque[tuple[float, float]] = deque()  # earliest and latest that may be said
+        taken = 0.0
+        for number in [*puts, *([0] * sum(puts))]:
+            for _ in range(number):
+                earliest = taken if came else perf_counter()
+                intake.put_nowait(publication())
+                came.append((earliest, perf_counter()))
+            if came:
+                begin = perf_counter()
+                batch = await intake.take_batch()
+                earliest, latest = came[0]
+                assert earliest <= intake.batch_since <= latest
+                for _ in batch:
+                    came.popleft()
+                taken = begin
+        assert not intake._marks
+
+    trio.run(check)

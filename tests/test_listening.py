@@ -268,6 +268,10 @@ class Dawdling(MemoryBroker):
             nursery.start_soon(self._forward, intake)
             await super().run(self)
 
+    def check_room(self) -> None:
+        assert self._sink is not None
+        self._sink.check_room()
+
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()
 

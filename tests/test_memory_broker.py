@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -14,7 +16,7 @@ from service.brokers.memory import MemoryBroker
 from service.intake import Intake
 from service.interfaces import Broker
 from service.options import ChannelOptions
-from service.publication import Publication, StreamPosition
+from service.publication import Announcement, ClientInfo, Publication, StreamPosition
 
 MakeBroker = Callable[[], Broker]
 BROKERS: dict[str, MakeBroker] = {"memory": lambda: MemoryBroker(idempotency_ttl=30)}
@@ -225,3 +227,132 @@ class TestBroker:
                     taken += [one.offset for one in await take(intake)]
             assert taken == list(range(1, 51))
             assert [one.offset for one in (await broker.history("c", options))[0]] == taken
+
+    async def test_reverse(self, make: MakeBroker) -> None:
+        """Newest first, those before the position, at most `limit`."""
+        async with running(make) as (broker, _):
+            for number in range(1, 6):
+                top = await broker.publish(event(b"%d" % number), OPTIONS)
+            assert top is not None
+
+            async def read(since: int | None, limit: int | None) -> list[int]:
+                position = None if since is None else StreamPosition(since, top.epoch)
+                found, at = await broker.history(
+                    "c", OPTIONS, since=position, limit=limit, reverse=True
+                )
+                assert at == top
+                return [one.offset for one in found]
+
+            assert await read(None, None) == [5, 4, 3]
+            assert await read(None, 2) == [5, 4]
+            assert await read(5, None) == [4, 3]
+            assert await read(5, 1) == [4]
+            assert await read(3, None) == []
+            assert await read(99, None) == [5, 4, 3]
+            assert await read(0, None) == []
+
+    async def test_removed_history(self, make: MakeBroker) -> None:
+        """The publications are gone, the numbers go on; an unseen channel has nothing to remove."""
+        async with running(make) as (broker, _):
+            await broker.remove_history("unseen")
+            top = await broker.publish(event(), OPTIONS)
+            assert top is not None
+            await broker.remove_history("c")
+            assert await broker.history("c", OPTIONS) == ((), top)
+            assert await broker.publish(event(b"2"), OPTIONS) == StreamPosition(2, top.epoch)
+            found, _ = await broker.history("c", OPTIONS, since=StreamPosition(0, top.epoch))
+            assert [one.offset for one in found] == [2]
+
+    async def test_history_size_follows_the_options(self, make: MakeBroker) -> None:
+        """With the next publication a channel keeps as many as its options say by then."""
+        async with running(make) as (broker, _):
+            for size, kept in ((3, [1]), (3, [1, 2]), (1, [3]), (4, [3, 4])):
+                options = attrs.evolve(OPTIONS, history_size=size)
+                await broker.publish(event(), options)
+                found, _ = await broker.history("c", options)
+                assert [one.offset for one in found] == kept
+
+    async def test_announcement(self, make: MakeBroker) -> None:
+        """A join is handed on in its turn, is in no history, and waits for room like the rest."""
+        async with running(make, room=2) as (broker, intake), trio.open_nursery() as nursery:
+            joined = Announcement("c", ClientInfo("ann", "1"), joined=True)
+            await broker.publish(event(b"1"), OPTIONS)
+            await broker.announce(joined)
+            nursery.start_soon(broker.announce, joined)
+            await wait_all_tasks_blocked()
+            assert len(intake) == 2
+            first, second = await intake.take_batch()
+            assert (first.data, second) == (b"1", joined)
+            assert await intake.take_batch() == [joined]
+            found, top = await broker.history("c", OPTIONS)
+            assert (len(found), top.offset) == (1, 1)
+
+    async def test_what_travels_is_kept(self, make: MakeBroker) -> None:
+        """Tags, info and the wish for a difference are in history as they were published."""
+        async with running(make) as (broker, intake):
+            info = ClientInfo("ann", "1", msgspec.Raw(b"{}"))
+            sent = Publication("c", b"1", tags={"k": "v"}, info=info, delta=True)
+            await broker.publish(sent, OPTIONS)
+            (taken,) = await take(intake)
+            ((kept,), top) = await broker.history("c", OPTIONS)
+            assert kept == taken
+            assert kept == msgspec.structs.replace(sent, offset=1, epoch=top.epoch)
+
+    async def test_any_page(self, make: MakeBroker) -> None:
+        """Whatever is kept and asked for: the right ones, in the right order, and the top."""
+        chance = random.Random(1)
+        async with running(make, room=10_000) as (broker, _):
+            options, published = attrs.evolve(OPTIONS, history_size=1_500), 0
+            for _ in range(200):
+                for _ in range(chance.choice((0, 1, 50))):
+                    await broker.publish(event(), options)
+                    published += 1
+                if chance.random() < 0.02:
+                    await broker.remove_history("c")
+                    options = attrs.evolve(options, history_size=chance.choice((5, 1_200)))
+                found, top = await broker.history("c", options)
+                kept = [one.offset for one in found]
+                assert kept == list(range(published - len(kept) + 1, published + 1))
+                since = chance.randint(0, published + 2)
+                limit = chance.choice((None, 0, 1, 7, 1_100))
+                for reverse in (False, True):
+                    found, at = await broker.history(
+                        "c",
+                        options,
+                        since=StreamPosition(since, top.epoch),
+                        limit=limit,
+                        reverse=reverse,
+                    )
+                    wanted = [one for one in kept if (one < since if reverse else one > since)]
+                    wanted = wanted[::-1] if reverse else wanted
+                    assert [one.offset for one in found] == wanted[:limit]
+                    assert at == top
+
+
+async def test_what_expired_is_forgotten(autojump_clock: MockClock) -> None:
+    """After the meta TTL nothing of a channel or of an idempotency key is held any more."""
+    async with running(lambda: MemoryBroker(idempotency_ttl=30)) as (broker, _):
+        assert isinstance(broker, MemoryBroker)
+        for number in range(5):
+            await broker.publish(event(channel=f"c{number}"), OPTIONS, idempotency_key="k")
+        await broker.history("only read", OPTIONS)
+        await trio.sleep(700)
+        assert not broker._streams
+        assert not broker._due
+        assert not broker._results
+
+
+async def test_stream_that_is_published_into_lives_on(autojump_clock: MockClock) -> None:
+    """Each publication moves both expiries; the sweep finds each stream again."""
+    async with running(lambda: MemoryBroker(), room=100) as (broker, _):
+        epochs = set()
+        for _ in range(20):
+            position = await broker.publish(event(), OPTIONS)
+            assert position is not None
+            epochs.add(position.epoch)
+            await trio.sleep(500)
+        assert len(epochs) == 1
+        assert position == StreamPosition(20, *epochs)
+        await trio.sleep(200)
+        assert isinstance(broker, MemoryBroker)
+        assert not broker._streams

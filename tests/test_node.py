@@ -17,6 +17,16 @@ from service.testing import MemoryTransport, StallingTransport, connect, open_te
 class StuckBroker(MemoryBroker):
     """Never has room."""
 
+    def publish_nowait(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> StreamPosition | None:
+        raise trio.WouldBlock
+
     async def publish(
         self,
         publication: Publication,
@@ -50,6 +60,34 @@ async def test_bad_channel_is_refused(channel: str) -> None:
     async with open_test_node() as node:
         with pytest.raises(ReplyError, match="107"):
             await node.publish(Publication(channel, b"1"))
+
+
+async def test_publish_nowait() -> None:
+    """Publishes at once, or not at all: full, and back ends that must wait, are told apart."""
+    event = Publication("news", b"1")
+    transport = MemoryTransport()
+    async with open_test_node(NodeOptions(intake_limit=2)) as node:
+        async with connect(node, transport, ["news"]):
+            await wait_all_tasks_blocked()  # the broker runs
+            first, second = node.publish_nowait(event), node.publish_nowait(event)
+            assert first is not None
+            assert second is not None
+            assert (first.offset, second.offset) == (1, 2)
+            with pytest.raises(trio.WouldBlock):
+                node.publish_nowait(event)
+            await wait_all_tasks_blocked()
+            assert transport.sent == [b"1", b"1"]
+            third = node.publish_nowait(event)
+            assert third is not None
+            assert third.offset == 3  # the refused one was not numbered
+        with pytest.raises(ReplyError):
+            node.publish_nowait(Publication("", b"1"))
+        node._intake.close()
+        with pytest.raises(IntakeFullError):
+            node.publish_nowait(event)
+    async with open_test_node(broker=StuckBroker()) as node:
+        with pytest.raises(trio.WouldBlock):
+            node.publish_nowait(event)
 
 
 async def test_publish_after_the_end_of_taking() -> None:

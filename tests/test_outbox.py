@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -242,3 +243,20 @@ async def test_close_drops_everything() -> None:
         assert not transport.sent
         assert not bench.room.nursery.child_tasks
         assert not bench.cuts
+
+
+async def test_closed_outbox_lets_go_of_its_client() -> None:
+    """The two refer to each other while it lives, and to nobody afterwards: it is freed at once."""
+
+    class Owner:
+        def cut(self, _disconnect: Disconnect) -> None:
+            raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        owner = Owner()
+        room = BacklogRoom(nursery, limit=10_000, write_timeout=5)
+        outbox = Outbox(MemoryTransport(), room, owner.cut)
+        freed = weakref.ref(owner)
+        outbox.close()
+        del owner
+        assert freed() is None

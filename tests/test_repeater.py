@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from service.client import Client
-from service.errors import SLOW
+from service.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
+from service.hub import Subscription
 from service.node import Node
-from service.options import NodeOptions
+from service.options import ChannelOptions, NodeOptions
+from service.protocol import codecs
 from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
+from service.protocol.filters import Predicate, TagsFilter
 from service.protocol.frames import text_frame
-from service.publication import Publication
+from service.publication import Announcement, Publication, StreamPosition
 from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from tests.conversation import Talk, TestBroker, talking
 
 
 class WatchedTransport(MemoryTransport):
@@ -180,3 +186,327 @@ async def test_stalled_client_does_not_disturb_the_others() -> None:
         assert stalled.aborted
     assert b"".join(healthy.sent) == text_frame(b"x" * 98) * 50
     assert not stalled.sent
+
+
+def numbered(*offsets: int, epoch: str = "e", channel: str = "c") -> list[Publication]:
+    return [Publication(channel, b"%d" % one, offset=one, epoch=epoch) for one in offsets]
+
+
+def hand_over(node: Node, *publications: Publication) -> None:
+    """Into fan-out as one batch, as a broker's hand-over may have spoilt it."""
+    for publication in publications:
+        node._intake.put_nowait(publication)
+
+
+def counting_codec(said: list[Publication]) -> Codec:
+    def say(publication: Publication) -> bytes:
+        said.append(publication)
+        return say_data(publication)
+
+    return Codec("counting", say=say, wrap=None, frame=text_frame, ping=None)
+
+
+def go_ahead(client: Client, offset: int) -> Subscription:
+    """Have a client listen whose history reaches further than fan-out."""
+    subscription = client.node.hub.join(client, "c", client.codec)
+    subscription.positioned = True
+    subscription.channel.go_live(subscription, StreamPosition(offset, "e"))
+    return subscription
+
+
+async def test_thousands_become_live_by_one_chunk() -> None:
+    """5,000 that were ahead get the run that follows as one object, encoded once."""
+    said: list[Publication] = []
+    codec = counting_codec(said)
+    async with open_test_node() as node, AsyncExitStack() as stack:
+        transports = [MemoryTransport(codec) for _ in range(5_000)]
+        for transport in transports:
+            go_ahead(await stack.enter_async_context(connect(node, transport)), 4)
+        hand_over(node, *numbered(5, 6))
+        await wait_all_tasks_blocked()
+        assert len(said) == 2
+        assert transports[0].sent == [text_frame(b"5") + text_frame(b"6")]
+        assert all(transport.sent[0] is transports[0].sent[0] for transport in transports)
+        channel = node.hub.channels["c"]
+        assert not channel.ahead
+        assert len(list(channel.live())) == 5_000
+        for client in tuple(node.hub.clients):
+            client.unsubscribe("c")
+
+
+async def test_thousands_ahead_share_what_has_no_offset() -> None:
+    """Before the first numbered publication all are ahead; what is in no stream is encoded once."""
+    said: list[Publication] = []
+    codec = counting_codec(said)
+    async with open_test_node() as node, AsyncExitStack() as stack:
+        transports = [MemoryTransport(codec) for _ in range(1_000)]
+        for transport in transports:
+            go_ahead(await stack.enter_async_context(connect(node, transport)), 0)
+        hand_over(node, Publication("c", b"x"))
+        await wait_all_tasks_blocked()
+        assert len(said) == 1
+        assert all(transport.sent[0] is transports[0].sent[0] for transport in transports)
+        hand_over(node, *numbered(1))
+        await wait_all_tasks_blocked()
+        assert all(transport.sent[1] is transports[0].sent[1] for transport in transports)
+
+
+async def test_within_a_run_only_the_rest_is_given() -> None:
+    """Who has a part of the run from history gets the rest of it, then everything."""
+    one, other = MemoryTransport(), MemoryTransport()
+    async with (
+        open_test_node() as node,
+        connect(node, one) as first,
+        connect(node, other) as second,
+    ):
+        go_ahead(first, 2)
+        go_ahead(second, 5)
+        hand_over(node, *numbered(1, 2, 3), Publication("c", b"x"), *numbered(4))
+        await wait_all_tasks_blocked()
+        hand_over(node, *numbered(5, 6))
+        await wait_all_tasks_blocked()
+    assert one.sent == [b"3", b"x", b"4", b"5", b"6"]
+    assert other.sent == [b"x", b"6"]
+
+
+async def test_who_is_cut_by_its_part_is_gone() -> None:
+    """A client whose socket fails while it is given its part does not come back to the channel."""
+
+    class BrokenTransport(MemoryTransport):
+        def write(self, chunk: bytes) -> int:
+            raise OSError("gone")
+
+    async with open_test_node() as node:
+        async with connect(node, BrokenTransport()) as client:
+            go_ahead(client, 2)
+            hand_over(node, *numbered(2, 3))
+            await wait_all_tasks_blocked()
+        assert client.end == WRITE_ERROR
+        assert not node.hub.channels
+
+
+async def test_all_can_be_lost_at_once() -> None:
+    """When all listeners of a channel were ahead and are lost, each is told and fan-out goes on."""
+    async with open_test_node() as node, talking(node) as one, talking(node) as other:
+        for talk in (one, other):
+            go_ahead(talk.client, 2)
+        hand_over(node, *numbered(9))
+        for talk in (one, other):
+            (ended,) = await talk.pushes("unsubscribe")
+            assert ended == {"code": 2500, "reason": "insufficient state"}
+        assert not node.hub.channels
+        await one.subscribe(positioned=True)
+        await node.publish(Publication("c", b"1"))
+        assert await one.data() == [1]
+
+
+async def test_plain_client_is_not_told_of_an_end() -> None:
+    """A client that hears nothing but publications is sent nothing, not even nothing."""
+    transport = MemoryTransport()
+    async with open_test_node() as node, connect(node, transport, ["c"]) as client:
+        client.end_subscription(client.channels["c"], SERVER_UNSUBSCRIBE)
+    assert transport.sent == []
+
+
+async def test_gap_disturbs_only_who_asked_for_positions() -> None:
+    """Positioned: 2500, or 3010 by the server's own subscription. The others hear what there is."""
+    plain = MemoryTransport()
+    broker = TestBroker(lambda event: [] if event.data == b"2" else [event])
+    async with (
+        open_test_node(broker=broker) as node,
+        connect(node, plain, ["c"]),
+        talking(node) as positioned,
+        talking(node) as careless,
+        trio.open_nursery() as nursery,
+    ):
+        ended: list[Talk] = []
+
+        async def be_served() -> None:
+            async with talking(node, connected=False) as served:
+                ended.append(served)
+                await served.connect(subs={"c": {}})
+                await trio.sleep_forever()
+
+        nursery.start_soon(be_served)
+        await positioned.subscribe(positioned=True)
+        await careless.subscribe()
+        for talk in (positioned, careless):
+            await talk.news()
+        for number in (b"1", b"2", b"3", b"4"):
+            await node.publish(Publication("c", number))
+            await wait_all_tasks_blocked()
+        assert plain.sent == [b"1", b"3", b"4"]
+        assert await careless.data() == [1, 3, 4]
+        pushes = await positioned.pushes()
+        assert [push.get("unsubscribe", {}).get("code") for push in pushes] == [None, 2500]
+        assert await ended[0].data() == [1]
+        assert ended[0].transport.closed_with == INSUFFICIENT_STATE
+        assert node.statistics().repeater.gaps == 1
+
+
+async def test_doubled_hand_over_disturbs_nobody() -> None:
+    """A publication that is handed over twice is heard once, and ends no subscription."""
+    broker = TestBroker(lambda event: [event, event])
+    async with open_test_node(broker=broker) as node, talking(node) as talk:
+        await talk.subscribe(positioned=True)
+        for number in (b"1", b"2", b"3"):
+            await node.publish(Publication("c", number))
+        assert await talk.data() == [1, 2, 3]
+        assert "c" in talk.client.channels
+
+
+async def test_resubscribed_during_a_fan_out() -> None:
+    """Who leaves and comes back while others are written to has it from history, and not twice."""
+    options = NodeOptions(fanout_budget=0)
+    async with (
+        trio.open_nursery() as nursery,
+        open_test_node(options) as node,
+        AsyncExitStack() as stack,
+    ):
+        first = WatchedTransport(nursery)
+        await stack.enter_async_context(connect(node, first, ["c"]))
+        for _ in range(100):
+            await stack.enter_async_context(connect(node, MemoryTransport(), ["c"]))
+        talk = await stack.enter_async_context(talking(node))
+        result = await talk.subscribe(recoverable=True)
+        # A live listener of another codec comes after all plain ones.
+        await talk.news()
+
+        async def come_back() -> None:
+            await talk.ask(unsubscribe={"channel": "c"})
+            again = await talk.subscribe(
+                recoverable=True, recover=True, offset=0, epoch=result["epoch"]
+            )
+            assert [one["data"] for one in again["publications"]] == [1]
+
+        first.act = come_back  # type: ignore[method-assign]
+        await node.publish(Publication("c", b"1"))
+        await wait_all_tasks_blocked()
+        await node.publish(Publication("c", b"2"))
+        assert await talk.data() == [2]
+
+
+async def test_waiting_reply_does_not_hold_publications_back() -> None:
+    """While a pipelined command waits for history, a batch of two channels arrives all the same."""
+    broker = TestBroker()
+    async with (
+        open_test_node(broker=broker) as node,
+        talking(node) as talk,
+        trio.open_nursery() as nursery,
+    ):
+        await talk.subscribe("a")
+        await talk.subscribe("b")
+        broker.before["c"].shut()
+        await talk.news()
+        first = talk.command(subscribe={"channel": "d"})
+        second = talk.command(subscribe={"channel": "c", "positioned": True})
+        nursery.start_soon(talk.session.receive, first + b"\n" + second)
+        await wait_all_tasks_blocked()
+        put(node, ("a", b"1"), ("b", b"2"))
+        reply, *pushes = await talk.news()
+        assert reply == {"id": talk.ids - 1, "subscribe": {}}
+        assert [push["push"]["pub"]["data"] for push in pushes] == [1, 2]
+        broker.before["c"].open()
+        (reply,) = await talk.news()
+        assert reply["subscribe"]["positioned"]
+
+
+async def test_announcements_go_to_who_asked() -> None:
+    """Joins and leaves reach the joined who asked for them, and nobody else."""
+    channel = ChannelOptions(join_leave=True)
+    async with (
+        open_test_node(NodeOptions(channel=channel)) as node,
+        talking(node) as asked,
+        talking(node) as did_not,
+        talking(node) as comer,
+    ):
+        await asked.subscribe(join_leave=True)
+        await did_not.subscribe()
+        await asked.news()
+        await did_not.news()
+        await comer.subscribe()
+        await comer.ask(unsubscribe={"channel": "c"})
+        pushes = await asked.pushes()
+        info = {"info": {"user": "", "client": comer.client.id}}
+        assert pushes == [{"channel": "c", "join": info}, {"channel": "c", "leave": info}]
+        assert await did_not.pushes() == []
+        assert await comer.pushes() == []
+
+
+async def test_announcement_never_comes_before_the_reply() -> None:
+    """Whoever is joining hears no joins until it is answered; then its own."""
+    channel = ChannelOptions(join_leave=True, force_push_join_leave=True)
+    broker = TestBroker()
+    async with (
+        open_test_node(NodeOptions(channel=channel), broker=broker) as node,
+        talking(node) as talk,
+        talking(node) as other,
+        trio.open_nursery() as nursery,
+    ):
+        broker.before["c"].shut()
+        command = talk.command(subscribe={"channel": "c", "positioned": True})
+        nursery.start_soon(talk.session.receive, command)
+        await wait_all_tasks_blocked()
+        await other.subscribe()
+        assert await talk.news() == []
+        broker.before["c"].open()
+        reply, push = await talk.news()
+        assert reply["subscribe"]["positioned"]
+        assert push["push"]["join"]["info"]["client"] == talk.client.id
+
+
+async def test_who_left_hears_no_more_announcements() -> None:
+    """A listener that leaves while an announcement is given to others is left out of it."""
+    options = NodeOptions(
+        fanout_budget=0, channel=ChannelOptions(join_leave=True, force_push_join_leave=True)
+    )
+    async with open_test_node(options) as node, AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(talking(node)) for _ in range(100)]
+        for talk in talks:
+            await talk.subscribe()
+        await wait_all_tasks_blocked()
+        for talk in talks:
+            await talk.news()
+        info = talks[0].client.channels["c"].info()
+        node._intake.put_nowait(Announcement("c", info, joined=True))
+        # The first is written to, then the repeater gives way.
+        while not await_sent(talks[0]):
+            await trio.lowlevel.checkpoint()
+        talks[50].client.unsubscribe("c")
+        heard = [len(await talk.pushes("join")) for talk in talks]
+        assert heard == [0 if number == 50 else 1 for number in range(100)]
+
+
+def await_sent(talk: Talk) -> bool:
+    """Whether something arrived that was not read."""
+    return len(talk.transport.sent) > talk.read
+
+
+async def test_equal_filters_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listeners with equal filters are evaluated and encoded for once; each kind hears its own."""
+    evaluated: list[str] = []
+
+    def compile_filter(tags: TagsFilter) -> Predicate:
+        def matches(publication: Mapping[str, str]) -> bool:
+            evaluated.append(tags.val)
+            return publication.get("k") == tags.val
+
+        return matches
+
+    monkeypatch.setattr(codecs, "compile_filter", compile_filter)
+    options = NodeOptions(channel=ChannelOptions(allow_tags_filter=True))
+    async with open_test_node(options) as node, AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(talking(node)) for _ in range(6)]
+        for talk, val in zip(talks, "aaaab", strict=False):
+            await talk.subscribe(tf={"key": "k", "cmp": "eq", "val": val})
+        await talks[5].subscribe()
+        for talk in talks:
+            await talk.news()
+        await node.publish(Publication("c", b"1", tags={"k": "a"}))
+        await node.publish(Publication("c", b"2", tags={"k": "b"}))
+        await node.publish(Publication("c", b"3"))
+        await wait_all_tasks_blocked()
+        assert sorted(evaluated) == ["a"] * 3 + ["b"] * 3
+        assert talks[0].transport.sent[-1] is talks[3].transport.sent[-1]
+        heard = [await talk.data() for talk in talks]
+        assert heard == [[1], [1], [1], [1], [2], [1, 2, 3]]

@@ -175,7 +175,7 @@ async def test_a_body_behind_asgi() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    transport = ASGIStreamTransport(send, CENTRIFUGE_STREAM)
+    transport = ASGIStreamTransport(send, CENTRIFUGE_STREAM, "http_stream")
     with pytest.raises(BlockingIOError):
         transport.write(b"x")
     assert await transport.send_some(b"abc") == 3

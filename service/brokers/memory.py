@@ -121,13 +121,33 @@ class MemoryBroker:
         Waits for room in the intake before anything is numbered; cancelled there, nothing
         was published.
         """
-        intake = await self._room()
+        await self._room()
+        return self.publish_nowait(
+            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+        )
+
+    def publish_nowait(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> StreamPosition | None:
+        """`publish` without waiting.
+
+        Raises:
+            trio.WouldBlock: there is no room in the intake; nothing was published.
+        """
+        if self._intake is None:
+            raise trio.WouldBlock
+        self._intake.check_room()
         key = (publication.channel, idempotency_key)
         if idempotency_key and (known := self._first_result(key)):
             return known[0]
         if options.history_size > 0 and not skip_history:
             publication = self._stream(publication.channel, options).append(publication, options)
-        intake.put_nowait(publication)
+        self._intake.put_nowait(publication)
         position = publication.position
         if idempotency_key:
             self._results[key] = (trio.current_time() + self._idempotency_ttl, position)
@@ -170,6 +190,10 @@ class MemoryBroker:
         await trio.lowlevel.checkpoint()
         if channel in self._streams:
             self._streams[channel].publications.clear()
+
+    def outage(self) -> str:
+        """Never: it is this process."""
+        return ""
 
     def _stream(self, channel: str, options: ChannelOptions) -> _Stream:
         stream = self._streams.get(channel)

@@ -5,17 +5,20 @@ what a node's options say is written once, in service/options.py. Secrets are `S
 they print as stars wherever they end up.
 """
 
+from service.config.current import CurrentSettings
 from service.config.errors import ConfigError
-from service.config.reload import Changes, reloadable
+from service.config.reload import Changes, reloadable, with_live_of
 from service.config.settings import Settings, TokenSettings
 from service.config.sources import find_config, load_settings
 
 __all__ = [
     "Changes",
     "ConfigError",
+    "CurrentSettings",
     "Settings",
     "TokenSettings",
     "find_config",
     "load_settings",
     "reloadable",
+    "with_live_of",
 ]

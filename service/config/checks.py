@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from service.callback_options import CallbackKind, CallbackOptions
 from service.comments.options import CommentsOptions
 from service.config.errors import Mistake
 from service.options import ChannelOptions, NodeOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
 _ACTIONS = ("subscribe", "publish", "presence", "history")
 
 
@@ -58,6 +60,17 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
     name, end, _ = default.partition(":")
     if end and name not in options.namespaces:
         yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
+
+
+def callback_mistakes(options: NodeOptions, callbacks: CallbackOptions) -> Iterator[Mistake]:
+    """What a namespace leaves to the back end, the back end has an address for."""
+    tables: dict[tuple[str, ...], ChannelOptions] = {("channel",): options.channel}
+    tables |= {("namespaces", name): one for name, one in options.namespaces.items()}
+    for path, channel in tables.items():
+        for kind in _ASKED:
+            setting = f"{kind}_proxy_enabled"
+            if getattr(channel, setting) and not callbacks.url(kind):
+                yield Mistake((*path, setting), f"needs {kind}_url in [callbacks]")
 
 
 def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator[Mistake]:

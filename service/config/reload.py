@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from service.config.errors import ConfigError
 from service.config.fields import LIVE
 from service.config.settings import Settings
 
@@ -29,6 +30,39 @@ def reloadable(old: Settings, new: Settings) -> Changes:
         tuple(name for name, live in found if live),
         tuple(name for name, live in found if not live),
     )
+
+
+def with_live_of(old: Settings, new: Settings) -> Settings:
+    """The settings that hold once `new` was read by a server that runs with `old`.
+
+    Raises:
+        ConfigError: what can be applied at once does not go with what needs a restart.
+    """
+    try:
+        return type(old)(**_merged(old, new))
+    except ValidationError as error:
+        raise ConfigError(
+            *(
+                "not without a restart: "
+                + ".".join(str(part) for part in one["loc"])
+                + f"{': ' if one['loc'] else ''}{one['msg'].removeprefix('Value error, ')}"
+                for one in error.errors(include_url=False, include_input=False)
+            )
+        ) from None
+
+
+def _merged(old: BaseModel, new: BaseModel) -> dict[str, Any]:
+    """Field by field: the new value of what is live; of other tables what in them is live."""
+    merged: dict[str, Any] = {}
+    for name, field in type(old).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if is_live(field):
+            merged[name] = after
+        elif isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            merged[name] = type(before)(**_merged(before, after))
+        else:
+            merged[name] = before
+    return merged
 
 
 def is_live(field: FieldInfo) -> bool:

@@ -24,8 +24,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service.api.keys import ApiKey
+from service.callback_options import CallbackOptions
 from service.comments.options import PING_INTERVAL, CommentsOptions
-from service.config.checks import comments_mistakes, node_mistakes, server_mistakes
+from service.config.checks import (
+    callback_mistakes,
+    comments_mistakes,
+    node_mistakes,
+    server_mistakes,
+)
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
     LIVE,
@@ -47,22 +54,29 @@ _LIVE = (
     "channel_limit",
     "channel_name_limit",
     "close_timeout",
+    "connection_log_limit",
     "default_channel",
     "expired_close_delay",
     "history_limit",
+    "outbox_limit",
     "personal_channel_namespace",
     "private_prefix",
     "public_channels",
     "publish_timeout",
     "recovery_limit",
+    "shutdown_group",
+    "shutdown_pause",
+    "shutdown_timeout",
     "stale_timeout",
     "user_personal_channel",
 )
 # Least values other than "above zero".
 _LEAST = {
     "history_size": 0,
+    "connection_log_limit": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
+    "event_delay": 0,
     "hmac_previous_secret_key_valid_until": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
@@ -92,10 +106,12 @@ if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
     TokenSettings = Table
+    CallbackSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
+    CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
@@ -131,7 +147,18 @@ class Settings(NodeSettings):
     """Globs of the pages that may connect; a page of the server's own host always may."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
-    """The least that is logged."""
+    """The least that is logged. `info` has a line for each connection that comes or goes, up to
+    `connection_log_limit`, and none for messages."""
+
+    log_format: Annotated[Literal["console", "json"], LIVE] = "console"
+    """`console` for people; `json` for machines: an object a line, times in UTC."""
+
+    metrics_token: Annotated[Secret, LIVE] = None
+    """What a scraper sends to `/metrics` as `Authorization: Bearer`, so that it need not have
+    the API key, which opens it too."""
+
+    metrics_open: Annotated[bool, LIVE] = False
+    """Whether `/metrics` is open to everybody who reaches the port, as in development mode."""
 
     body_limit: Integer = Field(default=524_288, ge=1_024)
     """Longest REST body; half an outbox, so that one event cannot fill one."""
@@ -175,6 +202,9 @@ class Settings(NodeSettings):
     comments_cache_url: Secret = None
     """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
 
+    callbacks: CallbackSettings = CallbackSettings()
+    """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -209,13 +239,18 @@ class Settings(NodeSettings):
         comments = self.comments_options()
         if comments is not None:
             yield from comments_mistakes(comments, self.dev)
-        tables = {"token": self.token, "subscription_token": self.subscription_token}
-        for name, table in tables.items():
+        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        if self.subscription_token is not None:
+            tables["subscription_token"] = self.subscription_token_options
+        wrong = []
+        for name, options in tables.items():
             try:
-                if table is not None:
-                    options_of(table, TokenOptions)
-            except ValueError as error:  # TokenOptions checks itself, and keeps keys out of it
-                yield Mistake((name,), str(error))
+                options()
+            except ValueError as error:  # they check themselves, and keep secrets out of it
+                wrong.append(Mistake((name,), str(error)))
+        yield from wrong
+        if not wrong:
+            yield from callback_mistakes(self.node_options(), self.callback_options())
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -266,6 +301,14 @@ class Settings(NodeSettings):
     def subscription_token_options(self) -> TokenOptions:
         """How subscription tokens are proven: as the others, unless they have a table."""
         return options_of(self.subscription_token or self.token, TokenOptions)
+
+    def rest_key(self) -> ApiKey:
+        """Who may call the server API."""
+        return ApiKey(self.api_keys, insecure=self.dev)
+
+    def callback_options(self) -> CallbackOptions:
+        """Which questions a back end is asked, and which events it is told."""
+        return options_of(self.callbacks, CallbackOptions)
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:

@@ -11,7 +11,6 @@ from service.errors import BAD_REQUEST, DisconnectError
 from service.protocol.filters import TagsFilter
 
 _UINT32: Final = 2**32 - 1
-_UINT64: Final = 2**64 - 1
 
 
 class SincePosition(msgspec.Struct, frozen=True):
@@ -37,6 +36,8 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     subs: dict[str, SubscriptionPosition] = {}
     name: str = ""
     version: str = ""
+    headers: dict[str, str] = {}
+    """What a browser can't send as HTTP headers; the back end gets those that it may."""
 
 
 class SubscribeRequest(msgspec.Struct, frozen=True):

@@ -41,15 +41,25 @@ class Handshake(msgspec.Struct, frozen=True):
     subprotocol: str | None = None
 
 
+class _Server(ServerProtocol):
+    """The library's object, with our choice of a subprotocol.
+
+    A method and not the library's argument for it, which makes the object refer to itself: it
+    would stay, with the whole request, until the garbage collector came by.
+    """
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        """JSON before protobuf; none where none of ours is offered."""
+        return next((one for one in _KNOWN if one in subprotocols), None)
+
+
 def answer_handshake(head: bytes, check: Check) -> Handshake:
     """Answer a request head, which goes up to and including its empty line.
 
     An incorrect handshake gets the library's answer (400, 405, 426...); a correct one that
     `check` refuses gets that status; any other is accepted.
     """
-    server = ServerProtocol(
-        subprotocols=_KNOWN, select_subprotocol=_select_subprotocol, logger=_LOGGER
-    )
+    server = _Server(subprotocols=_KNOWN, logger=_LOGGER)
     server.receive_data(head)
     requests = server.events_received()
     if not requests or not isinstance(requests[0], Request):
@@ -61,13 +71,6 @@ def answer_handshake(head: bytes, check: Check) -> Handshake:
         response, accepted = server.reject(refusal, f"{refusal.phrase}\n"), False
     server.send_response(response)
     return Handshake(b"".join(server.data_to_send()), accepted, server.subprotocol)
-
-
-def _select_subprotocol(
-    _server: ServerProtocol, offered: Sequence[Subprotocol]
-) -> Subprotocol | None:
-    """JSON before protobuf; none where none of ours is offered."""
-    return next((subprotocol for subprotocol in _KNOWN if subprotocol in offered), None)
 
 
 def _origin_and_host(headers: Headers) -> tuple[str | None, str | None]:

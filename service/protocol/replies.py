@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from service.errors import Disconnect, ErrorCode, Unsubscribed
+from service.errors import ApplicationError, Disconnect, ErrorCode, ReplyError, Unsubscribed
 from service.publication import ClientInfo, Publication, one_line
 
 
@@ -74,6 +74,12 @@ class PresenceStatsResult(msgspec.Struct, frozen=True):
     num_users: int
 
 
+class RPCResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer to `rpc`: what the back end said."""
+
+    data: msgspec.Raw | None = None
+
+
 class HistoryResult(msgspec.Struct, frozen=True):
     """Answer to `history`; the position is the stream's top."""
 
@@ -106,6 +112,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     presence: PresenceResult | None = None
     presence_stats: PresenceStatsResult | None = None
     history: HistoryResult | None = None
+    rpc: RPCResult | None = None
     refresh: RefreshResult | None = None
     sub_refresh: RefreshResult | None = None
 
@@ -132,6 +139,13 @@ encode_push = _encoder.encode
 def failure(code: ErrorCode) -> Failure:
     """The error object of a code, as it stands in replies."""
     return Failure(int(code), code.message, code.temporary)
+
+
+def failure_of(error: ReplyError) -> Failure:
+    """The same for an error, which may be the application's own."""
+    if isinstance(error, ApplicationError):
+        return Failure(error.number, error.message, error.temporary)
+    return failure(error.code)
 
 
 def publication_result(publication: Publication, *, delta: bool = False) -> PublicationResult:

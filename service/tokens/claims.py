@@ -1,55 +1,34 @@
-"""What a token says, and the grants that it makes (protocol, section 13). Sans I/O, no keys.
-
-JSON that passes through (`info`, `data`, `meta`) leaves as one line without blanks, its numbers
-digit for digit as they came, so that it fits into a frame as it is.
-"""
+"""What a token says, and the grants that it makes (protocol, section 13). Sans I/O, no keys."""
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
 import msgspec
 
 from service.credentials import (
     ConnectionGrant,
-    Overrides,
     SubscriptionClaims,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
+)
+from service.grants import (
+    OverrideClaims,
+    SubscriptionOptions,
+    channels_of,
+    json_of,
+    one_line,
+    overrides_of,
+    reason_of,
 )
 
 _EXACT = 2**53  # Seconds past it are no date, and lose digits as a float.
 
 NumericDate = Annotated[float, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 WholeDate = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
-
-
-class Switch(msgspec.Struct, frozen=True):
-    """One overridden channel option. No value is false, as upstream has it."""
-
-    value: bool = False
-
-
-class OverrideClaims(msgspec.Struct, frozen=True):
-    """The `override` of a subscription."""
-
-    presence: Switch | None = None
-    join_leave: Switch | None = None
-    force_push_join_leave: Switch | None = None
-    force_positioning: Switch | None = None
-    force_recovery: Switch | None = None
-
-
-class SubscriptionOptions(msgspec.Struct, frozen=True):
-    """One entry of `subs`."""
-
-    info: msgspec.Raw = msgspec.Raw()
-    b64info: str | None = None
-    data: msgspec.Raw = msgspec.Raw()
-    b64data: str | None = None
-    override: OverrideClaims | None = None
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -110,7 +89,7 @@ def decode_claims(payload: bytes, kind: type[C]) -> C:
         payload.decode()  # What passes through unread is not checked by the decoder.
         return msgspec.json.decode(payload, type=kind)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-        raise TokenInvalidError(f"claims: {_reason(error)}") from None
+        raise TokenInvalidError(f"claims: {reason_of(error)}") from None
 
 
 def user_of(payload: bytes, claims: Claims, name: str) -> str:
@@ -147,16 +126,16 @@ def connection_grant(user: str, claims: ConnectionToken) -> ConnectionGrant:
     Raises:
         TokenInvalidError: a base64 claim is not base64 of JSON.
     """
-    subs = claims.subs or dict.fromkeys(claims.channels or ())
-    return ConnectionGrant(
-        user=user,
-        info=_json_of(claims.info, claims.b64info),
-        meta=_one_line(bytes(claims.meta)),
-        expire_at=claims.until,
-        channels={name: _grant_of(options) for name, options in subs.items()},
-        token_id=claims.jti or "",
-        issued_at=int(claims.iat or 0),
-    )
+    with _invalid_token():
+        return ConnectionGrant(
+            user=user,
+            info=json_of(claims.info, claims.b64info),
+            meta=one_line(bytes(claims.meta)),
+            expire_at=claims.until,
+            channels=channels_of(claims.subs, claims.channels),
+            token_id=claims.jti or "",
+            issued_at=int(claims.iat or 0),
+        )
 
 
 def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> SubscriptionClaims:
@@ -165,12 +144,13 @@ def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> S
     Raises:
         TokenInvalidError: a base64 claim is not base64 of JSON.
     """
-    grant = SubscriptionGrant(
-        info=_json_of(claims.info, claims.b64info),
-        data=_json_of(claims.data, claims.b64data),
-        expire_at=claims.until,
-        overrides=_overrides_of(claims.override),
-    )
+    with _invalid_token():
+        grant = SubscriptionGrant(
+            info=json_of(claims.info, claims.b64info),
+            data=json_of(claims.data, claims.b64data),
+            expire_at=claims.until,
+            overrides=overrides_of(claims.override),
+        )
     return SubscriptionClaims(
         user=user,
         channel=channel,
@@ -181,46 +161,10 @@ def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> S
     )
 
 
-def _grant_of(options: SubscriptionOptions | None) -> SubscriptionGrant:
-    if options is None:
-        return SubscriptionGrant()
-    return SubscriptionGrant(
-        info=_json_of(options.info, options.b64info),
-        data=_json_of(options.data, options.b64data),
-        overrides=_overrides_of(options.override),
-    )
-
-
-def _overrides_of(claims: OverrideClaims | None) -> Overrides:
-    if claims is None:
-        return Overrides()
-    switches = {name: getattr(claims, name) for name in claims.__struct_fields__}
-    return Overrides(**{name: one.value for name, one in switches.items() if one is not None})
-
-
-def _json_of(plain: msgspec.Raw, b64: str | None) -> bytes:
-    """The one of the two claims that is there; base64 wins, as upstream has it."""
-    if not b64:
-        return _one_line(bytes(plain))
+@contextmanager
+def _invalid_token() -> Iterator[None]:
+    """What is wrong with a grant is wrong with its token."""
     try:
-        text = base64.b64decode(b64, validate=True)
-        text.decode()
-    except ValueError:
-        raise TokenInvalidError("claims: not base64 of text") from None
-    return _one_line(text)
-
-
-def _one_line(text: bytes) -> bytes:
-    """The same JSON without line breaks and blanks; empty for `null` and for nothing."""
-    if not text:
-        return b""
-    try:
-        line = msgspec.json.format(text, indent=-1)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise TokenInvalidError(f"claims: {_reason(error)}") from None
-    return b"" if line == b"null" else line
-
-
-def _reason(error: Exception) -> str:
-    """Where the mistake is; for what is not even text, nothing of it."""
-    return str(error) if isinstance(error, msgspec.DecodeError) else "not JSON"
+        yield
+    except ValueError as error:
+        raise TokenInvalidError(f"claims: {error}") from None

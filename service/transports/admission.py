@@ -6,7 +6,7 @@ none get their answer here, with the headers that let a page of another origin r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from random import randint
 from typing import TYPE_CHECKING, Final, Literal
@@ -24,6 +24,7 @@ from service.auth import (
     refuse_while_draining,
 )
 from service.errors import DisconnectError
+from service.headers import NONE, forwarded
 from service.listening import Wanted, positions_of
 from service.protocol.codecs import (
     CENTRIFUGE_SSE,
@@ -56,6 +57,8 @@ PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropria
 class Way:
     """One way in."""
 
+    name: str
+    """The transport's, for metrics and logs."""
     conversation: Literal["plain", "emulated", "unidirectional"]
     codec: Codec
     media_type: str
@@ -66,9 +69,14 @@ class Way:
 
 WAYS: Final = {
     "/events": Way(
-        conversation="plain", codec=EVENT_STREAM, media_type=_EVENT_STREAM, methods=("GET",)
+        name="events",
+        conversation="plain",
+        codec=EVENT_STREAM,
+        media_type=_EVENT_STREAM,
+        methods=("GET",),
     ),
     "/connection/sse": Way(
+        name="sse",
         conversation="emulated",
         codec=CENTRIFUGE_SSE,
         media_type=_EVENT_STREAM,
@@ -76,9 +84,14 @@ WAYS: Final = {
         opening=b"\r\n",
     ),
     "/connection/http_stream": Way(
-        conversation="emulated", codec=CENTRIFUGE_STREAM, media_type=_JSON, methods=("POST",)
+        name="http_stream",
+        conversation="emulated",
+        codec=CENTRIFUGE_STREAM,
+        media_type=_JSON,
+        methods=("POST",),
     ),
     "/connection/uni_sse": Way(
+        name="uni_sse",
         conversation="unidirectional",
         codec=CENTRIFUGE_UNI_SSE,
         media_type=_EVENT_STREAM,
@@ -86,6 +99,7 @@ WAYS: Final = {
         opening=b"\r\n",
     ),
     "/connection/uni_http_stream": Way(
+        name="uni_http_stream",
         conversation="unidirectional",
         codec=CENTRIFUGE_UNI_STREAM,
         media_type=_JSON,
@@ -115,6 +129,8 @@ class Stream(msgspec.Struct, frozen=True):
     first: bytes | None
     wanted: Wanted | None = None
     credentials: str = ""
+    forwarded: Mapping[str, str] = NONE
+    """What the back end is to see of the request's headers."""
 
     def with_body(self, body: bytes) -> Stream | Answer:
         """The stream, its client's first message being the body."""
@@ -144,6 +160,7 @@ async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Str
         way.opening,
         None if request.method == "POST" else first_of(request.query, "cf_connect").encode(),
         credentials=credentials_of(request),
+        forwarded=forwarded(request.headers.items(), node.forward_headers),
     )
     return stream if stream.first is None else _checked(stream)
 

@@ -16,6 +16,7 @@ import trio
 from service.client import Client
 from service.credentials import ConnectionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL, Disconnect
+from service.headers import forwarded
 from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI, PLAIN_ASGI, Codec
 from service.session import Session
 from service.unidirectional import UnidirectionalSession
@@ -38,7 +39,7 @@ only closing the socket ends the write. Under a stock Hypercorn nobody sets it.
 class ASGITransport:
     """Speaks to one client through Quart. Owned by the route's handler."""
 
-    name = "asgi"
+    name = "websocket"
 
     def __init__(self, websocket: Websocket, codec: Codec) -> None:
         self.codec = codec
@@ -49,6 +50,10 @@ class ASGITransport:
     def write(self, _chunk: bytes) -> int:
         """ASGI has no way to write without waiting."""
         raise BlockingIOError
+
+    def address(self) -> str:
+        """What the ASGI server says, where it knows."""
+        return self._websocket.remote_addr or ""
 
     async def send_some(self, chunk: bytes) -> int:
         """Hand one whole message to the ASGI server."""
@@ -71,6 +76,12 @@ class ASGITransport:
         await self._websocket.close(disconnect.code, disconnect.reason)
 
 
+class UnidirectionalASGITransport(ASGITransport):
+    """The same for a client that only listens."""
+
+    name = "uni_websocket"
+
+
 async def serve_plain(
     node: Node, websocket: Websocket, grant: ConnectionGrant, channels: Iterable[str]
 ) -> None:
@@ -83,6 +94,7 @@ async def serve_plain(
         try:
             for channel in channels:
                 client.subscribe(channel)
+            node.connection_log.connected(client)
             while True:
                 await websocket.receive()
                 client.heard()
@@ -95,6 +107,7 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
     with trio.CancelScope() as scope:
         transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
         client = Client(node, transport, scope, ready=False)
+        client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = Session(client)
         try:
             if protobuf:
@@ -110,8 +123,9 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
 async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -> None:
     """A unidirectional client, until it leaves; `first` is a connect request in the address."""
     with trio.CancelScope() as scope:
-        transport = ASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
+        transport = UnidirectionalASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
         client = Client(node, transport, scope, ready=False)
+        client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = UnidirectionalSession(client)
         try:
             if first:

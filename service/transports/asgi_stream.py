@@ -30,10 +30,10 @@ Send = Callable[[Any], Awaitable[None]]
 class ASGIStreamTransport:
     """Writes the body of one response. Owned by the handler of its request."""
 
-    name = "asgi_stream"
-
-    def __init__(self, send: Send, codec: Codec) -> None:
+    def __init__(self, send: Send, codec: Codec, name: str, address: str = "") -> None:
         self.codec = codec
+        self.name = name
+        self._address = address
         self._send = send
         self._abort = abort_connection.get()
         self._aborted = False
@@ -41,6 +41,10 @@ class ASGIStreamTransport:
     def write(self, _chunk: bytes) -> int:
         """ASGI has no way to write without waiting."""
         raise BlockingIOError
+
+    def address(self) -> str:
+        """What the ASGI server says, where it knows."""
+        return self._address
 
     async def send_some(self, chunk: bytes) -> int:
         """Hand the whole chunk to the ASGI server."""
@@ -64,15 +68,17 @@ class ASGIStreamTransport:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def serve(node: Node, receive: Receive, send: Send, stream: Stream) -> None:
-    """Serve an admitted stream until its client leaves or is ended."""
+async def serve(
+    node: Node, receive: Receive, send: Send, stream: Stream, address: str = ""
+) -> None:
+    """Serve an admitted stream, of a peer at `address`, until its client leaves or is ended."""
 
     async def wait_hang_up(client: Client) -> None:
         while (await receive())["type"] != "http.disconnect":
             client.heard()
 
     with trio.CancelScope() as scope:
-        transport = ASGIStreamTransport(send, stream.way.codec)
+        transport = ASGIStreamTransport(send, stream.way.codec, stream.way.name, address)
         await send(_start(200, stream.headers))
         client = Client(node, transport, scope, ready=stream.wanted is not None)
         try:

@@ -19,6 +19,7 @@ import trio
 from service.client import Client
 from service.errors import Disconnect
 from service.listening import listening
+from service.protocol.codecs import Codec
 from service.protocol.http_request import HEAD_END, parse_request
 from service.session import Session
 from service.transports.admission import Answer, Headers, Stream, admit
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 class HTTPStreamTransport(SocketTransport):
     """Writes one endless response. Owned by the connection's handler."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
 
-    name = "http_stream"
+    def __init__(self, sock: socket.socket, codec: Codec, name: str = "http_stream") -> None:
+        super().__init__(sock, codec)
+        self.name = name
 
     async def close(self, disconnect: Disconnect) -> None:
         """Say why as the stream's last message, and end it (protocol, section 8.2)."""
@@ -85,7 +88,7 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
     """Serve an admitted stream until its client leaves or is ended; `scope` surrounds the call."""
     client = Client(
         node,
-        HTTPStreamTransport(sock, stream.way.codec),
+        HTTPStreamTransport(sock, stream.way.codec, stream.way.name),
         scope,
         ready=stream.wanted is not None,
     )
@@ -105,6 +108,7 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
 async def converse(client: Client, stream: Stream, wait_hang_up: WaitHangUp) -> None:
     """Carry on the conversation of the stream's way in, until the peer hangs up."""
     first = stream.first or b""
+    client.headers = stream.forwarded
     if stream.wanted is not None:
         async with listening(client, stream.wanted):
             await wait_hang_up(client)

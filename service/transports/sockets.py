@@ -26,6 +26,17 @@ class SocketTransport:
         # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
         self.write = sock.send
 
+    def address(self) -> str:
+        """The peer's address and port, asked of the kernel: none is kept for an idle client."""
+        try:
+            name = self._socket.getpeername()
+        except OSError:
+            return ""
+        if not isinstance(name, tuple):
+            return str(name)  # a Unix socket's peer, which mostly has no name
+        host, port, *_ = name
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def send_some(self, chunk: bytes) -> int:
         """Wait until the socket takes something, and write it."""
         while True:

@@ -37,6 +37,14 @@ class WebSocketTransport(SocketTransport):
         await self.part(close_frame(disconnect.code, disconnect.reason))
 
 
+class UnidirectionalTransport(WebSocketTransport):
+    """The same for a client that only listens."""
+
+    __slots__ = ()
+
+    name = "uni_websocket"
+
+
 def open_plain(
     node: Node,
     sock: socket.socket,
@@ -56,6 +64,7 @@ def open_plain(
         client.expiry_changed()
     for channel in channels:
         client.subscribe(channel)
+    node.connection_log.connected(client)
     return client
 
 
@@ -72,7 +81,7 @@ def open_unidirectional(
     node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
 ) -> Client:
     """Make a unidirectional client of an accepted handshake; who it is comes first."""
-    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client = Client(node, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
     client.outbox.send(answer)
     return client
 
@@ -156,6 +165,7 @@ async def _take(
 
 async def _answer_close(client: Client) -> None:
     """The closing handshake is under way: let our half of it reach the peer."""
+    client.depart()  # before the socket is half closed: an event written then were an error
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
     with trio.move_on_after(client.node.options.close_timeout):

@@ -6,47 +6,66 @@ opens its own:  hypercorn -k trio 'service.web.app:create_app()'
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry
 from quart_trio import QuartTrio
 
-from service.assembly import open_configured_node
-from service.config import Settings, load_settings
+from service.api.methods import BODY_TIMEOUT
+from service.assembly import open_assembly
+from service.config import CurrentSettings, Settings, load_settings
 from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
+from service.web.metrics import create_registry
 from service.web.observe import create_observe
-from service.web.streams import StreamRoutes
+from service.web.stream import StreamRoute
+from service.web.subscriptions import SubscriptionRoutes
 
 if TYPE_CHECKING:
     from service.comments.comments import Comments
+    from service.door import DoorStatistics
 
 
-class NodeHolder:
+class Holder:
     """Where the routes find the node, which a stock ASGI server has running only later."""
 
-    def __init__(self, node: Node | None, comments: Comments | None) -> None:
+    def __init__(
+        self,
+        node: Node | None,
+        comments: Comments | None,
+        door: Callable[[], DoorStatistics] | None,
+    ) -> None:
         self._node = node
         self._comments = comments
+        self._door = door
+        self._registry: CollectorRegistry | None = None
 
     def __call__(self) -> Node:
         """The running node."""
         assert self._node is not None, "the application was not started"
         return self._node
 
+    def registry(self) -> CollectorRegistry:
+        """The metrics, made when first asked for."""
+        if self._registry is None:
+            self._registry = create_registry(self(), self._door)
+        return self._registry
+
     def comments(self) -> Comments:
         """The running bundled application."""
         assert self._comments is not None, "the application was not started"
         return self._comments
 
-    async def hold(self, settings: Settings) -> AsyncGenerator[None, None]:
+    async def hold(self, settings: CurrentSettings) -> AsyncGenerator[None, None]:
         """Run a node for as long as the ASGI server serves (Quart's lifespan)."""
         async with (
-            open_configured_node(settings) as self._node,
-            open_bundled(self._node, settings) as self._comments,
+            open_assembly(settings) as assembly,
+            open_bundled(assembly.node, settings()) as self._comments,
         ):
+            self._node = assembly.node
             yield
 
 
@@ -69,31 +88,41 @@ async def open_bundled(node: Node, settings: Settings) -> AsyncIterator[Comments
 
 def create_app(
     node: Node | None = None,
-    settings: Settings | None = None,
+    settings: CurrentSettings | None = None,
     comments: Comments | None = None,
+    *,
+    door: Callable[[], DoorStatistics] | None = None,
 ) -> QuartTrio:
     """Make the application.
 
     Args:
         node: A running node, whose owner outlives the application; None to open one by itself.
-        settings: Defaults to what the environment says.
+        settings: Those in force; defaults to what the environment says.
         comments: The running bundled application, from the node's owner; None to leave it out.
+        door: What our own server's door counts.
     """
-    settings = settings or load_settings()
+    settings = settings or CurrentSettings(load_settings())
     app = QuartTrio("service.web", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
+    app.config["MAX_CONTENT_LENGTH"] = settings().body_limit
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    holder = NodeHolder(node, comments)
+    holder = Holder(node, comments, door)
     if node is None:
         app.while_serving(lambda: holder.hold(settings))
-    app.register_blueprint(create_api(holder, settings))
+    key = settings.api_key
+    app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
-    app.register_blueprint(create_observe(holder))
-    if comments is not None or (node is None and settings.comments_on):
+    app.register_blueprint(create_observe(holder, settings, holder.registry))
+    if comments is not None or (node is None and settings().comments_on):
         from service.comments.pages import create_pages
         from service.comments.routes import create_comments
 
         app.register_blueprint(create_comments(holder.comments))
         app.register_blueprint(create_pages())
-    app.asgi_app = StreamRoutes(app.asgi_app, holder, settings)  # type: ignore[method-assign]
+    app.asgi_app = StreamRoute(  # type: ignore[method-assign]
+        app.asgi_app, holder, key, settings().body_limit
+    )
+    app.asgi_app = SubscriptionRoutes(  # type: ignore[method-assign]
+        app.asgi_app, holder, settings
+    )
     return app

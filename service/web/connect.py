@@ -25,7 +25,7 @@ from service.protocol.handshake import JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL
 from service.transports import asgi
 
 
-def create_connect(node: Callable[[], Node], settings: Settings) -> Blueprint:
+def create_connect(node: Callable[[], Node], settings: Callable[[], Settings]) -> Blueprint:
     """`/ws` and `/connection/websocket`, like the native ones but for their transport."""
     connect = Blueprint("connect", __name__)
 
@@ -33,7 +33,7 @@ def create_connect(node: Callable[[], Node], settings: Settings) -> Blueprint:
     async def check() -> ResponseReturnValue | None:
         headers = websocket.headers
         origin, host = headers.get("Origin"), headers.get("Host")
-        if not origin_allowed(origin, host, settings.origins):
+        if not origin_allowed(origin, host, settings().origins):
             return "Forbidden\n", 403
         try:
             refuse_while_draining(node())

@@ -21,7 +21,7 @@ from service.comments.comments import Comments, open_comments
 from service.comments.options import CommentsError, CommentsOptions, Rate
 from service.comments.problems import Problem
 from service.comments.store import StoreError
-from service.config import load_settings
+from service.config import CurrentSettings, load_settings
 from service.node import Node
 from service.options import NodeOptions
 from service.testing import MemoryTransport, connect, open_test_node
@@ -61,7 +61,7 @@ async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
     settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
     with trio.fail_after(15):
         async with open_test_node() as node, open_comments(node, options) as comments:
-            app = create_app(node, settings, comments)
+            app = create_app(node, CurrentSettings(settings), comments)
             yield Site(app, node, comments, app.test_client())
 
 
@@ -169,11 +169,12 @@ async def test_the_cookie_is_the_browser_s_alone(sqlite_options: CommentsOptions
         plain = (await site.post("/api/signin", ANN)).headers["Set-Cookie"]
         assert "HttpOnly" in plain
         assert "SameSite=Lax" in plain
-        assert "Secure" not in plain
+        assert "; Secure" not in plain
         tls = (await site.post("/api/signin", ANN, scheme="https")).headers["Set-Cookie"]
-        assert "Secure" in tls
+        assert "; Secure" in tls
         value = plain.partition("=")[2].partition(";")[0]
-        forged = value[:-1] + ("A" if value[-1] != "A" else "B")
+        # Not the last character: some of its bits are no part of the signature.
+        forged = value[:-10] + ("A" if value[-10] != "A" else "B") + value[-9:]
         stranger = site.app.test_client()
         for cookie in (forged, "", "x.y.z", value.partition(".")[0]):
             headers = {"Cookie": f"identity={cookie}"}
@@ -361,7 +362,7 @@ async def test_the_api_key_is_not_the_application_s(sqlite_options: CommentsOpti
     options = settings.comments_options()
     assert options is not None
     async with open_test_node() as node, open_comments(node, options) as comments:
-        browser = create_app(node, settings, comments).test_client()
+        browser = create_app(node, CurrentSettings(settings), comments).test_client()
         assert (await browser.get("/api/comments")).status_code == 200
         assert (await browser.post("/api/signup", form=ANN)).location == "/login.html"
         assert (await browser.post("/api/publish", data=b"{}")).status_code == 401
@@ -380,7 +381,7 @@ async def test_a_stock_asgi_server_runs_it_too(
 ) -> None:
     """`create_app()` opens node and application by itself, for as long as it is served."""
     settings = load_settings(dev=True, comments=True, data_dir=str(sqlite_options.data_dir))
-    app = create_app(None, settings)
+    app = create_app(None, CurrentSettings(settings))
     async with app.test_app() as running:
         client = running.test_client()
         assert (await client.post("/api/signup", form=ANN)).location == "/login.html"

@@ -59,14 +59,15 @@ class _RefusedBodyError(Exception):
         self.status = status
 
 
-class StreamRoutes:
+class SubscriptionRoutes:
     """An ASGI application: the streams and emulation, and `app` for everything else."""
 
-    def __init__(self, app: Application, node: Callable[[], Node], settings: Settings) -> None:
+    def __init__(
+        self, app: Application, node: Callable[[], Node], settings: Callable[[], Settings]
+    ) -> None:
         self._app = app
         self._node = node
-        self._origins = settings.origins
-        self._body_timeout = settings.head_timeout
+        self._settings = settings
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -79,25 +80,27 @@ class StreamRoutes:
             if path == EMULATION_PATH:
                 await send_answer(send, await self._emulate(request, receive))
             else:
-                await self._stream(request, receive, send)
+                await self._stream(request, receive, send, _address(scope))
         except _RefusedBodyError as error:
             await send_answer(send, refusal(error.status, cors_headers(request)))
         except _GoneError:
             return
 
-    async def _stream(self, request: HTTPRequest, receive: Receive, send: Send) -> None:
+    async def _stream(
+        self, request: HTTPRequest, receive: Receive, send: Send, address: str
+    ) -> None:
         node = self._node()
-        admitted = await admit(node, self._origins, request)
+        admitted = await admit(node, self._settings().origins, request)
         if not isinstance(admitted, Answer) and admitted.first is None:
             admitted = admitted.with_body(await self._body(receive))
         if isinstance(admitted, Answer):
             await send_answer(send, admitted)
         else:
-            await serve(node, receive, send, admitted)
+            await serve(node, receive, send, admitted, address)
 
     async def _emulate(self, request: HTTPRequest, receive: Receive) -> Answer:
         """Put the commands into their session's queue (protocol, section 14.2)."""
-        common = common_answer(request, self._origins, ("POST",))
+        common = common_answer(request, self._settings().origins, ("POST",))
         if common is not None:
             return common
         node, cors = self._node(), cors_headers(request)
@@ -130,7 +133,7 @@ class StreamRoutes:
         """
         limit = self._node().options.message_limit
         body = bytearray()
-        with trio.move_on_after(self._body_timeout):
+        with trio.move_on_after(self._settings().head_timeout):
             while True:
                 event = await receive()
                 if event["type"] == "http.disconnect":
@@ -141,3 +144,8 @@ class StreamRoutes:
                 if not event.get("more_body", False):
                     return bytes(body)
         raise _RefusedBodyError(HTTPStatus.REQUEST_TIMEOUT)
+
+
+def _address(scope: Any) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""

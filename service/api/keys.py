@@ -1,0 +1,60 @@
+"""The API key: who may call at all (protocol, section 18.1).
+
+Compared in constant time, as the bytes that came; never logged, never part of an answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+_SCHEME: Final = b"apikey"
+_PARAMETER: Final = b"api_key"
+
+
+class ApiKey:
+    """The keys of a server, one or, while it is replaced, two. Without any nobody may call.
+
+    Unless it is `insecure`.
+    """
+
+    def __init__(self, keys: Sequence[bytes], *, insecure: bool) -> None:
+        self._keys: tuple[bytes, ...] = ()
+        self._insecure = insecure
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[bytes]) -> None:
+        """Let these be the keys from now on."""
+        self._keys = tuple(key for key in keys if key)  # an empty key is no key
+
+    def admits(self, header: bytes | None, authorization: bytes | None, query: bytes) -> bool:
+        """Whether a request may call.
+
+        Args:
+            header: The value of `X-API-Key`.
+            authorization: The value of `Authorization`; `apikey <key>` counts where there is
+                no `X-API-Key`.
+            query: The query string; `api_key=<key>` counts where neither header is right.
+        """
+        if not self._keys:
+            return self._insecure
+        if header is None and authorization is not None:
+            scheme, _, rest = authorization.partition(b" ")
+            header = rest.strip() if scheme.lower() == _SCHEME else None
+        return self._matches(header) or (bool(query) and self._matches(_parameter(query)))
+
+    def _matches(self, given: bytes | None) -> bool:
+        # Every key is compared, so that the time tells nothing of which one it was.
+        matches = [hmac.compare_digest(given or b"", key) for key in self._keys]
+        return any(matches)
+
+
+def _parameter(query: bytes) -> bytes | None:
+    """The first `api_key` of a query string."""
+    for pair in query.split(b"&"):
+        name, _, value = pair.partition(b"=")
+        if name == _PARAMETER:
+            return unquote_to_bytes(value.replace(b"+", b" "))
+    return None

@@ -1,0 +1,35 @@
+"""What a method of the API is: how its body is read, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+if TYPE_CHECKING:
+    from service.api.budget import Budget
+    from service.node import Node
+
+Call = Callable[["Node", Any, "Budget"], Awaitable[object]]
+"""Carries out one call with its decoded body; returns what is encoded as its result.
+
+Raises ReplyError, BrokerError or IntakeFullError. Checkpoints only when it waits, or when the
+budget is spent: whoever calls in a loop relies on that.
+"""
+
+
+@attrs.frozen
+class Method:
+    """One method. `decode` raises `msgspec.DecodeError`, or `ValidationError` for wrong types."""
+
+    decode: Callable[[bytes | msgspec.Raw], Any]
+    call: Call
+    wrapped: bool = True
+    """Whether its result stands in `result`: all do but `batch`."""
+
+
+def method(body: type[msgspec.Struct], call: Call, *, wrapped: bool = True) -> Method:
+    """A method whose body is a JSON object of this shape."""
+    return Method(msgspec.json.Decoder(body).decode, call, wrapped)

@@ -1,0 +1,1 @@
+"""Callbacks: an application's back end is asked and told over HTTP (protocol, section 19)."""

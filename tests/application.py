@@ -1,0 +1,124 @@
+"""A back end for tests: notes what it is asked, and answers as it is told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from service.callback_options import CallbackOptions
+from service.callbacks.backend import HTTPBackend, make_client
+from service.client import Client
+from service.credentials import TokenVerifier
+from service.errors import CONNECTION_CLOSED
+from service.node import Node, open_node
+from service.options import ChannelOptions, NodeOptions
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from service.session import Session
+from service.testing import MemoryTransport, connect
+
+URL = "http://app.example/"
+URLS = {f"{kind}_url": f"{URL}{kind}" for kind in ("connect", "refresh", "subscribe")} | {
+    f"{kind}_url": f"{URL}{kind}" for kind in ("publish", "sub_refresh", "rpc")
+}
+ASKED = ChannelOptions(
+    subscribe_proxy_enabled=True, publish_proxy_enabled=True, sub_refresh_proxy_enabled=True
+)
+
+Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+class Application:
+    """Answers each kind with what is in `answers`: a result, a whole response, or an error."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answers: dict[str, Any] = {}
+        self.delays: dict[str, float] = {}
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        kind = request.url.path[1:]
+        await trio.sleep(self.delays.get(kind, 0))
+        found = self.answers.get(kind, {"result": {}})
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, httpx.Response):
+            return httpx.Response(
+                found.status_code, headers=found.headers, content=pieces(found.content)
+            )
+        content = found if isinstance(found, bytes) else dumps(found)
+        return httpx.Response(200, content=pieces(content))
+
+    def asked(self, kind: str) -> list[Any]:
+        """The bodies of this kind, oldest first."""
+        return [
+            json.loads(one.content) for one in self.requests if one.url.path.endswith(f"/{kind}")
+        ]
+
+
+async def pieces(content: bytes) -> AsyncIterator[bytes]:
+    """The body as it comes over a socket, bit by bit."""
+    for start in range(0, len(content), 8_192):
+        yield content[start : start + 8_192]
+        await trio.lowlevel.checkpoint()
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+@asynccontextmanager
+async def open_asking_node(
+    application: Application,
+    node_options: NodeOptions | None = None,
+    verifier: TokenVerifier | None = None,
+    **options: Any,
+) -> AsyncIterator[Node]:
+    """A node that leaves everything to the application."""
+    callbacks = CallbackOptions(**{**URLS, **options})
+    async with make_client(httpx.MockTransport(application.answer)) as client:
+        backend = HTTPBackend(callbacks, client)
+        chosen = node_options or NodeOptions(channel=ASKED)
+        async with open_node(chosen, verifier=verifier, backend=backend) as node:
+            yield node
+
+
+class Talk:
+    """One client's conversation."""
+
+    def __init__(self, client: Client, transport: MemoryTransport) -> None:
+        self.client = client
+        self.transport = transport
+        self._session = Session(client)
+
+    async def say(self, *commands: dict[str, Any]) -> list[Any]:
+        """Send one message; returns what has come since."""
+        before = len(self.transport.sent)
+        await self._session.receive(b"\n".join(dumps(one) for one in commands))
+        await wait_all_tasks_blocked()
+        return [json.loads(chunk) for chunk in self.transport.sent[before:]]
+
+    async def call(self, command: str, /, number: int = 9, **fields: Any) -> Any:
+        """The reply to one command, without its id."""
+        (reply,) = await self.say({command: fields, "id": number})
+        assert reply.pop("id") == number
+        return reply
+
+
+@asynccontextmanager
+async def talking(node: Node, *, connected: bool = True, ends: bool = False) -> AsyncIterator[Talk]:
+    """A conversation. With `ends` the server ends it, which leaves the block without a word."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with connect(node, transport, ready=False) as client:
+        talk = Talk(client, transport)
+        if connected:
+            reply = await talk.call("connect")
+            assert "connect" in reply, reply
+        yield talk
+    assert (client.end is CONNECTION_CLOSED) is not ends

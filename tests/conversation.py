@@ -1,0 +1,223 @@
+"""What the tests of the Centrifugo protocol share: a client's talk, and brokers that misbehave."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from service.brokers.memory import MemoryBroker
+from service.client import Client
+from service.credentials import ConnectionGrant, SubscriptionClaims
+from service.errors import BrokerError
+from service.interfaces import EventSink
+from service.node import Node
+from service.options import ChannelOptions
+from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, Codec
+from service.publication import ClientInfo, Event, Publication, StreamPosition
+from service.session import Session
+from service.testing import MemoryTransport, connect
+
+Message = Mapping[str, Any]
+
+
+class Talk:
+    """One client's session and what it was sent."""
+
+    def __init__(self, client: Client, transport: MemoryTransport) -> None:
+        self.client = client
+        self.transport = transport
+        self.session = Session(client)
+        self.ids = 0
+        self.read = 0
+
+    def command(self, **method: Any) -> bytes:
+        """One command with the next id."""
+        self.ids += 1
+        return json.dumps({"id": self.ids, **method}).encode()
+
+    async def ask(self, **method: Any) -> Any:
+        """Send one command and return its reply alone; what else comes stays in `news`."""
+        before = len(self.transport.sent)
+        await self.session.receive(self.command(**method))
+        for chunk in self.transport.sent[before:]:
+            message = json.loads(chunk)
+            if message.get("id") == self.ids:
+                return message
+        return None
+
+    async def connect(self, token: str = "", **more: Any) -> Any:
+        """Send `connect`; returns the result, or the error."""
+        if token:
+            more["token"] = token
+        return outcome(await self.ask(connect=more), "connect")
+
+    async def subscribe(self, channel: str = "c", **more: Any) -> Any:
+        """Send `subscribe`; returns the result, or the error."""
+        return outcome(await self.ask(subscribe={"channel": channel, **more}), "subscribe")
+
+    async def news(self) -> list[Any]:
+        """Every message since the last call, once the node has nothing more to do."""
+        await wait_all_tasks_blocked()
+        read, self.read = self.read, len(self.transport.sent)
+        return [json.loads(chunk) for chunk in self.transport.sent[read:]]
+
+    async def pushes(self, kind: str | None = None) -> list[Any]:
+        """The pushes among the news, or the bodies of those of one kind."""
+        pushes = [message["push"] for message in await self.news() if "push" in message]
+        return pushes if kind is None else [push[kind] for push in pushes if kind in push]
+
+    async def data(self) -> list[Any]:
+        """The data of the publications among the news."""
+        return [pub["data"] for pub in await self.pushes("pub")]
+
+
+def outcome(reply: Any, method: str) -> Any:
+    """What a reply carries: its result or its error."""
+    return None if reply is None else reply.get(method, reply.get("error"))
+
+
+@asynccontextmanager
+async def talking(
+    node: Node, *, connected: bool = True, codec: Codec = CENTRIFUGE_JSON_ASGI
+) -> AsyncIterator[Talk]:
+    """A client in conversation, for as long as the block lasts or until it is ended."""
+    transport = MemoryTransport(codec)
+    async with connect(node, transport, ready=False) as client:
+        talk = Talk(client, transport)
+        if connected:
+            await talk.connect()
+            await talk.news()
+        yield talk
+
+
+class Gate:
+    """Something that may be shut for a while."""
+
+    def __init__(self) -> None:
+        self._opened = trio.Event()
+        self._opened.set()
+
+    def shut(self) -> None:
+        if self._opened.is_set():
+            self._opened = trio.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def passed(self) -> None:
+        await self._opened.wait()
+
+
+class Sink:
+    """Between broker and intake: hands on, or holds, what `fate` makes of each event."""
+
+    def __init__(self, intake: EventSink, fate: Callable[[Event], Sequence[Event]]) -> None:
+        self._intake = intake
+        self._fate = fate
+        self._held: list[Event] | None = None
+
+    async def wait_room(self) -> None:
+        await self._intake.wait_room()
+
+    def check_room(self) -> None:
+        self._intake.check_room()
+
+    def put_nowait(self, event: Event) -> None:
+        for one in self._fate(event):
+            if self._held is not None:
+                self._held.append(one)
+            else:
+                self._intake.put_nowait(one)
+
+    def hold(self) -> None:
+        """Fan-out falls behind: nothing is handed on until `release`."""
+        if self._held is None:
+            self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        for event in held or ():
+            self._intake.put_nowait(event)
+
+
+class TestBroker(MemoryBroker):
+    """A memory broker whose history and hand-over can be held, spoilt or made to fail."""
+
+    __test__ = False  # no class of tests
+
+    def __init__(self, fate: Callable[[Event], Sequence[Event]] = lambda event: (event,)) -> None:
+        super().__init__()
+        # By channel: before its history is read, and between that and the answer.
+        self.before: dict[str, Gate] = defaultdict(Gate)
+        self.after: dict[str, Gate] = defaultdict(Gate)
+        self.failing = False
+        self.fate = fate
+        self.sink: Sink
+
+    async def run(self, intake: EventSink) -> None:
+        self.sink = Sink(intake, lambda event: self.fate(event))
+        await super().run(self.sink)
+
+    async def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        if self.failing:
+            raise BrokerError("history is down")
+        await self.before[channel].passed()
+        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+        await self.after[channel].passed()
+        return found
+
+
+class FakeVerifier:
+    """Knows a few tokens by heart; what it knows of one may also be an exception."""
+
+    def __init__(
+        self,
+        connections: Mapping[str, ConnectionGrant | Exception] | None = None,
+        subscriptions: Mapping[str, SubscriptionClaims | Exception] | None = None,
+    ) -> None:
+        self.connections = dict(connections or {})
+        self.subscriptions = dict(subscriptions or {})
+
+    async def verify_connection(self, token: str) -> ConnectionGrant:
+        await trio.lowlevel.checkpoint()
+        found = self.connections[token]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def verify_subscription(self, token: str) -> SubscriptionClaims:
+        await trio.lowlevel.checkpoint()
+        found = self.subscriptions[token]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+class FailingPresence:
+    """A presence store that is down."""
+
+    async def add(self, channel: str, info: ClientInfo) -> None:
+        raise BrokerError("presence is down")
+
+    async def remove(self, channel: str, client: str) -> None:
+        raise BrokerError("presence is down")
+
+    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
+        raise BrokerError("presence is down")
+
+    async def count(self, channel: str) -> tuple[int, int]:
+        raise BrokerError("presence is down")

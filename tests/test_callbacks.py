@@ -1,0 +1,595 @@
+"""Questions to a back end: what it is asked, and what its answers do to a client."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from service.callbacks.signature import HEADER, sign
+from service.errors import BAD_REQUEST, EXPIRED, Disconnect
+from service.options import ChannelOptions, NodeOptions
+from service.publication import Publication
+from service.testing import connect
+from tests.application import ASKED, URL, Application, dumps, open_asking_node, talking
+from tests.signing import SECRET
+from tests.signing import sign as sign_token
+
+INTERNAL = {"error": {"code": 100, "message": "internal server error", "temporary": True}}
+ALICE = {"result": {"user": "alice", "info": {"name": "Alice"}, "meta": {"plan": "gold"}}}
+
+
+@pytest.fixture
+def application() -> Application:
+    application = Application()
+    application.answers["connect"] = ALICE
+    return application
+
+
+async def test_connect(application: Application) -> None:
+    """Without a token the back end says who it is, what it hears, and what it is told."""
+    application.answers["connect"] = {
+        "result": {
+            "user": "alice",
+            "b64info": base64.b64encode(b'{"name": "Alice"}').decode(),
+            "data": {"hello": [1, 2]},
+            "channels": ["news"],
+            "meta": {"plan": "gold"},
+        }
+    }
+    async with open_asking_node(application) as node, talking(node, connected=False) as talk:
+        reply = await talk.call("connect", data={"a": 1}, name="js", version="7")
+        assert reply["connect"]["data"] == {"hello": [1, 2]}
+        assert "news" in reply["connect"]["subs"]
+        (asked,) = application.asked("connect")
+        assert asked == {
+            "client": talk.client.id, "transport": "memory", "protocol": "json",
+            "encoding": "json", "user": "", "data": {"a": 1}, "name": "js", "version": "7",
+        }  # fmt: skip
+        assert talk.client.user == "alice"
+        assert talk.client.grant.info == b'{"name":"Alice"}'
+        assert "gold" not in str(reply)
+        assert await talk.call("rpc", method="m") == {"rpc": {}}
+        assert application.asked("rpc")[0]["meta"] == {"plan": "gold"}
+        assert application.asked("rpc")[0]["user"] == "alice"
+
+
+async def test_connect_with_subs(application: Application) -> None:
+    """`subs` grants channels with their own info and options."""
+    subs = {"news": {"info": {"x": 1}, "data": 5, "override": {"presence": {"value": True}}}}
+    application.answers["connect"] = {"result": {"user": "u", "subs": subs}}
+    async with open_asking_node(application) as node, talking(node, connected=False) as talk:
+        reply = await talk.call("connect")
+        assert reply["connect"]["subs"]["news"]["data"] == 5
+        members = await node.presence.members("news")
+        assert bytes(members[talk.client.id].chan_info or b"") == b'{"x":1}'
+
+
+async def test_a_token_comes_first(application: Application) -> None:
+    """Where tokens are proven, a token alone decides, and the back end is not asked."""
+    from service.token_options import TokenOptions
+    from service.tokens.verifier import open_verifier
+
+    async with (
+        open_verifier(TokenOptions(hmac_secret_key=SECRET)) as verifier,
+        open_asking_node(application, verifier=verifier) as node,
+        talking(node, connected=False) as talk,
+    ):
+        await talk.call("connect", token=sign_token({"sub": "42"}))
+        assert talk.client.user == "42"
+        assert not application.requests
+        async with talking(node) as other:
+            assert other.client.user == "alice"
+
+
+async def test_a_token_that_nobody_proves_is_the_back_ends(application: Application) -> None:
+    """Without keys of ours, the back end gets the token to judge."""
+    async with open_asking_node(application) as node, talking(node, connected=False) as talk:
+        await talk.call("connect", token="opaque")
+        assert application.asked("connect")[0]["token"] == "opaque"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply"),
+    [
+        ({"error": {"code": 403, "message": "no", "temporary": True}},
+         {"error": {"code": 403, "message": "no", "temporary": True}}),
+        ({"error": {"code": 103}}, {"error": {"code": 103, "message": "refused"}}),
+        ({"result": {"user": "u", "expire_at": 1}}, {"error": {"code": 110, "message": "expired"}}),
+        ({"error": {"code": 5, "message": "x"}}, INTERNAL),
+        ({"error": {"code": 2_000, "message": "x"}}, INTERNAL),
+        ({"disconnect": {"code": 200, "reason": "x"}}, INTERNAL),
+        ({}, INTERNAL), ({"result": None}, INTERNAL), ([], INTERNAL), (None, INTERNAL),
+        ({"result": {"user": 5}}, INTERNAL), ({"result": {"b64info": "!"}}, INTERNAL),
+        ({"result": {"channels": "news"}}, INTERNAL), ({"result": {"expire_at": "x"}}, INTERNAL),
+        (b"", INTERNAL), (b"<html>", INTERNAL), (b"\xff", INTERNAL),
+        (b'{"result":{"user":"\xff"}}', INTERNAL), (b'{"result":{"info":"\xff"}}', INTERNAL),
+        (b'{"result":{"info":' + b"[" * 20_000, INTERNAL), (b" " * 65_537, INTERNAL),
+        (b'{"result":{}} x', INTERNAL),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+async def test_other_answers_to_connect(
+    application: Application, answer: Any, reply: dict[str, Any]
+) -> None:
+    """Errors are passed on; what can't be understood permits nothing and is a temporary error."""
+    application.answers["connect"] = answer
+    async with open_asking_node(application) as node, talking(node, connected=False) as talk:
+        assert await talk.call("connect") == reply
+        assert not talk.client.ready
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"disconnect": {"code": 4_501, "reason": "banned"}}, Disconnect(4_501, "banned")),
+        ({"disconnect": {"code": 3_000}},
+         Disconnect(3_000, "disconnected by the application")),
+        ({"disconnect": {"code": 4_000, "reason": "x"}, "result": {}}, Disconnect(4_000, "x")),
+    ],
+)  # fmt: skip
+async def test_disconnect(
+    application: Application, answer: dict[str, Any], expected: Disconnect
+) -> None:
+    """The back end may end the connection; a reason is never empty; it goes before a result."""
+    application.answers["rpc"] = answer
+    async with open_asking_node(application) as node:
+        async with talking(node, ends=True) as talk:
+            await talk.say({"rpc": {"method": "m"}, "id": 2})
+        assert talk.client.end == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500), httpx.Response(404), httpx.Response(204),
+        httpx.Response(302, headers={"location": f"{URL}rpc"}),
+        httpx.Response(307, headers={"location": f"{URL}elsewhere"}),
+        httpx.Response(200, headers={"content-encoding": "gzip"}, content=b"\x1f\x8b"),
+        httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("odd"),
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_failures_are_temporary_errors(
+    application: Application, answer: httpx.Response | Exception
+) -> None:
+    """Another status, a redirect or no answer: error 100, temporary; the connection goes on."""
+    async with open_asking_node(application) as node, talking(node) as talk:
+        application.answers["rpc"] = answer
+        assert await talk.call("rpc", method="m") == INTERNAL
+        assert len(application.asked("rpc")) == 1
+        assert not application.asked("elsewhere")
+        application.answers["rpc"] = {"result": {"data": 1}}
+        assert await talk.call("rpc", method="m") == {"rpc": {"data": 1}}
+        seen = node.statistics()
+        assert seen.backend is not None
+        counted = seen.backend.endpoints["rpc"]
+        assert (counted.asked, counted.answered, counted.failed) == (2, 1, 1)
+
+
+async def test_statuses_may_have_meanings(application: Application) -> None:
+    """A configured status is an error or a disconnect of the configured code."""
+    codes = frozenset({"404=104", "422=1000", "403=4500"})
+    async with open_asking_node(application, status_codes=codes) as node:
+        async with talking(node, ends=True) as talk:
+            for status, code in ((404, 104), (422, 1_000)):
+                application.answers["rpc"] = httpx.Response(status)
+                reply = await talk.call("rpc", method="m")
+                assert reply == {"error": {"code": code, "message": "refused"}}
+            application.answers["rpc"] = httpx.Response(403)
+            await talk.say({"rpc": {}, "id": 1})
+        assert talk.client.end == Disconnect(4_500, "disconnected by the application")
+
+
+async def test_rpc(application: Application) -> None:
+    """A call's data goes there and back as it is; an unknown method is the back end's error."""
+    async with open_asking_node(application) as node, talking(node) as talk:
+        application.answers["rpc"] = b'{"result": {"data": {"n":\n 1.50}}}'
+        await talk.say({"rpc": {"method": "get", "data": {"q": None}}, "id": 3})
+        assert talk.transport.sent[-1] == b'{"id":3,"rpc":{"data":{"n":1.50}}}'
+        (asked,) = application.asked("rpc")
+        assert (asked["method"], asked["data"]) == ("get", {"q": None})
+        application.answers["rpc"] = {"error": {"code": 104, "message": "method not found"}}
+        assert (await talk.call("rpc", method="x"))["error"]["code"] == 104
+
+
+async def test_what_is_not_configured_is_not_available(application: Application) -> None:
+    """Without an address: 108, also where a namespace leaves the matter to the back end."""
+    none: dict[str, Any] = {"rpc_url": "", "subscribe_url": "", "publish_url": ""}
+    async with open_asking_node(application, **none) as node, talking(node) as talk:
+        for method in ("rpc", "subscribe", "publish"):
+            reply = await talk.call(method, channel="c", data=1)
+            assert reply["error"]["code"] == 108
+
+
+async def test_subscribe(application: Application) -> None:
+    """The back end permits a subscription, with its info, data and options."""
+    application.answers["subscribe"] = {
+        "result": {
+            "info": {"role": "admin"}, "data": {"topic": "x"},
+            "override": {"presence": {"value": True}},
+        }
+    }  # fmt: skip
+    async with open_asking_node(application) as node, talking(node) as talk:
+        reply = await talk.call("subscribe", channel="news", data={"why": 1})
+        assert reply == {"subscribe": {"data": {"topic": "x"}}}
+        (asked,) = application.asked("subscribe")
+        assert (asked["channel"], asked["data"], asked["user"]) == ("news", {"why": 1}, "alice")
+        members = await node.presence.members("news")
+        assert bytes(members[talk.client.id].chan_info or b"") == b'{"role":"admin"}'
+
+
+async def test_subscribe_refused(application: Application) -> None:
+    """The back end's error is the client's; nothing is subscribed. An expiry in the past: 110."""
+    async with open_asking_node(application) as node, talking(node) as talk:
+        application.answers["subscribe"] = {"error": {"code": 403, "message": "no"}}
+        reply = await talk.call("subscribe", channel="news")
+        assert reply == {"error": {"code": 403, "message": "no"}}
+        application.answers["subscribe"] = {"result": {"expire_at": 5}}
+        assert (await talk.call("subscribe", channel="news"))["error"]["code"] == 110
+        application.answers["subscribe"] = httpx.ReadError("x")
+        assert await talk.call("subscribe", channel="news") == INTERNAL
+        assert not node.hub.channels
+
+
+async def test_order_of_permissions_to_subscribe(application: Application) -> None:
+    """Private prefix and user lists come before the back end, `allow_` settings after it."""
+    channel = attrs.evolve(ASKED, allow_user_limited_channels=True, allow_subscribe_for_client=True)
+    refused = {"error": {"code": 403, "message": "no"}}
+    application.answers["subscribe"] = refused
+    async with (
+        open_asking_node(application, NodeOptions(channel=channel)) as node,
+        talking(node) as talk,
+    ):
+        assert (await talk.call("subscribe", channel="$private"))["error"]["code"] == 103
+        assert (await talk.call("subscribe", channel="dialog#bob"))["error"]["code"] == 103
+        assert "subscribe" in await talk.call("subscribe", channel="dialog#bob,alice")
+        assert not application.asked("subscribe")
+        assert await talk.call("subscribe", channel="news") == refused
+
+
+async def test_nobody_passes_the_back_end_by(application: Application) -> None:
+    """A client's wish at connect and a plain subscriber get no channel that it decides about."""
+    options = NodeOptions(channel=ASKED, insecure=True)
+    async with open_asking_node(application, options) as node:
+        assert not node.channels.may_subscribe("news", "alice")
+        async with talking(node, connected=False) as talk:
+            reply = await talk.call("connect", subs={"news": {"recover": True}})
+            assert "subs" not in reply["connect"]
+
+
+async def test_publish(application: Application) -> None:
+    """The back end may replace the data, add tags, and keep it out of the history."""
+    async with open_asking_node(application) as node, talking(node) as talk:
+        await talk.call("subscribe", channel="news")
+        messages = await talk.say({"publish": {"channel": "news", "data": {"a": 1}}, "id": 2})
+        assert {"id": 2, "publish": {}} in messages
+        application.answers["publish"] = {
+            "result": {"data": {"b": 2}, "tags": {"k": "v"}, "skip_history": True}
+        }
+        messages = await talk.say({"publish": {"channel": "news", "data": {"a": 1}}, "id": 3})
+        (push,) = [one["push"]["pub"] for one in messages if "push" in one]
+        assert (push["data"], push["tags"]) == ({"b": 2}, {"k": "v"})
+        assert "offset" not in push
+        assert [one["data"] for one in application.asked("publish")] == [{"a": 1}, {"a": 1}]
+        found, _ = await node.broker.history("news", ChannelOptions())
+        assert [one.data for one in found] == [b'{"a": 1}']
+
+
+async def test_publish_refused(application: Application) -> None:
+    """Nothing is published that the back end does not permit; empty data does not reach it."""
+    async with open_asking_node(application) as node, talking(node) as talk:
+        application.answers["publish"] = {"error": {"code": 403, "message": "no"}}
+        assert (await talk.call("publish", channel="news", data=1))["error"]["code"] == 403
+        application.answers["publish"] = httpx.Response(500)
+        assert await talk.call("publish", channel="news", data=1) == INTERNAL
+        assert (await talk.call("publish", channel="news"))["error"]["code"] == 107
+        assert len(application.asked("publish")) == 2
+        assert (await node.broker.history("news", ChannelOptions()))[0] == ()
+
+
+async def test_bodies_are_signed(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a secret, each question carries the HMAC of its time and body."""
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.9)
+    async with open_asking_node(application, secret="s3cret") as node, talking(node):
+        (request,) = application.requests
+        assert request.headers[HEADER] == sign("s3cret", 1_700_000_000, request.content)
+
+
+async def test_allowed_headers_are_forwarded(application: Application) -> None:
+    """Of HTTP request and connect command only what is listed; real ones win; nothing is kept."""
+    application.answers["rpc"] = httpx.Response(
+        200, headers={"set-cookie": "sid=theirs"}, content=dumps({"result": {}})
+    )
+    async with open_asking_node(
+        application,
+        forward_headers=frozenset({"Cookie", "X-Real"}),
+        forward_emulated_headers=frozenset({"Authorization", "X-Real"}),
+    ) as node:
+        async with talking(node, connected=False) as talk:
+            talk.client.headers = {"x-real": "http", "cookie": "sid=mine"}
+            emulated = {
+                "authorization": "Bearer x", "X-Real": "faked", "Cookie": "sid=faked",
+                "X-Other": "1",
+            }  # fmt: skip
+            await talk.call("connect", headers=emulated)
+            await talk.call("rpc", method="m")
+            for request in application.requests:
+                assert request.headers["authorization"] == "Bearer x"
+                assert request.headers["x-real"] == "http"
+                assert request.headers["cookie"] == "sid=mine"
+                assert "x-other" not in request.headers
+        async with talking(node) as other:
+            await other.call("rpc", method="m")
+            assert "cookie" not in application.requests[-1].headers
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "\x00", "\x7f", "é", "\u2028"])
+async def test_values_that_are_no_header_stay_behind(application: Application, value: str) -> None:
+    """A value that could become a second header is not forwarded, and does no harm otherwise."""
+    allowed = frozenset({"authorization"})
+    async with (
+        open_asking_node(application, forward_emulated_headers=allowed) as node,
+        talking(node, connected=False) as talk,
+    ):
+        await talk.call("connect", headers={"authorization": value})
+        assert "authorization" not in application.requests[0].headers
+
+
+# Slow, down, back again.
+
+
+async def test_timeout(application: Application, autojump_clock: MockClock) -> None:
+    """Whoever is not answered within a second gets error 100, and is not asked about again."""
+    application.delays["rpc"] = 60
+    async with open_asking_node(application) as node, talking(node) as talk:
+        start = trio.current_time()
+        assert await talk.call("rpc", method="m") == INTERNAL
+        assert trio.current_time() - start == pytest.approx(1)
+        seen = node.statistics().backend
+        assert seen is not None
+        assert seen.endpoints["rpc"].timeouts == 1
+
+
+async def test_a_slow_back_end_delays_nobody_else(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """While one client waits for an answer, others connect, subscribe and hear publications."""
+    application.delays["rpc"] = 60
+    answered: list[float] = []
+
+    async def call(node: Any) -> None:
+        async with talking(node) as talk:
+            assert await talk.call("rpc", method="m") == INTERNAL
+            answered.append(trio.current_time())
+
+    async with open_asking_node(application, concurrency=1) as node, trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(call, node)
+        await trio.sleep(0.1)
+        start = trio.current_time()
+        async with talking(node) as talk:
+            await talk.call("subscribe", channel="news")
+            await node.publish(Publication("news", b"1"))
+            (push,) = await talk.say({})
+            assert push["push"]["pub"]["data"] == 1
+        assert trio.current_time() == start
+        assert not answered
+
+
+async def test_turns_are_bounded(application: Application, autojump_clock: MockClock) -> None:
+    """No more are under way than allowed; whose turn does not come in time gets error 100."""
+    application.delays["rpc"] = 0.9
+
+    async def call(node: Any, replies: list[Any]) -> None:
+        async with talking(node) as talk:
+            replies.append(await talk.call("rpc", method="m"))
+
+    replies: list[Any] = []
+    async with open_asking_node(application, concurrency=2, wait_timeout=0.5) as node:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(call, node, replies)
+            await trio.sleep(0.1)
+            seen = node.statistics().backend
+            assert seen is not None
+            assert (seen.endpoints["rpc"].under_way, seen.endpoints["rpc"].waiting) == (2, 3)
+            assert len(application.asked("rpc")) == 2
+        assert replies.count({"rpc": {}}) == 2
+        assert replies.count(INTERNAL) == 3
+        seen = node.statistics().backend
+        assert seen is not None
+        counted = seen.endpoints["rpc"]
+        assert (counted.crowded, counted.under_way, counted.waiting) == (3, 0, 0)
+        assert counted.circuit == "closed"
+
+
+async def test_circuit_opens_and_closes(
+    application: Application, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After failures in a row nobody is sent there; after a pause one probe is; it closes it."""
+    async with open_asking_node(application, circuit_failures=3) as node, talking(node) as talk:
+
+        async def call() -> Any:
+            return await talk.call("rpc", method="m")
+
+        application.answers["rpc"] = httpx.Response(503)
+        for _ in range(10):
+            assert await call() == INTERNAL
+        assert len(application.asked("rpc")) == 3
+        async with talking(node):
+            pass  # Another address has a circuit of its own.
+        await trio.sleep(5)
+        for _ in range(10):
+            assert await call() == INTERNAL
+        assert len(application.asked("rpc")) == 4
+        application.answers["rpc"] = {"result": {"data": 1}}
+        assert await call() == INTERNAL
+        await trio.sleep(5)
+        for _ in range(10):
+            assert await call() == {"rpc": {"data": 1}}
+        seen = node.statistics().backend
+        assert seen is not None
+        counted = seen.endpoints["rpc"]
+        assert (counted.asked, counted.answered, counted.failed) == (31, 10, 4)
+        assert (counted.refused, counted.opened, counted.circuit) == (17, 1, "closed")
+        assert caplog.text.count("callbacks fail") == 1
+
+
+async def test_a_refusal_is_no_failure(application: Application) -> None:
+    """A client can't have the circuit opened by asking for what is refused or crashes."""
+    answers = [{"error": {"code": 403, "message": "no"}}, httpx.Response(500), b"garbage"]
+    async with open_asking_node(application, circuit_failures=1) as node, talking(node) as talk:
+        for answer in answers:
+            application.answers["rpc"] = answer
+            await talk.call("rpc", method="m")
+        assert len(application.asked("rpc")) == 3
+
+
+async def test_only_one_probe(application: Application, autojump_clock: MockClock) -> None:
+    """While a probe is under way the others fail at once; a cancelled probe leaves room for one."""
+    application.answers["rpc"] = httpx.ConnectError("refused")
+    async with open_asking_node(application, circuit_failures=1) as node, talking(node) as talk:
+        await talk.call("rpc", method="m")
+        await trio.sleep(5)
+        application.answers["rpc"] = {"result": {}}
+        application.delays["rpc"] = 0.5
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk.say, {"rpc": {"method": "probe"}, "id": 2})
+            await trio.sleep(0.1)
+            async with talking(node) as other:
+                assert await other.call("rpc", method="m") == INTERNAL
+                nursery.cancel_scope.cancel()
+        assert await talk.call("rpc", method="m") == {"rpc": {}}
+        assert [one["method"] for one in application.asked("rpc")] == ["m", "probe", "m"]
+
+
+async def test_a_client_that_leaves_takes_its_question_along(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """A cancelled question gives its turn back at once."""
+    application.delays["rpc"] = 60
+    async with open_asking_node(application, concurrency=1, timeout=50) as node:
+        async with talking(node) as talk:
+            with trio.move_on_after(1):
+                await talk.call("rpc", method="m")
+        application.delays["rpc"] = 0
+        async with talking(node) as other:
+            assert await other.call("rpc", method="m") == {"rpc": {}}
+
+
+# Renewing.
+
+
+async def test_connection_is_renewed(application: Application, autojump_clock: MockClock) -> None:
+    """When it expires the back end is asked, not the client; info and meta may change."""
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    async with open_asking_node(application, options) as node:
+        begin = int(node.unix_time())
+        application.answers["connect"] = {"result": {"user": "alice", "expire_at": begin + 60}}
+        application.answers["refresh"] = {
+            "result": {"expire_at": begin + 200, "info": {"n": 2}, "meta": {"m": 3}}
+        }
+        async with talking(node, ends=True) as talk:
+            client = talk.client
+            assert b"expires" not in talk.transport.sent[0]
+            await trio.sleep(59)
+            assert not application.asked("refresh")
+            await trio.sleep(5)
+            (asked,) = application.asked("refresh")
+            assert (asked["user"], asked["client"]) == ("alice", client.id)
+            assert (client.grant.info, client.grant.meta) == (b'{"n":2}', b'{"m":3}')
+            application.answers["refresh"] = {"result": {"expired": True}}
+            await trio.sleep(1_000)
+        assert client.end == EXPIRED
+        assert 200 <= node.unix_time() - begin < 203
+        assert len(application.asked("refresh")) == 2
+
+
+async def test_renewal_is_tried_until_the_delay_is_over(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """A back end that is down when a connection expires has the delay to come back."""
+    application.answers["refresh"] = httpx.ConnectError("refused")
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    async with open_asking_node(application, options, circuit_failures=100) as node:
+        begin = int(node.unix_time())
+        application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
+        async with talking(node) as talk:
+            await trio.sleep(80)
+            assert len(application.asked("refresh")) > 10
+            application.answers["refresh"] = {"result": {}}
+            await trio.sleep(3)
+            assert talk.client.grant.expire_at == 0
+            await trio.sleep(300)
+        assert not node.renewals._under_way
+
+
+async def test_renewal_that_never_comes(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """After the delay the connection ends as expired, and nobody asks any more."""
+    application.answers["refresh"] = httpx.Response(500)
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    async with open_asking_node(application, options) as node:
+        begin = int(node.unix_time())
+        application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
+        async with talking(node, ends=True) as talk:
+            await trio.sleep(1_000)
+        assert talk.client.end == EXPIRED
+        assert 85 <= node.unix_time() - begin < 88
+        before = len(application.asked("refresh"))
+        assert before > 5
+        await trio.sleep(100)
+        assert len(application.asked("refresh")) == before
+        assert not node.renewals._under_way
+
+
+async def test_refresh_command_where_the_back_end_is_asked(application: Application) -> None:
+    """A client must not refresh what the back end renews: 3501; a subscription: 108."""
+    async with open_asking_node(application) as node:
+        async with talking(node, ends=True) as talk:
+            await talk.call("subscribe", channel="news")
+            reply = await talk.call("sub_refresh", channel="news", token="t")
+            assert reply["error"]["code"] == 108
+            await talk.say({"refresh": {"token": "t"}, "id": 3})
+        assert talk.client.end == BAD_REQUEST
+
+
+async def test_subscription_is_renewed_or_ends(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """The same for a subscription; one that is over ends with 2501, and the connection goes on."""
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    async with open_asking_node(application, options) as node, talking(node) as talk:
+        begin = int(node.unix_time())
+        application.answers["subscribe"] = {"result": {"expire_at": begin + 60}}
+        application.answers["sub_refresh"] = {"result": {"expire_at": begin + 200, "info": 5}}
+        reply = await talk.call("subscribe", channel="news")
+        assert reply == {"subscribe": {}}
+        await trio.sleep(65)
+        (asked,) = application.asked("sub_refresh")
+        assert asked["channel"] == "news"
+        subscription = talk.client.channels["news"]
+        assert (subscription.expire_at, subscription.grant.info) == (begin + 200, b"5")
+        application.answers["sub_refresh"] = {"result": {"expired": True}}
+        await trio.sleep(140)
+        assert b'"unsubscribe":{"code":2501' in talk.transport.sent[-1]
+        assert not talk.client.channels
+        assert talk.client.end is None
+
+
+async def test_plain_clients_are_not_asked_about(application: Application) -> None:
+    """A plain subscriber, whom the options alone let in, costs no question."""
+    from service.testing import MemoryTransport
+
+    options = NodeOptions(allow_anonymous=True)
+    async with open_asking_node(application, options) as node:
+        async with connect(node, MemoryTransport(), ["news"]):
+            pass
+        assert not application.requests

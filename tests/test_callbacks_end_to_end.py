@@ -1,0 +1,332 @@
+"""Callbacks over real sockets: the documentation's back end, broken servers, the end by signal."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+from service.callback_options import CallbackOptions
+from service.callbacks.backend import HTTPBackend, make_client
+from service.callbacks.signature import sign
+from service.config import CurrentSettings, load_settings
+from service.credentials import Caller
+from service.door import Door, open_listeners
+from service.errors import BrokerError
+from service.handover import Handover
+from service.server import open_server
+from service.web.app import create_app
+from tests.application import Application, open_asking_node
+
+PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback is loopback, whatever the machine's proxy."""
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def example() -> dict[str, Any]:
+    """The documentation's back end."""
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(text, PAGE.name, "exec"), names)
+    return names
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The back end on a free port, in threads; its address."""
+    handler.log_message = lambda *_: None  # type: ignore[method-assign]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@asynccontextmanager
+async def connected(port: int, cookie: str) -> AsyncIterator[WebSocketConnection]:
+    """A client; it has yet to send `connect`."""
+    url = f"ws://127.0.0.1:{port}/connection/websocket"
+    headers = [(b"cookie", cookie.encode())]
+    async with open_websocket_url(url, extra_headers=headers) as websocket:
+        try:
+            yield websocket
+        finally:
+            if websocket.closed:  # by the server: then the library leaves the socket open
+                await websocket._stream.aclose()
+
+
+async def call(websocket: WebSocketConnection, command: str, /, **fields: Any) -> Any:
+    await websocket.send_message(json.dumps({command: fields, "id": 1}))
+    while True:
+        text = await websocket.get_message()
+        assert isinstance(text, str)
+        for line in text.split("\n"):
+            message = json.loads(line)
+            if "id" in message:
+                return message
+
+
+async def test_the_documentations_back_end(example: dict[str, Any]) -> None:
+    """It says who connects, who subscribes and who is online, by signed questions and events."""
+    with serving(example["Backend"]) as base:
+        callbacks = {
+            **{f"{kind}_url": f"{base}/{kind}" for kind in ("connect", "subscribe", "rpc")},
+            "event_url": f"{base}/events", "secret": "change me", "forward_headers": "cookie",
+            "event_delay": 0,
+        }  # fmt: skip
+        settings = load_settings(
+            port=0, callbacks=callbacks, namespaces={"chat": {"subscribe_proxy_enabled": True}}
+        )
+        with trio.fail_after(10):
+            async with open_server(settings) as server:
+                await turn_away_a_stranger(server.port)
+                async with (
+                    connected(server.port, "session=1") as alice,
+                    connected(server.port, "session=2") as bob,
+                ):
+                    await let_in_two(alice, bob)
+    assert example["online"] == {}
+    # Two connections, two channels and three subscriptions, each with its end.
+    assert len(example["seen"]) == 14
+    seen = server.node.statistics()
+    assert seen.backend is not None
+    assert seen.events is not None
+    assert seen.backend.endpoints["connect"].answered == 3
+    assert seen.backend.endpoints["rpc"].failed == 0
+    assert (seen.events.delivered, seen.events.waiting) == (14, 0)
+
+
+async def turn_away_a_stranger(port: int) -> None:
+    async with connected(port, "session=9") as stranger:
+        with pytest.raises(ConnectionClosed) as caught:
+            await call(stranger, "connect")
+        assert caught.value.reason is not None
+        assert caught.value.reason.code == 4_501
+        assert caught.value.reason.reason == "sign in first"
+
+
+async def let_in_two(alice: WebSocketConnection, bob: WebSocketConnection) -> None:
+    assert "news" in (await call(alice, "connect"))["connect"]["subs"]
+    assert "connect" in await call(bob, "connect")
+    assert "subscribe" in await call(alice, "subscribe", channel="chat:1")
+    refused = await call(bob, "subscribe", channel="chat:1")
+    assert refused["error"] == {"code": 403, "message": "alice only"}
+    unknown = await call(bob, "rpc", method="nothing")
+    assert unknown["error"]["code"] == 104
+    online: list[str] = []
+    while len(online) < 2:  # events come when they come
+        online = (await call(bob, "rpc", method="online"))["rpc"]["data"]
+    assert online == ["alice", "bob"]
+
+
+def test_the_documentations_check_of_signatures(example: dict[str, Any]) -> None:
+    """It takes what Repeater signs, and nothing forged, altered or old."""
+    is_ours, now = example["is_ours"], int(time.time())
+    assert is_ours(sign("change me", now, b"{}"), b"{}")
+    assert not is_ours(sign("change me", now, b"{}"), b"[]")
+    assert not is_ours(sign("another", now, b"{}"), b"{}")
+    assert not is_ours(sign("change me", now - 301, b"{}"), b"{}")
+    for header in ("", "t=", f"t={now}", "v1=", f"t={now},v1=é"):
+        assert not is_ours(header, b"{}")
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[str]:
+    """A server that says this to everybody, whatever it is asked; None says nothing."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            request = await stream.receive_some()
+            assert request.startswith(b"POST /rpc HTTP/1.1\r\n")
+            if answer is None:
+                await trio.sleep_forever()
+            else:
+                await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, handle, 0)
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/rpc"
+        nursery.cancel_scope.cancel()
+
+
+def http(body: bytes, length: int | None = None, status: bytes = b"200 OK") -> bytes:
+    size = len(body) if length is None else length
+    head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\nLocation: /rpc\r\n\r\n"
+    return head % (status, size) + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None, b"", b"SSH-2.0-OpenSSH\r\n", b"\x00" * 1_000, http(b"{", 2), http(b"{}"),
+        http(b" " * 300_000), http(b'{"result":{}}', status=b"302 Found"),
+        http(b"", status=b"500 Oops"), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,
+    ],
+    ids=lambda answer: repr(answer)[:40],
+)  # fmt: skip
+async def test_broken_answers_over_a_socket(answer: bytes | None) -> None:
+    """Whatever a server says instead of an answer is a `BrokerError`, within the timeout."""
+    async with answering(answer) as url, make_client() as client:
+        backend = HTTPBackend(CallbackOptions(rpc_url=url, timeout=0.2), client)
+        with trio.fail_after(5), pytest.raises(BrokerError):
+            await backend.rpc(Caller("c", "websocket"), "m", b"")
+        counted = backend.statistics().endpoints["rpc"]
+        assert (counted.failed, counted.under_way) == (1, 0)
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is one, too."""
+    with trio.socket.socket() as unused:
+        await unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        async with make_client() as client:
+            backend = HTTPBackend(CallbackOptions(rpc_url=url), client)
+            with pytest.raises(BrokerError):
+                await backend.rpc(Caller("c", "websocket"), "m", b"")
+
+
+def self_signed() -> bytes:
+    """A key and a certificate for loopback that nobody vouches for, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    text = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return text + certificate.public_bytes(pem)
+
+
+async def test_certificates_are_verified(tmp_path: Path) -> None:
+    """A server that no authority vouches for is not spoken to."""
+    file = tmp_path / "server.pem"
+    file.write_bytes(self_signed())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    heard: list[bytes] = []
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            heard.append(bytes(await stream.receive_some()))
+
+    async with trio.open_nursery() as nursery, make_client() as client:
+        serve = partial(trio.serve_ssl_over_tcp, handle, 0, context, host="127.0.0.1")
+        listeners = await nursery.start(serve)
+        port = listeners[0].transport_listener.socket.getsockname()[1]
+        options = CallbackOptions(rpc_url=f"https://localhost:{port}/")
+        with pytest.raises(BrokerError, match="ConnectError"):
+            await HTTPBackend(options, client).rpc(Caller("c", "websocket"), "m", b"")
+        nursery.cancel_scope.cancel()
+    assert not any(heard)
+
+
+async def test_sigterm_delivers_what_happened(example: dict[str, Any]) -> None:
+    """A process that is told to end tells of the ends of its connections, and then ends with 0."""
+    command = [sys.executable, "-m", "service", "serve", "--dev", "--port", "0"]
+    with serving(example["Backend"]) as base:
+        environment = {
+            **os.environ,
+            "REPEATER_CALLBACKS__EVENT_URL": f"{base}/events",
+            "REPEATER_CALLBACKS__SECRET": "change me",
+            "REPEATER_CALLBACKS__EVENT_DELAY": "1h",
+        }
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, command, stderr=subprocess.PIPE, env=environment)
+            process = await nursery.start(run)
+            line = await process.stderr.receive_some()
+            port = int(line.partition(b"127.0.0.1:")[2].split(b" ")[0])
+            async with connected(port, "") as websocket:
+                await call(websocket, "connect")
+                await call(websocket, "subscribe", channel="news")
+                assert not example["seen"]
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises(ConnectionClosed):
+                    await websocket.get_message()
+            assert await process.wait() == 0
+    assert len(example["seen"]) == 6
+    assert not example["online"]
+
+
+@pytest.mark.parametrize("path", ["websocket", "uni_websocket"])
+async def test_every_way_in_forwards_the_same(path: str) -> None:
+    """Natively and behind ASGI the back end gets the allowed header and the transport's name."""
+    application = Application()
+    application.answers["connect"] = {"disconnect": {"code": 4_000, "reason": "enough"}}
+    connect = b'{"connect":{},"id":1}' if path == "websocket" else b"{}"
+    settings = load_settings(port=0)
+    current = CurrentSettings(settings)
+    head = (
+        f"GET /connection/{path} HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nX-Other: 1\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Tenant: 7\r\nx-tenant: 8\r\n\r\n"
+    ).encode()
+    first = b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n"  # after it, an upgrade is ASGI's
+    allowed = frozenset({"x-tenant"})
+    with trio.fail_after(10):
+        async with (
+            open_asking_node(application, forward_headers=allowed) as node,
+            trio.open_nursery() as nursery,
+        ):
+            door = Door(node, Handover(create_app(node, current), settings), current)
+            (listener,) = open_listeners("127.0.0.1", 0, 1)
+            nursery.start_soon(door.accept, listener, nursery)
+            for before in (b"", first):
+                await upgrade_and_say(listener.getsockname()[1], before, head, connect)
+            nursery.cancel_scope.cancel()
+            listener.close()
+    native, asgi = application.requests
+    for request in (native, asgi):
+        assert request.headers["x-tenant"] == "7, 8"
+        assert "x-other" not in request.headers
+        assert json.loads(request.content)["transport"] == path
+
+
+async def upgrade_and_say(port: int, before: bytes, head: bytes, connect: bytes) -> None:
+    """Upgrade, perhaps after another request, send one message, and read to the end."""
+    frame = b"\x81" + bytes([0x80 | len(connect)]) + b"\0\0\0\0" + connect
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        received = b""
+        for request, mark in ((before, b'"ok"'), (head, b" 101 ")):
+            if request:
+                await stream.send_all(request)
+                while mark not in received:
+                    received += await stream.receive_some()
+        await stream.send_all(frame)
+        while b"enough" not in received:
+            received += await stream.receive_some()

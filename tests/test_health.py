@@ -1,0 +1,43 @@
+"""The health checks: alive, ready, and why not."""
+
+from __future__ import annotations
+
+import trio
+
+from service.brokers.memory import MemoryBroker
+from service.config import CurrentSettings, load_settings
+from service.testing import open_test_node
+from service.web.app import create_app
+
+
+async def test_states() -> None:
+    """Live while it can answer; ready while it takes clients and its broker is of use."""
+    outage = ""
+
+    class Broker(MemoryBroker):
+        def outage(self) -> str:
+            return outage
+
+    settings = CurrentSettings(load_settings(dev=True))
+    async with open_test_node(broker=Broker()) as node:
+        client = create_app(node, settings).test_client()
+
+        async def ask(path: str) -> tuple[int, object]:
+            with trio.fail_after(1):
+                answer = await client.get(path)
+                return answer.status_code, await answer.get_json()
+
+        paths = ("/health", "/health/live", "/health/ready")
+        for path in paths:
+            assert await ask(path) == (200, {"status": "ok"})
+        outage = "connection refused"
+        down = {"status": "broker down", "reason": "connection refused"}
+        assert [await ask(path) for path in paths] == [
+            (200, {"status": "ok"}),
+            (200, {"status": "ok"}),
+            (503, down),
+        ]
+        outage = ""
+        await node.shut_down()
+        draining = (503, {"status": "draining"})
+        assert [await ask(path) for path in paths] == [draining, (200, {"status": "ok"}), draining]

@@ -1,0 +1,231 @@
+"""Reading the configuration again: all of what can be applied, or nothing; nobody is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+import trio.testing
+import trio_websocket
+
+from service.assembly import Assembly, open_assembly
+from service.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
+from service.credentials import TokenInvalidError
+from service.errors import ReplyError
+from service.publication import Publication
+from service.testing import MemoryTransport, connect
+from tests.signing import OTHER_SECRET, SECRET, sign
+
+PEM = "-----BEGIN PUBLIC KEY-----\nnonsense\n-----END PUBLIC KEY-----"
+
+
+def test_live_settings_are_taken() -> None:
+    """What is live is new, what needs a restart is as it was, and they are told apart."""
+    old = load_settings(api_key="old", port=1, channel={"history_size": 1}, ping_interval=20)
+    new = load_settings(
+        api_key="new",
+        port=2,
+        channel={"history_size": 2},
+        namespaces={"chat": {"presence": True}},
+        channel_limit=7,
+        ping_interval=30,
+    )
+    changes = reloadable(old, new)
+    assert set(changes.live) == {
+        "api_key",
+        "channel.history_size",
+        "channel_limit",
+        "namespaces.chat",
+    }
+    assert set(changes.restart) == {"port", "ping_interval"}
+    merged = with_live_of(old, new)
+    assert reloadable(merged, new) == ((), changes.restart)
+    assert merged.api_keys == (b"new",)
+    assert merged.port == 1
+    options = merged.node_options()
+    assert options.channel.history_size == 2
+    assert options.namespaces["chat"].presence
+    assert (options.channel_limit, options.ping_interval) == (7, 20)
+
+
+def test_a_permission_goes_as_it_came() -> None:
+    """`allow_anonymous` opens the channels, and closes them again when it is taken back."""
+    closed, opened = load_settings(), load_settings(allow_anonymous=True)
+    through = with_live_of(closed, opened)
+    assert through.node_options().channel.allow_subscribe_for_anonymous
+    back = with_live_of(through, closed)
+    assert not back.node_options().channel.allow_subscribe_for_anonymous
+    assert reloadable(back, closed) == ((), ())
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    """A live setting that is right only with one that needs a restart is not taken."""
+    old = load_settings(batch_limit=1_000_000)
+    new = load_settings(batch_limit=65_536, outbox_limit=100_000)
+    with pytest.raises(ConfigError, match=r"not without a restart: .*batch_limit"):
+        with_live_of(old, new)
+
+
+@asynccontextmanager
+async def assembled(**settings: object) -> AsyncIterator[Assembly]:
+    async with open_assembly(CurrentSettings(load_settings(**settings))) as assembly:
+        yield assembly
+
+
+async def test_channel_options_change_under_a_subscriber() -> None:
+    """A namespace comes and goes; who is subscribed stays, and hears on where it still is."""
+    transport = MemoryTransport()
+    async with assembled() as assembly, connect(assembly.node, transport, ["chat:a"]) as client:
+        node = assembly.node
+        with pytest.raises(ReplyError, match="102"):
+            await node.publish(Publication("chat:a", b"1"))
+        await assembly.reload(load_settings(namespaces={"chat": {"history_size": 0}}))
+        assert await node.publish(Publication("chat:a", b"2")) is None
+        await assembly.reload(load_settings(namespaces={"chat": {"history_size": 5}}))
+        assert await node.publish(Publication("chat:a", b"3")) is not None
+        await trio.testing.wait_all_tasks_blocked()
+        await assembly.reload(load_settings())
+        with pytest.raises(ReplyError, match="102"):
+            await node.publish(Publication("chat:a", b"4"))
+        assert client.end is None
+        assert set(client.channels) == {"chat:a"}
+    assert transport.sent == [b"2", b"3"]
+
+
+def token(secret: str) -> str:
+    return sign({"sub": "42"}, secret)
+
+
+async def test_token_keys_change() -> None:
+    """Another secret proves from now on; without any change the verifier stays the same."""
+    async with assembled(token={"hmac_secret_key": SECRET}) as assembly:
+        verifier = assembly.node.verifier
+        assert verifier is assembly._verifier
+        assert (await verifier.verify_connection(token(SECRET))).user == "42"
+        first = assembly._verifier._verifier
+        await assembly.reload(load_settings(token={"hmac_secret_key": SECRET}, api_key="k"))
+        assert assembly._verifier._verifier is first
+        await assembly.reload(load_settings(token={"hmac_secret_key": OTHER_SECRET}))
+        with pytest.raises(TokenInvalidError):
+            await verifier.verify_connection(token(SECRET))
+        assert (await verifier.verify_connection(token(OTHER_SECRET))).user == "42"
+
+
+async def test_a_key_of_no_use_changes_nothing() -> None:
+    """With a wrong key the whole configuration is refused: the API key stays, too."""
+    async with assembled(api_key="old", token={"hmac_secret_key": SECRET}) as assembly:
+        new = load_settings(api_key="new", token={"rsa_public_key": PEM})
+        with pytest.raises(ConfigError, match="rsa_public_key"):
+            await assembly.reload(new)
+        assert assembly._settings().api_keys == (b"old",)
+        assert (await assembly._verifier.verify_connection(token(SECRET))).user == "42"
+
+
+async def test_replaced_verifiers_end(autojump_clock: trio.testing.MockClock) -> None:
+    """A verifier that was replaced is closed once nobody can be waiting for it."""
+    async with assembled() as assembly:
+        tasks = len(assembly._verifier._nursery.child_tasks)
+        for secret in (SECRET, OTHER_SECRET, SECRET):
+            await assembly.reload(load_settings(token={"hmac_secret_key": secret}))
+        assert len(assembly._verifier._nursery.child_tasks) == tasks + 3
+        await trio.sleep(60)
+        assert len(assembly._verifier._nursery.child_tasks) == tasks
+
+
+class Process:
+    """A real server, its configuration and what it said."""
+
+    def __init__(self, process: trio.Process, file: Path) -> None:
+        self.process = process
+        self.file = file
+        self._said = b""
+
+    async def line(self, mark: str) -> str:
+        """The next line with this in it; the test's deadline is its own."""
+        assert self.process.stderr is not None
+        while True:
+            *lines, rest = self._said.split(b"\n")
+            for number, line in enumerate(lines):
+                if mark.encode() in line:
+                    self._said = b"\n".join([*lines[number + 1 :], rest])
+                    return line.decode()
+            chunk = await self.process.stderr.receive_some()
+            assert chunk, f"it ended before {mark!r}: {self._said!r}"
+            self._said += chunk
+
+    async def reload(self, text: str) -> str:
+        """Write another configuration, and have it read; the line that says what came of it."""
+        await trio.Path(self.file).write_text(text)
+        self.process.send_signal(signal.SIGHUP)
+        return await self.line("configuration")
+
+
+@asynccontextmanager
+async def served(file: Path, text: str) -> AsyncIterator[tuple[Process, int]]:
+    """`repeater serve --config` with this configuration, and its port."""
+    await trio.Path(file).write_text(text)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "service", "serve", "--config", str(file), "--port", "0"],
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        server = Process(process, file)
+        found = re.search(r":([0-9]+) ", await server.line("is up on"))
+        assert found is not None
+        yield server, int(found[1])
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        process.kill()
+
+
+CONFIG = """
+api_key = "{key}"
+allow_anonymous = true
+log_level = "{level}"
+head_limit = {head_limit}
+"""
+
+
+async def test_signal_to_a_process(tmp_path: Path) -> None:
+    """SIGHUP changes the key under a subscriber, names what needs a restart, refuses mistakes."""
+    with trio.fail_after(15):
+        text = CONFIG.format(key="old-key", level="info", head_limit=16_384)
+        async with served(tmp_path / "repeater.toml", text) as (server, port):
+            url = f"ws://127.0.0.1:{port}/ws?channel=a"
+            async with trio_websocket.open_websocket_url(url) as subscriber:
+
+                async def publish(key: str) -> int:
+                    address = f"http://127.0.0.1:{port}/api/publish"
+                    body, headers = {"channel": "a", "data": 1}, {"X-API-Key": key}
+                    async with httpx.AsyncClient() as http:
+                        return (await http.post(address, json=body, headers=headers)).status_code
+
+                assert [await publish("old-key"), await publish("new-key")] == [200, 401]
+                text = CONFIG.format(key="new-key", level="info", head_limit=9_999)
+                said = await server.reload(text)
+                assert said.endswith("applied=['api_key'] needs_restart=['head_limit']")
+                assert [await publish("old-key"), await publish("new-key")] == [401, 200]
+
+                said = await server.reload('api_key = "third-key"\nprot = 1\nping_interval = "x"')
+                assert "refused" in said
+                assert "prot: unknown setting; did you mean port?" in said
+                assert "ping_interval" in said
+                assert [await publish("new-key"), await publish("third-key")] == [200, 401]
+
+                text = CONFIG.format(key="new-key", level="debug", head_limit=16_384)
+                said = await server.reload(text)
+                assert said.endswith("applied=['log_level'] needs_restart=[]")
+                assert "-key" not in said
+                assert [await subscriber.get_message() for _ in range(3)] == ["1", "1", "1"]
