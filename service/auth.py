@@ -60,9 +60,9 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
     """
     grant = ConnectionGrant()
     if token:
-        if node.verifier is None:
-            raise RefusedError(HTTPStatus.UNAUTHORIZED)
         try:
+            if node.verifier is None:
+                raise TokenInvalidError("no keys")
             grant = await node.verifier.verify_connection(token)
         except (TokenExpiredError, TokenInvalidError):
             if not node.options.insecure:
