@@ -43,6 +43,13 @@ main.add_command(token)
 @config_option
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1; REPEATER_HOST]")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
+@click.option(
+    "--listen", multiple=True, metavar="HOST:PORT|unix:PATH",
+    help="Where to listen instead; may be repeated.",
+)  # fmt: skip
+@click.option("--unix", metavar="PATH", help="The same as --listen unix:PATH.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: speak TLS on TCP.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
 @click.option(
     "--comments/--no-comments", default=None,
@@ -52,6 +59,10 @@ def serve(
     config_file: Path | None,
     host: str | None,
     port: int | None,
+    listen: tuple[str, ...],
+    unix: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     dev: bool | None,
     comments: bool | None,
 ) -> None:
@@ -71,7 +82,15 @@ def serve(
     from service.server import serve as run_server
 
     try:
-        overrides = {"host": host, "port": port, "dev": dev, "comments": comments}
+        overrides = {
+            "host": host,
+            "port": port,
+            "listen": (*listen, f"unix:{unix}") if unix else listen or None,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "dev": dev,
+            "comments": comments,
+        }
         load = partial(load_settings, config_file, **overrides)
         settings = load()
         configure_log(settings.log_level, settings.log_format)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -33,10 +34,12 @@ from service.auth import (
 from service.client import ANONYMOUS
 from service.credentials import ConnectionGrant, SubscriptionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL
+from service.gate import Gate, GateError
 from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from service.protocol.http_request import upgrade_headers
+from service.tls import HTTP2
 from service.transports import http_stream, websocket
 from service.transports.admission import WAYS
 from service.transports.rest import Rest, RestOptions, RestStatistics
@@ -100,9 +103,12 @@ class Visitor:
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
-    def __init__(self, node: Node, handover: Handover, settings: CurrentSettings) -> None:
+    def __init__(
+        self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate | None = None
+    ) -> None:
         """Take `settings` for what they are at each connection."""
         self._node = node
+        self._gate = gate or Gate()
         self._handover = handover
         self._settings = settings
         self._head_limit = settings().head_limit
@@ -177,10 +183,14 @@ class Door:
     async def _serve(self, sock: socket.socket) -> None:
         """One connection, from its first byte to its last."""
         self._accepted += 1
+        try:
+            sock = self._gate.take(sock)
+        except OSError as error:
+            sock.close()
+            _log.debug("lost before it was let in", reason=str(error))
+            return
         self._sockets[sock] = None
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with trio.CancelScope() as scope:
                 await self._route(sock, scope)
         except _RejectedError as rejection:
@@ -197,6 +207,10 @@ class Door:
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         scope.deadline = trio.current_time() + self._head_timeout
+        if not self._gate.is_open(sock) and await self._enter(sock, scope) == HTTP2:
+            scope.deadline = float("inf")
+            await self._handover.serve(sock, b"")
+            return
         received = await self._read_head(sock, scope)
         path, query = _split_target(received)
         if path in _STREAM_PATHS:
@@ -208,6 +222,8 @@ class Door:
                 await self._handover.serve(sock, received)
             return
         head, _, received = received.partition(b"\r\n\r\n")
+        if self._gate.expects_forwarded(sock):
+            self._gate.note_forwarded(sock, headers_of(head))
         visitor = Visitor(path, query)
         if path == PLAIN_PATH:
             await self._identify(visitor, head)
@@ -225,6 +241,8 @@ class Door:
         stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
         scope.deadline = float("inf")
         if not isinstance(stream, bytes):
+            if self._gate.expects_forwarded(sock):
+                self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
             del received
             await http_stream.serve(self._node, sock, scope, stream)
         elif stream:
@@ -267,11 +285,25 @@ class Door:
 
     async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """Wait for a connection's first bytes; `drain` does not wait for them."""
+        with self._no_request_yet(scope):
+            await trio.lowlevel.wait_readable(sock)
+
+    async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
+        """Pass the gate; the protocol that TLS chose. The scope sets the deadline."""
+        try:
+            with self._no_request_yet(scope):
+                return await self._gate.enter(sock)
+        except GateError as error:
+            raise _RejectedError(str(error)) from None
+
+    @contextmanager
+    def _no_request_yet(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Whatever waits in this block, `drain` ends."""
         if self._draining:
             raise _RejectedError("no request before the shutdown")
         self._silent[scope] = None
         try:
-            await trio.lowlevel.wait_readable(sock)
+            yield
         finally:
             del self._silent[scope]
 
@@ -339,23 +371,3 @@ def _send_last(sock: socket.socket, answer: bytes) -> None:
         sock.shutdown(socket.SHUT_WR)
     except OSError:
         return  # The peer did not wait for it.
-
-
-def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket]:
-    """Bound, listening, non-blocking sockets for every address of `host`.
-
-    Raises:
-        OSError: the port is taken, or the host is not ours.
-    """
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    try:
-        for family, *_, address in addresses:
-            listener = socket.create_server(address[:2], family=family, backlog=backlog)
-            listeners.append(listener)
-            listener.setblocking(False)
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners

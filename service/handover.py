@@ -20,7 +20,11 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
+from service.forwarding import ForwardedApp
 from service.log import get_logger
+from service.proxies import TrustedProxies
+from service.raw_stream import RawStream
+from service.tls import TLSSocket
 from service.transports.asgi import abort_connection
 from service.transports.sockets import abort_socket
 
@@ -46,7 +50,7 @@ class HandedStream:
     and `aclose` have no checkpoint before they took effect, and the reader does the rest.
     """
 
-    def __init__(self, stream: trio.SocketStream, received: bytes, idle_timeout: float) -> None:
+    def __init__(self, stream: RawStream, received: bytes, idle_timeout: float) -> None:
         self._stream = stream
         self._received = received
         self._idle_timeout = idle_timeout
@@ -134,10 +138,31 @@ class HandedStream:
             await self._stream.aclose()
 
 
+class HandedTLSStream(HandedStream):
+    """The same with TLS; Hypercorn takes `https` and the protocol from it."""
+
+    def __init__(self, sock: TLSSocket, received: bytes, idle_timeout: float) -> None:
+        stream = RawStream(sock)
+        super().__init__(stream, received, idle_timeout)
+        self._protocol = sock.selected_alpn_protocol()
+        self.transport_stream = stream
+
+    async def do_handshake(self) -> None:
+        """It was done at the gate."""
+        await trio.lowlevel.checkpoint()
+
+    def selected_alpn_protocol(self) -> str:
+        """What the client chose; HTTP/1.1 if it did not."""
+        return self._protocol or "http/1.1"
+
+
 class Handover:
     """Serves HTTP connections with Hypercorn. Lives inside the server; ended by `drain`."""
 
-    def __init__(self, app: QuartTrio, settings: Settings) -> None:
+    def __init__(
+        self, app: QuartTrio, settings: Settings, proxies: TrustedProxies | None = None
+    ) -> None:
+        self._proxies = proxies or TrustedProxies(())
         self._config = Config()
         self._config.accesslog = None
         self._config.errorlog = None
@@ -156,10 +181,13 @@ class Handover:
 
         An error in it ends this connection only: it is logged with its traceback.
         """
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        handed = HandedStream(stream, received, _IDLE_TIMEOUT)
+        handed: HandedStream
+        if isinstance(sock, TLSSocket):
+            handed = HandedTLSStream(sock, received, _IDLE_TIMEOUT)
+        else:
+            handed = HandedStream(RawStream(sock), received, _IDLE_TIMEOUT)
         server = TCPServer(
-            self._app,
+            ForwardedApp(self._app, sock.getpeername(), self._proxies),
             self._config,
             self._context,
             ConnectionState({}),
@@ -167,7 +195,7 @@ class Handover:
         )
         handed.is_idle = lambda: _is_idle(server)
         self._streams[handed] = None
-        token = abort_connection.set(lambda: abort_socket(stream.socket))
+        token = abort_connection.set(lambda: abort_socket(handed.socket))
         try:
             with handed.scope:
                 await server.run()
@@ -177,7 +205,7 @@ class Handover:
         finally:
             del self._streams[handed]
             abort_connection.reset(token)
-            abort_socket(stream.socket)
+            abort_socket(handed.socket)
 
     async def drain(self) -> None:
         """Let requests under way finish, and close connections that are idle."""

@@ -6,9 +6,7 @@ accepted; ask clients to leave in paced groups; let requests finish; reset whoev
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,10 +17,15 @@ import trio
 from service import __version__
 from service.assembly import Assembly, open_assembly
 from service.config import Changes, ConfigError, CurrentSettings, Settings
-from service.door import Door, open_listeners
+from service.door import Door
+from service.endpoints import Endpoint
+from service.gate import Gate
 from service.handover import Handover
+from service.listeners import ListenError, Listeners, open_all
 from service.log import configure_log, get_logger
 from service.node import Node
+from service.proxies import TrustedProxies
+from service.tls import Certificate, TLSError
 from service.web.app import create_app, open_bundled
 
 _log = get_logger("server")
@@ -38,12 +41,16 @@ class ServeError(Exception):
 class Server:
     """A running server. Made and ended by `open_server`."""
 
-    def __init__(self, assembly: Assembly, door: Door, port: int) -> None:
+    def __init__(self, assembly: Assembly, door: Door, listeners: Listeners, gate: Gate) -> None:
         self.node = assembly.node
         self._assembly = assembly
         self.door = door
-        self.port = port
-        """The port that it listens on: the one asked for, or the free one for 0."""
+        self.port = listeners.port
+        """The first port that it listens on: the one asked for, or the free one for 0; 0 where
+        it listens on Unix sockets only."""
+        self.endpoints = listeners.endpoints()
+        self.certificate = gate.certificate
+        """What TLS shows new connections; None without TLS."""
 
     async def reload(self, settings: Settings) -> Changes:
         """Take over what of these can be without a restart; see `Assembly.reload`.
@@ -59,49 +66,57 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
 
     Raises:
-        ServeError: the address can't be listened on.
+        ServeError: the certificate is of no use, or an address can't be listened on.
         ConfigError: a token key is of no use.
         CommentsError: the bundled application can't start.
     """
-    listeners = _listen(settings)
-    port = listeners[0].getsockname()[1]
+    gate = _make_gate(settings)
     current = CurrentSettings(settings)
     async with (
+        _listening(settings) as listeners,
         open_assembly(current) as assembly,
         open_bundled(assembly.node, settings) as comments,
         trio.open_nursery() as connections,
     ):
         node = assembly.node
         app = create_app(node, current, comments, door=lambda: door.statistics())
-        handover = Handover(app, settings)
-        door = Door(node, handover, current)
+        handover = Handover(app, settings, gate.proxies)
+        door = Door(node, handover, current, gate)
         with trio.CancelScope() as accepting:
             async with trio.open_nursery() as acceptors:
-                for listener in listeners:
+                for listener in listeners.sockets:
                     acceptors.start_soon(door.accept, listener, connections)
                 try:
-                    yield Server(assembly, door, port)
+                    yield Server(assembly, door, listeners, gate)
                 finally:
                     accepting.cancel()
-                    for listener in listeners:
-                        trio.lowlevel.notify_closing(listener)
-                        listener.close()
+                    listeners.close()
                     await _shut_down(node, handover, door, node.options.shutdown_timeout)
                     connections.cancel_scope.cancel()
 
 
-def _listen(settings: Settings) -> Sequence[socket.socket]:
+def _make_gate(settings: Settings) -> Gate:
+    certificate = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            certificate = Certificate(settings.tls_cert, settings.tls_key)
+        except TLSError as error:
+            raise ServeError(f"cannot serve TLS: {error}") from None
+    proxies = TrustedProxies(settings.trusted_proxies, settings.forwarded_header)
+    return Gate(certificate, proxies, proxy_protocol=settings.proxy_protocol)
+
+
+@asynccontextmanager
+async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
+    """The open listeners; whatever comes between here and their first client, they are closed."""
     try:
-        return open_listeners(settings.host, settings.port, settings.backlog)
-    except OSError as error:
-        raise ServeError(
-            f"cannot listen on {settings.host}:{settings.port}: {_reason(error)}"
-        ) from None
-
-
-def _reason(error: OSError) -> str:
-    """The system's words alone; Python adds its own to some."""
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        listeners = open_all(settings)
+    except ListenError as error:
+        raise ServeError(str(error)) from None
+    try:
+        yield listeners
+    finally:
+        listeners.close()
 
 
 async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float) -> None:
@@ -123,28 +138,43 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
 
+    With TLS, SIGHUP has the certificate read again in any case.
+
     Args:
         settings: What to begin with.
         load: Reads the settings again at a SIGHUP, those of the log for the whole process.
-            Without it that signal keeps its own meaning. May raise ConfigError.
+            Without it, and without TLS, that signal keeps its own meaning. May raise ConfigError.
         task_status: Trio's.
 
     Raises:
         ServeError: the address can't be listened on.
     """
     awaited = [signal.SIGINT, signal.SIGTERM]
-    if load is not None and _RELOAD is not None:
+    if _RELOAD is not None and not (load is None and settings.tls_cert is None):
         awaited.append(_RELOAD)
     with trio.open_signal_receiver(*awaited) as signals:
         async with open_server(settings) as server:
-            _announce(settings, server.port)
+            _announce(settings, server.endpoints)
             task_status.started(server.port)
             async for number in signals:
-                if load is None or number != _RELOAD:
+                if number != _RELOAD:
                     _log.info("shutting down", signal=signal.Signals(number).name)
                     break
-                await _reload(server, load)
+                _reload_certificate(server)
+                if load is not None:
+                    await _reload(server, load)
     _log.info("stopped")
+
+
+def _reload_certificate(server: Server) -> None:
+    if server.certificate is None:
+        return
+    try:
+        server.certificate.reload()
+    except TLSError as error:
+        _log.error("the new certificate is refused, the old one stays", reason=str(error))
+    else:
+        _log.info("the certificate was read again")
 
 
 async def _reload(server: Server, load: Callable[[], Settings]) -> None:
@@ -165,18 +195,23 @@ async def _reload(server: Server, load: Callable[[], Settings]) -> None:
     )
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:
     """Say what is where, and loudly what is open."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base = f"http://{host}:{port}"
-    print(
-        f"Repeater {__version__} is up on {base}  "
-        f"(REST {base}/api/publish, WebSocket ws://{host}:{port}/ws?channel=..., "
-        f"Centrifugo SDKs ws://{host}:{port}/connection/websocket, health {base}/health)"
-        + (f"\nComments, to try it in a browser: {base}/" if settings.comments_on else ""),
-        file=sys.stderr,
-        flush=True,
-    )
+    secure = "s" if settings.tls_cert is not None else ""
+    bases = [
+        f"{endpoint}" if endpoint.path else f"http{secure}://{endpoint}" for endpoint in endpoints
+    ]
+    reachable = [endpoint for endpoint in endpoints if not endpoint.path]
+    lines = [f"Repeater {__version__} is up on {' and '.join(bases)}"]
+    if reachable:
+        base, socket_base = f"http{secure}://{reachable[0]}", f"ws{secure}://{reachable[0]}"
+        lines[0] += (
+            f"  (REST {base}/api/publish, WebSocket {socket_base}/ws?channel=..., "
+            f"Centrifugo SDKs {socket_base}/connection/websocket, health {base}/health)"
+        )
+        if settings.comments_on:
+            lines.append(f"Comments, to try it in a browser: {base}/")
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
     if settings.dev:
         _log.warning(
             "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"

@@ -32,9 +32,10 @@ from service.callbacks.backend import HTTPBackend, make_client
 from service.callbacks.signature import sign
 from service.config import CurrentSettings, load_settings
 from service.credentials import Caller
-from service.door import Door, open_listeners
+from service.door import Door
 from service.errors import BrokerError
 from service.handover import Handover
+from service.listeners import open_listeners
 from service.server import open_server
 from service.web.app import create_app
 from tests.application import Application, open_asking_node

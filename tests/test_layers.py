@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.histogram",
         "service.callback_options",
         "service.headers",
+        "service.endpoints",
+        "service.proxies",
     ),
     ("service.protocol",),
     ("service.interfaces", "service.log", "service.grants", "service.collector"),
@@ -66,7 +68,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.comments",),
     # The application mounts what is built on it.
     ("service.web.app",),
-    ("service.server", "service.handover", "service.door"),
+    ("service.tls", "service.gate", "service.listeners", "service.raw_stream"),
+    ("service.server", "service.handover", "service.door", "service.forwarding"),
     ("service.cli_config", "service.cli_token"),
     ("service.cli",),
     ("service.__main__",),

@@ -7,6 +7,7 @@ they print as stars wherever they end up.
 
 from service.config.current import CurrentSettings
 from service.config.errors import ConfigError
+from service.config.inherited import inherited_descriptors
 from service.config.reload import Changes, reloadable, with_live_of
 from service.config.settings import Settings, TokenSettings
 from service.config.sources import find_config, load_settings
@@ -18,6 +19,7 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "find_config",
+    "inherited_descriptors",
     "load_settings",
     "reloadable",
     "with_live_of",

