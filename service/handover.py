@@ -26,7 +26,7 @@ from service.proxies import TrustedProxies
 from service.raw_stream import RawStream
 from service.tls import TLSSocket
 from service.transports.asgi import abort_connection
-from service.transports.websocket import abort_socket
+from service.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
