@@ -32,7 +32,7 @@ from service.headers import forwarded
 from service.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
 from service.protocol.replies import ConnectResult, RefreshResult
 from service.publication import StreamPosition, embedded
-from service.subscribing import Joining, Wish, open_subscription, time_left
+from service.subscribing import Joining, Wish, open_subscription, server_side_wish, time_left
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -141,11 +141,10 @@ def _server_side_channels(
 
 
 def _wish(position: SubscriptionPosition | None) -> Wish:
-    """A server-side subscription asks for all there is; where it was, if it comes back."""
     since = None
     if position is not None and position.recover:
         since = StreamPosition(position.offset, position.epoch)
-    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
+    return server_side_wish(since)
 
 
 async def go_live(client: Client, joinings: list[Joining]) -> None:

@@ -67,9 +67,10 @@ class Broker(Protocol):
     ) -> StreamPosition | None:
         """Number, keep and hand on one publication; returns its position.
 
-        Returns before fan-out. None means that the channel keeps no history. Between numbering
-        and hand-over no other publication of the channel may come in between. Cancelled before
-        that point, nothing was published.
+        A repeated idempotency key, or a `version` that is not newer than the stream's, publishes
+        nothing (protocol, section 9.1). Returns before fan-out. None means that the channel keeps
+        no history. Between numbering and hand-over no other publication of the channel may come
+        in between. Cancelled before that point, nothing was published.
 
         Raises:
             BrokerError: the back end failed.

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import msgspec
 import trio
@@ -59,6 +60,7 @@ class Node:
         backend: Backend | None = None,
         events: Events | None = None,
     ) -> None:
+        self.id = str(uuid4())
         self.options = options
         self.broker = broker
         self.presence = presence
@@ -86,7 +88,8 @@ class Node:
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
         self._refused = 0
-        self._started = time.time() - trio.current_time()
+        self._since = trio.current_time()
+        self._started = time.time() - self._since
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
@@ -130,6 +133,10 @@ class Node:
     def unix_time(self) -> float:
         """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
         return self._started + trio.current_time()
+
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return trio.current_time() - self._since
 
     def count_end(self, disconnect: Disconnect) -> None:
         """A connection ended, for this reason."""

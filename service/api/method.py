@@ -26,10 +26,13 @@ class Method:
 
     decode: Callable[[bytes | msgspec.Raw], Any]
     call: Call
+    fields: frozenset[str]
+    """The names that its body may have."""
     wrapped: bool = True
     """Whether its result stands in `result`: all do but `batch`."""
 
 
 def method(body: type[msgspec.Struct], call: Call, *, wrapped: bool = True) -> Method:
     """A method whose body is a JSON object of this shape."""
-    return Method(msgspec.json.Decoder(body).decode, call, wrapped)
+    fields = frozenset(body.__struct_encode_fields__)
+    return Method(msgspec.json.Decoder(body).decode, call, fields, wrapped)

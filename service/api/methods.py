@@ -17,9 +17,29 @@ from service.api.answers import (
 )
 from service.api.batch import BatchBody, batch
 from service.api.budget import Budget
+from service.api.channel import (
+    ChannelBody,
+    history,
+    history_remove,
+    presence,
+    presence_stats,
+)
+from service.api.connections import (
+    DisconnectBody,
+    RefreshBody,
+    SubscribeBody,
+    UnsubscribeBody,
+    disconnect,
+    refresh,
+    subscribe,
+    unsubscribe,
+)
 from service.api.method import Method, method
+from service.api.overview import ChannelsBody, InfoBody, channels, info
 from service.api.publishing import BroadcastBody, PublishBody, broadcast, publish
+from service.api.rpc import RPCBody, rpc
 from service.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from service.protocol.commands import HistoryRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +52,17 @@ BODY_TIMEOUT: Final = 30.0
 COMMANDS: Final[Mapping[str, Method]] = {
     "publish": method(PublishBody, publish),
     "broadcast": method(BroadcastBody, broadcast),
+    "subscribe": method(SubscribeBody, subscribe),
+    "unsubscribe": method(UnsubscribeBody, unsubscribe),
+    "disconnect": method(DisconnectBody, disconnect),
+    "refresh": method(RefreshBody, refresh),
+    "presence": method(ChannelBody, presence),
+    "presence_stats": method(ChannelBody, presence_stats),
+    "history": method(HistoryRequest, history),
+    "history_remove": method(ChannelBody, history_remove),
+    "channels": method(ChannelsBody, channels),
+    "info": method(InfoBody, info),
+    "rpc": method(RPCBody, rpc),
 }
 """What may stand in a batch."""
 
