@@ -321,6 +321,7 @@ class Client:
             self._node.events.disconnected(self.caller(), disconnect)
         self._node.hub.remove(self)
         self._node.heartbeat.forget(self)
+        self._node.admission.leave(self)
         self._node.count_end(disconnect)
         self._node.connection_log.ended(self, disconnect)
         return True

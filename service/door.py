@@ -19,6 +19,7 @@ from urllib.parse import parse_qs
 import msgspec
 import trio
 
+from service.addresses import client_address
 from service.auth import (
     RefusedError,
     connect_parameter,
@@ -259,20 +260,34 @@ class Door:
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
         channels: list[str] = []
+        limits = self._node.options.limits
+        address = client_address(sock) if limits.connections_per_address else ""
         handshake = answer_handshake(
-            head + b"\r\n\r\n", partial(self._check, path, query, channels)
+            head + b"\r\n\r\n", partial(self._check, path, query, channels, address)
         )
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
+        client = self._make_client(sock, scope, path, query, handshake, channels)
+        self._node.admission.arrive(limits, client, address)
+        if path != PLAIN_PATH:
+            client.headers = forwarded(headers_of(head), self._node.forward_headers)
+        return client
+
+    def _make_client(
+        self,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        path: bytes,
+        query: Query,
+        handshake: Handshake,
+        channels: list[str],
+    ) -> Client:
         if path == PLAIN_PATH:
             return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
         if path == UNIDIRECTIONAL_PATH:
-            client = websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
-        else:
-            client = self._open_centrifuge(sock, scope, query, handshake)
-        client.headers = forwarded(headers_of(head), self._node.forward_headers)
-        return client
+            return websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
+        return self._open_centrifuge(sock, scope, query, handshake)
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
@@ -283,7 +298,13 @@ class Door:
         return client
 
     def _check(
-        self, path: bytes, query: Query, channels: list[str], origin: str | None, host: str | None
+        self,
+        path: bytes,
+        query: Query,
+        channels: list[str],
+        address: str,
+        origin: str | None,
+        host: str | None,
     ) -> HTTPStatus | None:
         """Whether a correct handshake is to be refused; fills in a plain client's channels."""
         if not origin_allowed(origin, host, self._settings().origins):
@@ -292,6 +313,7 @@ class Door:
             refuse_while_draining(self._node)
             if path == PLAIN_PATH:
                 channels += plain_channels(self._node, query)
+            self._node.admission.check(self._node.options.limits, address)
         except RefusedError as error:
             return error.status
         return None

@@ -166,6 +166,7 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     if len(client.channels) >= node.options.channel_limit:
+        node.limited["channel_limit"] += 1
         raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
     if request.token:
         grant = await _grant_of_token(client, name, request.token)
@@ -231,9 +232,15 @@ async def _grant_of_token(client: Client, channel: str, token: str) -> Subscript
         raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     if not _is_for(claims, client, channel):
         raise DisconnectError(INVALID_TOKEN)
+    grant = msgspec.structs.replace(
+        claims.grant, token_id=claims.token_id, issued_at=claims.issued_at, by_token=True
+    )
+    if client.node.denials.revoked(claims.user, grant):
+        client.node.limited["revoked"] += 1
+        raise DisconnectError(INVALID_TOKEN)
     if 0 < claims.grant.expire_at <= client.node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
-    return claims.grant
+    return grant
 
 
 async def _verified(client: Client, token: str) -> SubscriptionClaims:

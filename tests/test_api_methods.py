@@ -81,6 +81,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "channels": {},
     "info": {},
     "rpc": {"method": "m"},
+    "block_user": {"user": "bob"},
+    "unblock_user": {"user": "bob"},
+    "revoke_token": {"jti": "t"},
     "batch": {"commands": []},
 }
 NO_TEXT: list[Any] = [None, 1, True, [], {}]
@@ -143,6 +146,16 @@ WRONG: dict[str, dict[str, list[Any]]] = {
     "channels": {"pattern": [*NO_TEXT, "a" * 1_025]},
     "info": {},
     "rpc": {"method": [*NO_TEXT, ""]},
+    "block_user": {"user": [*NO_TEXT, ""], "expire_at": [*NO_TIME, 1], "ttl": NO_TIME},
+    "unblock_user": {"user": [*NO_TEXT, ""]},
+    "revoke_token": {
+        "jti": [*NO_TEXT, ""],
+        "uid": NO_TEXT,
+        "user": NO_TEXT,
+        "issued_before": [*NO_TIME, 5],
+        "expire_at": [*NO_TIME, 1],
+        "ttl": NO_TIME,
+    },
     "batch": {"commands": [None, 1, {}, "[]"], "parallel": [None, 1, "true"]},
 }  # fmt: skip
 

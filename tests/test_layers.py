@@ -35,8 +35,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.intake",
         "service.heartbeat",
         "service.auth",
+        "service.addresses",
+        "service.limits",
+        "service.admission",
         "service.channels",
     ),
+    ("service.denials",),
     (
         "service.client",
         "service.repeater",

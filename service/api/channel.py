@@ -36,7 +36,11 @@ async def presence(node: Node, body: ChannelBody, _budget: Budget) -> PresenceRe
 
 
 async def presence_stats(node: Node, body: ChannelBody, _budget: Budget) -> PresenceStatsResult:
-    """How many are in a channel. Raises as `presence`."""
+    """How many are in a channel.
+
+    Raises:
+        ReplyError, BrokerError: as `presence`.
+    """
     reading.check_presence(node, body.channel)
     return await reading.presence_stats(node, body.channel)
 
@@ -54,7 +58,11 @@ async def history(node: Node, body: HistoryRequest, _budget: Budget) -> HistoryR
 
 
 async def history_remove(node: Node, body: ChannelBody, _budget: Budget) -> Empty:
-    """Forget a channel's publications; its top and epoch stay. Raises as `history`."""
+    """Forget a channel's publications; its top and epoch stay.
+
+    Raises:
+        ReplyError, BrokerError: as `history`.
+    """
     reading.check_history(node, body.channel)
     await reading.remove_history(node, body.channel)
     return _EMPTY

@@ -34,6 +34,14 @@ from service.api.connections import (
     subscribe,
     unsubscribe,
 )
+from service.api.denying import (
+    BlockUserBody,
+    RevokeTokenBody,
+    UnblockUserBody,
+    block_user,
+    revoke_token,
+    unblock_user,
+)
 from service.api.method import Method, method
 from service.api.overview import ChannelsBody, InfoBody, channels, info
 from service.api.publishing import BroadcastBody, PublishBody, broadcast, publish
@@ -50,25 +58,30 @@ BODY_TIMEOUT: Final = 30.0
 """Seconds from a request's head to the end of its body; a stream's body has none."""
 
 COMMANDS: Final[Mapping[str, Method]] = {
-    "publish": method(PublishBody, publish),
-    "broadcast": method(BroadcastBody, broadcast),
-    "subscribe": method(SubscribeBody, subscribe),
+    "publish": method(PublishBody, publish, needs=("channel",)),
+    "broadcast": method(BroadcastBody, broadcast, needs=("channels",)),
+    "subscribe": method(SubscribeBody, subscribe, needs=("channel",)),
     "unsubscribe": method(UnsubscribeBody, unsubscribe),
     "disconnect": method(DisconnectBody, disconnect),
     "refresh": method(RefreshBody, refresh),
-    "presence": method(ChannelBody, presence),
-    "presence_stats": method(ChannelBody, presence_stats),
-    "history": method(HistoryRequest, history),
-    "history_remove": method(ChannelBody, history_remove),
+    "presence": method(ChannelBody, presence, needs=("channel",)),
+    "presence_stats": method(ChannelBody, presence_stats, needs=("channel",)),
+    "history": method(HistoryRequest, history, needs=("channel",)),
+    "history_remove": method(ChannelBody, history_remove, needs=("channel",)),
     "channels": method(ChannelsBody, channels),
     "info": method(InfoBody, info),
-    "rpc": method(RPCBody, rpc),
+    "rpc": method(RPCBody, rpc, needs=("method",)),
+    "block_user": method(BlockUserBody, block_user, needs=("user",)),
+    "unblock_user": method(UnblockUserBody, unblock_user, needs=("user",)),
+    "revoke_token": method(RevokeTokenBody, revoke_token),
 }
 """What may stand in a batch."""
 
 METHODS: Final[Mapping[str, Method]] = {
     **COMMANDS,
-    "batch": method(BatchBody, partial(batch, methods=COMMANDS), wrapped=False),
+    "batch": method(
+        BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
+    ),
 }
 """What may be called as `POST /api/<name>`."""
 

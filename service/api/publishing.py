@@ -47,7 +47,9 @@ class Responses(msgspec.Struct, frozen=True):
     responses: list[Result | Failure]
 
 
-async def publish(node: Node, body: PublishBody, budget: Budget) -> object:
+async def publish(
+    node: Node, body: PublishBody, budget: Budget
+) -> StreamPosition | dict[str, object]:
     """One publication; its position, or nothing where the channel keeps no history.
 
     An idempotency key that was used gets the first position, a version that is not newer the

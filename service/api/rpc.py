@@ -9,8 +9,6 @@ import msgspec
 from service.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from service.api.budget import Budget
     from service.node import Node
 
@@ -22,7 +20,13 @@ class RPCBody(msgspec.Struct, frozen=True):
     params: msgspec.Raw = msgspec.Raw()
 
 
-async def rpc(_node: Node, body: RPCBody, _budget: Budget) -> NoReturn:
+class RPCResult(msgspec.Struct, frozen=True):
+    """What an extension would answer."""
+
+    data: msgspec.Raw
+
+
+async def rpc(_node: Node, body: RPCBody, _budget: Budget) -> RPCResult:
     """Fail, as upstream does where nobody has registered the method (protocol, section 18.2).
 
     Raises:

@@ -81,10 +81,16 @@ class UnidirectionalASGITransport(ASGITransport):
     name = "uni_websocket"
 
 
+def _arrive(client: Client, websocket: Websocket) -> None:
+    node = client.node
+    node.admission.arrive(node.options.limits, client, websocket.remote_addr or "")
+
+
 async def serve_plain(node: Node, websocket: Websocket, channels: list[str]) -> None:
     """A plain subscriber; like the native one, but without a heartbeat (ASGI has no ping)."""
     with trio.CancelScope() as scope:
         client = Client(node, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
+        _arrive(client, websocket)
         try:
             for channel in channels:
                 client.subscribe(channel)
@@ -101,6 +107,7 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
     with trio.CancelScope() as scope:
         transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
         client = Client(node, transport, scope, ready=False)
+        _arrive(client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = Session(client)
         try:
@@ -119,6 +126,7 @@ async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -
     with trio.CancelScope() as scope:
         transport = UnidirectionalASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
         client = Client(node, transport, scope, ready=False)
+        _arrive(client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = UnidirectionalSession(client)
         try:
