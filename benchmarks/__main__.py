@@ -22,6 +22,7 @@ from benchmarks.fanout import (
     fanout_1000_centrifugo,
     fanout_1000_presence,
     fanout_1000_recovery,
+    fanout_1000_sse,
     fanout_1000_tls,
     fanout_9000,
 )
@@ -44,6 +45,7 @@ SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "fanout-1000-centrifugo": fanout_1000_centrifugo,
     "fanout-1000-recovery": fanout_1000_recovery,
     "fanout-1000-presence": fanout_1000_presence,
+    "fanout-1000-sse": fanout_1000_sse,
     "flood": flood,
     "memory": memory,
     "accept": accept,

@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 
 from benchmarks.figures import Figure, Plan, Target, median, percentile
-from benchmarks.load import CENTRIFUGO, NOTICED, PLAIN, RECOVERING, Crowd, Greeting
+from benchmarks.load import CENTRIFUGO, EVENTS, NOTICED, PLAIN, RECOVERING, Crowd, Greeting
 from benchmarks.publishers import Feed, Publisher, Rest
 from benchmarks.receivers import Deliveries
 from benchmarks.secure import secured, tls_arguments
@@ -104,6 +104,20 @@ def _centrifugo(
     )
     origin = f"{_ORIGIN}; 0.1 on top for encoding the push"
     return [_compare(load, Target(limit=1.45, side="at most", origin=origin))[0]]
+
+
+def fanout_1000_sse(plan: Plan) -> list[Figure]:
+    """1,000 subscribers by Server-Sent Events, 20 events a second."""
+    load = Load(
+        name="fanout-1000-sse",
+        subscribers=1_000,
+        rate=20,
+        seconds=plan.of(5, 2),
+        rounds=plan.of(3, 1),
+        greeting=EVENTS,
+    )
+    origin = f"{_ORIGIN}; 0.25 on top for the event's id, and for more bytes than a frame has"
+    return [_compare(load, Target(limit=1.5, side="at most", origin=origin))[0]]
 
 
 def fanout_9000(plan: Plan) -> list[Figure]:
@@ -201,7 +215,7 @@ def _turn(load: Load, command: Sequence[str], *, beside: int = 0) -> Turn:
         if load.settings:
             crowd.settle()
         publisher: Publisher = (
-            Feed(child.port, pushes=load.greeting is not PLAIN)
+            Feed(child.port, pushes=load.greeting not in (PLAIN, EVENTS))
             if plain
             else Rest(child.port, secured=secured if secure else None)
         )

@@ -55,7 +55,10 @@ class Floor:
 
     def _repeat(self, data: bytes) -> None:
         if not data:
-            sys.exit()
+            # The floor stays, like the other one: whoever started it looks whether it lives.
+            self._poller.unregister(self._feed)
+            self._sockets.pop(self._feed).close()
+            self._feed = -1
         for send in self._sends:
             try:
                 send(data)

@@ -42,6 +42,8 @@ class Greeting:
     """A frame sent after the 101, or nothing."""
     ready: bytes = b""
     """What the answer to `commands` contains."""
+    stream: bool = False
+    """Whether the answer is a response without end, of Server-Sent Events."""
 
 
 CENTRIFUGO_PATH: Final = "/connection/websocket"
@@ -63,6 +65,12 @@ CENTRIFUGO: Final = centrifugo(CHANNEL)
 RECOVERING: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,')
 NOTICED: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,"join_leave":true,')
 
+EVENTS: Final = Greeting(
+    f"GET /events?channel={CHANNEL} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode(),
+    ready=b"\n\nid: ",
+    stream=True,
+)
+
 
 class Crowd:
     """Subscribers of one server. Owned by a scenario's `with` block, which closes them."""
@@ -76,6 +84,7 @@ class Crowd:
         self.poller = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
         self.partial: dict[int, bytes] = {}
+        self._stream = False
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +96,7 @@ class Crowd:
     def open(self, count: int, greeting: Greeting, at_once: int = 200) -> float:
         """Open `count` subscribers, `at_once` of them under way; returns the seconds it took."""
         start = time.monotonic()
+        self._stream = greeting.stream
         waiting: dict[int, bytes] = {}
         greeted: set[int] = set()
         left = count
@@ -127,7 +137,7 @@ class Crowd:
             head, end, rest = received.partition(_HEAD_END)
             if not end:
                 return False
-            if not head.startswith(b"HTTP/1.1 101"):
+            if not head.startswith(b"HTTP/1.1 200" if greeting.stream else b"HTTP/1.1 101"):
                 raise WireError(f"refused: {head.decode(errors='replace')}")
             greeted.add(fd)
             received = waiting[fd] = rest
@@ -135,6 +145,8 @@ class Crowd:
                 self.sockets[fd].send(greeting.commands)
         if greeting.ready and greeting.ready not in received:
             return False
+        if greeting.stream:
+            return received.endswith(b"\n\n")
         frames, rest = split_frames(received)
         if b'"error"' in received or (frames and not greeting.ready):
             raise WireError(f"unexpected answer: {received[:200]!r}")
@@ -159,6 +171,8 @@ class Crowd:
         """The payloads of the whole frames received so far, heartbeats answered and left out."""
         if fd in self.partial:
             data = self.partial.pop(fd) + data
+        if self._stream:
+            return self._events(fd, data)
         frames, rest = split_frames(data)
         if rest:
             self.partial[fd] = rest
@@ -173,6 +187,12 @@ class Crowd:
             else:
                 raise WireError(f"frame with opcode {opcode}: {payload[:200]!r}")
         return payloads
+
+    def _events(self, fd: int, data: bytes) -> list[bytes]:
+        *events, rest = data.split(b"\n\n")
+        if rest:
+            self.partial[fd] = rest
+        return [one for one in events if one != b":"]
 
     def idle(self, seconds: float) -> None:
         """Let time pass, answering heartbeats."""

@@ -8,15 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from service.errors import ErrorCode, ReplyError
+import msgspec
+
+from service.credentials import (
+    ConnectionGrant,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from service.errors import FORCE_DISCONNECT, BrokerError, ErrorCode, ReplyError
 
 if TYPE_CHECKING:
     from service.node import Node
 
 Query = Mapping[str, Sequence[str]]
+
+TOKEN_COOKIE: Final = "repeater_token"
+_BEARER: Final = "bearer "
 
 
 class RefusedError(Exception):
@@ -27,30 +39,81 @@ class RefusedError(Exception):
         self.status = status
 
 
-def plain_channels(node: Node, query: Query) -> list[str]:
-    """The channels that a plain subscriber's request names, each once; the default for none.
+def header_token(authorization: str | None, cookie: str | None) -> str:
+    """The connection token among a request's headers, empty for none: `Bearer`, or a cookie."""
+    if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
+        return authorization[len(_BEARER) :].strip()
+    if not cookie or TOKEN_COOKIE not in cookie:
+        return ""
+    try:
+        morsel = SimpleCookie(cookie).get(TOKEN_COOKIE)
+    except CookieError:
+        return ""
+    return "" if morsel is None else morsel.value
+
+
+async def identify(node: Node, token: str) -> ConnectionGrant:
+    """Who a plain subscriber is: whom its token says, or nobody without one.
+
+    In development mode a token that proves nothing is as good as none.
 
     Raises:
-        RefusedError: 401 where anonymous clients are not allowed, 403 where they may not
-            subscribe; 400 for a name that is none, or for more channels than a connection
-            may have; 503 at shutdown.
+        RefusedError: 401 for a token that proves nothing; 403 for one that was revoked, and for
+            a blocked user; 503 when its keys can't be had now.
+    """
+    grant = ConnectionGrant()
+    if token:
+        try:
+            if node.verifier is None:
+                raise TokenInvalidError("no keys")
+            grant = await node.verifier.verify_connection(token)
+            grant = msgspec.structs.replace(grant, by_token=True)
+        except (TokenExpiredError, TokenInvalidError):
+            if not node.options.insecure:
+                raise RefusedError(HTTPStatus.UNAUTHORIZED) from None
+        except BrokerError:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE) from None
+    if 0 < grant.expire_at <= node.unix_time():
+        raise RefusedError(HTTPStatus.UNAUTHORIZED)
+    refusal = node.denials.refusal(grant)
+    if refusal is not None:
+        node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
+        raise RefusedError(HTTPStatus.FORBIDDEN)
+    return grant
+
+
+def plain_channels(
+    node: Node, query: Query, grant: ConnectionGrant
+) -> dict[str, SubscriptionGrant]:
+    """The channels of a plain subscriber: those that its request names, each once.
+
+    Without a name those of its token, and without such the default.
+
+    Raises:
+        RefusedError: 401 for nobody, where nobody is not allowed; 403 where this user may not
+            subscribe; 400 for a name that is none, or for more channels than a connection may
+            have; 503 at shutdown.
     """
     refuse_while_draining(node)
-    names = list(dict.fromkeys(query.get("channel", ()))) or [node.options.default_channel]
+    names = list(dict.fromkeys(query.get("channel", ())))
+    names = names or list(grant.channels) or [node.options.default_channel]
     if node.options.public_channels.issuperset(names):
-        return names
-    if not (node.options.insecure or node.options.allow_anonymous):
+        return dict.fromkeys(names, SubscriptionGrant())
+    if not (grant.user or node.options.insecure or node.options.allow_anonymous):
         raise RefusedError(HTTPStatus.UNAUTHORIZED)
     if len(names) > node.options.channel_limit:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     try:
         for name in names:
-            node.channels.check_subscribe(name, "")
+            if name in grant.channels:
+                node.channels.options(name)
+            else:
+                node.channels.check_subscribe(name, grant.user)
     except ReplyError as error:
         denied = error.code is ErrorCode.PERMISSION_DENIED
         status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
         raise RefusedError(status) from None
-    return names
+    return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
 
 
 def refuse_while_draining(node: Node) -> None:
@@ -71,7 +134,10 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str])
     """
     if origin is None:
         return True
-    own = urlsplit(origin).netloc
+    try:
+        own = urlsplit(origin).netloc
+    except ValueError:
+        return False
     if own and own == host:
         return True
     return any(fnmatchcase(origin.lower(), pattern.lower()) for pattern in allowed)
@@ -84,4 +150,9 @@ def wants_protobuf(query: Query) -> bool:
 
 def connect_parameter(query: Query) -> bytes:
     """The connect request in the address, which comes before any message; empty for none."""
-    return next(iter(query.get("cf_connect", ())), "").encode("latin-1")
+    return first_of(query, "cf_connect").encode()
+
+
+def first_of(query: Query, name: str) -> str:
+    """A parameter's first value, empty for none."""
+    return next(iter(query.get(name, ())), "")

@@ -256,6 +256,9 @@ class Client:
             return False
         if self.codec.ping is None:
             self._ping_at = now + options.ping_interval
+        elif not self.codec.answered:
+            self.outbox.send(self.codec.ping)
+            self._ping_at = now + options.ping_interval
         elif not self._pinged:
             self._pinged, self._heard = True, False
             self.outbox.send(self.codec.ping)

@@ -76,7 +76,9 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
         data=embedded(grant.data),
         subs={one.subscription.channel.name: one.result() for one in joinings} or None,
         ping=ping,
-        pong=ping > 0,
+        pong=ping > 0 and client.codec.answered,
+        session=client.session,
+        node=node.id if client.session else "",
     )
     return result, joinings
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
+import attrs
 import msgspec
 import trio
 
@@ -23,20 +24,27 @@ from service.addresses import client_address
 from service.auth import (
     RefusedError,
     connect_parameter,
+    first_of,
+    header_token,
+    identify,
     origin_allowed,
     plain_channels,
     refuse_while_draining,
     wants_protobuf,
 )
+from service.client import ANONYMOUS
+from service.credentials import ConnectionGrant, SubscriptionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL
 from service.gate import Gate, GateError
 from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
+from service.protocol.http_request import upgrade_headers
 from service.tls import HTTP2
-from service.transports import websocket
+from service.transports import http_stream, websocket
 from service.transports.rest import Rest, RestOptions, RestStatistics
-from service.transports.websocket import abort_socket
+from service.transports.sockets import abort_socket
+from service.transports.ways import WAYS
 
 if TYPE_CHECKING:
     from service.auth import Query
@@ -50,7 +58,8 @@ _log = get_logger("door")
 PLAIN_PATH: Final = b"/ws"
 CENTRIFUGE_PATH: Final = b"/connection/websocket"
 UNIDIRECTIONAL_PATH: Final = b"/connection/uni_websocket"
-_NATIVE_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH, UNIDIRECTIONAL_PATH)
+_WEBSOCKET_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH, UNIDIRECTIONAL_PATH)
+_STREAM_PATHS: Final = tuple(path.encode() for path in WAYS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _PAUSE: Final = 0.1  # seconds without accepting when descriptors or memory ran out
@@ -77,6 +86,21 @@ class _RejectedError(Exception):
     def __init__(self, reason: str, answer: bytes = b"") -> None:
         super().__init__(reason)
         self.answer = answer
+
+
+@attrs.define
+class Visitor:
+    """Who asks for a WebSocket, as far as it is known."""
+
+    path: bytes
+    query: Query
+    grant: ConnectionGrant = ANONYMOUS
+    refused: HTTPStatus | None = None
+    """Why its token does not let it in."""
+    channels: Mapping[str, SubscriptionGrant] = attrs.field(factory=dict)
+    """Those of a plain subscriber."""
+    address: str = ""
+    """Where it comes from, where a limit needs that."""
 
 
 class Door:
@@ -191,21 +215,52 @@ class Door:
             await self._handover.serve(sock, b"")
             return
         received = await self._read_head(sock, scope)
-        scope.deadline = float("inf")  # from here on each way in has its own deadlines
         path, query = _split_target(received)
-        if path not in _NATIVE_PATHS:
+        if path in _STREAM_PATHS:
+            await self._serve_stream(sock, scope, received)
+            return
+        scope.deadline = float("inf")  # from here on each way in has its own deadlines
+        if path not in _WEBSOCKET_PATHS:
             if received := await self._rest.serve(sock, received):
                 await self._handover.serve(sock, received)
             return
         head, _, received = received.partition(b"\r\n\r\n")
         if self._gate.expects_forwarded(sock):
             self._gate.note_forwarded(sock, headers_of(head))
-        client = self._open(sock, scope, path, query, head)
+        visitor = Visitor(path, query)
+        if path == PLAIN_PATH:
+            await self._identify(visitor, head)
+        client = self._open(sock, scope, visitor, head)
         first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
         # Nothing of the head may stay in this frame, which lives as long as its client.
-        del head, path, query
+        del head, path, query, visitor
         if client is not None:
             await websocket.serve(client, sock, received, first)
+
+    async def _serve_stream(
+        self, sock: socket.socket, scope: trio.CancelScope, received: bytes
+    ) -> None:
+        """A stream, its request's body within the deadline that the head had; or hand it over."""
+        if self._gate.expects_forwarded(sock):
+            self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
+        stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
+        scope.deadline = float("inf")
+        if not isinstance(stream, bytes):
+            del received
+            await http_stream.serve(self._node, sock, scope, stream)
+        elif stream:
+            await self._handover.serve(sock, stream)
+
+    async def _identify(self, visitor: Visitor, head: bytes) -> None:
+        """Prove a plain subscriber's token, with the deadline of its verifier."""
+        token, headers = first_of(visitor.query, "token"), head.lower()
+        if not token and (b"\nauthorization:" in headers or b"\ncookie:" in headers):
+            known = upgrade_headers(head + b"\r\n\r\n")
+            token = header_token(known.get("authorization"), known.get("cookie"))
+        try:
+            visitor.grant = await identify(self._node, token)
+        except RefusedError as error:
+            visitor.refused = error.status
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Everything up to the head's end, and what came with it. The scope sets the deadline."""
@@ -256,38 +311,31 @@ class Door:
             del self._silent[scope]
 
     def _open(
-        self, sock: socket.socket, scope: trio.CancelScope, path: bytes, query: Query, head: bytes
+        self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
-        channels: list[str] = []
         limits = self._node.options.limits
-        address = client_address(sock) if limits.connections_per_address else ""
-        handshake = answer_handshake(
-            head + b"\r\n\r\n", partial(self._check, path, query, channels, address)
-        )
+        if limits.connections_per_address:
+            visitor.address = client_address(sock)
+        handshake = answer_handshake(head + b"\r\n\r\n", partial(self._check, visitor))
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
-        client = self._make_client(sock, scope, path, query, handshake, channels)
-        self._node.admission.arrive(limits, client, address)
-        if path != PLAIN_PATH:
+        client = self._make_client(sock, scope, visitor, handshake)
+        self._node.admission.arrive(limits, client, visitor.address)
+        if visitor.path != PLAIN_PATH:
             client.headers = forwarded(headers_of(head), self._node.forward_headers)
         return client
 
     def _make_client(
-        self,
-        sock: socket.socket,
-        scope: trio.CancelScope,
-        path: bytes,
-        query: Query,
-        handshake: Handshake,
-        channels: list[str],
+        self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, handshake: Handshake
     ) -> Client:
-        if path == PLAIN_PATH:
-            return websocket.open_plain(self._node, sock, scope, handshake.answer, channels)
-        if path == UNIDIRECTIONAL_PATH:
-            return websocket.open_unidirectional(self._node, sock, scope, handshake.answer)
-        return self._open_centrifuge(sock, scope, query, handshake)
+        node, answer = self._node, handshake.answer
+        if visitor.path == PLAIN_PATH:
+            return websocket.open_plain(node, sock, scope, answer, visitor.grant, visitor.channels)
+        if visitor.path == UNIDIRECTIONAL_PATH:
+            return websocket.open_unidirectional(node, sock, scope, answer)
+        return self._open_centrifuge(sock, scope, visitor.query, handshake)
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
@@ -297,23 +345,17 @@ class Door:
             client.disconnect(INAPPROPRIATE_PROTOCOL)
         return client
 
-    def _check(
-        self,
-        path: bytes,
-        query: Query,
-        channels: list[str],
-        address: str,
-        origin: str | None,
-        host: str | None,
-    ) -> HTTPStatus | None:
+    def _check(self, visitor: Visitor, origin: str | None, host: str | None) -> HTTPStatus | None:
         """Whether a correct handshake is to be refused; fills in a plain client's channels."""
         if not origin_allowed(origin, host, self._settings().origins):
             return HTTPStatus.FORBIDDEN
         try:
             refuse_while_draining(self._node)
-            if path == PLAIN_PATH:
-                channels += plain_channels(self._node, query)
-            self._node.admission.check(self._node.options.limits, address)
+            if visitor.path == PLAIN_PATH:
+                if visitor.refused is not None:
+                    return visitor.refused
+                visitor.channels = plain_channels(self._node, visitor.query, visitor.grant)
+            self._node.admission.check(self._node.options.limits, visitor.address)
         except RefusedError as error:
             return error.status
         return None

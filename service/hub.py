@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from service.credentials import SubscriptionGrant
 from service.errors import Unsubscribed
@@ -254,6 +255,8 @@ class Hub:
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         self.channels: dict[str, Channel] = {}
+        self.distributed = trio.lowlevel.ParkingLot()
+        """Where to wait for fan-out to come further; all are woken after each batch."""
         self.subscriptions = 0
         """How many (client, channel) pairs there are."""
         self.kinds: Counter[tuple[str, str]] = Counter()

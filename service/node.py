@@ -22,6 +22,7 @@ from service.channels import ChannelRules
 from service.connection_log import ConnectionLog
 from service.credentials import TokenVerifier
 from service.denials import Denials, MemoryDenials
+from service.emulation import Emulation
 from service.errors import (
     SHUTDOWN,
     BrokerError,
@@ -44,6 +45,7 @@ from service.interfaces import (
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
+from service.position_sets import PositionSets
 from service.presence import Attendance, MemoryPresence
 from service.publication import Publication, StreamPosition
 from service.renewing import Renewals
@@ -94,6 +96,8 @@ class Node:
             limit=lambda: self.options.denial_limit,
             now=self.unix_time,
         )
+        self.emulation = Emulation()
+        self.position_sets = PositionSets()
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
         )

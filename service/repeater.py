@@ -100,6 +100,7 @@ class Repeater:
             self._batches += 1
             await self._distribute(batch)
             self._measure(len(batch), since, taken_at)
+            self._hub.distributed.unpark_all()
             await trio.lowlevel.checkpoint()
 
     def _measure(self, events: int, since: float, taken_at: float) -> None:

@@ -95,6 +95,28 @@ class Joining:
             publications=publications or None,
         )
 
+    @property
+    def reached(self) -> StreamPosition | None:
+        """Where the subscriber will be when it goes live now; None where there is no stream."""
+        if self.joined is None:
+            return None
+        return go_on(self.joined.position, self._gathered()).position
+
+    def absorb(self) -> Sequence[Publication]:
+        """Take what gathered of the stream since it was read; the caller tells it, not `finish`.
+
+        What does not follow stays, for `finish` to find the gap.
+        """
+        if self.joined is None:
+            return ()
+        gathered = self._gathered()
+        gone_on = go_on(self.joined.position, gathered)
+        self.joined = msgspec.structs.replace(self.joined, position=gone_on.position)
+        return [one for one in gone_on.publications if one.offset]
+
+    def _gathered(self) -> Sequence[Publication]:
+        return self.subscription.channel.joining.get(self.subscription, ())
+
     def finish(self) -> None:
         """Go live: the reply is queued. What gathered and is not in it comes right behind.
 

@@ -57,6 +57,6 @@ class UnidirectionalSession:
 
     async def _connect(self, request: ConnectRequest) -> None:
         result, joinings = await connecting.connect(self._client, request)
-        push = Push(connect=msgspec.structs.replace(result, pong=False))
+        push = Push(connect=msgspec.structs.replace(result, pong=False, node=""))
         self._client.outbox.push(self._client.codec.push(push))
         await connecting.go_live(self._client, joinings)

@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.limits",
         "service.admission",
         "service.channels",
+        "service.position_sets",
     ),
     ("service.denials",),
     (
@@ -51,7 +52,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("service.subscribing", "service.asking", "service.renewing"),
     ("service.connecting", "service.commanding"),
-    ("service.session", "service.unidirectional", "service.statistics"),
+    (
+        "service.session",
+        "service.unidirectional",
+        "service.listening",
+        "service.emulation",
+        "service.statistics",
+    ),
     ("service.node",),
     ("service.api",),
     (

@@ -63,7 +63,7 @@ def test_every_call_is_described() -> None:
     for name, method in METHODS.items():
         operation = DESCRIPTION["paths"][f"/api/{name}"]["post"]
         assert operation["summary"].endswith(".")
-        assert "Raises" not in json.dumps(operation)
+        assert not {"Raises", "section"} & set(re.findall("[A-Za-z]+", json.dumps(operation)))
         body = schemas[method.body.__name__]
         assert set(body["properties"]) >= set(body["required"])
         result = operation["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"][0]

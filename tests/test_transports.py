@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -12,8 +13,11 @@ from websockets.protocol import CLIENT, Protocol
 
 from service.errors import SHUTDOWN
 from service.interfaces import Transport
-from service.protocol.codecs import PLAIN
+from service.protocol.codecs import CENTRIFUGE_STREAM, PLAIN
+from service.protocol.event_stream import EVENT_STREAM
 from service.testing import MemoryTransport, StallingTransport
+from service.transports.asgi_stream import ASGIStreamTransport
+from service.transports.http_stream import HTTPStreamTransport
 from service.transports.websocket import WebSocketTransport
 
 Pair = tuple[socket.socket, socket.socket]
@@ -43,7 +47,16 @@ def open_websocket(pair: Pair) -> Transport:
     return WebSocketTransport(pair[0], PLAIN)
 
 
-OPEN = {"memory": open_memory, "stalling": open_stalling, "websocket": open_websocket}
+def open_http_stream(pair: Pair) -> Transport:
+    return HTTPStreamTransport(pair[0], EVENT_STREAM)
+
+
+OPEN = {
+    "memory": open_memory,
+    "stalling": open_stalling,
+    "websocket": open_websocket,
+    "http_stream": open_http_stream,
+}
 
 
 @pytest.fixture(params=OPEN)
@@ -83,7 +96,7 @@ async def test_release_is_idempotent(transport: Transport) -> None:
     transport.release()
 
 
-@pytest.mark.parametrize("kind", ["stalling", "websocket"])
+@pytest.mark.parametrize("kind", ["stalling", "websocket", "http_stream"])
 async def test_abort_wakes_who_waits(kind: str, pair: Pair) -> None:
     """A `send_some` that waits for a full socket ends when the transport is aborted."""
     transport = OPEN[kind](pair)
@@ -111,9 +124,10 @@ async def test_stalled_send_goes_on_when_the_peer_reads() -> None:
     assert transport.sent == [b"ab"]
 
 
-async def test_full_socket_goes_on_when_the_peer_reads(pair: Pair) -> None:
+@pytest.mark.parametrize("kind", ["websocket", "http_stream"])
+async def test_full_socket_goes_on_when_the_peer_reads(kind: str, pair: Pair) -> None:
     """The native `send_some` waits until the peer has read."""
-    transport = WebSocketTransport(pair[0], PLAIN)
+    transport = OPEN[kind](pair)
     fill(transport)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.send_some, b"x")
@@ -138,6 +152,42 @@ async def test_native_goodbye_is_read_before_the_end(pair: Pair) -> None:
         assert nursery.child_tasks
         pair[1].close()
     transport.release()
+
+
+async def test_a_stream_says_why_it_ends(pair: Pair) -> None:
+    """Without a close frame the reason is the last message, then the end, then the hang-up."""
+    transport = HTTPStreamTransport(pair[0], CENTRIFUGE_STREAM)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.close, SHUTDOWN)
+        await wait_all_tasks_blocked()
+        last = b'{"push":{"disconnect":{"code":3001,"reason":"shutdown"}}}\n'
+        assert pair[1].recv(1_000) == last
+        assert pair[1].recv(1_000) == b""
+        assert nursery.child_tasks
+        pair[1].close()
+    transport.release()
+
+
+async def test_a_body_behind_asgi() -> None:
+    """Each chunk is a part of the body, the reason its last; after `abort` nothing is sent."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    transport = ASGIStreamTransport(send, CENTRIFUGE_STREAM, "http_stream")
+    with pytest.raises(BlockingIOError):
+        transport.write(b"x")
+    assert await transport.send_some(b"abc") == 3
+    await transport.close(SHUTDOWN)
+    assert [(one["body"][:3], one["more_body"]) for one in sent] == [
+        (b"abc", True),
+        (b'{"p', False),
+    ]
+    transport.abort()
+    transport.release()
+    with pytest.raises(trio.ClosedResourceError):
+        await transport.send_some(b"x")
 
 
 async def test_fake_goodbye_is_noted() -> None:

@@ -1,8 +1,8 @@
 """From publications to the bytes of a client's protocol, once per batch and not per client.
 
 A codec is what is said (plain data, or Centrifugo pushes) times how messages are told apart
-(WebSocket frames, or one ASGI message each). It returns chunks: where messages are framed a whole
-batch is one chunk, which goes to every subscriber in one system call.
+(WebSocket frames, lines of a response, or one ASGI message each). It returns chunks: where messages
+are framed a whole batch is one chunk, which goes to every subscriber in one system call.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final, Self
 
 import msgspec
 
+from service.errors import Disconnect
 from service.protocol.filters import TagsFilter, compile_filter
 from service.protocol.fossil import delta_or_full
 from service.protocol.frames import PING_FRAME, text_frame
@@ -46,10 +47,17 @@ class Codec:
     Compared by identity: listeners are grouped by codec, and each group is encoded for once.
     """
 
-    __slots__ = ("_frame", "_say", "_wrap", "delta", "following", "name", "ping")
+    __slots__ = ("_frame", "_say", "_wrap", "answered", "delta", "following", "name", "ping")
 
     def __init__(
-        self, name: str, *, say: Say, wrap: Wrap | None, frame: Frame | None, ping: bytes | None
+        self,
+        name: str,
+        *,
+        say: Say,
+        wrap: Wrap | None,
+        frame: Frame | None,
+        ping: bytes | None,
+        answered: bool = True,
     ) -> None:
         """Put a way of speaking together.
 
@@ -59,9 +67,12 @@ class Codec:
             wrap: A push as a message; None for a client that hears nothing but publications.
             frame: None where each chunk must be one message, because the server below frames.
             ping: The message that asks for a sign of life; None where there is no way to ask.
+            answered: Whether a ping has an answer. Without one it only keeps a stream from being
+                idle, and who has vanished is for TCP to find.
         """
         self.name = name
         self.ping = ping
+        self.answered = answered
         self.delta: Codec | None = None
         """The codec of a subscription that negotiated differences, if this one has them."""
         self.following: Codec = self
@@ -106,6 +117,10 @@ class Codec:
     def push(self, push: Push) -> bytes:
         """The chunk that carries one push; empty for a client that hears none."""
         return b"" if self._wrap is None else self.message(self._wrap(encode_push(push)))
+
+    def farewell(self, disconnect: Disconnect) -> bytes:
+        """The last chunk of a stream that has no close frame to say why it ends (section 8.2)."""
+        return self.push(Push(disconnect=disconnect))
 
     def announcement(self, announcement: Announcement) -> bytes:
         """The chunk that says who joined or left."""
@@ -234,6 +249,16 @@ def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> by
     return b"".join(parts)
 
 
+def line(message: bytes) -> bytes:
+    """A message of an HTTP stream, which never has a line break in it (section 14.1)."""
+    return message + b"\n"
+
+
+def event(message: bytes) -> bytes:
+    """A message of one line as a Server-Sent Event."""
+    return b"data: " + message + b"\n\n"
+
+
 def _centrifuge(name: str, *, frame: Frame | None, ping: bytes) -> Codec:
     codec = Codec(name, say=say_push, wrap=enveloped, frame=frame, ping=ping)
     codec.delta = DeltaCodec.of(codec, enveloped)
@@ -255,4 +280,14 @@ PLAIN_ASGI: Final = Codec("plain-asgi", say=say_data, wrap=None, frame=None, pin
 CENTRIFUGE_JSON_ASGI: Final = _centrifuge("centrifuge-json-asgi", frame=None, ping=b"{}")
 CENTRIFUGE_UNI_ASGI: Final = Codec(
     "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}"
+)
+
+# A response body may be joined and split as one likes, so behind an ASGI server these are the same.
+CENTRIFUGE_SSE: Final = _centrifuge("centrifuge-sse", frame=event, ping=event(b"{}"))
+CENTRIFUGE_STREAM: Final = _centrifuge("centrifuge-stream", frame=line, ping=line(b"{}"))
+CENTRIFUGE_UNI_SSE: Final = Codec(
+    "centrifuge-uni-sse", say=say_bare, wrap=bare, frame=event, ping=event(b"{}"), answered=False
+)
+CENTRIFUGE_UNI_STREAM: Final = Codec(
+    "centrifuge-uni-stream", say=say_bare, wrap=bare, frame=line, ping=line(b"{}"), answered=False
 )

@@ -7,13 +7,14 @@ client's memory channel for the drain task; it is correct, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from service.client import Client
+from service.credentials import ConnectionGrant
 from service.errors import INAPPROPRIATE_PROTOCOL, Disconnect
 from service.headers import forwarded
 from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI, PLAIN_ASGI, Codec
@@ -86,11 +87,16 @@ def _arrive(client: Client, websocket: Websocket) -> None:
     node.admission.arrive(node.options.limits, client, websocket.remote_addr or "")
 
 
-async def serve_plain(node: Node, websocket: Websocket, channels: list[str]) -> None:
+async def serve_plain(
+    node: Node, websocket: Websocket, grant: ConnectionGrant, channels: Iterable[str]
+) -> None:
     """A plain subscriber; like the native one, but without a heartbeat (ASGI has no ping)."""
     with trio.CancelScope() as scope:
         client = Client(node, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
         _arrive(client, websocket)
+        client.identify(grant)
+        if grant.expire_at:
+            client.expiry_changed()
         try:
             for channel in channels:
                 client.subscribe(channel)

@@ -34,7 +34,7 @@ from service.protocol.requests import (
     parse_head,
 )
 from service.transports.answers import encode_answer
-from service.transports.websocket import abort_socket
+from service.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
     from service.api.keys import ApiKey

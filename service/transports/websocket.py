@@ -7,89 +7,34 @@ call. The read loop is the client's only task; writing happens wherever an event
 from __future__ import annotations
 
 import socket
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from service.client import Client
+from service.credentials import ConnectionGrant
 from service.errors import Disconnect
 from service.protocol.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from service.protocol.frames import FrameReader, close_frame
 from service.session import Session
+from service.transports.sockets import RECEIVE, SocketTransport
 from service.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from service.node import Node
 
-_RECEIVE: Final = 65_536
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: RST, nothing waits
 
+class WebSocketTransport(SocketTransport):
+    """Speaks WebSocket frames. Owned by the connection's handler, which made the handshake."""
 
-class WebSocketTransport:
-    """Writes to one socket. Owned by the connection's handler, which made the handshake."""
-
-    __slots__ = ("_socket", "codec", "write")
+    __slots__ = ()
 
     name = "websocket"
 
-    def __init__(self, sock: socket.socket, codec: Codec) -> None:
-        self._socket = sock
-        self.codec = codec
-        # The C method itself: a delivery must not pay for a Python call around its system call.
-        # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
-        self.write = sock.send
-
-    def address(self) -> str:
-        """The peer's address and port, asked of the kernel: none is kept for an idle client."""
-        try:
-            name = self._socket.getpeername()
-        except OSError:
-            return ""
-        if not isinstance(name, tuple):
-            return str(name)  # a Unix socket's peer, which mostly has no name
-        host, port, *_ = name
-        if not port:
-            return str(host)  # all that a proxy said
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    async def send_some(self, chunk: bytes) -> int:
-        """Wait until the socket takes something, and write it."""
-        while True:
-            if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
-                raise trio.ClosedResourceError
-            await trio.lowlevel.wait_writable(self._socket)
-            try:
-                return self.write(chunk)
-            except BlockingIOError:
-                continue
-
-    def abort(self) -> None:
-        """Reset the connection: unsent data is dropped, every waiter wakes. Idempotent."""
-        abort_socket(self._socket)
-
-    def release(self) -> None:
-        """Give the socket back after an orderly end. Idempotent."""
-        self._socket.close()
-
     async def close(self, disconnect: Disconnect) -> None:
-        """Send the close frame, then wait until the peer hung up (the caller's deadline).
-
-        The half-close and the wait keep the close frame from being overtaken by a reset.
-        """
-        frame = close_frame(disconnect.code, disconnect.reason)
-        while frame:
-            frame = frame[await self.send_some(frame) :]
-        await self.linger()
-
-    async def linger(self) -> None:
-        """Half-close, and read into nothing until the peer hung up."""
-        self._socket.shutdown(socket.SHUT_WR)
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            if not self._socket.recv(_RECEIVE):
-                return
+        """Send the close frame, then wait until the peer hung up (the caller's deadline)."""
+        await self.part(close_frame(disconnect.code, disconnect.reason))
 
 
 class UnidirectionalTransport(WebSocketTransport):
@@ -100,17 +45,13 @@ class UnidirectionalTransport(WebSocketTransport):
     name = "uni_websocket"
 
 
-def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Close a socket with a reset, and wake whoever waits for it. Idempotent."""
-    if sock.fileno() < 0:
-        return
-    trio.lowlevel.notify_closing(sock)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    sock.close()
-
-
 def open_plain(
-    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes, channels: list[str]
+    node: Node,
+    sock: socket.socket,
+    scope: trio.CancelScope,
+    answer: bytes,
+    grant: ConnectionGrant,
+    channels: Iterable[str],
 ) -> Client:
     """Make a plain subscriber of an accepted handshake; it hears its channels at once.
 
@@ -118,6 +59,9 @@ def open_plain(
     """
     client = Client(node, WebSocketTransport(sock, PLAIN), scope, ready=True)
     client.outbox.send(answer)
+    client.identify(grant)
+    if grant.expire_at:
+        client.expiry_changed()
     for channel in channels:
         client.subscribe(channel)
     node.connection_log.connected(client)
@@ -194,7 +138,7 @@ async def _read(
             return  # Cut while it was served; the socket is closed.
         try:
             await trio.lowlevel.wait_readable(sock)
-            received = sock.recv(_RECEIVE)
+            received = sock.recv(RECEIVE)
         except BlockingIOError:
             received = b""
         except (OSError, trio.ClosedResourceError):

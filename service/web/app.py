@@ -24,6 +24,7 @@ from service.web.metrics import create_registry
 from service.web.observe import create_observe
 from service.web.reference import create_reference
 from service.web.stream import StreamRoute
+from service.web.subscriptions import SubscriptionRoutes
 
 if TYPE_CHECKING:
     from service.comments.comments import Comments
@@ -125,5 +126,8 @@ def create_app(
         app.register_blueprint(create_pages())
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]
         app.asgi_app, holder, key, settings().body_limit
+    )
+    app.asgi_app = SubscriptionRoutes(  # type: ignore[method-assign]
+        app.asgi_app, holder, settings
     )
     return app

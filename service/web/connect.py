@@ -11,6 +11,9 @@ from werkzeug.local import LocalProxy
 
 from service.auth import (
     RefusedError,
+    first_of,
+    header_token,
+    identify,
     origin_allowed,
     plain_channels,
     refuse_while_draining,
@@ -43,11 +46,13 @@ def create_connect(node: Callable[[], Node], settings: Callable[[], Settings]) -
     async def plain() -> ResponseReturnValue | None:
         query = websocket.args.to_dict(flat=False)
         try:
-            channels = plain_channels(node(), query)
+            token = first_of(query, "token") or _header_token()
+            grant = await identify(node(), token)
+            channels = plain_channels(node(), query, grant)
         except RefusedError as error:
             return f"{error.status.phrase}\n", error.status
         await websocket.accept()
-        await asgi.serve_plain(node(), _connection(), channels)
+        await asgi.serve_plain(node(), _connection(), grant, channels)
         return None
 
     @connect.websocket("/connection/websocket")
@@ -66,6 +71,11 @@ def create_connect(node: Callable[[], Node], settings: Callable[[], Settings]) -
         await asgi.serve_unidirectional(node(), _connection(), first)
 
     return connect
+
+
+def _header_token() -> str:
+    headers = websocket.headers
+    return header_token(headers.get("Authorization"), headers.get("Cookie"))
 
 
 def _connection() -> Websocket:

@@ -59,9 +59,9 @@ export function makeDriver(Centrifuge, UnauthorizedError, settings, emit) {
   };
 
   function open({ key, url, options }) {
-    const { tokens, ...rest } = options;
+    const { tokens, transports, ...rest } = options;
     if (tokens) rest.getToken = fromList(key, tokens);
-    const client = new Centrifuge(url, { ...RECONNECT, ...settings, ...rest });
+    const client = new Centrifuge(transports ?? url, { ...RECONNECT, ...settings, ...rest });
     for (const [event, tell] of Object.entries(CLIENT)) {
       client.on(event, (one) => emit({ key, event, ...tell(one) }));
     }

@@ -2,11 +2,12 @@
 
 import { createInterface } from "node:readline";
 import { Centrifuge, UnauthorizedError } from "centrifuge";
+import { EventSource } from "eventsource";
 import WebSocket from "ws";
 import { makeDriver } from "./driver.js";
 
 const emit = (value) => process.stdout.write(JSON.stringify(value) + "\n");
-const handle = makeDriver(Centrifuge, UnauthorizedError, { websocket: WebSocket }, emit);
+const handle = makeDriver(Centrifuge, UnauthorizedError, { websocket: WebSocket, eventsource: EventSource }, emit);
 
 emit("ready");
 createInterface({ input: process.stdin })

@@ -1,0 +1,100 @@
+"""The same stream as the response body of an ASGI server: HTTP/2, kept-alive connections, TLS.
+
+Every chunk passes through the ASGI server, so each waits in the client's memory channel for the
+drain task; it is correct, not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from service.client import Client
+from service.errors import Disconnect
+from service.protocol.codecs import Codec
+from service.transports.asgi import abort_connection
+from service.transports.http_stream import converse
+
+if TYPE_CHECKING:
+    from service.node import Node
+    from service.transports.ways import Answer, Headers, Stream
+
+_NO_CONTENT = 204  # whose answer has no length (RFC 9110, section 8.6)
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class ASGIStreamTransport:
+    """Writes the body of one response. Owned by the handler of its request."""
+
+    def __init__(self, send: Send, codec: Codec, name: str, address: str = "") -> None:
+        self.codec = codec
+        self.name = name
+        self._address = address
+        self._send = send
+        self._abort = abort_connection.get()
+        self._aborted = False
+
+    def write(self, _chunk: bytes) -> int:
+        """ASGI has no way to write without waiting."""
+        raise BlockingIOError
+
+    def address(self) -> str:
+        """What the ASGI server says, where it knows."""
+        return self._address
+
+    async def send_some(self, chunk: bytes) -> int:
+        """Hand the whole chunk to the ASGI server."""
+        if self._aborted:
+            raise trio.ClosedResourceError
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        return len(chunk)
+
+    def abort(self) -> None:
+        """Reset the connection, where the door handed it over. Idempotent."""
+        if not self._aborted and self._abort is not None:
+            self._abort()
+        self._aborted = True
+
+    def release(self) -> None:
+        """Nothing to give back: the connection is the ASGI server's."""
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Say why as the body's last bytes, and end it."""
+        last = self.codec.farewell(disconnect)
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def serve(
+    node: Node, receive: Receive, send: Send, stream: Stream, address: str = ""
+) -> None:
+    """Serve an admitted stream, of a peer at `address`, until its client leaves or is ended."""
+
+    async def wait_hang_up(client: Client) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            client.heard()
+
+    with trio.CancelScope() as scope:
+        transport = ASGIStreamTransport(send, stream.way.codec, stream.way.name, address)
+        await send(_start(200, stream.headers))
+        client = Client(node, transport, scope, ready=stream.wanted is not None)
+        try:
+            client.outbox.send(stream.opening)
+            await converse(client, stream, wait_hang_up)
+        finally:
+            await client.leave()
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    """Send an ordinary answer."""
+    length = [("Content-Length", str(len(answer.body)))] if answer.status != _NO_CONTENT else []
+    await send(_start(answer.status, [*answer.headers, *length]))
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def _start(status: int, headers: Headers) -> dict[str, Any]:
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    return {"type": "http.response.start", "status": int(status), "headers": raw}

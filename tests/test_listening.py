@@ -1,0 +1,376 @@
+"""Plain subscribers that come back: nothing lost, nothing doubled, or an honest reset."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from service.brokers.memory import MemoryBroker
+from service.client import Client
+from service.credentials import ConnectionGrant, SubscriptionGrant
+from service.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
+from service.interfaces import EventSink
+from service.listening import Wanted, listening, positions_of
+from service.node import Node, open_node
+from service.options import ChannelOptions, NodeOptions
+from service.protocol.event_stream import EVENT_STREAM
+from service.publication import Event, Publication, StreamPosition
+from service.testing import MemoryTransport, open_test_node
+from tests.eventsource import EventSource
+
+
+class Browser:
+    """One EventSource: what it has heard over all of its connections."""
+
+    def __init__(self, *channels: str) -> None:
+        self.channels = channels
+        self.source = EventSource()
+        self.transport = MemoryTransport(EVENT_STREAM)
+        self.client: Client | None = None
+
+    @asynccontextmanager
+    async def connected(
+        self, node: Node, last_event_id: str | None = None
+    ) -> AsyncIterator[MemoryTransport]:
+        """Connect, with the last event id if there is one, for as long as the block lasts."""
+        self.transport = MemoryTransport(EVENT_STREAM)
+        self.source._buffer = b""
+        last = self.source.last_event_id if last_event_id is None else last_event_id
+        wanted = Wanted(
+            grant=ConnectionGrant(),
+            channels={name: SubscriptionGrant() for name in self.channels},
+            since=positions_of(last, self.channels),
+        )
+        with trio.CancelScope() as scope:
+            self.client = Client(node, self.transport, scope, ready=True)
+            try:
+                async with listening(self.client, wanted):
+                    yield self.transport
+            finally:
+                await self.client.leave()
+                self.read()
+
+    def read(self) -> list[str]:
+        """What has come, as messages."""
+        for chunk in self.transport.sent:
+            self.source.feed(chunk)
+        self.transport.sent.clear()
+        return self.source.data()
+
+
+async def publish(node: Node, channel: str, *data: object) -> None:
+    for one in data:
+        await node.publish(Publication(channel, json.dumps(one).encode()))
+    await wait_all_tasks_blocked()
+
+
+async def test_who_comes_back_gets_what_it_missed() -> None:
+    """Missed events of every channel come first, in order, and the id moves on with each."""
+    async with open_test_node() as node:
+        browser = Browser("a", "b")
+        async with browser.connected(node):
+            await publish(node, "a", 1)
+        await publish(node, "a", 2, 3)
+        await publish(node, "b", 4)
+        async with browser.connected(node):
+            assert browser.read() == ["1", "2", "3", "4"]
+            ids = [one.last_event_id for one in browser.source.events]
+            assert len(set(ids)) == 4
+            await publish(node, "b", 5)
+        assert browser.read() == ["1", "2", "3", "4", "5"]
+        assert browser.source.data("reset") == []
+
+
+async def test_nothing_heard_is_a_position_too() -> None:
+    """A stream that ended before its first event is taken up where it began."""
+    async with open_test_node() as node:
+        browser = Browser("a")
+        await publish(node, "a", 1)
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 2)
+        async with browser.connected(node):
+            assert browser.read() == ["2"]
+
+
+@pytest.mark.parametrize("last", ["garbage", "a:1:other", "a:99:{epoch}", "a:0:_"])
+async def test_what_can_not_be_recovered_is_said(last: str) -> None:
+    """Another epoch, a place ahead of the stream, a stranger's id: a reset, then live events."""
+    async with open_test_node() as node:
+        await publish(node, "a", 1, 2)
+        _, top = await node.broker.history("a", ChannelOptions(), limit=0)
+        browser = Browser("a")
+        async with browser.connected(node, last.format(epoch=top.epoch)):
+            assert browser.read() == []
+            assert browser.source.data("reset") == ['{"channels":["a"]}']
+            await publish(node, "a", 3)
+            assert browser.read() == ["3"]
+        async with browser.connected(node):
+            assert browser.source.data("reset") == ['{"channels":["a"]}']
+
+
+async def test_a_reset_names_the_lost_channels_only() -> None:
+    """What of the other channels was missed comes all the same; a new channel is not lost."""
+    async with open_test_node() as node:
+        browser = Browser("a", "b", "c")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 1)
+        await publish(node, "b", 2)
+        position = browser.source.last_event_id.split(",")
+        last = ",".join((position[0], "b:0:other"))
+        async with browser.connected(node, last):
+            assert browser.read() == ["1"]
+            assert browser.source.data("reset") == ['{"channels":["b"]}']
+
+
+async def test_more_than_history_holds_is_lost() -> None:
+    """Never a part of what was missed: too old, or more than a recovery brings, is a reset."""
+    async with open_test_node(NodeOptions(recovery_limit=3)) as node:
+        browser = Browser("a")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 1, 2, 3)
+        async with browser.connected(node):
+            assert browser.read() == ["1", "2", "3"]
+        await publish(node, "a", 4, 5, 6, 7)
+        async with browser.connected(node):
+            assert browser.read() == ["1", "2", "3"]
+            assert len(browser.source.data("reset")) == 1
+
+
+async def test_more_than_an_outbox_holds_is_lost() -> None:
+    """What would have a client cut each time that it comes back is a reset instead."""
+    async with open_test_node(NodeOptions(outbox_limit=65_536)) as node:
+        browser = Browser("a")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", *["x" * 20_000] * 3)
+        async with browser.connected(node):
+            assert browser.read() == []
+            assert len(browser.source.data("reset")) == 1
+
+
+async def test_a_gap_ends_the_connection() -> None:
+    """A stream with a hole in it is not gone on with: the client comes back, and knows."""
+    async with open_test_node() as node:
+        browser = Browser("a")
+        async with browser.connected(node) as transport:
+            await publish(node, "a", 1)
+            node.hub.channels["a"].epoch = "another"
+            await publish(node, "a", 2)
+            await trio.Event().wait()  # until it is ended
+        assert transport.closed_with == INSUFFICIENT_STATE
+        assert browser.read() == ["1"]
+        async with browser.connected(node):
+            assert browser.read() == ["1", "2"]
+
+
+async def test_without_recovery_there_are_no_ids() -> None:
+    """Where a channel may not be recovered, or keeps nothing, nobody comes back for a reset."""
+    options = NodeOptions(
+        insecure=False,
+        allow_anonymous=True,
+        channel=ChannelOptions(allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True),
+    )
+    async with open_node(options) as node:
+        browser = Browser("a", "b")
+        async with browser.connected(node):
+            await publish(node, "a", 1)
+            assert browser.read() == ["1"]
+            assert browser.source.last_event_id == ""
+
+
+async def test_clients_in_the_same_place_share_their_bytes() -> None:
+    """Same channels and positions: one codec, whoever came first; it goes with the last."""
+    async with open_test_node() as node:
+        await publish(node, "a", 0)
+        one, two, other = Browser("a", "b"), Browser("b", "a"), Browser("a")
+        async with one.connected(node), other.connected(node):
+            await publish(node, "a", 1)
+            async with two.connected(node):
+                await publish(node, "b", 2)
+                await publish(node, "a", 3)
+                assert len(node.hub.channels["b"].listeners) == 1
+                assert len(node.hub.channels["a"].listeners) == 2
+                assert one.transport.sent[-1] is two.transport.sent[-1]
+                assert (one.read(), two.read()) == (["1", "2", "3"], ["2", "3"])
+                assert one.source.last_event_id == two.source.last_event_id
+            assert len(node.position_sets) == 1
+        assert len(node.position_sets) == 0
+
+
+async def test_history_that_can_not_be_read() -> None:
+    """The client is asked to come back, and the stream says why it ends."""
+
+    class Broken(MemoryBroker):
+        async def history(
+            self, *_: object, **__: object
+        ) -> tuple[Sequence[Publication], StreamPosition]:
+            raise BrokerError
+
+    async with open_test_node(broker=Broken()) as node:
+        browser = Browser("a", "b")
+        async with browser.connected(node) as transport:
+            await trio.Event().wait()  # until it is ended
+        assert transport.closed_with == SERVER_ERROR
+
+
+async def test_a_comment_is_sent_where_nobody_can_answer(autojump_clock: MockClock) -> None:
+    """Heartbeats go on without an answer, and nobody is cut for not giving one."""
+    async with open_test_node() as node:
+        browser = Browser("a")
+        async with browser.connected(node) as transport:
+            await trio.sleep(200)
+            assert transport.sent.count(b":\n\n") in (7, 8)
+        assert browser.client is not None
+        assert browser.client.end == Disconnect(3000, "connection closed")
+
+
+async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -> None:
+    """After the delay for a refresh, which a plain subscriber does by coming back."""
+    async with open_test_node() as node:
+        transport = MemoryTransport(EVENT_STREAM)
+        with trio.CancelScope() as scope:
+            client = Client(node, transport, scope, ready=True)
+            grant = ConnectionGrant(user="7", expire_at=int(node.unix_time()) + 60)
+            wanted = Wanted(grant=grant, channels={"a": SubscriptionGrant()})
+            try:
+                async with listening(client, wanted):
+                    await trio.Event().wait()  # until it is ended
+            finally:
+                await client.leave()
+        assert 59 <= trio.current_time() <= 90
+        assert transport.closed_with == Disconnect(3005, "connection expired")
+
+
+class Dawdling(MemoryBroker):
+    """A broker far away: answers take a while, and events reach fan-out after the history."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._sink: EventSink | None = None
+        self._send, self._receive = trio.open_memory_channel[Event](100)
+
+    async def run(self, intake: EventSink) -> None:
+        self._sink = intake
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._forward, intake)
+            await super().run(self)
+
+    def check_room(self) -> None:
+        assert self._sink is not None
+        self._sink.check_room()
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def put_nowait(self, event: Event) -> None:
+        self._send.send_nowait(event)
+
+    async def _forward(self, intake: EventSink) -> None:
+        async for event in self._receive:
+            await self._dawdle(12)
+            with contextlib.suppress(trio.ClosedResourceError):
+                intake.put_nowait(event)
+
+    async def _dawdle(self, most: int) -> None:
+        for _ in range(self._random.randrange(most)):
+            await trio.lowlevel.checkpoint()
+
+    async def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+        await self._dawdle(6)
+        return found
+
+
+CHANNELS = ("a", "b", "c")
+steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=6)
+stories = st.lists(
+    st.tuples(st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True), steps),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stories,
+    st.lists(st.tuples(st.sampled_from(CHANNELS), st.integers(0, 4)), max_size=60),
+    st.integers(0, 2**16),
+)
+def test_whatever_happens_everybody_hears_everything_once(
+    stories: list[tuple[list[str], list[tuple[int, int]]]],
+    events: list[tuple[str, int]],
+    seed: int,
+) -> None:
+    """Clients come and go while others publish: each hears every event after its first
+    connection, once, in the order of its channel; and its id never says otherwise."""
+
+    async def live(node: Node, browser: Browser, steps: list[tuple[int, int]]) -> None:
+        for away, there in steps:
+            for _ in range(away):
+                await trio.lowlevel.checkpoint()
+            async with browser.connected(node):
+                for _ in range(there):
+                    await trio.lowlevel.checkpoint()
+        async with browser.connected(node):
+            done.append(browser)
+            await over.wait()
+            await wait_all_tasks_blocked()
+
+    async def story() -> None:
+        async with open_test_node(broker=Dawdling(seed)) as node:
+            browsers = [Browser(*channels) for channels, _ in stories]
+            counts = dict.fromkeys(CHANNELS, 0)
+            async with trio.open_nursery() as nursery:
+                for browser, (_, steps) in zip(browsers, stories, strict=True):
+                    nursery.start_soon(live, node, browser, steps)
+                for channel, pause in events:
+                    counts[channel] += 1
+                    data = b'"%b%d"' % (channel.encode(), counts[channel])
+                    await node.publish(Publication(channel, data))
+                    for _ in range(pause):
+                        await trio.lowlevel.checkpoint()
+                while len(done) < len(browsers):
+                    await wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
+                over.set()
+            for browser in browsers:
+                assert browser.source.data("reset") == []
+                check(browser, counts)
+
+    def check(browser: Browser, counts: dict[str, int]) -> None:
+        heard: dict[str, list[int]] = {name: [] for name in browser.channels}
+        for event in browser.source.events:
+            name, number = event.data[1], int(event.data[2:-1])
+            heard[name].append(number)
+            position = positions_of(event.last_event_id, browser.channels)
+            assert position[name].offset == number
+            for other in browser.channels:
+                if heard[other]:
+                    assert position[other].offset == heard[other][-1]
+        for name, numbers in heard.items():
+            assert numbers == list(range(counts[name] - len(numbers) + 1, counts[name] + 1))
+
+    done: list[Browser] = []
+    over = trio.Event()
+    trio.run(story, clock=MockClock(autojump_threshold=0))
