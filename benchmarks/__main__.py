@@ -23,6 +23,7 @@ from benchmarks.fanout import (
     fanout_1000_presence,
     fanout_1000_recovery,
     fanout_1000_sse,
+    fanout_1000_tls,
     fanout_9000,
 )
 from benchmarks.figures import Figure, Plan
@@ -40,6 +41,7 @@ _DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open be
 SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
     "fanout-1000": fanout_1000,
     "fanout-9000": fanout_9000,
+    "fanout-1000-tls": fanout_1000_tls,
     "fanout-1000-centrifugo": fanout_1000_centrifugo,
     "fanout-1000-recovery": fanout_1000_recovery,
     "fanout-1000-presence": fanout_1000_presence,

@@ -18,6 +18,7 @@ from benchmarks.figures import Figure, Plan, Target, median, percentile
 from benchmarks.load import CENTRIFUGO, EVENTS, NOTICED, PLAIN, RECOVERING, Crowd, Greeting
 from benchmarks.publishers import Feed, Publisher, Rest
 from benchmarks.receivers import Deliveries
+from benchmarks.secure import secured, tls_arguments
 from benchmarks.servers import FLOOR_PYTHON, SERVICE, Child, floor_c, running
 
 _WARM_UP: Final = 5  # events before the clock starts
@@ -40,6 +41,7 @@ class Load:
     rounds: int
     greeting: Greeting = PLAIN
     settings: Mapping[str, str] = attrs.field(factory=dict)
+    secure: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -57,6 +59,20 @@ def fanout_1000(plan: Plan) -> list[Figure]:
     seconds, rounds = plan.of(5, 2), plan.of(3, 1)
     load = Load(name="fanout-1000", subscribers=1_000, rate=20, seconds=seconds, rounds=rounds)
     return [_compare(load, Target(limit=1.35, side="at most", origin=_ORIGIN))[0]]
+
+
+def fanout_1000_tls(plan: Plan) -> list[Figure]:
+    """The same behind TLS: each event is encrypted for each subscriber. No target: it is what it
+    is, beside a floor that does not encrypt."""
+    load = Load(
+        name="fanout-1000-tls",
+        subscribers=1_000,
+        rate=20,
+        seconds=plan.of(5, 2),
+        rounds=plan.of(3, 1),
+        secure=True,
+    )
+    return [_compare(load, None)[0]]
 
 
 def fanout_1000_centrifugo(plan: Plan) -> list[Figure]:
@@ -132,7 +148,9 @@ def fanout_9000(plan: Plan) -> list[Figure]:
     return [figure, beside]
 
 
-def _compare(load: Load, target: Target, *, beside: int = 0) -> tuple[Figure, Sequence[Turn]]:
+def _compare(
+    load: Load, target: Target | None, *, beside: int = 0
+) -> tuple[Figure, Sequence[Turn]]:
     """Floor and server in alternation; `beside` seconds more with REST calls beside the events."""
     compiled = floor_c()
     floors, bare, turns = list[Turn](), list[Turn](), list[Turn]()
@@ -186,9 +204,10 @@ def _turn(load: Load, command: Sequence[str], *, beside: int = 0) -> Turn:
     """One process, from its start to its end."""
     plain = command is not SERVICE
     settings = {} if plain else load.settings
+    secure = load.secure and not plain
     with (
-        running(command, settings) as child,
-        Crowd(child.port) as crowd,
+        running((*command, *tls_arguments()) if secure else command, settings) as child,
+        Crowd(child.port, secured if secure else None) as crowd,
         contextlib.ExitStack() as stack,
     ):
         greeting = PLAIN if plain else load.greeting
@@ -198,7 +217,7 @@ def _turn(load: Load, command: Sequence[str], *, beside: int = 0) -> Turn:
         publisher: Publisher = (
             Feed(child.port, pushes=load.greeting not in (PLAIN, EVENTS))
             if plain
-            else Rest(child.port)
+            else Rest(child.port, secured=secured if secure else None)
         )
         stack.callback(publisher.close)
         deliveries = Deliveries(crowd)

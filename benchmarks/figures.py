@@ -29,7 +29,8 @@ class Figure:
     what: str
     value: float
     unit: str
-    target: Target
+    target: Target | None
+    """None where the figure is stated and nothing is promised."""
     floor: float | None = None
     ratio: float | None = None
     alternative: Target | None = None
@@ -38,7 +39,9 @@ class Figure:
 
     @property
     def passed(self) -> bool:
-        """Whether the target is met."""
+        """Whether the target is met, if there is one."""
+        if self.target is None:
+            return True
         if self.target.met_by(self.value):
             return True
         return (

@@ -75,7 +75,11 @@ EVENTS: Final = Greeting(
 class Crowd:
     """Subscribers of one server. Owned by a scenario's `with` block, which closes them."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, secured: Callable[[socket.socket], socket.socket] | None = None
+    ) -> None:
+        """Meet a server; `secured` makes of each connected socket the one to use."""
+        self._secured = secured
         self._address = ("127.0.0.1", port)
         self.poller = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
@@ -117,6 +121,8 @@ class Crowd:
         sock.connect(self._address)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._secured is not None:
+            sock = self._secured(sock)
         sock.send(request)
         fd = sock.fileno()
         self.sockets[fd] = sock
@@ -149,7 +155,10 @@ class Crowd:
         return True
 
     def _receive(self, fd: int) -> bytes:
-        data = self.sockets[fd].recv(65_536)
+        try:
+            data = self.sockets[fd].recv(65_536)
+        except BlockingIOError:
+            return b""  # TLS had something to say, and the server not
         if not data:
             raise WireError("the server hung up on a subscriber")
         return data

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from benchmarks.wire import (
@@ -79,9 +79,14 @@ class Feed:
 class Rest:
     """REST on one keep-alive connection, one request at a time; a broadcast to several channels."""
 
-    def __init__(self, port: int, *channels: str) -> None:
-        """Publish into these channels, or the benchmarks' usual one."""
-        self._socket = _connect(port)
+    def __init__(
+        self,
+        port: int,
+        *channels: str,
+        secured: Callable[[socket.socket], socket.socket] | None = None,
+    ) -> None:
+        """Publish into these channels, or the benchmarks' usual one; `secured` as in `Crowd`."""
+        self._socket = _connect(port) if secured is None else secured(_connect(port))
         self._channels = channels or (CHANNEL,)
         self._received = b""
         self._sent_ns = 0

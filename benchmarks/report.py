@@ -78,6 +78,8 @@ def print_table(figures: Sequence[Figure], console: Console) -> None:
 
 
 def _target(figure: Figure) -> str:
+    if figure.target is None:
+        return "none"
     sign = {"at most": "<=", "at least": ">="}
     text = f"{sign[figure.target.side]} {_number(figure.target.limit)} {figure.unit}"
     if figure.alternative is not None:

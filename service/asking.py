@@ -1,13 +1,14 @@
 """The commands that ask or tell something, and change no subscription.
 
 Publish, presence, presence_stats and history (protocol, sections 4.3 to 4.6): whether the channel
-has it, whether this client may, and then the node. Calls (4.7) are the back end's.
+has it, whether this client may, and then `reading`. Calls (4.7) are the back end's.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from service import reading
 from service.channels import Action
 from service.credentials import PublicationGrant
 from service.errors import (
@@ -24,9 +25,8 @@ from service.protocol.replies import (
     PresenceResult,
     PresenceStatsResult,
     RPCResult,
-    publication_result,
 )
-from service.publication import ClientInfo, Publication, StreamPosition, embedded
+from service.publication import ClientInfo, Publication, embedded
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -101,28 +101,22 @@ async def presence(client: Client, channel: str) -> PresenceResult:
     Raises:
         ReplyError: 108 where presence is not kept, 103 for who may not know, 102, 107, 100.
     """
-    _permit_presence(client, channel)
+    reading.check_presence(client.node, channel)
+    _permit(client, "presence", channel)
     try:
-        return PresenceResult(dict(await client.node.presence.members(channel)))
+        return await reading.presence(client.node, channel)
     except BrokerError:
-        client.node.broker_errors["presence"] += 1
         raise ReplyError(ErrorCode.INTERNAL) from None
 
 
 async def presence_stats(client: Client, channel: str) -> PresenceStatsResult:
     """How many are in a channel. Raises as `presence`."""
-    _permit_presence(client, channel)
-    try:
-        return PresenceStatsResult(*await client.node.presence.count(channel))
-    except BrokerError:
-        client.node.broker_errors["presence"] += 1
-        raise ReplyError(ErrorCode.INTERNAL) from None
-
-
-def _permit_presence(client: Client, channel: str) -> None:
-    if not client.node.channels.options(channel).presence:
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    reading.check_presence(client.node, channel)
     _permit(client, "presence", channel)
+    try:
+        return await reading.presence_stats(client.node, channel)
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
 
 
 async def history(client: Client, request: HistoryRequest) -> HistoryResult:
@@ -132,28 +126,12 @@ async def history(client: Client, request: HistoryRequest) -> HistoryResult:
         ReplyError: 108 without history, 103 for who may not read it, 112 for a position of
             another epoch, 107 for a reverse read from before the first publication.
     """
-    node = client.node
-    options = node.channels.options(request.channel)
-    if not options.history_size:
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    reading.check_history(client.node, request.channel)
     _permit(client, "history", request.channel)
-    most = node.options.history_limit
-    limit = most if request.limit < 0 else min(request.limit, most)
-    since = None
-    if request.since is not None:
-        since = StreamPosition(request.since.offset, request.since.epoch)
-        if request.reverse and not since.offset:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
     try:
-        publications, top = await node.broker.history(
-            request.channel, options, since=since, limit=limit, reverse=request.reverse
-        )
+        return await reading.history(client.node, request, client.node.options.history_limit)
     except BrokerError:
-        node.broker_errors["history"] += 1
         raise ReplyError(ErrorCode.INTERNAL) from None
-    if since is not None and since.epoch not in ("", top.epoch):
-        raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
-    return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)
 
 
 def _permit(client: Client, action: Action, channel: str) -> ChannelOptions:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
 
+from service.brokers.denials import SQLiteDenials, open_sqlite_denials
 from service.callback_options import CallbackOptions
 from service.callbacks.backend import HTTPBackend, make_client
 from service.callbacks.delivery import open_events
@@ -20,9 +23,12 @@ from service.config import (
     reloadable,
     with_live_of,
 )
+from service.errors import BrokerError
 from service.node import Node, open_node
 from service.token_options import TokenOptions
 from service.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
+
+_DENIALS: Final = "denials.sqlite3"
 
 
 class Assembly:
@@ -68,15 +74,31 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
     Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
-        ConfigError: a token key is of no use.
+        ConfigError: a token key is of no use, or `data_dir` is.
     """
     async with AsyncExitStack() as stack:
+        # First, since what a nursery below raises comes as a group.
+        denials = await _denials(settings().kept_in, stack)
         verifier = await _verifier(settings(), stack)
         backend, events = await _callbacks(settings().callback_options(), stack)
         node = open_node(
-            settings().node_options(), verifier=verifier, backend=backend, events=events
+            settings().node_options(),
+            verifier=verifier,
+            backend=backend,
+            events=events,
+            denials=denials,
         )
         yield Assembly(await stack.enter_async_context(node), settings, verifier)
+
+
+async def _denials(folder: Path | None, stack: AsyncExitStack) -> SQLiteDenials | None:
+    """None where they are to be kept in memory only."""
+    if folder is None:
+        return None
+    try:
+        return await stack.enter_async_context(open_sqlite_denials(folder / _DENIALS))
+    except BrokerError as error:
+        raise ConfigError(f"data_dir: {error}") from None
 
 
 async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:

@@ -1,4 +1,4 @@
-"""The `repeater` command: serve, publish, subscribe, config.
+"""The `repeater` command: serve, publish and subscribe here, the rest from modules of its own.
 
 A user's mistake is one line on standard error and a non-zero exit, never a traceback. What a
 command needs is imported when it runs, so that `repeater --version` is quick.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import urllib.error
-import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -17,16 +15,10 @@ from typing import NoReturn
 import click
 
 from service import __version__
+from service.cli_admin import COMMANDS
+from service.cli_call import call, server_options, url_option
 from service.cli_config import config_group, config_option
 from service.cli_token import token
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-_TIMEOUT = 10.0  # seconds for one REST call
-
-url_option = click.option(
-    "--url", default=DEFAULT_URL, envvar="REPEATER_URL", show_default=True, show_envvar=True,
-    help="Where the server is.",
-)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +29,8 @@ def main() -> None:
 
 main.add_command(config_group)
 main.add_command(token)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -105,8 +99,7 @@ def serve(
 @main.command()
 @click.argument("channel")
 @click.argument("data", metavar="JSON")
-@click.option("--api-key", envvar="REPEATER_API_KEY", show_envvar=True, help="The server's key.")
-@url_option
+@server_options
 def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
     """Publish one event and print its position."""
     try:
@@ -114,30 +107,7 @@ def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
     except ValueError as error:
         raise click.ClickException(f"that is not JSON: {error}") from None
     body = f'{{"channel":{json.dumps(channel)},"data":{data}}}'.encode()
-    answer = _post(f"{url.rstrip('/')}/api/publish", body, api_key)
-    if "error" in answer:
-        refusal = answer["error"]
-        raise click.ClickException(f"{refusal['code']} {refusal['message']}")
-    click.echo(json.dumps(answer["result"]))
-
-
-def _post(url: str, body: bytes, api_key: str | None) -> dict[str, dict[str, str]]:
-    """One REST call; the decoded answer, or one line about why there is none."""
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["X-API-Key"] = api_key
-    try:
-        request = urllib.request.Request(url, body, headers)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            answer: dict[str, dict[str, str]] = json.load(response)
-            return answer
-    except urllib.error.HTTPError as error:
-        with error:
-            hint = " (is the API key right?)" if error.code == 401 else ""
-        raise click.ClickException(f"{url} answered {error.code}{hint}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise click.ClickException(f"cannot reach {url}: {reason}") from None
+    click.echo(json.dumps(call(url, "publish", body, api_key)))
 
 
 @main.command()

@@ -193,6 +193,8 @@ def _readable(found: msgspec.Struct) -> dict[str, Any]:
                 readable[name] = _readable(value)
             case dict() if value:
                 readable[name] = {key: _readable(one) for key, one in value.items()}
+            case _ if name == "by_token":
+                continue  # how the server came by it, and nothing that the token says
             case str() | int() if value or name == "user" or value is False:
                 readable[name] = value
     return {name: value for name, value in readable.items() if value != {}}

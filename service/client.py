@@ -99,6 +99,8 @@ class Client:
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         node.hub.add(self)
+        if ready:
+            node.hub.identify(self)
         self._ping_at = self._since + self._first_turn()
         node.heartbeat.schedule(self, self._ping_at)
         if ready and node.events is not None:
@@ -166,11 +168,18 @@ class Client:
             self._node.events.unsubscribed(self.caller(), channel.name, why)
 
     def end_subscription(self, subscription: Subscription, why: Unsubscribed) -> None:
-        """Stop a subscription by the server's will, and tell the client."""
-        name = subscription.channel.name
-        self.unsubscribe(name, why)
-        if self.codec.pushes:
-            self.outbox.send(self.codec.push(Push(name, unsubscribe=why)))
+        """Stop a subscription by the server's will, and tell the client.
+
+        One that joins is told of later, by `Joining.finish`: a client takes no notice of the end
+        of what it does not know to have begun.
+        """
+        channel = subscription.channel
+        joining = subscription in channel.joining
+        self.unsubscribe(channel.name, why)
+        if joining:
+            subscription.why_ended = why
+        elif self.codec.pushes:
+            self.outbox.send(self.codec.push(Push(channel.name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
         """Something is missing in a stream: have the client come back for it (section 9.4)."""
@@ -182,6 +191,7 @@ class Client:
     def identify(self, grant: ConnectionGrant) -> None:
         """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
         if self.end is None:
+            self._node.hub.forget_user(self)
             self.grant = grant
             self._node.hub.identify(self)
 
@@ -314,6 +324,7 @@ class Client:
             self._node.events.disconnected(self.caller(), disconnect)
         self._node.hub.remove(self)
         self._node.heartbeat.forget(self)
+        self._node.admission.leave(self)
         self._node.count_end(disconnect)
         self._node.connection_log.ended(self, disconnect)
         return True

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from service import __version__
 from service.credentials import (
     ConnectionGrant,
@@ -19,7 +21,9 @@ from service.credentials import (
 from service.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
+    CONNECTION_LIMIT,
     EXPIRED,
+    FORCE_DISCONNECT,
     INSUFFICIENT_STATE,
     INVALID_TOKEN,
     PERMISSION_DENIED,
@@ -32,7 +36,7 @@ from service.headers import forwarded
 from service.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
 from service.protocol.replies import ConnectResult, RefreshResult
 from service.publication import StreamPosition, embedded
-from service.subscribing import Joining, Wish, open_subscription, time_left
+from service.subscribing import Joining, Wish, open_subscription, server_side_wish, time_left
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -45,15 +49,18 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
         ReplyError: 109 or 110 for a token that has expired, 100 when its keys or the back end
             can't be had, or what the back end answered.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
-            for an anonymous token where none is allowed, 3505 for too many channels.
+            for an anonymous token where none is allowed, 3503 for a blocked user, 3504 for too
+            many connections of one user, 3505 for too many channels.
     """
     node = client.node
     grant = await _identify(client, request)
     if 0 < grant.expire_at <= node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
+    _admit(client, grant)
     client.identify(grant)
     channels = _server_side_channels(client, request.subs)
     if len(channels) > node.options.channel_limit:
+        node.limited["channel_limit"] += 1
         raise DisconnectError(CHANNEL_LIMIT)
     joinings = []
     for channel, granted in channels.items():
@@ -74,6 +81,23 @@ async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResul
         node=node.id if client.session else "",
     )
     return result, joinings
+
+
+def _admit(client: Client, grant: ConnectionGrant) -> None:
+    """The last word on a connection whose user is known; it is identified in the same breath."""
+    node = client.node
+    _refuse_denied(client, grant)
+    most = node.options.limits.connections_per_user
+    if most and grant.user and len(node.hub.users.get(grant.user, ())) >= most:
+        node.limited["connections_per_user"] += 1
+        raise DisconnectError(CONNECTION_LIMIT)
+
+
+def _refuse_denied(client: Client, grant: ConnectionGrant) -> None:
+    refusal = client.node.denials.refusal(grant)
+    if refusal is not None:
+        client.node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
+        raise DisconnectError(refusal)
 
 
 async def _identify(client: Client, request: ConnectRequest) -> ConnectionGrant:
@@ -115,7 +139,7 @@ async def _authenticate(client: Client, token: str) -> ConnectionGrant:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if not (grant.user or options.insecure or options.allow_anonymous):
         raise DisconnectError(PERMISSION_DENIED)
-    return grant
+    return msgspec.structs.replace(grant, by_token=True)
 
 
 def _server_side_channels(
@@ -143,11 +167,10 @@ def _server_side_channels(
 
 
 def _wish(position: SubscriptionPosition | None) -> Wish:
-    """A server-side subscription asks for all there is; where it was, if it comes back."""
     since = None
     if position is not None and position.recover:
         since = StreamPosition(position.offset, position.epoch)
-    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
+    return server_side_wish(since)
 
 
 async def go_live(client: Client, joinings: list[Joining]) -> None:
@@ -165,8 +188,8 @@ async def refresh(client: Client, request: RefreshRequest) -> RefreshResult:
     Raises:
         ReplyError: 100 when the token's keys can't be had.
         DisconnectError: 3501 without a token or where the back end is asked instead, 3500 for
-            one that is not this user's, 3005 for one that has expired, 3010 when its channels
-            are others: the client comes back.
+            one that is not this user's or is revoked, 3503 for a blocked user, 3005 for one
+            that has expired, 3010 when its channels are others: the client comes back.
     """
     if not request.token or client.node.renewals.covers(client):
         raise DisconnectError(BAD_REQUEST)
@@ -180,6 +203,7 @@ async def refresh(client: Client, request: RefreshRequest) -> RefreshResult:
         raise DisconnectError(INVALID_TOKEN)
     if 0 < grant.expire_at <= client.node.unix_time():
         raise DisconnectError(EXPIRED)
+    _refuse_denied(client, grant)
     if grant.channels.keys() != client.grant.channels.keys():
         raise DisconnectError(INSUFFICIENT_STATE)
     client.grant = grant

@@ -31,6 +31,10 @@ class SubscriptionGrant(msgspec.Struct, frozen=True):
     expire_at: int = 0
     """Unix seconds; 0 for never."""
     overrides: Overrides = Overrides()
+    token_id: str = ""
+    issued_at: int = 0
+    by_token: bool = False
+    """The token that granted it, as in a `ConnectionGrant`."""
 
 
 class ConnectionGrant(msgspec.Struct, frozen=True):
@@ -52,6 +56,8 @@ class ConnectionGrant(msgspec.Struct, frozen=True):
     """The token's `jti`."""
     issued_at: int = 0
     """The token's `iat`, Unix seconds; 0 if it says nothing."""
+    by_token: bool = False
+    """Whether a token proved it, which can be revoked."""
 
 
 class PublicationGrant(msgspec.Struct, frozen=True):
@@ -98,6 +104,28 @@ class SubscriptionClaims(msgspec.Struct, frozen=True):
     grant: SubscriptionGrant = SubscriptionGrant()
     token_id: str = ""
     issued_at: int = 0
+
+
+class Denial(msgspec.Struct, frozen=True):
+    """Whom not to let in any more: a user, one token, or a user's tokens up to some time."""
+
+    user: str = ""
+    """Blocked, or with `issued_before` the one whose tokens are revoked."""
+    token_id: str = ""
+    """The `jti` of a revoked token; then there is no user."""
+    issued_before: int = 0
+    """Tokens of before this time are revoked, Unix seconds; 0 for the user as a whole."""
+    expire_at: int = 0
+    """When it is forgotten, Unix seconds; 0 for never."""
+    lifted: bool = False
+    """It holds no longer."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is about: a later denial of the same takes the place of an earlier one."""
+        if self.token_id:
+            return "token", self.token_id
+        return ("tokens" if self.issued_before else "user"), self.user
 
 
 class TokenExpiredError(Exception):

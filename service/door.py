@@ -20,6 +20,7 @@ import attrs
 import msgspec
 import trio
 
+from service.addresses import client_address
 from service.auth import (
     RefusedError,
     connect_parameter,
@@ -41,9 +42,9 @@ from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_h
 from service.protocol.http_request import upgrade_headers
 from service.tls import HTTP2
 from service.transports import http_stream, websocket
-from service.transports.admission import WAYS
 from service.transports.rest import Rest, RestOptions, RestStatistics
 from service.transports.sockets import abort_socket
+from service.transports.ways import WAYS
 
 if TYPE_CHECKING:
     from service.auth import Query
@@ -94,6 +95,8 @@ class Visitor:
     path: bytes
     query: Query
     grant: ConnectionGrant = ANONYMOUS
+    address: str = ""
+    """Where it comes from, if addresses count."""
     refused: HTTPStatus | None = None
     """Why its token does not let it in."""
     channels: Mapping[str, SubscriptionGrant] = attrs.field(factory=dict)
@@ -311,19 +314,27 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
+        node, limits = self._node, self._node.options.limits
+        visitor.address = client_address(sock) if limits.connections_per_address else ""
         handshake = answer_handshake(head + b"\r\n\r\n", partial(self._check, visitor))
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
+        client = self._make_client(sock, scope, visitor, handshake)
+        node.admission.arrive(limits, client, visitor.address)
+        if visitor.path != PLAIN_PATH:
+            client.headers = forwarded(headers_of(head), node.forward_headers)
+        return client
+
+    def _make_client(
+        self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, handshake: Handshake
+    ) -> Client:
         node, answer = self._node, handshake.answer
         if visitor.path == PLAIN_PATH:
             return websocket.open_plain(node, sock, scope, answer, visitor.grant, visitor.channels)
         if visitor.path == UNIDIRECTIONAL_PATH:
-            client = websocket.open_unidirectional(node, sock, scope, answer)
-        else:
-            client = self._open_centrifuge(sock, scope, visitor.query, handshake)
-        client.headers = forwarded(headers_of(head), node.forward_headers)
-        return client
+            return websocket.open_unidirectional(node, sock, scope, answer)
+        return self._open_centrifuge(sock, scope, visitor.query, handshake)
 
     def _open_centrifuge(
         self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
@@ -343,6 +354,7 @@ class Door:
                 if visitor.refused is not None:
                     return visitor.refused
                 visitor.channels = plain_channels(self._node, visitor.query, visitor.grant)
+            self._node.admission.check(self._node.options.limits, visitor.address)
         except RefusedError as error:
             return error.status
         return None

@@ -87,11 +87,12 @@ class HandedStream:
 
     def _leave_nothing(self) -> None:
         """Hypercorn forgets tasks: pings of a peer that is gone, a reader paused by what nobody
-        will serve. Once our side ended nothing is owed; and no shutdown waits for the dead.
+        will serve, a WebSocket whose peer hung up without a word. Once either side ended nothing
+        is owed, since Quart cancels a request whose peer has ended; no shutdown waits for the dead.
         """
         seconds = _LEFTOVER
         if not self._draining:
-            seconds += _LINGER if self._ended else float("inf")
+            seconds += _LINGER
         if self._ended or self._over:
             self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)
 

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from service.credentials import SubscriptionGrant
+from service.errors import Unsubscribed
 from service.publication import ClientInfo, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Subscription:
         "channel",
         "client",
         "codec",
+        "entering",
         "expire_at",
         "grant",
         "join_leave",
@@ -43,6 +45,7 @@ class Subscription:
         "presence",
         "recoverable",
         "server_side",
+        "why_ended",
     )
 
     def __init__(self, client: Client, channel: Channel, codec: Codec) -> None:
@@ -64,11 +67,15 @@ class Subscription:
         """Whether its own coming and going is told to the others."""
         self.arrived = False
         """Whether its coming was told: only then its going is."""
+        self.entering = 0
+        """How many tasks put it into the channel's presence now; they see to its departure."""
+        self.why_ended: Unsubscribed | None = None
+        """Why the server ended it while it joined: to be told behind the reply."""
 
     @property
     def noticed(self) -> bool:
-        """Whether anybody is to know when it ends."""
-        return self.presence or self.announced
+        """Whether anybody is to know when it ends, and does not see to that already."""
+        return (self.presence or self.announced) and not self.entering
 
     @property
     def ended(self) -> bool:
@@ -115,6 +122,11 @@ class Channel:
     def empty(self) -> bool:
         """Whether nobody listens any more."""
         return not (self.listeners or self.joining or self.ahead)
+
+    @property
+    def size(self) -> int:
+        """How many listen, in whatever state."""
+        return len(self.joining) + len(self.ahead) + sum(map(len, self.listeners.values()))
 
     def live(self) -> Iterator[Subscription]:
         """Those whom fan-out reaches."""
@@ -266,6 +278,10 @@ class Hub:
         if client in self.clients:
             del self.clients[client]
             self.kinds[_kind(client)] -= 1
+        self.forget_user(client)
+
+    def forget_user(self, client: Client) -> None:
+        """The connection is not found by its user any more. Idempotent."""
         connections = self.users.get(client.grant.user, {})
         if client in connections:
             del connections[client]

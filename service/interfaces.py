@@ -6,13 +6,14 @@ these few methods and on nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from service.callback_options import CallbackKind
 from service.credentials import (
     Caller,
     ConnectionGrant,
+    Denial,
     PublicationGrant,
     Renewal,
     SubscriptionGrant,
@@ -67,9 +68,10 @@ class Broker(Protocol):
     ) -> StreamPosition | None:
         """Number, keep and hand on one publication; returns its position.
 
-        Returns before fan-out. None means that the channel keeps no history. Between numbering
-        and hand-over no other publication of the channel may come in between. Cancelled before
-        that point, nothing was published.
+        A repeated idempotency key, or a `version` that is not newer than the stream's, publishes
+        nothing (protocol, section 9.1). Returns before fan-out. None means that the channel keeps
+        no history. Between numbering and hand-over no other publication of the channel may come
+        in between. Cancelled before that point, nothing was published.
 
         Raises:
             BrokerError: the back end failed.
@@ -148,6 +150,40 @@ class PresenceStore(Protocol):
 
         Raises:
             BrokerError: the back end failed.
+        """
+
+
+class DenialStore(Protocol):
+    """Where blocked users and revoked tokens are kept, so that they outlive the process.
+
+    The node itself knows those in force; it asks for all of them once and saves each change. A
+    store that nodes share tells each of the others' changes.
+    """
+
+    async def load(self) -> Sequence[Denial]:
+        """Everything that is in force. Called once, before `run` and before there are clients.
+
+        Raises:
+            BrokerError: the store failed.
+        """
+
+    async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
+        """Tell `apply` what other nodes saved, until cancelled. Lives in the node's nursery."""
+
+    async def save(self, denial: Denial) -> None:
+        """Keep it in place of one with the same key, or forget that if it is `lifted`.
+
+        Cancelled, it was kept or not. Once it returned, a crash does not undo it.
+
+        Raises:
+            BrokerError: the store failed, and nothing was kept.
+        """
+
+    async def sweep(self, now: int) -> None:
+        """Forget what expired up to now, Unix seconds.
+
+        Raises:
+            BrokerError: the store failed.
         """
 
 

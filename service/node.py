@@ -15,11 +15,13 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from service.admission import Admission
 from service.brokers.memory import MemoryBroker
 from service.callback_options import CallbackKind
 from service.channels import ChannelRules
 from service.connection_log import ConnectionLog
 from service.credentials import TokenVerifier
+from service.denials import Denials, MemoryDenials
 from service.emulation import Emulation
 from service.errors import (
     SHUTDOWN,
@@ -32,7 +34,14 @@ from service.errors import (
 from service.heartbeat import Heartbeat
 from service.hub import Hub
 from service.intake import Intake
-from service.interfaces import Backend, Broker, Events, InstantBroker, PresenceStore
+from service.interfaces import (
+    Backend,
+    Broker,
+    DenialStore,
+    Events,
+    InstantBroker,
+    PresenceStore,
+)
 from service.log import get_logger
 from service.options import ChannelOptions, NodeOptions
 from service.outbox import BacklogRoom
@@ -61,6 +70,7 @@ class Node:
         nursery: trio.Nursery,
         backend: Backend | None = None,
         events: Events | None = None,
+        denials: DenialStore | None = None,
     ) -> None:
         self.id = str(uuid4())
         self.options = options
@@ -77,6 +87,15 @@ class Node:
         self.events = events
         self.renewals = Renewals(self, nursery)
         self.hub = Hub(events)
+        self.limited: Counter[str] = Counter()
+        """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+        self.admission = Admission(self.hub, self.limited)
+        self.denials = Denials(
+            self.hub,
+            denials or MemoryDenials(),
+            limit=lambda: self.options.denial_limit,
+            now=self.unix_time,
+        )
         self.emulation = Emulation()
         self.position_sets = PositionSets()
         self.backlogs = BacklogRoom(
@@ -92,7 +111,8 @@ class Node:
         self._repeated = trio.Event()
         self._ended: dict[int, int] = {}
         self._refused = 0
-        self._started = time.time() - trio.current_time()
+        self._since = trio.current_time()
+        self._started = time.time() - self._since
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
@@ -107,6 +127,8 @@ class Node:
             backlog_bytes=sum(outbox.backlog_bytes for outbox in self.backlogs.backlogged),
             draining=self.draining,
             ended=dict(self._ended),
+            limited=dict(self.limited),
+            denials=len(self.denials),
             refused=self._refused,
             broker_errors=dict(self.broker_errors),
             outage=self.broker.outage(),
@@ -136,6 +158,10 @@ class Node:
     def unix_time(self) -> float:
         """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
         return self._started + trio.current_time()
+
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return trio.current_time() - self._since
 
     def count_end(self, disconnect: Disconnect) -> None:
         """A connection ended, for this reason."""
@@ -212,6 +238,7 @@ class Node:
             nursery.start_soon(self.heartbeat.run)
             nursery.start_soon(self.broker.run, self._intake)
             nursery.start_soon(self.attendance.run)
+            nursery.start_soon(self.denials.run)
             task_status.started()
             try:
                 await self._repeater.run()
@@ -259,6 +286,7 @@ async def open_node(
     verifier: TokenVerifier | None = None,
     backend: Backend | None = None,
     events: Events | None = None,
+    denials: DenialStore | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -272,8 +300,15 @@ async def open_node(
         verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
         backend: Is asked what the options leave to it. Its owner outlives the node.
         events: Is told what happens. Its owner outlives the node.
+        denials: Where blocked users and revoked tokens are kept, by default nowhere: they are
+            forgotten with the node. Its owner outlives the node.
+
+    Raises:
+        BrokerError: blocked users and revoked tokens can't be read.
     """
     options = options or NodeOptions()
+    denials = denials or MemoryDenials()
+    kept = await denials.load()
     async with trio.open_nursery() as nursery:
         node = Node(
             options,
@@ -283,7 +318,9 @@ async def open_node(
             nursery,
             backend,
             events,
+            denials,
         )
+        node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)
         await nursery.start(node.run)
         try:

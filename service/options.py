@@ -91,6 +91,42 @@ class ChannelOptions:
 
 
 @attrs.frozen(kw_only=True)
+class LimitOptions:
+    """How much clients may take; 0 is no limit. Calls of the server API do not count."""
+
+    connections: int = 0
+    """Subscribers' connections in all; another gets 503 before its upgrade."""
+
+    connections_per_address: int = 0
+    """From one address, an IPv6 one by its /64; another gets 429 before its upgrade."""
+
+    connections_per_user: int = 0
+    """Of one user, the anonymous one not counted; another is closed with 3504."""
+
+    connection_rate: int = 0
+    """New connections a second; one too many gets 503 before its upgrade."""
+
+    connection_burst: int = 0
+    """New connections at once; 0 for as many as a second may bring."""
+
+    commands_per_second: int = 0
+    """Of one connection, pongs and `connect` not counted; one too many gets error 111."""
+
+    command_burst: int = 0
+    """Commands at once; 0 for as many as a second may bring."""
+
+    publishes_per_second: int = 0
+    """Of one connection; they are commands too."""
+
+    publish_burst: int = 0
+    """Publishes at once; 0 for as many as a second may bring."""
+
+    refusals_per_minute: int = 100
+    """Commands of one connection that these two refuse before it is closed with 3013; 0 to
+    refuse for ever."""
+
+
+@attrs.frozen(kw_only=True)
 class NodeOptions:
     """What a node permits and how far its queues and waits go. Sizes are bytes, times seconds."""
 
@@ -111,6 +147,12 @@ class NodeOptions:
 
     namespaces: Mapping[str, ChannelOptions] = attrs.field(factory=dict)
     """What holds in the channels `<namespace>:...`; any other namespace is unknown (102)."""
+
+    limits: LimitOptions = LimitOptions()
+    """How much clients may take."""
+
+    denial_limit: int = 100_000
+    """Blocked users and revoked tokens kept; another is refused (106) until some expire."""
 
     private_prefix: str = "$"
     """Channels that begin so are subscribed with a token only; empty for none."""

@@ -73,18 +73,32 @@ class Attendance:
     async def enter(self, subscription: Subscription) -> None:
         """Have a subscription counted as present, where its channel keeps presence.
 
-        Cancelled, it may be counted or not; its departure mends that. A connection that comes
-        back to a channel waits until its last departure from it is done; the store sets the
-        deadline of that.
+        Cancelled, it may be counted or not; its departure mends that. Ended meanwhile by
+        somebody else, it departs afterwards, so that nobody stays counted who has left. A
+        connection that comes back to a channel waits until its last departure from it is done;
+        the store sets the deadline of that.
 
         Raises:
             BrokerError: the store failed.
         """
         name = subscription.channel.name
-        if (leaving := self._leaving.get((subscription.client.id, name))) is not None:
+        while (leaving := self._leaving.get((subscription.client.id, name))) is not None:
             await leaving[1].wait()
-        if subscription.presence and not subscription.ended:
+        if not subscription.presence or subscription.ended:
+            return
+        subscription.entering += 1
+        try:
             await self._store.add(name, subscription.info())
+        finally:
+            subscription.entering -= 1
+            self._entered(subscription)
+
+    def _entered(self, subscription: Subscription) -> None:
+        """See to its departure, if it has ended by now and nobody else did."""
+        if subscription.ended and subscription.noticed:
+            following = subscription.client.channels.get(subscription.channel.name)
+            if following is None or not following.presence:  # else the entry is its own by now
+                self.leave_soon(subscription)
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Tell the channel, where it is to be told. At most once: a failure is logged only."""

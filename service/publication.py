@@ -38,7 +38,9 @@ class Publication(msgspec.Struct, frozen=True):
 
     `data` is valid UTF-8 JSON text. `offset` 0 means that the publication is not in the
     channel's history; `epoch` is set beside every other offset. `delta` asks for it to be sent as
-    a difference to those who negotiated that.
+    a difference to those who negotiated that. `version`, where it is not 0, says how new the data
+    is: a channel's history takes it only if it is newer than the last with a version of the same
+    `version_epoch` (section 9.1).
     """
 
     channel: str
@@ -48,6 +50,8 @@ class Publication(msgspec.Struct, frozen=True):
     tags: dict[str, str] | None = None
     info: ClientInfo | None = None
     delta: bool = False
+    version: int = 0
+    version_epoch: str = ""
 
     @property
     def position(self) -> StreamPosition | None:

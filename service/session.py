@@ -12,9 +12,12 @@ from service.client import Client
 from service.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
+    TOO_MANY_REQUESTS,
     DisconnectError,
+    ErrorCode,
     ReplyError,
 )
+from service.limits import Throttle
 from service.protocol.commands import PONG, Command, parse_commands
 from service.protocol.replies import Empty, Reply, encode_reply, failure_of
 
@@ -24,10 +27,11 @@ _EMPTY = Empty()
 class Session:
     """The state between the commands of one connection. Lives inside its read loop."""
 
-    __slots__ = ("_client", "_refused")
+    __slots__ = ("_client", "_refused", "_throttled")
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._throttled: Throttle | None = None
         self._refused = False  # `connect` was answered with an error: nothing more is taken
 
     async def receive(self, message: bytes | str) -> None:
@@ -59,9 +63,29 @@ class Session:
             raise DisconnectError(BAD_REQUEST)
         else:
             try:
+                self._throttle(command)
                 await self._answer(command)
             except ReplyError as error:
                 self._push(Reply(command.id, error=failure_of(error)))
+
+    def _throttle(self, command: Command) -> None:
+        """Count the command, where there is a limit to them.
+
+        Raises:
+            ReplyError: there were too many in too short a time (111).
+            DisconnectError: too many of those (3013): the client does not listen.
+        """
+        limits = self._client.node.options.limits
+        if not (limits.commands_per_second or limits.publishes_per_second):
+            return
+        self._throttled = self._throttled or Throttle()
+        limit = self._throttled.refuse(limits, publish=command.publish is not None)
+        if not limit:
+            return
+        self._client.node.limited[limit] += 1
+        if self._throttled.exhausted(limits):
+            raise DisconnectError(TOO_MANY_REQUESTS)
+        raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
 
     def _push(self, reply: Reply) -> None:
         self._client.outbox.push(self._client.codec.message(encode_reply(reply)))

@@ -71,6 +71,10 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Why the broker is of no use now; empty while it is."""
     loop_lag: float
     """Seconds by which the last tick of the heartbeat was late: what everything else waits."""
+    limited: dict[str, int]
+    """What was refused, by the setting that it ran into, or as `blocked` or `revoked`."""
+    denials: int
+    """Blocked users and revoked tokens that are kept."""
     repeater: RepeaterStatistics
     backend: BackendStatistics | None = None
     """None without callbacks."""

@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.protocol.commands import SubRefreshRequest, SubscribeRequest
 from service.protocol.filters import TagsFilter, check_filter, compile_filter
-from service.protocol.replies import RefreshResult, SubscribeResult, publication_result
+from service.protocol.replies import Push, RefreshResult, SubscribeResult, publication_result
 from service.publication import START, Publication, StreamPosition, embedded
 from service.recovery import Joined, go_on, join, recover, recover_newest
 
@@ -120,12 +120,16 @@ class Joining:
     def finish(self) -> None:
         """Go live: the reply is queued. What gathered and is not in it comes right behind.
 
-        Does nothing if the client, or the subscription, was ended meanwhile.
+        If the client was ended meanwhile, this does nothing; if the subscription was, its end is
+        told now.
         """
         subscription = self.subscription
         channel, client = subscription.channel, subscription.client
         gathered = channel.joining.get(subscription)
         if gathered is None:
+            if subscription.why_ended is not None and client.codec.pushes:
+                push = Push(channel.name, unsubscribe=subscription.why_ended)
+                client.outbox.push(client.codec.push(push))
             return
         rest: Sequence[Publication] = gathered
         position, gap = None, False
@@ -142,11 +146,34 @@ class Joining:
         if gap:
             client.lose_position(subscription)
 
+    def tell(self) -> None:
+        """Tell a client that did not ask that it is subscribed, then what it missed; go live.
+
+        What it missed comes as publications of their own, because the SDKs look for none inside
+        a `subscribe` push (section 5). Nothing, if the client or the subscription was ended.
+        """
+        subscription, outbox = self.subscription, self.subscription.client.outbox
+        if subscription.ended:
+            return
+        codec, result = subscription.client.codec, self.result()
+        if result.publications is not None:
+            result = msgspec.structs.replace(result, publications=None)
+        outbox.push(codec.push(Push(subscription.channel.name, subscribe=result)))
+        missed = self.joined.publications if self.joined is not None else ()
+        if missed:
+            for chunk in codec.publications(missed, None):
+                outbox.push(chunk)
+        self.finish()
+        outbox.flush()
+
+
+def server_side_wish(since: StreamPosition | None) -> Wish:
+    """A server-side subscription asks for all there is; where it was, if it comes back."""
+    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
+
 
 async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     """Carry out a client's `subscribe` command (protocol, section 4.1).
-
-    Cancelled, it leaves a subscription that ends with its client.
 
     Raises:
         ReplyError: it may not, or the request can't be served.
@@ -161,6 +188,7 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     if len(client.channels) >= node.options.channel_limit:
+        node.limited["channel_limit"] += 1
         raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
     if request.token:
         grant = await _grant_of_token(client, name, request.token)
@@ -180,7 +208,7 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
     joining = await open_subscription(client, name, grant, wish)
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
     if lost and request.flag & _NO_RECOVERED_FALSE:
-        client.unsubscribe(name)
+        _drop(joining.subscription)
         raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
     return joining
 
@@ -226,9 +254,15 @@ async def _grant_of_token(client: Client, channel: str, token: str) -> Subscript
         raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     if not _is_for(claims, client, channel):
         raise DisconnectError(INVALID_TOKEN)
+    grant = msgspec.structs.replace(
+        claims.grant, token_id=claims.token_id, issued_at=claims.issued_at, by_token=True
+    )
+    if client.node.denials.revoked(claims.user, grant):
+        client.node.limited["revoked"] += 1
+        raise DisconnectError(INVALID_TOKEN)
     if 0 < claims.grant.expire_at <= client.node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
-    return claims.grant
+    return grant
 
 
 async def _verified(client: Client, token: str) -> SubscriptionClaims:
@@ -274,6 +308,9 @@ async def open_subscription(
 ) -> Joining:
     """Join a channel that a client may hear and does not hear yet, and read its history.
 
+    Cancelled, it leaves nothing behind. The client's task need not be the caller's: the client,
+    or the subscription, may have ended by the time this returns.
+
     Raises:
         ReplyError: 107 or 102, for the channel's name.
         DisconnectError: 3004, when history or presence can't be had: the client comes back;
@@ -299,9 +336,18 @@ async def open_subscription(
         joined = await _read(subscription, options, wish)
     except BrokerError:
         node.broker_errors["subscribe"] += 1
-        client.unsubscribe(channel)
+        _drop(subscription)
         raise DisconnectError(SERVER_ERROR) from None
+    except BaseException:  # cancelled, or a bug: nobody will finish it
+        _drop(subscription)
+        raise
     return Joining(subscription, joined, wish)
+
+
+def _drop(subscription: Subscription) -> None:
+    """End a subscription that nobody was told of; somebody else may have done so before."""
+    if not subscription.ended:
+        subscription.client.unsubscribe(subscription.channel.name)
 
 
 def _settle(subscription: Subscription, options: ChannelOptions, wish: Wish) -> None:

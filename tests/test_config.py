@@ -15,7 +15,7 @@ from service.config import ConfigError, Settings, load_settings
 from service.config.settings import _LEAST, _LIVE
 from service.config.sources import OTHER_VARIABLES
 from service.config.tables import table_in
-from service.options import ChannelOptions, NodeOptions
+from service.options import ChannelOptions, LimitOptions, NodeOptions
 from service.token_options import TokenOptions
 
 
@@ -241,12 +241,14 @@ def test_every_node_option_reaches_the_node(name: str) -> None:
         "namespaces": {"chat": {"presence": True}},
         "personal_channel_namespace": "chat",
         "public_channels": ["news"],
+        "limits": {"connections": 5},
     }
     wanted = {
         "channel": chat,
         "namespaces": {"chat": chat},
         "personal_channel_namespace": "chat",
         "public_channels": frozenset({"news"}),
+        "limits": LimitOptions(connections=5),
     }
     value = given[name] if name in given else changed(getattr(NodeOptions(), name))
     more = {} if name != "personal_channel_namespace" else {"namespaces": given["namespaces"]}
@@ -254,6 +256,14 @@ def test_every_node_option_reaches_the_node(name: str) -> None:
         value = 65_537
     settings = load_settings(**more, **{"dev" if name == "insecure" else name: value})
     assert getattr(settings.node_options(), name) == wanted.get(name, value)
+
+
+@pytest.mark.parametrize("name", [one.name for one in attrs.fields(LimitOptions)])
+def test_every_limit_reaches_the_node(name: str) -> None:
+    """A value in the table arrives in `LimitOptions`, and 0 switches any of them off."""
+    value = changed(getattr(LimitOptions(), name))
+    assert getattr(load_settings(limits={name: value}).node_options().limits, name) == value
+    assert getattr(load_settings(limits={name: 0}).node_options().limits, name) == 0
 
 
 @pytest.mark.parametrize("name", [one.name for one in attrs.fields(ChannelOptions)])
@@ -279,7 +289,13 @@ def test_rules_name_fields_that_there_are() -> None:
     """The tables of least values and of what can be reloaded hold no forgotten name."""
     known = {
         one.name
-        for options in (NodeOptions, ChannelOptions, TokenOptions, CallbackOptions)
+        for options in (
+            NodeOptions,
+            ChannelOptions,
+            LimitOptions,
+            TokenOptions,
+            CallbackOptions,
+        )
         for one in attrs.fields(options)
     }
     assert not {*_LEAST, *_LIVE} - known

@@ -290,3 +290,14 @@ async def test_a_server_may_end_at_once() -> None:
         await trio.testing.wait_all_tasks_blocked()
         with socket.create_connection(("127.0.0.1", server.port)):
             await trio.lowlevel.checkpoint()
+
+
+async def test_nothing_is_left_of_a_handed_over_websocket() -> None:
+    """Behind ASGI, too, a peer that hangs up without a word costs no socket and no task."""
+    async with running() as server:
+        async with peer(server) as client:
+            assert b" 200 " in await client.call("GET", "/health")
+            await client.stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+            await client.until(b"\r\n\r\n")
+            assert server.door.statistics().open == 1
+        await server.door.wait_empty()

@@ -16,7 +16,9 @@ ERROR_MODE_HEADER: Final = "X-Centrifugo-Error-Mode"
 TRANSPORT_MODE: Final = "transport"
 
 # By number, because not every code of the protocol is one of the client protocol's.
-_STATUSES: Final = {100: 500, 102: 404, 104: 404, 107: 400, 108: 400, 111: 429, 112: 416, 113: 409}
+_STATUSES: Final = {
+    **{100: 500, 102: 404, 104: 404, 106: 409, 107: 400, 108: 400, 111: 429, 112: 416, 113: 409}
+}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -56,6 +58,14 @@ NOT_ALLOWED: Final = Answer(405, b"", "text/plain", (("Allow", "POST"),))
 REQUEST_TIMEOUT: Final = Answer(408, b"Request Timeout\n", "text/plain")
 TOO_LARGE: Final = Answer(413, b"Request Entity Too Large\n", "text/plain")
 FAILED: Final = Answer(500, b"Internal Server Error\n", "text/plain")
+
+
+def statuses() -> dict[int, list[int]]:
+    """The statuses of transport mode, each with the error codes that get it."""
+    found: dict[int, list[int]] = {}
+    for code, status in _STATUSES.items():
+        found.setdefault(status, []).append(code)
+    return found
 
 
 def api_error(code: ErrorCode) -> ApiError:

@@ -45,7 +45,11 @@ async def batch(
 
     Once the intake stayed full for the publish timeout, the items that are left wait no more.
     """
-    return BatchReplies([await _reply(node, item, budget, methods) for item in body.commands])
+    replies = []
+    for item in body.commands:
+        replies.append(await _reply(node, item, budget, methods))
+        await budget.give_way()
+    return BatchReplies(replies)
 
 
 async def _reply(

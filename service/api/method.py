@@ -24,12 +24,20 @@ budget is spent: whoever calls in a loop relies on that.
 class Method:
     """One method. `decode` raises `msgspec.DecodeError`, or `ValidationError` for wrong types."""
 
+    body: type[msgspec.Struct]
     decode: Callable[[bytes | msgspec.Raw], Any]
     call: Call
+    fields: frozenset[str]
+    """The names that its body may have."""
     wrapped: bool = True
     """Whether its result stands in `result`: all do but `batch`."""
+    needs: tuple[str, ...] = ()
+    """The fields that must not be left out, for whoever describes it; the call checks itself."""
 
 
-def method(body: type[msgspec.Struct], call: Call, *, wrapped: bool = True) -> Method:
+def method(
+    body: type[msgspec.Struct], call: Call, *, wrapped: bool = True, needs: tuple[str, ...] = ()
+) -> Method:
     """A method whose body is a JSON object of this shape."""
-    return Method(msgspec.json.Decoder(body).decode, call, wrapped)
+    fields = frozenset(body.__struct_encode_fields__)
+    return Method(body, msgspec.json.Decoder(body).decode, call, fields, wrapped, needs)

@@ -17,9 +17,37 @@ from service.api.answers import (
 )
 from service.api.batch import BatchBody, batch
 from service.api.budget import Budget
+from service.api.channel import (
+    ChannelBody,
+    history,
+    history_remove,
+    presence,
+    presence_stats,
+)
+from service.api.connections import (
+    DisconnectBody,
+    RefreshBody,
+    SubscribeBody,
+    UnsubscribeBody,
+    disconnect,
+    refresh,
+    subscribe,
+    unsubscribe,
+)
+from service.api.denying import (
+    BlockUserBody,
+    RevokeTokenBody,
+    UnblockUserBody,
+    block_user,
+    revoke_token,
+    unblock_user,
+)
 from service.api.method import Method, method
+from service.api.overview import ChannelsBody, InfoBody, channels, info
 from service.api.publishing import BroadcastBody, PublishBody, broadcast, publish
+from service.api.rpc import RPCBody, rpc
 from service.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from service.protocol.commands import HistoryRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,14 +58,30 @@ BODY_TIMEOUT: Final = 30.0
 """Seconds from a request's head to the end of its body; a stream's body has none."""
 
 COMMANDS: Final[Mapping[str, Method]] = {
-    "publish": method(PublishBody, publish),
-    "broadcast": method(BroadcastBody, broadcast),
+    "publish": method(PublishBody, publish, needs=("channel",)),
+    "broadcast": method(BroadcastBody, broadcast, needs=("channels",)),
+    "subscribe": method(SubscribeBody, subscribe, needs=("channel",)),
+    "unsubscribe": method(UnsubscribeBody, unsubscribe),
+    "disconnect": method(DisconnectBody, disconnect),
+    "refresh": method(RefreshBody, refresh),
+    "presence": method(ChannelBody, presence, needs=("channel",)),
+    "presence_stats": method(ChannelBody, presence_stats, needs=("channel",)),
+    "history": method(HistoryRequest, history, needs=("channel",)),
+    "history_remove": method(ChannelBody, history_remove, needs=("channel",)),
+    "channels": method(ChannelsBody, channels),
+    "info": method(InfoBody, info),
+    "rpc": method(RPCBody, rpc, needs=("method",)),
+    "block_user": method(BlockUserBody, block_user, needs=("user",)),
+    "unblock_user": method(UnblockUserBody, unblock_user, needs=("user",)),
+    "revoke_token": method(RevokeTokenBody, revoke_token),
 }
 """What may stand in a batch."""
 
 METHODS: Final[Mapping[str, Method]] = {
     **COMMANDS,
-    "batch": method(BatchBody, partial(batch, methods=COMMANDS), wrapped=False),
+    "batch": method(
+        BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
+    ),
 }
 """What may be called as `POST /api/<name>`."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import trio
@@ -30,6 +30,9 @@ class PublishBody(msgspec.Struct, frozen=True):
     skip_history: bool = False
     tags: dict[str, str] | None = None
     idempotency_key: str = ""
+    delta: bool = False
+    version: Annotated[int, msgspec.Meta(ge=0)] = 0
+    version_epoch: str = ""
 
 
 class BroadcastBody(PublishBody, frozen=True):
@@ -44,8 +47,13 @@ class Responses(msgspec.Struct, frozen=True):
     responses: list[Result | Failure]
 
 
-async def publish(node: Node, body: PublishBody, budget: Budget) -> object:
+async def publish(
+    node: Node, body: PublishBody, budget: Budget
+) -> StreamPosition | dict[str, object]:
     """One publication; its position, or nothing where the channel keeps no history.
+
+    An idempotency key that was used gets the first position, a version that is not newer the
+    stream's top; both publish nothing.
 
     Raises:
         ReplyError: the channel or the data is missing or wrong (107), or its namespace is
@@ -104,7 +112,14 @@ def publication_of(body: PublishBody, channel: str) -> Publication:
         ReplyError: `b64data` is not Base64 of JSON text (107).
     """
     data = _decoded(body.b64data) if body.b64data else bytes(body.data)
-    return Publication(channel, data, tags=body.tags)
+    return Publication(
+        channel,
+        data,
+        tags=body.tags,
+        delta=body.delta,
+        version=body.version,
+        version_epoch=body.version_epoch,
+    )
 
 
 def _decoded(text: str) -> bytes:

@@ -31,11 +31,13 @@ _INDEXED: Final = (
 class _Stream:
     """One channel's numbers and its last publications."""
 
-    __slots__ = ("epoch", "forgotten_at", "publications", "top", "until")
+    __slots__ = ("epoch", "forgotten_at", "publications", "top", "until", "version")
 
     def __init__(self, options: ChannelOptions) -> None:
         self.epoch = secrets.token_urlsafe(6)
         self.top = 0
+        self.version = ("", 0)
+        """The last publication's that had one, with its `version_epoch`."""
         self.publications: deque[Publication] = deque(maxlen=options.history_size)
         self.until = 0.0
         """When the publications expire; on Trio's clock, like the next."""
@@ -55,10 +57,17 @@ class _Stream:
         if self.publications.maxlen != options.history_size:  # the options were reloaded
             self.publications = deque(self.publications, maxlen=options.history_size)
         self.top += 1
+        if publication.version:
+            self.version = (publication.version_epoch, publication.version)
         numbered = msgspec.structs.replace(publication, offset=self.top, epoch=self.epoch)
         self.publications.append(numbered)
         self.touch(options)
         return numbered
+
+    def outdates(self, publication: Publication) -> bool:
+        """Whether it has a version, and one as new is known."""
+        epoch, version = self.version
+        return 0 < publication.version <= version and publication.version_epoch == epoch
 
     def expire(self) -> None:
         if trio.current_time() >= self.until:
@@ -118,6 +127,8 @@ class MemoryBroker:
     ) -> StreamPosition | None:
         """Number, keep and hand on; a repeated key returns the first result and does nothing.
 
+        So does a `version` that is not newer than the stream's; it returns the stream's top.
+
         Waits for room in the intake before anything is numbered; cancelled there, nothing
         was published.
         """
@@ -145,13 +156,23 @@ class MemoryBroker:
         key = (publication.channel, idempotency_key)
         if idempotency_key and (known := self._first_result(key)):
             return known[0]
-        if options.history_size > 0 and not skip_history:
-            publication = self._stream(publication.channel, options).append(publication, options)
-        self._intake.put_nowait(publication)
-        position = publication.position
+        position = self._take(publication, options, skip_history=skip_history)
         if idempotency_key:
             self._results[key] = (trio.current_time() + self._idempotency_ttl, position)
         return position
+
+    def _take(
+        self, publication: Publication, options: ChannelOptions, *, skip_history: bool
+    ) -> StreamPosition | None:
+        """Number, keep and hand on, unless the stream has a newer version; that's its top then."""
+        assert self._intake is not None
+        if options.history_size > 0 and not skip_history:
+            stream = self._stream(publication.channel, options)
+            if stream.outdates(publication):
+                return stream.position
+            publication = stream.append(publication, options)
+        self._intake.put_nowait(publication)
+        return publication.position
 
     async def announce(self, announcement: Announcement) -> None:
         """Hand it on, once there is room."""

@@ -14,9 +14,9 @@ import msgspec
 from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
+from service.addresses import address_key
 from service.comments.comments import Comments
 from service.comments.identity import check_own_page
-from service.comments.limits import address_key
 from service.comments.problems import BAD_QUERY, BUSY, TOO_LARGE, Problem, ProblemError
 from service.comments.store import StoreError
 from service.log import get_logger

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
+import attrs
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -47,7 +48,7 @@ from service.config.fields import (
     settings_of,
     unless_empty,
 )
-from service.options import ChannelOptions, NodeOptions
+from service.options import ChannelOptions, LimitOptions, NodeOptions
 from service.token_options import TokenOptions
 
 # What a node reads from its options whenever it needs it; the rest is built into running parts.
@@ -58,6 +59,7 @@ _LIVE = (
     "close_timeout",
     "connection_log_limit",
     "default_channel",
+    "denial_limit",
     "expired_close_delay",
     "history_limit",
     "outbox_limit",
@@ -107,17 +109,23 @@ class _Base(BaseSettings):
 if TYPE_CHECKING:
     # To a type checker, these have no fields; `node_options()` is typed.
     ChannelSettings = Table
+    LimitSettings = Table
     TokenSettings = Table
     CallbackSettings = Table
     NodeSettings = _Base
 else:
     ChannelSettings = settings_of(ChannelOptions, Table, least=_LEAST)
+    LimitSettings = settings_of(
+        LimitOptions,
+        Table,
+        least=dict.fromkeys((one.name for one in attrs.fields(LimitOptions)), 0),
+    )
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
     CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)
     NodeSettings = settings_of(
         NodeOptions,
         _Base,
-        leave_out={"insecure", "channel", "namespaces"},
+        leave_out={"insecure", "channel", "namespaces", "limits"},
         live=_LIVE,
         least=_LEAST,
     )
@@ -206,6 +214,9 @@ class Settings(NodeSettings):
     """What holds in the channels `<namespace>:...`, which inherit nothing from `[channel]`; any
     other namespace is unknown (102)."""
 
+    limits: Annotated[LimitSettings, LIVE] = LimitSettings()
+    """How much clients may take; 0 is no limit."""
+
     token: Annotated[TokenSettings, LIVE] = TokenSettings()
     """How connection tokens are proven, and subscription tokens unless they have a table."""
 
@@ -217,7 +228,8 @@ class Settings(NodeSettings):
     default in development mode only."""
 
     data_dir: str = Field(default=".repeater", min_length=1)
-    """Where the application keeps its SQLite file, and its secret in development mode."""
+    """Where blocked users and revoked tokens are kept across restarts, if this is set; and where
+    the application keeps its SQLite file, and its secret in development mode."""
 
     comments_secret_key: Secret = None
     """Signs the application's cookies: 16 characters or more; needed outside development mode."""
@@ -290,6 +302,7 @@ class Settings(NodeSettings):
             insecure=self.dev,
             **self._comments_node_options(),
             channel=options_of(self.channel, ChannelOptions),
+            limits=options_of(self.limits, LimitOptions),
             namespaces={
                 name: options_of(table, ChannelOptions) for name, table in self.namespaces.items()
             },
@@ -310,6 +323,11 @@ class Settings(NodeSettings):
             interval = min(interval, PING_INTERVAL)
         channels = options.public_channels | {options.default_channel}
         return {"ping_interval": interval, "public_channels": channels}
+
+    @property
+    def kept_in(self) -> Path | None:
+        """Where the node may keep what outlives it; None where nobody chose a place."""
+        return Path(self.data_dir) if "data_dir" in self.model_fields_set else None
 
     def comments_options(self) -> CommentsOptions | None:
         """The bundled application's part of the configuration; None if it is off."""

@@ -82,12 +82,18 @@ class UnidirectionalASGITransport(ASGITransport):
     name = "uni_websocket"
 
 
+def _arrive(client: Client, websocket: Websocket) -> None:
+    node = client.node
+    node.admission.arrive(node.options.limits, client, websocket.remote_addr or "")
+
+
 async def serve_plain(
     node: Node, websocket: Websocket, grant: ConnectionGrant, channels: Iterable[str]
 ) -> None:
     """A plain subscriber; like the native one, but without a heartbeat (ASGI has no ping)."""
     with trio.CancelScope() as scope:
         client = Client(node, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
+        _arrive(client, websocket)
         client.identify(grant)
         if grant.expire_at:
             client.expiry_changed()
@@ -107,6 +113,7 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
     with trio.CancelScope() as scope:
         transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
         client = Client(node, transport, scope, ready=False)
+        _arrive(client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = Session(client)
         try:
@@ -125,6 +132,7 @@ async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -
     with trio.CancelScope() as scope:
         transport = UnidirectionalASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
         client = Client(node, transport, scope, ready=False)
+        _arrive(client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
         session = UnidirectionalSession(client)
         try:

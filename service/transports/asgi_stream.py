@@ -19,7 +19,7 @@ from service.transports.http_stream import converse
 
 if TYPE_CHECKING:
     from service.node import Node
-    from service.transports.admission import Answer, Headers, Stream
+    from service.transports.ways import Answer, Headers, Stream
 
 _NO_CONTENT = 204  # whose answer has no length (RFC 9110, section 8.6)
 
@@ -81,6 +81,7 @@ async def serve(
         transport = ASGIStreamTransport(send, stream.way.codec, stream.way.name, address)
         await send(_start(200, stream.headers))
         client = Client(node, transport, scope, ready=stream.wanted is not None)
+        node.admission.arrive(node.options.limits, client, address)
         try:
             client.outbox.send(stream.opening)
             await converse(client, stream, wait_hang_up)

@@ -21,6 +21,7 @@ from service.web.api import create_api
 from service.web.connect import create_connect
 from service.web.metrics import create_registry
 from service.web.observe import create_observe
+from service.web.reference import create_reference
 from service.web.stream import StreamRoute
 from service.web.subscriptions import SubscriptionRoutes
 
@@ -113,6 +114,7 @@ def create_app(
     app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder, settings, holder.registry))
+    app.register_blueprint(create_reference())
     if comments is not None or (node is None and settings().comments_on):
         from service.comments.pages import create_pages
         from service.comments.routes import create_comments

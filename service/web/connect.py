@@ -37,6 +37,7 @@ def create_connect(node: Callable[[], Node], settings: Callable[[], Settings]) -
             return "Forbidden\n", 403
         try:
             refuse_while_draining(node())
+            node().admission.check(node().options.limits, websocket.remote_addr or "")
         except RefusedError as error:
             return f"{error.status.phrase}\n", error.status
         return None

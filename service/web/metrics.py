@@ -86,6 +86,15 @@ def _connections(seen: NodeStatistics) -> Iterator[Metric]:
     for code, clients in sorted(seen.ended.items()):
         ended.add_metric((str(code), REASONS.get(code, _APPLICATION)), clients)
     yield ended
+    limited = CounterMetricFamily(
+        "repeater_limited",
+        "Connections, commands and subscriptions refused, by limit or denial.",
+        labels=("limit",),
+    )
+    for limit, times in sorted(seen.limited.items()):
+        limited.add_metric((limit,), times)
+    yield limited
+    yield _gauge("repeater_denials", "Blocked users and revoked tokens kept.", seen.denials)
     yield _gauge("repeater_users", "Different users connected now.", seen.users)
     yield _gauge("repeater_backlogged_clients", "Clients with bytes waiting.", seen.backlogged)
     yield _gauge("repeater_backlog_bytes", "Bytes waiting for clients.", seen.backlog_bytes)

@@ -15,16 +15,17 @@ import trio
 
 from service.emulation import OverflowedError, UnknownSessionError
 from service.protocol.http_request import HTTPRequest, make_request
-from service.transports.admission import (
+from service.transports.asgi_stream import Receive, Send, send_answer, serve
+from service.transports.ways import (
     WAYS,
     Answer,
     admit,
     common_answer,
     cors_headers,
     credentials_of,
+    let_in,
     refusal,
 )
-from service.transports.asgi_stream import Receive, Send, send_answer, serve
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -93,6 +94,8 @@ class SubscriptionRoutes:
         admitted = await admit(node, self._settings().origins, request)
         if not isinstance(admitted, Answer) and admitted.first is None:
             admitted = admitted.with_body(await self._body(receive))
+        if not isinstance(admitted, Answer):
+            admitted = let_in(node, admitted, address) or admitted
         if isinstance(admitted, Answer):
             await send_answer(send, admitted)
         else:

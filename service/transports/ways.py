@@ -165,9 +165,25 @@ async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Str
     return stream if stream.first is None else _checked(stream)
 
 
+def let_in(node: Node, stream: Stream, address: str) -> Answer | None:
+    """Ask whether there is room for one more; the last question, since it counts.
+
+    `Admission.arrive` is to follow; an answer is sent where there is none.
+    """
+    try:
+        node.admission.check(node.options.limits, address)
+    except RefusedError as error:
+        return refusal(error.status, _cors_of(stream))
+    return None
+
+
+def _cors_of(stream: Stream) -> Headers:
+    return [header for header in stream.headers if header[0] in _CORS]
+
+
 def _checked(stream: Stream) -> Stream | Answer:
     """A missing first message is 400; so is a broken one where no reply could say it."""
-    cors = [header for header in stream.headers if header[0] in _CORS]
+    cors = _cors_of(stream)
     if stream.way.conversation == "emulated":
         return stream if stream.first else refusal(HTTPStatus.BAD_REQUEST, cors)
     first = stream.first or b"{}"

@@ -1,0 +1,61 @@
+"""One call of a running server's API, for the commands that make one."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TIMEOUT: Final = 10.0  # seconds
+
+url_option = click.option(
+    "--url", default="http://127.0.0.1:8000", envvar="REPEATER_URL", show_default=True,
+    show_envvar=True, help="Where the server is.",
+)  # fmt: skip
+_key_option = click.option(
+    "--api-key", envvar="REPEATER_API_KEY", show_envvar=True, help="The server's key."
+)
+
+
+def server_options(command: F) -> F:
+    """Give a command `--url` and `--api-key`."""
+    return _key_option(url_option(command))
+
+
+def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
+    """The result of one call.
+
+    Raises:
+        click.ClickException: there is none; one line about why.
+    """
+    url = f"{url.rstrip('/')}/api/{method}"
+    answer = _post(url, body, api_key)
+    if "error" in answer:
+        raise click.ClickException(f"{answer['error']['code']} {answer['error']['message']}")
+    if "result" not in answer:
+        raise click.ClickException(f"{url} is no Repeater")
+    return answer["result"]
+
+
+def _post(url: str, body: bytes, api_key: str | None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["X-API-Key"] = api_key
+    try:
+        request = urllib.request.Request(url, body, headers)
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            answer = json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            hint = " (is the API key right?)" if error.code == 401 else ""
+        raise click.ClickException(f"{url} answered {error.code}{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise click.ClickException(f"cannot reach {url}: {reason}") from None
+    return answer if isinstance(answer, dict) else {}
