@@ -12,8 +12,6 @@ from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from service.credentials import (
     ConnectionGrant,
     SubscriptionGrant,
@@ -58,8 +56,9 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
     In development mode a token that proves nothing is as good as none.
 
     Raises:
-        RefusedError: 401 for a token that proves nothing; 403 for one that was revoked, and for
-            a blocked user; 503 when its keys can't be had now.
+        RefusedError: 401 for a token that proves nothing; 403 for a revoked one, or a blocked
+            user; 429 for a user with too many connections; 503 when the token's keys can't be
+            had now.
     """
     grant = ConnectionGrant()
     if token:
@@ -67,7 +66,6 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
             if node.verifier is None:
                 raise TokenInvalidError("no keys")
             grant = await node.verifier.verify_connection(token)
-            grant = msgspec.structs.replace(grant, by_token=True)
         except (TokenExpiredError, TokenInvalidError):
             if not node.options.insecure:
                 raise RefusedError(HTTPStatus.UNAUTHORIZED) from None
@@ -75,11 +73,20 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE) from None
     if 0 < grant.expire_at <= node.unix_time():
         raise RefusedError(HTTPStatus.UNAUTHORIZED)
+    _refuse_unwelcome(node, grant)
+    return grant
+
+
+def _refuse_unwelcome(node: Node, grant: ConnectionGrant) -> None:
+    """As for a Centrifugo client, by HTTP's statuses; each refusal is counted."""
     refusal = node.denials.refusal(grant)
     if refusal is not None:
         node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
         raise RefusedError(HTTPStatus.FORBIDDEN)
-    return grant
+    most = node.options.limits.connections_per_user
+    if most and grant.user and len(node.hub.users.get(grant.user, ())) >= most:
+        node.limited["connections_per_user"] += 1
+        raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def plain_channels(

@@ -432,7 +432,7 @@ async def test_who_is_denied_hears_nothing(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_limits_hold_for_streams(end: str) -> None:
+async def test_a_full_server_takes_no_stream(end: str) -> None:
     """A full server answers 503 before the stream, counted once; who leaves makes room."""
     async with running(limits={"connections": 1}) as server:
         async with peer(server, end) as first, peer(server, end) as second:
@@ -485,6 +485,52 @@ async def test_a_plain_web_socket_takes_the_same_tokens(end: str) -> None:
                 await stream.send_all(client.http.send(h11.EndOfMessage()) or b"")
                 response = await client.event()
                 assert response.status_code == (101 if admitted else 401)
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_blocked_user_stays_out(end: str) -> None:
+    """Its stream ends for good when it is blocked, and another one is refused."""
+    token = sign({"sub": "7"})
+    target = f"/events?channel=a%237&token={token}"
+    async with running(**TOKENS) as server:
+        async with peer(server, end) as client:
+            await client.request("GET", target)
+            await client.until(b"id: ")
+            await server.node.denials.change(Denial("7"))
+            assert b'"code":3503' in await client.rest()
+        async with peer(server, end) as client:
+            assert (await client.request("GET", target)).status_code == 403
+        assert server.node.statistics().limited == {"blocked": 1}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_user_may_have_so_many_streams(end: str) -> None:
+    """One more is refused, and counted once."""
+    target = f"/events?channel=a%237&token={sign({'sub': '7'})}"
+    async with running(**TOKENS, limits={"connections_per_user": 1}) as server:
+        async with peer(server, end) as client, peer(server, end) as other:
+            await client.request("GET", target)
+            await client.until(b"id: ")
+            assert (await other.request("GET", target)).status_code == 429
+        assert server.node.statistics().limited == {"connections_per_user": 1}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("path", WAYS)
+async def test_limits_hold_for_streams(path: str, end: str) -> None:
+    """One more than may come from an address gets 429, is counted once, and not remembered."""
+    method, query, body = OPENINGS[path]
+    async with running(limits={"connections_per_address": 1}) as server:
+        async with peer(server, end) as client:
+            await client.request(method, path + query, body)
+            await client.until(b"\n\n" if path == "/events" else b'"connect":{')
+            async with peer(server, end) as other:
+                response = await other.request(method, path + query, body)
+                assert response.status_code == 429
+            assert server.node.statistics().limited == {"connections_per_address": 1}
+        while server.node.hub.clients:
+            await trio.testing.wait_all_tasks_blocked()
+        assert not server.node.admission._addresses
 
 
 async def test_a_token_means_nothing_in_development() -> None:
