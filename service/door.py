@@ -249,6 +249,7 @@ class Door:
             del received
             await http_stream.serve(self._node, sock, scope, stream)
         elif stream:
+            self._gate.forget_forwarded(sock)  # more requests may come, of other clients
             await self._handover.serve(sock, stream)
 
     async def _identify(self, visitor: Visitor, head: bytes) -> None:
