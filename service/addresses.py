@@ -10,7 +10,7 @@ _LOCAL: Final = "local"
 
 
 def client_address(sock: socket.socket) -> str:
-    """Where a connection comes from; empty for a Unix socket, and for a peer that is gone."""
+    """Where a connection comes from; `unix` for a Unix socket, empty for a peer that is gone."""
     try:
         name = sock.getpeername()
     except OSError:

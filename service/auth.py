@@ -12,6 +12,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from service.credentials import (
     ConnectionGrant,
     SubscriptionGrant,
@@ -66,6 +68,7 @@ async def identify(node: Node, token: str) -> ConnectionGrant:
             if node.verifier is None:
                 raise TokenInvalidError("no keys")
             grant = await node.verifier.verify_connection(token)
+            grant = msgspec.structs.replace(grant, by_token=True)
         except (TokenExpiredError, TokenInvalidError):
             if not node.options.insecure:
                 raise RefusedError(HTTPStatus.UNAUTHORIZED) from None

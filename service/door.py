@@ -95,12 +95,12 @@ class Visitor:
     path: bytes
     query: Query
     grant: ConnectionGrant = ANONYMOUS
-    address: str = ""
-    """Where it comes from, if addresses count."""
     refused: HTTPStatus | None = None
     """Why its token does not let it in."""
     channels: Mapping[str, SubscriptionGrant] = attrs.field(factory=dict)
     """Those of a plain subscriber."""
+    address: str = ""
+    """Where it comes from, where a limit needs that."""
 
 
 class Door:
@@ -241,11 +241,11 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, received: bytes
     ) -> None:
         """A stream, its request's body within the deadline that the head had; or hand it over."""
+        if self._gate.expects_forwarded(sock):
+            self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
         stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
         scope.deadline = float("inf")
         if not isinstance(stream, bytes):
-            if self._gate.expects_forwarded(sock):
-                self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
             del received
             await http_stream.serve(self._node, sock, scope, stream)
         elif stream:
@@ -314,16 +314,17 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
-        node, limits = self._node, self._node.options.limits
-        visitor.address = client_address(sock) if limits.connections_per_address else ""
+        limits = self._node.options.limits
+        if limits.connections_per_address:
+            visitor.address = client_address(sock)
         handshake = answer_handshake(head + b"\r\n\r\n", partial(self._check, visitor))
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
         client = self._make_client(sock, scope, visitor, handshake)
-        node.admission.arrive(limits, client, visitor.address)
+        self._node.admission.arrive(limits, client, visitor.address)
         if visitor.path != PLAIN_PATH:
-            client.headers = forwarded(headers_of(head), node.forward_headers)
+            client.headers = forwarded(headers_of(head), self._node.forward_headers)
         return client
 
     def _make_client(

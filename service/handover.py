@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol import h2
+from hypercorn.protocol.h2 import BUFFER_LOW_WATER, StreamBuffer
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -40,6 +42,27 @@ _IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's de
 _LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
 _LEFTOVER = 0.5  # seconds from a connection's end to the end of its tasks
 _RECEIVE = 65_536
+
+
+class BoundedBuffer(StreamBuffer):
+    """What waits in one stream of HTTP/2 until its peer opens the window.
+
+    Hypercorn's own lets its writer go on whenever little was *taken*, also where that was nothing
+    because the window is closed; so it grows without a bound. This one does when little is left.
+    """
+
+    async def pop(self, max_length: int) -> bytes:
+        """Take what the window lets out."""
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[: len(data)]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
 
 
 class HandedStream:
@@ -91,7 +114,7 @@ class HandedStream:
         is owed, since Quart cancels a request whose peer has ended; no shutdown waits for the dead.
         """
         seconds = _LEFTOVER
-        if not self._draining:
+        if not self._draining and self.socket.fileno() >= 0:  # not reset by us
             seconds += _LINGER
         if self._ended or self._over:
             self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)

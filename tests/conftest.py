@@ -1,4 +1,7 @@
-"""What holds after every test: no socket stays open, and no node keeps anything of a client."""
+"""What holds after every test: no socket stays open, and no node keeps anything of a client.
+
+And the browser, for the tests that have a `site` to browse to.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from service.node import Node
+from tests.browsing import CHROMIUM, FLAGS, Site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -57,3 +65,26 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if _DESCRIPTORS.is_dir() and open_sockets() - before:
         gc.collect()
         assert not open_sockets() - before
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests of a module."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
+    """Somebody's browser. No page may have an error in it at the end."""
+    context = browser.new_context(base_url=site.url)
+    context.set_default_timeout(10_000)
+    errors: list[str] = []
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield context
+    context.close()
+    assert errors == []

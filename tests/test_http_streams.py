@@ -411,15 +411,55 @@ async def test_who_a_plain_subscriber_is(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
+async def test_who_is_denied_hears_nothing(end: str) -> None:
+    """A blocked user and a revoked token are refused like anywhere else, and counted."""
+    token = sign({"sub": "7", "jti": "t"})
+    async with running(**TOKENS) as server:
+        node = server.node
+        for denial, counted in (
+            (Denial(token_id="t"), "revoked"),
+            (Denial(user="7"), "blocked"),
+        ):
+            await node.denials.change(denial)
+            for path in ("/events", "/ws"):
+                async with peer(server, end) as client:
+                    target = f"{path}?channel=a%237&token={token}"
+                    if path == "/events" or end == "native":
+                        headers = UPGRADING if path == "/ws" else {}
+                        response = await client.request("GET", target, **headers)
+                        assert response.status_code == 403
+            assert node.statistics().limited[counted] >= 1
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_limits_hold_for_streams(end: str) -> None:
+    """A full server answers 503 before the stream, counted once; who leaves makes room."""
+    async with running(limits={"connections": 1}) as server:
+        async with peer(server, end) as first, peer(server, end) as second:
+            response = await first.request("GET", "/events?channel=news")
+            assert response.status_code == 200
+            response = await second.request("GET", "/events?channel=news")
+            assert response.status_code == 503
+            assert server.node.statistics().limited == {"connections": 1}
+        while server.node.hub.clients:
+            await trio.testing.wait_all_tasks_blocked()
+        async with peer(server, end) as third:
+            response = await third.request("GET", "/events?channel=news")
+            assert response.status_code == 200
+
+
+UPGRADING = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec_WebSocket_Version": "13",
+    "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
 async def test_a_plain_web_socket_takes_the_same_tokens(end: str) -> None:
     """`/ws` lets in by token what it refuses without."""
     token = sign({"sub": "7"})
-    upgrade = {
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec_WebSocket_Version": "13",
-        "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }
     ways: list[tuple[str, dict[str, str], bool]] = [
         (f"&token={token}", {}, True),
         ("", {"Authorization": f"Bearer {token}"}, True),
@@ -438,7 +478,7 @@ async def test_a_plain_web_socket_takes_the_same_tokens(end: str) -> None:
                     target=f"/ws?channel=a%237{more}",
                     headers=[
                         ("Host", "t"),
-                        *((n.replace("_", "-"), v) for n, v in (upgrade | headers).items()),
+                        *((n.replace("_", "-"), v) for n, v in (UPGRADING | headers).items()),
                     ],
                 )
                 await stream.send_all(client.http.send(request) or b"")
@@ -477,7 +517,7 @@ async def test_a_user_may_have_so_many_streams(end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("path", WAYS)
-async def test_limits_hold_for_streams(path: str, end: str) -> None:
+async def test_an_address_may_have_so_many_streams(path: str, end: str) -> None:
     """One more than may come from an address gets 429, is counted once, and not remembered."""
     method, query, body = OPENINGS[path]
     async with running(limits={"connections_per_address": 1}) as server:

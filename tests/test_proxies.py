@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +220,19 @@ async def test_a_stranger_must_not_send_a_proxy_header() -> None:
             assert b"203.0.113.7" not in await Peer(stream).rest()
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
             assert await ask(stream) == "127.0.0.1 http"
+
+
+async def test_limits_count_clients_and_not_their_proxy() -> None:
+    """One connection an address: two clients of one proxy both come in, the second of one not."""
+    limits = {"connections_per_address": 1}
+    arrivals = (("203.0.113.7", b" 101 "), ("203.0.113.8", b" 101 "), ("203.0.113.8", b" 429 "))
+    async with (
+        running(trusted_proxies=[LOCAL], limits=limits) as server,
+        AsyncExitStack() as streams,
+    ):
+        for address, status in arrivals:
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            await streams.enter_async_context(stream)
+            head = UPGRADE.format(path="/ws", more=f"X-Forwarded-For: {address}\r\n")
+            await stream.send_all(head.encode())
+            assert status in await Peer(stream).until(b"\r\n\r\n")

@@ -398,3 +398,32 @@ def line_with(word: str, process: subprocess.Popen[str]) -> str:
     with contextlib.suppress(StopIteration):
         return next(line for line in process.stderr if word in line)
     raise AssertionError("the server has ended")
+
+
+async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Authority) -> None:
+    """Slow, like any other: its connection is reset, and the one beside it hears everything."""
+    async with (
+        running(outbox_limit=65_536, **authority.settings) as server,
+        secure_peer(server, authority, "/ws?channel=news") as other,
+        secure_peer(server, authority) as back_end,
+    ):
+        stream = await connect(server, authority, "h2")
+        stalled = HTTP2(stream)
+        await stalled.start()
+        await stalled.until(h2.events.RemoteSettingsChanged)
+        path = "/ws?channel=news"
+        stalled.request(1, ":method CONNECT", ":protocol websocket", f":path {path}",
+                        "sec-websocket-version 13")  # fmt: skip
+        await stalled.until(h2.events.ResponseReceived)
+        while len(server.node.hub.clients) < 2:
+            await trio.lowlevel.checkpoint()
+        number = 0
+        while 3008 not in server.node.statistics().ended:
+            body = b'{"channel":"news","data":"%06d%s"}' % (number, b"x" * 30_000)
+            await back_end.call("POST", "/api/publish", body)
+            assert b'"%06d' % number in await other.until(b'x"')
+            number += 1
+        while server.door.statistics().open > 2:
+            await trio.lowlevel.checkpoint()
+        assert len(server.node.hub.clients) == 1
+        await trio.aclose_forcefully(stream)

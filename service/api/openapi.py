@@ -16,7 +16,7 @@ from service import __version__
 from service.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, ApiError, Failure, statuses
 from service.api.method import Method
 from service.api.methods import COMMANDS, METHODS
-from service.api.schemas import PREFIX, Schemas, result_of
+from service.api.schemas import PREFIX, Schemas, for_readers, result_of
 from service.api.stream import STREAM, Summary
 
 _JSON: Final = "application/json"
@@ -191,4 +191,4 @@ def _texts(call: Any) -> tuple[str, str]:
     text = inspect.getdoc(getattr(call, "func", call)) or ""
     text = text.partition("\n\nRaises:")[0].partition("\n\nArgs:")[0]
     summary, _, rest = text.partition("\n\n")
-    return " ".join(summary.split()), rest
+    return for_readers(summary), for_readers(rest)

@@ -7,6 +7,7 @@ what it is in JSON Schema. What is written has all its fields unless its type le
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from types import NoneType, UnionType
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 import msgspec
 
 PREFIX: Final = "#/components/schemas/"
+_CITATION: Final = re.compile(r" \((?:protocol, )?sections? [0-9., and]+\)")
 
 
 def result_of(call: Callable[..., object]) -> Any:
@@ -45,7 +47,7 @@ class Schemas:
         )
         for schema in found.values():
             if "description" in schema:
-                schema["description"] = _one_paragraph_each(schema["description"])
+                schema["description"] = for_readers(schema["description"])
         return found
 
     def _mirror(self, kind: Any, written: bool) -> Any:
@@ -109,6 +111,7 @@ def _is_plain(kind: Any) -> bool:
     )
 
 
-def _one_paragraph_each(text: str) -> str:
-    """A docstring without its line breaks inside paragraphs."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+def for_readers(text: str) -> str:
+    """A docstring's paragraphs, each on one line, without what it cites: few have that text."""
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    return _CITATION.sub("", "\n\n".join(paragraphs))

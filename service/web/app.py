@@ -19,6 +19,7 @@ from service.config import CurrentSettings, Settings, load_settings
 from service.node import Node
 from service.web.api import create_api
 from service.web.connect import create_connect
+from service.web.console import create_console
 from service.web.metrics import create_registry
 from service.web.observe import create_observe
 from service.web.reference import create_reference
@@ -114,6 +115,8 @@ def create_app(
     app.register_blueprint(create_api(holder, key))
     app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder, settings, holder.registry))
+    if settings().dev:
+        app.register_blueprint(create_console())
     app.register_blueprint(create_reference())
     if comments is not None or (node is None and settings().comments_on):
         from service.comments.pages import create_pages

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from sqlalchemy import insert, select
 
 from service.comments.options import CommentsOptions
 from service.comments.tables import comments, make_engine, users
+from tests.browsing import CHROMIUM, Site
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
 MARKUP = "<b>bold</b> <img src=x onerror=document.title='owned'> <script>alert(1)</script> &amp;"
 
@@ -40,36 +26,8 @@ pytestmark = [
 ]
 
 
-class Site:
-    """A server process that can be killed and started again on the same port and data."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "service", "serve", "--dev", "--comments"]
-        environment = {**os.environ, "REPEATER_DATA_DIR": str(self.data_dir)}
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)], env=environment, stderr=subprocess.DEVNULL
-        )
-        for _ in range(100):
-            try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(15)
-            self.process = None
+class CommentsSite(Site):
+    """A server with the application."""
 
     def post(self, *texts: str) -> None:
         """Comment as Ann, from a program; sign her up if need be."""
@@ -81,34 +39,13 @@ class Site:
                 assert answer.headers["Location"] == "/comments.html"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for all these tests."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path) -> Iterator[CommentsSite]:
     """A server of this test alone."""
-    site = Site(tmp_path / "data")
+    site = CommentsSite(tmp_path / "data", "--dev", "--comments")
     site.start()
     yield site
     site.stop()
-
-
-@pytest.fixture
-def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
-    """Somebody's browser. No page may have an error in it at the end."""
-    context = browser.new_context(base_url=site.url)
-    context.set_default_timeout(10_000)
-    errors: list[str] = []
-    context.on("weberror", lambda error: errors.append(str(error.error)))
-    yield context
-    context.close()
-    assert errors == []
 
 
 def live(context: BrowserContext) -> Page:
@@ -141,7 +78,7 @@ def texts(page: Page) -> list[str]:
 
 
 def test_a_comment_appears_on_the_other_page_within_a_second(
-    browser: Browser, context: BrowserContext, site: Site
+    browser: Browser, context: BrowserContext, site: CommentsSite
 ) -> None:
     """From the form in one browser to the list in another one, without a reload; once in each."""
     stranger = browser.new_context(base_url=site.url)
@@ -161,7 +98,7 @@ def test_a_comment_appears_on_the_other_page_within_a_second(
 
 
 def test_a_killed_server_comes_back_and_nothing_is_missed(
-    context: BrowserContext, site: Site
+    context: BrowserContext, site: CommentsSite
 ) -> None:
     """Both pages say that they lost it, come back by themselves, and show all, in order, once."""
     pages = [live(context), live(context)]
@@ -181,7 +118,7 @@ def test_a_killed_server_comes_back_and_nothing_is_missed(
         assert texts(page) == ["one", "two", "three", "four", "five"]
 
 
-def fill(site: Site, count: int) -> None:
+def fill(site: CommentsSite, count: int) -> None:
     """Put old comments into the database of a site where Ann has signed up."""
     engine = make_engine(CommentsOptions(data_dir=site.data_dir))
     with engine.begin() as connection:
@@ -195,7 +132,7 @@ def fill(site: Site, count: int) -> None:
     engine.dispose()
 
 
-def test_five_hundred_comments_load(context: BrowserContext, site: Site) -> None:
+def test_five_hundred_comments_load(context: BrowserContext, site: CommentsSite) -> None:
     """All of them, the newest in sight; and where there are more, a button brings the earlier."""
     site.post()
     fill(site, 500)
@@ -209,7 +146,7 @@ def test_five_hundred_comments_load(context: BrowserContext, site: Site) -> None
     assert texts(page) == [*(f"old {n}" for n in range(500)), "number 501"]
 
 
-def test_a_long_absence_leaves_no_gap(context: BrowserContext, site: Site) -> None:
+def test_a_long_absence_leaves_no_gap(context: BrowserContext, site: CommentsSite) -> None:
     """Twelve hundred comments while the connection was away: more than one answer holds."""
     page = sign_in(context)
     site.post("before")
@@ -221,7 +158,7 @@ def test_a_long_absence_leaves_no_gap(context: BrowserContext, site: Site) -> No
     assert texts(page) == ["before", *(f"old {n}" for n in range(1_200))]
 
 
-def test_markup_stays_text(context: BrowserContext, site: Site) -> None:
+def test_markup_stays_text(context: BrowserContext, site: CommentsSite) -> None:
     """Live and from the list, in the text and in the name: shown as typed, and nothing runs."""
     with httpx.Client(base_url=site.url) as client:
         evil = {**ANN, "email": "eve@example.com", "name": "<i>Eve</i>"}
@@ -237,7 +174,7 @@ def test_markup_stays_text(context: BrowserContext, site: Site) -> None:
         page.reload()
 
 
-def test_it_works_by_keyboard_alone(context: BrowserContext, site: Site) -> None:
+def test_it_works_by_keyboard_alone(context: BrowserContext, site: CommentsSite) -> None:
     """Sign up, sign in, post and sign out with Tab, Enter and Ctrl+Enter."""
     page = context.new_page()
     page.goto("/")
@@ -266,7 +203,7 @@ def test_it_works_by_keyboard_alone(context: BrowserContext, site: Site) -> None
 
 
 def test_a_refused_form_says_why_and_keeps_what_was_typed(
-    context: BrowserContext, site: Site
+    context: BrowserContext, site: CommentsSite
 ) -> None:
     """On the page itself, for screen readers too; the address stays in its field."""
     site.post()
@@ -279,7 +216,7 @@ def test_a_refused_form_says_why_and_keeps_what_was_typed(
     expect(page.get_by_label("E-mail")).to_have_value(ANN["email"])
 
 
-def test_forms_work_without_scripts(browser: Browser, site: Site) -> None:
+def test_forms_work_without_scripts(browser: Browser, site: CommentsSite) -> None:
     """Redirects alone lead from form to form, and back with the message."""
     context = browser.new_context(base_url=site.url, java_script_enabled=False)
     page = context.new_page()
@@ -305,7 +242,7 @@ def test_forms_work_without_scripts(browser: Browser, site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/login.html", "/comments.html"])
-def test_pages_fit_a_phone(browser: Browser, site: Site, path: str) -> None:
+def test_pages_fit_a_phone(browser: Browser, site: CommentsSite, path: str) -> None:
     """360 pixels wide: nothing is cut off sideways, and what is to be tapped is large enough."""
     site.post("word " * 50, "x" * 300)
     context = browser.new_context(
