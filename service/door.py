@@ -95,12 +95,12 @@ class Visitor:
     path: bytes
     query: Query
     grant: ConnectionGrant = ANONYMOUS
+    address: str = ""
+    """Where it comes from, if addresses count."""
     refused: HTTPStatus | None = None
     """Why its token does not let it in."""
     channels: Mapping[str, SubscriptionGrant] = attrs.field(factory=dict)
     """Those of a plain subscriber."""
-    address: str = ""
-    """Where it comes from, where a limit needs that."""
 
 
 class Door:
@@ -249,6 +249,7 @@ class Door:
             del received
             await http_stream.serve(self._node, sock, scope, stream)
         elif stream:
+            self._gate.forget_forwarded(sock)  # more requests may come, of other clients
             await self._handover.serve(sock, stream)
 
     async def _identify(self, visitor: Visitor, head: bytes) -> None:
@@ -314,17 +315,16 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
-        limits = self._node.options.limits
-        if limits.connections_per_address:
-            visitor.address = client_address(sock)
+        node, limits = self._node, self._node.options.limits
+        visitor.address = client_address(sock) if limits.connections_per_address else ""
         handshake = answer_handshake(head + b"\r\n\r\n", partial(self._check, visitor))
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
         client = self._make_client(sock, scope, visitor, handshake)
-        self._node.admission.arrive(limits, client, visitor.address)
+        node.admission.arrive(limits, client, visitor.address)
         if visitor.path != PLAIN_PATH:
-            client.headers = forwarded(headers_of(head), self._node.forward_headers)
+            client.headers = forwarded(headers_of(head), node.forward_headers)
         return client
 
     def _make_client(

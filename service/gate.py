@@ -36,13 +36,14 @@ class GateError(Exception):
 class ProxiedSocket(socket.socket):
     """A plain connection that comes by a proxy or a Unix socket, with its client's address."""
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "forwarded")
 
     client: tuple[str, int]
+    forwarded: tuple[str, int] | None
 
     def getpeername(self) -> tuple[str, int]:
         """The client's address and port; the port is 0 where it is not known."""
-        return self.client
+        return self.forwarded or self.client
 
 
 class Gate:
@@ -120,13 +121,19 @@ class Gate:
             return
         found = self.proxies.forwarded(_peer(sock), headers)
         if found.address:
-            sock.client = (found.address, 0)
+            sock.forwarded = (found.address, 0)
+
+    def forget_forwarded(self, sock: socket.socket) -> None:
+        """The connection is its peer's again, to be handed over."""
+        if isinstance(sock, ProxiedSocket | TLSSocket):
+            sock.forwarded = None
 
 
 def _proxied(sock: socket.socket, client: tuple[str, int]) -> ProxiedSocket:
     proxied = ProxiedSocket(sock.family, sock.type, sock.proto, sock.detach())
     proxied.setblocking(False)
     proxied.client = client
+    proxied.forwarded = None
     return proxied
 
 

@@ -30,11 +30,13 @@ class TLSSocket(ssl.SSLSocket):
     """The server's end of a connection. Made by `Certificate.wrap`; owned as the plain one was."""
 
     client: tuple[str, int] | None = None
-    """Whom a proxy speaks for; None for the peer itself."""
+    """Whom a PROXY header named; None for the peer itself."""
+    forwarded: tuple[str, int] | None = None
+    """Whom the headers of the connection's only request named."""
 
     def getpeername(self) -> object:
         """The client's address and port; the port is 0 where it is not known."""
-        return super().getpeername() if self.client is None else self.client
+        return self.forwarded or self.client or super().getpeername()
 
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
         """What has arrived; a whole record, even where that is more than asked for.

@@ -432,7 +432,7 @@ async def test_who_is_denied_hears_nothing(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_limits_hold_for_streams(end: str) -> None:
+async def test_a_full_server_takes_no_stream(end: str) -> None:
     """A full server answers 503 before the stream, counted once; who leaves makes room."""
     async with running(limits={"connections": 1}) as server:
         async with peer(server, end) as first, peer(server, end) as second:
@@ -517,7 +517,7 @@ async def test_a_user_may_have_so_many_streams(end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("path", WAYS)
-async def test_an_address_may_have_so_many_streams(path: str, end: str) -> None:
+async def test_limits_hold_for_streams(path: str, end: str) -> None:
     """One more than may come from an address gets 429, is counted once, and not remembered."""
     method, query, body = OPENINGS[path]
     async with running(limits={"connections_per_address": 1}) as server:

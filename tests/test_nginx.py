@@ -198,3 +198,20 @@ async def test_the_proxy_protocol_of_nginx(tmp_path: Path) -> None:
                 (subscriber,) = server.node.hub.clients
                 host, own = stream.socket.getsockname()
                 assert subscriber.transport.address() == f"{host}:{own}"
+
+
+async def test_an_event_stream_is_not_held_back(front: Front) -> None:
+    """`/events`, native behind the Unix socket: an event is there before the stream has ended."""
+    async with front.peer() as client, front.peer() as back_end:
+        head = "GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        await client.stream.send_all(head.encode())
+        assert b" 200 " in await client.until(b"\r\n\r\n")
+        while not front.server.node.hub.clients:
+            await trio.lowlevel.checkpoint()
+        (subscriber,) = front.server.node.hub.clients
+        assert subscriber.transport.address() == "127.0.0.1"
+        assert not type(subscriber.transport).__name__.startswith("ASGI")
+        await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[1]}')
+        assert b"[1]" in await client.until(b"[1]")
+    while front.server.node.hub.clients:
+        await trio.lowlevel.checkpoint()

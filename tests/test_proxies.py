@@ -236,3 +236,15 @@ async def test_limits_count_clients_and_not_their_proxy() -> None:
             head = UPGRADE.format(path="/ws", more=f"X-Forwarded-For: {address}\r\n")
             await stream.send_all(head.encode())
             assert status in await Peer(stream).until(b"\r\n\r\n")
+
+
+async def test_a_stream_that_is_refused_leaves_no_address_behind() -> None:
+    """Its connection is the proxy's and goes on with other clients' requests."""
+    async with (
+        telling(trusted_proxies=[LOCAL]) as server,
+        await trio.open_tcp_stream("127.0.0.1", server.port) as stream,
+    ):
+        head = "X-Forwarded-For: 203.0.113.7\r\n"
+        refused = await Peer(stream).call("GET", f"/events?channel={'x' * 300}", head=head)
+        assert b" 200 " not in refused.partition(b"\r\n")[0]
+        assert await ask(stream, "X-Forwarded-For: 203.0.113.8") == "203.0.113.8 http"

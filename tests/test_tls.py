@@ -427,3 +427,18 @@ async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Auth
             await trio.lowlevel.checkpoint()
         assert len(server.node.hub.clients) == 1
         await trio.aclose_forcefully(stream)
+
+
+async def test_an_event_stream(authority: Authority) -> None:
+    """`/events`, native behind TLS."""
+    async with (
+        running(**authority.settings) as server,
+        secure_peer(server, authority) as client,
+        secure_peer(server, authority) as back_end,
+    ):
+        await client.stream.send_all(b"GET /events?channel=news HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert b" 200 " in await client.until(b"\r\n\r\n")
+        while not server.node.hub.clients:
+            await trio.lowlevel.checkpoint()
+        await back_end.call("POST", "/api/publish", BODY % 1)
+        assert b"[1]" in await client.until(b"[1]")

@@ -81,6 +81,7 @@ async def serve(
         transport = ASGIStreamTransport(send, stream.way.codec, stream.way.name, address)
         await send(_start(200, stream.headers))
         client = Client(node, transport, scope, ready=stream.wanted is not None)
+        node.admission.arrive(node.options.limits, client, address)
         try:
             client.outbox.send(stream.opening)
             await converse(client, stream, wait_hang_up)

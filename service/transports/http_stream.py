@@ -24,7 +24,7 @@ from service.protocol.codecs import Codec
 from service.protocol.http_request import HEAD_END, parse_request
 from service.session import Session
 from service.transports.sockets import RECEIVE, SocketTransport
-from service.transports.ways import Answer, Headers, Stream, admit
+from service.transports.ways import Answer, Headers, Stream, admit, let_in
 from service.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 _BODILESS: Final = ("GET", "OPTIONS")
-_FULL: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class HTTPStreamTransport(SocketTransport):
@@ -66,29 +65,34 @@ async def open_stream(
     request = parse_request(received[:end])
     if request is None:
         return received
-    admitted = await admit(node, origins, request, client_address(sock))
+    admitted = await admit(node, origins, request)
     if isinstance(admitted, Answer):
-        bodiless = request.method in _BODILESS and not request.length
-        if not (admitted.status in _FULL or (bodiless and len(received) == end)):
+        if request.method not in _BODILESS or request.length or len(received) > end:
             return received
-        # Asked again, limits and denials would count it twice; and after a preflight the browser
-        # would send what it asked for on the same connection, which is no longer the door's when
-        # the ASGI server has answered on it.
+        # After a preflight the browser would send what it asked for on the same connection,
+        # which is no longer the door's when the ASGI server has answered on it.
         _send_last(sock, admitted)
         return b""
-    if admitted.first is not None:
-        return admitted
-    while len(received) < end + request.length:
-        try:
-            chunk = sock.recv(RECEIVE)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
-            continue
-        if not chunk:
-            return b""
-        received += chunk
-    stream = admitted.with_body(received[end : end + request.length])
-    return received if isinstance(stream, Answer) else stream
+    stream = admitted
+    if stream.first is None:
+        while len(received) < end + request.length:
+            try:
+                chunk = sock.recv(RECEIVE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+                continue
+            if not chunk:
+                return b""
+            received += chunk
+        whole = stream.with_body(received[end : end + request.length])
+        if isinstance(whole, Answer):
+            return received
+        stream = whole
+    no_room = let_in(node, stream, client_address(sock))
+    if no_room is not None:
+        _send_last(sock, no_room)
+        return b""
+    return stream
 
 
 async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream: Stream) -> None:
@@ -99,6 +103,7 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
         scope,
         ready=stream.wanted is not None,
     )
+    node.admission.arrive(node.options.limits, client, client_address(sock))
     if not client.codec.answered:
         _notice_silence(sock, node.options.pong_timeout)
     client.outbox.send(_head("200 OK", stream.headers) + stream.opening)
@@ -116,8 +121,6 @@ async def converse(client: Client, stream: Stream, wait_hang_up: WaitHangUp) -> 
     """Carry on the conversation of the stream's way in, until the peer hangs up."""
     first = stream.first or b""
     client.headers = stream.forwarded
-    node = client.node
-    node.admission.arrive(node.options.limits, client, stream.address)
     if stream.wanted is not None:
         async with listening(client, stream.wanted):
             await wait_hang_up(client)

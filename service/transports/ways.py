@@ -129,8 +129,6 @@ class Stream(msgspec.Struct, frozen=True):
     first: bytes | None
     wanted: Wanted | None = None
     credentials: str = ""
-    address: str = ""
-    """Where the peer is, as limits count it."""
     forwarded: Mapping[str, str] = NONE
     """What the back end is to see of the request's headers."""
 
@@ -139,13 +137,8 @@ class Stream(msgspec.Struct, frozen=True):
         return _checked(msgspec.structs.replace(self, first=body))
 
 
-async def admit(
-    node: Node, origins: Sequence[str], request: HTTPRequest, address: str
-) -> Stream | Answer:
-    """Decide on a request to one of `WAYS`. May wait for a token's keys, with their deadline.
-
-    The peer's `address` is for the limits, the one thing here that the answer depends on.
-    """
+async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Stream | Answer:
+    """Decide on a request to one of `WAYS`. May wait for a token's keys, with their deadline."""
     way = WAYS[request.path]
     common = common_answer(request, origins, way.methods)
     if common is not None:
@@ -153,9 +146,8 @@ async def admit(
     headers = cors_headers(request)
     try:
         refuse_while_draining(node)
-        node.admission.check(node.options.limits, address)
         if way.conversation == "plain":
-            return await _plain(node, way, request, headers, address)
+            return await _plain(node, way, request, headers)
     except RefusedError as error:
         return refusal(error.status, headers)
     if request.length > node.options.message_limit:
@@ -168,15 +160,30 @@ async def admit(
         way.opening,
         None if request.method == "POST" else first_of(request.query, "cf_connect").encode(),
         credentials=credentials_of(request),
-        address=address,
         forwarded=forwarded(request.headers.items(), node.forward_headers),
     )
     return stream if stream.first is None else _checked(stream)
 
 
+def let_in(node: Node, stream: Stream, address: str) -> Answer | None:
+    """Ask whether there is room for one more; the last question, since it counts.
+
+    `Admission.arrive` is to follow; an answer is sent where there is none.
+    """
+    try:
+        node.admission.check(node.options.limits, address)
+    except RefusedError as error:
+        return refusal(error.status, _cors_of(stream))
+    return None
+
+
+def _cors_of(stream: Stream) -> Headers:
+    return [header for header in stream.headers if header[0] in _CORS]
+
+
 def _checked(stream: Stream) -> Stream | Answer:
     """A missing first message is 400; so is a broken one where no reply could say it."""
-    cors = [header for header in stream.headers if header[0] in _CORS]
+    cors = _cors_of(stream)
     if stream.way.conversation == "emulated":
         return stream if stream.first else refusal(HTTPStatus.BAD_REQUEST, cors)
     first = stream.first or b"{}"
@@ -187,16 +194,14 @@ def _checked(stream: Stream) -> Stream | Answer:
     return msgspec.structs.replace(stream, first=first)
 
 
-async def _plain(
-    node: Node, way: Way, request: HTTPRequest, headers: Headers, address: str
-) -> Stream:
+async def _plain(node: Node, way: Way, request: HTTPRequest, headers: Headers) -> Stream:
     token = first_of(request.query, "token") or credentials_of(request)
     grant = await identify(node, token)
     channels = plain_channels(node, request.query, grant)
     last = request.headers.get("last-event-id") or first_of(request.query, "lastEventId")
     wanted = Wanted(grant=grant, channels=channels, since=positions_of(last, list(channels)))
     opening = retry(randint(*_RETRY))
-    return Stream(way, [*headers, *_stream_headers(way)], opening, b"", wanted, address=address)
+    return Stream(way, [*headers, *_stream_headers(way)], opening, b"", wanted)
 
 
 def credentials_of(request: HTTPRequest) -> str:

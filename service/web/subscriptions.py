@@ -23,6 +23,7 @@ from service.transports.ways import (
     common_answer,
     cors_headers,
     credentials_of,
+    let_in,
     refusal,
 )
 
@@ -90,9 +91,11 @@ class SubscriptionRoutes:
         self, request: HTTPRequest, receive: Receive, send: Send, address: str
     ) -> None:
         node = self._node()
-        admitted = await admit(node, self._settings().origins, request, address)
+        admitted = await admit(node, self._settings().origins, request)
         if not isinstance(admitted, Answer) and admitted.first is None:
             admitted = admitted.with_body(await self._body(receive))
+        if not isinstance(admitted, Answer):
+            admitted = let_in(node, admitted, address) or admitted
         if isinstance(admitted, Answer):
             await send_answer(send, admitted)
         else:
