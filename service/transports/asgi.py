@@ -7,9 +7,9 @@ client's memory channel for the drain task; it is correct, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -108,8 +108,18 @@ async def serve_plain(
             await client.leave()
 
 
+async def _read(
+    client: Client, websocket: Websocket, receive: Callable[[bytes | str], Awaitable[None]]
+) -> NoReturn:
+    """Give each message to the conversation until cancelled. quart-trio counts on being read."""
+    while True:
+        message = await websocket.receive()
+        client.heard()
+        await receive(message.encode() if isinstance(message, str) else "binary")
+
+
 async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) -> None:
-    """A Centrifugo client, until it leaves. Always reads: quart-trio counts on it."""
+    """A Centrifugo client, until it leaves."""
     with trio.CancelScope() as scope:
         transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
         client = Client(node, transport, scope, ready=False)
@@ -119,10 +129,7 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
         try:
             if protobuf:
                 client.disconnect(INAPPROPRIATE_PROTOCOL)
-            while True:
-                message = await websocket.receive()
-                client.heard()
-                await session.receive(message.encode() if isinstance(message, str) else "binary")
+            await _read(client, websocket, session.receive)
         finally:
             await client.leave()
 
@@ -138,9 +145,6 @@ async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -
         try:
             if first:
                 await session.receive(first)
-            while True:
-                message = await websocket.receive()
-                client.heard()
-                await session.receive(message.encode() if isinstance(message, str) else "binary")
+            await _read(client, websocket, session.receive)
         finally:
             await client.leave()
