@@ -7,6 +7,7 @@ client's memory channel for the drain task; it is correct, not fast.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -36,16 +37,20 @@ only closing the socket ends the write. Under a stock Hypercorn nobody sets it.
 """
 
 
-class ASGITransport:
-    """Speaks to one client through Quart. Owned by the route's handler."""
+class ASGIConnection(ABC):
+    """What an ASGI server writes for one client. Owned by the handler of its request."""
 
-    name = "websocket"
+    name: str
 
-    def __init__(self, websocket: Websocket, codec: Codec) -> None:
+    def __init__(self, codec: Codec, address: str) -> None:
         self.codec = codec
-        self._websocket = websocket
+        self._address = address
         self._abort = abort_connection.get()
         self._aborted = False
+
+    @abstractmethod
+    async def hand_over(self, chunk: bytes) -> None:
+        """Give one whole chunk to the ASGI server."""
 
     def write(self, _chunk: bytes) -> int:
         """ASGI has no way to write without waiting."""
@@ -53,13 +58,13 @@ class ASGITransport:
 
     def address(self) -> str:
         """What the ASGI server says, where it knows."""
-        return self._websocket.remote_addr or ""
+        return self._address
 
     async def send_some(self, chunk: bytes) -> int:
-        """Hand one whole message to the ASGI server."""
+        """Hand the whole chunk to the ASGI server."""
         if self._aborted:
             raise trio.ClosedResourceError
-        await self._websocket.send(chunk.decode())
+        await self.hand_over(chunk)
         return len(chunk)
 
     def abort(self) -> None:
@@ -68,8 +73,22 @@ class ASGITransport:
             self._abort()
         self._aborted = True
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027  # every transport's, and nothing for all of these
         """Nothing to give back: the connection is the ASGI server's."""
+
+
+class ASGITransport(ASGIConnection):
+    """Speaks to one client through Quart. Owned by the route's handler."""
+
+    name = "websocket"
+
+    def __init__(self, websocket: Websocket, codec: Codec) -> None:
+        super().__init__(codec, websocket.remote_addr or "")
+        self._websocket = websocket
+
+    async def hand_over(self, chunk: bytes) -> None:
+        """Give one whole message to the ASGI server."""
+        await self._websocket.send(chunk.decode())
 
     async def close(self, disconnect: Disconnect) -> None:
         """Close with the code and reason; the ASGI server finishes the closing handshake."""

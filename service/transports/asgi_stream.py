@@ -14,7 +14,7 @@ import trio
 from service.client import Client
 from service.errors import Disconnect
 from service.protocol.codecs import Codec
-from service.transports.asgi import abort_connection
+from service.transports.asgi import ASGIConnection
 from service.transports.http_stream import converse
 
 if TYPE_CHECKING:
@@ -27,40 +27,17 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-class ASGIStreamTransport:
+class ASGIStreamTransport(ASGIConnection):
     """Writes the body of one response. Owned by the handler of its request."""
 
     def __init__(self, send: Send, codec: Codec, name: str, address: str = "") -> None:
-        self.codec = codec
+        super().__init__(codec, address)
         self.name = name
-        self._address = address
         self._send = send
-        self._abort = abort_connection.get()
-        self._aborted = False
 
-    def write(self, _chunk: bytes) -> int:
-        """ASGI has no way to write without waiting."""
-        raise BlockingIOError
-
-    def address(self) -> str:
-        """What the ASGI server says, where it knows."""
-        return self._address
-
-    async def send_some(self, chunk: bytes) -> int:
-        """Hand the whole chunk to the ASGI server."""
-        if self._aborted:
-            raise trio.ClosedResourceError
+    async def hand_over(self, chunk: bytes) -> None:
+        """Give a part of the body to the ASGI server."""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        return len(chunk)
-
-    def abort(self) -> None:
-        """Reset the connection, where the door handed it over. Idempotent."""
-        if not self._aborted and self._abort is not None:
-            self._abort()
-        self._aborted = True
-
-    def release(self) -> None:
-        """Nothing to give back: the connection is the ASGI server's."""
 
     async def close(self, disconnect: Disconnect) -> None:
         """Say why as the body's last bytes, and end it."""
