@@ -1,4 +1,4 @@
-"""The request heads of the native streams, by llhttp (`httptools`) in its strict mode.
+"""The request heads of the native streams.
 
 What is not plain beyond doubt is not judged here: `parse_request` says None, and the bytes go to
 the server that knows all of HTTP. A request of an ASGI server becomes the same value.
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
-import httptools
 import msgspec
 
-HEAD_END: Final = b"\r\n\r\n"
+from service.protocol.heads import read_head
+
 _NOT_PLAIN: Final = ("expect", "upgrade", "http2-settings", "transfer-encoding")
 
 
@@ -32,37 +32,18 @@ class HTTPRequest(msgspec.Struct, frozen=True):
         return int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else 0
 
 
-class _Collector:
-    """What the parser calls."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
-
-
 def parse_request(head: bytes) -> HTTPRequest | None:
     """Parse a request head, which goes up to and including its empty line.
 
     None for whatever is not plain: bad syntax, a repeated header, an upgrade, an expectation, a
     body in chunks.
     """
-    collector = _Collector()
-    parser = httptools.HttpRequestParser(collector)
-    try:
-        parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+    raw = read_head(head)
+    if raw is None or raw.upgrades:
         return None
-    path, _, query = collector.url.partition(b"?")
-    request = make_request(
-        parser.get_method().decode(), path.decode("latin-1"), query, collector.headers
-    )
-    plain = len(request.headers) == len(collector.headers) and "host" in request.headers
+    path, _, query = raw.url.partition(b"?")
+    request = make_request(raw.method.decode(), path.decode("latin-1"), query, raw.headers)
+    plain = len(request.headers) == len(raw.headers) and "host" in request.headers
     if not plain or any(name in request.headers for name in _NOT_PLAIN):
         return None
     return request
@@ -70,14 +51,8 @@ def parse_request(head: bytes) -> HTTPRequest | None:
 
 def upgrade_headers(head: bytes) -> Mapping[str, str]:
     """The headers of a request to upgrade, which is judged elsewhere; none of a broken one."""
-    collector = _Collector()
-    try:
-        httptools.HttpRequestParser(collector).feed_data(head)
-    except httptools.HttpParserUpgrade:
-        return _decoded(collector.headers)
-    except httptools.HttpParserError:
-        return {}
-    return {}
+    raw = read_head(head)
+    return {} if raw is None or not raw.upgrades else _decoded(raw.headers)
 
 
 def make_request(

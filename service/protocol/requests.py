@@ -11,7 +11,7 @@ from typing import Final
 import httptools
 import msgspec
 
-HEAD_END: Final = b"\r\n\r\n"
+from service.protocol.heads import HEAD_END, read_head
 
 _USED: Final = frozenset(
     (
@@ -39,43 +39,24 @@ class RequestHead(msgspec.Struct, frozen=True):
     error_mode: bytes | None
 
 
-class _Collector:
-    """What the parser calls."""
-
-    __slots__ = ("headers", "repeated", "url")
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.repeated = False
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name in _USED and name in self.headers:
-            self.repeated = True
-        self.headers[name] = value
-
-
 def parse_head(head: bytes) -> RequestHead | None:
     """Parse a request head, which goes up to and including its empty line.
 
     None for whatever is not a plain POST of HTTP/1.1: bad syntax, a missing or repeated header
     that decides something, an upgrade, an expectation, a coding other than chunked.
     """
-    collector = _Collector()
-    parser = httptools.HttpRequestParser(collector)
-    try:
-        parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+    raw = read_head(head)
+    if raw is None or raw.upgrades:
         return None
-    headers = collector.headers
+    headers: dict[bytes, bytes] = {}
+    for name, value in raw.headers:
+        name = name.lower()
+        if name in _USED and name in headers:
+            return None
+        headers[name] = value
     if (
-        parser.get_method() != b"POST"
-        or parser.get_http_version() != "1.1"
-        or collector.repeated
+        raw.method != b"POST"
+        or raw.version != "1.1"
         or b"host" not in headers
         or any(name in headers for name in _NOT_PLAIN)
     ):
@@ -83,7 +64,7 @@ def parse_head(head: bytes) -> RequestHead | None:
     coding = headers.get(b"transfer-encoding")
     if coding is not None and coding.strip().lower() != b"chunked":
         return None
-    path, _, query = collector.url.partition(b"?")
+    path, _, query = raw.url.partition(b"?")
     return RequestHead(
         path,
         query,

@@ -21,7 +21,8 @@ from service.client import Client
 from service.errors import Disconnect
 from service.listening import listening
 from service.protocol.codecs import Codec
-from service.protocol.http_request import HEAD_END, parse_request
+from service.protocol.heads import HEAD_END
+from service.protocol.http_request import parse_request
 from service.session import Session
 from service.transports.sockets import RECEIVE, SocketTransport
 from service.transports.ways import Answer, Headers, Stream, admit, let_in

@@ -27,8 +27,8 @@ from service.api.budget import Budget
 from service.api.methods import BODY_TIMEOUT, METHODS, call
 from service.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from service.log import get_logger
+from service.protocol.heads import HEAD_END
 from service.protocol.requests import (
-    HEAD_END,
     ChunkedReader,
     RequestHead,
     parse_head,
