@@ -45,6 +45,11 @@ docs: (_sync "requirements.txt")
 bench *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks "$@"
 
+# Count instructions and system calls per delivery, and compare; `just bench-gate --update` renews
+[positional-arguments]
+bench-gate *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks.gate "$@"
+
 # Write requirements*.txt from pyproject.toml; `just lock --upgrade` takes newer versions
 [positional-arguments]
 lock *ARGS:

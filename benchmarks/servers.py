@@ -78,8 +78,8 @@ class Child:
         if self._process.poll() is not None:
             raise ServerError(f"the process ended early:\n{self.output()}")
 
-    def wait_accepting(self) -> None:
-        deadline = time.monotonic() + _START
+    def wait_accepting(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             self.check()
             with contextlib.suppress(OSError):
@@ -100,10 +100,13 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Child]:
+def running(
+    command: Sequence[str], settings: Mapping[str, str] | None = None, patience: float = _START
+) -> Iterator[Child]:
     """Run `command`, with a free port in place of "PORT", on the measured core.
 
-    `settings` are the server's variables; those of this process do not count.
+    `settings` are the server's variables; those of this process do not count. It must accept
+    connections within `patience` seconds.
     """
     port = _free_port()
     core, _ = cores()
@@ -121,7 +124,7 @@ def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -
         )
         child = Child(process, port, log)
         try:
-            child.wait_accepting()
+            child.wait_accepting(patience)
             yield child
             child.check()
         finally:
