@@ -31,8 +31,8 @@ from benchmarks.gate.verdicts import (
     judge,
     lesser,
 )
+from benchmarks.generator.wire import WireError
 from benchmarks.servers import ServerError, cores
-from benchmarks.wire import WireError
 
 NUMBERS: Final = Path(__file__).parent / "gate.json"
 _SECONDS: Final = 170  # for one measurement of everything
@@ -60,6 +60,8 @@ def main(update: bool, repeat: int) -> None:
     """Compare what a delivery costs with the committed numbers."""
     os.sched_setaffinity(0, {cores()[1]})
     signal.signal(signal.SIGALRM, _out_of_time)
+    # So that the servers end with it when it is asked to end.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         run = _Run(console)

@@ -2,8 +2,9 @@
 
 A delivery's cost is the difference between two windows of the same events to few and to more
 subscribers of the same warm server; what an event costs besides is the rest of the window with
-few. Of several windows of one kind the least count: what comes by, the once-a-second sweep or a
-collector's pass, only adds.
+few. A window is one event or one connection, and of many of one kind the one at the lower quartile
+counts. What comes by only adds: the once-a-second sweeps (500,000 instructions, as much as an
+event), a collector's pass, one more turn of Trio's loop; and the least of all may have been lucky.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ from typing import Final
 import attrs
 
 from benchmarks.gate.counters import Counts, Tool, wait_quiet
-from benchmarks.load import CENTRIFUGO, EVENTS, PLAIN, Crowd, Greeting
-from benchmarks.publishers import Pipeline, Publisher, Rest
-from benchmarks.receivers import Deliveries
-from benchmarks.servers import SERVICE, Child, running
+from benchmarks.generator.load import Crowd
+from benchmarks.generator.protocol import Entry, Greeting
+from benchmarks.generator.publishers import Publisher
+from benchmarks.generator.receivers import Deliveries
+from benchmarks.peers import repeater
+from benchmarks.servers import Child, running
 
-WINDOWS: Final = 8  # of one kind, each short enough to fall between two sweeps
-UNDISTURBED: Final = 3  # of them count
+WINDOWS: Final = 24  # of one kind, each so short that few meet a sweep
 FEW: Final = 16  # subscribers; as many connections also warm what accepts them
 MORE: Final = 400
-EVENTS_EACH: Final = 8  # in a window
-CONNECTIONS_EACH: Final = 6
 SETTINGS: Final = {
     # Without a seed of its own each run of Python lays out its dictionaries differently.
     "PYTHONHASHSEED": "0",
@@ -42,11 +42,11 @@ _PATIENCE: Final = 20.0  # seconds for one event to arrive everywhere
 
 @attrs.frozen
 class Protocol:
-    """One way to subscribe, and the publisher that belongs to it."""
+    """One way to subscribe, and the way in that belongs to it."""
 
     name: str
     greeting: Greeting
-    publisher: Callable[[int], Publisher]
+    entry: Entry
     event: str
     """The name of what one event costs, deliveries left out; empty where it is no news."""
 
@@ -57,43 +57,34 @@ class Protocol:
         return tuple(name for name in names if name)
 
 
-class Commands(Pipeline):
-    """A Centrifugo client that publishes one event a message, each after the last's reply."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether an answer is outstanding."""
-        return self.answered < self.sent
-
-    def publish(self, data: bytes) -> None:
-        self.send(self.frame([data], self.sent + 2), 1)
-
-
+_CHANNELS: Final = ("news",)
 PROTOCOLS: Final = (
-    Protocol("plain", PLAIN, Rest, "publish by REST"),
-    Protocol("centrifugo", CENTRIFUGO, Commands, "publish by a command"),
-    Protocol("sse", EVENTS, Rest, ""),
+    Protocol("plain", repeater.plain(_CHANNELS), repeater.rest(_CHANNELS), "publish by REST"),
+    Protocol(
+        "centrifugo",
+        repeater.centrifugo(_CHANNELS),
+        repeater.commands(_CHANNELS),
+        "publish by a command",
+    ),
+    Protocol("sse", repeater.events(_CHANNELS), repeater.rest(_CHANNELS), ""),
 )
 
 
 def measure(make_tool: Callable[[Path], Tool], protocol: Protocol) -> dict[str, Counts]:
     """The costs of one protocol, by name, from one server that knows no other subscribers."""
     with _session(make_tool, protocol) as session:
-        few = session.events()
-        connection = session.connections()
+        few = session.event()
+        connection = session.connection()
         session.fill(MORE)
-        more = session.events()
-    delivery = per(minus(more, few), EVENTS_EACH * (MORE - FEW))
-    event = minus(per(few, EVENTS_EACH), per(delivery, 1 / FEW))
-    found = (delivery, per(connection, CONNECTIONS_EACH), event)
-    return dict(zip(protocol.costs, found, strict=False))
+        more = session.event()
+    delivery = per(minus(more, few), MORE - FEW)
+    event = minus(few, per(delivery, 1 / FEW))
+    return dict(zip(protocol.costs, (delivery, connection, event), strict=False))
 
 
-def least(windows: Sequence[Counts]) -> Counts:
-    """The mean of the `UNDISTURBED` windows with the least in all."""
-    chosen = sorted(windows, key=total)[:UNDISTURBED]
-    names = {name: None for counts in chosen for name in counts}
-    return {name: sum(counts.get(name, 0) for counts in chosen) / len(chosen) for name in names}
+def typical(windows: Sequence[Counts]) -> Counts:
+    """The window at the lower quartile of the totals."""
+    return sorted(windows, key=total)[len(windows) // 4]
 
 
 def minus(more: Counts, less: Counts) -> Counts:
@@ -123,18 +114,19 @@ class _Session:
     def fill(self, subscribers: int) -> None:
         """Open subscribers until there are so many, uncounted."""
         self._tool.pause()
-        self._open(subscribers - len(self._crowd.sockets))
+        self._crowd.open(subscribers - len(self._crowd.sockets), self._greeting, at_once=8)
+        wait_quiet(self._child)
         self._tool.begin(self._child)
 
-    def connections(self) -> Counts:
-        """The mean of the least windows in which `CONNECTIONS_EACH` come, one after the other."""
-        return self._least(lambda: self._open(CONNECTIONS_EACH))
+    def connection(self) -> Counts:
+        """What happens while one more comes."""
+        return self._typical(lambda: self._open(1))
 
-    def events(self) -> Counts:
-        """The mean of the least windows in which `EVENTS_EACH` go to everybody."""
+    def event(self) -> Counts:
+        """What happens while one event goes to everybody."""
         with self._deliveries() as deliveries:
             self._publish(deliveries, _WARM)
-            return self._least(lambda: self._publish(deliveries, EVENTS_EACH))
+            return self._typical(lambda: self._publish(deliveries, 1))
 
     def warm(self) -> None:
         """Run everything that is counted later."""
@@ -151,9 +143,9 @@ class _Session:
         finally:
             deliveries.unwatch(self._publisher)
 
-    def _least(self, work: Callable[[], None]) -> Counts:
+    def _typical(self, work: Callable[[], None]) -> Counts:
         self._tool.read()
-        return least([self._window(work) for _ in range(WINDOWS)])
+        return typical([self._window(work) for _ in range(WINDOWS)])
 
     def _window(self, work: Callable[[], None]) -> Counts:
         work()
@@ -176,10 +168,10 @@ def _session(make_tool: Callable[[Path], Tool], protocol: Protocol) -> Iterator[
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="repeater-gate-"))
         tool = make_tool(Path(directory))
-        command = (*tool.prefix(), *SERVICE)
+        command = (*tool.prefix(), *repeater.REPEATER.command(Path(directory)))
         child = stack.enter_context(running(command, SETTINGS, patience=_START))
         crowd = stack.enter_context(Crowd(child.port))
-        publisher = protocol.publisher(child.port)
+        publisher = Publisher(child.port, protocol.entry)
         stack.callback(publisher.close)
         session = _Session(tool, child, crowd, publisher, protocol.greeting)
         session.warm()
