@@ -1,8 +1,8 @@
 """The gate's command: measures, compares, and ends with 1 for a regression.
 
 Ends with 2 if nothing could be compared. What a missing tool would have counted is named and left
-out. What looks worse is measured a second time before it counts. Takes about a minute on an idle
-machine; `_SECONDS` bounds it, and every server is ended then too.
+out. What looks worse is measured a second time before it counts. Takes about a minute;
+`_SECONDS` bounds each measurement, and every server is ended then too.
 """
 
 from __future__ import annotations
