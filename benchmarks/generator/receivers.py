@@ -13,7 +13,7 @@ import select
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import repeat
 from typing import Final
@@ -225,28 +225,26 @@ class Deliveries:
         rate: float,
         *,
         size: int = EVENT_SIZE,
-        entries: Sequence[Entry] = (),
         patience: float = 10.0,
     ) -> None:
         """Publish `events` at `rate` a second, and wait until everybody got them all.
-
-        With `entries`, one for each channel, the events go to one channel after the other.
 
         Raises:
             WireError: an event was lost, doubled, out of order or in the wrong place, or took
                 `patience` seconds.
         """
+        for _ in self.ticks(events, rate):
+            self.publish(publisher, size)
+        self.finish(patience)
+
+    def ticks(self, count: int, rate: float) -> Iterator[int]:
+        """So many turns for the caller, `rate` a second; reads what arrives between them."""
         start = time.monotonic() + 0.02
-        for number in range(events):
+        for number in range(count):
             due = start + number / rate
             while (left := due - time.monotonic()) > 0:
                 self.pump(left)
-            if entries:
-                channel = number % len(entries)
-                self.publish(publisher, size, channel, entries[channel])
-            else:
-                self.publish(publisher, size)
-        self.finish(patience)
+            yield number
 
     def finish(self, patience: float) -> None:
         """Wait until every event arrived everywhere, and nothing comes after."""

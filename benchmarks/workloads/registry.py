@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.workloads import fanout
+from benchmarks.workloads import channels, fanout, mixed, payloads, slow
 from benchmarks.workloads.workload import Workload
 
-WORKLOADS: Final[dict[str, Workload]] = {workload.name: workload for workload in fanout.WORKLOADS}
+WORKLOADS: Final[dict[str, Workload]] = {
+    workload.name: workload
+    for workload in (
+        *fanout.WORKLOADS,
+        *payloads.WORKLOADS,
+        *channels.WORKLOADS,
+        *slow.WORKLOADS,
+        *mixed.WORKLOADS,
+    )
+}
