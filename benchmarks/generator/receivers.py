@@ -21,7 +21,7 @@ from typing import Final
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.protocol import Entry
 from benchmarks.generator.publishers import Publisher
-from benchmarks.generator.wire import EVENT_SIZE, WireError, event, event_number
+from benchmarks.generator.wire import EVENT_SIZE, WireError, event, event_numbers
 
 _BATCH: Final = 64  # sockets read between two looks at the publishers
 _CHUNK: Final = 65_536  # bytes received at once
@@ -206,8 +206,8 @@ class Deliveries:
             raise WireError("the server hung up on a subscriber")
         crowd = self._crowd
         whole, answered = fd not in crowd.partial, crowd.answered
-        found = map(event_number, crowd.frames(fd, data))
-        numbers = tuple(number for number in found if number is not None)
+        payloads = crowd.frames(fd, data)
+        numbers = tuple(number for payload in payloads for number in event_numbers(payload))
         # Known again is a chunk of whole messages, none of which wants an answer of its own.
         if whole and fd not in crowd.partial and answered == crowd.answered:
             self._chunk, self._chunk_numbers = data, numbers

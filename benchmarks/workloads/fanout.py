@@ -29,6 +29,7 @@ _VARIANTS: Final = (
     "repeater-presence",
     "repeater-sse",
     "repeater-tls",
+    "nchan-sse",
 )
 
 
