@@ -1,8 +1,8 @@
-"""What the load generator does with what subscribers receive: the two loops that must be cheap.
+"""What the load generator does with what subscribers receive, and measures of it: latencies.
 
-`Deliveries` knows events and measures latency; `Streams` only compares bytes, for floods. Both
-check that every subscriber gets every event, once and in order, and raise `WireError` otherwise.
-Both know how much of its core the generator used while anything was under way.
+`Deliveries` checks that every subscriber gets every event, once and in order, and raises
+`WireError` otherwise; `Busy` knows how much of its core the generator used while anything was
+under way. For floods, where only the rate counts, there is `streams`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.publishers import Publisher
-from benchmarks.generator.wire import EVENT_SIZE, PING, PONG, WireError, event, event_number
+from benchmarks.generator.wire import EVENT_SIZE, WireError, event, event_number
 
 _BATCH: Final = 64  # sockets read between two looks at the publishers
 _CACHE: Final = 256  # different chunks remembered: subscribers receive identical ones
@@ -173,68 +173,3 @@ class Deliveries:
             if time.monotonic() > deadline:
                 raise WireError(f"{self.outstanding} events did not reach every subscriber")
             self.pump(0.1)
-
-
-class Streams:
-    """Compares what each subscriber receives with the one stream that all must receive."""
-
-    def __init__(self, crowd: Crowd, stream: bytes, frame_bytes: int) -> None:
-        self._crowd = crowd
-        self._stream = stream
-        self._frame = frame_bytes
-        self._receive_into = {fd: sock.recv_into for fd, sock in crowd.sockets.items()}
-        self._at = dict.fromkeys(crowd.sockets, 0)
-        self._carried: dict[int, bytes] = {}  # the first byte of a ping
-        self._buffer = bytearray(262_144)
-        self.received = 0
-        self.wanted = len(stream) * len(crowd.sockets)
-
-    @property
-    def events(self) -> float:
-        """Events that the subscribers have received so far, on average."""
-        return self.received / len(self._at) / self._frame
-
-    def pump(self, publisher: Publisher, timeout: float) -> None:
-        """Read what is there, waiting at most `timeout` seconds for the first."""
-        stream, at, view = self._stream, self._at, memoryview(self._buffer)
-        for fd, _ in self._crowd.poller.poll(timeout, _BATCH):
-            receive_into = self._receive_into.get(fd)
-            if receive_into is None:
-                publisher.ready()
-                continue
-            size = receive_into(view)
-            if stream.startswith(view[:size], at[fd]) and fd not in self._carried and size:
-                at[fd] += size
-                self.received += size
-            else:
-                self._compare(fd, bytes(view[:size]))
-
-    def _compare(self, fd: int, data: bytes) -> None:
-        """The rare chunk with a ping in it; pings stand between two frames."""
-        if not data:
-            raise WireError("the server hung up on a subscriber")
-        data = self._carried.pop(fd, b"") + data
-        while data:
-            same = self._agreeing(data, self._at[fd])
-            self._at[fd] += same
-            self.received += same
-            data = data[same:]
-            if data == PING[:1]:
-                self._carried[fd] = data
-                return
-            if data and (not data.startswith(PING) or self._at[fd] % self._frame):
-                raise WireError(f"byte {self._at[fd]} of a stream differs: lost or out of order")
-            if data:
-                self._crowd.sockets[fd].send(PONG)
-                data = data[len(PING) :]
-
-    def _agreeing(self, data: bytes, at: int) -> int:
-        """How many bytes agree with the stream from `at` on."""
-        low, high = 0, len(data)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._stream.startswith(data[:middle], at):
-                low = middle
-            else:
-                high = middle - 1
-        return low

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.workloads import fanout
+from benchmarks.workloads import accept, fanout, flood, memory, publishing, storm
 from benchmarks.workloads.workload import Workload
 
-WORKLOADS: Final[dict[str, Workload]] = {workload.name: workload for workload in fanout.WORKLOADS}
+WORKLOADS: Final[dict[str, Workload]] = {
+    workload.name: workload
+    for workload in (
+        *fanout.WORKLOADS,
+        *flood.WORKLOADS,
+        *accept.WORKLOADS,
+        *storm.WORKLOADS,
+        *memory.WORKLOADS,
+        *publishing.WORKLOADS,
+    )
+}
