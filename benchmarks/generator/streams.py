@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import select
+import time
 from bisect import bisect_left, bisect_right
 from typing import Final
 
@@ -23,6 +24,8 @@ MOST_EVENTS: Final = 1_000_000  # an event's number has six digits
 _DIGITS: Final = 6
 _EVENT: Final = re.compile(re.escape(event(0)).replace(b"0" * _DIGITS, rb"(\d{6})", 1))
 _BATCH: Final = 64  # sockets read between two looks at the publisher
+_WORTH: Final = 4_096  # bytes a chunk: with less, receiving costs more than checking
+_BREATH: Final = 0.001  # seconds
 _APART: Final = 1 << 60  # the position of a subscriber whose frames are others
 
 
@@ -72,21 +75,28 @@ class Streams:
     def pump(self, timeout: float) -> None:
         """Read what is there, waiting at most `timeout` seconds for the first.
 
+        Then lets more gather for a millisecond, if that was little: a server that sends its events
+        one by one is not to be slowed down by a generator that receives them one by one.
+
         Raises:
             WireError: an event was lost, doubled, altered or out of order; or the server hung up.
         """
         common, at, partial = self._common, self._at, self._crowd.partial
         view = memoryview(self._buffer)
-        for fd, _ in self._crowd.poller.poll(timeout, _BATCH):
+        total, ready = 0, self._crowd.poller.poll(timeout, _BATCH)
+        for fd, _ in ready:
             receive_into = self._receive_into.get(fd)
             if receive_into is None:
                 self._publishers[fd].ready()
                 continue
             size = receive_into(view)
+            total += size
             if size and common.startswith(view[:size], at[fd]) and fd not in partial:
                 at[fd] += size
             else:
                 self._take(fd, bytes(view[:size]))
+        if total < len(ready) * _WORTH:
+            time.sleep(_BREATH)
 
     def _take(self, fd: int, data: bytes) -> None:
         """What is not, or not as a whole, in the common stream."""
