@@ -19,11 +19,11 @@ from benchmarks.workloads.workload import Workload
 _CONNECTIONS: Final = 5_000
 _WARM_UP: Final = 200
 _AT_ONCE: Final = 200
-_SECONDS: Final = 3.0
+_SECONDS: Final = 2.0
 
 
 def accept(peer: Peer, *, most: int) -> Turn:
-    """One turn: as many connections as take about 3 seconds, at most `most`."""
+    """One turn: as many connections as take about 2 seconds, at most `most`."""
     greeting = peer.subscribe([CHANNEL])
     with started(peer) as child, Crowd(child.port, secured if peer.secure else None) as crowd:
         warm = crowd.open(_WARM_UP, greeting, _AT_ONCE)

@@ -107,7 +107,7 @@ WORKLOADS: Final = (
         f"{EVENT_SIZE} bytes each, and every one checked at every subscriber. Deliveries by the "
         "time until the last one.",
         group="Throughput",
-        measure=lambda peer, plan: flood(peer, seconds=plan.of(3, 1)),
+        measure=lambda peer, plan: flood(peer, seconds=plan.of(2, 1)),
         metrics={
             "rate": Metric("deliveries a second", "/s", "higher"),
             "peak_mib": Metric("most resident memory of the server", "MiB"),

@@ -18,7 +18,7 @@ from benchmarks.workloads.workload import Workload
 
 _CONNECTIONS: Final = 5_000
 _WARM_UP: Final = 200
-_SETTLE: Final = 1.0  # seconds
+_SETTLE: Final = 0.5  # seconds
 
 
 def idle_memory(peer: Peer, *, connections: int) -> Turn:
@@ -31,10 +31,12 @@ def idle_memory(peer: Peer, *, connections: int) -> Turn:
             first.idle(_SETTLE)
             first.close(reset=False)
             first.idle(_SETTLE)
+        child.check()
         before = child.rss()
         with Crowd(child.port, wrap) as crowd:
             crowd.open(connections, greeting)
             crowd.idle(_SETTLE)
+            child.check()
             after = child.rss()
     return Turn(
         values={
