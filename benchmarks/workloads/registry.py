@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.workloads import channels, fanout, mixed, payloads, slow
+from benchmarks.workloads import (
+    accept,
+    channels,
+    fanout,
+    flood,
+    memory,
+    mixed,
+    payloads,
+    publishing,
+    slow,
+    storm,
+)
 from benchmarks.workloads.workload import Workload
 
 WORKLOADS: Final[dict[str, Workload]] = {
@@ -14,6 +25,11 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *payloads.WORKLOADS,
         *channels.WORKLOADS,
         *slow.WORKLOADS,
+        *flood.WORKLOADS,
+        *accept.WORKLOADS,
+        *storm.WORKLOADS,
+        *memory.WORKLOADS,
+        *publishing.WORKLOADS,
         *mixed.WORKLOADS,
     )
 }
