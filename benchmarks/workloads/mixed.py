@@ -75,9 +75,7 @@ def corrected(latencies_ns: Sequence[int], interval_ns: int) -> list[int]:
 
     They would have waited as well, for what was left of that time (coordinated omission).
     """
-    return [
-        left for latency in latencies_ns for left in range(latency, 0, -interval_ns) or (latency,)
-    ]
+    return [left for latency in latencies_ns for left in range(latency, 0, -interval_ns)]
 
 
 WORKLOADS: Final = (

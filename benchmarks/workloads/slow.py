@@ -3,8 +3,8 @@
 A slow reader hears what everybody hears, and a second channel that fills its socket beforehand:
 the kernel's queue tells when it is full (`generator.slow`), so that from then on each measured
 event has to wait in the server, be dropped, or cost the reader its connection. The healthy are
-measured without and beside slow readers in alternation, half a second each, because a ratio of two
-99th percentiles is that of the two worst moments otherwise; the median of the ratios counts.
+measured without and beside slow readers in alternation, half a second each, and medians of the
+parts' 99th percentiles are compared: those of the whole would be the machine's two worst moments.
 
 At last 2 MiB more than the kernel holds are published to each slow reader, and the server shows
 its policy: slow readers are cut, or what is theirs is kept (memory grows), or it is dropped.
@@ -51,25 +51,22 @@ class _Parts:
     """The healthy subscribers' latencies in nanoseconds, part by part."""
 
     without: list[Sequence[int]] = attrs.field(factory=list)
-    """Always one more than there are of `beside`, when all is over."""
     beside: list[Sequence[int]] = attrs.field(factory=list)
     """Empty where the slow readers had been cut before the end of the part."""
 
     def values(self) -> dict[str, float]:
-        """The median of the ratios to the neighbours; no such ratio where nobody stayed slow."""
+        """Percentiles, and the ratio of their medians; no ratio where nobody stayed slow."""
         values = {"without_p99_ms": percentile_ms(_joined(self.without), 99)}
-        if beside := _joined(self.beside):
-            alone = [percentile_ms(part, 99) for part in self.without]
-            ratios = [
-                percentile_ms(part, 99) / statistics.mean(alone[at : at + 2])
-                for at, part in enumerate(self.beside)
-                if part
-            ]
+        if beside := [part for part in self.beside if part]:
             values |= {
-                "slow_ratio": statistics.median(ratios),
-                "beside_p99_ms": percentile_ms(beside, 99),
+                "slow_ratio": _usual_p99(beside) / _usual_p99(self.without),
+                "beside_p99_ms": percentile_ms(_joined(beside), 99),
             }
         return values
+
+
+def _usual_p99(parts: Sequence[Sequence[int]]) -> float:
+    return statistics.median(percentile_ms(part, 99) for part in parts)
 
 
 def _joined(parts: Sequence[Sequence[int]]) -> list[int]:
