@@ -6,8 +6,9 @@ from typing import Final
 
 from benchmarks.peers.floors import BARE_TRIO, FLOOR, FLOOR_PYTHON
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.peers.repeater import REPEATER, VARIANTS
 
 PEERS: Final[dict[str, Peer]] = {
-    peer.name: peer for peer in (FLOOR, FLOOR_PYTHON, BARE_TRIO, REPEATER, *VARIANTS)
+    peer.name: peer for peer in (FLOOR, FLOOR_PYTHON, BARE_TRIO, REPEATER, *VARIANTS, *PYTHON_PEERS)
 }
