@@ -97,7 +97,7 @@ class Crowd:
         if greeting.ready and greeting.ready not in received:
             return False
         if greeting.stream:
-            return not received or received.endswith(b"\n\n")
+            return not received or received.endswith((b"\n\n", b"\n\r\n"))
         frames, rest = split_frames(received)
         if b'"error"' in received or (frames and not greeting.ready):
             raise WireError(f"unexpected answer: {received[:200]!r}")
@@ -140,8 +140,11 @@ class Crowd:
         return payloads
 
     def _events(self, fd: int, data: bytes) -> list[bytes]:
+        """Whole events; where the answer is chunked, its framing stands around them, in the way
+        of nothing: the size before an event, a line's end behind it.
+        """
         *events, rest = data.split(b"\n\n")
-        if rest:
+        if rest and rest != b"\r\n":
             self.partial[fd] = rest
         return [one for one in events if one != b":"]
 

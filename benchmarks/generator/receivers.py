@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.publishers import Publisher
-from benchmarks.generator.wire import EVENT_SIZE, PING, PONG, WireError, event, event_number
+from benchmarks.generator.wire import EVENT_SIZE, PING, PONG, WireError, event, event_numbers
 
 _BATCH: Final = 64  # sockets read between two looks at the publishers
 _CACHE: Final = 256  # different chunks remembered: subscribers receive identical ones
@@ -130,8 +130,7 @@ class Deliveries:
             raise WireError("the server hung up on a subscriber")
         whole = fd not in self._crowd.partial
         payloads = self._crowd.frames(fd, data)
-        found = (event_number(payload) for payload in payloads)
-        numbers = tuple(number for number in found if number is not None)
+        numbers = tuple(number for payload in payloads for number in event_numbers(payload))
         if whole and len(numbers) == 1 and fd not in self._crowd.partial:
             if len(self._numbers) >= _CACHE:
                 self._numbers.clear()

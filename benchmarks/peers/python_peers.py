@@ -16,10 +16,10 @@ from typing import Final
 
 from benchmarks.generator.protocol import Entry, Greeting
 from benchmarks.generator.wire import client_frame, handshake, request
+from benchmarks.peers.installed import INSTALL
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.repeater import plain, query
 
-_INSTALL: Final = "just bench-peers"
 _SATURATED: Final = "at 40 us a delivery a core is busy before that many get what is published"
 
 
@@ -53,7 +53,7 @@ def _configuration(program: str, settings: str) -> Callable[[], str]:
 def _needs(*modules: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         absent = [name for name in modules if importlib.util.find_spec(name) is None]
-        return f"{', '.join(absent)} not installed; {_INSTALL}" if absent else None
+        return f"{', '.join(absent)} not installed; {INSTALL}" if absent else None
 
     return missing
 
@@ -66,7 +66,7 @@ def _socketify_missing() -> str | None:
     try:
         ctypes.CDLL("libuv.so.1")
     except OSError:
-        return f"libuv (libuv1) not installed; {_INSTALL}"
+        return f"libuv (libuv1) not installed; {INSTALL}"
     return _needs("socketify")()
 
 

@@ -72,18 +72,22 @@ def noticed(channels: Sequence[str]) -> Greeting:
     return centrifugo(channels, '"positioned":true,"recoverable":true,"join_leave":true,')
 
 
-def rest(channels: Sequence[str]) -> Entry:
-    """`POST /api/publish`, or `/api/broadcast` into several channels, on one connection."""
+def rest(channels: Sequence[str], headers: bytes = b"") -> Entry:
+    """`POST /api/publish`, or `/api/broadcast` into several channels, on one connection.
+
+    `headers` are more lines of each request's head.
+    """
     names = json.dumps(list(channels)).encode()
 
-    def body(data: bytes) -> bytes:
+    def call(data: bytes) -> bytes:
         if len(channels) == 1:
-            return request("/api/publish", b'{"channel":%s,"data":%s}' % (names[1:-1], data))
-        return request("/api/broadcast", b'{"channels":%s,"data":%s}' % (names, data))
+            body = b'{"channel":%s,"data":%s}' % (names[1:-1], data)
+            return request("/api/publish", body, headers)
+        return request("/api/broadcast", b'{"channels":%s,"data":%s}' % (names, data), headers)
 
     return Entry(
         greeting=Greeting(request=b""),
-        encode=lambda data, _before: b"".join(map(body, data)),
+        encode=lambda data, _before: b"".join(map(call, data)),
         answer=b'\r\n\r\n{"result"',
         refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5", b'{"error"', b'"responses":[{"error"'),
     )

@@ -27,6 +27,7 @@ _VARIANTS: Final = (
     "repeater-presence",
     "repeater-sse",
     "repeater-tls",
+    "nchan-sse",
 )
 
 
