@@ -137,7 +137,7 @@ async def test_whoever_is_ahead_is_caught_up_with() -> None:
         pieces = {
             one: [publication.offset for publication in piece]
             for _, group, piece in caught_up.pieces
-            for one in group.values()
+            for one in group
         }
         assert pieces == {within: [7], at_end: [], past: []}
         assert set(channel.ahead) == {past, behind, other}
