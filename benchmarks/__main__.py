@@ -1,7 +1,4 @@
-"""The command: runs the chosen benchmarks one after the other, and reports.
-
-Ends with 1 if a target was missed or a benchmark failed, which is itself a finding.
-"""
+"""The command: `run` measures; the others make something of what was measured."""
 
 from __future__ import annotations
 
@@ -9,84 +6,79 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
 
-from benchmarks.accept import accept
-from benchmarks.fanout import (
-    fanout_1000,
-    fanout_1000_centrifugo,
-    fanout_1000_presence,
-    fanout_1000_recovery,
-    fanout_1000_sse,
-    fanout_1000_tls,
-    fanout_9000,
-)
-from benchmarks.figures import Figure, Plan
-from benchmarks.flood import flood
-from benchmarks.memory import memory
-from benchmarks.publishing import batch, publish, stream
-from benchmarks.report import print_table, write_json
-from benchmarks.servers import ServerError, cores
-from benchmarks.stalled import stalled
-from benchmarks.storm import reconnect_storm
-from benchmarks.wire import WireError
+from benchmarks.claims import judge
+from benchmarks.machine import machine
+from benchmarks.model import Run, save
+from benchmarks.peers.registry import PEERS
+from benchmarks.report.table import print_run
+from benchmarks.runner import take_turns
+from benchmarks.servers import cores
+from benchmarks.workloads.registry import WORKLOADS
+from benchmarks.workloads.workload import Plan
 
 _DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open besides
 
-SCENARIOS: Final[dict[str, Callable[[Plan], list[Figure]]]] = {
-    "fanout-1000": fanout_1000,
-    "fanout-9000": fanout_9000,
-    "fanout-1000-tls": fanout_1000_tls,
-    "fanout-1000-centrifugo": fanout_1000_centrifugo,
-    "fanout-1000-recovery": fanout_1000_recovery,
-    "fanout-1000-presence": fanout_1000_presence,
-    "fanout-1000-sse": fanout_1000_sse,
-    "flood": flood,
-    "memory": memory,
-    "accept": accept,
-    "publish": publish,
-    "batch": batch,
-    "stream": stream,
-    "stalled": stalled,
-    "reconnect-storm": reconnect_storm,
-}
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Benchmarks: how Repeater compares, on this machine."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@main.command("run")
+@click.option("--full", is_flag=True, help="Every workload, not the core table alone.")
+@click.option("--quick", is_flag=True, help="Less of everything: a look, not a measurement.")
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(list(SCENARIOS)),
-    help="Run this one; may be repeated. All without it.",
+    type=click.Choice(list(WORKLOADS)),
+    help="Run this workload; may be repeated.",
 )
-@click.option("--quick", is_flag=True, help="Less of everything: a look, not a measurement.")
+@click.option(
+    "--server",
+    "names",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    help="Measure this server; may be repeated. All without it.",
+)
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
 )
-def main(only: Sequence[str], quick: bool, json_path: Path | None) -> None:
-    """Measure the server on one core, with the load generated on another."""
+def run_command(
+    full: bool, quick: bool, only: Sequence[str], names: Sequence[str], json_path: Path | None
+) -> None:
+    """Measure servers in turns, on one core, with the load generated on another.
+
+    Ends with 1 if a claim of Repeater's was missed or one of its turns failed.
+    """
     _prepare()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    figures, errors = list[Figure](), dict[str, str]()
-    for name in only or SCENARIOS:
-        click.echo(f"{name} ...", err=True)
-        try:
-            figures += SCENARIOS[name](Plan(quick=quick))
-        except (WireError, ServerError, OSError) as error:
-            errors[name] = f"{type(error).__name__}: {error}"
-        gc.collect()
-    print_table(figures, console)
-    for name, text in errors.items():
-        console.print(f"[red]{name} failed[/]: ", end="")
-        console.print(text, markup=False, highlight=False)
-    if json_path is not None:
-        write_json(figures, errors, json_path)
-    sys.exit(1 if errors or not all(figure.passed for figure in figures) else 0)
+    chosen = [
+        workload
+        for workload in WORKLOADS.values()
+        if (workload.name in only if only else full or workload.core)
+    ]
+    peers = [peer for peer in PEERS.values() if not names or peer.name in names]
+    run = Run(
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        plan="quick" if quick else "full" if full else "core",
+    )
+    try:
+        take_turns(run, chosen, peers, Plan(quick=quick), Console(stderr=True))
+    finally:
+        judge(run)
+        if json_path is not None:
+            save(run, json_path)
+    print_run(run, Console(width=None if sys.stdout.isatty() else 160))
+    failed = any(one.faults for one in run.series if one.server.startswith("repeater"))
+    sys.exit(1 if failed or not all(verdict.passed for verdict in run.verdicts) else 0)
 
 
 def _prepare() -> None:

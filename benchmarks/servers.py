@@ -1,26 +1,26 @@
 """The measured processes: started pinned to one core, read from outside, always ended.
 
-CPU time comes from the process's own clock (`clock_getcpuclockid`), in nanoseconds and with the
-kernel's share of a `send`; memory from `/proc`. A child never outlives its `with` block.
+What is read is of the whole process tree. CPU time comes from each process's own clock
+(`clock_getcpuclockid`), in nanoseconds and with the kernel's share of a `send`; memory from
+`/proc`. A child never outlives its `with` block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from benchmarks.peers.peer import Peer
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _START: Final = 20.0  # seconds until a child must accept connections
 _STOP: Final = 15.0  # seconds from SIGTERM to SIGKILL; the server's own bound is 10
 
@@ -46,27 +46,32 @@ class Child:
         self._log = log
         self.port = port
         self.pid = process.pid
-        # The kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
-        self._clock = (~process.pid << 3) | 2
+
+    def pids(self) -> list[int]:
+        """The process and all its descendants."""
+        found = [self.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, task.read_text().split())
+        return found
 
     def cpu_ns(self) -> int:
-        """User and system time of all its threads so far."""
-        return time.clock_gettime_ns(self._clock)
+        """User and system time of all threads of all processes so far; ended ones left out."""
+        # The kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
+        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids())
 
     def rss(self) -> int:
-        """Resident bytes."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
+        """Resident bytes; of a page that several processes share, each has its part."""
+        return sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in self.pids()) * 1_024
 
     def reset_peak(self) -> None:
         """Let `peak_rss` begin again from now."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        for pid in self.pids():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_rss(self) -> int:
         """Most resident bytes since its start, or since `reset_peak`."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1_024
-        raise ServerError("the kernel does not say how much memory it took at most")
+        return sum(_kib(f"/proc/{pid}/status", "VmHWM:") for pid in self.pids()) * 1_024
 
     def output(self) -> str:
         """The end of what it printed, for an error's text."""
@@ -100,18 +105,37 @@ class Child:
 
 
 @contextlib.contextmanager
+def started(peer: Peer) -> Iterator[Child]:
+    """Start a peer on a free port, in a folder of its own that goes with it."""
+    with tempfile.TemporaryDirectory(prefix="repeater-benchmarks-") as folder:
+        port = _free_port()
+        command = [word.replace("PORT", str(port)) for word in peer.command(Path(folder))]
+        for file in Path(folder).iterdir():
+            file.write_text(file.read_text().replace("PORT", str(port)))
+        with _process(command, peer.settings(), port) as child:
+            yield child
+
+
+@contextlib.contextmanager
 def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Child]:
     """Run `command`, with a free port in place of "PORT", on the measured core.
 
     `settings` are the server's variables; those of this process do not count.
     """
     port = _free_port()
+    words = [str(port) if word == "PORT" else word for word in command]
+    with _process(words, settings or {}, port) as child:
+        yield child
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], settings: Mapping[str, str], port: int) -> Iterator[Child]:
     core, _ = cores()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
-    environment.update(settings or {})
+    environment.update(settings)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [str(port) if word == "PORT" else word for word in command],
+            command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -126,6 +150,13 @@ def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -
             child.check()
         finally:
             child.stop()
+
+
+def _kib(path: str, label: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(label):
+            return int(line.split()[1])
+    raise ServerError(f"the kernel does not say {label} in {path}")
 
 
 def listen_overflows() -> int:
@@ -143,31 +174,3 @@ def _free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
-
-
-SERVICE: Final = (
-    *(sys.executable, "-m", "service", "serve", "--dev", "--no-comments"),
-    *("--host", "127.0.0.1", "--port", "PORT"),
-)
-FLOOR_PYTHON: Final = (sys.executable, "-m", "benchmarks.floor", "PORT")
-BARE_TRIO: Final = (sys.executable, "-m", "benchmarks.bare_trio", "PORT")
-
-
-@cache
-def floor_c() -> tuple[str, ...] | None:
-    """The command of the compiled floor; None where there is no C compiler."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return None
-    program = Path(_workshop().name) / "floor"
-    source = ROOT / "benchmarks" / "floor.c"
-    result = subprocess.run(
-        [compiler, "-O2", "-o", program, source], capture_output=True, timeout=60, check=False
-    )
-    return (str(program), "PORT") if result.returncode == 0 else None
-
-
-@cache
-def _workshop() -> tempfile.TemporaryDirectory[str]:
-    """Where the compiled floor lies; removed when this process ends."""
-    return tempfile.TemporaryDirectory(prefix="repeater-benchmarks-")

@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.connection_log",
         "service.reading",
     ),
+    ("service.joining",),
     ("service.subscribing", "service.asking", "service.renewing"),
     ("service.connecting", "service.commanding"),
     (

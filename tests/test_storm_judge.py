@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.storm import judge
 from benchmarks.wire import WireError, event, push, server_frame
 

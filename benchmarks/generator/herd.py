@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
-from benchmarks.load import RESET, Greeting
-from benchmarks.publishers import Publisher
-from benchmarks.wire import WireError, client_frame, server_frame
+from benchmarks.generator.load import RESET
+from benchmarks.generator.protocol import Greeting
+from benchmarks.generator.publishers import Publisher
+from benchmarks.generator.wire import WireError, client_frame, server_frame
 
 COME_SECONDS: Final = 60.0
 AT_ONCE: Final = 4_000
 """Connections that wait for their 101: what a listener's queue holds (4,096 by default). With
 more, the kernel drops handshakes, and its repetition a second later is all that is measured."""
 _HEAD_END: Final = b"\r\n\r\n"
-_ACCEPTED: Final = b"HTTP/1.1 101"
 _PING: Final = server_frame(b"{}")
 _PONG: Final = client_frame(b"{}")
 _TAIL: Final = 1_024  # bytes in which an awaited event is looked for: it is the last or nearly
@@ -152,7 +152,7 @@ class Herd:
             head, end, rest = member.received.partition(_HEAD_END)
             if not end:
                 return False
-            if not head.startswith(_ACCEPTED):
+            if not head.startswith(greeting.accepted):
                 raise WireError(f"refused: {head.decode(errors='replace')}")
             member.greeted, member.received = True, rest
             self._greeted += 1

@@ -10,66 +10,16 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Self
 
-import attrs
-
-from benchmarks.wire import (
-    CHANNEL,
-    PING_OPCODE,
-    PONG,
-    WireError,
-    client_frame,
-    handshake,
-    split_frames,
-)
+from benchmarks.generator.protocol import Greeting
+from benchmarks.generator.wire import PING_OPCODE, PONG, WireError, split_frames
 
 OPEN_SECONDS: Final = 60.0
 RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
 _HEAD_END: Final = b"\r\n\r\n"
-_SERVER_PING: Final = b"{}"
-_SERVER_PONG: Final = client_frame(b"{}")
-
-
-@attrs.frozen
-class Greeting:
-    """How one subscriber introduces itself."""
-
-    request: bytes
-    """The upgrade request."""
-    commands: bytes = b""
-    """A frame sent after the 101, or nothing."""
-    ready: bytes = b""
-    """What the answer to `commands` contains."""
-    stream: bool = False
-    """Whether the answer is a response without end, of Server-Sent Events."""
-
-
-CENTRIFUGO_PATH: Final = "/connection/websocket"
-PLAIN: Final = Greeting(handshake(f"/ws?channel={CHANNEL}"))
-
-
-def centrifugo(channel: str, wishes: str = "") -> Greeting:
-    """A Centrifugo client that connects and subscribes in one message.
-
-    `wishes` are more members of the subscribe request, each with a comma behind it.
-    """
-    commands = (
-        f'{{"connect":{{}},"id":1}}\n{{"subscribe":{{{wishes}"channel":"{channel}"}},"id":2}}'
-    )
-    return Greeting(handshake(CENTRIFUGO_PATH), client_frame(commands.encode()), b'"id":2')
-
-
-CENTRIFUGO: Final = centrifugo(CHANNEL)
-RECOVERING: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,')
-NOTICED: Final = centrifugo(CHANNEL, '"positioned":true,"recoverable":true,"join_leave":true,')
-
-EVENTS: Final = Greeting(
-    f"GET /events?channel={CHANNEL} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode(),
-    ready=b"\n\nid: ",
-    stream=True,
-)
+_DATA_OPCODES: Final = (1, 2)  # text; or binary, as some protocols want it
 
 
 class Crowd:
@@ -85,6 +35,7 @@ class Crowd:
         self.sockets: dict[int, socket.socket] = {}
         self.partial: dict[int, bytes] = {}
         self._stream = False
+        self._heartbeats: Mapping[bytes, bytes] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +47,7 @@ class Crowd:
     def open(self, count: int, greeting: Greeting, at_once: int = 200) -> float:
         """Open `count` subscribers, `at_once` of them under way; returns the seconds it took."""
         start = time.monotonic()
-        self._stream = greeting.stream
+        self._stream, self._heartbeats = greeting.stream, greeting.heartbeats
         waiting: dict[int, bytes] = {}
         greeted: set[int] = set()
         left = count
@@ -137,7 +88,7 @@ class Crowd:
             head, end, rest = received.partition(_HEAD_END)
             if not end:
                 return False
-            if not head.startswith(b"HTTP/1.1 200" if greeting.stream else b"HTTP/1.1 101"):
+            if not head.startswith(greeting.accepted):
                 raise WireError(f"refused: {head.decode(errors='replace')}")
             greeted.add(fd)
             received = waiting[fd] = rest
@@ -146,7 +97,7 @@ class Crowd:
         if greeting.ready and greeting.ready not in received:
             return False
         if greeting.stream:
-            return received.endswith(b"\n\n")
+            return not received or received.endswith((b"\n\n", b"\n\r\n"))
         frames, rest = split_frames(received)
         if b'"error"' in received or (frames and not greeting.ready):
             raise WireError(f"unexpected answer: {received[:200]!r}")
@@ -180,17 +131,20 @@ class Crowd:
         for opcode, payload in frames:
             if opcode == PING_OPCODE:
                 self.sockets[fd].send(PONG)
-            elif payload == _SERVER_PING:
-                self.sockets[fd].send(_SERVER_PONG)
-            elif opcode == 1:
+            elif payload in self._heartbeats:
+                self.sockets[fd].send(self._heartbeats[payload])
+            elif opcode in _DATA_OPCODES:
                 payloads.append(payload)
             else:
                 raise WireError(f"frame with opcode {opcode}: {payload[:200]!r}")
         return payloads
 
     def _events(self, fd: int, data: bytes) -> list[bytes]:
+        """Whole events; where the answer is chunked, its framing stands around them, in the way
+        of nothing: the size before an event, a line's end behind it.
+        """
         *events, rest = data.split(b"\n\n")
-        if rest:
+        if rest and rest != b"\r\n":
             self.partial[fd] = rest
         return [one for one in events if one != b":"]
 

@@ -1,7 +1,7 @@
 """What Trio alone accepts: read the head, write a constant 101, keep the connection.
 
 The ordinary way of a Trio server, `serve_tcp` and a `SocketStream` for each client, with nothing
-behind it. Usage: python -m benchmarks.bare_trio PORT
+behind it. Usage: python -m benchmarks.peers.bare_trio PORT
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from benchmarks.floor import ANSWER
+from benchmarks.peers.floor import ANSWER
 
 _LIFETIME: Final = 600  # seconds
 

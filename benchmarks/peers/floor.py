@@ -2,7 +2,7 @@
 
 It answers each upgrade with a constant 101 and never looks at that socket again; what arrives on
 the one connection that began with FEED goes to every subscriber with a bare non-blocking `send`.
-Usage: python -m benchmarks.floor PORT
+Usage: python -m benchmarks.peers.floor PORT
 """
 
 from __future__ import annotations

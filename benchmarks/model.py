@@ -1,0 +1,167 @@
+"""What a run measures, as values: turns, series of turns, and the document that holds them all.
+
+Everything here goes to JSON and back unchanged; plots, `docs/benchmarks.md`, comparisons and the
+capacity model are made from that document alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from hdrh.histogram import HdrHistogram
+
+MOST_US: Final = 120_000_000  # the longest latency that a histogram tells apart: two minutes
+_DIGITS: Final = 3  # significant decimal digits that a histogram keeps
+BOTTLENECK: Final = 0.9
+"""The share of its core from which on the load generator is what was measured."""
+
+Better = Literal["lower", "higher", "neither"]
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One number that turns have: its unit, and which way is better."""
+
+    title: str
+    unit: str
+    better: Better = "lower"
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "cpu_us": Metric("server CPU per delivery", "us"),
+    "delivery_p50_ms": Metric("delivery latency, median", "ms"),
+    "delivery_p99_ms": Metric("delivery latency, 99th percentile", "ms"),
+    "last_p50_ms": Metric("last of all subscribers, median", "ms"),
+    "last_p99_ms": Metric("last of all subscribers, 99th percentile", "ms"),
+    "rate": Metric("a second", "/s", "higher"),
+    "memory_kib": Metric("resident memory per connection", "KiB"),
+    "rss_mib": Metric("resident memory of the server", "MiB"),
+    "publish_p50_ms": Metric("publish call, median", "ms"),
+    "publish_p99_ms": Metric("publish call, 99th percentile", "ms"),
+    "call_us": Metric("server CPU per publish call", "us"),
+}
+"""The common metrics; a workload may add its own with `Workload.metrics`."""
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What one server did in one turn of one workload."""
+
+    values: dict[str, float]
+    """By metric."""
+    histograms: dict[str, str] = {}
+    """Distributions in microseconds, as HdrHistogram encodes them, e.g. of `delivery`."""
+    generator: float = 0.0
+    """The share of its core that the load generator used while something was under way."""
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the generator, not the server, is what was measured."""
+        return self.generator >= BOTTLENECK
+
+
+class Series(msgspec.Struct, kw_only=True):
+    """The turns of one server in one workload."""
+
+    workload: str
+    server: str
+    turns: list[Turn] = []
+    faults: list[str] = []
+    """Turns that failed: events lost, doubled or out of order, a server that died."""
+    skipped: str = ""
+    """Why this server did not take part."""
+
+    def values(self, metric: str) -> list[float]:
+        """One value a turn."""
+        return [turn.values[metric] for turn in self.turns if metric in turn.values]
+
+    def median(self, metric: str) -> float | None:
+        """The median of the turns; None if there is none."""
+        values = self.values(metric)
+        return statistics.median(values) if values else None
+
+    def histogram(self, name: str) -> HdrHistogram | None:
+        """All turns' distribution together; None if there is none."""
+        parts = [turn.histograms[name] for turn in self.turns if name in turn.histograms]
+        if not parts:
+            return None
+        whole = new_histogram()
+        for part in parts:
+            whole.decode_and_add(part.encode())
+        return whole
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured beside what: a peer, as the document describes it."""
+
+    title: str
+    version: str
+    configuration: str
+    """Its command and the configuration it was started with, or the path of its program."""
+    variant_of: str = ""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload, as the document describes it."""
+
+    title: str
+    description: str
+    group: str
+    metrics: dict[str, Metric]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim that was judged: see `benchmarks.claims`."""
+
+    claim: str
+    workload: str
+    value: float | None
+    """None if what it needs was not measured."""
+    limit: float
+    side: Literal["at most", "at least"]
+    unit: str
+    passed: bool
+    origin: str
+    detail: str = ""
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One run of the benchmarks: the JSON document."""
+
+    when: str
+    machine: dict[str, str]
+    plan: str
+    servers: dict[str, Server] = {}
+    missing: dict[str, str] = {}
+    """Peers that are not installed, and what installs them."""
+    workloads: dict[str, Task] = {}
+    series: list[Series] = []
+    verdicts: list[Verdict] = []
+    seconds: float = 0.0
+
+    def one(self, workload: str, server: str) -> Series | None:
+        """The series of this server in this workload, if it has any."""
+        for series in self.series:
+            if (series.workload, series.server) == (workload, server):
+                return series
+        return None
+
+
+def new_histogram() -> HdrHistogram:
+    """Microseconds up to `MOST_US`, with three significant digits."""
+    return HdrHistogram(1, MOST_US, _DIGITS)
+
+
+def load(path: Path) -> Run:
+    """Read a document.
+
+    Raises:
+        msgspec.ValidationError: It is not one of ours.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=Run)
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a document, for people to read in a diff."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")

@@ -1,0 +1,160 @@
+"""Repeater itself, and the other ways to subscribe to it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from benchmarks.generator.protocol import STREAMING, Entry, Greeting
+from benchmarks.generator.secure import tls_arguments
+from benchmarks.generator.wire import client_frame, handshake, request
+from benchmarks.peers.peer import Peer
+
+SERVE: Final = ("-m", "service", "serve", "--dev", "--no-comments", "--host", "127.0.0.1")
+CENTRIFUGO_PATH: Final = "/connection/websocket"
+_PRESENCE: Final = {"REPEATER_CHANNEL__PRESENCE": "true", "REPEATER_CHANNEL__JOIN_LEAVE": "true"}
+
+
+def _command(_folder: Path) -> Sequence[str]:
+    return sys.executable, *SERVE, "--port", "PORT"
+
+
+def _configuration() -> str:
+    return shlex.join(("python", *SERVE, "--port", "PORT"))
+
+
+def _query(channels: Sequence[str]) -> str:
+    return "&".join(f"channel={channel}" for channel in channels)
+
+
+def plain(channels: Sequence[str]) -> Greeting:
+    """A WebSocket of which each message is an event."""
+    return Greeting(request=handshake(f"/ws?{_query(channels)}"))
+
+
+def events(channels: Sequence[str]) -> Greeting:
+    """Server-Sent Events."""
+    head = f"GET /events?{_query(channels)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    return Greeting(request=head.encode(), accepted=STREAMING, ready=b"\n\nid: ", stream=True)
+
+
+def centrifugo(channels: Sequence[str], wishes: str = "") -> Greeting:
+    """A Centrifugo client that connects and subscribes in one message.
+
+    `wishes` are more members of each subscribe request, each with a comma behind it.
+    """
+    commands = ['{"connect":{},"id":1}'] + [
+        f'{{"subscribe":{{{wishes}"channel":"{channel}"}},"id":{number}}}'
+        for number, channel in enumerate(channels, 2)
+    ]
+    return Greeting(
+        request=handshake(CENTRIFUGO_PATH),
+        commands=client_frame("\n".join(commands).encode()),
+        ready=f'"id":{len(channels) + 1}'.encode(),
+    )
+
+
+def recovering(channels: Sequence[str]) -> Greeting:
+    """The same, with positions and recovery."""
+    return centrifugo(channels, '"positioned":true,"recoverable":true,')
+
+
+def noticed(channels: Sequence[str]) -> Greeting:
+    """The same, with joins and leaves on top."""
+    return centrifugo(channels, '"positioned":true,"recoverable":true,"join_leave":true,')
+
+
+def rest(channels: Sequence[str], headers: bytes = b"") -> Entry:
+    """`POST /api/publish`, or `/api/broadcast` into several channels, on one connection.
+
+    `headers` are more lines of each request's head.
+    """
+    names = json.dumps(list(channels)).encode()
+
+    def call(data: bytes) -> bytes:
+        if len(channels) == 1:
+            body = b'{"channel":%s,"data":%s}' % (names[1:-1], data)
+            return request("/api/publish", body, headers)
+        return request("/api/broadcast", b'{"channels":%s,"data":%s}' % (names, data), headers)
+
+    return Entry(
+        greeting=Greeting(request=b""),
+        encode=lambda data, _before: b"".join(map(call, data)),
+        answer=b'\r\n\r\n{"result"',
+        refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5", b'{"error"', b'"responses":[{"error"'),
+    )
+
+
+def commands(channels: Sequence[str]) -> Entry:
+    """Publish commands on one Centrifugo WebSocket, as many in a message as there are events."""
+    (channel,) = channels
+
+    def encode(data: Sequence[bytes], before: int) -> bytes:
+        return client_frame(
+            b"\n".join(
+                b'{"publish":{"channel":"%s","data":%s},"id":%d}' % (channel.encode(), one, number)
+                for number, one in enumerate(data, before + 2)
+            )
+        )
+
+    greeting = Greeting(
+        request=handshake(CENTRIFUGO_PATH),
+        commands=client_frame(b'{"connect":{},"id":1}'),
+        ready=b'"connect"',
+    )
+    return Entry(greeting=greeting, encode=encode, answer=b'"publish":{}', refusals=(b'"error"',))
+
+
+REPEATER: Final = Peer(
+    name="repeater",
+    title="Repeater (Trio, Python)",
+    version=lambda: importlib.metadata.version("repeater"),
+    command=_command,
+    configuration=_configuration,
+    subscribe=plain,
+    entry=rest,
+    flood=commands,
+    capabilities=frozenset({"channels", "calls", "batch", "stream", "recovery", "tls"}),
+)
+
+
+def _variant(name: str, title: str, **changes: Any) -> Peer:
+    return attrs.evolve(
+        REPEATER,
+        name=f"repeater-{name}",
+        title=f"Repeater, {title}",
+        ordinary=False,
+        variant_of="repeater",
+        **changes,
+    )
+
+
+def _noticing() -> Mapping[str, str]:
+    return _PRESENCE
+
+
+VARIANTS: Final = (
+    _variant("centrifugo", "Centrifugo protocol", subscribe=centrifugo),
+    _variant("recovery", "Centrifugo protocol with recovery", subscribe=recovering),
+    _variant(
+        "presence",
+        "Centrifugo protocol with presence",
+        subscribe=noticed,
+        settings=_noticing,
+        quiet_first=True,
+    ),
+    _variant("sse", "Server-Sent Events", subscribe=events),
+    _variant(
+        "tls",
+        "WebSocket behind TLS",
+        command=lambda folder: (*_command(folder), *tls_arguments()),
+        secure=True,
+    ),
+)

@@ -1,0 +1,1 @@
+"""What is made of a run: a table, plots, pages, comparisons."""

@@ -1,0 +1,97 @@
+"""Takes the turns: every server once in each round, A B A B, so that a noisy minute hits them all.
+
+A ratio is formed within a round; medians over the rounds count. A server that fails in a turn is
+noted with its fault, and the others go on.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.generator.wire import WireError
+from benchmarks.model import Run, Series, Server, Task
+from benchmarks.peers.peer import Peer
+from benchmarks.servers import ServerError
+from benchmarks.workloads.workload import Plan, Workload
+
+
+def take_turns(
+    run: Run, workloads: Sequence[Workload], peers: Sequence[Peer], plan: Plan, console: Console
+) -> None:
+    """Measure, and put everything into `run` as it comes."""
+    start = time.monotonic()
+    present = [peer for peer in peers if _is_present(run, peer)]
+    _describe(run, workloads, present)
+    parts = [(workload, *_taking_part(run, workload, present)) for workload in workloads]
+    rounds = [1 if plan.quick else workload.rounds for workload in workloads]
+    with Progress(
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        total = sum(
+            len(takers) * count for (_, takers, _), count in zip(parts, rounds, strict=True)
+        )
+        bar = progress.add_task("", total=total)
+        for (workload, takers, series), count in zip(parts, rounds, strict=True):
+            for _ in range(count):
+                for peer, one in zip(takers, series, strict=True):
+                    progress.update(bar, description=f"{workload.name}: {peer.name}")
+                    _take_turn(workload, peer, one, plan)
+                    progress.advance(bar)
+    run.seconds += time.monotonic() - start
+
+
+def _is_present(run: Run, peer: Peer) -> bool:
+    reason = peer.missing()
+    if reason is not None and (peer.ordinary or peer.name == "floor"):
+        run.missing[peer.title] = reason
+    return reason is None
+
+
+def _describe(run: Run, workloads: Sequence[Workload], peers: Sequence[Peer]) -> None:
+    for workload in workloads:
+        run.workloads[workload.name] = Task(
+            title=workload.title,
+            description=workload.description,
+            group=workload.group,
+            metrics=dict(workload.metrics),
+        )
+    for peer in peers:
+        run.servers[peer.name] = Server(
+            title=peer.title,
+            version=peer.version(),
+            configuration=peer.configuration(),
+            variant_of=peer.variant_of,
+        )
+
+
+def _taking_part(
+    run: Run, workload: Workload, peers: Sequence[Peer]
+) -> tuple[list[Peer], list[Series]]:
+    takers, measured = list[Peer](), list[Series]()
+    for peer in peers:
+        reason = workload.skips(peer)
+        if reason == "":
+            continue
+        series = Series(workload=workload.name, server=peer.name, skipped=reason or "")
+        run.series.append(series)
+        if reason is None:
+            takers.append(peer)
+            measured.append(series)
+    return takers, measured
+
+
+def _take_turn(workload: Workload, peer: Peer, series: Series, plan: Plan) -> None:
+    try:
+        series.turns.append(workload.measure(peer, plan))
+    except (WireError, ServerError, OSError) as error:
+        series.faults.append(f"{type(error).__name__}: {error}")
+    gc.collect()

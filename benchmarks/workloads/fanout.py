@@ -1,0 +1,92 @@
+"""Fan-out: one event, many subscribers, at a rate at which nothing queues.
+
+What one delivery costs the server in CPU, publishing included; when an event reaches a subscriber,
+and when it reaches the last of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from benchmarks.generator.load import Crowd
+from benchmarks.generator.publishers import Publisher
+from benchmarks.generator.receivers import Deliveries
+from benchmarks.generator.secure import secured
+from benchmarks.generator.wire import CHANNEL, EVENT_SIZE
+from benchmarks.model import Turn
+from benchmarks.peers.peer import Peer
+from benchmarks.servers import started
+from benchmarks.workloads.workload import Workload, distribution, percentile_ms
+
+_WARM_UP: Final = 5  # events before the clock starts
+_FLOORS: Final = ("floor", "floor-python")
+_VARIANTS: Final = (
+    "repeater-centrifugo",
+    "repeater-recovery",
+    "repeater-presence",
+    "repeater-sse",
+    "repeater-tls",
+    "nchan-sse",
+)
+
+
+def fan_out(
+    peer: Peer, *, subscribers: int, rate: float, seconds: float, size: int = EVENT_SIZE
+) -> Turn:
+    """One turn: `rate` events a second to so many subscribers of one channel."""
+    wrap = secured if peer.secure else None
+    with started(peer) as child, Crowd(child.port, wrap) as crowd:
+        crowd.open(subscribers, peer.subscribe([CHANNEL]))
+        if peer.quiet_first:
+            crowd.settle()
+        with contextlib.closing(Publisher(child.port, peer.entry([CHANNEL]), wrap)) as publisher:
+            deliveries = Deliveries(crowd)
+            deliveries.watch(publisher)
+            deliveries.run(publisher, _WARM_UP, rate, size=size)
+            deliveries.forget()
+            events = round(rate * seconds)
+            start = child.cpu_ns()
+            deliveries.run(publisher, events, rate, size=size)
+            spent = child.cpu_ns() - start
+        return Turn(
+            values={
+                "cpu_us": spent / 1e3 / (events * subscribers),
+                "delivery_p50_ms": percentile_ms(deliveries.latencies_ns, 50),
+                "delivery_p99_ms": percentile_ms(deliveries.latencies_ns, 99),
+                "last_p50_ms": percentile_ms(deliveries.last_ns, 50),
+                "last_p99_ms": percentile_ms(deliveries.last_ns, 99),
+                "rss_mib": child.rss() / 1_048_576,
+            },
+            histograms={
+                "delivery": distribution(deliveries.latencies_ns),
+                "last": distribution(deliveries.last_ns),
+            },
+            generator=deliveries.busy.share,
+        )
+
+
+def _workload(subscribers: int, rate: float, *, core: bool = False) -> Workload:
+    variants = _VARIANTS if subscribers == 1_000 else ()
+    return Workload(
+        name=f"fanout-{subscribers}",
+        title=f"Fan-out to {subscribers:,}",
+        description=f"{rate:g} events of {EVENT_SIZE} bytes a second to {subscribers:,} "
+        "subscribers of one channel. CPU is the server's whole, publishing included.",
+        group="Fan-out",
+        measure=lambda peer, plan: fan_out(
+            peer, subscribers=subscribers, rate=rate, seconds=plan.of(5, 2)
+        ),
+        beside=(*_FLOORS, *variants),
+        subscribers=subscribers,
+        core=core,
+    )
+
+
+WORKLOADS: Final = (
+    _workload(1, 100),
+    _workload(100, 50),
+    _workload(1_000, 20, core=True),
+    _workload(5_000, 5),
+    _workload(9_000, 3),
+)

@@ -1,0 +1,76 @@
+"""What a workload is: how it measures one server in one turn, and who takes part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import attrs
+
+from benchmarks.model import MOST_US, Metric, Turn, new_histogram
+from benchmarks.peers.peer import Capability, Peer
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """How much is measured: everything, or scaled down for a look."""
+
+    quick: bool = False
+
+    def of(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+
+@attrs.frozen(kw_only=True)
+class Workload:
+    """One question, asked of every server that can answer it."""
+
+    name: str
+    """For options and JSON, e.g. `fanout-1000`."""
+    title: str
+    description: str
+    """What is done, and what is counted: for the documentation."""
+    group: str
+    """The heading under which it is shown."""
+    measure: Callable[[Peer, Plan], Turn]
+    """One turn, from the server's start to its end. A `WireError`, `ServerError` or `OSError` is
+    the server's fault and noted as such."""
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
+    """Metrics of its own, besides the common ones."""
+    needs: frozenset[Capability] = frozenset()
+    beside: Sequence[str] = ()
+    """Peers that are not `ordinary` and take part here."""
+    only: Sequence[str] = ()
+    """If not empty: nobody else takes part."""
+    subscribers: int = 0
+    """How many a server must bear to take part."""
+    rounds: int = 3
+    core: bool = False
+    """Whether it belongs to the core table, which takes a few minutes."""
+
+    def skips(self, peer: Peer) -> str | None:
+        """Why this peer does not take part; None if it does. Empty: it has no place here."""
+        if peer.name in (*self.beside, *self.only):
+            return None
+        if self.only or not peer.ordinary:
+            return ""
+        if lacking := self.needs - peer.capabilities:
+            return f"it has no {', '.join(sorted(lacking))}"
+        if self.subscribers > peer.most:
+            return peer.most_because
+        return None
+
+
+def distribution(values_ns: Iterable[int]) -> str:
+    """An encoded histogram of nanoseconds."""
+    histogram = new_histogram()
+    for value, count in Counter(value // 1_000 for value in values_ns).items():
+        histogram.record_value(min(max(value, 1), MOST_US), count)
+    encoded: bytes = histogram.encode()
+    return encoded.decode()
+
+
+def percentile_ms(values_ns: Sequence[int], percent: float) -> float:
+    """The smallest value that `percent` per cent of the values do not exceed."""
+    ordered = sorted(values_ns)
+    return ordered[max(0, -(-int(len(ordered) * percent) // 100) - 1)] / 1e6
