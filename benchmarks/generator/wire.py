@@ -10,8 +10,6 @@ from typing import Final
 
 CHANNEL: Final = "news"
 EVENT_SIZE: Final = 136  # with the 4 bytes of a frame's header: the 140 of the prototypes' runs
-PING: Final = b"\x89\x00"
-PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
 TEXT_OPCODE: Final = 1
 BINARY_OPCODE: Final = 2
 PING_OPCODE: Final = 9
