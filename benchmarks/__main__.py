@@ -24,7 +24,8 @@ from benchmarks.servers import cores
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan
 
-_DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open besides
+# 10,000 subscribers, a publisher for each of 1,000 channels, what a process has open besides.
+_DESCRIPTORS: Final = 12_000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
