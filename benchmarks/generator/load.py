@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Self
 
 from benchmarks.generator.protocol import Greeting
-from benchmarks.generator.wire import PING_OPCODE, PONG, WireError, split_frames
+from benchmarks.generator.wire import PING_OPCODE, WireError, pong, split_frames
 
 OPEN_SECONDS: Final = 60.0
 RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
@@ -130,7 +130,7 @@ class Crowd:
         payloads: list[bytes] = []
         for opcode, payload in frames:
             if opcode == PING_OPCODE:
-                self.sockets[fd].send(PONG)
+                self.sockets[fd].send(pong(payload))
             elif payload in self._heartbeats:
                 self.sockets[fd].send(self._heartbeats[payload])
             elif opcode in _DATA_OPCODES:

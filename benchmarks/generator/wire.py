@@ -87,6 +87,11 @@ def client_frame(payload: bytes, opcode: int = TEXT_OPCODE) -> bytes:
     return bytes((0x80 | opcode,)) + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
 
 
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping with this payload, masked with zeros."""
+    return b"\x8a" + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
+
+
 def _length(size: int, mask: int) -> bytes:
     if size < 126:
         return bytes((mask | size,))
