@@ -55,7 +55,6 @@ def parse_head(head: bytes) -> RequestHead | None:
         return None
     headers: dict[bytes, bytes] = {}
     for name, value in raw.headers:
-        name = name.lower()
         if name in _USED and name in headers:
             return None
         headers[name] = value
