@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.streams import Streams
-from benchmarks.generator.wire import PING, PONG, WireError, event, server_frame
+from benchmarks.generator.wire import WireError, event, pong, server_frame
 from benchmarks.peers.floors import FLOOR_PYTHON
 from benchmarks.workloads.flood import flood, lead
 
 _EVENTS = 12
+_PING = b"\x89\x02hi"
 _IN_ORDER = list(range(_EVENTS))
 
 
@@ -83,10 +84,10 @@ def test_every_framing_passes(
             groups = grouped([1] * _EVENTS if plain else sizes)
             parts = [frames(group) if plain else nats([group]) for group in groups]
             for place in range(pings):
-                parts.insert(place * 2, PING)
+                parts.insert(place * 2, _PING)
             feed(streams, end, b"".join(parts), cuts)
             if pings:
-                assert end.recv(100) == PONG * pings
+                assert end.recv(100) == pong(b"hi") * pings
         assert streams.received == _EVENTS
 
 

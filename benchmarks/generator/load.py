@@ -17,7 +17,7 @@ from typing import Final, Self
 import attrs
 
 from benchmarks.generator.protocol import Greeting
-from benchmarks.generator.wire import PING_OPCODE, PONG, WireError, split_frames
+from benchmarks.generator.wire import PING_OPCODE, WireError, pong, split_frames
 
 OPEN_SECONDS: Final = 60.0
 RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
@@ -146,7 +146,7 @@ class Crowd:
         payloads: list[bytes] = []
         for opcode, payload in frames:
             if opcode == PING_OPCODE:
-                self._answer(fd, PONG)
+                self._answer(fd, pong(payload))
             elif payload in self._heartbeats:
                 self._answer(fd, self._heartbeats[payload])
             elif opcode in _DATA_OPCODES:

@@ -27,7 +27,7 @@ def accept(peer: Peer, *, most: int) -> Turn:
     greeting = peer.subscribe([CHANNEL])
     with started(peer) as child, Crowd(child.port, secured if peer.secure else None) as crowd:
         warm = crowd.open(_WARM_UP, greeting, _AT_ONCE)
-        count = max(_WARM_UP, min(most, peer.most, round(_WARM_UP / warm * _SECONDS)))
+        count = max(_WARM_UP, min(most, peer.most - _WARM_UP, round(_WARM_UP / warm * _SECONDS)))
         busy, cpu = Busy(), child.cpu_ns()
         busy.begin()
         seconds = crowd.open(count, greeting, _AT_ONCE)
