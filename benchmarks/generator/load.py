@@ -113,7 +113,9 @@ class Crowd:
         if greeting.ready and greeting.ready not in received:
             return False
         if greeting.stream:
-            return not received or received.endswith((b"\n\n", b"\n\r\n"))
+            if received:  # what a stream begins with; an event may stand behind it
+                self.partial[fd] = received
+            return True
         frames, rest = split_frames(received)
         if b'"error"' in received or (frames and not greeting.ready):
             raise WireError(f"unexpected answer: {received[:200]!r}")

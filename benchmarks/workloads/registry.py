@@ -9,6 +9,7 @@ from benchmarks.workloads import (
     channels,
     fanout,
     flood,
+    idle,
     memory,
     mixed,
     payloads,
@@ -29,6 +30,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *accept.WORKLOADS,
         *storm.WORKLOADS,
         *memory.WORKLOADS,
+        *idle.WORKLOADS,
         *publishing.WORKLOADS,
         *mixed.WORKLOADS,
     )
