@@ -50,6 +50,9 @@ bench *ARGS: (_sync "requirements-dev.txt")
 bench-gate *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks.gate "$@"
 
+# Install the servers that the benchmarks measure beside ours: from PyPI into .venv, then from Debian
+bench-peers: (_sync "requirements-peers.txt") && _peers-debian
+
 # Write requirements*.txt from pyproject.toml; `just lock --upgrade` takes newer versions
 [positional-arguments]
 lock *ARGS:
@@ -63,6 +66,7 @@ lock *ARGS:
     # Each set keeps the pins of those before it, so that all fit into one .venv.
     compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
     compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
+    compile pyproject.toml --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 
 # Try once to install the clients that tests/sdk drives; without them the tests say what is missing
 _clients:

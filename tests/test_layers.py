@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.interfaces", "service.log", "service.grants", "service.collector"),
     (
         "service.outbox",
+        "service.groups",
         "service.hub",
         "service.intake",
         "service.heartbeat",

@@ -10,8 +10,6 @@ from typing import Final
 
 CHANNEL: Final = "news"
 EVENT_SIZE: Final = 136  # with the 4 bytes of a frame's header: the 140 of the prototypes' runs
-PING: Final = b"\x89\x00"
-PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
 TEXT_OPCODE: Final = 1
 BINARY_OPCODE: Final = 2
 PING_OPCODE: Final = 9
@@ -85,6 +83,11 @@ def server_frame(payload: bytes) -> bytes:
 def client_frame(payload: bytes, opcode: int = TEXT_OPCODE) -> bytes:
     """A frame masked with zeros, as a client sends it."""
     return bytes((0x80 | opcode,)) + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping with this payload, masked with zeros."""
+    return b"\x8a" + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
 
 
 def _length(size: int, mask: int) -> bytes:

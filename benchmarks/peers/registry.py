@@ -10,6 +10,7 @@ from benchmarks.peers.mercure import MERCURE
 from benchmarks.peers.nats import NATS
 from benchmarks.peers.nchan import NCHAN, NCHAN_SSE
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.peers.repeater import REPEATER, VARIANTS
 
 PEERS: Final[dict[str, Peer]] = {
@@ -25,5 +26,6 @@ PEERS: Final[dict[str, Peer]] = {
         NATS,
         CENTRIFUGO,
         MERCURE,
+        *PYTHON_PEERS,
     )
 }

@@ -30,18 +30,19 @@ def _configuration() -> str:
     return shlex.join(("python", *SERVE, "--port", "PORT"))
 
 
-def _query(channels: Sequence[str]) -> str:
+def query(channels: Sequence[str]) -> str:
+    """The query of a URL that names these channels."""
     return "&".join(f"channel={channel}" for channel in channels)
 
 
 def plain(channels: Sequence[str]) -> Greeting:
     """A WebSocket of which each message is an event."""
-    return Greeting(request=handshake(f"/ws?{_query(channels)}"))
+    return Greeting(request=handshake(f"/ws?{query(channels)}"))
 
 
 def events(channels: Sequence[str]) -> Greeting:
     """Server-Sent Events."""
-    head = f"GET /events?{_query(channels)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = f"GET /events?{query(channels)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     return Greeting(request=head.encode(), accepted=STREAMING, ready=b"\n\nid: ", stream=True)
 
 
