@@ -25,7 +25,7 @@ Costs = Mapping[str, Mapping[str, float]]
 """Unit, then name, then how many."""
 
 # Six measurements of the same code, two of them with a busy loop on each core as well, differ by
-# less than 1 % in instructions and by nothing in system calls; the JSON's `spread` has the figures.
+# 0.15 % in instructions at most and by nothing in system calls; `spread` in the JSON has the figures.
 _RELATIVE: Final = 0.02
 _CALLS: Final = 0.25  # one more turn of Trio's loop in a few windows is luck, in all of them not
 _CALLS_PER_DELIVERY: Final = 0.05
