@@ -15,7 +15,7 @@ import attrs
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.model import Run, Series
 from benchmarks.report.numbers import number
@@ -53,6 +53,8 @@ _STYLE: Final = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
 }
+_THICK: Final = 0.72  # of a bar, in rows
+_LONGEST: Final = 6  # times the median bar
 _ENOUGH: Final = 10  # observations above a percentile, for it to be drawn
 _PERCENTS: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 
@@ -115,12 +117,10 @@ def _latency(run: Run) -> Figure | None:
                 place.plot(*zip(*points, strict=True), **_line(run, server), label=server)
         place.xaxis.set_major_locator(FixedLocator(sizes))
         place.xaxis.set_minor_locator(NullLocator())
-        place.xaxis.set_major_formatter(FuncFormatter(_plain))
-        place.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+        place.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        _scale_latency(place, steps=(1,))
     for place in axes[1]:
         place.set_xlabel("subscribers")
-        # Of 5,000 and 9,000 the labels would touch.
-        place.tick_params(axis="x", labelrotation=30)
     _legend(figure, axes.flat[0])
     return figure
 
@@ -151,7 +151,7 @@ def _percentiles(run: Run) -> Figure | None:
         place.xaxis.set_major_formatter(
             FuncFormatter(lambda x, _: f"{100 - 100 / x:.6g} %" if x else "")
         )
-        place.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+        _scale_latency(place, steps=(1, 2, 5))
     _legend(figure, axes.flat[0])
     return figure
 
@@ -189,6 +189,7 @@ def _bars(
         place.set_xlabel(label)
         place.grid(visible=False, axis="y")
         _draw_bars(place, run, bars)
+        place.set_ylim(most - 0.5, -0.5)
         if relative:
             place.axvline(1, color="black", linewidth=1)
     return figure
@@ -196,51 +197,55 @@ def _bars(
 
 def _draw_bars(place: Axes, run: Run, bars: Sequence[tuple[str, Cell]]) -> None:
     # Where the slowest dwarfs the others, a logarithmic axis would hide ratios: it is cut off.
-    end = _end([each.median for _, each in bars])
+    end = _end([each for _, each in bars])
     for row, (server, each) in enumerate(bars):
-        beyond = each.median > end
+        if each.median > end:
+            _draw_cut(place, row, each, end)
+            continue
         place.barh(
             row,
-            min(each.median, end),
-            xerr=None
-            if beyond
-            else [[each.median - each.low], [min(each.high, end) - each.median]],
+            each.median,
+            xerr=[[each.median - each.low], [min(each.high, end) - each.median]],
             color=_colour(run, server, bars=True),
-            height=0.72,
+            height=_THICK,
             error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#222222"},
-            hatch="//" if beyond else None,
-            edgecolor="white",
-            linewidth=0,
         )
-        text = f"{number(each.median)}{' (cut off)' if beyond else ''}"
-        right = min(end, end if beyond else each.high)
-        inside = beyond
         place.annotate(
-            text,
-            (right, row),
-            xytext=(-4 if inside else 4, 0),
+            number(each.median),
+            (min(each.high, end), row),
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="right" if inside else "left",
             va="center",
             fontsize=8,
-            color="black",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if inside else None,
         )
     place.set_yticks(range(len(bars)), [server for server, _ in bars])
     for label, (server, _) in zip(place.get_yticklabels(), bars, strict=True):
         if server == REPEATER:
             label.set(weight="bold", color=_OURS)
-    place.invert_yaxis()
     place.set_xlim(0, end * 1.14)
     place.tick_params(axis="y", length=0)
     place.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _end(values: Sequence[float]) -> float:
-    """Where the axis ends: at the greatest value, unless half of the servers would be slivers."""
-    ordered = sorted(values)
-    typical = ordered[len(ordered) // 2]
-    return min(ordered[-1], 6 * typical)
+def _draw_cut(place: Axes, row: int, each: Cell, end: float) -> None:
+    """A bar that goes on beyond the axis, with its number in it."""
+    place.barh(row, end, color="#c9d5e5", hatch="//", edgecolor="white", height=_THICK, linewidth=0)
+    place.annotate(
+        f"{number(each.median)} (cut off)",
+        (end, row),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
+
+
+def _end(cells: Sequence[Cell]) -> float:
+    """Where the axis ends: with the longest bar, unless half of the others would be slivers."""
+    ordered = sorted(cells, key=lambda each: each.median)
+    return min(max(each.high for each in cells), _LONGEST * ordered[len(ordered) // 2].median)
 
 
 def _measured(run: Run, workload: str, metric: str, relative: bool) -> list[tuple[str, Cell]]:
@@ -295,6 +300,12 @@ def _place(run: Run, server: str) -> int:
     return [name for name in run.servers if group(run, name) == "peer"].index(server)
 
 
+def _scale_latency(place: Axes, steps: Sequence[int]) -> None:
+    place.yaxis.set_major_locator(LogLocator(subs=steps))
+    place.yaxis.set_minor_locator(NullLocator())
+    place.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+
+
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside right upper")
@@ -311,6 +322,10 @@ def _milliseconds(value: float, _: object = None) -> str:
         if value < 1e3
         else f"{value / 1e3:g} s"
     )
+
+
+def _thousands(value: float, _: object = None) -> str:
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
 def _plain(value: float, _: object = None) -> str:
