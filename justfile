@@ -45,6 +45,9 @@ docs: (_sync "requirements.txt")
 bench *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks "$@"
 
+# Install the servers that the benchmarks measure beside ours: from PyPI into .venv, then from Debian
+bench-peers: (_sync "requirements-peers.txt") && _peers-debian
+
 # Write requirements*.txt from pyproject.toml; `just lock --upgrade` takes newer versions
 [positional-arguments]
 lock *ARGS:
@@ -58,6 +61,7 @@ lock *ARGS:
     # Each set keeps the pins of those before it, so that all fit into one .venv.
     compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
     compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
+    compile pyproject.toml --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 
 # Try once to install the clients that tests/sdk drives; without them the tests say what is missing
 _clients:
@@ -83,6 +87,42 @@ _clients:
     apt update
     apt install -y --no-install-recommends "${missing[@]}" || echo "that did not work" >&2
     exit 0
+
+# Install the peers of the benchmarks that come from Debian; their packaged service stays off
+_peers-debian:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    PATH=$PATH:/usr/sbin:/sbin
+    missing=() as=()
+    command -v nginx >/dev/null || missing+=(nginx-light)
+    compgen -G '/usr/lib*/nginx/modules/ngx_nchan_module.so' >/dev/null || missing+=(libnginx-mod-nchan)
+    ldconfig -p | grep -q 'libuv\.so\.1 ' || missing+=(libuv1)
+    if (( ${#missing[@]} == 0 )); then exit 0; fi
+    give_up() {
+        echo "not installed: ${missing[*]} ($1); the benchmarks skip what needs them" >&2
+        exit 1
+    }
+    command -v apt-get >/dev/null || give_up "no apt-get here"
+    if (( EUID != 0 )); then
+        command -v sudo >/dev/null && sudo -v || give_up "that takes root or sudo"
+        as=(sudo)
+    fi
+    echo "installing ${missing[*]}" >&2
+    # Debian starts what it installs, unless this says no.
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap '"${as[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as[@]}" tee "$policy" >/dev/null
+        "${as[@]}" chmod 755 "$policy"
+    fi
+    apt() {
+        timeout --foreground 300 "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null
+    }
+    apt update && apt install -y --no-install-recommends "${missing[@]}" || give_up "apt-get failed"
+    if [[ " ${missing[*]} " == *" nginx-light "* ]] && command -v systemctl >/dev/null; then
+        "${as[@]}" systemctl disable --quiet nginx || true
+    fi
 
 # Make .venv if it is not there (or its Python has gone)
 _venv:

@@ -9,22 +9,25 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
 
+from benchmarks.capacity import Assumptions, NotMeasuredError
 from benchmarks.claims import judge
 from benchmarks.machine import machine
-from benchmarks.model import Run, save
+from benchmarks.model import Run, load, save
 from benchmarks.peers.registry import PEERS
+from benchmarks.report.capacity import page as capacity_page
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan
 
-_DESCRIPTORS: Final = 10_000  # 9,000 subscribers and what a process has open besides
+# 10,000 subscribers, a publisher for each of 1,000 channels, what a process has open besides.
+_DESCRIPTORS: Final = 12_000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,6 +82,27 @@ def run_command(
     print_run(run, Console(width=None if sys.stdout.isatty() else 160))
     failed = any(one.faults for one in run.series if one.server.startswith("repeater"))
     sys.exit(1 if failed or not all(verdict.passed for verdict in run.verdicts) else 0)
+
+
+@main.command("capacity")
+@click.argument("run_path", metavar="RUN.json", type=click.Path(exists=True, path_type=Path))
+@click.option("--subscribers", type=click.IntRange(1), default=Assumptions().subscribers)
+@click.option("--event-bytes", type=click.IntRange(1), default=Assumptions().event_bytes)
+@click.option("--session-s", type=click.FloatRange(1), default=Assumptions().session_s)
+@click.option("--ping-s", type=click.FloatRange(1), default=Assumptions().ping_s)
+@click.option("--busy", type=click.FloatRange(0.01, 1), default=Assumptions().busy)
+@click.option("--lateness-ms", type=click.FloatRange(1), default=Assumptions().lateness_ms)
+@click.option("--cores", type=click.IntRange(1), default=Assumptions().cores)
+@click.option("--memory-gib", type=click.FloatRange(0.1), default=Assumptions().memory_gib)
+def capacity_command(run_path: Path, **given: Any) -> None:
+    """How many machines an audience takes, as a page, from what a full run measured.
+
+    `docs/capacity.md` is this page with every option left out, and says what each means.
+    """
+    try:
+        click.echo(capacity_page(load(run_path), Assumptions(**given)), nl=False)
+    except (NotMeasuredError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _prepare() -> None:

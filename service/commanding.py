@@ -24,8 +24,8 @@ from service.errors import (
     ErrorCode,
     ReplyError,
 )
+from service.joining import open_subscription, server_side_wish, time_left
 from service.protocol.replies import Push, RefreshResult
-from service.subscribing import open_subscription, server_side_wish, time_left
 
 if TYPE_CHECKING:
     from service.client import Client

@@ -33,10 +33,10 @@ from service.errors import (
     ReplyError,
 )
 from service.headers import forwarded
+from service.joining import Joining, Wish, open_subscription, server_side_wish, time_left
 from service.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
 from service.protocol.replies import ConnectResult, RefreshResult
 from service.publication import StreamPosition, embedded
-from service.subscribing import Joining, Wish, open_subscription, server_side_wish, time_left
 
 if TYPE_CHECKING:
     from service.client import Client

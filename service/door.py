@@ -8,6 +8,7 @@ one cancel scope.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from service.gate import Gate, GateError
 from service.headers import forwarded, headers_of
 from service.log import get_logger
 from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
-from service.protocol.http_request import upgrade_headers
+from service.protocol.heads import HEAD_END, RawHead, read_head
 from service.tls import HTTP2
 from service.transports import http_stream, websocket
 from service.transports.rest import Rest, RestOptions, RestStatistics
@@ -209,9 +210,8 @@ class Door:
                 self._emptied.set()
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
-        scope.deadline = trio.current_time() + self._head_timeout
         if not self._gate.is_open(sock) and await self._enter(sock, scope) == HTTP2:
-            scope.deadline = float("inf")
+            _lift_deadline(scope)
             await self._handover.serve(sock, b"")
             return
         received = await self._read_head(sock, scope)
@@ -219,21 +219,22 @@ class Door:
         if path in _STREAM_PATHS:
             await self._serve_stream(sock, scope, received)
             return
-        scope.deadline = float("inf")  # from here on each way in has its own deadlines
+        _lift_deadline(scope)  # from here on each way in has its own
         if path not in _WEBSOCKET_PATHS:
             if received := await self._rest.serve(sock, received):
                 await self._handover.serve(sock, received)
             return
-        head, _, received = received.partition(b"\r\n\r\n")
+        end = received.index(HEAD_END) + len(HEAD_END)
+        head, received = received[:end], received[end:]
         if self._gate.expects_forwarded(sock):
             self._gate.note_forwarded(sock, headers_of(head))
-        visitor = Visitor(path, query)
+        visitor, raw = Visitor(path, query), read_head(head)
         if path == PLAIN_PATH:
-            await self._identify(visitor, head)
-        client = self._open(sock, scope, visitor, head)
+            await self._identify(visitor, raw)
+        client = self._open(sock, scope, visitor, head, raw)
         first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
         # Nothing of the head may stay in this frame, which lives as long as its client.
-        del head, path, query, visitor
+        del head, raw, path, query, visitor
         if client is not None:
             await websocket.serve(client, sock, received, first)
 
@@ -241,10 +242,11 @@ class Door:
         self, sock: socket.socket, scope: trio.CancelScope, received: bytes
     ) -> None:
         """A stream, its request's body within the deadline that the head had; or hand it over."""
+        self._set_deadline(scope)
         if self._gate.expects_forwarded(sock):
             self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
         stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
-        scope.deadline = float("inf")
+        _lift_deadline(scope)
         if not isinstance(stream, bytes):
             del received
             await http_stream.serve(self._node, sock, scope, stream)
@@ -252,24 +254,24 @@ class Door:
             self._gate.forget_forwarded(sock)  # more requests may come, of other clients
             await self._handover.serve(sock, stream)
 
-    async def _identify(self, visitor: Visitor, head: bytes) -> None:
+    async def _identify(self, visitor: Visitor, raw: RawHead | None) -> None:
         """Prove a plain subscriber's token, with the deadline of its verifier."""
-        token, headers = first_of(visitor.query, "token"), head.lower()
-        if not token and (b"\nauthorization:" in headers or b"\ncookie:" in headers):
-            known = upgrade_headers(head + b"\r\n\r\n")
-            token = header_token(known.get("authorization"), known.get("cookie"))
+        token = first_of(visitor.query, "token")
+        if not token and raw is not None and raw.upgrades:
+            token = header_token(raw.value(b"authorization"), raw.value(b"cookie"))
         try:
             visitor.grant = await identify(self._node, token)
         except RefusedError as error:
             visitor.refused = error.status
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
-        """Everything up to the head's end, and what came with it. The scope sets the deadline."""
+        """Everything up to the head's end, and what came with it."""
         received = b""
         while True:
             try:
                 chunk = sock.recv(self._head_limit)
             except BlockingIOError:
+                self._set_deadline(scope)
                 if not received:
                     await self._wait_first(sock, scope)
                 else:
@@ -287,13 +289,19 @@ class Door:
                 return received
             await trio.lowlevel.checkpoint()
 
+    def _set_deadline(self, scope: trio.CancelScope) -> None:
+        """From the first wait on, unless it is set: mostly a request comes without a wait."""
+        if scope.deadline == math.inf:
+            scope.deadline = trio.current_time() + self._head_timeout
+
     async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """Wait for a connection's first bytes; `drain` does not wait for them."""
         with self._no_request_yet(scope):
             await trio.lowlevel.wait_readable(sock)
 
     async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
-        """Pass the gate; the protocol that TLS chose. The scope sets the deadline."""
+        """Pass the gate; the protocol that TLS chose."""
+        self._set_deadline(scope)
         try:
             with self._no_request_yet(scope):
                 return await self._gate.enter(sock)
@@ -312,12 +320,17 @@ class Door:
             del self._silent[scope]
 
     def _open(
-        self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, head: bytes
+        self,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        visitor: Visitor,
+        head: bytes,
+        raw: RawHead | None,
     ) -> Client | None:
         """Answer the handshake; the client that it makes, or None where it was refused."""
         node, limits = self._node, self._node.options.limits
         visitor.address = client_address(sock) if limits.connections_per_address else ""
-        handshake = answer_handshake(head + b"\r\n\r\n", partial(self._check, visitor))
+        handshake = answer_handshake(head, raw, partial(self._check, visitor))
         if not handshake.accepted:
             _send_last(sock, handshake.answer)
             return None
@@ -361,12 +374,17 @@ class Door:
         return None
 
 
+def _lift_deadline(scope: trio.CancelScope) -> None:
+    if scope.deadline != math.inf:
+        scope.deadline = math.inf
+
+
 def _split_target(head: bytes) -> tuple[bytes, Query]:
     """Path and query of the request line; an empty path where the line has no target."""
     words = head.partition(b"\r\n")[0].split(b" ")
     target = words[1] if len(words) == 3 else b""
     path, _, query = target.partition(b"?")
-    return path, parse_qs(query.decode("latin-1"))
+    return path, parse_qs(query.decode("latin-1")) if query else {}
 
 
 def _is_request(received: bytes) -> bool:

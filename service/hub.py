@@ -17,12 +17,12 @@ import trio
 
 from service.credentials import SubscriptionGrant
 from service.errors import Unsubscribed
+from service.groups import Group
 from service.publication import ClientInfo, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
     from service.client import Client
     from service.interfaces import Events
-    from service.outbox import Outbox
     from service.protocol.codecs import Codec
 
 _NOTHING_GRANTED = SubscriptionGrant()
@@ -90,10 +90,6 @@ class Subscription:
         )
 
 
-Group = dict["Outbox", Subscription]
-"""Listeners by one codec; a dictionary, since the outbox is what fan-out needs."""
-
-
 class Run(msgspec.Struct, frozen=True):
     """Publications of one channel without a gap between them, and whether one is before them."""
 
@@ -131,7 +127,7 @@ class Channel:
     def live(self) -> Iterator[Subscription]:
         """Those whom fan-out reaches."""
         for group in self.listeners.values():
-            yield from group.values()
+            yield from group
 
     def hears(self, subscription: Subscription) -> bool:
         """Whether it may be told something now: it has been answered, and has not ended."""
@@ -145,8 +141,10 @@ class Channel:
 
     def add(self, subscription: Subscription) -> None:
         """Let a client hear this channel from now on."""
-        group = self.listeners.setdefault(subscription.codec, {})
-        group[subscription.client.outbox] = subscription
+        group = self.listeners.get(subscription.codec)
+        if group is None:
+            group = self.listeners[subscription.codec] = Group()
+        group.add(subscription)
 
     def remove(self, subscription: Subscription) -> None:
         """Nothing of this channel goes to this client any more."""
@@ -154,9 +152,9 @@ class Channel:
         self.joining.pop(subscription, None)
         self.ahead.pop(subscription, None)
         group = self.listeners.get(subscription.codec)
-        if group is None or group.pop(subscription.client.outbox, None) is None:
+        if group is None or not group.discard(subscription):
             return
-        if not group:
+        if not len(group):
             del self.listeners[subscription.codec]
 
     def recode(self, subscription: Subscription, codec: Codec) -> None:
@@ -226,10 +224,10 @@ class Channel:
             key = (subscription.codec, position.offset)
             group = groups.get(key)
             if group is None:
-                group = groups[key] = {}
+                group = groups[key] = Group()
                 rest = [one for one in run if not one.offset or one.offset > position.offset]
                 caught_up.pieces.append((subscription.codec, group, rest))
-            group[subscription.client.outbox] = subscription
+            group.add(subscription)
         return caught_up
 
 

@@ -15,6 +15,7 @@ import trio
 
 from service.credentials import ConnectionGrant, SubscriptionGrant
 from service.errors import PERMISSION_DENIED, DisconnectError, ReplyError
+from service.joining import Joining, Wish, open_subscription
 from service.protocol.event_stream import (
     EVENT_STREAM_CHANNEL,
     EventStreamCodec,
@@ -25,7 +26,6 @@ from service.protocol.event_stream import (
 )
 from service.protocol.positions import UNKNOWN, event_id, parse_event_id
 from service.publication import Publication, StreamPosition
-from service.subscribing import Joining, Wish, open_subscription
 
 if TYPE_CHECKING:
     from service.client import Client

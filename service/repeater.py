@@ -15,10 +15,12 @@ import msgspec
 import trio
 
 from service.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
+from service.outbox import send_to_all
 from service.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
-    from service.hub import Channel, Group, Hub
+    from service.groups import Audience
+    from service.hub import Channel, Hub
     from service.intake import Intake
     from service.outbox import Outbox
     from service.protocol.codecs import Codec
@@ -100,8 +102,10 @@ class Repeater:
             self._batches += 1
             await self._distribute(batch)
             self._measure(len(batch), since, taken_at)
-            self._hub.distributed.unpark_all()
-            await trio.lowlevel.checkpoint()
+            if self._hub.distributed:
+                self._hub.distributed.unpark_all()
+            if len(self._intake):
+                await trio.lowlevel.checkpoint()  # Else the wait for the next event is one.
 
     def _measure(self, events: int, since: float, taken_at: float) -> None:
         """A batch was distributed: one reading of the clock more, however many events it had."""
@@ -161,7 +165,7 @@ class Repeater:
         Whoever joins while this gives way to others has the run in its history already.
         """
         caught_up = channel.catch_up(run) if channel.ahead else None
-        groups = [(codec, group.copy()) for codec, group in channel.listeners.items()]
+        groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
         base, channel.base, version = channel.base, run[-1], channel.version
         if caught_up is not None:
             for subscription in caught_up.reached:
@@ -171,33 +175,35 @@ class Repeater:
             for codec, group, piece in caught_up.pieces:
                 # They had no base from fan-out; nor have all of them the run's last for one.
                 chunks = Chunks.of(codec, piece, None)
-                await self._give_group(channel, version, group, chunks, touched)
-        for codec, group in groups:
+                await self._give_group(channel, version, group.audience(), chunks, touched)
+        for codec, audience in groups:
             chunks = Chunks.of(codec, run, base)
-            await self._give_group(channel, version, group, chunks, touched)
+            await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
-                for subscription in _remaining(group).values():
+                for subscription in audience.remaining().subscriptions:
                     channel.recode(subscription, codec.following)
 
     async def _give_group(
         self,
         channel: Channel,
         version: int,
-        group: Group,
+        audience: Audience,
         chunks: Chunks,
         touched: dict[Outbox, None] | None,
     ) -> None:
         """Give chunks to those of a group, of this version, that listen still to the end."""
-        if channel.version != version:
-            group = _remaining(group)
-        outboxes, version, start = tuple(group), channel.version, 0
-        while start < len(outboxes):
-            self._give(outboxes[start : start + _SLICE], chunks, touched)
-            start += _SLICE
-            if await self._gave_way() and channel.version != version:
+        start = 0
+        while True:
+            if channel.version != version:
                 # Somebody left meanwhile: they must not hear what they left.
-                group = _remaining({outbox: group[outbox] for outbox in outboxes[start:]})
-                outboxes, version, start = tuple(group), channel.version, 0
+                audience, version, start = audience.remaining(start), channel.version, 0
+            outboxes = audience.outboxes[start : start + _SLICE]
+            if not outboxes:
+                return
+            self._give(outboxes, chunks, touched)
+            start += _SLICE
+            if perf_counter() >= self._turn_ends:
+                await self._give_way()
 
     def _give(
         self,
@@ -207,8 +213,7 @@ class Repeater:
     ) -> None:
         if touched is None:
             for chunk in chunks.bytes:
-                for outbox in outboxes:
-                    outbox.send(chunk)
+                send_to_all(outboxes, chunk)
         else:
             for outbox in outboxes:
                 for chunk in chunks.bytes:
@@ -232,23 +237,19 @@ class Repeater:
                     chunk = chunks[client.codec] = client.codec.announcement(announcement)
                 client.outbox.send(chunk)
             if number % _SLICE == 0:
-                await self._gave_way()
+                await self._give_way_if_due()
 
     async def _flush(self, touched: Sequence[Outbox]) -> None:
         for start in range(0, len(touched), _SLICE):
             for outbox in touched[start : start + _SLICE]:
                 outbox.flush()
-            await self._gave_way()
+            await self._give_way_if_due()
 
-    async def _gave_way(self) -> bool:
-        """Let pings, accepts and REST calls have a turn once the time budget is used up."""
-        if perf_counter() < self._turn_ends:
-            return False
+    async def _give_way_if_due(self) -> None:
+        if perf_counter() >= self._turn_ends:
+            await self._give_way()
+
+    async def _give_way(self) -> None:
+        """Let pings, accepts and REST calls have a turn: the time budget is used up."""
         await trio.lowlevel.checkpoint()
         self._turn_ends = perf_counter() + self._budget
-        return True
-
-
-def _remaining(group: Group) -> Group:
-    """Those who listen still, and by the same subscription."""
-    return {outbox: one for outbox, one in group.items() if not one.ended}

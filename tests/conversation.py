@@ -146,7 +146,31 @@ class Sink:
             self._intake.put_nowait(event)
 
 
-class TestBroker(MemoryBroker):
+class HeldHistory(MemoryBroker):
+    """A memory broker whose history is asked, or answers, late."""
+
+    async def asked(self, channel: str) -> None:
+        """Before it is read."""
+
+    async def answered(self, channel: str) -> None:
+        """After it was read: the answer says what was true then."""
+
+    async def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        await self.asked(channel)
+        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+        await self.answered(channel)
+        return found
+
+
+class TestBroker(HeldHistory):
     """A memory broker whose history and hand-over can be held, spoilt or made to fail."""
 
     __test__ = False  # no class of tests
@@ -164,21 +188,13 @@ class TestBroker(MemoryBroker):
         self.sink = Sink(intake, lambda event: self.fate(event))
         await super().run(self.sink)
 
-    async def history(
-        self,
-        channel: str,
-        options: ChannelOptions,
-        *,
-        since: StreamPosition | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
+    async def asked(self, channel: str) -> None:
         if self.failing:
             raise BrokerError("history is down")
         await self.before[channel].passed()
-        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+
+    async def answered(self, channel: str) -> None:
         await self.after[channel].passed()
-        return found
 
 
 class FakeVerifier:

@@ -25,6 +25,7 @@ from service.options import NodeOptions
 from service.protocol.codecs import Codec, say_data
 from service.protocol.frames import text_frame
 from service.protocol.handshake import answer_handshake
+from service.protocol.heads import read_head
 from service.server import open_server
 from service.testing import open_test_node
 from service.transports import websocket
@@ -114,8 +115,9 @@ async def serve_echo(node: Node, stream: trio.SocketStream) -> None:
     head = b""
     while b"\r\n\r\n" not in head:
         head += await stream.receive_some()
-    head, _, received = head.partition(b"\r\n\r\n")
-    handshake = answer_handshake(head + b"\r\n\r\n", lambda _origin, _host: None)
+    head, end, received = head.partition(b"\r\n\r\n")
+    head += end
+    handshake = answer_handshake(head, read_head(head), lambda _origin, _host: None)
     sock = socket.socket(fileno=stream.socket.detach())
     with trio.CancelScope() as scope:
         client = Client(node, WebSocketTransport(sock, ECHO), scope, ready=True)

@@ -38,6 +38,7 @@ from service.handover import Handover
 from service.listeners import open_listeners
 from service.server import open_server
 from service.web.app import create_app
+from tests.answering import answering, http
 from tests.application import Application, open_asking_node
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
@@ -160,31 +161,6 @@ def test_the_documentations_check_of_signatures(example: dict[str, Any]) -> None
         assert not is_ours(header, b"{}")
 
 
-@asynccontextmanager
-async def answering(answer: bytes | None) -> AsyncIterator[str]:
-    """A server that says this to everybody, whatever it is asked; None says nothing."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        async with stream:
-            request = await stream.receive_some()
-            assert request.startswith(b"POST /rpc HTTP/1.1\r\n")
-            if answer is None:
-                await trio.sleep_forever()
-            else:
-                await stream.send_all(answer)
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, handle, 0)
-        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/rpc"
-        nursery.cancel_scope.cancel()
-
-
-def http(body: bytes, length: int | None = None, status: bytes = b"200 OK") -> bytes:
-    size = len(body) if length is None else length
-    head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\nLocation: /rpc\r\n\r\n"
-    return head % (status, size) + body
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -197,7 +173,7 @@ def http(body: bytes, length: int | None = None, status: bytes = b"200 OK") -> b
 )  # fmt: skip
 async def test_broken_answers_over_a_socket(answer: bytes | None) -> None:
     """Whatever a server says instead of an answer is a `BrokerError`, within the timeout."""
-    async with answering(answer) as url, make_client() as client:
+    async with answering(answer, b"POST /rpc") as url, make_client() as client:
         backend = HTTPBackend(CallbackOptions(rpc_url=url, timeout=0.2), client)
         with trio.fail_after(5), pytest.raises(BrokerError):
             await backend.rpc(Caller("c", "websocket"), "m", b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from service import commanding
-from service.brokers.memory import MemoryBroker
 from service.client import Client
 from service.commanding import Target
 from service.credentials import ConnectionGrant, Overrides, SubscriptionGrant
@@ -34,6 +33,7 @@ from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
 from service.publication import ClientInfo, Publication, StreamPosition
 from service.session import Session
 from service.testing import MemoryTransport, connect
+from tests.conversation import HeldHistory
 
 SEEN = ChannelOptions(
     presence=True, join_leave=True, force_push_join_leave=True, allow_recovery=True
@@ -75,25 +75,15 @@ class GatedPresence(MemoryPresence):
         await super().add(channel, info)
 
 
-class GatedBroker(MemoryBroker):
+class GatedBroker(HeldHistory):
     """A history that answers late, with what was true when it was asked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = Gate()
 
-    async def history(
-        self,
-        channel: str,
-        options: ChannelOptions,
-        *,
-        since: StreamPosition | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+    async def answered(self, channel: str) -> None:
         await self.gate.pass_through()
-        return found
 
 
 @attrs.define

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import gc
+import logging
+import re
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from websockets.datastructures import MultipleValuesError
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from service.auth import origin_allowed, wants_protobuf
-from service.protocol.handshake import Handshake, answer_handshake
+from service.protocol import handshake as module
+from service.protocol.handshake import BAD_REQUEST_ANSWER, Check, Handshake, answer_handshake
+from service.protocol.heads import read_head
 
 
 def head(*lines: str, method: str = "GET", upgrade: bool = True) -> bytes:
@@ -24,7 +35,11 @@ def head(*lines: str, method: str = "GET", upgrade: bool = True) -> bytes:
 
 
 def answer(request: bytes, refusal: HTTPStatus | None = None) -> Handshake:
-    return answer_handshake(request, lambda _origin, _host: refusal)
+    return shake(request, lambda _origin, _host: refusal)
+
+
+def shake(request: bytes, check: Check) -> Handshake:
+    return answer_handshake(request, read_head(request), check)
 
 
 def test_correct_handshake_is_accepted() -> None:
@@ -76,9 +91,9 @@ def test_check_sees_origin_and_host() -> None:
         seen.append((origin, host))
         return None
 
-    answer_handshake(head("Origin: https://a"), check)
-    answer_handshake(head(), check)
-    assert not answer_handshake(head("Origin: a", "Origin: b"), check).accepted
+    shake(head("Origin: https://a"), check)
+    shake(head(), check)
+    assert not shake(head("Origin: a", "Origin: b"), check).accepted
     assert seen == [("https://a", "example.com"), (None, "example.com")]
 
 
@@ -93,9 +108,137 @@ def test_check_sees_origin_and_host() -> None:
 )
 def test_incorrect_handshake_is_refused(request_head: bytes, status: bytes) -> None:
     """What is no handshake gets a 4xx answer, and the check is not asked."""
-    handshake = answer_handshake(request_head, lambda *_: pytest.fail("asked"))
+    handshake = shake(request_head, lambda *_: pytest.fail("asked"))
     assert not handshake.accepted
     assert handshake.answer.startswith(b"HTTP/1.1 " + status)
+
+
+LIKELY: dict[str, Sequence[str]] = {
+    "Host": ("example.com", "[::1]:80", ""),
+    "Origin": ("https://example.com", "null", "https://a\xe9"),
+    "Upgrade": ("websocket", "WebSocket", "websocket, h2c", "h2c", "websocket/13", ""),
+    "Connection": ("Upgrade", "keep-alive, upgrade", ", Upgrade,", "close", "Upgrade @", ""),
+    "Sec-WebSocket-Key": (
+        *("dGhlIHNhbXBsZSBub25jZQ==", "AAAAAAAAAAAAAAAAAAAAAA==", "AAAAAAAAAAAAAAAAAAAAAB=="),
+        *("AAAAAAAAAAAAAAAAAAAAAA", "AAAA", "dGhl IHNhbXBsZSBub25jZQ==", "\xe9", ""),
+    ),
+    "Sec-WebSocket-Version": ("13", "8", "13, 8", "013", ""),
+    "Sec-WebSocket-Protocol": (
+        *("centrifuge-json", "centrifuge-protobuf", "centrifuge-protobuf,centrifuge-json"),
+        *("chat", "chat, , centrifuge-json", "two words", ""),
+    ),
+    "Sec-WebSocket-Extensions": ("permessage-deflate; client_max_window_bits", ";;"),
+    "Content-Length": ("0", "5", "0, 0"),
+    "Transfer-Encoding": ("chunked",),
+    "Expect": ("100-continue",),
+    "Cookie": ("a=b; c=d", "x" * 8_200),
+}
+NEEDED = tuple(name for name in LIKELY if name in head().decode())
+TARGETS = ("/ws?channel=news", "*", "http://a/ws", "ws", "/\xe9", "/a b", "")
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> str:
+    """A header line as somebody might send it."""
+    name = draw(st.sampled_from(sorted(LIKELY)))
+    anything = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=8)
+    value = draw(st.sampled_from(LIKELY[name]) | anything)
+    written = draw(st.sampled_from((name, name.lower(), name.upper())))
+    return f"{written}:{draw(st.sampled_from(('', ' ', chr(9))))}{value}{draw(BLANKS)}"
+
+
+BLANKS = st.sampled_from(("", "", "", " ", "\t "))
+NOISE = st.tuples(
+    st.floats(0, 1),
+    st.integers(0, 2),
+    st.sampled_from([b"", b"\r\n", b"\n", b"\r", *map(bytes, zip(range(256), strict=True))]),
+)
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> bytes:
+    """A request head: mostly correct, then less so, then noise."""
+    method, version = draw(st.sampled_from((("GET", "HTTP/1.1"),) * 6 + ODD))
+    target = draw(st.sampled_from((TARGETS[0],) * 6 + TARGETS))
+    needed = [f"{name}: {LIKELY[name][0]}" for name in NEEDED]
+    kept = [line for line in needed if draw(st.integers(0, 15))]
+    headers = draw(st.permutations([*kept, *draw(st.lists(lines(), max_size=3))]))
+    headers += ["X: y"] * draw(st.sampled_from((0,) * 8 + (122, 128, 129)))
+    text = "\r\n".join([f"{method} {target} {version}", *headers, "", ""]).encode("latin-1")
+    for place, dropped, put in draw(st.lists(NOISE, max_size=2)):
+        at = round(place * len(text))
+        text = text[:at] + put + text[at + dropped :]
+    before, end, _ = text.partition(b"\r\n\r\n")
+    return before + end
+
+
+ODD = (("POST", "HTTP/1.1"), ("get", "HTTP/1.1"), ("GET", "HTTP/1.0"), ("GET", "HTTP/2.0"))
+
+
+def by_the_library(request: bytes, check: Check) -> Handshake:
+    """What `websockets` alone makes of the bytes, in its ordinary way."""
+    ours = (Subprotocol("centrifuge-json"), Subprotocol("centrifuge-protobuf"))
+    server = ServerProtocol(
+        subprotocols=ours,
+        select_subprotocol=lambda _, offered: next((one for one in ours if one in offered), None),
+        logger=logging.getLogger("repeater.websocket.handshake"),
+    )
+    server.receive_data(request)
+    events = server.events_received()
+    if not events or not isinstance(events[0], Request):
+        return Handshake(BAD_REQUEST_ANSWER, accepted=False)
+    response = server.accept(events[0])
+    if accepted := response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        headers = events[0].headers
+        try:
+            refusal = check(headers.get("Origin"), headers.get("Host"))
+        except MultipleValuesError:
+            refusal = check("", None)
+        if refusal is not None:
+            response, accepted = server.reject(refusal, f"{refusal.phrase}\n"), False
+    return Handshake(response.serialize(), accepted, server.subprotocol)
+
+
+@settings(deadline=None, max_examples=400)
+@given(request=heads(), refusal=st.sampled_from((None, None, None, HTTPStatus.FORBIDDEN)))
+@example(request=head(), refusal=None)
+@example(request=head().replace(b"\r\nHost", b"\nHost"), refusal=None)
+@example(request=head().replace(b"example", b"ex\r\n ample"), refusal=None)
+@example(request=b"\r\n" + head(), refusal=None)
+@example(request=head().replace(b"GET ", b"GET  "), refusal=None)
+def test_verdict_is_the_library_s(request: bytes, refusal: HTTPStatus | None) -> None:
+    """Any head gets the answer that `websockets` gives to its bytes, but for the date."""
+    asked: dict[str, list[tuple[str | None, str | None]]] = {"ours": [], "theirs": []}
+
+    def asking(whom: str) -> Check:
+        def check(origin: str | None, host: str | None) -> HTTPStatus | None:
+            asked[whom].append((origin, host))
+            return refusal
+
+        return check
+
+    ours = shake(request, asking("ours"))
+    theirs = by_the_library(request, asking("theirs"))
+    assert undated(ours.answer) == undated(theirs.answer)
+    assert ours.accepted == theirs.accepted
+    assert ours.subprotocol == theirs.subprotocol
+    assert asked["ours"] == asked["theirs"]
+
+
+def undated(response: bytes) -> bytes:
+    return re.sub(rb"Date: [^\r]*\r\n", b"", response)
+
+
+def test_browser_s_head_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a browser sends is answered from the head that was read already."""
+    monkeypatch.setattr(module, "_answer_bytes", lambda *_: pytest.fail("read again"))
+    browser = (
+        *("User-Agent: Mozilla/5.0", "Origin: https://example.com", "Cache-Control: no-cache"),
+        *("Accept-Encoding: gzip, deflate, br", "Accept-Language: de,en", "Cookie: a=b; c=d"),
+        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
+    )
+    request = head(*browser).replace(b"Connection: Upgrade", b"Connection: keep-alive, Upgrade")
+    assert answer(request).accepted
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,21 @@ async def test_listeners_are_grouped_by_codec() -> None:
         assert len(channel.listeners) == 1
 
 
+async def test_an_audience_is_kept_until_somebody_comes_or_goes() -> None:
+    """Fan-out is given the same tuples event after event; who has one keeps it as it was."""
+    async with open_test_node() as node, connect(node, MemoryTransport(), ["a"]) as first:
+        (group,) = node.hub.channels["a"].listeners.values()
+        alone = group.audience()
+        assert group.audience() is alone
+        async with connect(node, MemoryTransport(), ["a"]) as second:
+            both = group.audience()
+            assert both.outboxes == (first.outbox, second.outbox)
+            assert alone.outboxes == (first.outbox,)
+        assert group.audience().outboxes == (first.outbox,)
+        assert both.remaining().outboxes == (first.outbox,)
+        assert both.remaining(1).outboxes == ()
+
+
 async def test_version_changes_when_a_listener_leaves() -> None:
     """Leaving changes the channel's version, joining does not."""
     async with open_test_node() as node, connect(node, MemoryTransport(), ["a"]):
@@ -137,7 +152,7 @@ async def test_whoever_is_ahead_is_caught_up_with() -> None:
         pieces = {
             one: [publication.offset for publication in piece]
             for _, group, piece in caught_up.pieces
-            for one in group.values()
+            for one in group
         }
         assert pieces == {within: [7], at_end: [], past: []}
         assert set(channel.ahead) == {past, behind, other}

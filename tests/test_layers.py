@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.interfaces", "service.log", "service.grants", "service.collector"),
     (
         "service.outbox",
+        "service.groups",
         "service.hub",
         "service.intake",
         "service.heartbeat",
@@ -50,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.connection_log",
         "service.reading",
     ),
+    ("service.joining",),
     ("service.subscribing", "service.asking", "service.renewing"),
     ("service.connecting", "service.commanding"),
     (

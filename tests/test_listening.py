@@ -25,6 +25,7 @@ from service.options import ChannelOptions, NodeOptions
 from service.protocol.event_stream import EVENT_STREAM
 from service.publication import Event, Publication, StreamPosition
 from service.testing import MemoryTransport, open_test_node
+from tests.conversation import HeldHistory
 from tests.eventsource import EventSource
 
 
@@ -253,7 +254,7 @@ async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -
         assert transport.closed_with == Disconnect(3005, "connection expired")
 
 
-class Dawdling(MemoryBroker):
+class Dawdling(HeldHistory):
     """A broker far away: answers take a while, and events reach fan-out after the history."""
 
     def __init__(self, seed: int) -> None:
@@ -288,18 +289,8 @@ class Dawdling(MemoryBroker):
         for _ in range(self._random.randrange(most)):
             await trio.lowlevel.checkpoint()
 
-    async def history(
-        self,
-        channel: str,
-        options: ChannelOptions,
-        *,
-        since: StreamPosition | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
+    async def answered(self, channel: str) -> None:
         await self._dawdle(6)
-        return found
 
 
 CHANNELS = ("a", "b", "c")

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from service.client import Client
 from service.errors import SLOW, WRITE_ERROR, Disconnect
 from service.options import NodeOptions
-from service.outbox import BacklogRoom, Outbox
+from service.outbox import BacklogRoom, Outbox, send_to_all
 from service.protocol.codecs import PLAIN, PLAIN_ASGI, Codec
 from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from service.transports.websocket import WebSocketTransport
@@ -152,6 +152,36 @@ async def test_send_goes_behind_what_was_pushed() -> None:
         bench.outbox.push(b"a")
         bench.outbox.send(b"b")
         assert b"".join(bench.transport.sent) == b"ab"
+
+
+async def test_one_chunk_to_all_whatever_state_they_are_in() -> None:
+    """Direct, behind a backlog, behind a pushed chunk, broken, closed: each as by itself."""
+    stalled = StallingTransport(PLAIN)
+    async with (
+        open_bench(MemoryTransport(PLAIN)) as direct,
+        open_bench(stalled) as behind,
+        open_bench(MemoryTransport(PLAIN)) as pushed,
+        open_bench(MemoryTransport(PLAIN)) as broken,
+        open_bench(MemoryTransport(PLAIN)) as closed,
+    ):
+        behind.outbox.send(b"first")
+        pushed.outbox.push(b"first")
+        broken.transport.abort()
+        closed.outbox.close()
+        benches = (direct, behind, pushed, broken, closed)
+        send_to_all([bench.outbox for bench in benches], b"second")
+        assert direct.transport.sent == [b"second"]
+        assert behind.outbox.backlog_bytes == 11
+        assert pushed.transport.sent == [b"firstsecond"]
+        assert broken.cuts == [WRITE_ERROR]
+        assert closed.transport.sent == []
+        assert closed.cuts == []
+        stalled.allow(100)
+        await behind.outbox.wait_empty()
+        assert b"".join(stalled.sent) == b"firstsecond"
+        behind.outbox.send(b"third")
+        assert stalled.sent[-1] == b"third"
+        assert behind.outbox.backlog_bytes == 0
 
 
 async def test_byte_bound_cuts_as_slow() -> None:

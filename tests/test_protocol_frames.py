@@ -74,6 +74,28 @@ def test_reader_does_not_mind_how_bytes_arrive(step: int) -> None:
     assert not reader.closed
 
 
+@pytest.mark.parametrize("size", [0, 5, 200, 66_000])
+def test_reader_is_not_idle_inside_a_frame(size: int) -> None:
+    """Wherever a frame is cut, a reader that is dropped whenever idle loses nothing of it."""
+    data = masked(Opcode.TEXT, b"x" * size)
+    for cut in range(1, min(len(data), 20)):
+        reader = FrameReader(100_000)
+        assert reader.feed(data[:cut]) == []
+        assert not reader.idle
+        assert reader.feed(data[cut:]) == [b"x" * size]
+        assert reader.idle
+
+
+def test_length_written_too_long_keeps_the_reader() -> None:
+    """A frame whose length has more bytes than it needs is read, and so is what follows it."""
+    plain = masked(Opcode.TEXT, b"hello")
+    long = plain[:1] + b"\xfe\x00\x05" + plain[2:]
+    reader = FrameReader(100)
+    assert reader.feed(long + plain[:3]) == [b"hello"]
+    assert not reader.idle
+    assert reader.feed(plain[3:]) == [b"hello"]
+
+
 def test_reader_is_not_idle_inside_a_message() -> None:
     """Half a frame and half a message keep the reader alive."""
     reader = FrameReader(1_000)

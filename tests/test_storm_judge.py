@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.storm import judge
-from benchmarks.wire import WireError, event, push, server_frame
+from benchmarks.generator.wire import WireError, event, push, server_frame
+from benchmarks.workloads.storm_judge import judge
 
 _DUE = list(range(5, 35))  # the 20 that were missed, and the 10 published from then on
 

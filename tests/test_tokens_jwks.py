@@ -19,6 +19,7 @@ from service.errors import BrokerError
 from service.token_options import TokenOptions
 from service.tokens import JWTVerifier, open_verifier
 from service.tokens.jwks import KEY_ID_LIMIT
+from tests.answering import answering, http
 from tests.signing import (
     SECRET,
     base64url,
@@ -402,25 +403,8 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def serve(answer: bytes | None) -> AsyncIterator[TokenOptions]:
     """An HTTP server that says this to everybody; options for it. None says nothing."""
 
-    async def handle(stream: trio.SocketStream) -> None:
-        async with stream:
-            request = await stream.receive_some()
-            assert request.startswith(b"GET /keys HTTP/1.1\r\n")
-            if answer is None:
-                await trio.sleep_forever()
-            else:
-                await stream.send_all(answer)
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, handle, 0)
-        port = listeners[0].socket.getsockname()[1]
-        yield TokenOptions(jwks_url=f"http://127.0.0.1:{port}/keys", jwks_timeout=1)
-        nursery.cancel_scope.cancel()
-
-
-def http(body: bytes, length: int | None = None) -> bytes:
-    size = len(body) if length is None else length
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size + body
+    async with answering(answer, b"GET /keys") as url:
+        yield TokenOptions(jwks_url=url, jwks_timeout=1)
 
 
 async def test_over_a_socket() -> None:

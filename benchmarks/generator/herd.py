@@ -50,7 +50,7 @@ class Herd:
         self._members: dict[int, _Member] = {}
         self._publishers: dict[int, Publisher] = {}
         self._greeted = 0
-        self.ready_ms: list[float] = []
+        self.ready_ns: list[int] = []
         """Of the last `come`: when each was ready, from its begin."""
 
     def __enter__(self) -> Self:
@@ -83,22 +83,22 @@ class Herd:
             at_once: Most that may wait for their 101.
             beside: Called now and then with how many are ready.
         """
-        start = time.monotonic()
-        self.ready_ms, self._greeted = [], 0
+        start = time.monotonic_ns()
+        self.ready_ns, self._greeted = [], 0
         count, connected = len(greetings), 0
-        while len(self.ready_ms) < count:
+        while len(self.ready_ns) < count:
             while connected < count and connected - self._greeted < at_once:
                 self._connect(greetings[connected])
                 connected += 1
-            if time.monotonic() - start > COME_SECONDS:
-                raise WireError(f"{len(self.ready_ms)} of {count} connections were ready in time")
+            if time.monotonic_ns() - start > COME_SECONDS * 1e9:
+                raise WireError(f"{len(self.ready_ns)} of {count} connections were ready in time")
             for member in self._pump(1.0):
                 if not member.ready and self._is_ready(member):
                     member.ready = True
-                    self.ready_ms.append((time.monotonic() - start) * 1e3)
+                    self.ready_ns.append(time.monotonic_ns() - start)
             if beside is not None:
-                beside(len(self.ready_ms))
-        return time.monotonic() - start
+                beside(len(self.ready_ns))
+        return (time.monotonic_ns() - start) / 1e9
 
     def _connect(self, greeting: Greeting) -> None:
         sock = socket.socket()

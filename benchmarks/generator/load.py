@@ -10,16 +10,28 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self
 
+import attrs
+
 from benchmarks.generator.protocol import Greeting
-from benchmarks.generator.wire import PING_OPCODE, PONG, WireError, split_frames
+from benchmarks.generator.wire import PING_OPCODE, WireError, pong, split_frames
 
 OPEN_SECONDS: Final = 60.0
 RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
 _HEAD_END: Final = b"\r\n\r\n"
 _DATA_OPCODES: Final = (1, 2)  # text; or binary, as some protocols want it
+
+
+@attrs.define
+class _Waiting:
+    """A connection that is not open yet, and what it has heard."""
+
+    greeting: Greeting
+    greeted: bool = False
+    received: bytes = b""
 
 
 class Crowd:
@@ -34,6 +46,8 @@ class Crowd:
         self.poller = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
         self.partial: dict[int, bytes] = {}
+        self.answered = 0
+        """Heartbeats answered so far."""
         self._stream = False
         self._heartbeats: Mapping[bytes, bytes] = {}
 
@@ -46,23 +60,27 @@ class Crowd:
 
     def open(self, count: int, greeting: Greeting, at_once: int = 200) -> float:
         """Open `count` subscribers, `at_once` of them under way; returns the seconds it took."""
+        return self.open_each([greeting] * count, at_once)
+
+    def open_each(self, greetings: Sequence[Greeting], at_once: int = 200) -> float:
+        """Open one subscriber for each of these greetings of one protocol."""
         start = time.monotonic()
-        self._stream, self._heartbeats = greeting.stream, greeting.heartbeats
-        waiting: dict[int, bytes] = {}
-        greeted: set[int] = set()
-        left = count
+        self._stream, self._heartbeats = greetings[0].stream, greetings[0].heartbeats
+        left = deque(greetings)
+        waiting: dict[int, _Waiting] = {}
         while left or waiting:
             if time.monotonic() - start > OPEN_SECONDS:
-                raise WireError(f"{left + len(waiting)} of {count} connections did not open")
+                missing = len(left) + len(waiting)
+                raise WireError(f"{missing} of {len(greetings)} connections did not open")
             while left and len(waiting) < at_once:
-                waiting[self._connect(greeting.request)] = b""
-                left -= 1
+                greeting = left.popleft()
+                waiting[self._connect(greeting.request)] = _Waiting(greeting)
             for fd, _ in self.poller.poll(1.0, 256):
                 if fd not in waiting:
                     self.idle_data(fd)
                     continue
-                waiting[fd] += self._receive(fd)
-                if self._opened(fd, waiting, greeted, greeting):
+                waiting[fd].received += self._receive(fd)
+                if self._opened(fd, waiting[fd]):
                     del waiting[fd]
         return time.monotonic() - start
 
@@ -80,24 +98,24 @@ class Crowd:
         self.poller.register(fd, select.EPOLLIN)
         return fd
 
-    def _opened(
-        self, fd: int, waiting: dict[int, bytes], greeted: set[int], greeting: Greeting
-    ) -> bool:
-        received = waiting[fd]
-        if fd not in greeted:
-            head, end, rest = received.partition(_HEAD_END)
+    def _opened(self, fd: int, one: _Waiting) -> bool:
+        greeting = one.greeting
+        if not one.greeted:
+            head, end, rest = one.received.partition(_HEAD_END)
             if not end:
                 return False
             if not head.startswith(greeting.accepted):
                 raise WireError(f"refused: {head.decode(errors='replace')}")
-            greeted.add(fd)
-            received = waiting[fd] = rest
+            one.greeted, one.received = True, rest
             if greeting.commands:
                 self.sockets[fd].send(greeting.commands)
+        received = one.received
         if greeting.ready and greeting.ready not in received:
             return False
         if greeting.stream:
-            return not received or received.endswith(b"\n\n")
+            if received:  # what a stream begins with; an event may stand behind it
+                self.partial[fd] = received
+            return True
         frames, rest = split_frames(received)
         if b'"error"' in received or (frames and not greeting.ready):
             raise WireError(f"unexpected answer: {received[:200]!r}")
@@ -130,18 +148,25 @@ class Crowd:
         payloads: list[bytes] = []
         for opcode, payload in frames:
             if opcode == PING_OPCODE:
-                self.sockets[fd].send(PONG)
+                self._answer(fd, pong(payload))
             elif payload in self._heartbeats:
-                self.sockets[fd].send(self._heartbeats[payload])
+                self._answer(fd, self._heartbeats[payload])
             elif opcode in _DATA_OPCODES:
                 payloads.append(payload)
             else:
                 raise WireError(f"frame with opcode {opcode}: {payload[:200]!r}")
         return payloads
 
+    def _answer(self, fd: int, reply: bytes) -> None:
+        self.sockets[fd].send(reply)
+        self.answered += 1
+
     def _events(self, fd: int, data: bytes) -> list[bytes]:
+        """Whole events; where the answer is chunked, its framing stands around them, in the way
+        of nothing: the size before an event, a line's end behind it.
+        """
         *events, rest = data.split(b"\n\n")
-        if rest:
+        if rest and rest != b"\r\n":
             self.partial[fd] = rest
         return [one for one in events if one != b":"]
 

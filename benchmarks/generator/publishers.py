@@ -83,12 +83,15 @@ class Publisher:
         """Whether part of what was handed over is still to be sent."""
         return bool(self._unsent)
 
-    def publish(self, data: bytes) -> None:
-        """Hand over one event, after the answer to the last; its answer comes later."""
+    def publish(self, data: bytes, entry: Entry | None = None) -> None:
+        """Hand over one event, after the answer to the last; its answer comes later.
+
+        `entry` is another with the same greeting, for an event of another channel.
+        """
         if self.waiting:
             self.wait()
         self._sent_ns.append(time.monotonic_ns())
-        self.send(self._entry.encode([data], self.sent), 1)
+        self.send((entry or self._entry).encode([data], self.sent), 1)
         if self.blocked:  # a large event: the rest may wait for the server
             self._socket.settimeout(_REPLY_SECONDS)
             self._socket.sendall(self._unsent)

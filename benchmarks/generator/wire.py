@@ -10,9 +10,8 @@ from typing import Final
 
 CHANNEL: Final = "news"
 EVENT_SIZE: Final = 136  # with the 4 bytes of a frame's header: the 140 of the prototypes' runs
-PING: Final = b"\x89\x00"
-PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
 TEXT_OPCODE: Final = 1
+BINARY_OPCODE: Final = 2
 PING_OPCODE: Final = 9
 
 _NUMBER: Final = b'"n":"'
@@ -40,11 +39,12 @@ def event(number: int, published_ns: int = 0, size: int = EVENT_SIZE) -> bytes:
 
 def event_number(payload: bytes) -> int | None:
     """The number of the event in a frame's payload, bare or inside a push; None for none."""
-    start = payload.find(_NUMBER)
-    if start < 0:
-        return None
-    start += len(_NUMBER)
-    return int(payload[start : start + _DIGITS])
+    return next(iter(event_numbers(payload)), None)
+
+
+def event_numbers(payload: bytes) -> list[int]:
+    """The numbers of all events in it: some servers put several into one frame."""
+    return [int(part[:_DIGITS]) for part in payload.split(_NUMBER)[1:]]
 
 
 def push(data: bytes, offset: int) -> bytes:
@@ -67,11 +67,11 @@ def broadcast(channels: Sequence[str], data: bytes) -> bytes:
     return request("/api/broadcast", b'{"channels":[%s],"data":%s}' % (names.encode(), data))
 
 
-def request(path: str, body: bytes) -> bytes:
-    """A POST request on a connection that stays open."""
+def request(path: str, body: bytes, headers: bytes = b"") -> bytes:
+    """A POST request on a connection that stays open; `headers` are whole lines."""
     return (
         b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+        b"%sContent-Length: %d\r\n\r\n%s" % (path.encode(), headers, len(body), body)
     )
 
 
@@ -80,9 +80,14 @@ def server_frame(payload: bytes) -> bytes:
     return b"\x81" + _length(len(payload), 0) + payload
 
 
-def client_frame(payload: bytes) -> bytes:
-    """A text frame masked with zeros, as a client sends it."""
-    return b"\x81" + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
+def client_frame(payload: bytes, opcode: int = TEXT_OPCODE) -> bytes:
+    """A frame masked with zeros, as a client sends it."""
+    return bytes((0x80 | opcode,)) + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping with this payload, masked with zeros."""
+    return b"\x8a" + _length(len(payload), 0x80) + b"\x00\x00\x00\x00" + payload
 
 
 def _length(size: int, mask: int) -> bytes:

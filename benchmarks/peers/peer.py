@@ -56,7 +56,7 @@ class Peer:
     settings: Callable[[], Mapping[str, str]] = _nothing
     """Environment variables."""
     capabilities: frozenset[Capability] = frozenset()
-    most: int = 9_000
+    most: int = 10_000
     """Subscribers up to which it is measured; a reason is in `most_because`."""
     most_because: str = ""
     ordinary: bool = True

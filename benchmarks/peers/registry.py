@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
+from benchmarks.peers.centrifugo import CENTRIFUGO
 from benchmarks.peers.floors import BARE_TRIO, FLOOR, FLOOR_PYTHON
+from benchmarks.peers.mercure import MERCURE
+from benchmarks.peers.nats import NATS
+from benchmarks.peers.nchan import NCHAN, NCHAN_SSE
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.peers.repeater import REPEATER, VARIANTS
 
 PEERS: Final[dict[str, Peer]] = {
-    peer.name: peer for peer in (FLOOR, FLOOR_PYTHON, BARE_TRIO, REPEATER, *VARIANTS)
+    peer.name: peer
+    for peer in (
+        FLOOR,
+        FLOOR_PYTHON,
+        BARE_TRIO,
+        REPEATER,
+        *VARIANTS,
+        NCHAN,
+        NCHAN_SSE,
+        NATS,
+        CENTRIFUGO,
+        MERCURE,
+        *PYTHON_PEERS,
+    )
 }

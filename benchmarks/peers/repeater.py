@@ -30,18 +30,19 @@ def _configuration() -> str:
     return shlex.join(("python", *SERVE, "--port", "PORT"))
 
 
-def _query(channels: Sequence[str]) -> str:
+def query(channels: Sequence[str]) -> str:
+    """The query of a URL that names these channels."""
     return "&".join(f"channel={channel}" for channel in channels)
 
 
 def plain(channels: Sequence[str]) -> Greeting:
     """A WebSocket of which each message is an event."""
-    return Greeting(request=handshake(f"/ws?{_query(channels)}"))
+    return Greeting(request=handshake(f"/ws?{query(channels)}"))
 
 
 def events(channels: Sequence[str]) -> Greeting:
     """Server-Sent Events."""
-    head = f"GET /events?{_query(channels)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = f"GET /events?{query(channels)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     return Greeting(request=head.encode(), accepted=STREAMING, ready=b"\n\nid: ", stream=True)
 
 
@@ -71,18 +72,22 @@ def noticed(channels: Sequence[str]) -> Greeting:
     return centrifugo(channels, '"positioned":true,"recoverable":true,"join_leave":true,')
 
 
-def rest(channels: Sequence[str]) -> Entry:
-    """`POST /api/publish`, or `/api/broadcast` into several channels, on one connection."""
+def rest(channels: Sequence[str], headers: bytes = b"") -> Entry:
+    """`POST /api/publish`, or `/api/broadcast` into several channels, on one connection.
+
+    `headers` are more lines of each request's head.
+    """
     names = json.dumps(list(channels)).encode()
 
-    def body(data: bytes) -> bytes:
+    def call(data: bytes) -> bytes:
         if len(channels) == 1:
-            return request("/api/publish", b'{"channel":%s,"data":%s}' % (names[1:-1], data))
-        return request("/api/broadcast", b'{"channels":%s,"data":%s}' % (names, data))
+            body = b'{"channel":%s,"data":%s}' % (names[1:-1], data)
+            return request("/api/publish", body, headers)
+        return request("/api/broadcast", b'{"channels":%s,"data":%s}' % (names, data), headers)
 
     return Entry(
         greeting=Greeting(request=b""),
-        encode=lambda data, _before: b"".join(map(body, data)),
+        encode=lambda data, _before: b"".join(map(call, data)),
         answer=b'\r\n\r\n{"result"',
         refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5", b'{"error"', b'"responses":[{"error"'),
     )

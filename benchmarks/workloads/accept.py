@@ -1,45 +1,60 @@
-"""Accept: connections a second, from the TCP handshake to the 101 of a subscribed client.
+"""Connection storm: connections a second, from the TCP handshake to a subscribed client.
 
-Next to a bare Trio server that knows no WebSocket, in alternation.
+200 of them are under way at a time. Next to a bare Trio server that knows no WebSocket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Final
 
-from benchmarks.figures import Figure, Plan, Target, median
-from benchmarks.load import PLAIN, Crowd
-from benchmarks.servers import BARE_TRIO, SERVICE, running
+from benchmarks.generator.load import Crowd
+from benchmarks.generator.receivers import Busy
+from benchmarks.generator.secure import secured
+from benchmarks.generator.wire import CHANNEL
+from benchmarks.model import Metric, Turn
+from benchmarks.peers.peer import Peer
+from benchmarks.servers import started
+from benchmarks.workloads.workload import Workload
+
+_CONNECTIONS: Final = 5_000
+_WARM_UP: Final = 200
+_AT_ONCE: Final = 200
+_SECONDS: Final = 2.0
 
 
-def accept(plan: Plan) -> list[Figure]:
-    """5,000 connections, 200 under way at a time."""
-    count, rounds = plan.of(5_000, 2_000), plan.of(3, 1)
-    bare, service = list[float](), list[float]()
-    for _ in range(rounds):
-        bare.append(_rate(BARE_TRIO, count))
-        service.append(_rate(SERVICE, count))
-    ratio = median(ours / floor for ours, floor in zip(service, bare, strict=True))
-    origin = (
-        "a prototype with its own accept loop measured 8,600 on a 2-core machine, bare Trio with "
-        "a SocketStream 6,000; a real handshake's checks cost some 40 us"
-    )
-    return [
-        Figure(
-            name="accept",
-            what="connections a second, handshake and subscription included",
-            value=median(service),
-            unit="/s",
-            floor=median(bare),
-            ratio=ratio,
-            target=Target(limit=5_000, side="at least", origin=origin),
-            alternative=Target(limit=0.8, side="at least", origin="times bare Trio, same run"),
-            detail={"connections": count, "rounds": service, "rounds_bare_trio": bare},
+def accept(peer: Peer, *, most: int) -> Turn:
+    """One turn: as many connections as take about 2 seconds, at most `most`."""
+    greeting = peer.subscribe([CHANNEL])
+    with started(peer) as child, Crowd(child.port, secured if peer.secure else None) as crowd:
+        warm = crowd.open(_WARM_UP, greeting, _AT_ONCE)
+        count = max(_WARM_UP, min(most, peer.most - _WARM_UP, round(_WARM_UP / warm * _SECONDS)))
+        busy, cpu = Busy(), child.cpu_ns()
+        busy.begin()
+        seconds = crowd.open(count, greeting, _AT_ONCE)
+        busy.end()
+        return Turn(
+            values={
+                "rate": count / seconds,
+                "connection_us": (child.cpu_ns() - cpu) / 1e3 / count,
+            },
+            generator=busy.share,
         )
-    ]
 
 
-def _rate(command: Sequence[str], count: int) -> float:
-    with running(command) as child, Crowd(child.port) as crowd:
-        crowd.open(100, PLAIN)
-        return count / crowd.open(count, PLAIN, at_once=200)
+WORKLOADS: Final = (
+    Workload(
+        name="accept",
+        title="Connection storm",
+        description=f"{_CONNECTIONS:,} connections (fewer where they would take more than "
+        f"{_SECONDS:g} seconds), {_AT_ONCE} under way at a time, from the TCP handshake to "
+        "the subscription.",
+        group="Connections",
+        measure=lambda peer, plan: accept(peer, most=plan.of(_CONNECTIONS, 2_000)),
+        metrics={
+            "rate": Metric("connections a second", "/s", "higher"),
+            "connection_us": Metric("server CPU per connection", "us"),
+        },
+        beside=("bare-trio",),
+        core=True,
+    ),
+)

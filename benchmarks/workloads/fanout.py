@@ -7,6 +7,7 @@ and when it reaches the last of all.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Final
 
 from benchmarks.generator.load import Crowd
@@ -16,10 +17,11 @@ from benchmarks.generator.secure import secured
 from benchmarks.generator.wire import CHANNEL, EVENT_SIZE
 from benchmarks.model import Turn
 from benchmarks.peers.peer import Peer
-from benchmarks.servers import started
+from benchmarks.servers import Child, started
 from benchmarks.workloads.workload import Workload, distribution, percentile_ms
 
 _WARM_UP: Final = 5  # events before the clock starts
+_SECONDS: Final = 5
 _FLOORS: Final = ("floor", "floor-python")
 _VARIANTS: Final = (
     "repeater-centrifugo",
@@ -27,6 +29,7 @@ _VARIANTS: Final = (
     "repeater-presence",
     "repeater-sse",
     "repeater-tls",
+    "nchan-sse",
 )
 
 
@@ -48,33 +51,43 @@ def fan_out(
             start = child.cpu_ns()
             deliveries.run(publisher, events, rate, size=size)
             spent = child.cpu_ns() - start
-        return Turn(
-            values={
-                "cpu_us": spent / 1e3 / (events * subscribers),
-                "delivery_p50_ms": percentile_ms(deliveries.latencies_ns, 50),
-                "delivery_p99_ms": percentile_ms(deliveries.latencies_ns, 99),
-                "last_p50_ms": percentile_ms(deliveries.last_ns, 50),
-                "last_p99_ms": percentile_ms(deliveries.last_ns, 99),
-                "rss_mib": child.rss() / 1_048_576,
-            },
-            histograms={
-                "delivery": distribution(deliveries.latencies_ns),
-                "last": distribution(deliveries.last_ns),
-            },
-            generator=deliveries.busy.share,
-        )
+        return delivered(deliveries, child, spent)
+
+
+def delivered(
+    deliveries: Deliveries, child: Child, spent_ns: int, more: Mapping[str, float] | None = None
+) -> Turn:
+    """What a fan-out's turn has to say: CPU per delivery, latencies, memory; and `more` values."""
+    return Turn(
+        values={
+            "cpu_us": spent_ns / 1e3 / len(deliveries.latencies_ns),
+            "delivery_p50_ms": percentile_ms(deliveries.latencies_ns, 50),
+            "delivery_p99_ms": percentile_ms(deliveries.latencies_ns, 99),
+            "last_p50_ms": percentile_ms(deliveries.last_ns, 50),
+            "last_p99_ms": percentile_ms(deliveries.last_ns, 99),
+            "rss_mib": child.rss() / 1_048_576,
+            **(more or {}),
+        },
+        histograms={
+            "delivery": distribution(deliveries.latencies_ns),
+            "last": distribution(deliveries.last_ns),
+        },
+        generator=deliveries.busy.share,
+    )
 
 
 def _workload(subscribers: int, rate: float, *, core: bool = False) -> Workload:
     variants = _VARIANTS if subscribers == 1_000 else ()
+    events = round(rate * _SECONDS)
+    few = "" if events >= 100 else "; with so few, the last of all's 99th percentile is its worst"
     return Workload(
         name=f"fanout-{subscribers}",
         title=f"Fan-out to {subscribers:,}",
-        description=f"{rate:g} events of {EVENT_SIZE} bytes a second to {subscribers:,} "
-        "subscribers of one channel. CPU is the server's whole, publishing included.",
+        description=f"{events} events of {EVENT_SIZE} bytes, {rate:g} a second, to {subscribers:,} "
+        f"subscribers of one channel. CPU is the server's whole, publishing included{few}.",
         group="Fan-out",
         measure=lambda peer, plan: fan_out(
-            peer, subscribers=subscribers, rate=rate, seconds=plan.of(5, 2)
+            peer, subscribers=subscribers, rate=rate, seconds=plan.of(_SECONDS, 2)
         ),
         beside=(*_FLOORS, *variants),
         subscribers=subscribers,
@@ -86,6 +99,6 @@ WORKLOADS: Final = (
     _workload(1, 100),
     _workload(100, 50),
     _workload(1_000, 20, core=True),
-    _workload(5_000, 5),
-    _workload(9_000, 3),
+    _workload(5_000, 6),
+    _workload(9_000, 4),
 )

@@ -1,55 +1,71 @@
 """Memory: resident bytes that one idle connection adds to the server.
 
-A fresh server for each kind. A first crowd comes and goes before the baseline is taken, so that
-what is loaded and allocated once does not count.
+A first crowd comes and goes before the baseline is taken, so that what is loaded and allocated
+once does not count. What the kernel keeps for a socket is in nobody's figure.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.figures import Figure, Plan, Target
-from benchmarks.load import CENTRIFUGO, PLAIN, Crowd, Greeting
-from benchmarks.servers import SERVICE, running
+from benchmarks.generator.load import Crowd
+from benchmarks.generator.secure import secured
+from benchmarks.generator.wire import CHANNEL
+from benchmarks.model import Metric, Turn
+from benchmarks.peers.peer import Peer
+from benchmarks.servers import started
+from benchmarks.workloads.workload import Workload
 
+_CONNECTIONS: Final = 5_000
 _WARM_UP: Final = 200
-_SETTLE: Final = 1.0  # seconds
-_ORIGIN: Final = (
-    "a prototype with a plain socket and no parser kept for an idle client measured 4.7 KiB; the "
-    "client, its outbox and its place in hub and heartbeat come on top"
-)
+_SETTLE: Final = 0.5  # seconds
 
 
-def memory(plan: Plan) -> list[Figure]:
-    """Idle plain subscribers, and idle Centrifugo clients with one channel."""
-    count = plan.of(5_000, 1_000)
-    return [
-        _grow("memory-plain", "an idle plain subscriber", PLAIN, count, 8.0),
-        _grow("memory-centrifugo", "an idle client with one channel", CENTRIFUGO, count, 11.0),
-    ]
-
-
-def _grow(name: str, what: str, greeting: Greeting, count: int, limit: float) -> Figure:
-    with running(SERVICE) as child:
-        with Crowd(child.port) as first:
+def idle_memory(peer: Peer, *, connections: int) -> Turn:
+    """One turn: so many connections to a fresh server."""
+    greeting = peer.subscribe([CHANNEL])
+    wrap = secured if peer.secure else None
+    with started(peer) as child:
+        with Crowd(child.port, wrap) as first:
             first.open(_WARM_UP, greeting)
             first.idle(_SETTLE)
             first.close(reset=False)
             first.idle(_SETTLE)
+        child.check()
         before = child.rss()
-        with Crowd(child.port) as crowd:
-            crowd.open(count, greeting)
+        with Crowd(child.port, wrap) as crowd:
+            crowd.open(connections, greeting)
             crowd.idle(_SETTLE)
+            child.check()
             after = child.rss()
-    return Figure(
-        name=name,
-        what=f"resident memory of {what}",
-        value=(after - before) / count / 1_024,
-        unit="KiB",
-        target=Target(limit=limit, side="at most", origin=_ORIGIN),
-        detail={
-            "connections": count,
-            "baseline_mib": before / 1_048_576,
-            "full_mib": after / 1_048_576,
-        },
+    return Turn(
+        values={
+            "memory_kib": (after - before) / connections / 1_024,
+            "empty_mib": before / 1_048_576,
+            "rss_mib": after / 1_048_576,
+        }
     )
+
+
+WORKLOADS: Final = (
+    Workload(
+        name="memory",
+        title="Idle memory",
+        description=f"What {_CONNECTIONS:,} idle subscribers of one channel add to the resident "
+        "memory of all the server's processes, divided by their number.",
+        group="Connections",
+        measure=lambda peer, plan: idle_memory(
+            peer, connections=min(peer.most, plan.of(_CONNECTIONS, 1_000))
+        ),
+        metrics={"empty_mib": Metric("resident memory without connections", "MiB")},
+        beside=(
+            "bare-trio",
+            "repeater-centrifugo",
+            "repeater-recovery",
+            "repeater-sse",
+            "repeater-tls",
+        ),
+        rounds=1,
+        core=True,
+    ),
+)

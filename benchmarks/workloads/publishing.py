@@ -1,7 +1,8 @@
-"""Publish: REST calls on one keep-alive connection, with nobody subscribed.
+"""Publish: HTTP calls on one keep-alive connection, with nobody subscribed.
 
-`publish` and `batch` are closed loops, each request after the answer to the last; `stream` is one
-request whose body never waits for anything but TCP.
+`publish` is a closed loop, each call after the answer to the last, against every server that
+answers calls. `batch` and `stream` are Repeater's: a closed loop of requests with many events in
+each, and one request whose body never waits for anything but TCP.
 """
 
 from __future__ import annotations
@@ -12,59 +13,55 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from benchmarks.figures import Figure, Plan, Target, median, percentile
-from benchmarks.publishers import Rest
-from benchmarks.servers import SERVICE, running
-from benchmarks.wire import CHANNEL, WireError, event, request
+from benchmarks.generator.publishers import Publisher
+from benchmarks.generator.receivers import Busy
+from benchmarks.generator.wire import CHANNEL, WireError, event, request
+from benchmarks.model import Metric, Turn
+from benchmarks.peers.peer import Peer
+from benchmarks.servers import started
+from benchmarks.workloads.workload import Plan, Workload, distribution, percentile_ms
 
 _WARM_UP: Final = 200
 _ITEMS: Final = 100  # events in one batch: what a back end gathers in some ten milliseconds
-_SECONDS: Final = 60.0  # for one answer
+_ANSWER_SECONDS: Final = 60.0
 
 
-def publish(plan: Plan) -> list[Figure]:
-    """A closed loop of `POST /api/publish`."""
-    count, rounds = plan.of(5_000, 1_000), plan.of(3, 1)
-    rates, latencies, cpu = list[float](), list[int](), list[float]()
-    for _ in range(rounds):
-        with running(SERVICE) as child, contextlib.closing(Rest(child.port)) as rest:
-            _loop(rest, _WARM_UP)
-            rest.latencies_ns.clear()
-            spent, start = child.cpu_ns(), time.monotonic()
-            _loop(rest, count)
-            rates.append(count / (time.monotonic() - start))
-            cpu.append((child.cpu_ns() - spent) / 1e3 / count)
-            latencies += rest.latencies_ns
-    origin = (
-        "a bare Quart-Trio route under Hypercorn answers 1,720 requests a second on this kind of "
-        "machine, so half as many again is what the native path must bring"
-    )
-    return [
-        Figure(
-            name="publish",
-            what="POST /api/publish a second, one connection",
-            value=median(rates),
-            unit="/s",
-            target=Target(limit=2_500, side="at least", origin=origin),
-            detail={
-                "requests": count,
-                "p50_ms": percentile(latencies, 50) / 1e6,
-                "p99_ms": percentile(latencies, 99) / 1e6,
-                "server_cpu_us": median(cpu),
-                "rounds": rates,
+def publish(peer: Peer, *, seconds: float) -> Turn:
+    """One turn: calls, one after the other, for so many seconds."""
+    with (
+        started(peer) as child,
+        contextlib.closing(Publisher(child.port, peer.entry([CHANNEL]))) as publisher,
+    ):
+        for number in range(_WARM_UP):
+            _call(publisher, number)
+        publisher.latencies_ns.clear()
+        busy, cpu, start = Busy(), child.cpu_ns(), time.monotonic()
+        busy.begin()
+        count = 0
+        while time.monotonic() - start < seconds:
+            _call(publisher, count)
+            count += 1
+        busy.end()
+        took, spent = time.monotonic() - start, child.cpu_ns() - cpu
+        return Turn(
+            values={
+                "rate": count / took,
+                "publish_p50_ms": percentile_ms(publisher.latencies_ns, 50),
+                "publish_p99_ms": percentile_ms(publisher.latencies_ns, 99),
+                "call_us": spent / 1e3 / count,
             },
+            histograms={"publish": distribution(publisher.latencies_ns)},
+            generator=busy.share,
         )
-    ]
 
 
-def _loop(rest: Rest, count: int) -> None:
-    for number in range(count):
-        rest.publish(event(number))
-        rest.wait()
+def _call(publisher: Publisher, number: int) -> None:
+    publisher.publish(event(number))
+    publisher.wait()
 
 
-def batch(plan: Plan) -> list[Figure]:
-    """A closed loop of `POST /api/batch`."""
+def batch(peer: Peer, plan: Plan) -> Turn:
+    """One turn of `POST /api/batch`, in a closed loop."""
     count = plan.of(60_000, 10_000)
     items = [b'{"publish":%s}' % _body(number) for number in range(count)]
     requests = [
@@ -72,79 +69,44 @@ def batch(plan: Plan) -> list[Figure]:
         for start in range(0, count, _ITEMS)
     ]
     reply = b'{"replies":[{"publish":{"offset":'
-    return [
-        _measure(
-            plan,
-            "batch",
-            f"events a second by POST /api/batch, {_ITEMS} in each, one connection",
-            count,
-            30_000,
-            requests,
-            lambda body: body.startswith(reply) and b'"error"' not in body,
-        )
-    ]
+    return _ingest(
+        peer, count, requests, lambda body: body.startswith(reply) and b'"error"' not in body
+    )
 
 
-def stream(plan: Plan) -> list[Figure]:
-    """One `POST /api/stream`."""
+def stream(peer: Peer, plan: Plan) -> Turn:
+    """One turn of a single `POST /api/stream`."""
     count = plan.of(200_000, 50_000)
     body = b"".join(_body(number) + b"\n" for number in range(count))
     summary = b'{"result":{"accepted":%d,"failed":0,"errors":[]}}' % count
-    return [
-        _measure(
-            plan,
-            "stream",
-            "events a second by POST /api/stream, one request",
-            count,
-            50_000,
-            [request("/api/stream", body)],
-            lambda body: body == summary,
-        )
-    ]
+    return _ingest(peer, count, [request("/api/stream", body)], lambda body: body == summary)
 
 
 def _body(number: int) -> bytes:
     return b'{"channel":"%s","data":%s}' % (CHANNEL.encode(), event(number))
 
 
-def _measure(
-    plan: Plan,
-    name: str,
-    what: str,
-    count: int,
-    limit: float,
-    requests: Sequence[bytes],
-    right: Callable[[bytes], bool],
-) -> Figure:
+def _ingest(
+    peer: Peer, count: int, requests: Sequence[bytes], right: Callable[[bytes], bool]
+) -> Turn:
     """Send the requests one after the other, `count` events in all; every answer is checked."""
-    rates, cpu = list[float](), list[float]()
-    for _ in range(plan.of(3, 1)):
-        with (
-            running(SERVICE) as child,
-            socket.create_connection(("127.0.0.1", child.port), _SECONDS) as sock,
-        ):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            spent, start = child.cpu_ns(), time.monotonic()
-            for one in requests:
-                sock.sendall(one)
-                if not right(body := _answer(sock)):
-                    raise WireError(f"{name} failed: {body[:200]!r}")
-            rates.append(count / (time.monotonic() - start))
-            cpu.append((child.cpu_ns() - spent) / 1e3 / count)
-    origin = "what a back end's change feed brings at its busiest, on one connection"
-    return Figure(
-        name=name,
-        what=what,
-        value=median(rates),
-        unit="/s",
-        target=Target(limit=limit, side="at least", origin=origin),
-        detail={
-            "events": count,
-            "requests": len(requests),
-            "server_cpu_us": median(cpu),
-            "rounds": rates,
-        },
-    )
+    with (
+        started(peer) as child,
+        socket.create_connection(("127.0.0.1", child.port), _ANSWER_SECONDS) as sock,
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        busy, cpu, start = Busy(), child.cpu_ns(), time.monotonic()
+        busy.begin()
+        for one in requests:
+            sock.sendall(one)
+            if not right(body := _answer(sock)):
+                raise WireError(f"not what was asked for: {body[:200]!r}")
+        busy.end()
+        took, spent = time.monotonic() - start, child.cpu_ns() - cpu
+        return Turn(
+            values={"rate": count / took, "event_us": spent / 1e3 / count},
+            generator=busy.share,
+        )
 
 
 def _answer(sock: socket.socket) -> bytes:
@@ -159,3 +121,39 @@ def _answer(sock: socket.socket) -> bytes:
         if not (data := sock.recv(262_144)):
             raise WireError("the server closed the publisher's connection")
         received += data
+
+
+_RATE: Final = Metric("events a second", "/s", "higher")
+_EVENT: Final = Metric("server CPU per event", "us")
+
+WORKLOADS: Final = (
+    Workload(
+        name="publish",
+        title="Publish calls",
+        description="One connection publishes one event a call, each after the answer to the "
+        "last; nobody is subscribed.",
+        group="Publishing",
+        measure=lambda peer, plan: publish(peer, seconds=plan.of(2, 1)),
+        metrics={"rate": Metric("calls a second", "/s", "higher")},
+        needs=frozenset({"calls"}),
+        core=True,
+    ),
+    Workload(
+        name="batch",
+        title="Batches",
+        description=f"One connection, {_ITEMS} events a call, each after the answer to the last.",
+        group="Publishing",
+        measure=batch,
+        metrics={"rate": _RATE, "event_us": _EVENT},
+        only=("repeater",),
+    ),
+    Workload(
+        name="stream",
+        title="Stream ingest",
+        description="One request whose body is a line for each event.",
+        group="Publishing",
+        measure=stream,
+        metrics={"rate": _RATE, "event_us": _EVENT},
+        only=("repeater",),
+    ),
+)

@@ -4,7 +4,34 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.workloads import fanout
+from benchmarks.workloads import (
+    accept,
+    channels,
+    fanout,
+    flood,
+    idle,
+    memory,
+    mixed,
+    payloads,
+    publishing,
+    slow,
+    storm,
+)
 from benchmarks.workloads.workload import Workload
 
-WORKLOADS: Final[dict[str, Workload]] = {workload.name: workload for workload in fanout.WORKLOADS}
+WORKLOADS: Final[dict[str, Workload]] = {
+    workload.name: workload
+    for workload in (
+        *fanout.WORKLOADS,
+        *payloads.WORKLOADS,
+        *channels.WORKLOADS,
+        *slow.WORKLOADS,
+        *flood.WORKLOADS,
+        *accept.WORKLOADS,
+        *storm.WORKLOADS,
+        *memory.WORKLOADS,
+        *idle.WORKLOADS,
+        *publishing.WORKLOADS,
+        *mixed.WORKLOADS,
+    )
+}

@@ -43,17 +43,17 @@ class _Stream:
         """When the publications expire; on Trio's clock, like the next."""
         self.forgotten_at = 0.0
         """When epoch and top do."""
-        self.touch(options)
+        self.touch(options, trio.current_time())
 
-    def touch(self, options: ChannelOptions) -> None:
+    def touch(self, options: ChannelOptions, now: float) -> None:
         """Something was published: publications, top and epoch live on from now."""
-        now = trio.current_time()
         self.until = now + options.history_ttl
         self.forgotten_at = max(self.until, now + options.history_meta_ttl)
 
     def append(self, publication: Publication, options: ChannelOptions) -> Publication:
         """Number and keep it; returns it with its number."""
-        self.expire()
+        now = trio.current_time()
+        self.expire(now)
         if self.publications.maxlen != options.history_size:  # the options were reloaded
             self.publications = deque(self.publications, maxlen=options.history_size)
         self.top += 1
@@ -61,7 +61,7 @@ class _Stream:
             self.version = (publication.version_epoch, publication.version)
         numbered = msgspec.structs.replace(publication, offset=self.top, epoch=self.epoch)
         self.publications.append(numbered)
-        self.touch(options)
+        self.touch(options, now)
         return numbered
 
     def outdates(self, publication: Publication) -> bool:
@@ -69,8 +69,9 @@ class _Stream:
         epoch, version = self.version
         return 0 < publication.version <= version and publication.version_epoch == epoch
 
-    def expire(self) -> None:
-        if trio.current_time() >= self.until:
+    def expire(self, now: float) -> None:
+        """Forget the publications, if it is time."""
+        if now >= self.until:
             self.publications.clear()
 
     @property
@@ -198,7 +199,7 @@ class MemoryBroker:
         """Publications since a position, and the top; see `Broker.history`."""
         await trio.lowlevel.checkpoint()
         stream = self._stream(channel, options)
-        stream.expire()
+        stream.expire(trio.current_time())
         if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):
             return (), stream.position
         if reverse:
@@ -253,6 +254,6 @@ class MemoryBroker:
         if now >= stream.forgotten_at:
             del self._streams[channel]
             return
-        stream.expire()
+        stream.expire(now)
         next_look = stream.forgotten_at if now >= stream.until else stream.until
         heapq.heappush(self._due, (next_look, channel))

@@ -56,13 +56,14 @@ class FrameReader:
     Lives inside one connection's read loop; dropped by it whenever `idle`.
     """
 
-    __slots__ = ("_closing", "_opcode", "_payload", "_pongs", "_protocol", "_text")
+    __slots__ = ("_closing", "_opcode", "_payload", "_pongs", "_protocol", "_text", "_unread")
 
     def __init__(self, message_limit: int) -> None:
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
         self._opcode: Opcode | None = None  # of the message that has begun
         self._payload = bytearray()  # not a list: empty fragments without end must cost nothing
         self._text = _utf8_decoder()
+        self._unread = 0  # bytes that belong to no whole frame yet
         self._pongs = b""
         self._closing = b""
 
@@ -74,9 +75,13 @@ class FrameReader:
         and send `closing`.
         """
         self._protocol.receive_data(data)
+        self._unread += len(data)
         messages: list[bytes | str] = []
         for event in self._protocol.events_received():
-            if not isinstance(event, Frame) or event.opcode not in _DATA:
+            if not isinstance(event, Frame):
+                continue
+            self._unread -= _received_size(event)
+            if event.opcode not in _DATA:
                 continue
             if not self._collect(event):
                 self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
@@ -132,8 +137,20 @@ class FrameReader:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing half-read is kept, so that the reader may be dropped."""
-        return self._opcode is None and not self._protocol.reader.buffer
+        """Whether nothing half-read is kept, so that the reader may be dropped.
+
+        The library's buffer does not say it: that is empty behind a header read already.
+        """
+        return self._opcode is None and not self._unread
+
+
+def _received_size(frame: Frame) -> int:
+    """The bytes of a client's frame, at the least: its length may be written longer than needed.
+
+    Whoever does that keeps a reader, and loses nothing.
+    """
+    size = len(frame.data)
+    return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
 
 
 _DATA: Final = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))

@@ -13,7 +13,10 @@ HEAD_END: Final = b"\r\n\r\n"
 
 
 class RawHead:
-    """A head as it came: the target, and the headers in their order. The parser fills it."""
+    """A head as it came: the target, and the headers in their order. The parser fills it.
+
+    Header names are in lower case.
+    """
 
     __slots__ = ("headers", "method", "upgrades", "url", "version")
 
@@ -31,7 +34,20 @@ class RawHead:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value))
+
+    def value(self, name: bytes) -> str | None:
+        """The last value of the header with this lower-case name; None without one."""
+        value = dict(self.headers).get(name)
+        return None if value is None else text_of(value)
+
+
+def text_of(value: bytes) -> str:
+    """UTF-8 where it can be, since that is how a browser sends `Last-Event-ID`."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def read_head(head: bytes) -> RawHead | None:

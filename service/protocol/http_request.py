@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from service.protocol.heads import read_head
+from service.protocol.heads import read_head, text_of
 
 _NOT_PLAIN: Final = ("expect", "upgrade", "http2-settings", "transfer-encoding")
 
@@ -49,28 +49,9 @@ def parse_request(head: bytes) -> HTTPRequest | None:
     return request
 
 
-def upgrade_headers(head: bytes) -> Mapping[str, str]:
-    """The headers of a request to upgrade, which is judged elsewhere; none of a broken one."""
-    raw = read_head(head)
-    return {} if raw is None or not raw.upgrades else _decoded(raw.headers)
-
-
 def make_request(
     method: str, path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]]
 ) -> HTTPRequest:
-    """A request from its raw parts. Of a repeated header the last one counts.
-
-    Values are UTF-8 where they can be, since that is how a browser sends `Last-Event-ID`.
-    """
-    return HTTPRequest(method, path, parse_qs(query.decode("latin-1")), _decoded(headers))
-
-
-def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): _text(value) for name, value in headers}
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    """A request from its raw parts. Of a repeated header the last one counts."""
+    by_name = {name.decode("latin-1").lower(): text_of(value) for name, value in headers}
+    return HTTPRequest(method, path, parse_qs(query.decode("latin-1")), by_name)

@@ -6,6 +6,7 @@ here: `parse_head` says None, and the bytes go to the server that knows all of H
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import httptools
@@ -21,6 +22,7 @@ _USED: Final = frozenset(
 )
 _NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings")
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+_REMEMBERED: Final = 64  # heads; each is within the limit of a head, 16 KiB by default
 _SILENT_LIMIT: Final = 16_384  # bytes of a chunked body without a byte of content: trailers
 
 
@@ -39,8 +41,11 @@ class RequestHead(msgspec.Struct, frozen=True):
     error_mode: bytes | None
 
 
+@lru_cache(_REMEMBERED)
 def parse_head(head: bytes) -> RequestHead | None:
     """Parse a request head, which goes up to and including its empty line.
+
+    A back end's heads are the same bytes again and again, so the last ones are remembered.
 
     None for whatever is not a plain POST of HTTP/1.1: bad syntax, a missing or repeated header
     that decides something, an upgrade, an expectation, a coding other than chunked.
@@ -50,7 +55,6 @@ def parse_head(head: bytes) -> RequestHead | None:
         return None
     headers: dict[bytes, bytes] = {}
     for name, value in raw.headers:
-        name = name.lower()
         if name in _USED and name in headers:
             return None
         headers[name] = value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from service.api.answers import Answer
 
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _date = (0, "")
 
 
@@ -25,7 +26,7 @@ def _http_date() -> str:
 def encode_answer(answer: Answer, *, keep_alive: bool) -> bytes:
     """Status line, headers and body; without `keep_alive` it says that the connection ends."""
     lines = [
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
+        f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}",
         f"content-type: {answer.content_type}",
         f"content-length: {len(answer.body)}",
         f"date: {_http_date()}",

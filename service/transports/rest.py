@@ -8,7 +8,6 @@ cases have one implementation. One task a connection, its own.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -302,8 +301,11 @@ class _Connection:
             _EndedError: it was.
         """
         while True:
-            with contextlib.suppress(BlockingIOError):
-                data = data[self._socket.send(data) :]
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            data = data[sent:]
             if not data:
                 return
             with trio.move_on_after(self._node.options.write_timeout) as scope:
