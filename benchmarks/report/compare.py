@@ -14,7 +14,8 @@ The rule, for each workload, server and metric:
 4. A change is real if the medians differ by more than the allowance and the ranges of the rounds
    do not overlap. Everything else is noise.
 
-Rows are not comparable across processors, Pythons or plans, with fewer than two rounds, or where
+An event lost, doubled or out of order, and a turn that failed, is no noise: one more is worse. Rows
+are not comparable across processors, Pythons or plans, with fewer than two rounds, or where
 the load generator was the limit (its core does not limit what a server's CPU costs).
 """
 
@@ -35,6 +36,8 @@ LEAST: Final = 0.03
 """The smallest relative difference that is ever called a change."""
 _ROUNDS: Final = 2  # fewer have no range
 _TIMED: Final = frozenset({"us", "ms", "s", "/s"})  # units that a slower machine changes
+_FAULTS: Final = "events"
+"""The unit of what must never happen."""
 _MUST_AGREE: Final = ("cpu", "cores", "python")
 _MEDIAN: Final = math.pi / 2  # a median's variance against a mean's, of many normal values
 
@@ -113,6 +116,8 @@ def _judge(pair: _Pair, pooled: float, factor: float) -> Row:
             finding="not comparable",
             reason=pair.reason,
         )
+    if pair.metric.unit == _FAULTS:
+        return _counted(pair)
     before, after = statistics.median(pair.old), statistics.median(pair.new)
     noise = max(pooled, _deviation(pair.old, pair.new))
     left = math.sqrt(_MEDIAN * (1 / len(pair.old) + 1 / len(pair.new)))
@@ -130,6 +135,21 @@ def _judge(pair: _Pair, pooled: float, factor: float) -> Row:
         floor=pair.floor,
         change=math.exp(after - before),
         allowance=math.exp(allowance),
+        reason=pair.reason,
+    )
+
+
+def _counted(pair: _Pair) -> Row:
+    """Of what must never happen, the worst round counts; its values are no logarithms."""
+    before, after = max(pair.old), max(pair.new)
+    finding: Finding = "better" if after < before else "worse" if after > before else "noise"
+    return Row(
+        workload=pair.workload,
+        server=pair.server,
+        title=pair.metric.title,
+        finding="not comparable" if pair.reason else finding,
+        old=before,
+        new=after,
         reason=pair.reason,
     )
 
@@ -157,7 +177,7 @@ def _pooled(pairs: Sequence[_Pair]) -> Mapping[tuple[str, str], float]:
     together: dict[tuple[str, str], list[Sequence[float]]] = {}
     for pair in pairs:
         key = (pair.workload, pair.metric.title)
-        together.setdefault(key, []).extend(one for one in (pair.old, pair.new) if one)
+        together.setdefault(key, []).extend((pair.old, pair.new))
     return {key: _deviation(*series) for key, series in together.items()}
 
 
@@ -176,7 +196,7 @@ def _pairs(old: Run, new: Run, workload: str, apart: str) -> Iterator[_Pair]:
             if floor is None and metric.unit in _TIMED and new.servers[after.server].floor:
                 continue  # what the others are divided by is no result
             olds, news = (
-                _logarithms(one.ratios(below, name) if below else one.values(name))
+                _summands(one.ratios(below, name) if below else one.values(name), metric)
                 for one, below in zip((before, after), floor or (None, None), strict=True)
             )
             yield _Pair(
@@ -205,15 +225,20 @@ def _floor(
 def _unfit(
     old: Series, new: Series, metric: Metric, olds: Sequence[float], news: Sequence[float]
 ) -> str:
+    if metric.unit == _FAULTS:
+        return ""
     if min(len(olds), len(news)) < _ROUNDS:
-        return f"fewer than {_ROUNDS} rounds"
+        return f"fewer than {_ROUNDS} rounds, or with nothing to compare"
     limited = any(turn.bottleneck for one in (old, new) for turn in one.turns)
     if limited and metric.unit in _TIMED - {"us"}:
         return "the load generator was the limit"
     return ""
 
 
-def _logarithms(values: Sequence[float]) -> list[float]:
+def _summands(values: Sequence[float], metric: Metric) -> list[float]:
+    """Logarithms; of faults the numbers themselves."""
+    if metric.unit == _FAULTS:
+        return list(values)
     return [math.log(value) for value in values if value > 0]
 
 

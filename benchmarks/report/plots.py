@@ -37,7 +37,7 @@ _PEERS: Final = (
     "#7fb77e",
 )
 _MARKERS: Final = "osD^vPX<>h"
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
     "font.size": 9.0,
     "svg.fonttype": "none",
