@@ -44,10 +44,11 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def _table(summary: Summary, *, wide: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    gap = 1 if wide else 0  # besides the one that the box brings
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("server", no_wrap=True)
     for number_, metric in enumerate(summary.metrics):
-        table.add_column(metric.head, justify="right", min_width=6)
+        table.add_column(metric.head, justify="right", min_width=6, overflow="fold")
         if number_ == 0 and summary.floor:
             table.add_column(f"x {summary.floor}", justify="right", min_width=6)
     table.add_column("load", justify="right")
