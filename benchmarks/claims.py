@@ -134,6 +134,17 @@ def _ingest(workload: str, limit: float) -> Claim:
     )
 
 
+def _prompt(workload: str, against: str) -> Claim:
+    return Claim(
+        workload=workload,
+        metric="last_p50_ms",
+        limit=1.0,
+        side="at most",
+        origin="a subscriber must not wait longer than with a server in C or C++",
+        against=against,
+    )
+
+
 CLAIMS: Final[Sequence[Claim]] = (
     # Fan-out, and the other ways to subscribe to it.
     _fanout("fanout-1000", 1.15, _PROTOTYPE),
@@ -142,6 +153,10 @@ CLAIMS: Final[Sequence[Claim]] = (
     _fanout("fanout-1000", 1.45, _PUSHED, "repeater-presence"),
     _fanout("fanout-1000", 1.5, _STREAMED, "repeater-sse"),
     _fanout("fanout-9000", 1.15, _PROTOTYPE),
+    _prompt("fanout-1000", "uwebsockets"),
+    _prompt("fanout-1000", "nchan"),
+    _prompt("fanout-9000", "uwebsockets"),
+    _prompt("fanout-9000", "nchan"),
     # Slow readers.
     Claim(
         workload="slow-1",
