@@ -40,10 +40,24 @@ format: (_sync "requirements-dev.txt")
 docs: (_sync "requirements.txt")
     {{ python }} -m service.config.documentation docs/configuration.md
 
-# Run the benchmarks, e.g. `just bench --help`
+# Run the core benchmarks, a few minutes, e.g. `just bench --json run.json` or `just bench --help`
 [positional-arguments]
 bench *ARGS: (_sync "requirements-dev.txt")
-    @exec {{ python }} -m benchmarks "$@"
+    @exec {{ python }} -m benchmarks run "$@"
+
+# Run every benchmark, e.g. `just bench-full --json run.json`
+[positional-arguments]
+bench-full *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks run --full "$@"
+
+# Write docs/benchmarks.md and its plots from a run
+bench-docs RUN: (_sync "requirements-dev.txt")
+    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
+
+# Tell what changed between two runs from noise, e.g. `just bench-compare old.json new.json`
+[positional-arguments]
+bench-compare *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks compare "$@"
 
 # Install the servers that the benchmarks measure beside ours: from PyPI into .venv, then from Debian
 bench-peers: (_sync "requirements-peers.txt") && _peers-debian

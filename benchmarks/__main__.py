@@ -14,11 +14,13 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
+from benchmarks import commands
 from benchmarks.capacity import Assumptions, NotMeasuredError
 from benchmarks.claims import judge
 from benchmarks.machine import machine
 from benchmarks.model import Run, load, save
 from benchmarks.peers.registry import PEERS
+from benchmarks.progress import watcher
 from benchmarks.report.capacity import page as capacity_page
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
@@ -59,7 +61,8 @@ def run_command(
 ) -> None:
     """Measure servers in turns, on one core, with the load generated on another.
 
-    Ends with 1 if a claim of Repeater's was missed or one of its turns failed.
+    Ends with 1 if a claim of Repeater's was missed or one of its turns failed. A claim that another
+    server is needed for, which is not installed, is not measured and no miss.
     """
     _prepare()
     chosen = [
@@ -74,14 +77,14 @@ def run_command(
         plan="quick" if quick else "full" if full else "core",
     )
     try:
-        take_turns(run, chosen, peers, Plan(quick=quick), Console(stderr=True))
+        take_turns(run, chosen, peers, Plan(quick=quick), watcher(Console(stderr=True)))
     finally:
         judge(run)
         if json_path is not None:
             save(run, json_path)
     print_run(run, Console(width=None if sys.stdout.isatty() else 160))
     failed = any(one.faults for one in run.series if one.server.startswith("repeater"))
-    sys.exit(1 if failed or not all(verdict.passed for verdict in run.verdicts) else 0)
+    sys.exit(1 if failed or any(verdict.outcome == "miss" for verdict in run.verdicts) else 0)
 
 
 @main.command("capacity")
@@ -103,6 +106,11 @@ def capacity_command(run_path: Path, **given: Any) -> None:
         click.echo(capacity_page(load(run_path), Assumptions(**given)), nl=False)
     except (NotMeasuredError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+main.add_command(commands.compare_command)
+main.add_command(commands.document_command)
+main.add_command(commands.plots_command)
 
 
 def _prepare() -> None:

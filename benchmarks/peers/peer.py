@@ -67,6 +67,8 @@ class Peer:
     """Whether subscribers hear something when others subscribe (joins), to be waited out."""
     secure: bool = False
     """Whether it speaks TLS."""
+    floor: bool = False
+    """Whether it is a lower bound, and no server that anyone could use."""
 
     @property
     def flooding(self) -> Callable[[Sequence[str]], Entry]:
