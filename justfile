@@ -50,9 +50,15 @@ bench *ARGS: (_sync "requirements-dev.txt")
 bench-full *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks run --full "$@"
 
-# Write docs/benchmarks.md and its plots from a run
+# Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
 bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
+    {{ python }} -m benchmarks capacity {{ quote(RUN) }} >docs/capacity.md
+
+# Tell how many machines an audience takes, e.g. `just bench-capacity docs/benchmarks/run.json`
+[positional-arguments]
+bench-capacity *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks capacity "$@"
 
 # Tell what changed between two runs from noise, e.g. `just bench-compare old.json new.json`
 [positional-arguments]

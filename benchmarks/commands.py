@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
 
+from benchmarks.capacity import Assumptions, NotMeasuredError
 from benchmarks.model import Run, load
 from benchmarks.report.compare import compare
 from benchmarks.report.verdicts import print_comparison
@@ -43,6 +44,29 @@ def document_command(run_path: Path, page_path: Path) -> None:
     from benchmarks.report.document import write
 
     write(load(run_path), page_path)
+
+
+@click.command("capacity")
+@click.argument("run_path", metavar="RUN.json", type=click.Path(exists=True, path_type=Path))
+@click.option("--subscribers", type=click.IntRange(1), default=Assumptions().subscribers)
+@click.option("--event-bytes", type=click.IntRange(1), default=Assumptions().event_bytes)
+@click.option("--session-s", type=click.FloatRange(1), default=Assumptions().session_s)
+@click.option("--ping-s", type=click.FloatRange(1), default=Assumptions().ping_s)
+@click.option("--busy", type=click.FloatRange(0.01, 1), default=Assumptions().busy)
+@click.option("--lateness-ms", type=click.FloatRange(1), default=Assumptions().lateness_ms)
+@click.option("--cores", type=click.IntRange(1), default=Assumptions().cores)
+@click.option("--memory-gib", type=click.FloatRange(0.1), default=Assumptions().memory_gib)
+def capacity_command(run_path: Path, **given: Any) -> None:
+    """How many machines an audience takes, as a page, from what a full run measured.
+
+    `docs/capacity.md` is this page with every option left out, and says what each means.
+    """
+    from benchmarks.report.capacity import page
+
+    try:
+        click.echo(page(load(run_path), Assumptions(**given)), nl=False)
+    except (NotMeasuredError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command("plots")

@@ -61,6 +61,9 @@ class Peer:
     most_because: str = ""
     ordinary: bool = True
     """Whether it takes part wherever it can; otherwise only where a workload names it."""
+    baseline: bool = False
+    """Whether it is what the design departs from: in the broader workloads, where each of its turns
+    is long, it would show again what the others have shown."""
     variant_of: str = ""
     """The peer of which this is another way to subscribe, e.g. Repeater by Server-Sent Events."""
     quiet_first: bool = False

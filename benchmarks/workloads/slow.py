@@ -143,7 +143,9 @@ def _workload(count: int, words: str) -> Workload:
         measure=_measure(count),
         metrics=METRICS,
         needs=frozenset({"channels"}),
+        broad=True,
         subscribers=_SUBSCRIBERS,
+        rounds=3 if count == 1 else 2,  # a claim is made of the first
     )
 
 
