@@ -109,6 +109,8 @@ def test_compacting_twice_is_compacting_once(run: Run) -> None:
     assert fine is not None
     assert coarse is not None
     before, after = fine.histogram("delivery"), coarse.histogram("delivery")
+    assert before is not None
+    assert after is not None
     assert after.get_total_count() == before.get_total_count()
     for percent in (50, 99):
         values = [each.get_value_at_percentile(percent) for each in (before, after)]
