@@ -59,6 +59,11 @@ bench-docs RUN: (_sync "requirements-dev.txt")
 bench-compare *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks compare "$@"
 
+# Count instructions and system calls per delivery, and compare; `just bench-gate --update` renews
+[positional-arguments]
+bench-gate *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks.gate "$@"
+
 # Install the servers that the benchmarks measure beside ours: from PyPI into .venv, then from Debian
 bench-peers: (_sync "requirements-peers.txt") && _peers-debian
 

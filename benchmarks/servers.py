@@ -83,8 +83,8 @@ class Child:
         if self._process.poll() is not None:
             raise ServerError(f"the process ended early:\n{self.output()}")
 
-    def wait_accepting(self) -> None:
-        deadline = time.monotonic() + _START
+    def wait_accepting(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             self.check()
             with contextlib.suppress(OSError):
@@ -117,19 +117,24 @@ def started(peer: Peer) -> Iterator[Child]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Child]:
+def running(
+    command: Sequence[str], settings: Mapping[str, str] | None = None, patience: float = _START
+) -> Iterator[Child]:
     """Run `command`, with a free port in place of "PORT", on the measured core.
 
-    `settings` are the server's variables; those of this process do not count.
+    `settings` are the server's variables; those of this process do not count. It must accept
+    connections within `patience` seconds.
     """
     port = _free_port()
     words = [str(port) if word == "PORT" else word for word in command]
-    with _process(words, settings or {}, port) as child:
+    with _process(words, settings or {}, port, patience) as child:
         yield child
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], settings: Mapping[str, str], port: int) -> Iterator[Child]:
+def _process(
+    command: Sequence[str], settings: Mapping[str, str], port: int, patience: float = _START
+) -> Iterator[Child]:
     core, _ = cores()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
     environment.update(settings)
@@ -145,7 +150,7 @@ def _process(command: Sequence[str], settings: Mapping[str, str], port: int) -> 
         )
         child = Child(process, port, log)
         try:
-            child.wait_accepting()
+            child.wait_accepting(patience)
             yield child
             child.check()
         finally:
