@@ -26,14 +26,13 @@ from benchmarks.peers import repeater
 from benchmarks.servers import Child, running
 
 WINDOWS: Final = 24  # of one kind, each so short that few meet a sweep
-# Fan-out looks at the clock after each 32 subscribers, and valgrind is slow enough for it to give
-# way each time. With whole slices no window is on the border; a delivery's instructions include a
-# thirty-second of that turn of the loop, which natively comes every 0.3 ms at most.
-FEW: Final = 32  # as many connections also warm what accepts them
-MORE: Final = 96
+FEW: Final = 16  # subscribers; as many connections also warm what accepts them
+MORE: Final = 256
 SETTINGS: Final = {
     # Without a seed of its own each run of Python lays out its dictionaries differently.
     "PYTHONHASHSEED": "0",
+    # Seconds after which a fan-out gives way: a matter of speed too, and valgrind is slow.
+    "REPEATER_FANOUT_BUDGET": "60",
     # A connection's line in the log is written for the first 20 in a second: for how many of a
     # window's would be a matter of speed. A storm's connections have none either.
     "REPEATER_LOG_LEVEL": "warning",
