@@ -40,10 +40,35 @@ format: (_sync "requirements-dev.txt")
 docs: (_sync "requirements.txt")
     {{ python }} -m service.config.documentation docs/configuration.md
 
-# Run the benchmarks, e.g. `just bench --help`
+# Run the core benchmarks, a few minutes, e.g. `just bench --json run.json` or `just bench --help`
 [positional-arguments]
 bench *ARGS: (_sync "requirements-dev.txt")
-    @exec {{ python }} -m benchmarks "$@"
+    @exec {{ python }} -m benchmarks run "$@"
+
+# Run every benchmark, e.g. `just bench-full --json run.json`
+[positional-arguments]
+bench-full *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks run --full "$@"
+
+# Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
+bench-docs RUN: (_sync "requirements-dev.txt")
+    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
+    {{ python }} -m benchmarks capacity {{ quote(RUN) }} >docs/capacity.md
+
+# Tell how many machines an audience takes, e.g. `just bench-capacity docs/benchmarks/run.json`
+[positional-arguments]
+bench-capacity *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks capacity "$@"
+
+# Tell what changed between two runs from noise, e.g. `just bench-compare old.json new.json`
+[positional-arguments]
+bench-compare *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks compare "$@"
+
+# How many machines an audience takes, from a full run: `just bench-capacity run.json >docs/capacity.md`
+[positional-arguments]
+bench-capacity *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks capacity "$@"
 
 # Count instructions and system calls per delivery, and compare; `just bench-gate --update` renews
 [positional-arguments]

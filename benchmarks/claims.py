@@ -83,10 +83,7 @@ def _values(
         return []
     if not relative:
         return ours.values(metric)
-    if theirs is None:
-        return []
-    pairs = zip(ours.values(metric), theirs.values(metric), strict=False)
-    return [one / other for one, other in pairs]
+    return [] if theirs is None else ours.ratios(theirs, metric)
 
 
 def _fanout(workload: str, limit: float, origin: str, server: str = "repeater") -> Claim:

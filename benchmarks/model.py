@@ -19,6 +19,7 @@ BOTTLENECK: Final = 0.9
 """The share of its core from which on the load generator is what was measured."""
 
 Better = Literal["lower", "higher", "neither"]
+Outcome = Literal["pass", "miss", "not measured"]
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -27,20 +28,27 @@ class Metric(msgspec.Struct, frozen=True):
     title: str
     unit: str
     better: Better = "lower"
+    short: str = ""
+    """The head of a table's column, its unit included; `title` and `unit` without it."""
+
+    @property
+    def head(self) -> str:
+        """The head of a table's column."""
+        return self.short or f"{self.title}, {self.unit}"
 
 
 METRICS: Final[dict[str, Metric]] = {
-    "cpu_us": Metric("server CPU per delivery", "us"),
-    "delivery_p50_ms": Metric("delivery latency, median", "ms"),
-    "delivery_p99_ms": Metric("delivery latency, 99th percentile", "ms"),
-    "last_p50_ms": Metric("last of all subscribers, median", "ms"),
-    "last_p99_ms": Metric("last of all subscribers, 99th percentile", "ms"),
-    "rate": Metric("a second", "/s", "higher"),
-    "memory_kib": Metric("resident memory per connection", "KiB"),
-    "rss_mib": Metric("resident memory of the server", "MiB"),
-    "publish_p50_ms": Metric("publish call, median", "ms"),
-    "publish_p99_ms": Metric("publish call, 99th percentile", "ms"),
-    "call_us": Metric("server CPU per publish call", "us"),
+    "cpu_us": Metric("server CPU per delivery", "us", short="CPU us"),
+    "delivery_p50_ms": Metric("delivery latency, median", "ms", short="p50 ms"),
+    "delivery_p99_ms": Metric("delivery latency, 99th percentile", "ms", short="p99 ms"),
+    "last_p50_ms": Metric("last of all subscribers, median", "ms", short="last p50 ms"),
+    "last_p99_ms": Metric("last of all subscribers, 99th percentile", "ms", short="last p99 ms"),
+    "rate": Metric("a second", "/s", "higher", short="per second"),
+    "memory_kib": Metric("resident memory per connection", "KiB", short="KiB each"),
+    "rss_mib": Metric("resident memory of the server", "MiB", short="RSS MiB"),
+    "publish_p50_ms": Metric("publish call, median", "ms", short="call p50 ms"),
+    "publish_p99_ms": Metric("publish call, 99th percentile", "ms", short="call p99 ms"),
+    "call_us": Metric("server CPU per publish call", "us", short="call CPU us"),
 }
 """The common metrics; a workload may add its own with `Workload.metrics`."""
 
@@ -54,6 +62,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Distributions in microseconds, as HdrHistogram encodes them, e.g. of `delivery`."""
     generator: float = 0.0
     """The share of its core that the load generator used while something was under way."""
+    round: int = 0
+    """In which round it was taken: a turn that failed leaves a gap in its series."""
 
     @property
     def bottleneck(self) -> bool:
@@ -81,6 +91,18 @@ class Series(msgspec.Struct, kw_only=True):
         values = self.values(metric)
         return statistics.median(values) if values else None
 
+    def ratios(self, other: Series, metric: str) -> list[float]:
+        """This server's value divided by the other's, one for each round that both were in.
+
+        The machine is shared, and two servers of one round had the same minute.
+        """
+        theirs = {turn.round: turn.values[metric] for turn in other.turns if metric in turn.values}
+        return [
+            turn.values[metric] / theirs[turn.round]
+            for turn in self.turns
+            if metric in turn.values and theirs.get(turn.round)
+        ]
+
     def histogram(self, name: str) -> HdrHistogram | None:
         """All turns' distribution together; None if there is none."""
         parts = [turn.histograms[name] for turn in self.turns if name in turn.histograms]
@@ -100,6 +122,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     configuration: str
     """Its command and the configuration it was started with, or the path of its program."""
     variant_of: str = ""
+    floor: bool = False
+    """Whether it is a lower bound, and no server that anyone could use."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +133,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     group: str
     metrics: dict[str, Metric]
+    """Its own, besides the common ones."""
+
+    def metric(self, name: str) -> Metric:
+        """What this metric is; one that nobody described is a bare number."""
+        return self.metrics.get(name) or METRICS.get(name) or Metric(name, "", "neither")
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +153,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     passed: bool
     origin: str
     detail: str = ""
+    """The faults of the server that the claim is about."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """A claim that another server is needed for, and it is not there, is no miss."""
+        if self.passed:
+            return "pass"
+        return "not measured" if self.value is None and not self.detail else "miss"
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -144,6 +181,17 @@ class Run(msgspec.Struct, kw_only=True):
         """The series of this server in this workload, if it has any."""
         for series in self.series:
             if (series.workload, series.server) == (workload, server):
+                return series
+        return None
+
+    def of(self, workload: str) -> list[Series]:
+        """The series of one workload, in the order in which the servers took their turns."""
+        return [series for series in self.series if series.workload == workload]
+
+    def floor(self, workload: str) -> Series | None:
+        """What the others of this workload are divided by: its first floor that was measured."""
+        for series in self.of(workload):
+            if self.servers[series.server].floor and series.turns:
                 return series
         return None
 

@@ -10,18 +10,18 @@ import gc
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import msgspec
 
 from benchmarks.generator.wire import WireError
 from benchmarks.model import Run, Series, Server, Task
 from benchmarks.peers.peer import Peer
+from benchmarks.progress import Watcher
 from benchmarks.servers import ServerError
 from benchmarks.workloads.workload import Plan, Workload
 
 
 def take_turns(
-    run: Run, workloads: Sequence[Workload], peers: Sequence[Peer], plan: Plan, console: Console
+    run: Run, workloads: Sequence[Workload], peers: Sequence[Peer], plan: Plan, watcher: Watcher
 ) -> None:
     """Measure, and put everything into `run` as it comes."""
     start = time.monotonic()
@@ -29,23 +29,16 @@ def take_turns(
     _describe(run, workloads, present)
     parts = [(workload, *_taking_part(run, workload, present)) for workload in workloads]
     rounds = [1 if plan.quick else workload.rounds for workload in workloads]
-    with Progress(
-        TextColumn("{task.description}", style="bold"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-        total = sum(
-            len(takers) * count for (_, takers, _), count in zip(parts, rounds, strict=True)
-        )
-        bar = progress.add_task("", total=total)
+    turns = [len(takers) * count for (_, takers, _), count in zip(parts, rounds, strict=True)]
+    with watcher:
+        watcher.start(len(parts), sum(turns))
         for (workload, takers, series), count in zip(parts, rounds, strict=True):
-            for _ in range(count):
+            watcher.workload(workload.title, len(takers), count)
+            for number in range(count):
                 for peer, one in zip(takers, series, strict=True):
-                    progress.update(bar, description=f"{workload.name}: {peer.name}")
-                    _take_turn(workload, peer, one, plan)
-                    progress.advance(bar)
+                    watcher.turn(peer.name)
+                    _take_turn(workload, peer, one, plan, number)
+                    watcher.done()
     run.seconds += time.monotonic() - start
 
 
@@ -70,6 +63,7 @@ def _describe(run: Run, workloads: Sequence[Workload], peers: Sequence[Peer]) ->
             version=peer.version(),
             configuration=peer.configuration(),
             variant_of=peer.variant_of,
+            floor=peer.floor,
         )
 
 
@@ -89,9 +83,10 @@ def _taking_part(
     return takers, measured
 
 
-def _take_turn(workload: Workload, peer: Peer, series: Series, plan: Plan) -> None:
+def _take_turn(workload: Workload, peer: Peer, series: Series, plan: Plan, number: int) -> None:
     try:
-        series.turns.append(workload.measure(peer, plan))
+        turn = workload.measure(peer, plan)
+        series.turns.append(msgspec.structs.replace(turn, round=number))
     except (WireError, ServerError, OSError) as error:
         series.faults.append(f"{type(error).__name__}: {error}")
     gc.collect()

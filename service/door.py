@@ -10,56 +10,34 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
-import attrs
 import msgspec
 import trio
 
-from service.addresses import client_address
-from service.auth import (
-    RefusedError,
-    connect_parameter,
-    first_of,
-    header_token,
-    identify,
-    origin_allowed,
-    plain_channels,
-    refuse_while_draining,
-    wants_protobuf,
-)
-from service.client import ANONYMOUS
-from service.credentials import ConnectionGrant, SubscriptionGrant
-from service.errors import INAPPROPRIATE_PROTOCOL
+from service.auth import connect_parameter
 from service.gate import Gate, GateError
-from service.headers import forwarded, headers_of
+from service.headers import headers_of
 from service.log import get_logger
-from service.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
-from service.protocol.heads import HEAD_END, RawHead, read_head
+from service.protocol.heads import HEAD_END
+from service.reception import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor
 from service.tls import HTTP2
 from service.transports import http_stream, websocket
 from service.transports.rest import Rest, RestOptions, RestStatistics
-from service.transports.sockets import abort_socket
+from service.transports.sockets import abort_socket, send_last
 from service.transports.ways import WAYS
 
 if TYPE_CHECKING:
     from service.auth import Query
-    from service.client import Client
     from service.config import CurrentSettings
     from service.handover import Handover
     from service.node import Node
 
 _log = get_logger("door")
 
-PLAIN_PATH: Final = b"/ws"
-CENTRIFUGE_PATH: Final = b"/connection/websocket"
-UNIDIRECTIONAL_PATH: Final = b"/connection/uni_websocket"
-_WEBSOCKET_PATHS: Final = (PLAIN_PATH, CENTRIFUGE_PATH, UNIDIRECTIONAL_PATH)
 _STREAM_PATHS: Final = tuple(path.encode() for path in WAYS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
@@ -89,21 +67,6 @@ class _RejectedError(Exception):
         self.answer = answer
 
 
-@attrs.define
-class Visitor:
-    """Who asks for a WebSocket, as far as it is known."""
-
-    path: bytes
-    query: Query
-    grant: ConnectionGrant = ANONYMOUS
-    address: str = ""
-    """Where it comes from, if addresses count."""
-    refused: HTTPStatus | None = None
-    """Why its token does not let it in."""
-    channels: Mapping[str, SubscriptionGrant] = attrs.field(factory=dict)
-    """Those of a plain subscriber."""
-
-
 class Door:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
@@ -118,6 +81,7 @@ class Door:
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
+        self._reception = Reception(node, settings)
         self._rest = Rest(node, settings.api_key, options)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
@@ -200,7 +164,7 @@ class Door:
         except _RejectedError as rejection:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
-            _send_last(sock, rejection.answer)
+            send_last(sock, rejection.answer)
         except (OSError, trio.ClosedResourceError) as error:
             _log.debug("lost while it was let in", reason=str(error))
         finally:
@@ -220,7 +184,7 @@ class Door:
             await self._serve_stream(sock, scope, received)
             return
         _lift_deadline(scope)  # from here on each way in has its own
-        if path not in _WEBSOCKET_PATHS:
+        if path not in WEBSOCKET_PATHS:
             if received := await self._rest.serve(sock, received):
                 await self._handover.serve(sock, received)
             return
@@ -228,13 +192,10 @@ class Door:
         head, received = received[:end], received[end:]
         if self._gate.expects_forwarded(sock):
             self._gate.note_forwarded(sock, headers_of(head))
-        visitor, raw = Visitor(path, query), read_head(head)
-        if path == PLAIN_PATH:
-            await self._identify(visitor, raw)
-        client = self._open(sock, scope, visitor, head, raw)
+        client = await self._reception.receive(sock, scope, Visitor(path, query), head)
         first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
         # Nothing of the head may stay in this frame, which lives as long as its client.
-        del head, raw, path, query, visitor
+        del head, path, query
         if client is not None:
             await websocket.serve(client, sock, received, first)
 
@@ -253,16 +214,6 @@ class Door:
         elif stream:
             self._gate.forget_forwarded(sock)  # more requests may come, of other clients
             await self._handover.serve(sock, stream)
-
-    async def _identify(self, visitor: Visitor, raw: RawHead | None) -> None:
-        """Prove a plain subscriber's token, with the deadline of its verifier."""
-        token = first_of(visitor.query, "token")
-        if not token and raw is not None and raw.upgrades:
-            token = header_token(raw.value(b"authorization"), raw.value(b"cookie"))
-        try:
-            visitor.grant = await identify(self._node, token)
-        except RefusedError as error:
-            visitor.refused = error.status
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Everything up to the head's end, and what came with it."""
@@ -319,60 +270,6 @@ class Door:
         finally:
             del self._silent[scope]
 
-    def _open(
-        self,
-        sock: socket.socket,
-        scope: trio.CancelScope,
-        visitor: Visitor,
-        head: bytes,
-        raw: RawHead | None,
-    ) -> Client | None:
-        """Answer the handshake; the client that it makes, or None where it was refused."""
-        node, limits = self._node, self._node.options.limits
-        visitor.address = client_address(sock) if limits.connections_per_address else ""
-        handshake = answer_handshake(head, raw, partial(self._check, visitor))
-        if not handshake.accepted:
-            _send_last(sock, handshake.answer)
-            return None
-        client = self._make_client(sock, scope, visitor, handshake)
-        node.admission.arrive(limits, client, visitor.address)
-        if visitor.path != PLAIN_PATH:
-            client.headers = forwarded(headers_of(head), node.forward_headers)
-        return client
-
-    def _make_client(
-        self, sock: socket.socket, scope: trio.CancelScope, visitor: Visitor, handshake: Handshake
-    ) -> Client:
-        node, answer = self._node, handshake.answer
-        if visitor.path == PLAIN_PATH:
-            return websocket.open_plain(node, sock, scope, answer, visitor.grant, visitor.channels)
-        if visitor.path == UNIDIRECTIONAL_PATH:
-            return websocket.open_unidirectional(node, sock, scope, answer)
-        return self._open_centrifuge(sock, scope, visitor.query, handshake)
-
-    def _open_centrifuge(
-        self, sock: socket.socket, scope: trio.CancelScope, query: Query, handshake: Handshake
-    ) -> Client:
-        client = websocket.open_centrifuge(self._node, sock, scope, handshake.answer)
-        if handshake.subprotocol == PROTOBUF_SUBPROTOCOL or wants_protobuf(query):
-            client.disconnect(INAPPROPRIATE_PROTOCOL)
-        return client
-
-    def _check(self, visitor: Visitor, origin: str | None, host: str | None) -> HTTPStatus | None:
-        """Whether a correct handshake is to be refused; fills in a plain client's channels."""
-        if not origin_allowed(origin, host, self._settings().origins):
-            return HTTPStatus.FORBIDDEN
-        try:
-            refuse_while_draining(self._node)
-            if visitor.path == PLAIN_PATH:
-                if visitor.refused is not None:
-                    return visitor.refused
-                visitor.channels = plain_channels(self._node, visitor.query, visitor.grant)
-            self._node.admission.check(self._node.options.limits, visitor.address)
-        except RefusedError as error:
-            return error.status
-        return None
-
 
 def _lift_deadline(scope: trio.CancelScope) -> None:
     if scope.deadline != math.inf:
@@ -393,12 +290,3 @@ def _is_request(received: bytes) -> bool:
     if not (method.isalpha() and method.isupper() and method.isascii()):
         return False
     return bool(space) and not rest.startswith(b" ") if len(received) >= 32 else True
-
-
-def _send_last(sock: socket.socket, answer: bytes) -> None:
-    """A short answer into an empty socket buffer, then the end of our side."""
-    try:
-        sock.send(answer)
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        return  # The peer did not wait for it.

@@ -20,7 +20,7 @@ def run_of(workload: str, **rounds: list[dict[str, float]]) -> Run:
             Series(
                 workload=workload,
                 server=server.replace("_", "-"),
-                turns=[Turn(values=values) for values in turns],
+                turns=[Turn(values=values, round=number) for number, values in enumerate(turns)],
             )
             for server, turns in rounds.items()
         ],

@@ -76,6 +76,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # The application mounts what is built on it.
     ("service.web.app",),
     ("service.tls", "service.gate", "service.listeners", "service.raw_stream"),
+    ("service.reception",),
     ("service.server", "service.handover", "service.door", "service.forwarding"),
     ("service.cli_call",),
     ("service.cli_config", "service.cli_token", "service.cli_admin"),

@@ -65,6 +65,7 @@ FLOOR: Final = Peer(
     subscribe=_subscribe,
     entry=_feed,
     ordinary=False,
+    floor=True,
 )
 
 FLOOR_PYTHON: Final = Peer(
@@ -76,6 +77,7 @@ FLOOR_PYTHON: Final = Peer(
     subscribe=_subscribe,
     entry=_feed,
     ordinary=False,
+    floor=True,
 )
 
 BARE_TRIO: Final = Peer(
@@ -87,4 +89,5 @@ BARE_TRIO: Final = Peer(
     subscribe=_subscribe,
     entry=_feed,
     ordinary=False,
+    floor=True,
 )

@@ -58,6 +58,8 @@ http {
             nchan_subscriber websocket eventsource;
             nchan_channel_id $arg_id;
             nchan_channel_id_split_delimiter ",";
+            # The names of all channels of a request together; 1,024 by default.
+            nchan_max_channel_id_length 8192;
             nchan_subscriber_first_message newest;
         }
         location = /pub {
@@ -70,6 +72,8 @@ http {
             nchan_publisher http;
             nchan_channel_id $arg_id;
             nchan_channel_id_split_delimiter ",";
+            # The names of all channels of a request together; 1,024 by default.
+            nchan_max_channel_id_length 8192;
             nchan_message_buffer_length 50;
             nchan_message_timeout 5m;
         }

@@ -61,12 +61,17 @@ class Peer:
     most_because: str = ""
     ordinary: bool = True
     """Whether it takes part wherever it can; otherwise only where a workload names it."""
+    baseline: bool = False
+    """Whether it is what the design departs from: in the broader workloads, where each of its turns
+    is long, it would show again what the others have shown."""
     variant_of: str = ""
     """The peer of which this is another way to subscribe, e.g. Repeater by Server-Sent Events."""
     quiet_first: bool = False
     """Whether subscribers hear something when others subscribe (joins), to be waited out."""
     secure: bool = False
     """Whether it speaks TLS."""
+    floor: bool = False
+    """Whether it is a lower bound, and no server that anyone could use."""
 
     @property
     def flooding(self) -> Callable[[Sequence[str]], Entry]:

@@ -81,6 +81,7 @@ QUART_TRIO: Final = Peer(
     subscribe=plain,
     entry=post,
     capabilities=frozenset({"channels", "calls"}),
+    baseline=True,
     most=1_000,
     most_because="at more than 100 us a delivery a core delivers less than half of what is "
     "published to 1,000 already; and it accepts 1,000 connections a second and ever fewer",
@@ -108,6 +109,7 @@ WEBSOCKETS_TRIO: Final = Peer(
     subscribe=plain,
     entry=frames,
     capabilities=frozenset({"channels"}),
+    baseline=True,
     most=1_000,
     most_because=_SATURATED,
 )
@@ -121,6 +123,7 @@ TRIO_WEBSOCKET: Final = Peer(
     subscribe=plain,
     entry=frames,
     capabilities=frozenset({"channels"}),
+    baseline=True,
     most=1_000,
     most_because=_SATURATED,
 )

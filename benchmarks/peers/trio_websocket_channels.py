@@ -42,6 +42,8 @@ async def subscribe(connection: WebSocketConnection, channels: list[str]) -> Non
             nursery.start_soon(write, connection, receive)
             await connection.get_message()
             nursery.cancel_scope.cancel()
+    except* ConnectionClosed:
+        pass  # The reader or the writer noticed it, or both.
     finally:
         for channel in channels:
             clients[channel].discard(send)

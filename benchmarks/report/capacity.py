@@ -18,7 +18,7 @@ from benchmarks.capacity import (
     estimate,
 )
 from benchmarks.model import Run
-from benchmarks.report.table import number
+from benchmarks.report.numbers import number
 
 RATES: Final = (0.01, 0.1, 1.0, 10.0)
 _SIZES: Final = (1_000, 5_000, 9_000)

@@ -1,51 +1,97 @@
-"""The table that a run ends with, for people at a terminal."""
+"""The tables that a run ends with, for people at a terminal of 100 columns or more.
+
+A wide terminal has a number and its range in one line; a narrow one has the range beneath.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-from benchmarks.model import METRICS, Metric, Run, Series
+from benchmarks.model import Run, Verdict
+from benchmarks.report.numbers import number
+from benchmarks.report.summary import Cell, Row, Summary, summarise
+
+_WIDE: Final = 140  # columns from which on the range stands beside its number
+_COLOURS: Final = {"pass": "green", "miss": "red", "not measured": "yellow"}
 
 
 def print_run(run: Run, console: Console) -> None:
     """A table for each workload, then what was claimed and what was missing."""
-    for name, task in run.workloads.items():
-        series = [one for one in run.series if one.workload == name]
-        if series:
-            console.print(_table(run, task.title, task.metrics, series))
-    for verdict in run.verdicts:
-        value = "not measured" if verdict.value is None else number(verdict.value)
-        console.print(
-            f"{'[green]pass' if verdict.passed else '[red]miss'}[/] {verdict.claim}: "
-            f"{value} {verdict.unit} ({verdict.side} {number(verdict.limit)})"
-        )
+    for name in run.workloads:
+        if run.of(name):
+            print_summary(summarise(run, name), console)
+    if run.verdicts:
+        console.print(_claims(run.verdicts))
     for title, reason in run.missing.items():
-        console.print(f"[yellow]skipped[/] {title}: {reason}")
+        console.print(f"[yellow]skipped[/] {escape(title)}: {escape(reason)}")
 
 
-def _table(run: Run, title: str, own: dict[str, Metric], series: list[Series]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("server")
-    known = {**METRICS, **own}
-    metrics = [name for name in known if any(one.values(name) for one in series)]
-    for name in metrics:
-        table.add_column(f"{known[name].title}, {known[name].unit}", justify="right")
-    table.add_column("generator", justify="right")
-    for one in series:
-        if one.turns:
-            medians = (one.median(name) for name in metrics)
-            table.add_row(
-                run.servers[one.server].title,
-                *("" if value is None else number(value) for value in medians),
-                f"{max(turn.generator for turn in one.turns):.0%}",
-            )
-        for text in dict.fromkeys([*one.faults, one.skipped]):
-            if text:
-                table.add_row(run.servers[one.server].title, f"[red]{text[:200]}")
+def print_summary(summary: Summary, console: Console) -> None:
+    """One workload, and one line beneath for whatever a number does not say."""
+    console.print(f"[bold]{escape(summary.title)}[/] [dim]({summary.name})[/]")
+    if summary.rows:
+        console.print(_table(summary, wide=console.width >= _WIDE))
+    for note in summary.notes:
+        console.print(Padding(f"[red]{escape(note)}[/]", (0, 0, 0, 2)))
+    console.print()
+
+
+def _table(summary: Summary, *, wide: bool) -> Table:
+    gap = 1 if wide else 0  # besides the one that the box brings
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("server", no_wrap=True)
+    for number_, metric in enumerate(summary.metrics):
+        table.add_column(metric.head, justify="right", min_width=6, overflow="fold")
+        if number_ == 0 and summary.floor:
+            table.add_column(f"x {summary.floor}", justify="right", min_width=6)
+    table.add_column("load", justify="right")
+    for before, row in zip((None, *summary.rows), summary.rows, strict=False):
+        if before and before.group != row.group and row.group in ("repeater", "peer"):
+            table.add_section()
+        table.add_row(*_texts(summary, row, wide=wide), style="dim" * (row.group == "floor"))
     return table
 
 
-def number(value: float) -> str:
-    """Three significant digits, or whole thousands."""
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+def _texts(summary: Summary, row: Row, *, wide: bool) -> Sequence[str]:
+    cells = [_cell(one, wide=wide) for one in row.cells]
+    if summary.floor:
+        cells.insert(1, _cell(row.ratio, wide=wide))
+    name = row.server.replace("repeater-", "  ") if row.group == "variant" else row.server
+    if row.group == "repeater":
+        name = f"[bold cyan]{name}[/]"
+    if row.failed:
+        name += " [red]![/]"
+    return name, *cells, f"{row.marked}{row.generator:.0%}"
+
+
+def _cell(cell: Cell | None, *, wide: bool) -> str:
+    if cell is None:
+        return ""
+    text = f"[bold]{cell.text}[/]" if cell.best else cell.text
+    if not cell.range:
+        return text
+    return f"{text} [dim]{cell.range}[/]" if wide else f"{text}\n[dim]{cell.range}[/]"
+
+
+def _claims(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("claim", ratio=1)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("must be", no_wrap=True)
+    for verdict in verdicts:
+        value = "" if verdict.value is None else f"{number(verdict.value)} {verdict.unit}"
+        table.add_row(
+            f"[{_COLOURS[verdict.outcome]}]{verdict.outcome}[/]",
+            escape(verdict.claim),
+            value,
+            f"{verdict.side} {number(verdict.limit)} {verdict.unit}",
+        )
+    return table

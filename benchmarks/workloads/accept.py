@@ -51,8 +51,8 @@ WORKLOADS: Final = (
         group="Connections",
         measure=lambda peer, plan: accept(peer, most=plan.of(_CONNECTIONS, 2_000)),
         metrics={
-            "rate": Metric("connections a second", "/s", "higher"),
-            "connection_us": Metric("server CPU per connection", "us"),
+            "rate": Metric("connections a second", "/s", "higher", "per second"),
+            "connection_us": Metric("server CPU per connection", "us", short="CPU us"),
         },
         beside=("bare-trio",),
         core=True,

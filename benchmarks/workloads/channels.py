@@ -107,6 +107,8 @@ WORKLOADS: Final = (
         measure=many_channels,
         needs=frozenset({"channels"}),
         subscribers=_CHANNELS * _EACH,
+        broad=True,
+        rounds=2,
     ),
     Workload(
         name="subscriptions-100",
@@ -117,5 +119,7 @@ WORKLOADS: Final = (
         measure=many_subscriptions,
         needs=frozenset({"channels"}),
         subscribers=_CLIENTS,
+        broad=True,
+        rounds=2,
     ),
 )

@@ -91,6 +91,7 @@ def _workload(subscribers: int, rate: float, *, core: bool = False) -> Workload:
         ),
         beside=(*_FLOORS, *variants),
         subscribers=subscribers,
+        rounds=3 if subscribers >= 1_000 else 2,
         core=core,
     )
 

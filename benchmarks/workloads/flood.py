@@ -109,8 +109,8 @@ WORKLOADS: Final = (
         group="Throughput",
         measure=lambda peer, plan: flood(peer, seconds=plan.of(2, 1)),
         metrics={
-            "rate": Metric("deliveries a second", "/s", "higher"),
-            "peak_mib": Metric("most resident memory of the server", "MiB"),
+            "rate": Metric("deliveries a second", "/s", "higher", "per second"),
+            "peak_mib": Metric("most resident memory of the server", "MiB", short="peak MiB"),
         },
         beside=("floor", "floor-python"),
         subscribers=_SUBSCRIBERS,

@@ -22,8 +22,8 @@ from benchmarks.workloads.workload import Plan, Workload
 _SETTINGS: Final = {"REPEATER_PING_INTERVAL": "1", "REPEATER_PONG_TIMEOUT": "0.9"}
 _SETTLE: Final = 2.0  # seconds: the first ping comes within one
 _METRICS: Final = {
-    "heartbeat_us": Metric("server CPU per heartbeat", "us"),
-    "kernel_kib": Metric("kernel memory per socket", "KiB"),
+    "heartbeat_us": Metric("server CPU per heartbeat", "us", short="beat CPU us"),
+    "kernel_kib": Metric("kernel memory per socket", "KiB", short="kernel KiB"),
 }
 
 

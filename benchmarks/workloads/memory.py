@@ -57,7 +57,9 @@ WORKLOADS: Final = (
         measure=lambda peer, plan: idle_memory(
             peer, connections=min(peer.most, plan.of(_CONNECTIONS, 1_000))
         ),
-        metrics={"empty_mib": Metric("resident memory without connections", "MiB")},
+        metrics={
+            "empty_mib": Metric("resident memory without connections", "MiB", short="empty MiB")
+        },
         beside=(
             "bare-trio",
             "repeater-centrifugo",

@@ -34,6 +34,8 @@ def _workload(size: int, words: str, rate: float) -> Workload:
         ),
         beside=("floor",),
         subscribers=_SUBSCRIBERS,
+        broad=True,
+        rounds=2,
     )
 
 

@@ -123,8 +123,8 @@ def _answer(sock: socket.socket) -> bytes:
         received += data
 
 
-_RATE: Final = Metric("events a second", "/s", "higher")
-_EVENT: Final = Metric("server CPU per event", "us")
+_RATE: Final = Metric("events a second", "/s", "higher", "per second")
+_EVENT: Final = Metric("server CPU per event", "us", short="CPU us")
 
 WORKLOADS: Final = (
     Workload(
@@ -134,7 +134,7 @@ WORKLOADS: Final = (
         "last; nobody is subscribed.",
         group="Publishing",
         measure=lambda peer, plan: publish(peer, seconds=plan.of(2, 1)),
-        metrics={"rate": Metric("calls a second", "/s", "higher")},
+        metrics={"rate": Metric("calls a second", "/s", "higher", "per second")},
         needs=frozenset({"calls"}),
         core=True,
     ),

@@ -134,16 +134,22 @@ def _workload(name: str, where: str, channels: Sequence[str]) -> Workload:
         group="Connections",
         measure=lambda peer, plan: storm(peer, clients=plan.of(_CLIENTS, 1_000), channels=channels),
         metrics={
-            "seconds": Metric("until everybody is back with all it missed", "s"),
-            "client_us": Metric("server CPU per client", "us"),
-            "recovered_p50_ms": Metric("until a client is back, median", "ms"),
-            "recovered_p99_ms": Metric("until a client is back, 99th percentile", "ms"),
-            "publish_max_ms": Metric("longest publish call meanwhile", "ms"),
-            "lost": Metric("events lost", "events"),
-            "doubled": Metric("events doubled", "events"),
-            "misplaced": Metric("events out of order", "events"),
-            "overflows": Metric("connections that found the queue full", "connections"),
-            "peak_mib": Metric("most resident memory of the server", "MiB"),
+            "seconds": Metric(
+                "until everybody is back with all it missed", "s", short="all back s"
+            ),
+            "client_us": Metric("server CPU per client", "us", short="CPU us"),
+            "recovered_p50_ms": Metric("until a client is back, median", "ms", short="back p50 ms"),
+            "recovered_p99_ms": Metric(
+                "until a client is back, 99th percentile", "ms", short="back p99 ms"
+            ),
+            "publish_max_ms": Metric("longest publish call meanwhile", "ms", short="call ms"),
+            "lost": Metric("events lost", "events", short="lost"),
+            "doubled": Metric("events doubled", "events", short="doubled"),
+            "misplaced": Metric("events out of order", "events", short="out of order"),
+            "overflows": Metric(
+                "connections that found the queue full", "connections", short="queue full"
+            ),
+            "peak_mib": Metric("most resident memory of the server", "MiB", short="peak MiB"),
         },
         only=("bare-trio", "repeater"),
     )

@@ -42,6 +42,8 @@ class Workload:
     """Peers that are not `ordinary` and take part here."""
     only: Sequence[str] = ()
     """If not empty: nobody else takes part."""
+    broad: bool = False
+    """Whether it is one of many like it, in which baselines take no part."""
     subscribers: int = 0
     """How many a server must bear to take part."""
     rounds: int = 3
@@ -54,6 +56,8 @@ class Workload:
             return None
         if self.only or not peer.ordinary:
             return ""
+        if self.broad and peer.baseline:
+            return "a baseline, which the other workloads show"
         if lacking := self.needs - peer.capabilities:
             return f"it has no {', '.join(sorted(lacking))}"
         if self.subscribers > peer.most:

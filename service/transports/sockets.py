@@ -83,3 +83,12 @@ def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
     trio.lowlevel.notify_closing(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.close()
+
+
+def send_last(sock: socket.socket, answer: bytes) -> None:
+    """Write a short answer into an empty socket buffer, then end our side."""
+    try:
+        sock.send(answer)
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        return  # The peer did not wait for it.

@@ -1,0 +1,89 @@
+"""The commands that make something of documents, and measure nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+
+from benchmarks.capacity import Assumptions, NotMeasuredError
+from benchmarks.model import Run, load
+from benchmarks.report.compare import compare
+from benchmarks.report.verdicts import print_comparison
+
+# What draws is imported where it is needed: the load generator should carry none of it.
+
+_RUN: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("compare")
+@click.argument("old", metavar="OLD.json", type=_RUN)
+@click.argument("new", metavar="NEW.json", type=_RUN)
+@click.option("--server", "names", multiple=True, help="Only this server; may be repeated.")
+@click.option("--all", "everything", is_flag=True, help="Noise and what is not comparable as well.")
+def compare_command(old: Path, new: Path, names: Sequence[str], everything: bool) -> None:
+    """Tell what changed between two runs from noise; benchmarks/report/compare.py has the rule.
+
+    Ends with 1 if something is worse.
+    """
+    comparison = compare(*(_only(load(path), names) for path in (old, new)))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    print_comparison(comparison, console, everything=everything)
+    sys.exit(comparison.worse)
+
+
+@click.command("document")
+@click.argument("run_path", metavar="RUN.json", type=_RUN)
+@click.argument("page_path", metavar="PAGE.md", type=click.Path(dir_okay=False, path_type=Path))
+def document_command(run_path: Path, page_path: Path) -> None:
+    """Write a page; its plots and a compact RUN.json go into the folder of the page's name."""
+    from benchmarks.report.document import write
+
+    write(load(run_path), page_path)
+
+
+@click.command("capacity")
+@click.argument("run_path", metavar="RUN.json", type=click.Path(exists=True, path_type=Path))
+@click.option("--subscribers", type=click.IntRange(1), default=Assumptions().subscribers)
+@click.option("--event-bytes", type=click.IntRange(1), default=Assumptions().event_bytes)
+@click.option("--session-s", type=click.FloatRange(1), default=Assumptions().session_s)
+@click.option("--ping-s", type=click.FloatRange(1), default=Assumptions().ping_s)
+@click.option("--busy", type=click.FloatRange(0.01, 1), default=Assumptions().busy)
+@click.option("--lateness-ms", type=click.FloatRange(1), default=Assumptions().lateness_ms)
+@click.option("--cores", type=click.IntRange(1), default=Assumptions().cores)
+@click.option("--memory-gib", type=click.FloatRange(0.1), default=Assumptions().memory_gib)
+def capacity_command(run_path: Path, **given: Any) -> None:
+    """How many machines an audience takes, as a page, from what a full run measured.
+
+    `docs/capacity.md` is this page with every option left out, and says what each means.
+    """
+    from benchmarks.report.capacity import page
+
+    try:
+        click.echo(page(load(run_path), Assumptions(**given)), nl=False)
+    except (NotMeasuredError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command("plots")
+@click.argument("run_path", metavar="RUN.json", type=_RUN)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def plots_command(run_path: Path, folder: Path) -> None:
+    """Draw a run's plots into a folder, as SVG."""
+    from benchmarks.report.plots import write_plots
+
+    for plot in write_plots(load(run_path), folder):
+        click.echo(folder / f"{plot.name}.svg")
+
+
+def _only(run: Run, names: Sequence[str]) -> Run:
+    """The floors stay: the others are divided by them."""
+    if names:
+        run.series = [
+            one for one in run.series if one.server in names or run.servers[one.server].floor
+        ]
+    return run

@@ -1,0 +1,110 @@
+"""Writes `docs/benchmarks.md` from a run: the same document gives the same page.
+
+What the page says of the machine, the servers, failures and limits is the document's. A compact
+copy of the document lies beside the plots, so that the page can be made again, and checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import jinja2
+import msgspec
+from hdrh.histogram import HdrHistogram
+
+from benchmarks.model import BOTTLENECK, MOST_US, Run, Turn, load, save
+from benchmarks.report.numbers import number
+from benchmarks.report.plots import PLOTS, Plot, write_plots
+from benchmarks.report.summary import Cell, Summary, summarise
+
+_DIGITS: Final = 2  # a histogram to one per cent is what a plot can show, at a third of the size
+_PLOTTED: Final = "fanout-"
+
+
+def write(run: Run, path: Path) -> None:
+    """Write the page, and into the folder of its name the document, compact, and the plots."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(compact(run), folder / "run.json")
+    kept = load(folder / "run.json")
+    path.write_text(page(kept, write_plots(kept, folder), folder.name))
+
+
+def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
+    """The page; `plots` are those that lie in the folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, from our own document
+    )
+    environment.filters.update(number=number, cell=_cell, line=_line)
+    summaries = [summarise(run, name) for name in run.workloads if run.of(name)]
+    groups = list(dict.fromkeys(run.workloads[one.name].group for one in summaries))
+    return environment.get_template("benchmarks.md.j2").render(
+        run=run,
+        folder=folder,
+        plots=[plot for plot in PLOTS if plot.name in {one.name for one in plots}],
+        groups={
+            group: [one for one in summaries if run.workloads[one.name].group == group]
+            for group in groups
+        },
+        notes=[(one, note) for one in summaries for note in one.notes],
+        rounds=sorted({one.rounds for one in summaries}),
+        loads=_loads(run),
+        limit=f"{BOTTLENECK:.0%}".replace("%", " %"),
+        main=_main,
+    )
+
+
+def compact(run: Run) -> Run:
+    """The same run with the histograms that plots need, to two digits; doing it twice is once."""
+    series = [
+        msgspec.structs.replace(one, turns=[_compact(turn, one.workload) for turn in one.turns])
+        for one in run.series
+    ]
+    return msgspec.structs.replace(run, series=series)
+
+
+def _compact(turn: Turn, workload: str) -> Turn:
+    if not workload.startswith(_PLOTTED):
+        return msgspec.structs.replace(turn, histograms={})
+    smaller = {name: _coarse(text) for name, text in turn.histograms.items()}
+    return msgspec.structs.replace(turn, histograms=smaller)
+
+
+def _coarse(text: str) -> str:
+    fine = HdrHistogram.decode(text.encode())
+    if fine.significant_figures <= _DIGITS:
+        return text
+    coarse = HdrHistogram(1, MOST_US, _DIGITS)
+    coarse.add(fine)
+    encoded: bytes = coarse.encode()
+    return encoded.decode()
+
+
+def _loads(run: Run) -> tuple[float, float]:
+    """The least and the most that the load generator used of its core in a turn."""
+    shares = [turn.generator for one in run.series for turn in one.turns if turn.generator]
+    return (min(shares), max(shares)) if shares else (0.0, 0.0)
+
+
+def _main(summary: Summary) -> str:
+    """By what the peers are ordered, in words."""
+    return summary.metrics[0].title if summary.metrics else ""
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text}<br><sub>{cell.range}</sub>" if cell.range else text
+
+
+def _line(text: str) -> str:
+    """In a cell of a table: one line without bars."""
+    return " ".join(text.split()).replace("|", "\\|")
