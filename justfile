@@ -65,11 +65,6 @@ bench-capacity *ARGS: (_sync "requirements-dev.txt")
 bench-compare *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks compare "$@"
 
-# How many machines an audience takes, from a full run: `just bench-capacity run.json >docs/capacity.md`
-[positional-arguments]
-bench-capacity *ARGS: (_sync "requirements-dev.txt")
-    @exec {{ python }} -m benchmarks capacity "$@"
-
 # Count instructions and system calls per delivery, and compare; `just bench-gate --update` renews
 [positional-arguments]
 bench-gate *ARGS: (_sync "requirements-dev.txt")

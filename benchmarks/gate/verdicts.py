@@ -25,7 +25,8 @@ Costs = Mapping[str, Mapping[str, float]]
 """Unit, then name, then how many."""
 
 # Six measurements of the same code, two of them with a busy loop on each core as well, differ by
-# 0.15 % in instructions at most and by nothing in system calls; `spread` in the JSON has the figures.
+# 0.15 % in instructions at most, and by nothing in system calls: `spread` in the JSON. The rest is
+# for what the layout of memory does when code that has nothing to do with it changes.
 _RELATIVE: Final = 0.02
 _CALLS: Final = 0.25  # one more turn of Trio's loop in a few windows is luck, in all of them not
 _CALLS_PER_DELIVERY: Final = 0.05
