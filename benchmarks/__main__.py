@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks import commands
 from benchmarks.claims import judge
 from benchmarks.machine import machine
-from benchmarks.model import Run, save
+from benchmarks.model import Run, load, save
 from benchmarks.peers.registry import PEERS
 from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
@@ -54,8 +54,14 @@ def main() -> None:
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
 )
+@click.option("--resume", is_flag=True, help="Go on with the run in --json: what it has is kept.")
 def run_command(
-    full: bool, quick: bool, only: Sequence[str], names: Sequence[str], json_path: Path | None
+    full: bool,
+    quick: bool,
+    only: Sequence[str],
+    names: Sequence[str],
+    json_path: Path | None,
+    resume: bool,
 ) -> None:
     """Measure servers in turns, on one core, with the load generated on another.
 
@@ -74,6 +80,9 @@ def run_command(
         machine=machine(),
         plan="quick" if quick else "full" if full else "core",
     )
+    if resume and json_path is not None and json_path.exists():
+        run = _begun(json_path, run)
+    chosen = [workload for workload in chosen if workload.name not in run.workloads]
     try:
         take_turns(run, chosen, peers, Plan(quick=quick), watcher(Console(stderr=True)))
     finally:
@@ -89,6 +98,17 @@ main.add_command(commands.capacity_command)
 main.add_command(commands.compare_command)
 main.add_command(commands.document_command)
 main.add_command(commands.plots_command)
+
+
+def _begun(path: Path, run: Run) -> Run:
+    """The run that was begun in this document, if it is this one; the workload at which it was
+    interrupted is measured anew.
+    """
+    begun = load(path)
+    if (begun.machine, begun.plan) != (run.machine, run.plan):
+        raise click.ClickException(f"{path} is a run of another plan, or on another machine")
+    begun.drop_unfinished()
+    return begun
 
 
 def _prepare() -> None:

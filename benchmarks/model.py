@@ -173,9 +173,14 @@ class Run(msgspec.Struct, kw_only=True):
     missing: dict[str, str] = {}
     """Peers that are not installed, and what installs them."""
     workloads: dict[str, Task] = {}
+    """Those that were measured to their end."""
     series: list[Series] = []
     verdicts: list[Verdict] = []
     seconds: float = 0.0
+
+    def drop_unfinished(self) -> None:
+        """Forget what was measured of a workload that was not measured to its end."""
+        self.series = [one for one in self.series if one.workload in self.workloads]
 
     def one(self, workload: str, server: str) -> Series | None:
         """The series of this server in this workload, if it has any."""

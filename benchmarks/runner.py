@@ -26,7 +26,7 @@ def take_turns(
     """Measure, and put everything into `run` as it comes."""
     start = time.monotonic()
     present = [peer for peer in peers if _is_present(run, peer)]
-    _describe(run, workloads, present)
+    _describe(run, present)
     parts = [(workload, *_taking_part(run, workload, present)) for workload in workloads]
     rounds = [1 if plan.quick else workload.rounds for workload in workloads]
     turns = [len(takers) * count for (_, takers, _), count in zip(parts, rounds, strict=True)]
@@ -39,6 +39,7 @@ def take_turns(
                     watcher.turn(peer.name)
                     _take_turn(workload, peer, one, plan, number)
                     watcher.done()
+            run.workloads[workload.name] = _task(workload)
     run.seconds += time.monotonic() - start
 
 
@@ -49,14 +50,7 @@ def _is_present(run: Run, peer: Peer) -> bool:
     return reason is None
 
 
-def _describe(run: Run, workloads: Sequence[Workload], peers: Sequence[Peer]) -> None:
-    for workload in workloads:
-        run.workloads[workload.name] = Task(
-            title=workload.title,
-            description=workload.description,
-            group=workload.group,
-            metrics=dict(workload.metrics),
-        )
+def _describe(run: Run, peers: Sequence[Peer]) -> None:
     for peer in peers:
         run.servers[peer.name] = Server(
             title=peer.title,
@@ -65,6 +59,15 @@ def _describe(run: Run, workloads: Sequence[Workload], peers: Sequence[Peer]) ->
             variant_of=peer.variant_of,
             floor=peer.floor,
         )
+
+
+def _task(workload: Workload) -> Task:
+    return Task(
+        title=workload.title,
+        description=workload.description,
+        group=workload.group,
+        metrics=dict(workload.metrics),
+    )
 
 
 def _taking_part(

@@ -16,6 +16,7 @@ from benchmarks.workloads import (
     publishing,
     slow,
     storm,
+    syscalls,
 )
 from benchmarks.workloads.workload import Workload
 
@@ -33,5 +34,6 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *idle.WORKLOADS,
         *publishing.WORKLOADS,
         *mixed.WORKLOADS,
+        *syscalls.WORKLOADS,
     )
 }

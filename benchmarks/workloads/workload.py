@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -46,16 +47,20 @@ class Workload:
     """Whether it is one of many like it, in which baselines take no part."""
     subscribers: int = 0
     """How many a server must bear to take part."""
+    tool: str = ""
+    """A program that it can't do without."""
     rounds: int = 3
     core: bool = False
     """Whether it belongs to the core table, which takes a few minutes."""
 
     def skips(self, peer: Peer) -> str | None:
         """Why this peer does not take part; None if it does. Empty: it has no place here."""
+        if peer.name not in (*self.beside, *self.only) and (self.only or not peer.ordinary):
+            return ""
+        if self.tool and shutil.which(self.tool) is None:
+            return f"{self.tool} is not installed"
         if peer.name in (*self.beside, *self.only):
             return None
-        if self.only or not peer.ordinary:
-            return ""
         if self.broad and peer.baseline:
             return "a baseline, which the other workloads show"
         if lacking := self.needs - peer.capabilities:
