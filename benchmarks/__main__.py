@@ -74,17 +74,26 @@ def run_command(
         for workload in WORKLOADS.values()
         if (workload.name in only if only else full or workload.core)
     ]
-    peers = [peer for peer in PEERS.values() if not names or peer.name in names]
+    core = not full and not only  # minutes: fewer servers, and two rounds
+    peers = [
+        peer for peer in PEERS.values() if (peer.name in names if names else peer.core or not core)
+    ]
     run = Run(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        plan="quick" if quick else "full" if full else "core",
+        plan="quick" if quick else "core" if core else "full",
     )
     if resume and json_path is not None and json_path.exists():
         run = _begun(json_path, run)
     chosen = [workload for workload in chosen if workload.name not in run.workloads]
     try:
-        take_turns(run, chosen, peers, Plan(quick=quick), watcher(Console(stderr=True)))
+        take_turns(
+            run,
+            chosen,
+            peers,
+            Plan(quick=quick, rounds=2 if core else 3),
+            watcher(Console(stderr=True)),
+        )
     finally:
         judge(run)
         if json_path is not None:

@@ -28,7 +28,7 @@ def take_turns(
     present = [peer for peer in peers if _is_present(run, peer)]
     _describe(run, present)
     parts = [(workload, *_taking_part(run, workload, present)) for workload in workloads]
-    rounds = [1 if plan.quick else workload.rounds for workload in workloads]
+    rounds = [1 if plan.quick else min(plan.rounds, one.rounds) for one in workloads]
     turns = [len(takers) * count for (_, takers, _), count in zip(parts, rounds, strict=True)]
     with watcher:
         watcher.start(len(parts), sum(turns))

@@ -169,5 +169,6 @@ NCHAN_SSE: Final = attrs.evolve(
     title="Nchan, Server-Sent Events",
     subscribe=_events,
     ordinary=False,
+    core=False,
     variant_of="nchan",
 )

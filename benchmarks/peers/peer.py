@@ -61,6 +61,8 @@ class Peer:
     most_because: str = ""
     ordinary: bool = True
     """Whether it takes part wherever it can; otherwise only where a workload names it."""
+    core: bool = True
+    """Whether it is in the core table, which is to take minutes."""
     baseline: bool = False
     """Whether it is what the design departs from: in the broader workloads, where each of its turns
     is long, it would show again what the others have shown."""

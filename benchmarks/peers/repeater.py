@@ -132,6 +132,7 @@ def _variant(name: str, title: str, **changes: Any) -> Peer:
         name=f"repeater-{name}",
         title=f"Repeater, {title}",
         ordinary=False,
+        core=False,
         variant_of="repeater",
         **changes,
     )

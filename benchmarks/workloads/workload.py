@@ -17,6 +17,8 @@ class Plan:
     """How much is measured: everything, or scaled down for a look."""
 
     quick: bool = False
+    rounds: int = 3
+    """Most rounds that a workload takes; a quick one takes one."""
 
     def of(self, full: int, quick: int) -> int:
         return quick if self.quick else full
