@@ -18,13 +18,14 @@ from benchmarks import commands
 from benchmarks.claims import judge
 from benchmarks.machine import machine
 from benchmarks.model import Run, load, save
+from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import PEERS
 from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
 from benchmarks.workloads.registry import WORKLOADS
-from benchmarks.workloads.workload import Plan
+from benchmarks.workloads.workload import Plan, Workload
 
 # 10,000 subscribers, a publisher for each of 1,000 channels, what a process has open besides.
 _DESCRIPTORS: Final = 12_000
@@ -69,31 +70,20 @@ def run_command(
     server is needed for, which is not installed, is not measured and no miss.
     """
     _prepare()
-    chosen = [
-        workload
-        for workload in WORKLOADS.values()
-        if (workload.name in only if only else full or workload.core)
-    ]
-    core = not full and not only  # minutes: fewer servers, and two rounds
-    peers = [
-        peer for peer in PEERS.values() if (peer.name in names if names else peer.core or not core)
-    ]
+    kind = "full" if full else "part" if only else "core"
+    chosen = _chosen(kind, only)
+    peers = _peers(kind, names)
+    plan = Plan(quick=quick, rounds=2 if kind == "core" else 3)
     run = Run(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        plan="quick" if quick else "core" if core else "full",
+        plan="quick" if quick else kind,
     )
     if resume and json_path is not None and json_path.exists():
         run = _begun(json_path, run)
-    chosen = [workload for workload in chosen if workload.name not in run.workloads]
+        chosen = [workload for workload in chosen if workload.name not in run.workloads]
     try:
-        take_turns(
-            run,
-            chosen,
-            peers,
-            Plan(quick=quick, rounds=2 if core else 3),
-            watcher(Console(stderr=True)),
-        )
+        take_turns(run, chosen, peers, plan, watcher(Console(stderr=True)))
     finally:
         judge(run)
         if json_path is not None:
@@ -107,6 +97,22 @@ main.add_command(commands.capacity_command)
 main.add_command(commands.compare_command)
 main.add_command(commands.document_command)
 main.add_command(commands.plots_command)
+
+
+def _chosen(kind: str, only: Sequence[str]) -> list[Workload]:
+    """The workloads of a core, a full or a part's run."""
+    return [
+        one
+        for one in WORKLOADS.values()
+        if kind == "full" or (one.name in only if kind == "part" else one.core)
+    ]
+
+
+def _peers(kind: str, names: Sequence[str]) -> list[Peer]:
+    """Those named, or all; the core table does with fewer."""
+    if names:
+        return [peer for peer in PEERS.values() if peer.name in names]
+    return [peer for peer in PEERS.values() if peer.core or kind != "core"]
 
 
 def _begun(path: Path, run: Run) -> Run:
