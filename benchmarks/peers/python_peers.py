@@ -76,7 +76,8 @@ QUART_TRIO: Final = Peer(
     version=_versions("quart-trio", "hypercorn", "trio"),
     command=_command("quart_trio_baseline"),
     configuration=_configuration(
-        "quart_trio_baseline", "Hypercorn's trio worker, no access log, backlog=4096"
+        "quart_trio_baseline",
+        "Hypercorn's trio worker, no access log, backlog=4096, keep_alive_max_requests=1000000",
     ),
     subscribe=plain,
     entry=post,

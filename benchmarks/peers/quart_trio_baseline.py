@@ -65,4 +65,5 @@ if __name__ == "__main__":
     config = Config()
     config.bind = [f"{HOST}:{begin()}"]
     config.backlog = BACKLOG
+    config.keep_alive_max_requests = 1_000_000  # by default it hangs up after 1,000
     trio.run(serve, app, config)
