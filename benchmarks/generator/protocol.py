@@ -11,6 +11,8 @@ from benchmarks.generator.wire import client_frame
 
 UPGRADED: Final = b"HTTP/1.1 101"
 STREAMING: Final = b"HTTP/1.1 200"
+HTTP_REFUSALS: Final = (b"HTTP/1.1 4", b"HTTP/1.1 5")
+"""How the answer to an HTTP request that was not carried out begins."""
 _CENTRIFUGO_HEARTBEAT: Final = {b"{}": client_frame(b"{}")}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.generator.protocol import Entry
-from benchmarks.peers.installed import find_program, major_in, printed, program, version_in
+from benchmarks.peers.installed import printed, program, unfit, version_in
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.repeater import centrifugo, commands, rest
 
@@ -35,15 +35,6 @@ _SETTINGS: Final = {
     "log": {"level": "error"},
     "shutdown": {"timeout": "5s"},
 }
-
-
-def _missing() -> str | None:
-    if find_program(_SERVER) is None:
-        return f"no {_SERVER} on the PATH; its project publishes a binary"
-    version = _version()
-    if (major_in(version) or 0) < _OLDEST:
-        return f"{_SERVER} {version}; {_OLDEST} or newer is needed"
-    return None
 
 
 def _version() -> str:
@@ -69,7 +60,7 @@ CENTRIFUGO: Final = Peer(
     name="centrifugo",
     title="Centrifugo (Go)",
     version=_version,
-    missing=_missing,
+    missing=lambda: unfit(_SERVER, _OLDEST),
     command=_command,
     configuration=_configuration,
     subscribe=centrifugo,

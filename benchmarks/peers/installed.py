@@ -47,6 +47,19 @@ def printed(*command: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
+def unfit(name: str, oldest: int) -> str | None:
+    """Why a program that only its project publishes can't be measured; None if it can.
+
+    `oldest` is the first major version that its adapter is written for.
+    """
+    if find_program(name) is None:
+        return f"no {name} on the PATH; its project publishes a binary"
+    text = printed(program(name), "version")
+    if (major_in(text) or 0) < oldest:
+        return f"{name} {version_in(text)}; {oldest} or newer is needed"
+    return None
+
+
 def version_in(text: str) -> str:
     """The first version number in it, e.g. of `nginx version: nginx/1.22.1`."""
     match = re.search(r"\d+(?:\.\d+)+", text)

@@ -17,8 +17,8 @@ from urllib.parse import urlencode
 
 import jwt
 
-from benchmarks.generator.protocol import STREAMING, Entry, Greeting
-from benchmarks.peers.installed import find_program, major_in, printed, program, version_in
+from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
+from benchmarks.peers.installed import printed, program, unfit, version_in
 from benchmarks.peers.peer import Peer
 
 _SERVER: Final = "mercure"
@@ -59,15 +59,6 @@ http://127.0.0.1:PORT {{
 	respond "Not Found" 404
 }}
 """
-
-
-def _missing() -> str | None:
-    if find_program(_SERVER) is None:
-        return f"no {_SERVER} on the PATH; its project publishes a binary"
-    version = _version()
-    if (major_in(version) or 0) < _OLDEST:
-        return f"{_SERVER} {version}; {_OLDEST} or newer is needed"
-    return None
 
 
 def _version() -> str:
@@ -126,7 +117,7 @@ def _publish(channels: Sequence[str]) -> Entry:
         greeting=Greeting(request=b"", heartbeats={}),
         encode=lambda data, _before: b"".join(map(call, data)),
         answer=b"HTTP/1.1 200",
-        refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5"),
+        refusals=HTTP_REFUSALS,
     )
 
 
@@ -134,7 +125,7 @@ MERCURE: Final = Peer(
     name="mercure",
     title="Mercure, Server-Sent Events (Go)",
     version=_version,
-    missing=_missing,
+    missing=lambda: unfit(_SERVER, _OLDEST),
     command=_command,
     configuration=lambda: _CONFIGURATION,
     subscribe=_subscribe,

@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from benchmarks.generator.protocol import STREAMING, Entry, Greeting
+from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
 from benchmarks.generator.wire import handshake
 from benchmarks.peers.installed import INSTALL, find_program, printed, program, version_in
 from benchmarks.peers.peer import Peer
@@ -147,7 +147,7 @@ def _post(channels: Sequence[str]) -> Entry:
         encode=lambda data, _before: b"".join(map(call, data)),
         # 201 with subscribers, 202 without.
         answer=b"HTTP/1.1 20",
-        refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5"),
+        refusals=HTTP_REFUSALS,
     )
 
 

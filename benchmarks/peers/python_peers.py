@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from benchmarks.generator.protocol import Entry, Greeting
+from benchmarks.generator.protocol import HTTP_REFUSALS, Entry, Greeting
 from benchmarks.generator.wire import client_frame, handshake, request
 from benchmarks.peers.installed import INSTALL
 from benchmarks.peers.peer import Peer
@@ -38,7 +38,7 @@ def post(channels: Sequence[str]) -> Entry:
         greeting=Greeting(request=b""),
         encode=lambda events, _before: b"".join(request(target, event) for event in events),
         answer=b"\r\n\r\nok",
-        refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5"),
+        refusals=HTTP_REFUSALS,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from benchmarks.generator.protocol import STREAMING, Entry, Greeting
+from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
 from benchmarks.generator.secure import tls_arguments
 from benchmarks.generator.wire import client_frame, handshake, request
 from benchmarks.peers.peer import Peer
@@ -89,7 +89,7 @@ def rest(channels: Sequence[str], headers: bytes = b"") -> Entry:
         greeting=Greeting(request=b""),
         encode=lambda data, _before: b"".join(map(call, data)),
         answer=b'\r\n\r\n{"result"',
-        refusals=(b"HTTP/1.1 4", b"HTTP/1.1 5", b'{"error"', b'"responses":[{"error"'),
+        refusals=(*HTTP_REFUSALS, b'{"error"', b'"responses":[{"error"'),
     )
 
 

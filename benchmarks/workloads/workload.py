@@ -57,11 +57,12 @@ class Workload:
 
     def skips(self, peer: Peer) -> str | None:
         """Why this peer does not take part; None if it does. Empty: it has no place here."""
-        if peer.name not in (*self.beside, *self.only) and (self.only or not peer.ordinary):
+        named = peer.name in (*self.beside, *self.only)
+        if not named and (self.only or not peer.ordinary):
             return ""
         if self.tool and shutil.which(self.tool) is None:
             return f"{self.tool} is not installed"
-        if peer.name in (*self.beside, *self.only):
+        if named:
             return None
         if self.broad and peer.baseline:
             return "a baseline, which the other workloads show"
