@@ -247,10 +247,11 @@ def _chunked(parts: Sequence[bytes]) -> Iterator[int]:
             with client:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.recv(65_536)
-                client.sendall(_HEAD + _chunk(b":\n"))
-                for part in parts:
-                    client.sendall(part)
-                with contextlib.suppress(ConnectionResetError):
+                # It may leave as soon as it has what it wants, before the last part's end.
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    client.sendall(_HEAD + _chunk(b":\n"))
+                    for part in parts:
+                        client.sendall(part)
                     client.recv(1)  # until it leaves
 
         thread = threading.Thread(target=serve)
@@ -267,10 +268,14 @@ def test_a_chunked_stream_is_understood() -> None:
         crowd.open(1, mercure.MERCURE.subscribe(["news"]))
         (fd,) = crowd.sockets
         heard = list[int]()
-        while len(heard) < 3:
-            assert crowd.poller.poll(5), "nothing came"
-            payloads = crowd.frames(fd, crowd.sockets[fd].recv(7))
+        data = b""  # some may have come with the head
+        while True:
+            payloads = crowd.frames(fd, data)
             heard += [number for payload in payloads for number in event_numbers(payload)]
+            if len(heard) >= 3:
+                break
+            assert crowd.poller.poll(5), "nothing came"
+            data = crowd.sockets[fd].recv(7)
         assert heard == [0, 1, 2]
 
 
