@@ -13,7 +13,7 @@ default:
 # Run the server for development, e.g. `just serve --help`
 [positional-arguments]
 serve *ARGS: (_sync "requirements.txt")
-    @exec {{ python }} -m service serve --dev "$@"
+    @exec {{ python }} -m repeater serve --dev "$@"
 
 # Run the demo
 [positional-arguments]
@@ -38,7 +38,7 @@ format: (_sync "requirements-dev.txt")
 
 # Renew the reference in docs/configuration.md from the settings
 docs: (_sync "requirements.txt")
-    {{ python }} -m service.config.documentation docs/configuration.md
+    {{ python }} -m repeater.config.documentation docs/configuration.md
 
 # Run the core benchmarks, a few minutes, e.g. `just bench --json run.json` or `just bench --help`
 [positional-arguments]

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from service.subscriber import open_subscriber
+from repeater.subscriber import open_subscriber
 
 _CHANNEL = "stocks"
 _PATIENCE = 20.0  # seconds for a start, and for the last event to arrive
@@ -72,7 +72,7 @@ def running_server() -> Iterator[int]:
     """A server process on a free port; ended at the end of the block."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--no-comments"]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--no-comments"]
     command += ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

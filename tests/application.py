@@ -11,16 +11,16 @@ import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from service.callback_options import CallbackOptions
-from service.callbacks.backend import HTTPBackend, make_client
-from service.client import Client
-from service.credentials import TokenVerifier
-from service.errors import CONNECTION_CLOSED
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.session import Session
-from service.testing import MemoryTransport, connect
+from repeater.callback_options import CallbackOptions
+from repeater.callbacks.backend import HTTPBackend, make_client
+from repeater.client import Client
+from repeater.credentials import TokenVerifier
+from repeater.errors import CONNECTION_CLOSED
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect
 
 URL = "http://app.example/"
 URLS = {f"{kind}_url": f"{URL}{kind}" for kind in ("connect", "refresh", "subscribe")} | {

@@ -38,7 +38,7 @@ class Site:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "service", "serve", *self.arguments]
+        command = [sys.executable, "-m", "repeater", "serve", *self.arguments]
         environment = {**os.environ, "REPEATER_DATA_DIR": str(self.data_dir)}
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], env=environment, stderr=subprocess.DEVNULL

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.node import Node
+from repeater.node import Node
 from tests.browsing import CHROMIUM, FLAGS, Site
 
 if TYPE_CHECKING:

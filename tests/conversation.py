@@ -11,17 +11,17 @@ from typing import Any
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.client import Client
-from service.credentials import ConnectionGrant, SubscriptionClaims
-from service.errors import BrokerError
-from service.interfaces import EventSink
-from service.node import Node
-from service.options import ChannelOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, Codec
-from service.publication import ClientInfo, Event, Publication, StreamPosition
-from service.session import Session
-from service.testing import MemoryTransport, connect
+from repeater.brokers.memory import MemoryBroker
+from repeater.client import Client
+from repeater.credentials import ConnectionGrant, SubscriptionClaims
+from repeater.errors import BrokerError
+from repeater.interfaces import EventSink
+from repeater.node import Node
+from repeater.options import ChannelOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, Codec
+from repeater.publication import ClientInfo, Event, Publication, StreamPosition
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect
 
 Message = Mapping[str, Any]
 

@@ -13,17 +13,17 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.answers import Answer
-from service.api.keys import ApiKey
-from service.api.methods import call
-from service.api.stream import EventStream
-from service.brokers.memory import MemoryBroker
-from service.errors import BrokerError
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.presence import MemoryPresence
-from service.publication import Publication, StreamPosition
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.api.answers import Answer
+from repeater.api.keys import ApiKey
+from repeater.api.methods import call
+from repeater.api.stream import EventStream
+from repeater.brokers.memory import MemoryBroker
+from repeater.errors import BrokerError
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.presence import MemoryPresence
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 NO_HISTORY = NodeOptions(channel=ChannelOptions(history_size=0))
 EVENT = b'{"channel":"news","data":[1]}'

@@ -14,8 +14,8 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from service.config import Settings, load_settings
-from service.server import Server, open_server
+from repeater.config import Settings, load_settings
+from repeater.server import Server, open_server
 
 T = TypeVar("T")
 KEY = "secret"

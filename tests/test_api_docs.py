@@ -12,13 +12,13 @@ import httpx
 import pytest
 import trio
 
-from service.api.answers import api_error
-from service.api.methods import METHODS
-from service.api.stream import STREAM
-from service.cli import main
-from service.config import load_settings
-from service.errors import ErrorCode
-from service.server import open_server
+from repeater.api.answers import api_error
+from repeater.api.methods import METHODS
+from repeater.api.stream import STREAM
+from repeater.cli import main
+from repeater.config import load_settings
+from repeater.errors import ErrorCode
+from repeater.server import open_server
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 EXAMPLES = [

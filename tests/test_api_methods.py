@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from service.api.budget import Budget
-from service.api.methods import COMMANDS, METHODS, call
-from service.api.overview import ChannelsBody, channels
-from service.client import Client
-from service.credentials import ConnectionGrant
-from service.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import Publication
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.api.budget import Budget
+from repeater.api.methods import COMMANDS, METHODS, call
+from repeater.api.overview import ChannelsBody, channels
+from repeater.client import Client
+from repeater.credentials import ConnectionGrant
+from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import Publication
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 BARE = ChannelOptions(history_size=0)
 OPTIONS = NodeOptions(channel=ChannelOptions(presence=True), namespaces={"bare": BARE})

@@ -9,12 +9,12 @@ from typing import Any
 import attrs
 import pytest
 
-from service.credentials import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
-from service.errors import BAD_REQUEST, BrokerError
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication, StreamPosition
-from service.testing import open_test_node
+from repeater.credentials import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
+from repeater.errors import BAD_REQUEST, BrokerError
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, Talk, TestBroker, talking
 
 

@@ -18,18 +18,18 @@ import msgspec
 import pytest
 import trio
 
-from service.client import Client
-from service.config import load_settings
-from service.node import Node
-from service.options import NodeOptions
-from service.protocol.codecs import Codec, say_data
-from service.protocol.frames import text_frame
-from service.protocol.handshake import answer_handshake
-from service.protocol.heads import read_head
-from service.server import open_server
-from service.testing import open_test_node
-from service.transports import websocket
-from service.transports.websocket import WebSocketTransport
+from repeater.client import Client
+from repeater.config import load_settings
+from repeater.node import Node
+from repeater.options import NodeOptions
+from repeater.protocol.codecs import Codec, say_data
+from repeater.protocol.frames import text_frame
+from repeater.protocol.handshake import answer_handshake
+from repeater.protocol.heads import read_head
+from repeater.server import open_server
+from repeater.testing import open_test_node
+from repeater.transports import websocket
+from repeater.transports.websocket import WebSocketTransport
 
 pytestmark = [pytest.mark.autobahn, pytest.mark.timeout(60)]
 

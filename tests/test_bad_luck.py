@@ -17,7 +17,7 @@ from tests.test_end_to_end import UPGRADE, Peer, close_code
 
 pytestmark = pytest.mark.timeout(60)  # a process that starts, and a thousand connections
 
-SERVE = [sys.executable, "-m", "service", "serve", "--dev", "--no-comments", "--port", "0"]
+SERVE = [sys.executable, "-m", "repeater", "serve", "--dev", "--no-comments", "--port", "0"]
 
 
 class Running:

@@ -11,11 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from service.callbacks.signature import HEADER, sign
-from service.errors import BAD_REQUEST, EXPIRED, Disconnect
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication
-from service.testing import connect
+from repeater.callbacks.signature import HEADER, sign
+from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication
+from repeater.testing import connect
 from tests.application import ASKED, URL, Application, dumps, open_asking_node, talking
 from tests.signing import SECRET
 from tests.signing import sign as sign_token
@@ -72,8 +72,8 @@ async def test_connect_with_subs(application: Application) -> None:
 
 async def test_a_token_comes_first(application: Application) -> None:
     """Where tokens are proven, a token alone decides, and the back end is not asked."""
-    from service.token_options import TokenOptions
-    from service.tokens.verifier import open_verifier
+    from repeater.token_options import TokenOptions
+    from repeater.tokens.verifier import open_verifier
 
     async with (
         open_verifier(TokenOptions(hmac_secret_key=SECRET)) as verifier,
@@ -586,7 +586,7 @@ async def test_subscription_is_renewed_or_ends(
 
 async def test_plain_clients_are_not_asked_about(application: Application) -> None:
     """A plain subscriber, whom the options alone let in, costs no question."""
-    from service.testing import MemoryTransport
+    from repeater.testing import MemoryTransport
 
     options = NodeOptions(allow_anonymous=True)
     async with open_asking_node(application, options) as node:

@@ -27,17 +27,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
-from service.callback_options import CallbackOptions
-from service.callbacks.backend import HTTPBackend, make_client
-from service.callbacks.signature import sign
-from service.config import CurrentSettings, load_settings
-from service.credentials import Caller
-from service.door import Door
-from service.errors import BrokerError
-from service.handover import Handover
-from service.listeners import open_listeners
-from service.server import open_server
-from service.web.app import create_app
+from repeater.callback_options import CallbackOptions
+from repeater.callbacks.backend import HTTPBackend, make_client
+from repeater.callbacks.signature import sign
+from repeater.config import CurrentSettings, load_settings
+from repeater.credentials import Caller
+from repeater.door import Door
+from repeater.errors import BrokerError
+from repeater.handover import Handover
+from repeater.listeners import open_listeners
+from repeater.server import open_server
+from repeater.web.app import create_app
 from tests.answering import answering, http
 from tests.application import Application, open_asking_node
 
@@ -235,7 +235,7 @@ async def test_certificates_are_verified(tmp_path: Path) -> None:
 
 async def test_sigterm_delivers_what_happened(example: dict[str, Any]) -> None:
     """A process that is told to end tells of the ends of its connections, and then ends with 0."""
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--port", "0"]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--port", "0"]
     with serving(example["Backend"]) as base:
         environment = {
             **os.environ,

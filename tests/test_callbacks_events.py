@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from service.callback_options import CallbackOptions
-from service.callbacks.backend import make_client
-from service.callbacks.delivery import open_events
-from service.callbacks.events import EventQueue
-from service.callbacks.signature import HEADER
-from service.credentials import Caller
-from service.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
-from service.node import Node, open_node
-from service.options import NodeOptions
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.callback_options import CallbackOptions
+from repeater.callbacks.backend import make_client
+from repeater.callbacks.delivery import open_events
+from repeater.callbacks.events import EventQueue
+from repeater.callbacks.signature import HEADER
+from repeater.credentials import Caller
+from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
+from repeater.node import Node, open_node
+from repeater.options import NodeOptions
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import pieces, talking
 
 URL = "http://app.example/events"

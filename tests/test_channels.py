@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.channels import Action, ChannelRules
-from service.errors import ErrorCode, ReplyError
-from service.options import ChannelOptions, NodeOptions
+from repeater.channels import Action, ChannelRules
+from repeater.errors import ErrorCode, ReplyError
+from repeater.options import ChannelOptions, NodeOptions
 
 CHAT = ChannelOptions(history_size=7)
 DIALOGUE = ChannelOptions(allow_user_limited_channels=True)

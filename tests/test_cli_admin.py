@@ -12,16 +12,16 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from service.api.methods import call
-from service.cli import main
-from service.client import Client
-from service.config import load_settings
-from service.credentials import ConnectionGrant
-from service.errors import FORCE_DISCONNECT, Disconnect
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import Publication
-from service.server import Server, open_server
-from service.testing import MemoryTransport, connect
+from repeater.api.methods import call
+from repeater.cli import main
+from repeater.client import Client
+from repeater.config import load_settings
+from repeater.credentials import ConnectionGrant
+from repeater.errors import FORCE_DISCONNECT, Disconnect
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import Publication
+from repeater.server import Server, open_server
+from repeater.testing import MemoryTransport, connect
 
 KEY = "secret"
 

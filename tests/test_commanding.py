@@ -12,11 +12,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service import commanding
-from service.client import Client
-from service.commanding import Target
-from service.credentials import ConnectionGrant, Overrides, SubscriptionGrant
-from service.errors import (
+from repeater import commanding
+from repeater.client import Client
+from repeater.commanding import Target
+from repeater.credentials import ConnectionGrant, Overrides, SubscriptionGrant
+from repeater.errors import (
     CHANNEL_LIMIT,
     EXPIRED,
     FORCE_DISCONNECT,
@@ -26,13 +26,13 @@ from service.errors import (
     ErrorCode,
     ReplyError,
 )
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.presence import MemoryPresence
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import ClientInfo, Publication, StreamPosition
-from service.session import Session
-from service.testing import MemoryTransport, connect
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.presence import MemoryPresence
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import ClientInfo, Publication, StreamPosition
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect
 from tests.conversation import HeldHistory
 
 SEEN = ChannelOptions(

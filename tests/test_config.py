@@ -9,14 +9,14 @@ import attrs
 import click
 import pytest
 
-from service.callback_options import CallbackOptions
-from service.cli import main
-from service.config import ConfigError, Settings, load_settings
-from service.config.settings import _LEAST, _LIVE
-from service.config.sources import OTHER_VARIABLES
-from service.config.tables import table_in
-from service.options import ChannelOptions, LimitOptions, NodeOptions
-from service.token_options import TokenOptions
+from repeater.callback_options import CallbackOptions
+from repeater.cli import main
+from repeater.config import ConfigError, Settings, load_settings
+from repeater.config.settings import _LEAST, _LIVE
+from repeater.config.sources import OTHER_VARIABLES
+from repeater.config.tables import table_in
+from repeater.options import ChannelOptions, LimitOptions, NodeOptions
+from repeater.token_options import TokenOptions
 
 
 @pytest.fixture(autouse=True)

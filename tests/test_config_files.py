@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.cli import main
-from service.config import Settings, load_settings, reloadable
-from service.config.documentation import STARS, effective, renew, template
-from service.config.tables import ANY_NAME, leaves_of, tables_of
+from repeater.cli import main
+from repeater.config import Settings, load_settings, reloadable
+from repeater.config.documentation import STARS, effective, renew, template
+from repeater.config.tables import ANY_NAME, leaves_of, tables_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 

@@ -8,14 +8,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.credentials import (
+from repeater.credentials import (
     ConnectionGrant,
     Overrides,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
 )
-from service.errors import (
+from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
     EXPIRED,
@@ -26,10 +26,10 @@ from service.errors import (
     BrokerError,
     Disconnect,
 )
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication
-from service.testing import MemoryTransport, open_test_node
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication
+from repeater.testing import MemoryTransport, open_test_node
 from tests.conversation import FakeVerifier, TestBroker, talking
 
 NOW = 1_900_000_000

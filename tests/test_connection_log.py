@@ -12,14 +12,14 @@ import trio
 import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.config import load_settings
-from service.credentials import ConnectionGrant
-from service.errors import NO_PONG, SLOW
-from service.log import LogFormat, configure_log, get_logger
-from service.node import Node
-from service.options import NodeOptions
-from service.server import open_server
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.config import load_settings
+from repeater.credentials import ConnectionGrant
+from repeater.errors import NO_PONG, SLOW
+from repeater.log import LogFormat, configure_log, get_logger
+from repeater.node import Node
+from repeater.options import NodeOptions
+from repeater.server import open_server
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECTIONS = "repeater.connections"
 
@@ -144,7 +144,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what `configure_log` does to the process."""
     root, ours = logging.getLogger(), logging.getLogger("repeater")
     handlers, level, our_level = root.handlers[:], root.level, ours.level
-    monkeypatch.setattr("service.log._last_step.processors", get_processors())
+    monkeypatch.setattr("repeater.log._last_step.processors", get_processors())
     root.handlers = []
     yield
     root.handlers = handlers
@@ -153,7 +153,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def get_processors() -> object:
-    from service.log import _last_step
+    from repeater.log import _last_step
 
     return _last_step.processors
 

@@ -13,9 +13,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from quart import Blueprint
 
-from service.config import CurrentSettings, load_settings
-from service.testing import open_test_node
-from service.web.app import create_app
+from repeater.config import CurrentSettings, load_settings
+from repeater.testing import open_test_node
+from repeater.web.app import create_app
 from tests.browsing import CHROMIUM, Site
 
 MARKUP = "<b>bold</b> <img src=x onerror=document.title='owned'> <script>alert(1)</script> &amp;"

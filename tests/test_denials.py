@@ -18,21 +18,21 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.api.methods import call
-from service.brokers.denials import open_sqlite_denials
-from service.client import Client
-from service.config import ConfigError, load_settings
-from service.credentials import ConnectionGrant, Denial, TokenVerifier
-from service.denials import MemoryDenials
-from service.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
-from service.node import Node, open_node
-from service.options import NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from service.server import open_server
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
-from service.tokens import open_verifier
-from service.unidirectional import UnidirectionalSession
+from repeater.api.methods import call
+from repeater.brokers.denials import open_sqlite_denials
+from repeater.client import Client
+from repeater.config import ConfigError, load_settings
+from repeater.credentials import ConnectionGrant, Denial, TokenVerifier
+from repeater.denials import MemoryDenials
+from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
+from repeater.node import Node, open_node
+from repeater.options import NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.server import open_server
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.tokens import open_verifier
+from repeater.unidirectional import UnidirectionalSession
 from tests.signing import HMAC_OPTIONS, sign
 
 DONE: dict[str, Any] = {"result": {}}
@@ -443,8 +443,8 @@ async def test_a_file_that_is_held_by_another_fails_the_call(tmp_path: Path) -> 
 
 SERVER = """
 import sys, trio
-from service.config import load_settings
-from service.server import serve
+from repeater.config import load_settings
+from repeater.server import serve
 
 async def main():
     async with trio.open_nursery() as nursery:

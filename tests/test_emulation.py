@@ -11,13 +11,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from service.emulation import Emulation, OverflowedError, UnknownSessionError
-from service.errors import NO_PONG, TOO_MANY_REQUESTS
-from service.node import Node
-from service.options import NodeOptions
-from service.protocol.codecs import CENTRIFUGE_STREAM
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.emulation import Emulation, OverflowedError, UnknownSessionError
+from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
+from repeater.node import Node
+from repeater.options import NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_STREAM
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECT = b'{"connect":{},"id":1}'
 

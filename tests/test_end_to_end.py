@@ -16,8 +16,8 @@ import pytest
 import trio
 import trio.testing
 
-from service.config import load_settings
-from service.server import Server, open_server
+from repeater.config import load_settings
+from repeater.server import Server, open_server
 
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -267,14 +267,14 @@ async def test_shutdown_says_goodbye() -> None:
 
 def test_the_command_serves_and_ends() -> None:
     """`repeater serve` says where it is, ends on SIGTERM with 0, and a taken port is one line."""
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--port"]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--port"]
     with subprocess.Popen([*command, "0"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         port = process.stderr.readline().partition("127.0.0.1:")[2].split(" ")[0]
         second = subprocess.run([*command, port], capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert second.stderr.count("\n") == 1
-        publish = [sys.executable, "-m", "service", "publish", "news", "[1]"]
+        publish = [sys.executable, "-m", "repeater", "publish", "news", "[1]"]
         environment = {**os.environ, "REPEATER_URL": f"http://127.0.0.1:{port}"}
         done = subprocess.run(publish, capture_output=True, env=environment, check=True)
         assert b'"offset": 1' in done.stdout

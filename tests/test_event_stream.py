@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import SHUTDOWN
-from service.protocol import event_stream
-from service.protocol.event_stream import (
+from repeater.errors import SHUTDOWN
+from repeater.protocol import event_stream
+from repeater.protocol.event_stream import (
     EVENT_STREAM,
     EVENT_STREAM_CHANNEL,
     SetCodec,
@@ -18,8 +18,8 @@ from service.protocol.event_stream import (
     retry,
     silent_id,
 )
-from service.protocol.positions import UNKNOWN, event_id, parse_event_id
-from service.publication import Publication, StreamPosition
+from repeater.protocol.positions import UNKNOWN, event_id, parse_event_id
+from repeater.publication import Publication, StreamPosition
 from tests.eventsource import EventSource
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service import errors
-from service.errors import Disconnect, ErrorCode
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from service.protocol.frames import FrameReader
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
-from service.unidirectional import UnidirectionalSession
+from repeater import errors
+from repeater.errors import Disconnect, ErrorCode
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.protocol.frames import FrameReader
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.unidirectional import UnidirectionalSession
 
 SEEDS = range(16)
 INPUTS = 1_000  # for each seed

@@ -18,17 +18,17 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service import connecting
-from service.brokers.memory import MemoryBroker
-from service.client import Client
-from service.credentials import ConnectionGrant, SubscriptionGrant
-from service.errors import NOT_AVAILABLE
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import ClientInfo, Publication
-from service.session import Session
-from service.testing import MemoryTransport, connect
+from repeater import connecting
+from repeater.brokers.memory import MemoryBroker
+from repeater.client import Client
+from repeater.credentials import ConnectionGrant, SubscriptionGrant
+from repeater.errors import NOT_AVAILABLE
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import ClientInfo, Publication
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect
 
 OPTIONS = NodeOptions(
     private_prefix="denied",  # The channel of this name needs a token, which nobody has.

@@ -16,10 +16,10 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from service.auth import origin_allowed, wants_protobuf
-from service.protocol import handshake as module
-from service.protocol.handshake import BAD_REQUEST_ANSWER, Check, Handshake, answer_handshake
-from service.protocol.heads import read_head
+from repeater.auth import origin_allowed, wants_protobuf
+from repeater.protocol import handshake as module
+from repeater.protocol.handshake import BAD_REQUEST_ANSWER, Check, Handshake, answer_handshake
+from repeater.protocol.heads import read_head
 
 
 def head(*lines: str, method: str = "GET", upgrade: bool = True) -> bytes:

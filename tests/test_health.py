@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from service.brokers.memory import MemoryBroker
-from service.config import CurrentSettings, load_settings
-from service.testing import open_test_node
-from service.web.app import create_app
+from repeater.brokers.memory import MemoryBroker
+from repeater.config import CurrentSettings, load_settings
+from repeater.testing import open_test_node
+from repeater.web.app import create_app
 
 
 async def test_states() -> None:

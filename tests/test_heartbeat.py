@@ -6,12 +6,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from service.errors import NO_PONG, STALE
-from service.options import NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
-from service.protocol.frames import PING_FRAME
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.errors import NO_PONG, STALE
+from repeater.options import NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
+from repeater.protocol.frames import PING_FRAME
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 OPTIONS = NodeOptions(ping_interval=20, pong_timeout=5, stale_timeout=8)
 TICK = 1.0

@@ -17,11 +17,11 @@ import h11
 import pytest
 import trio
 
-from service.config import Settings
-from service.credentials import Denial
-from service.server import Server, open_server
-from service.transports.ways import PROTOBUF_FAREWELL, WAYS
-from service.web.subscriptions import EMULATION_PATH
+from repeater.config import Settings
+from repeater.credentials import Denial
+from repeater.server import Server, open_server
+from repeater.transports.ways import PROTOBUF_FAREWELL, WAYS
+from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
 from tests.signing import SECRET, sign
 

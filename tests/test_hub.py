@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 
-from service.credentials import ConnectionGrant
-from service.errors import SLOW
-from service.hub import Channel, Subscription
-from service.node import Node
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
-from service.publication import Publication, StreamPosition
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.credentials import ConnectionGrant
+from repeater.errors import SLOW
+from repeater.hub import Channel, Subscription
+from repeater.node import Node
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 
 async def test_channel_lives_while_somebody_listens() -> None:

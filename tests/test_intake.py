@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from service.intake import Intake
-from service.publication import Event, Publication
+from repeater.intake import Intake
+from repeater.publication import Event, Publication
 
 
 def publication(number: int = 0, size: int = 1) -> Publication:

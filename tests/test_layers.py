@@ -9,97 +9,97 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "service").rglob("*.py"))
+MODULES = sorted((ROOT / "service" / "repeater").rglob("*.py"))
 
 # From the bottom up. A package stands for all its modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        "service",
-        "service.errors",
-        "service.publication",
-        "service.options",
-        "service.credentials",
-        "service.comments.options",
-        "service.token_options",
-        "service.histogram",
-        "service.callback_options",
-        "service.headers",
-        "service.endpoints",
-        "service.proxies",
+        "repeater",
+        "repeater.errors",
+        "repeater.publication",
+        "repeater.options",
+        "repeater.credentials",
+        "repeater.comments.options",
+        "repeater.token_options",
+        "repeater.histogram",
+        "repeater.callback_options",
+        "repeater.headers",
+        "repeater.endpoints",
+        "repeater.proxies",
     ),
-    ("service.protocol",),
-    ("service.interfaces", "service.log", "service.grants", "service.collector"),
+    ("repeater.protocol",),
+    ("repeater.interfaces", "repeater.log", "repeater.grants", "repeater.collector"),
     (
-        "service.outbox",
-        "service.groups",
-        "service.hub",
-        "service.intake",
-        "service.heartbeat",
-        "service.auth",
-        "service.addresses",
-        "service.limits",
-        "service.admission",
-        "service.channels",
-        "service.position_sets",
+        "repeater.outbox",
+        "repeater.groups",
+        "repeater.hub",
+        "repeater.intake",
+        "repeater.heartbeat",
+        "repeater.auth",
+        "repeater.addresses",
+        "repeater.limits",
+        "repeater.admission",
+        "repeater.channels",
+        "repeater.position_sets",
     ),
-    ("service.denials",),
+    ("repeater.denials",),
     (
-        "service.client",
-        "service.repeater",
-        "service.presence",
-        "service.recovery",
-        "service.connection_log",
-        "service.reading",
+        "repeater.client",
+        "repeater.repeater",
+        "repeater.presence",
+        "repeater.recovery",
+        "repeater.connection_log",
+        "repeater.reading",
     ),
-    ("service.joining",),
-    ("service.subscribing", "service.asking", "service.renewing"),
-    ("service.connecting", "service.commanding"),
+    ("repeater.joining",),
+    ("repeater.subscribing", "repeater.asking", "repeater.renewing"),
+    ("repeater.connecting", "repeater.commanding"),
     (
-        "service.session",
-        "service.unidirectional",
-        "service.listening",
-        "service.emulation",
-        "service.statistics",
+        "repeater.session",
+        "repeater.unidirectional",
+        "repeater.listening",
+        "repeater.emulation",
+        "repeater.statistics",
     ),
-    ("service.node",),
-    ("service.api",),
+    ("repeater.node",),
+    ("repeater.api",),
     (
-        "service.brokers",
-        "service.transports",
-        "service.tokens",
-        "service.callbacks",
-        "service.config",
+        "repeater.brokers",
+        "repeater.transports",
+        "repeater.tokens",
+        "repeater.callbacks",
+        "repeater.config",
     ),
-    ("service.assembly",),
-    ("service.web", "service.testing", "service.subscriber"),
-    ("service.comments",),
+    ("repeater.assembly",),
+    ("repeater.web", "repeater.testing", "repeater.subscriber"),
+    ("repeater.comments",),
     # The application mounts what is built on it.
-    ("service.web.app",),
-    ("service.tls", "service.gate", "service.listeners", "service.raw_stream"),
-    ("service.reception",),
-    ("service.server", "service.handover", "service.door", "service.forwarding"),
-    ("service.cli_call",),
-    ("service.cli_config", "service.cli_token", "service.cli_admin"),
-    ("service.cli",),
-    ("service.__main__",),
+    ("repeater.web.app",),
+    ("repeater.tls", "repeater.gate", "repeater.listeners", "repeater.raw_stream"),
+    ("repeater.reception",),
+    ("repeater.server", "repeater.handover", "repeater.door", "repeater.forwarding"),
+    ("repeater.cli_call",),
+    ("repeater.cli_config", "repeater.cli_token", "repeater.cli_admin"),
+    ("repeater.cli",),
+    ("repeater.__main__",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # The default broker is the node's to make; nothing else may look up.
-EXCEPTIONS = {("service.node", "service.brokers.memory")}
+EXCEPTIONS = {("repeater.node", "repeater.brokers.memory")}
 
 WEB = {"quart", "quart_trio", "hypercorn", "click", "werkzeug"}
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = path.relative_to(ROOT / "service").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def rank_of(module: str) -> int:
     """The rank of the module or of the package that it is in."""
     name = module
-    while name not in RANKS or (name == "service" and module != "service"):
+    while name not in RANKS or (name == "repeater" and module != "repeater"):
         assert "." in name, f"{module} is in no layer: add it to the table"
         name = name.rpartition(".")[0]
     return RANKS[name]
@@ -131,7 +131,7 @@ def test_imports_point_down(path: Path) -> None:
     """No module imports one of a higher layer at run time."""
     name = name_of(path)
     for imported in imports_of(path):
-        if imported.split(".")[0] == "service" and (name, imported) not in EXCEPTIONS:
+        if imported.split(".")[0] == "repeater" and (name, imported) not in EXCEPTIONS:
             assert rank_of(imported) <= rank_of(name), f"{name} imports {imported}"
 
 
@@ -139,14 +139,14 @@ def test_imports_point_down(path: Path) -> None:
 def test_web_libraries_stay_above_the_node(path: Path) -> None:
     """Up to the node, and in brokers, nothing imports Quart, Hypercorn or click."""
     name = name_of(path)
-    if rank_of(name) <= RANKS["service.node"] or name.startswith("service.brokers"):
+    if rank_of(name) <= RANKS["repeater.node"] or name.startswith("repeater.brokers"):
         assert not {imported.split(".")[0] for imported in imports_of(path)} & WEB
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_configuration_reads_the_environment(path: Path) -> None:
     """`os.environ` and `os.getenv` are nobody's but the configuration's."""
-    if name_of(path).startswith("service.config"):
+    if name_of(path).startswith("repeater.config"):
         return
     text = path.read_text()
     assert "environ" not in text.replace("environment", "")
@@ -163,17 +163,17 @@ def test_protocol_is_sans_io(path: Path) -> None:
     assert not any(isinstance(node, waiting) for node in ast.walk(tree))
     imported = imports_of(path)
     assert not {name.split(".")[0] for name in imported} & {"trio", "socket", "time", "asyncio"}
-    ours = {name for name in imported if name.startswith("service")}
-    values = {"service.errors", "service.publication", "service.options"}
-    assert all(name in values or name.startswith("service.protocol") for name in ours)
+    ours = {name for name in imported if name.startswith("repeater")}
+    values = {"repeater.errors", "repeater.publication", "repeater.options"}
+    assert all(name in values or name.startswith("repeater.protocol") for name in ours)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_brokers_and_transports_do_not_know_each_other(path: Path) -> None:
     """A broker imports no hub, client or transport; a transport imports no broker."""
     name, imported = name_of(path), imports_of(path)
-    if name.startswith("service.brokers"):
-        hidden = ("service.hub", "service.client", "service.transports", "service.node")
+    if name.startswith("repeater.brokers"):
+        hidden = ("repeater.hub", "repeater.client", "repeater.transports", "repeater.node")
         assert not any(one.startswith(hidden) for one in imported)
-    if name.startswith("service.transports"):
-        assert not any(one.startswith("service.brokers") for one in imported)
+    if name.startswith("repeater.transports"):
+        assert not any(one.startswith("repeater.brokers") for one in imported)

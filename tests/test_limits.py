@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.credentials import ConnectionGrant
-from service.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
-from service.limits import TokenBucket
-from service.node import Node
-from service.options import LimitOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from service.server import Server
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
-from service.unidirectional import UnidirectionalSession
+from repeater.credentials import ConnectionGrant
+from repeater.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
+from repeater.limits import TokenBucket
+from repeater.node import Node
+from repeater.options import LimitOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.server import Server
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.unidirectional import UnidirectionalSession
 from tests.test_end_to_end import UPGRADE, Peer, peer, running
 
 CONNECT = b'{"connect":{},"id":1}'

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from service.config import ConfigError, load_settings
-from service.endpoints import Endpoint, parse_endpoint
-from service.listeners import ListenError, open_all, open_listeners
-from service.server import ServeError, open_server
+from repeater.config import ConfigError, load_settings
+from repeater.endpoints import Endpoint, parse_endpoint
+from repeater.listeners import ListenError, open_all, open_listeners
+from repeater.server import ServeError, open_server
 from tests.test_end_to_end import Peer, peer, running
 
 HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
@@ -162,7 +162,7 @@ def started(*sockets: socket.socket, arguments: tuple[str, ...] = ()) -> subproc
     moves = [f"exec {90 + at}<&{number}" for at, number in enumerate(numbers)]
     moves += [f"exec {3 + at}<&{90 + at} {90 + at}<&-" for at, _ in enumerate(numbers)]
     script = "; ".join([*moves, f'LISTEN_FDS={len(numbers)} LISTEN_PID=$$ exec "$@"'])
-    command = [sys.executable, "-m", "service", "serve", "--dev", *arguments]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", *arguments]
     return subprocess.Popen(
         ["bash", "-c", script, "bash", *command], stderr=subprocess.PIPE, text=True,
         pass_fds=numbers,
@@ -202,7 +202,7 @@ def test_an_inherited_socket_of_another_kind_is_refused() -> None:
 
 def test_another_process_s_sockets_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables are inherited by children, for whom they are not meant."""
-    from service.config import inherited_descriptors
+    from repeater.config import inherited_descriptors
 
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", str(os.getppid()))
@@ -216,7 +216,7 @@ def test_another_process_s_sockets_are_not_taken(monkeypatch: pytest.MonkeyPatch
 def test_the_command_listens_on_a_unix_socket(tmp_path: Path) -> None:
     """`--unix` and `--listen` together; the first line says where, and the file goes at the end."""
     path = tmp_path / "a.sock"
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--unix", str(path)]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--unix", str(path)]
     with subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
     ) as process:

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.client import Client
-from service.credentials import ConnectionGrant, SubscriptionGrant
-from service.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
-from service.interfaces import EventSink
-from service.listening import Wanted, listening, positions_of
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.event_stream import EVENT_STREAM
-from service.publication import Event, Publication, StreamPosition
-from service.testing import MemoryTransport, open_test_node
+from repeater.brokers.memory import MemoryBroker
+from repeater.client import Client
+from repeater.credentials import ConnectionGrant, SubscriptionGrant
+from repeater.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
+from repeater.interfaces import EventSink
+from repeater.listening import Wanted, listening, positions_of
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.event_stream import EVENT_STREAM
+from repeater.publication import Event, Publication, StreamPosition
+from repeater.testing import MemoryTransport, open_test_node
 from tests.conversation import HeldHistory
 from tests.eventsource import EventSource
 

@@ -12,11 +12,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.intake import Intake
-from service.interfaces import Broker
-from service.options import ChannelOptions
-from service.publication import Announcement, ClientInfo, Publication, StreamPosition
+from repeater.brokers.memory import MemoryBroker
+from repeater.intake import Intake
+from repeater.interfaces import Broker
+from repeater.options import ChannelOptions
+from repeater.publication import Announcement, ClientInfo, Publication, StreamPosition
 
 MakeBroker = Callable[[], Broker]
 BROKERS: dict[str, MakeBroker] = {"memory": lambda: MemoryBroker(idempotency_ttl=30)}

@@ -19,16 +19,16 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.config import load_settings
-from service.credentials import ConnectionGrant
-from service.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication, StreamPosition
-from service.server import Server, open_server
-from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from service.web.metrics import ServerCollector, create_registry
+from repeater.brokers.memory import MemoryBroker
+from repeater.config import load_settings
+from repeater.credentials import ConnectionGrant
+from repeater.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication, StreamPosition
+from repeater.server import Server, open_server
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from repeater.web.metrics import ServerCollector, create_registry
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 SECRET = "scrape-me-if-you-can"

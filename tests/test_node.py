@@ -7,11 +7,11 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.errors import SHUTDOWN, IntakeFullError, ReplyError
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication, StreamPosition
-from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from repeater.brokers.memory import MemoryBroker
+from repeater.errors import SHUTDOWN, IntakeFullError, ReplyError
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 
 
 class StuckBroker(MemoryBroker):

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.client import Client
-from service.errors import SLOW, WRITE_ERROR, Disconnect
-from service.options import NodeOptions
-from service.outbox import BacklogRoom, Outbox, send_to_all
-from service.protocol.codecs import PLAIN, PLAIN_ASGI, Codec
-from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from service.transports.websocket import WebSocketTransport
+from repeater.client import Client
+from repeater.errors import SLOW, WRITE_ERROR, Disconnect
+from repeater.options import NodeOptions
+from repeater.outbox import BacklogRoom, Outbox, send_to_all
+from repeater.protocol.codecs import PLAIN, PLAIN_ASGI, Codec
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from repeater.transports.websocket import WebSocketTransport
 
 
 class Bench:

@@ -9,15 +9,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from service.credentials import ConnectionGrant, Overrides, SubscriptionGrant
-from service.errors import POSITION_LOST, SERVER_ERROR, BrokerError
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.presence import MemoryPresence
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import Announcement, ClientInfo
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.credentials import ConnectionGrant, Overrides, SubscriptionGrant
+from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.presence import MemoryPresence
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import Announcement, ClientInfo
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, Gate, Talk, TestBroker, talking
 
 OPTIONS = NodeOptions(

@@ -10,8 +10,8 @@ from centrifuge.fossil import apply_delta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import POSITION_LOST
-from service.protocol.codecs import (
+from repeater.errors import POSITION_LOST
+from repeater.protocol.codecs import (
     CENTRIFUGE_JSON,
     CENTRIFUGE_JSON_ASGI,
     CENTRIFUGE_UNI,
@@ -21,10 +21,10 @@ from service.protocol.codecs import (
     Codec,
     say_push,
 )
-from service.protocol.filters import TagsFilter
-from service.protocol.frames import text_frame
-from service.protocol.replies import Push
-from service.publication import Announcement, ClientInfo, Publication, one_line
+from repeater.protocol.filters import TagsFilter
+from repeater.protocol.frames import text_frame
+from repeater.protocol.replies import Push
+from repeater.publication import Announcement, ClientInfo, Publication, one_line
 
 DOCUMENTS = st.recursive(
     st.none() | st.integers() | st.text('ab\u00e9\n"', max_size=60),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import BAD_REQUEST, DisconnectError, ErrorCode
-from service.protocol.commands import PONG, Command, ConnectRequest, parse_commands
-from service.protocol.replies import Empty, Reply, encode_reply, failure
+from repeater.errors import BAD_REQUEST, DisconnectError, ErrorCode
+from repeater.protocol.commands import PONG, Command, ConnectRequest, parse_commands
+from repeater.protocol.replies import Empty, Reply, encode_reply, failure
 
 
 def test_pipelined_commands_of_the_golden_transcript() -> None:

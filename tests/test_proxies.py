@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quart import request
 
-from service.config import ConfigError, load_settings
-from service.proxies import Forwarded, TrustedProxies
-from service.server import Server
+from repeater.config import ConfigError, load_settings
+from repeater.proxies import Forwarded, TrustedProxies
+from repeater.server import Server
 from tests.test_end_to_end import UPGRADE, Peer, running
 from tests.test_tls import Authority, _ca, authority, connect
 

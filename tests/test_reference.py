@@ -14,11 +14,11 @@ import pytest
 import trio
 from playwright.sync_api import expect, sync_playwright
 
-from service.api.methods import METHODS
-from service.api.openapi import document
-from service.api.stream import STREAM
-from service.config import load_settings
-from service.server import open_server
+from repeater.api.methods import METHODS
+from repeater.api.openapi import document
+from repeater.api.stream import STREAM
+from repeater.config import load_settings
+from repeater.server import open_server
 from tests.browsing import CHROMIUM, FLAGS, Site
 from tests.test_end_to_end import Peer, peer, running
 

@@ -17,12 +17,12 @@ import trio
 import trio.testing
 import trio_websocket
 
-from service.assembly import Assembly, open_assembly
-from service.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
-from service.credentials import TokenInvalidError
-from service.errors import ReplyError
-from service.publication import Publication
-from service.testing import MemoryTransport, connect
+from repeater.assembly import Assembly, open_assembly
+from repeater.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
+from repeater.credentials import TokenInvalidError
+from repeater.errors import ReplyError
+from repeater.publication import Publication
+from repeater.testing import MemoryTransport, connect
 from tests.signing import OTHER_SECRET, SECRET, sign
 
 PEM = "-----BEGIN PUBLIC KEY-----\nnonsense\n-----END PUBLIC KEY-----"
@@ -175,7 +175,7 @@ async def served(file: Path, text: str) -> AsyncIterator[tuple[Process, int]]:
     await trio.Path(file).write_text(text)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "service", "serve", "--config", str(file), "--port", "0"],
+        [sys.executable, "-m", "repeater", "serve", "--config", str(file), "--port", "0"],
         stderr=subprocess.PIPE,
         env=environment,
     )

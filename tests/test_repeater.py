@@ -9,17 +9,17 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from service.client import Client
-from service.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
-from service.hub import Subscription
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol import codecs
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
-from service.protocol.filters import Predicate, TagsFilter
-from service.protocol.frames import text_frame
-from service.publication import Announcement, Publication, StreamPosition
-from service.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from repeater.client import Client
+from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
+from repeater.hub import Subscription
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol import codecs
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
+from repeater.protocol.filters import Predicate, TagsFilter
+from repeater.protocol.frames import text_frame
+from repeater.publication import Announcement, Publication, StreamPosition
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from tests.conversation import Talk, TestBroker, talking
 
 

@@ -12,14 +12,14 @@ import trio
 import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
-from service.brokers.memory import MemoryBroker
-from service.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import Publication, StreamPosition
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.brokers.memory import MemoryBroker
+from repeater.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import Publication, StreamPosition
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECT = b'{"connect":{"name":"js"},"id":1}'
 

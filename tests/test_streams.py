@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.errors import CONNECTION_CLOSED, INSUFFICIENT_STATE
-from service.node import Node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_JSON_ASGI
-from service.publication import Event, Publication
-from service.session import Session
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.errors import CONNECTION_CLOSED, INSUFFICIENT_STATE
+from repeater.node import Node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.publication import Event, Publication
+from repeater.session import Session
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import TestBroker
 
 CHANNELS = ("c", "d")

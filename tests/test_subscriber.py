@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from service.config import load_settings
-from service.errors import FORCE_DISCONNECT, POSITION_LOST, SHUTDOWN
-from service.publication import Publication
-from service.server import Server, open_server
-from service.subscriber import (
+from repeater.config import load_settings
+from repeater.errors import FORCE_DISCONNECT, POSITION_LOST, SHUTDOWN
+from repeater.publication import Publication
+from repeater.server import Server, open_server
+from repeater.subscriber import (
     Subscriber,
     SubscriberError,
     SubscriptionError,

@@ -11,7 +11,7 @@ import trio
 from centrifuge.fossil import apply_delta
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.credentials import (
+from repeater.credentials import (
     ConnectionGrant,
     Overrides,
     SubscriptionClaims,
@@ -19,17 +19,17 @@ from service.credentials import (
     TokenExpiredError,
     TokenInvalidError,
 )
-from service.errors import (
+from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
     SERVER_ERROR,
     SUBSCRIPTION_EXPIRED,
     BrokerError,
 )
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.publication import Publication, StreamPosition
-from service.testing import open_test_node
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
 
 CACHE = ChannelOptions(history_size=10, history_ttl=60, force_recovery_mode="cache")

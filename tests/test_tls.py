@@ -22,9 +22,9 @@ import pytest
 import trio
 import trustme
 
-from service.config import ConfigError, load_settings
-from service.server import ServeError, Server, open_server
-from service.tls import TLSError
+from repeater.config import ConfigError, load_settings
+from repeater.server import ServeError, Server, open_server
+from repeater.tls import TLSError
 from tests.test_end_to_end import UPGRADE, Peer, close_code, frame, running
 
 BODY = b'{"channel":"news","data":[%d]}'
@@ -369,7 +369,7 @@ async def test_the_scheme_is_https(authority: Authority) -> None:
 
 def test_sighup_reads_the_certificate_again(authority: Authority) -> None:
     """The command says https, takes a new certificate at SIGHUP, and refuses a wrong one."""
-    command = [sys.executable, "-m", "service", "serve", "--dev", "--port", "0"]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--port", "0"]
     files = ["--tls-cert", str(authority.certificate), "--tls-key", str(authority.key)]
     with subprocess.Popen([*command, *files], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

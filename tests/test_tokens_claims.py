@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from service.credentials import (
+from repeater.credentials import (
     ConnectionGrant,
     Overrides,
     SubscriptionClaims,
     SubscriptionGrant,
     TokenInvalidError,
 )
-from service.token_options import TokenOptions
-from service.tokens import open_verifier
+from repeater.token_options import TokenOptions
+from repeater.tokens import open_verifier
 from tests.signing import HMAC_OPTIONS, NOW, SECRET, now, sign_text
 
 

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from jwt.warnings import InsecureKeyLengthWarning
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.credentials import TokenInvalidError
-from service.errors import BrokerError
-from service.token_options import TokenOptions
-from service.tokens import JWTVerifier, open_verifier
-from service.tokens.jwks import KEY_ID_LIMIT
+from repeater.credentials import TokenInvalidError
+from repeater.errors import BrokerError
+from repeater.token_options import TokenOptions
+from repeater.tokens import JWTVerifier, open_verifier
+from repeater.tokens.jwks import KEY_ID_LIMIT
 from tests.answering import answering, http
 from tests.signing import (
     SECRET,

@@ -11,14 +11,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from websockets.protocol import CLIENT, Protocol
 
-from service.errors import SHUTDOWN
-from service.interfaces import Transport
-from service.protocol.codecs import CENTRIFUGE_STREAM, PLAIN
-from service.protocol.event_stream import EVENT_STREAM
-from service.testing import MemoryTransport, StallingTransport
-from service.transports.asgi_stream import ASGIStreamTransport
-from service.transports.http_stream import HTTPStreamTransport
-from service.transports.websocket import WebSocketTransport
+from repeater.errors import SHUTDOWN
+from repeater.interfaces import Transport
+from repeater.protocol.codecs import CENTRIFUGE_STREAM, PLAIN
+from repeater.protocol.event_stream import EVENT_STREAM
+from repeater.testing import MemoryTransport, StallingTransport
+from repeater.transports.asgi_stream import ASGIStreamTransport
+from repeater.transports.http_stream import HTTPStreamTransport
+from repeater.transports.websocket import WebSocketTransport
 
 Pair = tuple[socket.socket, socket.socket]
 

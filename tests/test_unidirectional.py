@@ -12,14 +12,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from service.client import Client
-from service.credentials import (
+from repeater.client import Client
+from repeater.credentials import (
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
 )
-from service.errors import (
+from repeater.errors import (
     BAD_REQUEST,
     EXPIRED,
     INSUFFICIENT_STATE,
@@ -28,12 +28,12 @@ from service.errors import (
     BrokerError,
     Disconnect,
 )
-from service.node import Node, open_node
-from service.options import ChannelOptions, NodeOptions
-from service.protocol.codecs import CENTRIFUGE_UNI_ASGI
-from service.publication import Publication
-from service.testing import MemoryTransport, connect, open_test_node
-from service.unidirectional import UnidirectionalSession
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.codecs import CENTRIFUGE_UNI_ASGI
+from repeater.publication import Publication
+from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.unidirectional import UnidirectionalSession
 from tests.conversation import FakeVerifier, TestBroker
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from service.tls import TLSSocket
+from repeater.tls import TLSSocket
 
 
 @cache

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from service.comments.options import CommentsOptions
+from repeater.comments.options import CommentsOptions
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from sqlalchemy import insert, select
 
-from service.comments.options import CommentsOptions
-from service.comments.tables import comments, make_engine, users
+from repeater.comments.options import CommentsOptions
+from repeater.comments.tables import comments, make_engine, users
 from tests.browsing import CHROMIUM, Site
 
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}

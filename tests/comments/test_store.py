@@ -11,10 +11,10 @@ import pytest
 import trio
 from sqlalchemy import Connection, event
 
-from service.comments.options import CommentsError, CommentsOptions
-from service.comments.store import Comment, Store, StoreError
-from service.comments.tables import make_engine
-from service.comments.threads import Workers
+from repeater.comments.options import CommentsError, CommentsOptions
+from repeater.comments.store import Comment, Store, StoreError
+from repeater.comments.tables import make_engine
+from repeater.comments.threads import Workers
 
 
 @asynccontextmanager

@@ -23,11 +23,11 @@ import attrs
 import trio
 from pydantic import Field
 
-from service.client import Client
-from service.config import Settings
-from service.options import NodeOptions
-from service.publication import Publication
-from service.server import Server, open_server
+from repeater.client import Client
+from repeater.config import Settings
+from repeater.options import NodeOptions
+from repeater.publication import Publication
+from repeater.server import Server, open_server
 
 PATIENCE = 8.0
 """Seconds for anything that is to happen; an SDK's own timeout for a reply is 5."""

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-from service.client import Client
-from service.errors import BAD_REQUEST, NO_PONG, Disconnect
-from service.options import ChannelOptions
-from service.publication import Publication
+from repeater.client import Client
+from repeater.errors import BAD_REQUEST, NO_PONG, Disconnect
+from repeater.options import ChannelOptions
+from repeater.publication import Publication
 from tests.sdk.harness import SDK, CallError, only_client, publish, running
 
 pytestmark = pytest.mark.sdk

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from service.errors import FORCE_DISCONNECT, NO_PONG
-from service.options import ChannelOptions
-from service.server import Server
+from repeater.errors import FORCE_DISCONNECT, NO_PONG
+from repeater.options import ChannelOptions
+from repeater.server import Server
 from tests.sdk.harness import SDK, CallError, only_client, publish, running
 
 pytestmark = [

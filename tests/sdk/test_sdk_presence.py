@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.options import ChannelOptions
+from repeater.options import ChannelOptions
 from tests.sdk.harness import SDK, CallError, running
 
 pytestmark = pytest.mark.sdk

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.api.methods import call
-from service.options import ChannelOptions
-from service.server import Server
+from repeater.api.methods import call
+from repeater.options import ChannelOptions
+from repeater.server import Server
 from tests.sdk.harness import SDK, publish, running
 
 pytestmark = pytest.mark.sdk

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.errors import NO_PONG
-from service.options import ChannelOptions
-from service.server import Server
+from repeater.errors import NO_PONG
+from repeater.options import ChannelOptions
+from repeater.server import Server
 from tests.sdk.harness import SDK, CallError, Peer, only_client, publish, running
 
 pytestmark = pytest.mark.sdk

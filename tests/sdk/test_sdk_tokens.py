@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import NO_PONG
-from service.options import ChannelOptions
+from repeater.errors import NO_PONG
+from repeater.options import ChannelOptions
 from tests.sdk.harness import SDK, only_client, publish, running, sign
 
 pytestmark = pytest.mark.sdk

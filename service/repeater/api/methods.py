@@ -1,0 +1,126 @@
+"""The table of methods, and how one call becomes one answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from repeater.api.answers import (
+    INTAKE_FULL,
+    NOT_JSON,
+    Answer,
+    answer_error,
+    answer_result,
+    encode,
+)
+from repeater.api.batch import BatchBody, batch
+from repeater.api.budget import Budget
+from repeater.api.channel import (
+    ChannelBody,
+    history,
+    history_remove,
+    presence,
+    presence_stats,
+)
+from repeater.api.connections import (
+    DisconnectBody,
+    RefreshBody,
+    SubscribeBody,
+    UnsubscribeBody,
+    disconnect,
+    refresh,
+    subscribe,
+    unsubscribe,
+)
+from repeater.api.denying import (
+    BlockUserBody,
+    RevokeTokenBody,
+    UnblockUserBody,
+    block_user,
+    revoke_token,
+    unblock_user,
+)
+from repeater.api.method import Method, method
+from repeater.api.overview import ChannelsBody, InfoBody, channels, info
+from repeater.api.publishing import BroadcastBody, PublishBody, broadcast, publish
+from repeater.api.rpc import RPCBody, rpc
+from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.protocol.commands import HistoryRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from repeater.node import Node
+
+BODY_TIMEOUT: Final = 30.0
+"""Seconds from a request's head to the end of its body; a stream's body has none."""
+
+COMMANDS: Final[Mapping[str, Method]] = {
+    "publish": method(PublishBody, publish, needs=("channel",)),
+    "broadcast": method(BroadcastBody, broadcast, needs=("channels",)),
+    "subscribe": method(SubscribeBody, subscribe, needs=("channel",)),
+    "unsubscribe": method(UnsubscribeBody, unsubscribe),
+    "disconnect": method(DisconnectBody, disconnect),
+    "refresh": method(RefreshBody, refresh),
+    "presence": method(ChannelBody, presence, needs=("channel",)),
+    "presence_stats": method(ChannelBody, presence_stats, needs=("channel",)),
+    "history": method(HistoryRequest, history, needs=("channel",)),
+    "history_remove": method(ChannelBody, history_remove, needs=("channel",)),
+    "channels": method(ChannelsBody, channels),
+    "info": method(InfoBody, info),
+    "rpc": method(RPCBody, rpc, needs=("method",)),
+    "block_user": method(BlockUserBody, block_user, needs=("user",)),
+    "unblock_user": method(UnblockUserBody, unblock_user, needs=("user",)),
+    "revoke_token": method(RevokeTokenBody, revoke_token),
+}
+"""What may stand in a batch."""
+
+METHODS: Final[Mapping[str, Method]] = {
+    **COMMANDS,
+    "batch": method(
+        BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
+    ),
+}
+"""What may be called as `POST /api/<name>`."""
+
+
+class _NotJsonError(Exception):
+    """The body is no JSON text."""
+
+
+async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = False) -> Answer:
+    """Make one call of a known method.
+
+    Never fails for what a body holds. Checkpoints only where it waits, or holds the processor
+    for long. Cancelled, what it published is published.
+    """
+    chosen = METHODS[name]
+    try:
+        result = await chosen.call(node, _parse(chosen, text), Budget(node.options.fanout_budget))
+    except _NotJsonError:
+        return NOT_JSON
+    except ReplyError as error:
+        return answer_error(error.code, transport_mode=transport_mode)
+    except BrokerError:
+        return answer_error(ErrorCode.INTERNAL, transport_mode=transport_mode)
+    except IntakeFullError:
+        return INTAKE_FULL
+    return answer_result(result) if chosen.wrapped else Answer(200, encode(result))
+
+
+def _parse(chosen: Method, text: bytes) -> Any:
+    """The decoded body.
+
+    Raises:
+        ReplyError: the JSON text is of another shape (107).
+        _NotJsonError: it is not UTF-8, not JSON, or nested too deeply to tell.
+    """
+    try:
+        text.decode()  # the decoder skips `data` without a look at its encoding
+        return chosen.decode(text)
+    except msgspec.ValidationError:
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _NotJsonError from None

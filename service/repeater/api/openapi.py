@@ -1,0 +1,194 @@
+"""The description of the HTTP interface (OpenAPI 3.1), made of the table of methods.
+
+Nothing is said twice: a new method is in it by its line in the table, its texts are the docstrings.
+It knows no settings, so there is no secret in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from repeater import __version__
+from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, ApiError, Failure, statuses
+from repeater.api.method import Method
+from repeater.api.methods import COMMANDS, METHODS
+from repeater.api.schemas import PREFIX, Schemas, for_readers, result_of
+from repeater.api.stream import STREAM, Summary
+
+_JSON: Final = "application/json"
+_NDJSON: Final = "application/x-ndjson"
+_ABOUT: Final = """\
+Calls for back ends. Every call is a `POST` with a JSON object; unknown fields are ignored. What
+can't be done is answered 200 with `error`, or, to whoever sends
+`X-Centrifugo-Error-Mode: transport`, with a status of its own and the bare error object.
+Subscribers come by WebSocket and are not described here."""
+
+# What is answered before a call is made, or instead of it.
+_PLAIN_ANSWERS: Final = {
+    "400": "The body is not JSON",
+    "401": "No API key, or a wrong one",
+    "408": "The body did not come in time",
+    "413": "The body is too long",
+    "503": "Fan-out made no room in time; try later",
+}
+_HEALTH: Final = {
+    "health": ("/health", "The node takes clients", "It shuts down"),
+    "live": ("/health/live", "The process lives", ""),
+    "ready": (
+        "/health/ready",
+        "The node takes clients and its broker is of use",
+        "It shuts down, or the broker is down",
+    ),
+}
+"""By operation: the path, what 200 says, and what 503 says, if it may be."""
+_SECURITY: Final = {
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "authorization": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "`apikey <key>`",
+    },
+    "query": {"type": "apiKey", "in": "query", "name": "api_key"},
+}
+
+
+@cache
+def document() -> bytes:
+    """The description as JSON text; made once a process."""
+    schemas = Schemas()
+    paths = {f"/api/{name}": {"post": _call(name, one, schemas)} for name, one in METHODS.items()}
+    paths[f"/api/{STREAM}"] = {"post": _stream(schemas)}
+    for name, (path, up, down) in _HEALTH.items():
+        paths[path] = {"get": _health(name, up, down)}
+    components = schemas.components()
+    for method in METHODS.values():
+        components[method.body.__name__]["required"] = list(method.needs)
+    _describe_batch(components)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Repeater", "version": __version__, "description": _ABOUT},
+            "paths": paths,
+            "components": {"schemas": components, "securitySchemes": _SECURITY},
+            "security": [{name: []} for name in _SECURITY],
+        }
+    )
+
+
+def _call(name: str, method: Method, schemas: Schemas) -> dict[str, Any]:
+    """The operation of one method."""
+    summary, description = _texts(method.call)
+    result = schemas.of(result_of(method.call), written=True)
+    if method.wrapped:
+        result = _object(result=result)
+    failure = schemas.of(Failure, written=True)
+    body = schemas.of(method.body, written=False)
+    return {
+        "operationId": name,
+        "tags": ["Server API"],
+        "summary": summary,
+        "description": description,
+        "parameters": [_error_mode()],
+        "requestBody": {"required": True, "content": {_JSON: {"schema": body}}},
+        "responses": {
+            **_responses(schemas),
+            "200": _content("The result, or the error", {"anyOf": [result, failure]}),
+        },
+    }
+
+
+def _responses(schemas: Schemas) -> dict[str, Any]:
+    """What is not 200: before a call, and in transport mode."""
+    error = {_JSON: {"schema": schemas.of(ApiError, written=True)}}
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    found: dict[str, Any] = {
+        status: {"description": meaning, "content": dict(text)}
+        for status, meaning in _PLAIN_ANSWERS.items()
+    }
+    for status, codes in statuses().items():
+        answer = found.setdefault(str(status), {"description": "", "content": {}})
+        numbers = ", ".join(map(str, codes))
+        meaning = f"in transport mode: error {numbers}"
+        answer["description"] = "; ".join(filter(None, (answer["description"], meaning)))
+        answer["content"].update(error)
+    found["500"]["content"].update(text)
+    return dict(sorted(found.items()))
+
+
+def _stream(schemas: Schemas) -> dict[str, Any]:
+    """The operation of the stream, whose body is no JSON object but a row of them."""
+    summary = _object(result=schemas.of(Summary, written=True))
+    meanings = {
+        "200": "The whole body was taken",
+        "400": "Broken off: the body's framing is wrong",
+        "408": "Broken off: nothing came for too long",
+        "503": "Broken off: fan-out made no room in time, or the server shuts down",
+    }
+    responses: dict[str, Any] = {
+        status: _content(meaning, summary) for status, meaning in meanings.items()
+    }
+    responses["401"] = {"description": _PLAIN_ANSWERS["401"]}
+    return {
+        "operationId": STREAM,
+        "tags": ["Server API"],
+        "summary": "Events without end on one request, a JSON object a line.",
+        "description": "Each line is a body of `publish`, published as it arrives; it fails alone. "
+        "The answer comes when the body ends.",
+        "requestBody": {"required": True, "content": {_NDJSON: {"schema": {"type": "string"}}}},
+        "responses": responses,
+    }
+
+
+def _health(name: str, up: str, down: str) -> dict[str, Any]:
+    status = {"type": "string"}
+    answer = {"type": "object", "properties": {"status": status, "reason": status}}
+    responses = {"200": _content(up, {**answer, "required": ["status"]})}
+    if down:
+        responses["503"] = _content(down, {**answer, "required": ["status"]})
+    return {
+        "operationId": name,
+        "tags": ["Operations"],
+        "summary": f"{up}?",
+        "description": "For load balancers and orchestrators; open to everybody.",
+        "security": [],
+        "responses": responses,
+    }
+
+
+def _describe_batch(components: dict[str, Any]) -> None:
+    """An item of a batch has the name and the body of a method; its reader decides that later."""
+    choices = [
+        _object(**{name: {"$ref": f"{PREFIX}{one.body.__name__}"}})
+        for name, one in COMMANDS.items()
+    ]
+    components["BatchBody"]["properties"]["commands"]["items"] = {"anyOf": choices}
+
+
+def _error_mode() -> dict[str, Any]:
+    return {
+        "name": ERROR_MODE_HEADER,
+        "in": "header",
+        "description": "`transport`: errors get their own HTTP statuses",
+        "schema": {"type": "string", "enum": [TRANSPORT_MODE]},
+    }
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
+def _texts(call: Any) -> tuple[str, str]:
+    """A docstring's first sentence, and the rest up to its sections; what is raised is ours."""
+    text = inspect.getdoc(getattr(call, "func", call)) or ""
+    text = text.partition("\n\nRaises:")[0].partition("\n\nArgs:")[0]
+    summary, _, rest = text.partition("\n\n")
+    return for_readers(summary), for_readers(rest)

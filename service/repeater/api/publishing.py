@@ -1,0 +1,165 @@
+"""`publish` and `broadcast`: one event into one channel, or into many.
+
+A body is parsed once; `data` stays the text that it arrived as.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import trio
+
+from repeater.api.answers import Failure, Result, failed
+from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.publication import Publication, StreamPosition
+
+if TYPE_CHECKING:
+    from repeater.api.budget import Budget
+    from repeater.node import Node
+
+
+class PublishBody(msgspec.Struct, frozen=True):
+    """`POST /api/publish`, and a line of `POST /api/stream`. Unknown fields are ignored."""
+
+    channel: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str = ""
+    skip_history: bool = False
+    tags: dict[str, str] | None = None
+    idempotency_key: str = ""
+    delta: bool = False
+    version: Annotated[int, msgspec.Meta(ge=0)] = 0
+    version_epoch: str = ""
+
+
+class BroadcastBody(PublishBody, frozen=True):
+    """`POST /api/broadcast`: the same event into several channels."""
+
+    channels: list[str] = []
+
+
+class Responses(msgspec.Struct, frozen=True):
+    """What came of each channel, in the order of the request."""
+
+    responses: list[Result | Failure]
+
+
+async def publish(
+    node: Node, body: PublishBody, budget: Budget
+) -> StreamPosition | dict[str, object]:
+    """One publication; its position, or nothing where the channel keeps no history.
+
+    An idempotency key that was used gets the first position, a version that is not newer the
+    stream's top; both publish nothing.
+
+    Raises:
+        ReplyError: the channel or the data is missing or wrong (107), or its namespace is
+            unknown (102).
+        BrokerError: the back end failed.
+        IntakeFullError: fan-out made no room in time.
+    """
+    return await _publish(node, body, body.channel, budget)
+
+
+async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Responses:
+    """The same event into each channel, in their order; each has its own outcome.
+
+    Once the intake stayed full for the publish timeout, the channels that are left wait no
+    more: each is published if there is room, or fails with 111.
+
+    Raises:
+        ReplyError: there is no channel (107).
+    """
+    if not body.channels:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    responses: list[Result | Failure] = []
+    for channel in body.channels:
+        try:
+            responses.append(Result(await _publish(node, body, channel, budget)))
+        except (ReplyError, BrokerError, IntakeFullError) as error:
+            responses.append(failed(code_of(error)))
+    return Responses(responses)
+
+
+def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:
+    """The code by which one item of several failed."""
+    if isinstance(error, ReplyError):
+        return error.code
+    if isinstance(error, IntakeFullError):
+        return ErrorCode.TOO_MANY_REQUESTS
+    return ErrorCode.INTERNAL
+
+
+async def _publish(
+    node: Node, body: PublishBody, channel: str, budget: Budget
+) -> StreamPosition | dict[str, object]:
+    publication = publication_of(body, channel)
+    await budget.give_way()
+    try:
+        position = publish_nowait(node, body, publication)
+    except trio.WouldBlock:
+        position = await publish_patiently(node, body, publication, budget)
+    return {} if position is None else position
+
+
+def publication_of(body: PublishBody, channel: str) -> Publication:
+    """The event that a body describes.
+
+    Raises:
+        ReplyError: `b64data` is not Base64 of JSON text (107).
+    """
+    data = _decoded(body.b64data) if body.b64data else bytes(body.data)
+    return Publication(
+        channel,
+        data,
+        tags=body.tags,
+        delta=body.delta,
+        version=body.version,
+        version_epoch=body.version_epoch,
+    )
+
+
+def _decoded(text: str) -> bytes:
+    """Binary data, which here must be JSON: that is what the subscribers' frames carry."""
+    try:
+        data = b64decode(text, validate=True)
+        data.decode()
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError):
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    return data
+
+
+def publish_nowait(
+    node: Node, body: PublishBody, publication: Publication
+) -> StreamPosition | None:
+    """Publish if that needs no waiting.
+
+    Raises:
+        trio.WouldBlock: it does; nothing was published. And the errors of `publish`.
+    """
+    return node.publish_nowait(
+        publication, idempotency_key=body.idempotency_key, skip_history=body.skip_history
+    )
+
+
+async def publish_patiently(
+    node: Node, body: PublishBody, publication: Publication, budget: Budget
+) -> StreamPosition | None:
+    """Publish, and wait for room in the intake, unless this call did so in vain before.
+
+    Raises:
+        IntakeFullError: there is no room. And the errors of `publish`.
+    """
+    if not budget.patient:
+        raise IntakeFullError
+    try:
+        return await node.publish(
+            publication, idempotency_key=body.idempotency_key, skip_history=body.skip_history
+        )
+    except IntakeFullError:
+        budget.patient = False
+        raise

@@ -1,0 +1,153 @@
+"""`stream`: events without end on one request, a JSON object a line, published as they arrive.
+
+Each line is a `publish` body of its own, and fails alone. A full intake is felt by the sender:
+`feed` waits, so nobody reads the connection, and TCP does the rest. Nothing is kept but the line
+under way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from repeater.api.answers import Answer, ApiError, Result, api_error, encode
+from repeater.api.budget import Budget
+from repeater.api.publishing import (
+    PublishBody,
+    code_of,
+    publication_of,
+    publish_nowait,
+    publish_patiently,
+)
+from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+
+if TYPE_CHECKING:
+    from repeater.node import Node
+
+STREAM: Final = "stream"
+STREAM_TIMEOUT: Final = 75.0
+"""Seconds that a stream may send nothing; a blank line counts as something."""
+
+_ERRORS: Final = 10  # failed lines that the summary names; the others are only counted
+
+_decode = msgspec.json.Decoder(PublishBody).decode
+
+
+class LineError(msgspec.Struct, frozen=True):
+    """One line that failed; lines count from 1, blank ones too."""
+
+    line: int
+    error: ApiError
+
+
+class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of a stream. `stopped_at` is the first line that was not looked at."""
+
+    accepted: int = msgspec.field(default=-1)
+    failed: int = msgspec.field(default=-1)
+    errors: list[LineError] | None = None
+    stopped_at: int = 0
+
+
+class EventStream:
+    """Takes one body's bytes as they come. Lives inside one request; ended by `end`."""
+
+    def __init__(self, node: Node, line_limit: int) -> None:
+        self._node = node
+        self._line_limit = line_limit
+        self._budget = Budget(node.options.fanout_budget)
+        self._partial: list[bytes] = []
+        self._partial_size = 0
+        self._skipping = False  # the line under way is too long, and its bytes are dropped
+        self._line = 0
+        self._accepted = 0
+        self._failed = 0
+        self._errors: list[LineError] = []
+        self.stopped = False
+        """Whether fan-out made no room in time: nothing more is taken."""
+
+    async def feed(self, data: bytes) -> None:
+        """Publish the lines that `data` completes; waits while the intake is full.
+
+        A checkpoint at least once in a turn's time. Cancelled, what was published is published.
+        """
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._partial, lines[0]))
+            self._partial, self._partial_size = [], 0
+            await self._take_lines(lines)
+        if rest and not self._skipping:
+            self._partial.append(rest)
+            self._partial_size += len(rest)
+            if self._partial_size > self._line_limit:
+                self._partial, self._partial_size, self._skipping = [], 0, True
+
+    async def end(self) -> None:
+        """The body is complete: its last line may have no line feed."""
+        if self._partial or self._skipping:
+            await self.feed(b"\n")
+
+    def answer(self, status: int = 200) -> Answer:
+        """The summary: 200 for a whole body, 503 if it stopped, or why it was broken off."""
+        if self.stopped:
+            status = 503
+        summary = Summary(
+            self._accepted,
+            self._failed,
+            self._errors,
+            0 if status == 200 else self._line + 1,
+        )
+        headers = (("Retry-After", "1"),) if status == 503 else ()
+        return Answer(status, encode(Result(summary)), headers=headers)
+
+    async def _take_lines(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if self.stopped:
+                return
+            if self._skipping:
+                self._skipping = False
+                self._fail(ErrorCode.LIMIT_EXCEEDED)
+            elif len(line) > self._line_limit:
+                self._fail(ErrorCode.LIMIT_EXCEEDED)
+            elif line and not line.isspace():
+                await self._take(line)
+            if not self.stopped:
+                self._line += 1
+            if self._budget.spent:
+                await self._budget.give_way()
+
+    async def _take(self, line: bytes) -> None:
+        try:
+            body = _parse(line)
+            publication = publication_of(body, body.channel)
+            try:
+                publish_nowait(self._node, body, publication)
+            except trio.WouldBlock:
+                await publish_patiently(self._node, body, publication, self._budget)
+                self._budget.renew()
+        except IntakeFullError:
+            self.stopped = True
+        except (ReplyError, BrokerError) as error:
+            self._fail(code_of(error))
+        else:
+            self._accepted += 1
+
+    def _fail(self, code: ErrorCode) -> None:
+        self._failed += 1
+        if len(self._errors) < _ERRORS:
+            self._errors.append(LineError(self._line + 1, api_error(code)))
+
+
+def _parse(line: bytes) -> PublishBody:
+    """One line's event.
+
+    Raises:
+        ReplyError: it is no JSON object of this shape (107).
+    """
+    try:
+        line.decode()  # the decoder skips `data` without a look at its encoding
+        return _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None

@@ -1,0 +1,122 @@
+"""A node as the configuration says, and how to change it: with tokens and callbacks around it.
+
+For whoever serves from settings: our own server, and the application under a stock ASGI server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from repeater.brokers.denials import SQLiteDenials, open_sqlite_denials
+from repeater.callback_options import CallbackOptions
+from repeater.callbacks.backend import HTTPBackend, make_client
+from repeater.callbacks.delivery import open_events
+from repeater.callbacks.events import EventQueue
+from repeater.config import (
+    Changes,
+    ConfigError,
+    CurrentSettings,
+    Settings,
+    reloadable,
+    with_live_of,
+)
+from repeater.errors import BrokerError
+from repeater.node import Node, open_node
+from repeater.token_options import TokenOptions
+from repeater.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
+
+_DENIALS: Final = "denials.sqlite3"
+
+
+class Assembly:
+    """A node and the settings that it runs by. Made and ended by `open_assembly`."""
+
+    def __init__(
+        self, node: Node, settings: CurrentSettings, verifier: ReplaceableVerifier
+    ) -> None:
+        self.node = node
+        self._settings = settings
+        self._verifier = verifier
+
+    async def reload(self, new: Settings) -> Changes:
+        """Take over what of other settings can be, all of it or nothing; says what that was.
+
+        No connection is touched. Cancelled, nothing has changed.
+
+        Raises:
+            ConfigError: a token key is of no use, or what can be applied at once does not go
+                with what needs a restart. The old settings stay.
+        """
+        old = self._settings()
+        changes = reloadable(old, new)
+        settings = with_live_of(old, new)
+        if _token_options(settings) != _token_options(old):  # else the issuer's keys stay known
+            try:
+                await self._verifier.replace(*_token_options(settings))
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        self._settings.replace(settings)
+        self.node.reload(settings.node_options())
+        return changes
+
+
+def _token_options(settings: Settings) -> tuple[TokenOptions, TokenOptions]:
+    return settings.token_options(), settings.subscription_token_options()
+
+
+@asynccontextmanager
+async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
+    """Run a node for as long as the block lasts; see `open_node` for its end.
+
+    Events that are left at the end are delivered, within the shutdown timeout.
+
+    Raises:
+        ConfigError: a token key is of no use, or `data_dir` is.
+    """
+    async with AsyncExitStack() as stack:
+        # First, since what a nursery below raises comes as a group.
+        denials = await _denials(settings().kept_in, stack)
+        verifier = await _verifier(settings(), stack)
+        backend, events = await _callbacks(settings().callback_options(), stack)
+        node = open_node(
+            settings().node_options(),
+            verifier=verifier,
+            backend=backend,
+            events=events,
+            denials=denials,
+        )
+        yield Assembly(await stack.enter_async_context(node), settings, verifier)
+
+
+async def _denials(folder: Path | None, stack: AsyncExitStack) -> SQLiteDenials | None:
+    """None where they are to be kept in memory only."""
+    if folder is None:
+        return None
+    try:
+        return await stack.enter_async_context(open_sqlite_denials(folder / _DENIALS))
+    except BrokerError as error:
+        raise ConfigError(f"data_dir: {error}") from None
+
+
+async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:
+    verifier = open_replaceable_verifier(*_token_options(settings))
+    try:
+        return await stack.enter_async_context(verifier)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _callbacks(
+    options: CallbackOptions, stack: AsyncExitStack
+) -> tuple[HTTPBackend | None, EventQueue | None]:
+    """None each, where no address is configured for it."""
+    if not (options.kinds or options.event_url):
+        return None, None
+    client = await stack.enter_async_context(make_client())
+    backend = HTTPBackend(options, client) if options.kinds else None
+    if not options.event_url:
+        return backend, None
+    return backend, await stack.enter_async_context(open_events(options, client=client))

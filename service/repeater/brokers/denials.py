@@ -1,0 +1,113 @@
+"""Blocked users and revoked tokens in an SQLite file: they outlive the process, however it ends.
+
+One writer, in a worker thread, since a commit waits for the disk. A small file: the node keeps
+what is in force in its memory and reads this one only at its start.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from repeater.credentials import Denial
+from repeater.errors import BrokerError
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS denials (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    issued_before INTEGER NOT NULL,
+    expire_at INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID
+"""
+_BUSY_TIMEOUT: Final = 2.0  # seconds that another process may hold the file
+
+Result = TypeVar("Result")
+
+
+class SQLiteDenials:
+    """A `DenialStore` in one file. Made and ended by `open_sqlite_denials`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._one = trio.CapacityLimiter(1)
+
+    async def load(self) -> Sequence[Denial]:
+        """As `DenialStore.load`."""
+        return await self._run(self._read)
+
+    async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
+        """No other node writes here while we run."""
+        await trio.sleep_forever()
+
+    async def save(self, denial: Denial) -> None:
+        """As `DenialStore.save`: written to the disk once it returns."""
+        await self._run(lambda: self._write(denial))
+
+    async def sweep(self, now: int) -> None:
+        """As `DenialStore.sweep`."""
+        statement = "DELETE FROM denials WHERE expire_at > 0 AND expire_at <= ?"
+        await self._run(lambda: self._execute(statement, (now,)))
+
+    async def _run(self, call: Callable[[], Result]) -> Result:
+        """In a worker thread; a cancelled caller waits, so that it is known what was written."""
+        try:
+            return await trio.to_thread.run_sync(call, limiter=self._one)
+        except sqlite3.Error as error:
+            raise BrokerError(f"denials: {error}") from error
+
+    def _read(self) -> list[Denial]:
+        rows = self._connection.execute("SELECT kind, name, issued_before, expire_at FROM denials")
+        return [_denial_of(*row) for row in rows]
+
+    def _write(self, denial: Denial) -> None:
+        if denial.lifted:
+            self._execute("DELETE FROM denials WHERE kind = ? AND name = ?", denial.key)
+            return
+        values = (*denial.key, denial.issued_before, denial.expire_at)
+        self._execute("INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", values)
+
+    def _execute(self, statement: str, values: tuple[str | int, ...]) -> None:
+        with self._connection:  # commits, or rolls back
+            self._connection.execute(statement, values)
+
+
+def _denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Denial:
+    if kind == "token":
+        return Denial(token_id=name, expire_at=expire_at)
+    return Denial(user=name, issued_before=issued_before, expire_at=expire_at)
+
+
+@asynccontextmanager
+async def open_sqlite_denials(path: Path) -> AsyncIterator[SQLiteDenials]:
+    """The store in this file, which is made if it is not there, for as long as the block lasts.
+
+    Raises:
+        BrokerError: the file can't be made or is none of ours.
+    """
+    connection = await trio.to_thread.run_sync(_open, path)
+    try:
+        yield SQLiteDenials(connection)
+    finally:
+        connection.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise BrokerError(f"{path}: {error}") from error
+    try:
+        with connection:
+            connection.execute(_SCHEMA)
+    except sqlite3.Error as error:
+        connection.close()
+        raise BrokerError(f"{path}: {error}") from error
+    return connection

@@ -1,0 +1,111 @@
+"""The back end behind HTTP: each kind of question has an address of its own.
+
+Knows nothing of connections: what a verdict does to one is its caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TypeVar
+
+import httpx
+
+from repeater.callback_options import CallbackKind, CallbackOptions
+from repeater.callbacks import wire
+from repeater.callbacks.endpoint import Endpoint
+from repeater.credentials import (
+    Caller,
+    ConnectionGrant,
+    PublicationGrant,
+    Renewal,
+    SubscriptionGrant,
+)
+from repeater.errors import ApplicationError, DisconnectError
+from repeater.protocol.commands import ConnectRequest
+from repeater.statistics import BackendStatistics
+
+G = TypeVar("G")
+
+
+class HTTPBackend:
+    """Implements `Backend`. Has nothing to end; `client`'s owner outlives it."""
+
+    def __init__(self, options: CallbackOptions, client: httpx.AsyncClient) -> None:
+        self.kinds = options.kinds
+        self.forward_headers = options.forward_headers
+        self.forward_emulated_headers = options.forward_emulated_headers
+        self._endpoints = {kind: Endpoint(kind, options, client) for kind in options.kinds}
+
+    def statistics(self) -> BackendStatistics:
+        """A snapshot."""
+        return BackendStatistics(
+            {kind: endpoint.statistics() for kind, endpoint in self._endpoints.items()}
+        )
+
+    async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
+        """Who is it that connects? Raises as `Backend` says."""
+        body = wire.encode_question(
+            caller,
+            token=request.token,
+            name=request.name,
+            version=request.version,
+            data=bytes(request.data),
+        )
+        return await self._ask("connect", caller, body, wire.read_connect)
+
+    async def refresh(self, caller: Caller) -> Renewal:
+        """Does a connection that expires go on? Raises as `Backend` says."""
+        return await self._ask("refresh", caller, wire.encode_question(caller), wire.read_refresh)
+
+    async def subscribe(
+        self, caller: Caller, channel: str, token: str, data: bytes
+    ) -> SubscriptionGrant:
+        """May it hear this channel? Raises as `Backend` says."""
+        body = wire.encode_question(caller, channel=channel, token=token, data=data)
+        return await self._ask("subscribe", caller, body, wire.read_subscribe)
+
+    async def publish(self, caller: Caller, channel: str, data: bytes) -> PublicationGrant:
+        """May it publish this? Raises as `Backend` says."""
+        body = wire.encode_question(caller, channel=channel, data=data)
+        return await self._ask("publish", caller, body, wire.read_publish)
+
+    async def sub_refresh(self, caller: Caller, channel: str) -> Renewal:
+        """Does a subscription that expires go on? Raises as `Backend` says."""
+        body = wire.encode_question(caller, channel=channel)
+        return await self._ask("sub_refresh", caller, body, wire.read_refresh)
+
+    async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
+        """The answer to a call. Raises as `Backend` says."""
+        body = wire.encode_question(caller, method=method, data=data)
+        return await self._ask("rpc", caller, body, wire.read_rpc)
+
+    async def _ask(
+        self,
+        kind: CallbackKind,
+        caller: Caller,
+        body: bytes,
+        read: Callable[[bytes], G | wire.Refusal],
+    ) -> G:
+        found = await self._endpoints[kind].ask(body, caller.headers, read)
+        if isinstance(found, ApplicationError | DisconnectError):
+            raise found
+        return found
+
+
+def make_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+    """A client that proves certificates, follows no redirect and remembers no cookie.
+
+    How many requests it has under way, and for how long, is for its users to bound.
+
+    Args:
+        transport: What carries requests in place of the network, for tests.
+    """
+    nobody = DefaultCookiePolicy(allowed_domains=[])
+    return httpx.AsyncClient(
+        timeout=None,
+        follow_redirects=False,
+        cookies=CookieJar(nobody),
+        transport=transport,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+    )

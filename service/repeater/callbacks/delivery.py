@@ -1,0 +1,124 @@
+"""Delivers events: one batch after the other, each until it is accepted.
+
+One task and one request at a time is what keeps the order, for every connection and altogether,
+also over retries. It delivers at least once: a batch whose acceptance got lost comes again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+import trio
+
+from repeater.callback_options import CallbackOptions
+from repeater.callbacks.endpoint import UnansweredError, UnusableError, post
+from repeater.callbacks.events import EventQueue
+from repeater.log import get_logger
+
+_log = get_logger("events")
+
+_FIRST_PAUSE: Final = 0.5  # seconds at most before the first retry; doubled for each further one
+_LAST_PAUSE: Final = 0.5  # the longest pause at shutdown, when time is short
+_DOUBLINGS: Final = 20  # enough for any longest pause, and no number grows without end
+
+
+class Delivery:
+    """Takes batches out of the queue. Lives inside `open_events`, whose nursery runs it."""
+
+    def __init__(
+        self, queue: EventQueue, options: CallbackOptions, client: httpx.AsyncClient
+    ) -> None:
+        self._queue = queue
+        self._options = options
+        self._client = client
+
+    async def run(self) -> None:
+        """Deliver until the queue is closed and empty. Cancelled, what is left stays in it."""
+        while await self._queue.wait_noted():
+            if len(self._queue) < self._options.event_batch:
+                with trio.move_on_after(self._options.event_delay):
+                    await self._queue.closing.wait()
+            self._queue.take(self._options.event_batch)
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        """Send the batch until it is accepted. No deadline: what waits behind it has a bound."""
+        failures = 0
+        while reason := await self._try():
+            if not failures:
+                _log.warning("events are not accepted", reason=reason)
+            await self._pause(failures)
+            failures += 1
+        if failures:
+            _log.info("events are accepted again", failures=failures)
+
+    async def _try(self) -> str:
+        """Send the batch once; why it was not accepted, empty if it was."""
+        reason = await self._send()
+        self._queue.tried(accepted=not reason)
+        return reason
+
+    async def _send(self) -> str:
+        try:
+            answer = await post(
+                self._client,
+                self._options.event_url,
+                self._queue.body(),
+                headers={},
+                secret=self._options.secret,
+                timeout=self._options.event_timeout,
+                limit=self._options.response_limit,
+            )
+        except UnansweredError as error:
+            return str(error)
+        except UnusableError:
+            return ""  # Accepted, at length.
+        return "" if 200 <= answer.status < 300 else f"answered {answer.status}"
+
+    async def _pause(self, failures: int) -> None:
+        """Full jitter, so that many servers do not all come back at once; cut short by the end."""
+        closing = self._queue.closing
+        longest = _LAST_PAUSE if closing.is_set() else self._options.event_retry_max
+        pause = random.uniform(0, min(longest, _FIRST_PAUSE * 2 ** min(failures, _DOUBLINGS)))
+        with trio.move_on_after(pause):
+            if closing.is_set():
+                await trio.sleep_forever()
+            await closing.wait()
+
+
+@asynccontextmanager
+async def open_events(
+    options: CallbackOptions, *, client: httpx.AsyncClient
+) -> AsyncIterator[EventQueue]:
+    """Deliver events for as long as the block lasts, and then what is left.
+
+    The end, also of a cancelled block, takes until the deadline of the node's shutdown at most;
+    without one, as long as one batch may take. What is not accepted by then is dropped.
+
+    Args:
+        options: Which events, where to, and how they are signed.
+        client: What posts them; its owner outlives this.
+    """
+    queue = EventQueue(options)
+    delivering = trio.CancelScope(shield=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run_within, delivering, Delivery(queue, options, client))
+        try:
+            yield queue
+        finally:
+            queue.close()
+            latest = trio.current_time() + options.event_timeout
+            delivering.deadline = latest if queue.deadline == math.inf else queue.deadline
+    if lost := queue.give_up():
+        _log.warning("events were not delivered", events=lost)
+
+
+async def _run_within(scope: trio.CancelScope, delivery: Delivery) -> None:
+    """Deliver whatever is cancelled around it, until the scope's deadline."""
+    with scope:
+        await delivery.run()

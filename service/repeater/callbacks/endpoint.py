@@ -1,0 +1,223 @@
+"""One address of the back end: a body is posted, a body comes back, or it failed.
+
+Rule: whatever the other side does, whoever asks is let go within `wait_timeout` and `timeout`,
+and nobody who asks at another address notices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+import httpx
+import msgspec
+import trio
+
+from repeater import __version__
+from repeater.callback_options import CallbackKind, CallbackOptions
+from repeater.callbacks import signature
+from repeater.callbacks.circuit import Circuit
+from repeater.callbacks.wire import Refusal, meaning
+from repeater.errors import BrokerError
+from repeater.log import get_logger
+from repeater.statistics import EndpointStatistics
+
+_log = get_logger("callbacks")
+
+G = TypeVar("G")
+
+_DOWN: Final = frozenset({502, 503, 504})  # what proxies say of a server behind them that is down
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A status and a body, which is left out for every status that is no success."""
+
+    status: int
+    body: bytes
+
+
+class UnusableError(BrokerError):
+    """There was an answer, but none to go by."""
+
+
+class UnansweredError(BrokerError):
+    """There was no answer; `timeout` if it was only too late."""
+
+    def __init__(self, reason: str, *, timeout: bool = False) -> None:
+        super().__init__(reason)
+        self.timeout = timeout
+
+
+async def post(
+    client: httpx.AsyncClient,
+    url: str,
+    body: bytes,
+    *,
+    headers: Mapping[str, str],
+    secret: str,
+    timeout: float,
+    limit: int,
+) -> Answer:
+    """Post JSON, signed where there is a secret. Redirects are answers like any other.
+
+    Raises:
+        UnansweredError: nothing, or not all of it, came within the timeout.
+        UnusableError: the answer is longer than the limit.
+    """
+    sent = {
+        "user-agent": f"repeater/{__version__}",
+        **headers,
+        "accept": "application/json",
+        # Compressed, a short body could be a long one.
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+    }
+    if secret:
+        sent[signature.HEADER] = signature.sign(secret, int(time.time()), body)
+    received = bytearray()
+    status = 0
+    with trio.move_on_after(timeout) as scope:
+        try:
+            async with client.stream("POST", url, content=body, headers=sent) as response:
+                status = response.status_code
+                if response.is_success:
+                    async for chunk in response.aiter_raw():
+                        received += chunk
+                        if len(received) > limit:
+                            # Unlike an exception here, it ends the client's generators, too.
+                            scope.cancel()
+        except httpx.HTTPError as error:
+            raise UnansweredError(type(error).__name__) from error
+    if len(received) > limit:
+        raise UnusableError("the answer is too long")
+    if scope.cancelled_caught:
+        raise UnansweredError("no answer in time", timeout=True)
+    return Answer(status, bytes(received))
+
+
+class Endpoint:
+    """One address with its turns, its circuit and its counters. Lives inside a backend."""
+
+    def __init__(
+        self, kind: CallbackKind, options: CallbackOptions, client: httpx.AsyncClient
+    ) -> None:
+        self._kind = kind
+        self._url = options.url(kind)
+        self._options = options
+        self._meanings = options.meanings
+        self._client = client
+        # First come, first served. Those who wait are connections, one each, for a time.
+        self._turns = trio.Semaphore(options.concurrency)
+        self._circuit = Circuit(options.circuit_failures, options.circuit_pause)
+        self._asked = self._answered = self._failed = self._timeouts = 0
+        self._refused = self._crowded = self._waiting = 0
+        self._failing = False
+
+    def statistics(self) -> EndpointStatistics:
+        """A snapshot."""
+        return EndpointStatistics(
+            asked=self._asked,
+            answered=self._answered,
+            failed=self._failed,
+            timeouts=self._timeouts,
+            refused=self._refused,
+            crowded=self._crowded,
+            under_way=self._options.concurrency - self._turns.value,
+            waiting=self._waiting,
+            circuit=self._circuit.state,
+            opened=self._circuit.opened,
+        )
+
+    async def ask(
+        self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], G | Refusal]
+    ) -> G | Refusal:
+        """Post a question; what `read` makes of the answer, or what its status means.
+
+        Waits for its turn, then for the answer, each with its own deadline. Cancelled, the
+        question may have been asked.
+
+        Raises:
+            BrokerError: there is no answer, or none that can be used (`read` raises ValueError).
+        """
+        self._asked += 1
+        if self._circuit.refuses:
+            raise self._refusal()
+        await self._wait_turn()
+        try:
+            if self._circuit.refuses:  # by now
+                raise self._refusal()
+            found = self._understand(await self._send(body, headers), read)
+        except UnansweredError as error:
+            self._timeouts += error.timeout
+            self._note_failure(error)
+            raise
+        except UnusableError as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._turns.release()
+        self._answered += 1
+        self._failing = False
+        return found
+
+    def _refusal(self) -> BrokerError:
+        self._refused += 1
+        return BrokerError("taken for down")
+
+    def _note_failure(self, error: BrokerError) -> None:
+        """Count it; say it, if the last one before it went well."""
+        self._failed += 1
+        if not self._failing:
+            _log.warning("callbacks fail", kind=self._kind, reason=str(error))
+        self._failing = True
+
+    async def _wait_turn(self) -> None:
+        self._waiting += 1
+        try:
+            with trio.fail_after(self._options.wait_timeout):
+                await self._turns.acquire()
+        except trio.TooSlowError:
+            self._crowded += 1
+            raise BrokerError("too many at once") from None
+        finally:
+            self._waiting -= 1
+
+    async def _send(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Post it, and let the circuit know whether there was an answer, whatever it was."""
+        probe = self._circuit.admit()
+        options = self._options
+        try:
+            answer = await post(
+                self._client,
+                self._url,
+                body,
+                headers=headers,
+                secret=options.secret,
+                timeout=options.timeout,
+                limit=options.response_limit,
+            )
+        except UnansweredError:
+            self._circuit.failed(probe=probe)
+            raise
+        except UnusableError:
+            self._circuit.succeeded()
+            raise
+        except BaseException:  # cancelled, or a bug of ours
+            self._circuit.abandoned(probe=probe)
+            raise
+        if answer.status in _DOWN:
+            self._circuit.failed(probe=probe)
+        else:
+            self._circuit.succeeded()
+        return answer
+
+    def _understand(self, answer: Answer, read: Callable[[bytes], G | Refusal]) -> G | Refusal:
+        if answer.status in self._meanings:
+            return meaning(self._meanings[answer.status])
+        if answer.status != httpx.codes.OK:
+            raise UnusableError(f"answered {answer.status}")
+        try:
+            return read(answer.body)
+        except ValueError as error:
+            raise UnusableError(f"the answer is of no use: {error}") from None

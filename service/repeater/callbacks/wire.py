@@ -1,0 +1,249 @@
+"""What a back end is sent and what it may answer, as JSON (protocol, section 19). Sans I/O.
+
+An answer is exactly what it says it is: a result, an error or a disconnect. One that has none of
+them permits nothing; nor does one with a wrong type anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final, Generic, TypeVar
+
+import msgspec
+
+from repeater.credentials import (
+    Caller,
+    ConnectionGrant,
+    PublicationGrant,
+    Renewal,
+    SubscriptionGrant,
+)
+from repeater.errors import ApplicationError, Disconnect, DisconnectError
+from repeater.grants import (
+    OverrideClaims,
+    SubscriptionOptions,
+    channels_of,
+    json_of,
+    overrides_of,
+    reason_of,
+)
+from repeater.publication import embedded
+
+R = TypeVar("R")
+G = TypeVar("G")
+
+_DISCONNECTS_FROM: Final = 3_000
+_EXACT: Final = 2**53  # Seconds past it are no date.
+
+Date = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
+ApplicationCode = Annotated[int, msgspec.Meta(ge=100, le=1_999)]
+DisconnectCode = Annotated[int, msgspec.Meta(ge=3_000, le=4_999)]
+
+
+class Question(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every kind of question may hold; which kind it is, its address says."""
+
+    client: str
+    transport: str
+    user: str
+    protocol: str
+    encoding: str
+    channel: str = ""
+    method: str = ""
+    token: str = ""
+    name: str = ""
+    version: str = ""
+    data: msgspec.Raw | None = None
+    meta: msgspec.Raw | None = None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """One command is refused."""
+
+    code: ApplicationCode
+    message: str = ""
+    temporary: bool = False
+
+
+class DisconnectAnswer(msgspec.Struct, frozen=True):
+    """The connection is to end."""
+
+    code: DisconnectCode
+    reason: str = ""
+
+
+class ConnectAnswer(msgspec.Struct, frozen=True):
+    """Who it is, and what it hears without asking."""
+
+    user: str = ""
+    info: msgspec.Raw = msgspec.Raw()
+    b64info: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str | None = None
+    channels: list[str] | None = None
+    subs: dict[str, SubscriptionOptions | None] | None = None
+    meta: msgspec.Raw = msgspec.Raw()
+    expire_at: Date | None = None
+
+    def grant(self) -> ConnectionGrant:
+        """The same as a grant."""
+        return ConnectionGrant(
+            user=self.user,
+            info=json_of(self.info, self.b64info),
+            data=json_of(self.data, self.b64data),
+            meta=json_of(self.meta, None),
+            expire_at=_until(self.expire_at),
+            channels=channels_of(self.subs, self.channels),
+        )
+
+
+class SubscribeAnswer(msgspec.Struct, frozen=True):
+    """It may hear the channel."""
+
+    info: msgspec.Raw = msgspec.Raw()
+    b64info: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str | None = None
+    override: OverrideClaims | None = None
+    expire_at: Date | None = None
+
+    def grant(self) -> SubscriptionGrant:
+        """The same as a grant."""
+        return SubscriptionGrant(
+            info=json_of(self.info, self.b64info),
+            data=json_of(self.data, self.b64data),
+            expire_at=_until(self.expire_at),
+            overrides=overrides_of(self.override),
+        )
+
+
+class PublishAnswer(msgspec.Struct, frozen=True):
+    """It may publish, perhaps something else."""
+
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str | None = None
+    skip_history: bool = False
+    tags: dict[str, str] | None = None
+
+    def grant(self) -> PublicationGrant:
+        """The same as a grant."""
+        data = json_of(self.data, self.b64data)
+        return PublicationGrant(data or None, self.tags, self.skip_history)
+
+
+class RefreshAnswer(msgspec.Struct, frozen=True):
+    """It goes on or ends."""
+
+    expired: bool = False
+    expire_at: Date | None = None
+    info: msgspec.Raw = msgspec.Raw()
+    b64info: str | None = None
+    meta: msgspec.Raw = msgspec.Raw()
+
+    def grant(self) -> Renewal:
+        """The same as a value."""
+        return Renewal(
+            expired=self.expired,
+            expire_at=_until(self.expire_at),
+            info=json_of(self.info, self.b64info) or None,
+            meta=json_of(self.meta, None) or None,
+        )
+
+
+class RPCAnswer(msgspec.Struct, frozen=True):
+    """What was called for."""
+
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str | None = None
+
+    def grant(self) -> bytes:
+        """The data as one line of JSON, empty for none."""
+        return json_of(self.data, self.b64data)
+
+
+class Verdict(msgspec.Struct, Generic[R], frozen=True):
+    """A whole answer. The first that is there counts: disconnect, error, result."""
+
+    result: R | None = None
+    error: ErrorAnswer | None = None
+    disconnect: DisconnectAnswer | None = None
+
+
+def encode_question(
+    caller: Caller,
+    *,
+    channel: str = "",
+    method: str = "",
+    token: str = "",
+    name: str = "",
+    version: str = "",
+    data: bytes = b"",
+) -> bytes:
+    """A question about a caller."""
+    question = Question(
+        caller.client,
+        caller.transport,
+        caller.user,
+        "json",
+        "json",
+        channel=channel,
+        method=method,
+        token=token,
+        name=name,
+        version=version,
+        data=embedded(data),
+        meta=embedded(caller.meta),
+    )
+    return msgspec.json.encode(question)
+
+
+Refusal = ApplicationError | DisconnectError
+"""An answer that is not a result: a value here, for others to raise."""
+
+
+def reader(kind: type[R], grant: Callable[[R], G]) -> Callable[[bytes], G | Refusal]:
+    """A function that reads answers of a kind; it raises ValueError for what is none."""
+    decode = msgspec.json.Decoder(Verdict[kind]).decode  # type: ignore[valid-type]
+
+    def read(body: bytes) -> G | Refusal:
+        try:
+            body.decode()  # What passes through unread is not checked by the decoder.
+            verdict: Verdict[R] = decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(reason_of(error)) from None
+        if verdict.disconnect is not None:
+            return disconnection(verdict.disconnect.code, verdict.disconnect.reason)
+        if verdict.error is not None:
+            one = verdict.error
+            return refusal(one.code, one.message, temporary=one.temporary)
+        if verdict.result is None:
+            raise ValueError("no result, no error, no disconnect")
+        return grant(verdict.result)
+
+    return read
+
+
+read_connect: Final = reader(ConnectAnswer, ConnectAnswer.grant)
+read_refresh: Final = reader(RefreshAnswer, RefreshAnswer.grant)
+read_subscribe: Final = reader(SubscribeAnswer, SubscribeAnswer.grant)
+read_publish: Final = reader(PublishAnswer, PublishAnswer.grant)
+read_rpc: Final = reader(RPCAnswer, RPCAnswer.grant)
+
+
+def meaning(code: int) -> Refusal:
+    """The answer that a status stands for: codes from 3000 on are disconnects."""
+    return disconnection(code) if code >= _DISCONNECTS_FROM else refusal(code)
+
+
+def refusal(code: int, message: str = "", *, temporary: bool = False) -> ApplicationError:
+    """An error with a text always, since an SDK breaks without one."""
+    return ApplicationError(code, message or "refused", temporary=temporary)
+
+
+def disconnection(code: int, reason: str = "") -> DisconnectError:
+    """A disconnect with a reason always, since an SDK ignores the code without one."""
+    return DisconnectError(Disconnect(code, reason or "disconnected by the application"))
+
+
+def _until(expire_at: int | None) -> int:
+    return max(0, expire_at or 0)

@@ -1,0 +1,138 @@
+"""Channels by name: which options hold in one, and who may do what there (protocol, section 11).
+
+Pure decisions on names, users and options; knows no connection. `$` begins a private channel, `:`
+ends a namespace, `#` begins the list of the users that may subscribe.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from repeater.errors import ErrorCode, ReplyError
+from repeater.options import ChannelOptions, NodeOptions
+
+Action = Literal["publish", "presence", "history"]
+
+_NAMESPACE_END: Final = ":"
+_USERS_BEGIN: Final = "#"
+_CACHE_LIMIT: Final = 10_000  # names whose options are remembered; emptied when full
+
+
+class ChannelRules:
+    """The rules of one node. Lives inside it; replaced as a whole when options are reloaded."""
+
+    def __init__(self, options: NodeOptions) -> None:
+        self._options = options
+        self._known: dict[str, ChannelOptions] = {}
+
+    def options(self, channel: str) -> ChannelOptions:
+        """What holds in this channel.
+
+        Raises:
+            ReplyError: 107 for what is no channel's name, 102 for an unknown namespace.
+        """
+        known = self._known.get(channel)
+        if known is None:
+            known = self._look_up(channel)
+            if len(self._known) >= _CACHE_LIMIT:
+                self._known.clear()
+            self._known[channel] = known
+        return known
+
+    def _look_up(self, channel: str) -> ChannelOptions:
+        if not channel or len(channel.encode(errors="replace")) > self._options.channel_name_limit:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        options = self._namespace(channel)
+        if options.channel_regex is not None:
+            allowed = options.channel_regex.fullmatch(channel) is not None
+        else:
+            allowed = channel.isascii() and channel.isprintable()
+        if not allowed:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        return options
+
+    def _namespace(self, channel: str) -> ChannelOptions:
+        name, end, _ = self._public(channel).partition(_NAMESPACE_END)
+        if not end:
+            return self._options.channel
+        options = self._options.namespaces.get(name)
+        if options is None:
+            raise ReplyError(ErrorCode.UNKNOWN_CHANNEL)
+        return options
+
+    def _public(self, channel: str) -> str:
+        """The name without the private prefix, which is no part of the namespace."""
+        return channel.removeprefix(self._options.private_prefix)
+
+    def is_private(self, channel: str) -> bool:
+        """Whether only a token opens it."""
+        prefix = self._options.private_prefix
+        return bool(prefix) and channel.startswith(prefix)
+
+    def personal_channel(self, user: str) -> str | None:
+        """The channel that this user's connections hear without asking, if there is one."""
+        if not (user and self._options.user_personal_channel):
+            return None
+        namespace = self._options.personal_channel_namespace
+        return f"{namespace}{_NAMESPACE_END if namespace else ''}{_USERS_BEGIN}{user}"
+
+    def check_subscribe(self, channel: str, user: str) -> ChannelOptions:
+        """Whether a user may subscribe without a token; returns the channel's options.
+
+        Raises:
+            ReplyError: 107, 102, or 103 if not.
+        """
+        if not self.may_subscribe(channel, user):
+            raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        return self.options(channel)
+
+    def may_subscribe(self, channel: str, user: str) -> bool:
+        """The permission alone, in upstream's order.
+
+        Raises:
+            ReplyError: 107 or 102.
+        """
+        options = self.options(channel)
+        by_name = self.decided_by_name(channel, user)
+        if by_name is not None:
+            return by_name
+        if options.subscribe_proxy_enabled:
+            return False  # The back end's to say, and whoever calls this has not asked it.
+        if self._options.insecure:
+            return True
+        return options.allow_subscribe_for_client and (
+            bool(user) or options.allow_subscribe_for_anonymous
+        )
+
+    def decided_by_name(self, channel: str, user: str) -> bool | None:
+        """Whether the name alone lets a user subscribe without a token; None if it says nothing.
+
+        Raises:
+            ReplyError: 107 or 102.
+        """
+        if self.is_private(channel):
+            return False
+        if self.options(channel).allow_user_limited_channels and _USERS_BEGIN in channel:
+            users = channel.rpartition(_USERS_BEGIN)[2].split(",")
+            return bool(user) and user in users
+        return None
+
+    def check(self, action: Action, channel: str, user: str, *, subscribed: bool) -> ChannelOptions:
+        """Whether a client may publish, or ask for presence or history; returns the options.
+
+        Raises:
+            ReplyError: 107, 102, or 103 if it may not.
+        """
+        options = self.options(channel)
+        if not self.may(action, options, user, subscribed=subscribed):
+            raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        return options
+
+    def may(self, action: Action, options: ChannelOptions, user: str, *, subscribed: bool) -> bool:
+        """The permission alone, in upstream's order."""
+        client: bool = getattr(options, f"allow_{action}_for_client")
+        anonymous: bool = getattr(options, f"allow_{action}_for_anonymous")
+        subscriber: bool = getattr(options, f"allow_{action}_for_subscriber")
+        if client and (user or anonymous):
+            return True
+        return (subscriber and subscribed) or self._options.insecure

@@ -1,0 +1,166 @@
+"""The `repeater` command: serve, publish and subscribe here, the rest from modules of its own.
+
+A user's mistake is one line on standard error and a non-zero exit, never a traceback. What a
+command needs is imported when it runs, so that `repeater --version` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from repeater import __version__
+from repeater.cli_admin import COMMANDS
+from repeater.cli_call import call, server_options, url_option
+from repeater.cli_config import config_group, config_option
+from repeater.cli_token import token
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="repeater")
+def main() -> None:
+    """Repeater: publish events over REST; every subscriber gets them within milliseconds."""
+
+
+main.add_command(config_group)
+main.add_command(token)
+for _command in COMMANDS:
+    main.add_command(_command)
+
+
+@main.command()
+@config_option
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1; REPEATER_HOST]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
+@click.option(
+    "--listen", multiple=True, metavar="HOST:PORT|unix:PATH",
+    help="Where to listen instead; may be repeated.",
+)  # fmt: skip
+@click.option("--unix", metavar="PATH", help="The same as --listen unix:PATH.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: speak TLS on TCP.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
+@click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
+@click.option(
+    "--comments/--no-comments", default=None,
+    help="Run the bundled application too.  [default: with --dev]",
+)  # fmt: skip
+def serve(
+    config_file: Path | None,
+    host: str | None,
+    port: int | None,
+    listen: tuple[str, ...],
+    unix: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    dev: bool | None,
+    comments: bool | None,
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM.
+
+    Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
+    REPEATER_HOST for example; variables win over the file, options over both. `repeater config
+    init` prints a file with all of them. SIGHUP reads them again.
+    """
+    import trio
+
+    from repeater.collector import settle_heap
+    from repeater.comments.options import CommentsError
+    from repeater.config import ConfigError, load_settings
+    from repeater.log import configure_log
+    from repeater.server import ServeError
+    from repeater.server import serve as run_server
+
+    try:
+        overrides = {
+            "host": host,
+            "port": port,
+            "listen": (*listen, f"unix:{unix}") if unix else listen or None,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "dev": dev,
+            "comments": comments,
+        }
+        load = partial(load_settings, config_file, **overrides)
+        settings = load()
+        configure_log(settings.log_level, settings.log_format)
+        settle_heap()
+        trio.run(run_server, settings, load)
+    except (ConfigError, ServeError) as error:
+        raise click.ClickException(str(error)) from None
+    except BaseExceptionGroup as group:
+        _explain(group, (ServeError, CommentsError))
+
+
+@main.command()
+@click.argument("channel")
+@click.argument("data", metavar="JSON")
+@server_options
+def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
+    """Publish one event and print its position."""
+    try:
+        json.loads(data)
+    except ValueError as error:
+        raise click.ClickException(f"that is not JSON: {error}") from None
+    body = f'{{"channel":{json.dumps(channel)},"data":{data}}}'.encode()
+    click.echo(json.dumps(call(url, "publish", body, api_key)))
+
+
+@main.command()
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.option("--with-channel", is_flag=True, help="Put the channel's name in front.")
+@url_option
+def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
+    """Print the channels' events, one a line, until Ctrl-C. Reconnects by itself."""
+    import trio
+
+    from repeater.subscriber import SubscriberError
+
+    try:
+        trio.run(_print_events, url, channels, with_channel)
+    except KeyboardInterrupt:
+        return
+    except SubscriberError as error:
+        raise click.ClickException(str(error)) from None
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            _explain(group, SubscriberError)
+
+
+async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool) -> None:
+    from repeater.subscriber import open_subscriber
+
+    async with open_subscriber(
+        url, channels, on_reconnect=_say_reconnect, on_gap=_say_gap
+    ) as subscriber:
+        click.echo(f"subscribed to {', '.join(channels)} on {url}", err=True)
+        async for event in subscriber:
+            prefix = f"{event.channel} " if with_channel else ""
+            click.echo(f"{prefix}{event.text}")
+            sys.stdout.flush()
+
+
+def _say_gap(channel: str) -> None:
+    click.echo(f"events of {channel} may be missing here", err=True)
+
+
+def _say_reconnect(reason: str, delay: float) -> None:
+    click.echo(f"{reason}; trying again in {delay:.1f} s", err=True)
+
+
+def _explain(
+    group: BaseExceptionGroup[BaseException],
+    kind: type[Exception] | tuple[type[Exception], ...],
+) -> NoReturn:
+    """One line where a nursery wrapped the one error that is the user's to mend."""
+    found = group.subgroup(kind)
+    if found is None:
+        raise group
+    error: BaseException = found
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    raise click.ClickException(str(error)) from None

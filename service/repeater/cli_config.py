@@ -1,0 +1,71 @@
+"""`repeater config`: write a configuration file, check it, show what is in force."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+config_option = click.option(
+    "--config", "config_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Settings to read.  [default: REPEATER_CONFIG, or repeater.toml if it is there]",
+)  # fmt: skip
+
+
+@click.group("config")
+def config_group() -> None:
+    """Write, check and show the configuration."""
+
+
+@config_group.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def init(file: Path | None) -> None:
+    """Write a file with every setting at its default, commented out.
+
+    To standard output, or to FILE, which must not exist yet; only its owner may read it, for it
+    is where secrets go.
+    """
+    from repeater.config.documentation import template
+
+    if file is None:
+        click.echo(template(), nl=False)
+        return
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise click.ClickException(f"{file} is there already; it stays as it is") from None
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from None
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(template())
+    click.echo(f"wrote {file}", err=True)
+
+
+@config_group.command()
+@config_option
+def check(config_file: Path | None) -> None:
+    """Say whether the configuration is right; a line for each mistake if not."""
+    from repeater.config import ConfigError, find_config, load_settings
+
+    try:
+        load_settings(config_file)
+    except ConfigError as error:
+        for line in error.lines:
+            click.echo(line, err=True)
+        raise SystemExit(1) from None
+    file = find_config(config_file)
+    click.echo(f"{file}: no mistakes" if file else "no file; no mistakes in the environment")
+
+
+@config_group.command()
+@config_option
+def show(config_file: Path | None) -> None:
+    """Print the settings in force, from file and environment, as TOML. Secrets are stars."""
+    from repeater.config import ConfigError, load_settings
+    from repeater.config.documentation import effective
+
+    try:
+        click.echo(effective(load_settings(config_file)), nl=False)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,200 @@
+"""`repeater token`: makes tokens for trying things out, and says what a token is worth.
+
+The secret comes from the environment, where the server has it, and is never printed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from repeater.token_options import TokenOptions
+    from repeater.tokens import JWTVerifier
+
+_SAFE_LENGTH = 32  # bytes, as in repeater/tokens/keys.py, which would load the cryptography
+
+secret_option = click.option(
+    "--hmac-secret-key", envvar="REPEATER_TOKEN__HMAC_SECRET_KEY", show_envvar=True,
+    help="The secret shared with the server; better set as a variable than typed here.",
+)  # fmt: skip
+ttl_option = click.option(
+    "--ttl", default=3_600, show_default=True, type=click.IntRange(min=0),
+    help="Seconds until the token expires; 0 for never.",
+)  # fmt: skip
+info_option = click.option("--info", metavar="JSON", help="What others see of the user.")
+
+
+@click.group()
+def token() -> None:
+    """Make and check the tokens that let clients in."""
+
+
+@token.command()
+@click.option("--user", required=True, help="The user's id; an empty one is anonymous.")
+@click.option("--channel", "channels", multiple=True, help="Subscribe to it; may be repeated.")
+@click.option("--meta", metavar="JSON", help="What only the server sees.")
+@info_option
+@ttl_option
+@secret_option
+def connection(
+    user: str,
+    channels: tuple[str, ...],
+    meta: str | None,
+    info: str | None,
+    ttl: int,
+    hmac_secret_key: str | None,
+) -> None:
+    """Print a token with which a client may connect."""
+    claims: dict[str, Any] = {"sub": user}
+    if channels:
+        claims["channels"] = channels
+    _print_token(claims | _json_claims(info=info, meta=meta), ttl, hmac_secret_key)
+
+
+@token.command()
+@click.option("--user", required=True, help="The user's id, as in the connection token.")
+@click.option("--channel", required=True, help="The channel that it opens.")
+@info_option
+@ttl_option
+@secret_option
+def subscription(
+    user: str, channel: str, info: str | None, ttl: int, hmac_secret_key: str | None
+) -> None:
+    """Print a token with which a client may subscribe to one channel."""
+    claims = {"sub": user, "channel": channel}
+    _print_token(claims | _json_claims(info=info), ttl, hmac_secret_key)
+
+
+def _json_claims(**given: str | None) -> dict[str, Any]:
+    """The options that hold JSON, read; those left out are left out."""
+    import msgspec
+
+    claims = {}
+    for name, text in given.items():
+        if text is None:
+            continue
+        try:
+            claims[name] = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            raise click.ClickException(f"--{name} is not JSON") from None
+    return claims
+
+
+def _print_token(claims: dict[str, Any], ttl: int, secret: str | None) -> None:
+    from repeater.tokens.issue import issue_token
+
+    if not secret:
+        raise click.ClickException("no secret: set REPEATER_TOKEN__HMAC_SECRET_KEY")
+    if len(secret.encode()) < _SAFE_LENGTH:
+        click.echo(f"warning: a secret below {_SAFE_LENGTH} bytes may be guessed", err=True)
+    now = int(time.time())
+    times = {"iat": now, "exp": now + ttl} if ttl else {"iat": now}
+    try:
+        click.echo(issue_token(claims | times, secret))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@token.command()
+@click.argument("text", metavar="TOKEN")
+@click.option(
+    "--public-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A PEM file, for a token that an RSA, EC or Ed25519 key signed.",
+)  # fmt: skip
+@click.option("--jwks-url", help="Where the issuer publishes its keys.")
+@secret_option
+def check(
+    text: str, public_key: Path | None, jwks_url: str | None, hmac_secret_key: str | None
+) -> None:
+    """Print what a token grants, or say what is wrong with it."""
+    import msgspec
+    import trio
+
+    from repeater.credentials import TokenExpiredError, TokenInvalidError
+    from repeater.errors import BrokerError
+
+    try:
+        options = _options(public_key, jwks_url, hmac_secret_key)
+        kind, found = trio.run(_verify, text.strip(), options)
+    except TokenExpiredError as error:
+        raise click.ClickException(f"the token is good, but {error}") from None
+    except TokenInvalidError as error:
+        raise click.ClickException(f"the token is invalid: {error}") from None
+    except (BrokerError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(msgspec.json.encode({"type": kind, **_readable(found)}))
+
+
+def _options(
+    public_key: Path | None, jwks_url: str | None, hmac_secret_key: str | None
+) -> TokenOptions:
+    """The keys that the command line gives.
+
+    Raises:
+        ValueError: they are of no use, or there are none.
+        OSError: the file can't be read.
+    """
+    from repeater.token_options import TokenOptions
+    from repeater.tokens.keys import pem_keys
+
+    keys = {"hmac_secret_key": hmac_secret_key or "", "jwks_url": jwks_url or ""}
+    if public_key is not None:
+        pem = public_key.read_text(errors="replace")
+        kinds = {"RS": "rsa_public_key", "ES": "ecdsa_public_key", "Ed": "eddsa_public_key"}
+        keys[kinds[pem_keys(pem)[0].algorithm[:2]]] = pem
+    options = TokenOptions(**keys)  # type: ignore[arg-type]  # all of them are text
+    if not options.enabled:
+        raise ValueError("no key: set REPEATER_TOKEN__HMAC_SECRET_KEY, or give --public-key")
+    return options
+
+
+async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct]:
+    """The token's kind and what it grants.
+
+    Raises:
+        TokenExpiredError, TokenInvalidError, BrokerError: as the verifier says.
+    """
+    from repeater.tokens import open_verifier
+
+    try:
+        async with open_verifier(options) as verifier:
+            return await _verify_either(text, verifier)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None  # Wrapped by the verifier's nursery.
+
+
+async def _verify_either(text: str, verifier: JWTVerifier) -> tuple[str, msgspec.Struct]:
+    from repeater.credentials import TokenInvalidError
+
+    try:
+        return "subscription", await verifier.verify_subscription(text)
+    except TokenInvalidError:
+        # The other kind, perhaps; if it is not, that says why.
+        return "connection", await verifier.verify_connection(text)
+
+
+def _readable(found: msgspec.Struct) -> dict[str, Any]:
+    """The grant without what is empty; JSON text in it is JSON again, digit for digit."""
+    import msgspec
+
+    readable: dict[str, Any] = {}
+    for name in found.__struct_fields__:
+        value = getattr(found, name)
+        match value:
+            case bytes() if value:
+                readable[name] = msgspec.Raw(value)
+            case msgspec.Struct():
+                readable[name] = _readable(value)
+            case dict() if value:
+                readable[name] = {key: _readable(one) for key, one in value.items()}
+            case _ if name == "by_token":
+                continue  # how the server came by it, and nothing that the token says
+            case str() | int() if value or name == "user" or value is False:
+                readable[name] = value
+    return {name: value for name, value in readable.items() if value != {}}

@@ -1,0 +1,77 @@
+"""Takes announcements out of the outbox and publishes them, in order, each once.
+
+A row is published with its idempotency key and then marked. Should the process die between the
+two, the row is published again at the next start, and still nobody hears it twice: a broker that
+lives elsewhere knows the key; one in this process's memory died with it, and so did every
+connection, and rows left over are published before the first new connection is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from repeater.comments.problems import ProblemError
+from repeater.comments.store import Announcement, Store, StoreError
+from repeater.errors import BrokerError, IntakeFullError
+from repeater.log import get_logger
+from repeater.node import Node
+from repeater.publication import Publication
+
+_log = get_logger("comments")
+
+_BATCH: Final = 100  # rows read and marked in one transaction
+_RETRY: Final = (0.1, 5.0)  # seconds: the first pause after a failure, and the longest
+
+
+class Announcer:
+    """The outbox's reader. Lives inside `open_comments`, whose nursery runs and ends it."""
+
+    def __init__(self, store: Store, node: Node) -> None:
+        self._store = store
+        self._node = node
+        self._written = trio.Event()
+
+    def wake(self) -> None:
+        """A row was committed. Call it after the transaction."""
+        self._written.set()
+
+    async def run(self) -> None:
+        """Announce until cancelled; a failing database or broker is tried again and again.
+
+        Waits without a deadline for `wake`: every writer of this process calls it, and what
+        another one left is announced by whoever starts next.
+        """
+        while True:
+            self._written = trio.Event()  # before the look, so that no row slips in between
+            await self.announce_all()
+            await self._written.wait()
+
+    async def announce_all(self) -> None:
+        """Announce what is there, however often it takes. The caller sets a deadline if any."""
+        pause, longest = _RETRY
+        while True:
+            try:
+                while rows := await self._store.announcements(_BATCH):
+                    await self._announce(rows)
+                    pause = _RETRY[0]
+                return
+            except (StoreError, BrokerError, IntakeFullError, ProblemError) as error:
+                _log.warning("announcing later", reason=str(error) or type(error).__name__)
+            await trio.sleep(pause)
+            pause = min(longest, pause * 2)
+
+    async def _announce(self, rows: Sequence[Announcement]) -> None:
+        """Publish the rows, and mark those that were, also when one could not be."""
+        published = 0
+        try:
+            for row in rows:
+                publication = Publication(self._node.options.default_channel, row.data)
+                await self._node.publish(publication, idempotency_key=row.key)
+                published += 1
+        finally:
+            # Shielded and yet bounded: a thread's transaction, with the database's timeouts.
+            with trio.CancelScope(shield=True):
+                await self._store.mark_announced(rows[:published])

@@ -1,0 +1,116 @@
+"""Who sends a request: a signed cookie, and whether one of our own pages sent it.
+
+The cookie holds the opaque user id and the time, signed; nothing is stored for it, so signing out
+deletes it in that browser, and a new secret key signs everybody out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from itsdangerous import BadData, URLSafeTimedSerializer
+from quart import Response, request
+
+from repeater.auth import origin_allowed
+from repeater.comments.options import CommentsError, CommentsOptions
+from repeater.comments.problems import FOREIGN, ProblemError
+
+_COOKIE: Final = "identity"
+_SECRET_FILE: Final = "secret-key"
+
+
+class Identity:
+    """Signs and reads the cookie of the request at hand."""
+
+    def __init__(self, secret_key: str, ttl: float) -> None:
+        self._signer = URLSafeTimedSerializer(
+            secret_key,
+            salt="repeater.comments.identity",
+            signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
+        )
+        self._ttl = int(ttl)
+
+    def uid(self) -> str | None:
+        """The user's id; None without a cookie, or with one that is forged or too old."""
+        try:
+            uid = self._signer.loads(request.cookies.get(_COOKIE, ""), max_age=self._ttl)
+        except BadData:
+            return None
+        return uid if isinstance(uid, str) else None
+
+    def remember(self, response: Response, uid: str) -> None:
+        """Sign the user in, in this browser."""
+        self._set(response, str(self._signer.dumps(uid)), self._ttl)
+
+    def forget(self, response: Response) -> None:
+        """Sign out, in this browser."""
+        self._set(response, "", 0)
+
+    def _set(self, response: Response, value: str, seconds: int) -> None:
+        response.set_cookie(
+            _COOKIE,
+            value,
+            max_age=seconds,
+            httponly=True,
+            samesite="Lax",
+            secure=request.scheme == "https",
+        )
+
+
+def check_own_page() -> None:
+    """A form must come from a page of this server, or from no browser at all.
+
+    Every browser says where a form comes from; what says nothing is a program, which no other
+    site's page can make send somebody's cookie.
+
+    Raises:
+        ProblemError: another site's page sent it (403).
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    own = site in ("same-origin", "none")
+    if site is None:
+        own = origin_allowed(request.headers.get("Origin"), request.headers.get("Host"), ())
+    if not own:
+        raise ProblemError(FOREIGN)
+
+
+def load_secret_key(options: CommentsOptions) -> str:
+    """The configured secret, or the one kept in the data directory, made at the first start.
+
+    Raises:
+        CommentsError: the file can't be read or written.
+    """
+    if options.secret_key:
+        return options.secret_key
+    path = options.data_dir / _SECRET_FILE
+    try:
+        return _read(path) or _make(path)
+    except OSError as error:
+        raise CommentsError(f"cannot keep a secret in {path}: {error.strerror}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _make(path: Path) -> str:
+    """Write a secret that only this user may read; nobody sees half of one."""
+    key = secrets.token_urlsafe(32)
+    draft = path.with_name(f".{_SECRET_FILE}-{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key)
+        os.link(draft, path)
+    except FileExistsError:
+        return _read(path)  # Another server made one meanwhile.
+    finally:
+        draft.unlink()
+    return key

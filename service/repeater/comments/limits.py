@@ -1,0 +1,24 @@
+"""Rate limits: a token bucket for each address or account."""
+
+from __future__ import annotations
+
+from repeater.comments.options import Rate
+from repeater.comments.problems import TOO_MANY, ProblemError
+from repeater.limits import TokenBuckets
+
+
+class RateLimit:
+    """The buckets of one limit. The longest unseen key is forgotten when there are too many."""
+
+    def __init__(self, rate: Rate, memory: int) -> None:
+        self._buckets = TokenBuckets(rate.burst, rate.per_second, memory)
+
+    def take(self, key: str) -> None:
+        """Take one token; a key never seen has a full bucket.
+
+        Raises:
+            ProblemError: the bucket is empty (429), with the time until its next token.
+        """
+        wait = self._buckets.take(key)
+        if wait:
+            raise ProblemError(TOO_MANY, retry_after=wait)

@@ -1,0 +1,98 @@
+"""What people may type: addresses, passwords, names and texts. Pure functions."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Final
+
+from repeater.comments.problems import (
+    BAD_ADDRESS,
+    BAD_NAME,
+    EMPTY,
+    TOO_LONG,
+    WEAK_PASSWORD,
+    ProblemError,
+)
+
+_ADDRESS_LIMIT: Final = 254  # RFC 5321's path without its brackets
+_NAME_LIMIT: Final = 40
+_PASSWORD_LIMITS: Final = (8, 256)  # NIST SP 800-63B: at least 8, at least 64 allowed
+# The rule of HTML's `<input type=email>`, so that form and server agree. No mail is ever sent.
+_LABEL: Final = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ADDRESS: Final = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
+# All that C0, C1 and DEL hold, but tab and newline; PostgreSQL takes no NUL.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What guessers try first, of the passwords that are long enough.
+_GUESSES: Final = (
+    "password passw0rd password1 password12 password123 12345678 123456789 1234567890 qwertyui "
+    "qwertyuiop qwerty123 1q2w3e4r 1qaz2wsx iloveyou sunshine princess football baseball superman "
+    "trustno1 welcome1 letmein1 abcd1234 abc12345 asdfghjkl 11111111 00000000 87654321 88888888 "
+    "administrator changeme correcthorsebatterystaple"
+)
+_COMMON: Final = frozenset(_GUESSES.split())
+_ADJECTIVES: Final = "Amber Brave Calm Clever Eager Gentle Happy Keen Lucky Quiet Swift Warm"
+_ANIMALS: Final = "Badger Crane Dolphin Falcon Fox Heron Lynx Marten Otter Raven Seal Wren"
+
+
+def check_address(given: str) -> str:
+    """The address as it is stored and compared: trimmed, in lower case.
+
+    Raises:
+        ProblemError: it is none.
+    """
+    address = normal_address(given)
+    if len(address) > _ADDRESS_LIMIT or not _ADDRESS.fullmatch(address):
+        raise ProblemError(BAD_ADDRESS)
+    return address
+
+
+def normal_address(given: str) -> str:
+    """The address trimmed and in lower case, whatever it is."""
+    return given.strip().lower()
+
+
+def check_password(password: str, address: str) -> str:
+    """A password that is worth hashing.
+
+    Raises:
+        ProblemError: too short or too long, among the first guesses, or the address again.
+    """
+    shortest, longest = _PASSWORD_LIMITS
+    lower = password.lower()
+    guessable = lower in _COMMON or lower in (address, address.partition("@")[0])
+    if not shortest <= len(password) <= longest or guessable or len(set(password)) < 3:
+        raise ProblemError(WEAK_PASSWORD)
+    return password
+
+
+def check_name(given: str) -> str:
+    """The name that others see; a made-up one for none, which says nothing about the address.
+
+    Raises:
+        ProblemError: too long, or it looks like an address.
+    """
+    name = " ".join(_CONTROL.sub("", given).split())
+    if len(name) > _NAME_LIMIT or "@" in name:
+        raise ProblemError(BAD_NAME)
+    return name or made_up_name()
+
+
+def made_up_name() -> str:
+    """`Quiet Heron 27`."""
+    words = (secrets.choice(words.split()) for words in (_ADJECTIVES, _ANIMALS))
+    return f"{' '.join(words)} {secrets.randbelow(90) + 10}"
+
+
+def check_text(given: str, limit: int) -> str:
+    """A comment's text: plain, with its line breaks, without other control characters.
+
+    Raises:
+        ProblemError: nothing is left, or it is too long.
+    """
+    text = _CONTROL.sub("", given.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    if not text:
+        raise ProblemError(EMPTY)
+    if len(text) > limit:
+        raise ProblemError(TOO_LONG)
+    return text

@@ -1,0 +1,172 @@
+"""Everything that outlives the process: users, comments, and the outbox of announcements.
+
+Rule: a comment and the announcement owed for it are written in one transaction, so there is never
+one without the other, wherever the process dies.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import Engine, delete, insert, literal, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from repeater.comments.tables import comments, metadata, outbox, users
+from repeater.comments.threads import Workers
+
+Result = TypeVar("Result")
+
+
+class StoreError(Exception):
+    """The database failed; whether the change happened is not known."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user as everybody may see one."""
+
+    uid: str
+    name: str
+
+
+class Comment(msgspec.Struct, frozen=True):
+    """A comment as everybody may see it; `at` is Unix time in milliseconds."""
+
+    uid: str
+    text: str
+    id: int
+    name: str
+    at: int
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """One row of the outbox: what is to be published, and the key that makes it once."""
+
+    id: int
+    key: str
+    data: bytes
+
+
+class Store:
+    """The database, from Trio. Made with an engine that its maker disposes of.
+
+    Each method is one transaction in a worker thread, bounded by the engine's timeouts.
+    Cancelled, it still ends that transaction. All raise `StoreError` when the database fails and
+    `ProblemError` (503) when too many calls wait.
+    """
+
+    def __init__(self, engine: Engine, workers: Workers) -> None:
+        self._engine = engine
+        self._workers = workers
+
+    async def create_tables(self) -> None:
+        """Make the tables that are missing."""
+        await self._run(metadata.create_all, self._engine)
+
+    async def add_user(self, email: str, name: str, password_hash: str) -> User | None:
+        """A new user; None if the address has one already."""
+        return await self._run(self._add_user, email, name, password_hash)
+
+    async def user(self, uid: str) -> User | None:
+        """The user of this id, if there is one."""
+        return await self._run(self._user, uid)
+
+    async def credentials(self, email: str) -> tuple[str, str] | None:
+        """Id and password hash of the address's user."""
+        return await self._run(self._credentials, email)
+
+    async def add_comment(self, uid: str, text: str) -> Comment | None:
+        """Store a comment and its announcement; None if there is no such user."""
+        return await self._run(self._add_comment, uid, text)
+
+    async def comments(self, limit: int, before: int | None = None) -> list[Comment]:
+        """The newest comments (before this id), newest last."""
+        return await self._run(self._comments, limit, before)
+
+    async def announcements(self, limit: int) -> list[Announcement]:
+        """What is still to be announced, oldest first."""
+        return await self._run(self._announcements, limit)
+
+    async def mark_announced(self, announcements: Sequence[Announcement]) -> None:
+        """These are done: their rows go. Done twice, nothing happens."""
+        await self._run(self._mark_announced, [row.id for row in announcements])
+
+    async def _run(self, call: Callable[..., Result], *args: object) -> Result:
+        """Make the call; the database's faults are told from ours, which crash."""
+        try:
+            return await self._workers.run(call, *args)
+        except (OperationalError, InterfaceError) as error:
+            raise StoreError(_first_line(error)) from error
+        except PoolTimeoutError as error:
+            raise StoreError("no database connection became free in time") from error
+
+    def _add_user(self, email: str, name: str, password_hash: str) -> User | None:
+        user = User(secrets.token_urlsafe(12), name)
+        row = {"uid": user.uid, "name": name, "email": email, "password_hash": password_hash}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(users).values(row))
+        except IntegrityError:
+            return None  # Ids are random, 96 bits of it: it is the address.
+        return user
+
+    def _user(self, uid: str) -> User | None:
+        query = select(users.c.uid, users.c.name).where(users.c.uid == uid)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else User(row.uid, row.name)
+
+    def _credentials(self, email: str) -> tuple[str, str] | None:
+        query = select(users.c.uid, users.c.password_hash).where(users.c.email == email)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (row.uid, row.password_hash)
+
+    def _add_comment(self, uid: str, text: str) -> Comment | None:
+        at = time.time_ns() // 1_000_000
+        # One statement finds the user and writes: with SQLite, a transaction that begins by
+        # reading can't wait for its turn to write.
+        author = select(users.c.id, literal(text), literal(at)).where(users.c.uid == uid)
+        add = insert(comments).from_select(["user_id", "text", "at"], author)
+        with self._engine.begin() as connection:
+            row = connection.execute(add.returning(comments.c.id)).one_or_none()
+            if row is None:
+                return None
+            name = connection.execute(select(users.c.name).where(users.c.uid == uid)).scalar_one()
+            comment = Comment(uid, text, row.id, name, at)
+            data = msgspec.json.encode(comment).decode()
+            owed = {"key": secrets.token_hex(16), "data": data}
+            connection.execute(insert(outbox).values(owed))
+        return comment
+
+    def _comments(self, limit: int, before: int | None) -> list[Comment]:
+        query = (
+            select(users.c.uid, comments.c.text, comments.c.id, users.c.name, comments.c.at)
+            .join_from(comments, users)
+            .order_by(comments.c.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(comments.c.id < before)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Comment(*row) for row in reversed(rows)]
+
+    def _announcements(self, limit: int) -> list[Announcement]:
+        query = select(outbox.c.id, outbox.c.key, outbox.c.data).order_by(outbox.c.id).limit(limit)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Announcement(row.id, row.key, row.data.encode()) for row in rows]
+
+    def _mark_announced(self, ids: list[int]) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(outbox).where(outbox.c.id.in_(ids)))
+
+
+def _first_line(error: DBAPIError) -> str:
+    """The driver's words, without SQL and values."""
+    return str(error.orig).strip().partition("\n")[0] or type(error).__name__

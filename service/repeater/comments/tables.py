@@ -1,0 +1,100 @@
+"""The tables, and the engine that reaches them: SQLite in a file, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from repeater.comments.options import CommentsError, CommentsOptions
+
+_TIMEOUT: Final = 5  # seconds for a connection, a lock or a statement
+_Id: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up Integers only
+
+metadata: Final = MetaData()
+
+users: Final = Table(
+    "users",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", String(32), nullable=False, unique=True),  # what others see, opaque
+    Column("name", String(40), nullable=False),
+    Column("email", String(254), nullable=False, unique=True),
+    Column("password_hash", String(255), nullable=False),
+)
+
+comments: Final = Table(
+    "comments",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("user_id", _Id, ForeignKey("users.id"), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),  # Unix time in milliseconds
+    sqlite_autoincrement=True,
+)
+
+outbox: Final = Table(
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", String(32), nullable=False),  # the announcement's idempotency key
+    Column("data", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+def make_engine(options: CommentsOptions) -> Engine:
+    """An engine that connects when it is first used. Parameters never get into its errors.
+
+    Raises:
+        CommentsError: the URL is wrong, or its driver is not installed.
+    """
+    path = options.data_dir.absolute() / "comments.sqlite3"
+    try:
+        url = make_url(options.database_url or f"sqlite:///{path}")
+        postgresql = url.get_backend_name() == "postgresql"
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            pool_size=options.database_threads,
+            max_overflow=0,
+            pool_timeout=_TIMEOUT,
+            pool_pre_ping=postgresql,  # a restarted server costs one question, not one error
+            connect_args=_postgresql_arguments() if postgresql else {"timeout": _TIMEOUT},
+        )
+    except ArgumentError:
+        raise CommentsError("the comments' database URL is none that SQLAlchemy knows") from None
+    except ModuleNotFoundError as error:
+        raise CommentsError(
+            f"the comments' database needs {error.name}: pip install 'repeater-server[postgresql]'"
+        ) from None
+    if not postgresql:
+        event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _postgresql_arguments() -> dict[str, object]:
+    milliseconds = _TIMEOUT * 1_000
+    limits = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    return {"connect_timeout": _TIMEOUT, "options": limits}
+
+
+def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    """Readers don't wait for the writer (WAL), and what is committed is on the disk (FULL)."""
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()

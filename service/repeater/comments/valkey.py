@@ -1,0 +1,93 @@
+"""The cache in Valkey or Redis, shared by several servers. A dead one slows, it never breaks.
+
+Rule: whatever goes wrong there, within a short timeout, the list comes from the database; and
+nothing kept there is believed until all of it has expired, since a comment may have been missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from repeater.comments.options import CommentsError, CommentsOptions
+from repeater.log import get_logger
+
+try:
+    from coredis import Redis
+    from coredis.exceptions import RedisError
+except ModuleNotFoundError as error:
+    raise CommentsError(
+        f"the comments' cache needs {error.name}: pip install 'repeater-server[valkey]'"
+    ) from None
+
+_log = get_logger("comments")
+
+_GENERATION = "repeater:comments:generation"
+_PAGE = "repeater:comments:page:{}:{}"
+
+Result = TypeVar("Result")
+
+
+class ValkeyCache:
+    """Implements `Cache`. Lives inside `open_valkey_cache`, which owns the connections."""
+
+    def __init__(self, client: Redis[bytes], ttl: float, timeout: float) -> None:
+        self._client = client
+        self._ttl = ttl
+        self._timeout = timeout
+        self._unused_until = 0.0
+
+    async def generation(self) -> str | None:
+        """As `Cache.generation`; None for a time to live after a failure."""
+        if trio.current_time() < self._unused_until:
+            return None
+        found = await self._try(lambda: self._client.get(_GENERATION))
+        if trio.current_time() < self._unused_until:
+            return None
+        return "0" if found is None else found.decode()
+
+    async def get(self, generation: str, key: str) -> bytes | None:
+        """As `Cache.get`."""
+        return await self._try(lambda: self._client.get(_PAGE.format(generation, key)))
+
+    async def put(self, generation: str, key: str, page: bytes) -> None:
+        """As `Cache.put`."""
+        name, ttl = _PAGE.format(generation, key), int(self._ttl * 1_000)
+        await self._try(lambda: self._client.set(name, page, px=ttl))
+
+    async def next_generation(self) -> None:
+        """As `Cache.next_generation`; tried also while the cache is not used."""
+        await self._try(lambda: self._client.incr(_GENERATION))
+
+    async def _try(self, call: Callable[[], Awaitable[Result]]) -> Result | None:
+        """Make a call within the timeout; None if it failed, and then unused for a while."""
+        reason = "no answer in time"
+        try:
+            with trio.move_on_after(self._timeout):
+                return await call()
+        except (RedisError, OSError) as error:
+            reason = str(error)
+        if trio.current_time() >= self._unused_until:
+            _log.warning("the cache failed; reading from the database", reason=reason)
+        self._unused_until = trio.current_time() + self._ttl
+        return None
+
+
+@asynccontextmanager
+async def open_valkey_cache(options: CommentsOptions) -> AsyncIterator[ValkeyCache]:
+    """A cache at the configured URL for as long as the block lasts. Connects when first used.
+
+    Raises:
+        CommentsError: the URL is none of Redis or Valkey.
+    """
+    scheme, _, rest = options.cache_url.partition("://")
+    names = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss"}
+    if scheme not in names or not urlsplit(options.cache_url).hostname:
+        raise CommentsError("the comments' cache URL must be redis://... or valkey://...")
+    client: Redis[bytes] = Redis.from_url(f"{names[scheme]}://{rest}", decode_responses=False)
+    async with client:
+        yield ValkeyCache(client, options.cache_ttl, options.cache_timeout)

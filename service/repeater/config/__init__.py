@@ -1,0 +1,26 @@
+"""The configuration: the only reader of the environment.
+
+Every setting is a field of `Settings`, a key of `repeater.toml` and a variable `REPEATER_<NAME>`;
+what a node's options say is written once, in repeater/options.py. Secrets are `SecretStr`, so that
+they print as stars wherever they end up.
+"""
+
+from repeater.config.current import CurrentSettings
+from repeater.config.errors import ConfigError
+from repeater.config.inherited import inherited_descriptors
+from repeater.config.reload import Changes, reloadable, with_live_of
+from repeater.config.settings import Settings, TokenSettings
+from repeater.config.sources import find_config, load_settings
+
+__all__ = [
+    "Changes",
+    "ConfigError",
+    "CurrentSettings",
+    "Settings",
+    "TokenSettings",
+    "find_config",
+    "inherited_descriptors",
+    "load_settings",
+    "reloadable",
+    "with_live_of",
+]

@@ -1,0 +1,121 @@
+"""What does not go together, though each value is right by itself.
+
+Pure checks on options, so that the settings' model stays a list of fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from repeater.callback_options import CallbackKind, CallbackOptions
+from repeater.comments.options import CommentsOptions
+from repeater.config.errors import Mistake
+from repeater.endpoints import Endpoint, parse_endpoint
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.proxies import TrustedProxies
+
+_ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
+_ACTIONS = ("subscribe", "publish", "presence", "history")
+
+
+def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mistake]:
+    """Endpoints that are none; and development mode must not be reachable from elsewhere."""
+    endpoints = []
+    for text in listen:
+        try:
+            endpoints.append(parse_endpoint(text))
+        except ValueError as error:
+            yield Mistake(("listen",), str(error))
+    for endpoint in endpoints if listen else [Endpoint(host)]:
+        if dev and not endpoint.is_local:
+            yield Mistake(
+                ("dev",),
+                f"development mode is open to everybody, so it listens on loopback only, "
+                f"not on {endpoint.host}; leave --dev out, or use --host 127.0.0.1",
+            )
+
+
+def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake]:
+    """One without the other."""
+    if (certificate is None) is not (key is None):
+        missing, given = ("tls_cert", "tls_key") if key else ("tls_key", "tls_cert")
+        yield Mistake((given,), f"needs {missing}")
+
+
+def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
+    """Networks that are none, and a header that nobody may send."""
+    try:
+        trusted = TrustedProxies(networks)
+    except ValueError as error:
+        yield Mistake(("trusted_proxies",), str(error))
+        return
+    if proxy_protocol and not trusted:
+        yield Mistake(("proxy_protocol",), "needs trusted_proxies")
+
+
+def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:
+    """A generated secret is for development: servers behind one name must share theirs."""
+    given = options.secret_key
+    if len(given) < 16 and (given or not dev):
+        yield Mistake(
+            ("comments_secret_key",),
+            "the comments application needs a secret of 16 characters or more",
+        )
+
+
+def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
+    """The node's options and all its channels'."""
+    if options.pong_timeout >= options.ping_interval:
+        yield Mistake(("pong_timeout",), "must be shorter than ping_interval")
+    if options.batch_limit > options.outbox_limit:
+        yield Mistake(("batch_limit",), "must not be above outbox_limit")
+    if set(options.private_prefix) & set(":#"):
+        yield Mistake(("private_prefix",), "must not contain : or #, which have meanings")
+    yield from _names(options)
+    yield from channel_mistakes(options.channel, ("channel",))
+    for name, channel in options.namespaces.items():
+        yield from channel_mistakes(channel, ("namespaces", name))
+
+
+def _names(options: NodeOptions) -> Iterator[Mistake]:
+    """Namespaces that other settings speak of exist."""
+    name = options.personal_channel_namespace
+    if name and name not in options.namespaces:
+        yield Mistake(("personal_channel_namespace",), f"there is no [namespaces.{name}]")
+    default = options.default_channel.removeprefix(options.private_prefix)
+    name, end, _ = default.partition(":")
+    if end and name not in options.namespaces:
+        yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
+
+
+def callback_mistakes(options: NodeOptions, callbacks: CallbackOptions) -> Iterator[Mistake]:
+    """What a namespace leaves to the back end, the back end has an address for."""
+    tables: dict[tuple[str, ...], ChannelOptions] = {("channel",): options.channel}
+    tables |= {("namespaces", name): one for name, one in options.namespaces.items()}
+    for path, channel in tables.items():
+        for kind in _ASKED:
+            setting = f"{kind}_proxy_enabled"
+            if getattr(channel, setting) and not callbacks.url(kind):
+                yield Mistake((*path, setting), f"needs {kind}_url in [callbacks]")
+
+
+def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator[Mistake]:
+    """One namespace's options; `path` is its table."""
+    for name in ("positioning", "recovery"):
+        for verb in ("allow", "force"):
+            setting = f"{verb}_{name}"
+            if getattr(options, setting) and not options.history_size:
+                yield Mistake((*path, setting), "needs a history_size above 0")
+    if options.history_meta_ttl < options.history_ttl:
+        yield Mistake((*path, "history_meta_ttl"), "must not be shorter than history_ttl")
+    if options.force_push_join_leave and not options.join_leave:
+        yield Mistake((*path, "force_push_join_leave"), "needs join_leave")
+    if options.auto_cache_recover and options.force_recovery_mode != "cache":
+        yield Mistake((*path, "auto_cache_recover"), 'needs force_recovery_mode = "cache"')
+    if options.delta_publish and not options.allowed_delta_types:
+        yield Mistake((*path, "delta_publish"), 'needs allowed_delta_types = ["fossil"]')
+    for action in _ACTIONS:
+        anonymous, client = f"allow_{action}_for_anonymous", f"allow_{action}_for_client"
+        if getattr(options, anonymous) and not getattr(options, client):
+            yield Mistake((*path, anonymous), f"counts only together with {client}")

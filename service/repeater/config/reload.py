@@ -1,0 +1,89 @@
+"""What of a changed configuration a running server can take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from repeater.config.errors import ConfigError
+from repeater.config.fields import LIVE
+from repeater.config.settings import Settings
+
+
+class Changes(NamedTuple):
+    """The settings that differ, by their names: `port`, `channel.history_size`."""
+
+    live: tuple[str, ...]
+    """Those that can be applied at once."""
+
+    restart: tuple[str, ...]
+    """Those that need a restart."""
+
+
+def reloadable(old: Settings, new: Settings) -> Changes:
+    """Compare two configurations. The names only, never a value."""
+    found = list(_differences(old, new, "", live=False))
+    return Changes(
+        tuple(name for name, live in found if live),
+        tuple(name for name, live in found if not live),
+    )
+
+
+def with_live_of(old: Settings, new: Settings) -> Settings:
+    """The settings that hold once `new` was read by a server that runs with `old`.
+
+    Raises:
+        ConfigError: what can be applied at once does not go with what needs a restart.
+    """
+    try:
+        return type(old)(**_merged(old, new))
+    except ValidationError as error:
+        raise ConfigError(
+            *(
+                "not without a restart: "
+                + ".".join(str(part) for part in one["loc"])
+                + f"{': ' if one['loc'] else ''}{one['msg'].removeprefix('Value error, ')}"
+                for one in error.errors(include_url=False, include_input=False)
+            )
+        ) from None
+
+
+def _merged(old: BaseModel, new: BaseModel) -> dict[str, Any]:
+    """Field by field: the new value of what is live; of other tables what in them is live."""
+    merged: dict[str, Any] = {}
+    for name, field in type(old).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if is_live(field):
+            merged[name] = after
+        elif isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            merged[name] = type(before)(**_merged(before, after))
+        else:
+            merged[name] = before
+    return merged
+
+
+def is_live(field: FieldInfo) -> bool:
+    """Whether the field is marked `LIVE`."""
+    return any(mark is LIVE for mark in field.metadata)
+
+
+def _differences(
+    old: BaseModel, new: BaseModel, prefix: str, *, live: bool
+) -> Iterator[tuple[str, bool]]:
+    """The names that differ below `prefix`; a live table's settings are all live."""
+    for name, field in type(old).model_fields.items():
+        both = getattr(old, name), getattr(new, name)
+        yield from _difference(*both, f"{prefix}{name}", live=live or is_live(field))
+
+
+def _difference(old: object, new: object, name: str, *, live: bool) -> Iterator[tuple[str, bool]]:
+    if isinstance(old, BaseModel) and isinstance(new, BaseModel):
+        yield from _differences(old, new, f"{name}.", live=live)
+    elif isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _difference(old.get(key), new.get(key), f"{name}.{key}", live=live)
+    elif old != new:
+        yield name, live

@@ -1,0 +1,94 @@
+"""One line for each connection that comes and for each that goes, until there are too many.
+
+Ten thousand clients that leave at once are one line with their number by code, and not ten
+thousand. A line says who and why: never a token, a key or a header.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from repeater.log import get_logger
+
+if TYPE_CHECKING:
+    from repeater.client import Client
+    from repeater.errors import Disconnect
+
+_log = get_logger("connections")
+_stdlib = logging.getLogger("repeater.connections")
+
+_WINDOW = 1.0  # seconds
+
+
+class ConnectionLog:
+    """Lives inside the node; its task is ended by the node's nursery, and tells what is left."""
+
+    def __init__(self, limit: int) -> None:
+        """Write so many lines a second of each kind at most."""
+        self.limit = limit
+        self._lines = Counter[str]()
+        self._untold_connects = 0
+        self._untold_ends: Counter[int] = Counter()
+
+    async def run(self) -> None:
+        """Begin a new second every second, until cancelled."""
+        try:
+            while True:
+                await trio.sleep(_WINDOW)
+                self._end_window()
+        finally:
+            self._end_window()
+
+    def connected(self, client: Client) -> None:
+        """A client is a subscriber from now on."""
+        if not _stdlib.isEnabledFor(logging.INFO):
+            return
+        if self._within_limit("connects"):
+            _log.info("connected", **_whose(client))
+        else:
+            self._untold_connects += 1
+
+    def ended(self, client: Client, disconnect: Disconnect) -> None:
+        """A client is none any more; called while its transport still knows its peer."""
+        if not _stdlib.isEnabledFor(logging.INFO):
+            return
+        if self._within_limit("ends"):
+            _log.info(
+                "disconnected",
+                code=disconnect.code,
+                reason=disconnect.reason,
+                **_whose(client),
+                seconds=round(client.age(), 3),
+            )
+        else:
+            self._untold_ends[disconnect.code] += 1
+
+    def _within_limit(self, kind: str) -> bool:
+        self._lines[kind] += 1
+        return self._lines[kind] <= self.limit
+
+    def _end_window(self) -> None:
+        self._lines.clear()
+        if self._untold_connects:
+            _log.info("and more connected", clients=self._untold_connects)
+            self._untold_connects = 0
+        if self._untold_ends:
+            codes = {str(code): clients for code, clients in sorted(self._untold_ends.items())}
+            _log.info("and more disconnected", clients=self._untold_ends.total(), codes=codes)
+            self._untold_ends.clear()
+
+
+def _whose(client: Client) -> dict[str, str]:
+    """Who it is, as far as that is known; what is not known is left out."""
+    known = {
+        "user": client.user,
+        "client": client.known_id,
+        "address": client.transport.address(),
+        "transport": client.transport.name,
+        "protocol": client.transport.codec.name,
+    }
+    return {name: value for name, value in known.items() if value}

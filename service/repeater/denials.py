@@ -1,0 +1,188 @@
+"""Blocked users and revoked tokens: who is not let in, and put out at once if already inside.
+
+Rule: what is in force is looked up in this process's memory, so that a connect or a refresh costs
+two dictionary look-ups and no wait. A denial is saved first, then it holds, then those whom it
+meets are ended; nothing can come in between the last two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from repeater.credentials import ConnectionGrant, Denial, SubscriptionGrant
+from repeater.errors import (
+    FORCE_DISCONNECT,
+    INVALID_TOKEN,
+    SERVER_UNSUBSCRIBE,
+    BrokerError,
+    Disconnect,
+    ErrorCode,
+    ReplyError,
+)
+from repeater.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from repeater.client import Client
+    from repeater.hub import Hub
+    from repeater.interfaces import DenialStore
+
+_log = get_logger("denials")
+
+_SWEEP_INTERVAL: Final = 60.0  # seconds between two looks for what has expired
+_CLIENTS_PER_TURN: Final = 1_000
+
+
+class MemoryDenials:
+    """Keeps nothing: blocks and revocations end with the process."""
+
+    async def load(self) -> Sequence[Denial]:
+        """There are none."""
+        return ()
+
+    async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
+        """There are no other nodes to hear from."""
+        await trio.sleep_forever()
+
+    async def save(self, denial: Denial) -> None:
+        """The node knows it, which is all."""
+
+    async def sweep(self, now: int) -> None:
+        """There is nothing to forget."""
+
+
+class Denials:
+    """What is in force on this node. Lives inside the node, whose nursery runs and ends `run`."""
+
+    def __init__(
+        self, hub: Hub, store: DenialStore, limit: Callable[[], int], now: Callable[[], float]
+    ) -> None:
+        """Take `limit` for the number that may be in force, and `now` for Unix seconds."""
+        self._hub = hub
+        self._store = store
+        self._limit = limit
+        self._now = now
+        self._denials: dict[tuple[str, str], Denial] = {}
+        self._changing = trio.Lock()
+
+    def __len__(self) -> int:
+        """How many are kept, those that have just expired included."""
+        return len(self._denials)
+
+    def restore(self, kept: Iterable[Denial]) -> None:
+        """Take over what the store kept. Called once, before there are clients."""
+        self._denials = {one.key: one for one in kept}
+
+    async def run(self) -> None:
+        """Hear from other nodes, and forget what expires, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._store.run, self._apply)
+            while True:
+                await trio.sleep(_SWEEP_INTERVAL)
+                await self._sweep()
+
+    def refusal(self, grant: ConnectionGrant) -> Disconnect | None:
+        """Why a connection is not let in; None if it is."""
+        if not self._denials:
+            return None
+        if self._in_force(("user", grant.user)) is not None:
+            return FORCE_DISCONNECT
+        return INVALID_TOKEN if self.revoked(grant.user, grant) else None
+
+    def revoked(self, user: str, grant: ConnectionGrant | SubscriptionGrant) -> bool:
+        """Whether the token that granted this is revoked.
+
+        One that does not say when it was issued counts as older than any time.
+        """
+        if not self._denials or not grant.by_token:
+            return False
+        if grant.token_id and self._in_force(("token", grant.token_id)) is not None:
+            return True
+        older = self._in_force(("tokens", user))
+        return older is not None and grant.issued_at < older.issued_before
+
+    def _in_force(self, key: tuple[str, str]) -> Denial | None:
+        denial = self._denials.get(key)
+        if denial is None or 0 < denial.expire_at <= self._now():
+            return None
+        return denial
+
+    async def change(self, denial: Denial) -> None:
+        """Have a denial hold from now on, or no longer; whom it meets is ended when this returns.
+
+        Cancelled, it holds everywhere or nowhere.
+
+        Raises:
+            ReplyError: there are too many (106).
+            BrokerError: the store failed, and nothing has changed.
+        """
+        async with self._changing:  # so that two changes of one key are kept in their order
+            self._check_room(denial)
+            denial = self._merged(denial)
+            await self._store.save(denial)
+            with trio.CancelScope(shield=True):  # bounded work, which must not be left half done
+                await self._apply(denial)
+
+    def _check_room(self, denial: Denial) -> None:
+        if denial.lifted or denial.key in self._denials or len(self._denials) < self._limit():
+            return
+        self._forget_expired()
+        if len(self._denials) >= self._limit():
+            raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
+
+    def _merged(self, denial: Denial) -> Denial:
+        """Revoking a user's tokens again never makes older ones good that were revoked."""
+        earlier = self._in_force(denial.key)
+        if earlier is None or not denial.issued_before or denial.lifted:
+            return denial
+        forever = not (earlier.expire_at and denial.expire_at)
+        return msgspec.structs.replace(
+            denial,
+            issued_before=max(earlier.issued_before, denial.issued_before),
+            expire_at=0 if forever else max(earlier.expire_at, denial.expire_at),
+        )
+
+    async def _apply(self, denial: Denial) -> None:
+        if denial.lifted:
+            self._denials.pop(denial.key, None)
+            return
+        self._denials[denial.key] = denial
+        met = self._hub.clients if denial.token_id else self._hub.users.get(denial.user, {})
+        await self._end(tuple(met))
+
+    async def _end(self, clients: Iterable[Client]) -> None:
+        """End those who would not be let in now; fan-out gets its turn between many."""
+        for count, client in enumerate(clients, 1):
+            refusal = self.refusal(client.grant)
+            if refusal is not None:
+                client.disconnect(refusal)
+            else:
+                self._end_subscriptions(client)
+            if count % _CLIENTS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _end_subscriptions(self, client: Client) -> None:
+        for subscription in tuple(client.channels.values()):
+            if self.revoked(client.user, subscription.grant):
+                client.end_subscription(subscription, SERVER_UNSUBSCRIBE)
+
+    async def _sweep(self) -> None:
+        async with self._changing:
+            if not self._forget_expired():
+                return
+            try:
+                await self._store.sweep(int(self._now()))
+            except BrokerError as error:
+                _log.warning("expired denials are still kept", reason=str(error))
+
+    def _forget_expired(self) -> bool:
+        now = self._now()
+        expired = [key for key, one in self._denials.items() if 0 < one.expire_at <= now]
+        for key in expired:
+            del self._denials[key]
+        return bool(expired)

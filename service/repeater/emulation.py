@@ -1,0 +1,127 @@
+"""Client-to-server messages of clients whose connection goes one way only (protocol, section 14).
+
+A message comes by a request of its own, for the session that the stream's connect reply named.
+Rule: whatever the requests do, a session's messages are carried out one after the other, in order
+of arrival, and only inside the stream's own nursery, so that they end with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+from uuid import uuid4
+
+import trio
+
+from repeater.errors import TOO_MANY_REQUESTS
+
+if TYPE_CHECKING:
+    from repeater.client import Client
+
+_MESSAGES: Final = 128  # waiting in one session: an SDK's whole set of subscriptions, one by one
+_BYTES: Final = 262_144  # in them: four messages of the largest size
+
+
+class UnknownSessionError(Exception):
+    """There is no such session, or it is not the asker's."""
+
+
+class OverflowedError(Exception):
+    """More waits in a session than may; its client was asked to come back (3013)."""
+
+
+class Conversation(Protocol):
+    """What is made of a client's messages, one after the other."""
+
+    async def receive(self, message: bytes | str) -> None:
+        """Take one whole message: text as its bytes, a binary one as the string "binary"."""
+
+
+class Emulation:
+    """The sessions of one node, by their ids. Lives inside the node."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, EmulatedSession] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @contextmanager
+    def open(
+        self,
+        client: Client,
+        conversation: Conversation,
+        nursery: trio.Nursery,
+        credentials: str = "",
+    ) -> Iterator[None]:
+        """Give a client its session, for as long as the block lasts.
+
+        Args:
+            client: Whose `session` becomes the new id, which nobody can guess.
+            conversation: What its messages are for.
+            nursery: The stream's own, in which they are carried out.
+            credentials: What the stream's request proved itself with, if anything: a later
+                request must have the same, so that a leaked id alone is of no use.
+        """
+        client.session = str(uuid4())
+        session = EmulatedSession(client, conversation, nursery, credentials)
+        self._sessions[client.session] = session
+        try:
+            yield
+        finally:
+            del self._sessions[client.session]
+
+    def take(self, session_id: str, message: bytes, credentials: str = "") -> None:
+        """Have a message carried out, behind those before it. Returns at once.
+
+        Raises:
+            UnknownSessionError: no such session, its client is ending, or it was opened with
+                other credentials.
+            OverflowedError: its queue is full; the client is disconnected, because a message
+                that is left out must not be followed by later ones.
+        """
+        session = self._sessions.get(session_id)
+        if session is None or not session.belongs_to(credentials):
+            raise UnknownSessionError
+        session.take(message)
+
+
+class EmulatedSession:
+    """One session's queue. Lives inside `Emulation.open`. Without work it has no task."""
+
+    def __init__(
+        self, client: Client, conversation: Conversation, nursery: trio.Nursery, credentials: str
+    ) -> None:
+        self._client = client
+        self._conversation = conversation
+        self._nursery = nursery
+        self._credentials = credentials
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._working = False
+
+    def belongs_to(self, credentials: str) -> bool:
+        """Whether the client is there, and this request may speak for it."""
+        return self._client.end is None and self._credentials in ("", credentials)
+
+    def take(self, message: bytes) -> None:
+        """Put a message behind the others, and see that somebody carries them out."""
+        self._client.heard()
+        self._bytes += len(message)
+        if len(self._waiting) >= _MESSAGES or self._bytes > _BYTES:
+            self._client.disconnect(TOO_MANY_REQUESTS)
+            raise OverflowedError
+        self._waiting.append(message)
+        if not self._working:
+            self._working = True
+            self._nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        """Carry out what waits, then end. A command's own deadlines are what bounds it."""
+        while self._waiting:
+            message = self._waiting.popleft()
+            self._bytes -= len(message)
+            await self._conversation.receive(message)
+        self._working = False

@@ -1,0 +1,178 @@
+"""What a connection passes before its first request: a PROXY header, then TLS.
+
+A socket that has passed says who the client is by `getpeername`, whoever is in between; so nothing
+behind the gate need know of proxies, or of TLS.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.protocol.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
+from repeater.proxies import UNIX, TrustedProxies
+from repeater.tls import TLSSocket, shake_hands
+
+if TYPE_CHECKING:
+    from repeater.proxies import Headers
+    from repeater.tls import Certificate
+
+_PEEK: Final = 4_096
+_RECEIVE: Final = 65_536
+_HTTPS_ONLY: Final = b"This port speaks HTTPS only.\n"
+_PLAIN_TO_TLS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
+    b"Connection: close\r\n\r\n%s" % (len(_HTTPS_ONLY), _HTTPS_ONLY)
+)
+
+
+class GateError(Exception):
+    """A connection does not pass; it may have been told why."""
+
+
+class ProxiedSocket(socket.socket):
+    """A plain connection that comes by a proxy or a Unix socket, with its client's address."""
+
+    __slots__ = ("client", "forwarded")
+
+    client: tuple[str, int]
+    forwarded: tuple[str, int] | None
+
+    def getpeername(self) -> tuple[str, int]:
+        """The client's address and port; the port is 0 where it is not known."""
+        return self.forwarded or self.client
+
+
+class Gate:
+    """Lives inside the door. The certificate is its owner's to reload."""
+
+    def __init__(
+        self,
+        certificate: Certificate | None = None,
+        proxies: TrustedProxies | None = None,
+        *,
+        proxy_protocol: bool = False,
+    ) -> None:
+        self.certificate = certificate
+        self.proxies = proxies or TrustedProxies(())
+        self._proxy_protocol = proxy_protocol
+
+    def take(self, sock: socket.socket) -> socket.socket:
+        """Take an accepted socket over, and return the one to use; non-blocking, without delay.
+
+        Unix sockets get no TLS: nobody but a proxy on this machine is at their other end.
+
+        Raises:
+            OSError: it is broken already.
+        """
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:
+            return _proxied(sock, (UNIX, 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.certificate is not None:
+            return self.certificate.wrap(sock)
+        if self.proxies:
+            address, port, *_ = sock.getpeername()
+            if self.proxies.trusts(address):
+                return _proxied(sock, (address, port))
+        return sock
+
+    def is_open(self, sock: socket.socket) -> bool:
+        """Whether this connection has nothing to pass."""
+        return not isinstance(sock, ssl.SSLSocket) and not self._expects_header(sock)
+
+    def _expects_header(self, sock: socket.socket) -> bool:
+        """From a trusted address always, from any other never: its sender must not choose."""
+        return self._proxy_protocol and self.proxies.trusts(_peer(sock))
+
+    async def enter(self, sock: socket.socket) -> str:
+        """Pass the header and the handshake; the protocol that was chosen, empty without TLS.
+
+        The caller sets the deadline.
+
+        Raises:
+            GateError: it does not pass.
+            OSError: the peer is gone.
+        """
+        if self._expects_header(sock):
+            await _read_proxy_header(sock)
+        if not isinstance(sock, TLSSocket):
+            return ""
+        try:
+            return await shake_hands(sock)
+        except ssl.SSLError as error:
+            if error.reason == "HTTP_REQUEST":
+                _answer_plainly(sock)
+            raise GateError(f"no TLS: {error.reason}") from None
+
+    def expects_forwarded(self, sock: socket.socket) -> bool:
+        """Whether the first request's headers may say who the client is."""
+        return bool(self.proxies) and self.proxies.trusts(_peer(sock))
+
+    def note_forwarded(self, sock: socket.socket, headers: Headers) -> None:
+        """From here on the socket's client is whom these headers name, if they are believed.
+
+        For a connection that serves this one request; others ask at each request of theirs.
+        """
+        if not isinstance(sock, ProxiedSocket | TLSSocket):
+            return
+        found = self.proxies.forwarded(_peer(sock), headers)
+        if found.address:
+            sock.forwarded = (found.address, 0)
+
+    def forget_forwarded(self, sock: socket.socket) -> None:
+        """The connection is its peer's again, to be handed over."""
+        if isinstance(sock, ProxiedSocket | TLSSocket):
+            sock.forwarded = None
+
+
+def _proxied(sock: socket.socket, client: tuple[str, int]) -> ProxiedSocket:
+    proxied = ProxiedSocket(sock.family, sock.type, sock.proto, sock.detach())
+    proxied.setblocking(False)
+    proxied.client = client
+    proxied.forwarded = None
+    return proxied
+
+
+def _peer(sock: socket.socket) -> str:
+    name = sock.getpeername()
+    return str(name[0])
+
+
+async def _read_proxy_header(sock: socket.socket) -> None:
+    """Take exactly the header from the socket, and note whom it names. Plain, also before TLS.
+
+    What was peeked at and holds no end is taken at once: waiting for more would spin on it.
+    """
+    header = b""
+    while True:
+        try:
+            peeked = socket.socket.recv(sock, _PEEK, socket.MSG_PEEK)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+            continue
+        if not peeked:
+            raise GateError("hung up before its PROXY header")
+        try:
+            end = header_end(header + peeked)
+            missing = len(peeked) if end is None else end - len(header)
+            header += socket.socket.recv(sock, missing)
+            if end is not None and len(header) >= end:
+                client = parse_proxy_header(header)
+                break
+        except ProxyHeaderError as error:
+            raise GateError(f"PROXY header: {error}") from None
+    if client is not None and isinstance(sock, ProxiedSocket | TLSSocket):
+        sock.client = client
+
+
+def _answer_plainly(sock: socket.socket) -> None:
+    """Tell a client that speaks HTTP to a TLS port."""
+    try:
+        socket.socket.recv(sock, _RECEIVE)  # unread, it would turn the close into a reset
+        socket.socket.send(sock, _PLAIN_TO_TLS)
+    except OSError:
+        return  # It is gone.

@@ -1,0 +1,246 @@
+"""The hand-over of a connection to Hypercorn: the one module that knows its insides.
+
+Hypercorn's minor version is pinned for this module's sake. It uses the per-connection `TCPServer`
+(which expects a stream, so the bytes already read are put in front), `WorkerContext`, `Config` and
+`wrap_app`; the tests talk REST through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.protocol import h2
+from hypercorn.protocol.h2 import BUFFER_LOW_WATER, StreamBuffer
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+from repeater.forwarding import ForwardedApp
+from repeater.log import get_logger
+from repeater.proxies import TrustedProxies
+from repeater.raw_stream import RawStream
+from repeater.tls import TLSSocket
+from repeater.transports.asgi import abort_connection
+from repeater.transports.sockets import abort_socket
+
+if TYPE_CHECKING:
+    from quart_trio import QuartTrio
+
+    from repeater.config import Settings
+
+_log = get_logger("http")
+
+
+_IDLE_TIMEOUT = 75.0  # seconds between two requests of a connection; nginx's default
+_LINGER = 2.0  # seconds that a peer gets to read its last answer while it still sends
+_LEFTOVER = 0.5  # seconds from a connection's end to the end of its tasks
+_RECEIVE = 65_536
+
+
+class BoundedBuffer(StreamBuffer):
+    """What waits in one stream of HTTP/2 until its peer opens the window.
+
+    Hypercorn's own lets its writer go on whenever little was *taken*, also where that was nothing
+    because the window is closed; so it grows without a bound. This one does when little is left.
+    """
+
+    async def pop(self, max_length: int) -> bytes:
+        """Take what the window lets out."""
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[: len(data)]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
+
+
+class HandedStream:
+    """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses.
+
+    It also ends connections, since with quart-trio Hypercorn can't: closing a request's stream
+    cancels the very call that would start its idle task, or close the connection. So `send_eof`
+    and `aclose` have no checkpoint before they took effect, and the reader does the rest.
+    """
+
+    def __init__(self, stream: RawStream, received: bytes, idle_timeout: float) -> None:
+        self._stream = stream
+        self._received = received
+        self._idle_timeout = idle_timeout
+        self._waiting = trio.CancelScope()
+        self._ended = False  # by our side
+        self._draining = False
+        self._hurried = False  # by a shutdown, while no request was under way
+        self._over = False  # the reader has returned the end
+        self.scope = trio.CancelScope()
+        """Surrounds everything that Hypercorn does for this connection."""
+        self.is_idle: Callable[[], bool] = lambda: False
+        self.socket = stream.socket
+
+    def end_if_idle(self) -> None:
+        """Have the reader look now whether a request is under way, and end it if not."""
+        self._draining = True
+        self._hurried = self.is_idle()
+        self._waiting.cancel()
+        self._leave_nothing()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The bytes already read, then the socket's; nothing (the end) once idle for too long."""
+        if self._received:
+            await trio.lowlevel.checkpoint()
+            received, self._received = self._received, b""
+            return received
+        received = b""
+        try:
+            received = await self._receive(max_bytes)
+        finally:
+            self._over = not received
+            self._leave_nothing()
+        return received
+
+    def _leave_nothing(self) -> None:
+        """Hypercorn forgets tasks: pings of a peer that is gone, a reader paused by what nobody
+        will serve, a WebSocket whose peer hung up without a word. Once either side ended nothing
+        is owed, since Quart cancels a request whose peer has ended; no shutdown waits for the dead.
+        """
+        seconds = _LEFTOVER
+        if not self._draining and self.socket.fileno() >= 0:  # not reset by us
+            seconds += _LINGER
+        if self._ended or self._over:
+            self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        while not self._ended:
+            with trio.CancelScope() as self._waiting:
+                self._waiting.deadline = trio.current_time() + self._idle_timeout
+                return bytes(await self._stream.receive_some(max_bytes))
+            if self.is_idle():
+                break
+        if self._ended and not self._hurried:
+            await self._linger()
+        return b""
+
+    async def _linger(self) -> None:
+        """Read into nothing until the peer hung up, or had its time to read the last answer.
+
+        Closed at once, with a body on its way that nobody wants (413), the peer would be reset
+        before it saw why.
+        """
+        with trio.move_on_after(_LINGER):
+            try:
+                while await self._stream.receive_some(_RECEIVE):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # It is gone already.
+
+    async def send_all(self, data: bytes) -> None:
+        """As `trio.SocketStream.send_all`."""
+        await self._stream.send_all(data)
+
+    async def send_eof(self) -> None:
+        """End our side; the reader ends the connection."""
+        self._ended = True
+        with contextlib.suppress(OSError):  # The peer is gone already.
+            self.socket.shutdown(socket.SHUT_WR)
+        self._waiting.cancel()
+        self._leave_nothing()
+
+    async def aclose(self) -> None:
+        """As `trio.SocketStream.aclose`, as soon as the reader has returned the end."""
+        await self.send_eof()
+        if self._over:
+            await self._stream.aclose()
+
+
+class HandedTLSStream(HandedStream):
+    """The same with TLS; Hypercorn takes `https` and the protocol from it."""
+
+    def __init__(self, sock: TLSSocket, received: bytes, idle_timeout: float) -> None:
+        stream = RawStream(sock)
+        super().__init__(stream, received, idle_timeout)
+        self._protocol = sock.selected_alpn_protocol()
+        self.transport_stream = stream
+
+    async def do_handshake(self) -> None:
+        """It was done at the gate."""
+        await trio.lowlevel.checkpoint()
+
+    def selected_alpn_protocol(self) -> str:
+        """What the client chose; HTTP/1.1 if it did not."""
+        return self._protocol or "http/1.1"
+
+
+class Handover:
+    """Serves HTTP connections with Hypercorn. Lives inside the server; ended by `drain`."""
+
+    def __init__(
+        self, app: QuartTrio, settings: Settings, proxies: TrustedProxies | None = None
+    ) -> None:
+        self._proxies = proxies or TrustedProxies(())
+        self._config = Config()
+        self._config.accesslog = None
+        self._config.errorlog = None
+        self._config.include_server_header = False
+        # A back end publishes on one connection for ever; the limit guards against leaks elsewhere.
+        self._config.keep_alive_max_requests = 2**31
+        self._config.h11_max_incomplete_size = settings.head_limit
+        self._config.websocket_max_message_size = settings.node_options().message_limit
+        self._config.websocket_ping_interval = settings.node_options().ping_interval
+        self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        self._context = WorkerContext(None)
+        self._streams: dict[HandedStream, None] = {}
+
+    async def serve(self, sock: socket.socket, received: bytes) -> None:
+        """Serve one connection until it ends. Owns the socket from here on.
+
+        An error in it ends this connection only: it is logged with its traceback.
+        """
+        handed: HandedStream
+        if isinstance(sock, TLSSocket):
+            handed = HandedTLSStream(sock, received, _IDLE_TIMEOUT)
+        else:
+            handed = HandedStream(RawStream(sock), received, _IDLE_TIMEOUT)
+        server = TCPServer(
+            ForwardedApp(self._app, sock.getpeername(), self._proxies),
+            self._config,
+            self._context,
+            ConnectionState({}),
+            cast("trio.SSLStream[trio.SocketStream]", handed),
+        )
+        handed.is_idle = lambda: _is_idle(server)
+        self._streams[handed] = None
+        token = abort_connection.set(lambda: abort_socket(handed.socket))
+        try:
+            with handed.scope:
+                await server.run()
+        except Exception:
+            # A request's failure, or Hypercorn's, is not the other connections' trouble.
+            _log.exception("an HTTP connection failed")
+        finally:
+            del self._streams[handed]
+            abort_connection.reset(token)
+            abort_socket(handed.socket)
+
+    async def drain(self) -> None:
+        """Let requests under way finish, and close connections that are idle."""
+        await self._context.terminated.set()
+        for handed in self._streams:
+            handed.end_if_idle()
+
+
+def _is_idle(server: TCPServer) -> bool:
+    """Whether no request is under way on this connection."""
+    protocol = server.protocol.protocol
+    if isinstance(protocol, H11Protocol):
+        return protocol.stream is None
+    return not protocol.streams

@@ -1,0 +1,61 @@
+"""One sweep for all clients: who is to be pinged, who kept silent, whose backlog is stuck.
+
+A wheel of deadlines instead of a task or a timer for each client. It decides nothing itself: a
+client that is due says what to do and when it is due again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from repeater.client import Client
+    from repeater.outbox import BacklogRoom
+
+
+class Heartbeat:
+    """The wheel. Lives inside the node; its task is ended by the node's nursery."""
+
+    def __init__(self, backlogs: BacklogRoom, tick: float) -> None:
+        self._backlogs = backlogs
+        self._tick = tick
+        self._slots: dict[int, dict[Client, None]] = {}
+        self._now = 0
+        self.lag = 0.0
+        """Seconds by which the last tick was late, because the loop was busy."""
+
+    async def run(self) -> None:
+        """Sweep once a tick until cancelled. A late tick catches up on the slots it missed."""
+        while True:
+            due = trio.current_time() + self._tick
+            await trio.sleep_until(due)
+            self.lag = trio.current_time() - due
+            self.sweep()
+
+    def schedule(self, client: Client, due: float) -> None:
+        """Have the client's turn come at this Trio time, a tick late at most."""
+        slot = max(self._now + 1, math.ceil(due / self._tick))
+        client.heartbeat_slot = slot
+        self._slots.setdefault(slot, {})[client] = None
+
+    def forget(self, client: Client) -> None:
+        """Drop the client's turn, and with it the reference to the client. Idempotent."""
+        clients = self._slots.get(client.heartbeat_slot)
+        if clients is None:
+            return
+        clients.pop(client, None)
+        if not clients:
+            del self._slots[client.heartbeat_slot]
+
+    def sweep(self) -> None:
+        """Give every client that is due its turn, and cut those whose backlog is stuck."""
+        self._now = math.floor(trio.current_time() / self._tick)
+        for slot in sorted(slot for slot in self._slots if slot <= self._now):
+            for client in self._slots.pop(slot, {}):
+                due = client.heartbeat()
+                if due is not None:
+                    self.schedule(client, due)
+        self._backlogs.sweep()

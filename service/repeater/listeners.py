@@ -1,0 +1,187 @@
+"""The listening sockets: TCP, Unix, or inherited from whoever started the process.
+
+Owned by the server, which opens them before anything else, so that a mistake is known at once, and
+closes them first when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from repeater.config import inherited_descriptors
+from repeater.endpoints import Endpoint, parse_endpoint
+
+if TYPE_CHECKING:
+    from repeater.config import Settings
+
+
+class ListenError(Exception):
+    """There is no listening there; the text is one line for whoever asked for it."""
+
+
+class Listeners:
+    """Open listeners. Ended by `close`, which also removes the Unix sockets from the disk."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        self._paths: list[tuple[Path, int]] = []
+
+    @property
+    def port(self) -> int:
+        """The first TCP port; 0 without one."""
+        names = [one.getsockname() for one in self.sockets if one.family != socket.AF_UNIX]
+        return int(names[0][1]) if names else 0
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where the sockets listen, really: with the ports that the system has chosen."""
+        return [_endpoint_of(one) for one in self.sockets]
+
+    def add_tcp(self, endpoint: Endpoint, backlog: int) -> None:
+        """Listen on every address of a host.
+
+        Raises:
+            OSError: the port is taken, or the host is not ours.
+        """
+        self.sockets += open_listeners(endpoint.host, endpoint.port, backlog)
+
+    def add_unix(self, path: Path, mode: int, backlog: int) -> None:
+        """Listen on a Unix socket that those whom `mode` lets write may connect to.
+
+        A socket that nobody listens on, left by a crash, is replaced.
+
+        Raises:
+            OSError: somebody listens there, or it can't be made.
+        """
+        _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(os.fspath(path))
+            # Before `listen` nobody can connect, so there is no moment with another mode.
+            path.chmod(mode)
+            listener.listen(backlog)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
+        self.sockets.append(listener)
+        self._paths.append((path, path.stat().st_ino))
+
+    def add_inherited(self, descriptor: int, *, local_only: bool) -> None:
+        """Take over a listening socket that was open when the process began.
+
+        Raises:
+            OSError: it is none, or it is not local.
+        """
+        listener = socket.socket(fileno=descriptor)
+        self.sockets.append(listener)
+        listener.set_inheritable(False)
+        listener.setblocking(False)
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listener.type != socket.SOCK_STREAM or not listening:
+            raise OSError("it is no listening stream socket")
+        if local_only and not _endpoint_of(listener).is_local:
+            raise OSError("development mode listens on loopback only")
+
+    def close(self) -> None:
+        """Stop listening. Idempotent. A path that somebody else has taken since is left alone."""
+        for listener in self.sockets:
+            if listener.fileno() >= 0:
+                with contextlib.suppress(RuntimeError):  # outside Trio nobody waits for it
+                    trio.lowlevel.notify_closing(listener)
+                listener.close()
+        for path, inode in self._paths:
+            with contextlib.suppress(OSError):
+                if path.lstat().st_ino == inode:
+                    path.unlink()
+        self._paths.clear()
+
+
+def open_all(settings: Settings) -> Listeners:
+    """Listen where the settings say, or on what was inherited instead of host and port.
+
+    Raises:
+        ListenError: it can't; nothing stays open.
+    """
+    listeners = Listeners()
+    inherited = inherited_descriptors()
+    endpoints = [parse_endpoint(one) for one in settings.listen]
+    if not endpoints and not inherited:
+        endpoints = [Endpoint(settings.host, settings.port)]
+    try:
+        for descriptor in inherited:
+            with _saying(f"take over descriptor {descriptor}"):
+                listeners.add_inherited(descriptor, local_only=settings.dev)
+        for endpoint in endpoints:
+            with _saying(f"listen on {endpoint}"):
+                if endpoint.path:
+                    mode = int(settings.unix_mode, 8)
+                    listeners.add_unix(Path(endpoint.path), mode, settings.backlog)
+                else:
+                    listeners.add_tcp(endpoint, settings.backlog)
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
+
+
+@contextlib.contextmanager
+def _saying(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ListenError(f"cannot {what}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """The system's words alone; Python adds its own to some."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket]:
+    """Bound, listening, non-blocking sockets for every address of `host`, all on one port.
+
+    Raises:
+        OSError: the port is taken, or the host is not ours.
+    """
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, *_, address in addresses:
+            place = str(address[0]), port
+            listener = socket.create_server(place, family=family, backlog=backlog)
+            listeners.append(listener)
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody answers at; leave everything else as it is."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)  # a full backlog is an answer, too
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return  # bind will say what is wrong
+
+
+def _endpoint_of(listener: socket.socket) -> Endpoint:
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return Endpoint(path=os.fsdecode(name))
+    return Endpoint(str(name[0]), int(name[1]))

@@ -1,0 +1,332 @@
+"""The node: the one object that web, command line, library users and tests hold.
+
+It ties broker, intake, repeater, hub and heartbeat together and owns their tasks. What a node
+may publish is checked here, whoever asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import msgspec
+import trio
+
+from repeater.admission import Admission
+from repeater.brokers.memory import MemoryBroker
+from repeater.callback_options import CallbackKind
+from repeater.channels import ChannelRules
+from repeater.connection_log import ConnectionLog
+from repeater.credentials import TokenVerifier
+from repeater.denials import Denials, MemoryDenials
+from repeater.emulation import Emulation
+from repeater.errors import (
+    SHUTDOWN,
+    BrokerError,
+    Disconnect,
+    ErrorCode,
+    IntakeFullError,
+    ReplyError,
+)
+from repeater.heartbeat import Heartbeat
+from repeater.hub import Hub
+from repeater.intake import Intake
+from repeater.interfaces import (
+    Backend,
+    Broker,
+    DenialStore,
+    Events,
+    InstantBroker,
+    PresenceStore,
+)
+from repeater.log import get_logger
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.outbox import BacklogRoom
+from repeater.position_sets import PositionSets
+from repeater.presence import Attendance, MemoryPresence
+from repeater.publication import Publication, StreamPosition
+from repeater.renewing import Renewals
+from repeater.repeater import Repeater
+from repeater.statistics import NodeStatistics
+
+_log = get_logger("node")
+
+_EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within it
+_SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
+
+
+class Node:
+    """A running node. Made and ended by `open_node`; hold it, never make it."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        broker: Broker,
+        presence: PresenceStore,
+        verifier: TokenVerifier | None,
+        nursery: trio.Nursery,
+        backend: Backend | None = None,
+        events: Events | None = None,
+        denials: DenialStore | None = None,
+    ) -> None:
+        self.id = str(uuid4())
+        self.options = options
+        self.broker = broker
+        self.presence = presence
+        self.verifier = verifier
+        self.broker_errors: Counter[str] = Counter()
+        """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+        self.attendance = Attendance(presence, broker, self.broker_errors)
+        self.channels = ChannelRules(options)
+        self.backend = backend
+        self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
+        """What is to be kept of a client's HTTP request (`Client.headers`)."""
+        self.events = events
+        self.renewals = Renewals(self, nursery)
+        self.hub = Hub(events)
+        self.limited: Counter[str] = Counter()
+        """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+        self.admission = Admission(self.hub, self.limited)
+        self.denials = Denials(
+            self.hub,
+            denials or MemoryDenials(),
+            limit=lambda: self.options.denial_limit,
+            now=self.unix_time,
+        )
+        self.emulation = Emulation()
+        self.position_sets = PositionSets()
+        self.backlogs = BacklogRoom(
+            nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
+        )
+        tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
+        self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.connection_log = ConnectionLog(options.connection_log_limit)
+        self.draining = False
+        self._instant = broker if isinstance(broker, InstantBroker) else None
+        self._intake = Intake(options.intake_limit, options.batch_limit)
+        self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
+        self._repeated = trio.Event()
+        self._ended: dict[int, int] = {}
+        self._refused = 0
+        self._since = trio.current_time()
+        self._started = time.time() - self._since
+
+    def statistics(self) -> NodeStatistics:
+        """A snapshot of everything that this node counts."""
+        hub = self.hub
+        return NodeStatistics(
+            clients=len(hub.clients),
+            kinds=dict(hub.kinds),
+            users=len(hub.users) - ("" in hub.users),
+            channels=len(hub.channels),
+            subscriptions=hub.subscriptions,
+            backlogged=len(self.backlogs.backlogged),
+            backlog_bytes=sum(outbox.backlog_bytes for outbox in self.backlogs.backlogged),
+            draining=self.draining,
+            ended=dict(self._ended),
+            limited=dict(self.limited),
+            denials=len(self.denials),
+            refused=self._refused,
+            broker_errors=dict(self.broker_errors),
+            outage=self.broker.outage(),
+            loop_lag=self.heartbeat.lag,
+            repeater=self._repeater.statistics(),
+            backend=self.backend.statistics() if self.backend is not None else None,
+            events=self.events.statistics() if self.events is not None else None,
+        )
+
+    def reload(self, options: NodeOptions) -> None:
+        """Let other options hold from now on; no connection is touched.
+
+        Subscriptions keep what they were granted. Options that are built into running parts
+        (intake, batches, heartbeat, timeouts of backlogs) stay as they were until a restart.
+        """
+        self.options = options
+        self.channels = ChannelRules(options)
+        self.backlogs.limit = options.outbox_limit
+        self.connection_log.limit = options.connection_log_limit
+
+    def asks(self, kind: CallbackKind) -> Backend | None:
+        """The back end, where it is to be asked this kind of question."""
+        if self.backend is None or kind not in self.backend.kinds:
+            return None
+        return self.backend
+
+    def unix_time(self) -> float:
+        """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
+        return self._started + trio.current_time()
+
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return trio.current_time() - self._since
+
+    def count_end(self, disconnect: Disconnect) -> None:
+        """A connection ended, for this reason."""
+        self._ended[disconnect.code] = self._ended.get(disconnect.code, 0) + 1
+
+    async def publish(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """Publish one event; returns its position as soon as the broker has taken it.
+
+        Does not wait for fan-out. Waits for room in the intake for at most the publish
+        timeout. Cancelled while it waits, nothing was published. None: no history kept.
+
+        Raises:
+            ReplyError: the channel's name or the data is missing or wrong (107), or its
+                namespace is unknown (102).
+            IntakeFullError: no room in time, or the node is shutting down; try later.
+            BrokerError: the back end failed.
+        """
+        publication, options = self._checked(publication)
+        with trio.move_on_after(self.options.publish_timeout):
+            try:
+                return await self.broker.publish(
+                    publication,
+                    options,
+                    idempotency_key=idempotency_key,
+                    skip_history=skip_history,
+                )
+            except trio.ClosedResourceError:
+                pass  # The intake is closed: nothing happened.
+            except BrokerError:
+                self.broker_errors["publish"] += 1
+                raise
+        self._refused += 1
+        raise IntakeFullError
+
+    def publish_nowait(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """`publish` without waiting, for whoever publishes many events in a row.
+
+        Raises:
+            trio.WouldBlock: it would have to wait, and nothing was published: `publish` instead.
+            ReplyError, IntakeFullError, BrokerError: as `publish`.
+        """
+        publication, options = self._checked(publication)
+        if self._instant is None:
+            raise trio.WouldBlock
+        try:
+            return self._instant.publish_nowait(
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+            )
+        except trio.ClosedResourceError:
+            self._refused += 1
+            raise IntakeFullError from None  # The intake is closed: nothing happened.
+        except BrokerError:
+            self.broker_errors["publish"] += 1
+            raise
+
+    def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
+        options = self.channels.options(publication.channel)
+        if not _well_formed(publication.data, options):
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        if options.delta_publish and not publication.delta:
+            publication = msgspec.structs.replace(publication, delta=True)
+        return publication, options
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The node's own tasks, until `shut_down` has let fan-out finish."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.heartbeat.run)
+            nursery.start_soon(self.broker.run, self._intake)
+            nursery.start_soon(self.attendance.run)
+            nursery.start_soon(self.denials.run)
+            task_status.started()
+            try:
+                await self._repeater.run()
+            finally:
+                self._repeated.set()  # crashed or cancelled too: nobody waits for it in vain
+            nursery.cancel_scope.cancel()
+
+    async def shut_down(self) -> None:
+        """Finish what was accepted, then ask every client to leave, in paced groups (3001).
+
+        The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
+        """
+        if self.events is not None and not self.draining:
+            seconds = self.options.shutdown_timeout * _EVENTS_UNTIL
+            self.events.shut_down_by(trio.current_time() + seconds)
+        self.draining = True
+        self._intake.close()
+        await self._repeated.wait()
+        clients = tuple(self.hub.clients)
+        size = self.options.shutdown_group
+        groups = [clients[start : start + size] for start in range(0, len(clients), size)]
+        if not groups:
+            return
+        _log.info("asking clients to leave", clients=len(clients))
+        pause = min(self.options.shutdown_pause, self.options.shutdown_timeout / 4 / len(groups))
+        for group in groups:
+            for client in group:
+                client.disconnect(SHUTDOWN)
+            await trio.sleep(pause)
+
+
+def _well_formed(data: bytes, options: ChannelOptions) -> bool:
+    """Whether there is data, and of the format that the channel wants; it is JSON already."""
+    if options.publication_data_format == "json_object":
+        return data.lstrip()[:1] == b"{"
+    return bool(data)
+
+
+@asynccontextmanager
+async def open_node(
+    options: NodeOptions | None = None,
+    *,
+    broker: Broker | None = None,
+    presence: PresenceStore | None = None,
+    verifier: TokenVerifier | None = None,
+    backend: Backend | None = None,
+    events: Events | None = None,
+    denials: DenialStore | None = None,
+) -> AsyncIterator[Node]:
+    """Run a node inside any Trio program, for as long as the block lasts.
+
+    At the end, also of a cancelled block, it finishes the fan-out of what it accepted and asks
+    the clients to leave, within the shutdown timeout; then its tasks are cancelled.
+
+    Args:
+        options: Defaults to `NodeOptions()`, in which anonymous clients may not subscribe.
+        broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
+        presence: Defaults to a `MemoryPresence`.
+        verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
+        backend: Is asked what the options leave to it. Its owner outlives the node.
+        events: Is told what happens. Its owner outlives the node.
+        denials: Where blocked users and revoked tokens are kept, by default nowhere: they are
+            forgotten with the node. Its owner outlives the node.
+
+    Raises:
+        BrokerError: blocked users and revoked tokens can't be read.
+    """
+    options = options or NodeOptions()
+    denials = denials or MemoryDenials()
+    kept = await denials.load()
+    async with trio.open_nursery() as nursery:
+        node = Node(
+            options,
+            broker or MemoryBroker(idempotency_ttl=options.idempotency_ttl),
+            presence or MemoryPresence(),
+            verifier,
+            nursery,
+            backend,
+            events,
+            denials,
+        )
+        node.denials.restore(kept)
+        nursery.start_soon(node.connection_log.run)
+        await nursery.start(node.run)
+        try:
+            yield node
+        finally:
+            deadline = trio.current_time() + node.options.shutdown_timeout
+            with trio.CancelScope(shield=True, deadline=deadline):
+                await node.shut_down()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,249 @@
+"""The way out to one client: straight to the socket, or behind a bounded backlog.
+
+Rule 1: while nothing waits, `send` is one non-blocking write of shared bytes; no task, no copy.
+Rule 2: once something waits, everything waits behind it, so order always holds; a memory channel
+is made and a drain task empties it, then both go away again.
+Rule 3: past its bound in bytes, or without progress for the write timeout, the client is cut, and
+nobody else notices.
+
+Which of the first two holds is not asked for each chunk: `write` is the socket's own method in the
+one case, and one that queues in the other. A delivery is one attribute and one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import trio
+
+from repeater.errors import SLOW, WRITE_ERROR, Disconnect
+
+if TYPE_CHECKING:
+    from repeater.interfaces import Transport
+
+_COALESCE = 65_536  # bytes joined into one write by the drain task: a socket buffer's order
+
+
+class BacklogRoom:
+    """What the outboxes of one node share: the drain tasks' nursery and the write timeout.
+
+    Lives inside `open_node`; its nursery ends every drain task.
+    """
+
+    def __init__(self, nursery: trio.Nursery, *, limit: int, write_timeout: float) -> None:
+        self.nursery = nursery
+        self.limit = limit
+        self.write_timeout = write_timeout
+        self.backlogged: dict[Outbox, None] = {}
+
+    def sweep(self) -> None:
+        """Cut every client whose backlog made no progress for the write timeout."""
+        deadline = trio.current_time() - self.write_timeout
+        for outbox in tuple(self.backlogged):
+            outbox.cut_if_stuck(deadline)
+
+
+class Outbox:
+    """Everything on its way to one client. Lives inside its `Client`; ended by `close`."""
+
+    __slots__ = ("_backlog", "_closed", "_cut", "_pending", "_room", "_transport", "_write")
+
+    def __init__(
+        self, transport: Transport, room: BacklogRoom, cut: Callable[[Disconnect], None]
+    ) -> None:
+        self._transport = transport
+        # What a chunk is given to now: the transport's `write`, `_queue` or `_drop`.
+        self._write = transport.write
+        self._room = room
+        self._cut = cut
+        self._pending: list[bytes] | None = None  # pushed, not yet flushed
+        self._backlog: _Backlog | None = None
+        self._closed = False
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return 0 if self._backlog is None else self._backlog.size
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client is gone, so that chunks go nowhere."""
+        return self._closed
+
+    def send(self, chunk: bytes) -> None:
+        """Write one chunk now, or put it behind what already waits. Never raises for the peer."""
+        send_to_all((self,), chunk)
+
+    def push(self, chunk: bytes) -> bool:
+        """Keep a chunk for the next `flush` or `send`; True if it is the first one kept."""
+        if self._pending is None:
+            self._pending = [chunk]
+            self._choose_write()
+            return True
+        self._pending.append(chunk)
+        return False
+
+    def flush(self) -> None:
+        """Write everything pushed, in one call if the socket takes it."""
+        pending, self._pending = self._pending, None
+        if pending is None or self._closed:
+            return
+        self._choose_write()
+        chunks = [b"".join(pending)] if self._transport.codec.framed else pending
+        for chunk in chunks:
+            if self._backlog is not None:
+                self._wait(chunk)
+            else:
+                self.send(chunk)
+
+    def _choose_write(self) -> None:
+        """What waits has changed."""
+        if self._closed:
+            self._write = _drop
+        elif self._pending is None and self._backlog is None:
+            self._write = self._transport.write
+        else:
+            self._write = self._queue
+
+    def _queue(self, chunk: bytes) -> int:
+        """Take a chunk as a socket would, and put it behind what waits."""
+        self.push(chunk)
+        self.flush()
+        return len(chunk)
+
+    def _refused(self, chunk: bytes, error: OSError) -> None:
+        """The socket took nothing: for now, or for ever."""
+        if isinstance(error, BlockingIOError):
+            self._wait(chunk)
+        else:
+            self._cut(WRITE_ERROR)
+
+    def _wait(self, chunk: bytes) -> None:
+        """Behind the backlog with it. Full in bytes or in chunks: the client is cut as slow."""
+        if self._closed:
+            return
+        if self._backlog is None:
+            self._backlog = _Backlog(self._room.limit)
+            self._choose_write()
+            self._room.backlogged[self] = None
+            self._room.nursery.start_soon(self._drain, self._backlog)
+        if not self._backlog.add(chunk):
+            self._cut(SLOW)
+
+    async def _drain(self, backlog: _Backlog) -> None:
+        """Empty the backlog into the socket, then end. Its deadline is the backlog sweep's."""
+        with backlog.scope:
+            try:
+                await self._drain_all(backlog)
+            except (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
+                self._cut(WRITE_ERROR)
+
+    async def _drain_all(self, backlog: _Backlog) -> None:
+        while backlog.size:
+            chunk = backlog.take(join=self._transport.codec.framed)
+            while chunk:
+                sent = await self._transport.send_some(chunk)
+                backlog.progress(sent)
+                chunk = chunk[sent:]
+        # No await since the last look at its size: nothing can have been added meanwhile.
+        self._backlog = None
+        self._choose_write()
+        self._room.backlogged.pop(self, None)
+        backlog.emptied.set()
+
+    def cut_if_stuck(self, progress_deadline: float) -> None:
+        """Cut the client if its backlog last moved before this Trio time."""
+        if self._backlog is not None and self._backlog.moved_at < progress_deadline:
+            self._cut(WRITE_ERROR)
+
+    async def wait_empty(self) -> None:
+        """Wait until the socket took everything. The caller sets the deadline."""
+        self.flush()
+        if self._backlog is not None:
+            await self._backlog.emptied.wait()
+
+    def close(self) -> None:
+        """Drop what waits and end the drain task; later chunks go nowhere. Idempotent."""
+        self._closed = True
+        self._pending = None
+        # Nobody is left to be cut, and the client must not need the garbage collector to go.
+        self._cut = _nobody
+        self._room.backlogged.pop(self, None)
+        if self._backlog is not None:
+            self._backlog.scope.cancel()
+            self._backlog.emptied.set()
+            self._backlog = None
+        self._choose_write()
+
+
+def send_to_all(outboxes: Iterable[Outbox], chunk: bytes) -> None:
+    """`Outbox.send` one chunk to each: the loop that fan-out spends its time in.
+
+    What it costs beside the system call is counted in instructions, so it is one loop without a
+    Python call in it. An outbox that is closed meanwhile drops the chunk.
+    """
+    size = len(chunk)
+    for outbox in outboxes:
+        # Loaded apart from its call: as `outbox._write(chunk)` CPython would look for a method.
+        write = outbox._write
+        try:
+            sent = write(chunk)
+        except OSError as error:
+            outbox._refused(chunk, error)
+        else:
+            if sent != size:
+                outbox._wait(chunk[sent:])
+
+
+def _drop(chunk: bytes) -> int:
+    """What a closed outbox writes to."""
+    return len(chunk)
+
+
+def _nobody(_disconnect: Disconnect) -> None:
+    """What a closed outbox cuts."""
+
+
+class _Backlog:
+    """The memory channel of one client, with its size in bytes and its last progress."""
+
+    __slots__ = ("_limit", "_receive", "_send", "emptied", "moved_at", "scope", "size")
+
+    def __init__(self, limit: int) -> None:
+        # Unbounded in items, because `add` bounds it in bytes.
+        self._send, self._receive = trio.open_memory_channel[bytes](math.inf)
+        self._limit = limit
+        self.size = 0
+        self.moved_at = trio.current_time()
+        self.scope = trio.CancelScope()
+        self.emptied = trio.Event()
+
+    def add(self, chunk: bytes) -> bool:
+        """Put one chunk in; False, and not put in, when the limit would be passed."""
+        if self.size + len(chunk) > self._limit:
+            return False
+        self.size += len(chunk)
+        self._send.send_nowait(chunk)
+        return True
+
+    def take(self, *, join: bool) -> bytes:
+        """The next chunk, with those behind it if they may be joined. It still counts as size."""
+        chunk = self._receive.receive_nowait()
+        if not join:
+            return chunk
+        chunks, size = [chunk], len(chunk)
+        while size < _COALESCE:
+            try:
+                chunk = self._receive.receive_nowait()
+            except trio.WouldBlock:
+                break
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks)
+
+    def progress(self, sent: int) -> None:
+        """The socket took this many bytes."""
+        self.size -= sent
+        self.moved_at = trio.current_time()

@@ -1,0 +1,293 @@
+"""From publications to the bytes of a client's protocol, once per batch and not per client.
+
+A codec is what is said (plain data, or Centrifugo pushes) times how messages are told apart
+(WebSocket frames, lines of a response, or one ASGI message each). It returns chunks: where messages
+are framed a whole batch is one chunk, which goes to every subscriber in one system call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Self
+
+import msgspec
+
+from repeater.errors import Disconnect
+from repeater.protocol.filters import TagsFilter, compile_filter
+from repeater.protocol.fossil import delta_or_full
+from repeater.protocol.frames import PING_FRAME, text_frame
+from repeater.protocol.replies import Push, encode_push
+from repeater.publication import Announcement, Publication, one_line
+
+_encode = msgspec.json.Encoder().encode
+
+Say = Callable[[Publication], bytes]
+"""The message that carries one publication."""
+
+Wrap = Callable[[bytes], bytes]
+"""The message that carries a push, from the push object."""
+
+Frame = Callable[[bytes], bytes]
+"""What tells a message apart from the next."""
+
+
+def bare(push: bytes) -> bytes:
+    """A unidirectional client gets push objects as they are (protocol, section 15)."""
+    return push
+
+
+def enveloped(push: bytes) -> bytes:
+    """A bidirectional client gets them inside `push`, apart from replies (section 5)."""
+    return b'{"push":' + push + b"}"
+
+
+class Codec:
+    """How one kind of client is spoken to. Stateless; shared by all clients of the kind.
+
+    Compared by identity: listeners are grouped by codec, and each group is encoded for once.
+    """
+
+    __slots__ = ("_frame", "_say", "_wrap", "answered", "delta", "following", "name", "ping")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        say: Say,
+        wrap: Wrap | None,
+        frame: Frame | None,
+        ping: bytes | None,
+        answered: bool = True,
+    ) -> None:
+        """Put a way of speaking together.
+
+        Args:
+            name: For people.
+            say: A publication as a message.
+            wrap: A push as a message; None for a client that hears nothing but publications.
+            frame: None where each chunk must be one message, because the server below frames.
+            ping: The message that asks for a sign of life; None where there is no way to ask.
+            answered: Whether a ping has an answer. Without one it only keeps a stream from being
+                idle, and who has vanished is for TCP to find.
+        """
+        self.name = name
+        self.ping = ping
+        self.answered = answered
+        self.delta: Codec | None = None
+        """The codec of a subscription that negotiated differences, if this one has them."""
+        self.following: Codec = self
+        """The codec of a subscription after its first batch."""
+        self._say = say
+        self._wrap = wrap
+        self._frame = frame
+
+    def __repr__(self) -> str:
+        return f"<Codec {self.name}>"
+
+    @property
+    def framed(self) -> bool:
+        """Whether chunks may be joined and split."""
+        return self._frame is not None
+
+    @property
+    def pushes(self) -> bool:
+        """Whether it can say anything but publications."""
+        return self._wrap is not None
+
+    def publications(
+        self, publications: Sequence[Publication], base: Publication | None = None
+    ) -> list[bytes]:
+        """The chunks that carry these, in order; `base` is what the listeners had before."""
+        messages = self._messages(publications, base)
+        if self._frame is None or not messages:
+            return messages
+        if len(messages) == 1:
+            return [self._frame(messages[0])]
+        return [b"".join(map(self._frame, messages))]
+
+    def _messages(
+        self, publications: Sequence[Publication], _base: Publication | None
+    ) -> list[bytes]:
+        return [self._say(publication) for publication in publications]
+
+    def message(self, payload: bytes) -> bytes:
+        """The chunk that carries one ready-made message."""
+        return payload if self._frame is None else self._frame(payload)
+
+    def push(self, push: Push) -> bytes:
+        """The chunk that carries one push; empty for a client that hears none."""
+        return b"" if self._wrap is None else self.message(self._wrap(encode_push(push)))
+
+    def farewell(self, disconnect: Disconnect) -> bytes:
+        """The last chunk of a stream that has no close frame to say why it ends (section 8.2)."""
+        return self.push(Push(disconnect=disconnect))
+
+    def announcement(self, announcement: Announcement) -> bytes:
+        """The chunk that says who joined or left."""
+        info = {"info": announcement.info}
+        if announcement.joined:
+            return self.push(Push(announcement.channel, join=info))
+        return self.push(Push(announcement.channel, leave=info))
+
+    def filtered(self, tags: TagsFilter) -> Codec:
+        """The codec of subscriptions that hear only what this filter lets through."""
+        return FilteredCodec(self, tags)
+
+
+class FilteredCodec(Codec):
+    """Another codec, for the publications whose tags match. Equal to any other of equal parts.
+
+    That is what puts subscriptions with the same filter into one group.
+    """
+
+    __slots__ = ("_codec", "_matches", "_tags")
+
+    def __init__(self, codec: Codec, tags: TagsFilter) -> None:
+        super().__init__(
+            f"{codec.name} filtered",
+            say=codec._say,
+            wrap=codec._wrap,
+            frame=codec._frame,
+            ping=codec.ping,
+        )
+        self._codec = codec
+        self._tags = tags
+        self._matches = compile_filter(tags)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FilteredCodec):
+            return NotImplemented
+        return self._codec is other._codec and self._tags == other._tags
+
+    def __hash__(self) -> int:
+        return hash((id(self._codec), self._tags))
+
+    def _messages(
+        self, publications: Sequence[Publication], base: Publication | None
+    ) -> list[bytes]:
+        return [
+            self._say(publication)
+            for publication in publications
+            if self._matches(publication.tags or {})
+        ]
+
+
+class DeltaCodec(Codec):
+    """Centrifugo pushes whose data is a JSON string: the text, or the difference to the last one.
+
+    The first publication after subscribing is whole, whoever asked for differences (section 10).
+    """
+
+    __slots__ = ("_rely",)
+
+    def __init__(
+        self, name: str, *, wrap: Wrap, frame: Frame | None, ping: bytes | None, rely: bool
+    ) -> None:
+        """As a codec; `rely` on the listeners having the base of the first difference."""
+        super().__init__(name, say=lambda p: wrap(say_whole(p)), wrap=wrap, frame=frame, ping=ping)
+        self._rely = rely
+
+    @classmethod
+    def of(cls, codec: Codec, wrap: Wrap) -> Self:
+        """The delta codec beside another; its groups settle after their first batch."""
+        frame, ping = codec._frame, codec.ping
+        first = cls(f"{codec.name} delta first", wrap=wrap, frame=frame, ping=ping, rely=False)
+        first.following = cls(f"{codec.name} delta", wrap=wrap, frame=frame, ping=ping, rely=True)
+        return first
+
+    def _messages(
+        self, publications: Sequence[Publication], base: Publication | None
+    ) -> list[bytes]:
+        assert self._wrap is not None
+        messages, last = [], base if self._rely else None
+        for publication in publications:
+            messages.append(self._wrap(say_delta(publication, last)))
+            last = publication
+        return messages
+
+
+def say_data(publication: Publication) -> bytes:
+    """A plain subscriber gets the data as it was published, verbatim."""
+    return publication.data
+
+
+def say_bare(publication: Publication) -> bytes:
+    """The push object of a publication (protocol, section 5)."""
+    return _push_object(publication, one_line(publication.data))
+
+
+def say_push(publication: Publication) -> bytes:
+    """The push object inside its envelope."""
+    return enveloped(say_bare(publication))
+
+
+def say_whole(publication: Publication) -> bytes:
+    """As a subscriber with deltas gets a whole publication: its JSON text in a string."""
+    return _push_object(publication, _encode(one_line(publication.data).decode()))
+
+
+def say_delta(publication: Publication, base: Publication | None) -> bytes:
+    """As the difference to `base`, where the publisher allows that and it is shorter."""
+    if base is None or not publication.delta:
+        return say_whole(publication)
+    text, is_delta = delta_or_full(one_line(base.data), one_line(publication.data))
+    return _push_object(publication, _encode(text.decode()), b',"delta":true' if is_delta else b"")
+
+
+def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> bytes:
+    """The epoch goes with offset 1 only, so that a client that had none learns it."""
+    parts = [b'{"channel":', _encode(publication.channel), b',"pub":{"data":', data, more]
+    if publication.offset:
+        parts.append(b',"offset":%d' % publication.offset)
+        if publication.offset == 1:
+            parts += (b',"epoch":', _encode(publication.epoch))
+    if publication.tags:
+        parts += (b',"tags":', _encode(publication.tags))
+    if publication.info is not None:
+        parts += (b',"info":', _encode(publication.info))
+    parts.append(b"}}")
+    return b"".join(parts)
+
+
+def line(message: bytes) -> bytes:
+    """A message of an HTTP stream, which never has a line break in it (section 14.1)."""
+    return message + b"\n"
+
+
+def event(message: bytes) -> bytes:
+    """A message of one line as a Server-Sent Event."""
+    return b"data: " + message + b"\n\n"
+
+
+def _centrifuge(name: str, *, frame: Frame | None, ping: bytes) -> Codec:
+    codec = Codec(name, say=say_push, wrap=enveloped, frame=frame, ping=ping)
+    codec.delta = DeltaCodec.of(codec, enveloped)
+    return codec
+
+
+PLAIN: Final = Codec("plain", say=say_data, wrap=None, frame=text_frame, ping=PING_FRAME)
+CENTRIFUGE_JSON: Final = _centrifuge("centrifuge-json", frame=text_frame, ping=text_frame(b"{}"))
+# Nobody answers a unidirectional ping, so a WebSocket one goes with it, which every peer answers.
+CENTRIFUGE_UNI: Final = Codec(
+    "centrifuge-uni",
+    say=say_bare,
+    wrap=bare,
+    frame=text_frame,
+    ping=text_frame(b"{}") + PING_FRAME,
+)
+# An ASGI server frames by itself and offers no ping: a plain client there has no heartbeat.
+PLAIN_ASGI: Final = Codec("plain-asgi", say=say_data, wrap=None, frame=None, ping=None)
+CENTRIFUGE_JSON_ASGI: Final = _centrifuge("centrifuge-json-asgi", frame=None, ping=b"{}")
+CENTRIFUGE_UNI_ASGI: Final = Codec(
+    "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}"
+)
+
+# A response body may be joined and split as one likes, so behind an ASGI server these are the same.
+CENTRIFUGE_SSE: Final = _centrifuge("centrifuge-sse", frame=event, ping=event(b"{}"))
+CENTRIFUGE_STREAM: Final = _centrifuge("centrifuge-stream", frame=line, ping=line(b"{}"))
+CENTRIFUGE_UNI_SSE: Final = Codec(
+    "centrifuge-uni-sse", say=say_bare, wrap=bare, frame=event, ping=event(b"{}"), answered=False
+)
+CENTRIFUGE_UNI_STREAM: Final = Codec(
+    "centrifuge-uni-stream", say=say_bare, wrap=bare, frame=line, ping=line(b"{}"), answered=False
+)

@@ -1,0 +1,174 @@
+"""What a Centrifugo client sends: JSON commands, one a line (protocol, sections 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from repeater.errors import BAD_REQUEST, DisconnectError
+from repeater.protocol.filters import TagsFilter
+
+_UINT32: Final = 2**32 - 1
+
+
+class SincePosition(msgspec.Struct, frozen=True):
+    """A position that a client names; zero values may be left out."""
+
+    offset: int = 0
+    epoch: str = ""
+
+
+class SubscriptionPosition(msgspec.Struct, frozen=True):
+    """Where a server-side subscription stood before the connection was lost."""
+
+    recover: bool = False
+    offset: int = 0
+    epoch: str = ""
+
+
+class ConnectRequest(msgspec.Struct, frozen=True):
+    """The first command of a connection. Other fields are ignored, as the protocol asks."""
+
+    token: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    subs: dict[str, SubscriptionPosition] = {}
+    name: str = ""
+    version: str = ""
+    headers: dict[str, str] = {}
+    """What a browser can't send as HTTP headers; the back end gets those that it may."""
+
+
+class SubscribeRequest(msgspec.Struct, frozen=True):
+    """Listen to a channel (section 4.1)."""
+
+    channel: str = ""
+    token: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    positioned: bool = False
+    recoverable: bool = False
+    join_leave: bool = False
+    recover: bool = False
+    offset: int = 0
+    epoch: str = ""
+    delta: str = ""
+    tf: TagsFilter | None = None
+    flag: int = 0
+    type: int = 0
+
+
+class UnsubscribeRequest(msgspec.Struct, frozen=True):
+    """Stop listening to a channel."""
+
+    channel: str = ""
+
+
+class PublishRequest(msgspec.Struct, frozen=True):
+    """Publish into a channel; empty data is data left out. A `type` belongs to map channels."""
+
+    channel: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    type: int = 0
+
+
+class ChannelRequest(msgspec.Struct, frozen=True):
+    """`presence` and `presence_stats`: ask who is in a channel."""
+
+    channel: str = ""
+
+
+class HistoryRequest(msgspec.Struct, frozen=True):
+    """Ask for past publications (section 4.6); a negative limit is the most there may be."""
+
+    channel: str = ""
+    limit: int = 0
+    since: SincePosition | None = None
+    reverse: bool = False
+
+
+class RPCRequest(msgspec.Struct, frozen=True):
+    """Call a method of the back end."""
+
+    method: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class SendRequest(msgspec.Struct, frozen=True):
+    """A message that nobody answers."""
+
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class RefreshRequest(msgspec.Struct, frozen=True):
+    """A new token for the connection."""
+
+    token: str = ""
+
+
+class SubRefreshRequest(msgspec.Struct, frozen=True):
+    """A new token for a subscription."""
+
+    channel: str = ""
+    token: str = ""
+
+
+class Command(msgspec.Struct, frozen=True):
+    """One command: an id and exactly one method. A bare `{}` is a pong."""
+
+    id: int = 0
+    connect: ConnectRequest | None = None
+    subscribe: SubscribeRequest | None = None
+    unsubscribe: UnsubscribeRequest | None = None
+    publish: PublishRequest | None = None
+    presence: ChannelRequest | None = None
+    presence_stats: ChannelRequest | None = None
+    history: HistoryRequest | None = None
+    rpc: RPCRequest | None = None
+    send: SendRequest | None = None
+    refresh: RefreshRequest | None = None
+    sub_refresh: SubRefreshRequest | None = None
+
+    @property
+    def valid_id(self) -> bool:
+        """Whether it may be answered: ids are positive uint32 numbers."""
+        return 0 < self.id <= _UINT32
+
+
+PONG: Final = Command()
+_decode = msgspec.json.Decoder(Command).decode
+_decode_connect = msgspec.json.Decoder(ConnectRequest | None).decode
+
+
+def parse_commands(message: bytes) -> Iterator[Command]:
+    """The commands of one message, lazily: those before a bad one still take effect.
+
+    Raises:
+        DisconnectError: 3501 for an empty line, anything that is not a JSON object of the
+            protocol, or text that is not UTF-8 (protocol, section 2.2).
+    """
+    if message.endswith(b"\n"):
+        message = message[:-1]
+    for line in message.split(b"\n"):
+        if line == b"{}":
+            yield PONG
+            continue
+        yield _parsed(_decode, line)
+
+
+def parse_connect(message: bytes) -> ConnectRequest:
+    """The bare first message of a unidirectional client; `null` is `{}` (section 15).
+
+    Raises:
+        DisconnectError: 3501 for anything else.
+    """
+    request: ConnectRequest | None = _parsed(_decode_connect, message)
+    return ConnectRequest() if request is None else request
+
+
+def _parsed(decode: Any, line: bytes) -> Any:
+    try:
+        line.decode()
+        return decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise DisconnectError(BAD_REQUEST) from None

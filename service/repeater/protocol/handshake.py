@@ -1,0 +1,174 @@
+"""The WebSocket opening handshake of the native path, judged by the `websockets` library.
+
+The library's own way reads the head again and makes a protocol's whole state, for a verdict that
+depends on four headers which are alike for nearly everybody, and on a key. So a head that is plain
+and correct is answered by its remembered verdict; any other goes the library's way from its bytes,
+and each refusal is the library's.
+No extension is ever negotiated: permessage-deflate costs some 93 KiB per connection, and a
+compressed frame could not be shared between subscribers.
+"""
+
+from __future__ import annotations
+
+import binascii
+import logging
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from websockets.datastructures import Headers, MultipleValuesError
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+from websockets.utils import accept_key
+
+from repeater.protocol.heads import RawHead
+
+_LOGGER = logging.getLogger("repeater.websocket.handshake")
+_LOGGER.setLevel(logging.CRITICAL + 1)
+
+JSON_SUBPROTOCOL: Final = Subprotocol("centrifuge-json")
+PROTOBUF_SUBPROTOCOL: Final = Subprotocol("centrifuge-protobuf")
+_KNOWN: Final = (JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL)
+
+BAD_REQUEST_ANSWER: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+_ACCEPTED: Final = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Accept: %s\r\n"
+)
+_JUDGED: Final = (
+    *(b"connection", b"upgrade"),
+    *(b"sec-websocket-version", b"sec-websocket-protocol"),
+)
+_WITH_BODY: Final = (b"content-length", b"transfer-encoding")
+_SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
+_KEY_SIZE: Final = 16  # bytes (RFC 6455, section 4.1)
+_VERDICTS: Final = 64  # remembered: some for each browser and library
+
+Check = Callable[[str | None, str | None], HTTPStatus | None]
+"""From the request's `Origin` and `Host` to the status to refuse it with, or None."""
+
+
+class Handshake(msgspec.Struct, frozen=True):
+    """The bytes to answer with, whether they accept, and the chosen subprotocol."""
+
+    answer: bytes
+    accepted: bool
+    subprotocol: str | None = None
+
+
+class _Server(ServerProtocol):
+    """The library's object, with our choice of a subprotocol.
+
+    A method and not the library's argument for it, which makes the object refer to itself: it
+    would stay, with the whole request, until the garbage collector came by.
+    """
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        """JSON before protobuf; none where none of ours is offered."""
+        return next((one for one in _KNOWN if one in subprotocols), None)
+
+
+_judge: Final = _Server(subprotocols=_KNOWN, logger=_LOGGER)
+"""Asked for verdicts only, never given a connection."""
+
+
+def answer_handshake(head: bytes, raw: RawHead | None, check: Check) -> Handshake:
+    """Answer a request head, which goes up to and including its empty line.
+
+    An incorrect handshake gets the library's answer (400, 405, 426...); a correct one that
+    `check` refuses gets that status; any other is accepted.
+
+    Args:
+        head: The bytes.
+        raw: What `read_head` makes of them.
+        check: Asked of a correct handshake only, and once.
+    """
+    headers = _plain_headers(head, raw)
+    accept = None if headers is None else _accept_value(headers.get(b"sec-websocket-key", b""))
+    if headers is None or accept is None:
+        return _answer_bytes(head, check)
+    try:
+        subprotocol = _verdict(*map(headers.get, _JUDGED))
+    except Exception:  # whatever it is, the library makes an answer of it
+        return _answer_bytes(head, check)
+    refusal = check(_text(headers.get(b"origin")), _text(headers.get(b"host")))
+    if refusal is not None:
+        return _answer_bytes(head, lambda *_: refusal)
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    answer = f"{_ACCEPTED % accept}{chosen}\r\n".encode()
+    return Handshake(answer, accepted=True, subprotocol=subprotocol)
+
+
+def _plain_headers(head: bytes, raw: RawHead | None) -> Mapping[bytes, bytes] | None:
+    """The headers of a request that llhttp and the library read alike; else None.
+
+    That is one without a body or a repeated header, within the library's limits.
+    """
+    if raw is None or not raw.upgrades or len(head) > MAX_LINE_LENGTH:
+        return None
+    if not (raw.url.isascii() and head.startswith(b"GET %b HTTP/1.1\r\n" % raw.url)):
+        return None
+    headers = dict(raw.headers)
+    if len(headers) != len(raw.headers) or len(headers) > MAX_NUM_HEADERS:
+        return None
+    return None if any(name in headers for name in _WITH_BODY) else headers
+
+
+def _accept_value(key: bytes) -> str | None:
+    """What answers a client's key; None for one that is none (RFC 6455, section 4.2.1)."""
+    key = key.strip(b" \t")
+    try:
+        size = len(b64decode(key, validate=True))
+    except binascii.Error:
+        return None
+    return accept_key(key.decode()) if size == _KEY_SIZE else None
+
+
+@lru_cache(_VERDICTS)
+def _verdict(*values: bytes | None) -> Subprotocol | None:
+    """The subprotocol for these values of the judged headers. A refusal is not remembered.
+
+    Raises:
+        InvalidHandshake: they are not correct.
+    """
+    headers = Headers({"Sec-WebSocket-Key": _SAMPLE_KEY})
+    for name, value in zip(_JUDGED, values, strict=True):
+        if (text := _text(value)) is not None:
+            headers.set_insecure(name.decode(), text)
+    _, _, subprotocol = _judge.process_request(Request("/", headers))
+    return subprotocol  # type: ignore[return-value]  # the library says `str`
+
+
+def _text(value: bytes | None) -> str | None:
+    """A header's value as the library reads it; None where there is none."""
+    return None if value is None else value.decode("latin-1").strip(" \t")
+
+
+def _answer_bytes(head: bytes, check: Check) -> Handshake:
+    """The library's own way, for whatever is not plain or not accepted."""
+    server = _Server(subprotocols=_KNOWN, logger=_LOGGER)
+    server.receive_data(head)
+    requests = server.events_received()
+    if not requests or not isinstance(requests[0], Request):
+        return Handshake(BAD_REQUEST_ANSWER, accepted=False)
+    request = requests[0]
+    response = server.accept(request)
+    accepted = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+    if accepted and (refusal := check(*_origin_and_host(request.headers))) is not None:
+        response, accepted = server.reject(refusal, f"{refusal.phrase}\n"), False
+    server.send_response(response)
+    return Handshake(b"".join(server.data_to_send()), accepted, server.subprotocol)
+
+
+def _origin_and_host(headers: Headers) -> tuple[str | None, str | None]:
+    try:
+        return headers.get("Origin"), headers.get("Host")
+    except MultipleValuesError:
+        return "", None  # an origin that no glob but * allows

@@ -1,0 +1,157 @@
+"""What a Centrifugo client is answered and told: JSON objects, never with a raw newline.
+
+Zero values are left out (protocol, section 2.4), except where an SDK needs them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from repeater.errors import ApplicationError, Disconnect, ErrorCode, ReplyError, Unsubscribed
+from repeater.publication import ClientInfo, Publication, one_line
+
+
+class PublicationResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A publication in a history or a recovery."""
+
+    data: msgspec.Raw
+    offset: int = 0
+    tags: dict[str, str] | None = None
+    info: ClientInfo | None = None
+
+
+class SubscribeResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer to `subscribe`, and what a server-side subscription is told by (section 4.1).
+
+    `ttl` is seconds, beside `expires` always, since the Python SDK needs it there.
+    """
+
+    expires: bool = False
+    ttl: int = 0
+    recoverable: bool = False
+    epoch: str = ""
+    publications: list[PublicationResult] | None = None
+    recovered: bool = False
+    offset: int = 0
+    positioned: bool = False
+    data: msgspec.Raw | None = None
+    was_recovering: bool = False
+    delta: bool = False
+
+
+class ConnectResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer to `connect`; `ping` is the whole seconds between pings, 0 for none."""
+
+    client: str
+    version: str
+    expires: bool = False
+    ttl: int = 0
+    data: msgspec.Raw | None = None
+    subs: dict[str, SubscribeResult] | None = None
+    ping: int = 0
+    pong: bool = False
+    session: str = ""
+    node: str = ""
+
+
+class RefreshResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer to `refresh` and `sub_refresh`."""
+
+    expires: bool = False
+    ttl: int = 0
+
+
+class PresenceResult(msgspec.Struct, frozen=True):
+    """Answer to `presence`."""
+
+    presence: dict[str, ClientInfo]
+
+
+class PresenceStatsResult(msgspec.Struct, frozen=True):
+    """Answer to `presence_stats`."""
+
+    num_clients: int
+    num_users: int
+
+
+class RPCResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer to `rpc`: what the back end said."""
+
+    data: msgspec.Raw | None = None
+
+
+class HistoryResult(msgspec.Struct, frozen=True):
+    """Answer to `history`; the position is the stream's top."""
+
+    publications: list[PublicationResult]
+    epoch: str
+    offset: int
+
+
+class Empty(msgspec.Struct, frozen=True):
+    """An empty result is still there: `{}`."""
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Code and message always: the Python SDK raises KeyError without them."""
+
+    code: int
+    message: str
+    temporary: bool = False
+
+
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One reply, for the command with the same id."""
+
+    id: int
+    error: Failure | None = None
+    connect: ConnectResult | None = None
+    subscribe: SubscribeResult | None = None
+    unsubscribe: Empty | None = None
+    publish: Empty | None = None
+    presence: PresenceResult | None = None
+    presence_stats: PresenceStatsResult | None = None
+    history: HistoryResult | None = None
+    rpc: RPCResult | None = None
+    refresh: RefreshResult | None = None
+    sub_refresh: RefreshResult | None = None
+
+
+class Push(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is told unasked, publications apart (section 5)."""
+
+    channel: str = ""
+    join: dict[str, ClientInfo] | None = None
+    leave: dict[str, ClientInfo] | None = None
+    unsubscribe: Unsubscribed | None = None
+    subscribe: SubscribeResult | None = None
+    message: dict[str, msgspec.Raw] | None = None
+    connect: ConnectResult | None = None
+    disconnect: Disconnect | None = None
+    refresh: RefreshResult | None = None
+
+
+_encoder = msgspec.json.Encoder()
+encode_reply = _encoder.encode
+encode_push = _encoder.encode
+
+
+def failure(code: ErrorCode) -> Failure:
+    """The error object of a code, as it stands in replies."""
+    return Failure(int(code), code.message, code.temporary)
+
+
+def failure_of(error: ReplyError) -> Failure:
+    """The same for an error, which may be the application's own."""
+    if isinstance(error, ApplicationError):
+        return Failure(error.number, error.message, error.temporary)
+    return failure(error.code)
+
+
+def publication_result(publication: Publication, *, delta: bool = False) -> PublicationResult:
+    """A publication in a list; with `delta` negotiated its data is a string (section 10)."""
+    text = one_line(publication.data)
+    data = msgspec.json.encode(text.decode()) if delta else text
+    return PublicationResult(
+        msgspec.Raw(data), publication.offset, publication.tags or None, publication.info
+    )

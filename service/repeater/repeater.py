@@ -1,0 +1,255 @@
+"""The repeater task: takes events in batches and gives each to every listener.
+
+It owns no connection and knows no broker. Nothing here waits for a client: an outbox takes a
+chunk without awaiting, and one that can't keep up is cut by its own bounds. A crash here ends the
+process loudly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+import trio
+
+from repeater.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
+from repeater.outbox import send_to_all
+from repeater.publication import Announcement, Event, Publication
+
+if TYPE_CHECKING:
+    from repeater.groups import Audience
+    from repeater.hub import Channel, Hub
+    from repeater.intake import Intake
+    from repeater.outbox import Outbox
+    from repeater.protocol.codecs import Codec
+
+_SLICE = 32  # outboxes between two looks at the clock: about 0.3 ms of writing
+
+
+class RepeaterStatistics(msgspec.Struct, frozen=True):
+    """What the repeater did since it started, and what waits."""
+
+    publications: int
+    deliveries: int
+    batches: int
+    bytes_out: int
+    gaps: int
+    waiting: int
+    batch_events: HistogramStatistics
+    """Events in a batch."""
+    fanout_seconds: HistogramStatistics
+    """From a batch's taking to the last of its listeners."""
+    publish_to_write_seconds: HistogramStatistics
+    """From the broker's hand-over to the end of fan-out. Each event counts with the age of the
+    oldest in its batch, so the truth is a little better."""
+
+
+class Chunks(msgspec.Struct, frozen=True):
+    """What a group of listeners is written, and how many publications and bytes that is."""
+
+    bytes: Sequence[bytes]
+    publications: int
+    size: int
+
+    @classmethod
+    def of(cls, codec: Codec, run: Sequence[Publication], base: Publication | None) -> Self:
+        """Encode a run; a filter may let nothing of it through, and is counted as all or none."""
+        chunks = codec.publications(run, base)
+        return cls(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
+
+
+class Repeater:
+    """Distributes what the intake holds. Lives inside the node; ends when the intake closes."""
+
+    def __init__(self, hub: Hub, intake: Intake, fanout_budget: float) -> None:
+        self._hub = hub
+        self._intake = intake
+        self._budget = fanout_budget
+        self._turn_ends = 0.0
+        self._publications = 0
+        self._deliveries = 0
+        self._batches = 0
+        self._bytes_out = 0
+        self._gaps = 0
+        self._batch_events = Histogram(EVENTS)
+        self._fanout_seconds = Histogram(SECONDS)
+        self._publish_to_write = Histogram(SECONDS)
+
+    def statistics(self) -> RepeaterStatistics:
+        """A snapshot of the counters."""
+        return RepeaterStatistics(
+            self._publications,
+            self._deliveries,
+            self._batches,
+            self._bytes_out,
+            self._gaps,
+            len(self._intake),
+            self._batch_events.statistics(),
+            self._fanout_seconds.statistics(),
+            self._publish_to_write.statistics(),
+        )
+
+    async def run(self) -> None:
+        """Distribute until the intake is closed and empty.
+
+        While one batch is written the next one gathers, so a burst costs each client one write.
+        """
+        while batch := await self._intake.take_batch():
+            since, taken_at = self._intake.batch_since, perf_counter()
+            self._turn_ends = taken_at + self._budget
+            self._batches += 1
+            await self._distribute(batch)
+            self._measure(len(batch), since, taken_at)
+            if self._hub.distributed:
+                self._hub.distributed.unpark_all()
+            if len(self._intake):
+                await trio.lowlevel.checkpoint()  # Else the wait for the next event is one.
+
+    def _measure(self, events: int, since: float, taken_at: float) -> None:
+        """A batch was distributed: one reading of the clock more, however many events it had."""
+        now = perf_counter()
+        self._batch_events.observe(events)
+        self._fanout_seconds.observe(now - taken_at)
+        self._publish_to_write.observe(now - since, events)
+
+    async def _distribute(self, batch: Sequence[Event]) -> None:
+        groups = self._by_channel([event for event in batch if type(event) is Publication])
+        if len(groups) == 1:
+            await self._advance(*groups[0])
+        elif groups:
+            touched: dict[Outbox, None] = {}
+            for channel, publications in groups:
+                await self._advance(channel, publications, touched)
+            await self._flush(tuple(touched))
+        for event in batch:
+            if type(event) is Announcement:
+                await self._announce(event)
+
+    def _by_channel(
+        self, publications: Sequence[Publication]
+    ) -> list[tuple[Channel, Sequence[Publication]]]:
+        """By channel, order kept within each; channels that nobody hears left out."""
+        self._publications += len(publications)
+        names: dict[str, list[Publication]] = {}
+        for publication in publications:
+            names.setdefault(publication.channel, []).append(publication)
+        channels = self._hub.channels
+        return [(channels[name], group) for name, group in names.items() if name in channels]
+
+    async def _advance(
+        self,
+        channel: Channel,
+        publications: Sequence[Publication],
+        touched: dict[Outbox, None] | None = None,
+    ) -> None:
+        """Move the channel on; before a gap, end the live subscriptions that promise none.
+
+        Those that join or are ahead go by a position of their own, which the gap may not touch.
+        With `touched` the chunks are only pushed, and the outboxes noted for one flush each.
+        """
+        for run in channel.advance(publications):
+            if run.gap_before:
+                self._gaps += 1
+                for subscription in tuple(channel.live()):
+                    if subscription.positioned:
+                        subscription.client.lose_position(subscription)
+            await self._deliver(channel, run.publications, touched)
+
+    async def _deliver(
+        self, channel: Channel, run: Sequence[Publication], touched: dict[Outbox, None] | None
+    ) -> None:
+        """Encode once per codec, and give the chunks to every live listener of this moment.
+
+        Whoever joins while this gives way to others has the run in its history already.
+        """
+        caught_up = channel.catch_up(run) if channel.ahead else None
+        groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
+        base, channel.base, version = channel.base, run[-1], channel.version
+        if caught_up is not None:
+            for subscription in caught_up.reached:
+                channel.add(subscription)
+            for subscription in caught_up.lost:
+                subscription.client.lose_position(subscription)
+            for codec, group, piece in caught_up.pieces:
+                # They had no base from fan-out; nor have all of them the run's last for one.
+                chunks = Chunks.of(codec, piece, None)
+                await self._give_group(channel, version, group.audience(), chunks, touched)
+        for codec, audience in groups:
+            chunks = Chunks.of(codec, run, base)
+            await self._give_group(channel, version, audience, chunks, touched)
+            if codec.following is not codec:
+                for subscription in audience.remaining().subscriptions:
+                    channel.recode(subscription, codec.following)
+
+    async def _give_group(
+        self,
+        channel: Channel,
+        version: int,
+        audience: Audience,
+        chunks: Chunks,
+        touched: dict[Outbox, None] | None,
+    ) -> None:
+        """Give chunks to those of a group, of this version, that listen still to the end."""
+        start = 0
+        while True:
+            if channel.version != version:
+                # Somebody left meanwhile: they must not hear what they left.
+                audience, version, start = audience.remaining(start), channel.version, 0
+            outboxes = audience.outboxes[start : start + _SLICE]
+            if not outboxes:
+                return
+            self._give(outboxes, chunks, touched)
+            start += _SLICE
+            if perf_counter() >= self._turn_ends:
+                await self._give_way()
+
+    def _give(
+        self,
+        outboxes: Sequence[Outbox],
+        chunks: Chunks,
+        touched: dict[Outbox, None] | None,
+    ) -> None:
+        if touched is None:
+            for chunk in chunks.bytes:
+                send_to_all(outboxes, chunk)
+        else:
+            for outbox in outboxes:
+                for chunk in chunks.bytes:
+                    outbox.push(chunk)
+            # Also those in which a reply waits already: its command may take long.
+            touched.update(dict.fromkeys(outboxes))
+        self._deliveries += len(outboxes) * chunks.publications
+        self._bytes_out += len(outboxes) * chunks.size
+
+    async def _announce(self, announcement: Announcement) -> None:
+        """Push a join or leave to those who asked for it."""
+        channel = self._hub.channels.get(announcement.channel)
+        if channel is None:
+            return
+        chunks: dict[Codec, bytes] = {}
+        for number, subscription in enumerate(tuple(channel.subscriptions())):
+            if subscription.join_leave and channel.hears(subscription):
+                client = subscription.client
+                chunk = chunks.get(client.codec)
+                if chunk is None:
+                    chunk = chunks[client.codec] = client.codec.announcement(announcement)
+                client.outbox.send(chunk)
+            if number % _SLICE == 0:
+                await self._give_way_if_due()
+
+    async def _flush(self, touched: Sequence[Outbox]) -> None:
+        for start in range(0, len(touched), _SLICE):
+            for outbox in touched[start : start + _SLICE]:
+                outbox.flush()
+            await self._give_way_if_due()
+
+    async def _give_way_if_due(self) -> None:
+        if perf_counter() >= self._turn_ends:
+            await self._give_way()
+
+    async def _give_way(self) -> None:
+        """Let pings, accepts and REST calls have a turn: the time budget is used up."""
+        await trio.lowlevel.checkpoint()
+        self._turn_ends = perf_counter() + self._budget

@@ -1,0 +1,220 @@
+"""The server: listeners, node, application and the order in which they end.
+
+Shutdown is written down here and not left to Quart's lifespan: stop accepting; finish what was
+accepted; ask clients to leave in paced groups; let requests finish; reset whoever is still there.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from repeater import __version__
+from repeater.assembly import Assembly, open_assembly
+from repeater.config import Changes, ConfigError, CurrentSettings, Settings
+from repeater.door import Door
+from repeater.endpoints import Endpoint
+from repeater.gate import Gate
+from repeater.handover import Handover
+from repeater.listeners import ListenError, Listeners, open_all
+from repeater.log import configure_log, get_logger
+from repeater.node import Node
+from repeater.proxies import TrustedProxies
+from repeater.tls import Certificate, TLSError
+from repeater.web.app import create_app, open_bundled
+
+_log = get_logger("server")
+
+# Not on every system.
+_RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
+
+
+class ServeError(Exception):
+    """The server can't start; the text is one line for whoever started it."""
+
+
+class Server:
+    """A running server. Made and ended by `open_server`."""
+
+    def __init__(self, assembly: Assembly, door: Door, listeners: Listeners, gate: Gate) -> None:
+        self.node = assembly.node
+        self._assembly = assembly
+        self.door = door
+        self.port = listeners.port
+        """The first port that it listens on: the one asked for, or the free one for 0; 0 where
+        it listens on Unix sockets only."""
+        self.endpoints = listeners.endpoints()
+        self.certificate = gate.certificate
+        """What TLS shows new connections; None without TLS."""
+
+    async def reload(self, settings: Settings) -> Changes:
+        """Take over what of these can be without a restart; see `Assembly.reload`.
+
+        Raises:
+            ConfigError: they are refused, and the old ones stay.
+        """
+        return await self._assembly.reload(settings)
+
+
+@asynccontextmanager
+async def open_server(settings: Settings) -> AsyncIterator[Server]:
+    """Run a server for as long as the block lasts; then shut it down within the configured time.
+
+    Raises:
+        ServeError: the certificate is of no use, or an address can't be listened on.
+        ConfigError: a token key is of no use.
+        CommentsError: the bundled application can't start.
+    """
+    gate = _make_gate(settings)
+    current = CurrentSettings(settings)
+    async with (
+        _listening(settings) as listeners,
+        open_assembly(current) as assembly,
+        open_bundled(assembly.node, settings) as comments,
+        trio.open_nursery() as connections,
+    ):
+        node = assembly.node
+        app = create_app(node, current, comments, door=lambda: door.statistics())
+        handover = Handover(app, settings, gate.proxies)
+        door = Door(node, handover, current, gate)
+        with trio.CancelScope() as accepting:
+            async with trio.open_nursery() as acceptors:
+                for listener in listeners.sockets:
+                    acceptors.start_soon(door.accept, listener, connections)
+                try:
+                    yield Server(assembly, door, listeners, gate)
+                finally:
+                    accepting.cancel()
+                    listeners.close()
+                    await _shut_down(node, handover, door, node.options.shutdown_timeout)
+                    connections.cancel_scope.cancel()
+
+
+def _make_gate(settings: Settings) -> Gate:
+    certificate = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            certificate = Certificate(settings.tls_cert, settings.tls_key)
+        except TLSError as error:
+            raise ServeError(f"cannot serve TLS: {error}") from None
+    proxies = TrustedProxies(settings.trusted_proxies, settings.forwarded_header)
+    return Gate(certificate, proxies, proxy_protocol=settings.proxy_protocol)
+
+
+@asynccontextmanager
+async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
+    """The open listeners; whatever comes between here and their first client, they are closed."""
+    try:
+        listeners = open_all(settings)
+    except ListenError as error:
+        raise ServeError(str(error)) from None
+    try:
+        yield listeners
+    finally:
+        listeners.close()
+
+
+async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float) -> None:
+    """Everything that is owed to those who are connected, within the shutdown timeout."""
+    deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
+    with trio.CancelScope(shield=True, deadline=deadline):
+        await node.shut_down()
+        door.drain()
+        await handover.drain()
+        await door.wait_empty()
+    door.abort_all()
+
+
+async def serve(
+    settings: Settings,
+    load: Callable[[], Settings] | None = None,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
+
+    With TLS, SIGHUP has the certificate read again in any case.
+
+    Args:
+        settings: What to begin with.
+        load: Reads the settings again at a SIGHUP, those of the log for the whole process.
+            Without it, and without TLS, that signal keeps its own meaning. May raise ConfigError.
+        task_status: Trio's.
+
+    Raises:
+        ServeError: the address can't be listened on.
+    """
+    awaited = [signal.SIGINT, signal.SIGTERM]
+    if _RELOAD is not None and not (load is None and settings.tls_cert is None):
+        awaited.append(_RELOAD)
+    with trio.open_signal_receiver(*awaited) as signals:
+        async with open_server(settings) as server:
+            _announce(settings, server.endpoints)
+            task_status.started(server.port)
+            async for number in signals:
+                if number != _RELOAD:
+                    _log.info("shutting down", signal=signal.Signals(number).name)
+                    break
+                _reload_certificate(server)
+                if load is not None:
+                    await _reload(server, load)
+    _log.info("stopped")
+
+
+def _reload_certificate(server: Server) -> None:
+    if server.certificate is None:
+        return
+    try:
+        server.certificate.reload()
+    except TLSError as error:
+        _log.error("the new certificate is refused, the old one stays", reason=str(error))
+    else:
+        _log.info("the certificate was read again")
+
+
+async def _reload(server: Server, load: Callable[[], Settings]) -> None:
+    """Read the configuration again, and say in one line what came of it. Names, no values."""
+    try:
+        settings = load()
+        changes = await server.reload(settings)
+    except ConfigError as error:
+        refusal = "the new configuration is refused, the old one stays"
+        _log.error(refusal, mistakes=list(error.lines))
+        return
+    configure_log(settings.log_level, settings.log_format)
+    say = _log.warning if changes.restart else _log.info
+    say(
+        "the configuration was read again",
+        applied=list(changes.live),
+        needs_restart=list(changes.restart),
+    )
+
+
+def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:
+    """Say what is where, and loudly what is open."""
+    secure = "s" if settings.tls_cert is not None else ""
+    bases = [
+        f"{endpoint}" if endpoint.path else f"http{secure}://{endpoint}" for endpoint in endpoints
+    ]
+    reachable = [endpoint for endpoint in endpoints if not endpoint.path]
+    lines = [f"Repeater {__version__} is up on {' and '.join(bases)}"]
+    if reachable:
+        base, socket_base = f"http{secure}://{reachable[0]}", f"ws{secure}://{reachable[0]}"
+        lines[0] += (
+            f"  (REST {base}/api/publish, WebSocket {socket_base}/ws?channel=..., "
+            f"Centrifugo SDKs {socket_base}/connection/websocket, health {base}/health)"
+        )
+        if settings.comments_on:
+            lines.append(f"Comments, to try it in a browser: {base}/")
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    if settings.dev:
+        _log.warning(
+            "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"
+        )
+    elif settings.api_key is None:
+        _log.warning("no api_key: the REST API answers 401 to everybody")

@@ -1,0 +1,244 @@
+"""The connections of one subscriber, one after the other, and what carries over between them.
+
+After a lost connection every channel goes on from its position, so that what was published
+meanwhile comes first. Rule 1: an event is handed on before its position is moved, so a cancelled
+hand-over is asked for again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+import trio_websocket
+
+from repeater.subscriber.wire import (
+    Position,
+    Pub,
+    Push,
+    Reply,
+    SubscriberError,
+    SubscriptionError,
+    connect_command,
+    joined,
+    replies,
+    stays_away,
+    subscribe_command,
+    websocket_url,
+)
+
+_PING_GRACE: Final = 10.0  # seconds a server's ping may be late, as in the SDKs
+_RESUBSCRIBE: Final = 2_500  # unsubscribe codes from here on ask the client to come again
+_TOKEN_EXPIRED: Final = 109
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One publication: `text` is its data as JSON text, `offset` 0 without history."""
+
+    channel: str
+    text: str
+    offset: int = 0
+
+    @property
+    def data(self) -> object:
+        """The decoded data."""
+        return msgspec.json.decode(self.text)
+
+
+class LostError(Exception):
+    """A connection ended in a way that allows to come back."""
+
+
+class Hooks(msgspec.Struct, frozen=True):
+    """What the user wants to be asked or told."""
+
+    on_reconnect: Callable[[str, float], None] | None = None
+    on_gap: Callable[[str], None] | None = None
+    get_token: Callable[[], Awaitable[str]] | None = None
+
+
+class Link:
+    """Lives inside `open_subscriber`'s nursery, and ends with it."""
+
+    def __init__(
+        self,
+        url: str,
+        channels: Sequence[str],
+        events: trio.MemorySendChannel[Event],
+        timeout: float,
+        hooks: Hooks,
+    ) -> None:
+        self._url = websocket_url(url)
+        self._channels = tuple(dict.fromkeys(channels))
+        self._events = events
+        self._timeout = timeout
+        self._hooks = hooks
+        self._positions: dict[str, Position] = {}
+        self._asked: dict[int, str] = {}  # subscribe commands without their reply yet
+        self._heard: set[str] = set()
+        self._number = 0
+
+    async def run(
+        self,
+        reconnect: bool,
+        backoff: tuple[float, float],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Stay connected until cancelled, or until the server said to stay away."""
+        started, attempts = False, 0
+        async with self._events, trio.open_nursery() as readers:
+            while True:
+                try:
+                    async with self._connected(readers) as (socket, ping):
+                        if not started:
+                            started = True
+                            task_status.started()
+                        attempts = 0
+                        await self._read(socket, ping)
+                except LostError as lost:
+                    if not started:
+                        raise SubscriberError(str(lost)) from None
+                    if not reconnect:
+                        return
+                    delay = random.uniform(0, min(backoff[1], backoff[0] * 2**attempts))
+                    attempts = min(attempts + 1, 30)
+                    if self._hooks.on_reconnect is not None:
+                        self._hooks.on_reconnect(str(lost), delay)
+                    await trio.sleep(delay)
+
+    @asynccontextmanager
+    async def _connected(
+        self, readers: trio.Nursery
+    ) -> AsyncIterator[tuple[trio_websocket.WebSocketConnection, float]]:
+        """A connection with every channel subscribed, and its ping interval.
+
+        The stream is ours to close: the library leaves it open when the server hung up first.
+        """
+        try:
+            with trio.fail_after(self._timeout) as connecting:
+                async with await _open_stream(self._url) as stream:
+                    socket = await trio_websocket.wrap_client_stream(
+                        readers, stream, *_host_and_resource(self._url)
+                    )
+                    ping = await self._subscribe(socket)
+                    connecting.deadline = math.inf
+                    yield socket, ping
+                    with trio.move_on_after(self._timeout):
+                        await socket.aclose()
+        except trio_websocket.ConnectionClosed as closed:
+            raise _lost(closed) from None
+        except (trio_websocket.HandshakeError, trio.TooSlowError, OSError) as error:
+            raise LostError(f"cannot connect to {self._url}: {_reason(error)}") from None
+
+    async def _subscribe(self, socket: trio_websocket.WebSocketConnection) -> float:
+        """Connect and subscribe in one message; returns once all is answered."""
+        token = "" if self._hooks.get_token is None else await self._hooks.get_token()
+        self._asked.clear()
+        commands = [connect_command(self._next(), token)]
+        commands += [self._ask(channel) for channel in self._channels]
+        await socket.send_message(joined(commands))
+        ping: float | None = None
+        while ping is None or self._asked:
+            for reply in replies(await socket.get_message()):
+                if reply.connect is not None:
+                    ping = reply.connect.ping
+                await self._take(socket, reply)
+        return ping
+
+    def _ask(self, channel: str) -> str:
+        number = self._next()
+        self._asked[number] = channel
+        return subscribe_command(number, channel, self._positions.get(channel))
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    async def _read(self, socket: trio_websocket.WebSocketConnection, ping: float) -> None:
+        """Hand on events until the connection is lost; a missing ping is a lost one."""
+        patience = ping + _PING_GRACE if ping else math.inf
+        while True:
+            with trio.move_on_after(patience) as waiting:
+                message = await socket.get_message()
+            if waiting.cancelled_caught:
+                raise LostError("no ping from the server")
+            for reply in replies(message):
+                await self._take(socket, reply)
+
+    async def _take(self, socket: trio_websocket.WebSocketConnection, reply: Reply) -> None:
+        if reply.push is not None:
+            await self._pushed(socket, reply.push)
+        elif reply.id:
+            await self._answered(reply)
+        else:
+            await socket.send_message("{}")  # its ping
+
+    async def _pushed(self, socket: trio_websocket.WebSocketConnection, push: Push) -> None:
+        if push.pub is not None:
+            await self._hand_on(push.channel, push.pub)
+        elif push.unsubscribe is not None:
+            if push.unsubscribe.code < _RESUBSCRIBE:
+                raise SubscriptionError(
+                    push.channel, push.unsubscribe.code, push.unsubscribe.reason
+                )
+            await socket.send_message(self._ask(push.channel))
+
+    async def _answered(self, reply: Reply) -> None:
+        channel = self._asked.pop(reply.id, "")
+        if reply.error is not None:
+            if reply.error.temporary or reply.error.code == _TOKEN_EXPIRED:
+                raise LostError(f"{reply.error.code} {reply.error.message}")
+            name = channel or "the server"
+            raise SubscriptionError(name, reply.error.code, reply.error.message)
+        if reply.subscribe is None:
+            return
+        if reply.subscribe.recoverable:
+            self._positions[channel] = Position(reply.subscribe.offset, reply.subscribe.epoch)
+        interrupted = channel in self._heard and not reply.subscribe.recovered
+        self._heard.add(channel)
+        if interrupted and self._hooks.on_gap is not None:
+            self._hooks.on_gap(channel)
+        for pub in reply.subscribe.publications:
+            await self._hand_on(channel, pub)
+
+    async def _hand_on(self, channel: str, pub: Pub) -> None:
+        await self._events.send(Event(channel, bytes(pub.data).decode(), pub.offset))
+        position = self._positions.get(channel)
+        if pub.offset and position is not None:
+            self._positions[channel] = Position(pub.offset, position.epoch)
+
+
+async def _open_stream(url: str) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "wss":
+        return await trio.open_ssl_over_tcp_stream(host, parts.port or 443, https_compatible=True)
+    return await trio.open_tcp_stream(host, parts.port or 80)
+
+
+def _host_and_resource(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2], parts.path
+
+
+def _lost(closed: trio_websocket.ConnectionClosed) -> Exception:
+    """Whether to come back, by the close code's range."""
+    reason = closed.reason
+    if reason is None:
+        return LostError("connection lost")
+    text = f"disconnected: {reason.code} {reason.reason or reason.name}"
+    return SubscriberError(text) if stays_away(reason.code) else LostError(text)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return "no answer in time"
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        return f"the server answered {error.status_code}"
+    return str(error.__cause__ or error) or type(error).__name__

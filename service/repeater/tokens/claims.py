@@ -1,0 +1,170 @@
+"""What a token says, and the grants that it makes (protocol, section 13). Sans I/O, no keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from repeater.credentials import (
+    ConnectionGrant,
+    SubscriptionClaims,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from repeater.grants import (
+    OverrideClaims,
+    SubscriptionOptions,
+    channels_of,
+    json_of,
+    one_line,
+    overrides_of,
+    reason_of,
+)
+
+_EXACT = 2**53  # Seconds past it are no date, and lose digits as a float.
+
+NumericDate = Annotated[float, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
+WholeDate = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What both kinds of token may say. A claim that is null is one left out."""
+
+    sub: str | None = None
+    exp: NumericDate | None = None
+    nbf: NumericDate | None = None
+    iat: NumericDate | None = None
+    jti: str | None = None
+    aud: str | list[str] | None = None
+    iss: str | None = None
+    expire_at: WholeDate | None = None
+    channel: str | None = None
+    info: msgspec.Raw = msgspec.Raw()
+    b64info: str | None = None
+
+    @property
+    def audiences(self) -> list[str]:
+        """`aud` as the list that it may be."""
+        return [self.aud] if isinstance(self.aud, str) else self.aud or []
+
+    @property
+    def until(self) -> int:
+        """When what the token allows ends: `expire_at` if it is there, else `exp`; 0 for never."""
+        if self.expire_at is not None:
+            return max(0, self.expire_at)
+        return max(0, int(self.exp or 0))
+
+
+class ConnectionToken(Claims, frozen=True):
+    """What a connection token may say."""
+
+    channels: list[str] | None = None
+    subs: dict[str, SubscriptionOptions | None] | None = None
+    meta: msgspec.Raw = msgspec.Raw()
+
+
+class SubscriptionToken(Claims, frozen=True):
+    """What a subscription token may say."""
+
+    client: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+    b64data: str | None = None
+    override: OverrideClaims | None = None
+
+
+C = TypeVar("C", bound=Claims)
+
+
+def decode_claims(payload: bytes, kind: type[C]) -> C:
+    """Read a token's payload.
+
+    Raises:
+        TokenInvalidError: it is not JSON, or a claim has the wrong type.
+    """
+    try:
+        payload.decode()  # What passes through unread is not checked by the decoder.
+        return msgspec.json.decode(payload, type=kind)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise TokenInvalidError(f"claims: {reason_of(error)}") from None
+
+
+def user_of(payload: bytes, claims: Claims, name: str) -> str:
+    """The user's id in the claim of this name; empty, so anonymous, if it is not there.
+
+    Raises:
+        TokenInvalidError: it is neither text nor, in a claim other than `sub`, a whole number.
+    """
+    if name == "sub":
+        return claims.sub or ""
+    raw = msgspec.json.decode(payload, type=dict[str, msgspec.Raw]).get(name, msgspec.Raw(b"null"))
+    try:
+        found = msgspec.json.decode(raw, type=str | int | None)
+    except (msgspec.DecodeError, RecursionError):
+        raise TokenInvalidError(f"claims: {name} is no user id") from None
+    return "" if found is None else str(found)
+
+
+def check_times(claims: Claims, now: float) -> None:
+    """Compare `exp` and `nbf` with the time, Unix seconds.
+
+    Raises:
+        TokenExpiredError: past the one or before the other.
+    """
+    if claims.exp is not None and now >= claims.exp:
+        raise TokenExpiredError("expired")
+    if claims.nbf is not None and now < claims.nbf:
+        raise TokenExpiredError("not valid yet")
+
+
+def connection_grant(user: str, claims: ConnectionToken) -> ConnectionGrant:
+    """What the claims of a good connection token grant.
+
+    Raises:
+        TokenInvalidError: a base64 claim is not base64 of JSON.
+    """
+    with _invalid_token():
+        return ConnectionGrant(
+            user=user,
+            info=json_of(claims.info, claims.b64info),
+            meta=one_line(bytes(claims.meta)),
+            expire_at=claims.until,
+            channels=channels_of(claims.subs, claims.channels),
+            token_id=claims.jti or "",
+            issued_at=int(claims.iat or 0),
+        )
+
+
+def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> SubscriptionClaims:
+    """What the claims of a good subscription token grant.
+
+    Raises:
+        TokenInvalidError: a base64 claim is not base64 of JSON.
+    """
+    with _invalid_token():
+        grant = SubscriptionGrant(
+            info=json_of(claims.info, claims.b64info),
+            data=json_of(claims.data, claims.b64data),
+            expire_at=claims.until,
+            overrides=overrides_of(claims.override),
+        )
+    return SubscriptionClaims(
+        user=user,
+        channel=channel,
+        client=claims.client or "",
+        grant=grant,
+        token_id=claims.jti or "",
+        issued_at=int(claims.iat or 0),
+    )
+
+
+@contextmanager
+def _invalid_token() -> Iterator[None]:
+    """What is wrong with a grant is wrong with its token."""
+    try:
+        yield
+    except ValueError as error:
+        raise TokenInvalidError(f"claims: {error}") from None

@@ -1,0 +1,83 @@
+"""A verifier whose keys can be exchanged while clients connect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from repeater.credentials import ConnectionGrant, SubscriptionClaims
+from repeater.token_options import TokenOptions
+from repeater.tokens.keys import KeyRing
+from repeater.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
+
+_GRACE = 1.0  # seconds beyond the longest wait for an issuer's keys
+
+
+class ReplaceableVerifier:
+    """Implements `TokenVerifier` by the newest of several. Made by `open_replaceable_verifier`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._retire = trio.Event()
+        self._verifier: JWTVerifier | None = None
+
+    def statistics(self) -> VerifierStatistics | None:
+        """What the newest did; its counts begin when it came into force."""
+        return None if self._verifier is None else self._verifier.statistics()
+
+    async def verify_connection(self, token: str) -> ConnectionGrant:
+        """As `JWTVerifier`."""
+        assert self._verifier is not None
+        return await self._verifier.verify_connection(token)
+
+    async def verify_subscription(self, token: str) -> SubscriptionClaims:
+        """As `JWTVerifier`."""
+        assert self._verifier is not None
+        return await self._verifier.verify_subscription(token)
+
+    async def replace(self, connection: TokenOptions, subscription: TokenOptions) -> None:
+        """Prove tokens by these options from now on. Cancelled or failed, nothing has changed.
+
+        Verifications that began by the old options end by them.
+
+        Raises:
+            ValueError: a key is of no use; the text names its option and never holds the key.
+        """
+        for options in (connection, subscription):
+            KeyRing(options)  # here, since an error in a task of the nursery is everybody's
+        retire = trio.Event()
+        verifier = await self._nursery.start(_hold, connection, subscription, retire)
+        self._retire.set()
+        self._verifier, self._retire = verifier, retire
+
+
+async def _hold(
+    connection: TokenOptions,
+    subscription: TokenOptions,
+    retire: trio.Event,
+    task_status: trio.TaskStatus[JWTVerifier],
+) -> None:
+    """Keep a verifier open until it is replaced and nobody can still be waiting for it."""
+    async with open_verifier(connection, subscription) as verifier:
+        task_status.started(verifier)
+        await retire.wait()  # no deadline: as long as it is in force
+        longest = max(connection.jwks_timeout, subscription.jwks_timeout)
+        await trio.sleep(longest + _GRACE)
+
+
+@asynccontextmanager
+async def open_replaceable_verifier(
+    connection: TokenOptions, subscription: TokenOptions
+) -> AsyncIterator[ReplaceableVerifier]:
+    """Open a verifier; it must not be used after the block.
+
+    Raises:
+        ValueError: a key is of no use; the text names its option and never holds the key.
+    """
+    async with trio.open_nursery() as nursery:
+        verifier = ReplaceableVerifier(nursery)
+        await verifier.replace(connection, subscription)
+        yield verifier
+        nursery.cancel_scope.cancel("the verifier is closed")

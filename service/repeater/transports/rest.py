@@ -1,0 +1,325 @@
+"""The native REST path: plain API calls on kept-alive connections, without ASGI in between.
+
+It serves the common case only: an authorised `POST` to a known method, its body delimited by a
+length (a stream's may be chunked). At the first request that is anything else,
+`serve` returns with the bytes that it has not consumed, and the caller hands them over; so all odd
+cases have one implementation. One task a connection, its own.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from repeater.api.answers import (
+    ERROR_MODE_HEADER,
+    FAILED,
+    REQUEST_TIMEOUT,
+    TOO_LARGE,
+    TRANSPORT_MODE,
+    Answer,
+)
+from repeater.api.budget import Budget
+from repeater.api.methods import BODY_TIMEOUT, METHODS, call
+from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.log import get_logger
+from repeater.protocol.heads import HEAD_END
+from repeater.protocol.requests import (
+    ChunkedReader,
+    RequestHead,
+    parse_head,
+)
+from repeater.transports.answers import encode_answer
+from repeater.transports.sockets import abort_socket
+
+if TYPE_CHECKING:
+    from repeater.api.keys import ApiKey
+    from repeater.node import Node
+
+_log = get_logger("rest")
+
+_PREFIX: Final = b"POST /api/"
+_PATHS: Final = {f"/api/{name}".encode(): name for name in (*METHODS, STREAM)}
+_RECEIVE: Final = 65_536
+_IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in handover.py
+_ERROR_MODE: Final = ERROR_MODE_HEADER.lower().encode()
+_TRANSPORT_MODE: Final = TRANSPORT_MODE.encode()
+
+
+class RestOptions(msgspec.Struct, frozen=True):
+    """What a request may be. Sizes are bytes, times seconds; a stream's line is a body, too."""
+
+    body_limit: int
+    head_limit: int
+    head_timeout: float
+
+
+class RestStatistics(msgspec.Struct, frozen=True):
+    """Connections served here now, requests answered, and connections handed over."""
+
+    open: int
+    requests: int
+    handed_over: int
+
+
+class _EndedError(Exception):
+    """The connection is over: the peer hung up, was silent for too long, or we shut down."""
+
+
+class Rest:
+    """Serves API calls on raw connections. Lives inside the door; ended by `drain`."""
+
+    def __init__(self, node: Node, key: ApiKey, options: RestOptions) -> None:
+        self.node = node
+        self.key = key
+        self.options = options
+        self.draining = False
+        self.requests = 0
+        self._connections: dict[_Connection, None] = {}
+        self._handed_over = 0
+
+    def statistics(self) -> RestStatistics:
+        """A snapshot of the counters."""
+        return RestStatistics(len(self._connections), self.requests, self._handed_over)
+
+    async def serve(self, sock: socket.socket, received: bytes) -> bytes:
+        """Serve one connection's plain calls; the bytes to hand over, or none if it is over.
+
+        The caller owns the socket and closes it. An error in a call is answered 500, logged
+        with its traceback, and ends this connection only.
+        """
+        if not _PREFIX.startswith(received[: len(_PREFIX)]):
+            return received
+        connection = _Connection(self, sock, received)
+        self._connections[connection] = None
+        try:
+            rest = await connection.serve()
+        except (_EndedError, trio.ClosedResourceError):
+            return b""
+        except OSError as error:
+            _log.debug("a connection was lost", reason=str(error))
+            return b""
+        finally:
+            del self._connections[connection]
+        self._handed_over += bool(rest)
+        return rest
+
+    def drain(self) -> None:
+        """End what is idle at once, streams that wait for more included; let calls finish."""
+        self.draining = True
+        for connection in self._connections:
+            connection.end_if_idle()
+
+
+class _Connection:
+    """One connection's requests, one after the other. Lives inside `Rest.serve`."""
+
+    def __init__(self, rest: Rest, sock: socket.socket, received: bytes) -> None:
+        self._rest = rest
+        self._node = rest.node
+        self._socket = sock
+        self._received = received
+        self._budget = Budget(rest.node.options.fanout_budget)
+        self._waiting: trio.CancelScope | None = None
+
+    def end_if_idle(self) -> None:
+        """End it if it waits for a request, or for more of a stream."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def serve(self) -> bytes:
+        """Serve requests until one is not plain, and return its bytes; none at the end."""
+        while True:
+            head = await self._next_head()
+            if head is None:
+                return self._received
+            name = _PATHS[head.path]
+            if name == STREAM:
+                going_on = await self._serve_stream(head)
+            else:
+                going_on = await self._serve_call(head, name)
+            self._rest.requests += 1
+            if not going_on:
+                return b""
+
+    async def _next_head(self) -> RequestHead | None:
+        """The next request's head, consumed; None, and nothing consumed, if it is not plain."""
+        deadline = trio.current_time() + _IDLE_TIMEOUT
+        begun = False
+        while (end := self._received.find(HEAD_END)) < 0:
+            if not _PREFIX.startswith(self._received[: len(_PREFIX)]):
+                return None
+            if len(self._received) > self._rest.options.head_limit:
+                return None
+            if self._received and not begun:
+                begun = True
+                deadline = trio.current_time() + self._rest.options.head_timeout
+            self._received += await self._receive(deadline, idle=not begun)
+        end += len(HEAD_END)
+        if end > self._rest.options.head_limit or not self._received.startswith(_PREFIX):
+            return None
+        head = parse_head(self._received[:end])
+        if head is None or not self._is_ours(head):
+            return None
+        self._received = self._received[end:]
+        return head
+
+    def _is_ours(self, head: RequestHead) -> bool:
+        name = _PATHS.get(head.path)
+        if name is None:
+            return False
+        if name != STREAM and head.length is None:
+            return False
+        return self._rest.key.admits(head.api_key, head.authorization, head.query)
+
+    async def _serve_call(self, head: RequestHead, name: str) -> bool:
+        """One call; whether the connection goes on."""
+        assert head.length is not None
+        if head.length > self._rest.options.body_limit:
+            await self._send(TOO_LARGE, keep_alive=False)
+            await self._linger()
+            return False
+        body = await self._body(head.length)
+        if body is None:
+            await self._send(REQUEST_TIMEOUT, keep_alive=False)
+            return False
+        keep_alive = head.keep_alive
+        transport_mode = head.error_mode == _TRANSPORT_MODE
+        try:
+            answer = await call(self._node, name, body, transport_mode=transport_mode)
+        except Exception:
+            # A bug in one method is not the other connections' trouble.
+            _log.exception("a call failed", method=name)
+            answer, keep_alive = FAILED, False
+        return await self._send(answer, keep_alive=keep_alive)
+
+    async def _body(self, length: int) -> bytes | None:
+        """The body, consumed; None if it did not come in time."""
+        if len(self._received) < length:
+            parts, missing = [self._received], length - len(self._received)
+            self._received = b""
+            deadline = trio.current_time() + BODY_TIMEOUT
+            while missing > 0:
+                part = await self._receive_or_none(deadline)
+                if part is None:
+                    return None
+                parts.append(part)
+                missing -= len(part)
+            self._received = b"".join(parts)
+        body, self._received = self._received[:length], self._received[length:]
+        return body
+
+    async def _serve_stream(self, head: RequestHead) -> bool:
+        """One stream; whether the connection goes on, which it does after a whole body only."""
+        stream = EventStream(self._node, self._rest.options.body_limit)
+        status = await self._feed(stream, head.length)
+        if status == 200 and not stream.stopped:
+            await stream.end()
+        whole = status == 200 and not stream.stopped
+        going_on = await self._send(stream.answer(status), keep_alive=whole and head.keep_alive)
+        if not whole:
+            await self._linger()
+        return going_on
+
+    async def _feed(self, stream: EventStream, length: int | None) -> int:
+        """Feed the body to the stream; the status that its end deserves."""
+        chunked = ChunkedReader() if length is None else None
+        missing = length or 0
+        data, self._received = self._received, b""
+        while True:
+            if chunked is not None:
+                content = chunked.feed(data)
+                complete, rest = chunked.complete, chunked.rest
+            else:
+                content, rest = data[:missing], data[missing:]
+                missing -= len(content)
+                complete = missing == 0
+            await stream.feed(content)
+            if complete:
+                self._received = rest
+            if complete or stream.stopped:
+                return 200
+            if chunked is not None and chunked.broken:
+                return 400
+            deadline = trio.current_time() + STREAM_TIMEOUT
+            part = await self._receive_or_none(deadline, idle=True)
+            if part is None:
+                return 503 if self._rest.draining else 408
+            data = part
+
+    async def _receive(self, deadline: float, *, idle: bool = False) -> bytes:
+        """What the socket has, as soon as it has something.
+
+        Raises:
+            _EndedError: the peer hung up, or nothing came in time.
+        """
+        data = await self._receive_or_none(deadline, idle=idle)
+        if data is None:
+            raise _EndedError
+        return data
+
+    async def _receive_or_none(self, deadline: float, *, idle: bool = False) -> bytes | None:
+        """As `_receive`; None where nothing came in time, or at shutdown if `idle`."""
+        await self._budget.give_way()
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                if not await self._wait_readable(deadline, idle=idle):
+                    return None
+                continue
+            if not data:
+                raise _EndedError
+            return data
+
+    async def _wait_readable(self, deadline: float, *, idle: bool) -> bool:
+        if idle and self._rest.draining:
+            return False
+        scope = trio.CancelScope(deadline=deadline)
+        self._waiting = scope if idle else None
+        with scope:
+            await trio.lowlevel.wait_readable(self._socket)
+        self._waiting = None
+        self._budget.renew()
+        return not scope.cancelled_caught
+
+    async def _send(self, answer: Answer, *, keep_alive: bool) -> bool:
+        """Send one answer; whether the connection goes on."""
+        keep_alive = keep_alive and not self._rest.draining
+        await self._send_all(encode_answer(answer, keep_alive=keep_alive))
+        if not keep_alive:
+            self._socket.shutdown(socket.SHUT_WR)
+        return keep_alive
+
+    async def _send_all(self, data: bytes) -> None:
+        """Write; a peer that takes nothing for the write timeout is reset.
+
+        Raises:
+            _EndedError: it was.
+        """
+        while True:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            data = data[sent:]
+            if not data:
+                return
+            with trio.move_on_after(self._node.options.write_timeout) as scope:
+                await trio.lowlevel.wait_writable(self._socket)
+            self._budget.renew()
+            if scope.cancelled_caught:
+                abort_socket(self._socket)
+                raise _EndedError
+
+    async def _linger(self) -> None:
+        """Read into nothing until the peer hung up: closing at once would reset it, answer and
+        all, while it still sends. It gets the close timeout for that."""
+        with trio.move_on_after(self._node.options.close_timeout):
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                if not self._socket.recv(_RECEIVE):
+                    return

@@ -1,0 +1,177 @@
+"""The native WebSocket: one task and one non-blocking socket a client, nothing in between.
+
+Bytes never pass through ASGI here: that is what makes a delivery cost little more than its system
+call. The read loop is the client's only task; writing happens wherever an event comes about.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from repeater.client import Client
+from repeater.credentials import ConnectionGrant
+from repeater.errors import Disconnect
+from repeater.protocol.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
+from repeater.protocol.frames import FrameReader, close_frame
+from repeater.session import Session
+from repeater.transports.sockets import RECEIVE, SocketTransport
+from repeater.unidirectional import UnidirectionalSession
+
+if TYPE_CHECKING:
+    from repeater.node import Node
+
+
+class WebSocketTransport(SocketTransport):
+    """Speaks WebSocket frames. Owned by the connection's handler, which made the handshake."""
+
+    __slots__ = ()
+
+    name = "websocket"
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Send the close frame, then wait until the peer hung up (the caller's deadline)."""
+        await self.part(close_frame(disconnect.code, disconnect.reason))
+
+
+class UnidirectionalTransport(WebSocketTransport):
+    """The same for a client that only listens."""
+
+    __slots__ = ()
+
+    name = "uni_websocket"
+
+
+def open_plain(
+    node: Node,
+    sock: socket.socket,
+    scope: trio.CancelScope,
+    answer: bytes,
+    grant: ConnectionGrant,
+    channels: Iterable[str],
+) -> Client:
+    """Make a plain subscriber of an accepted handshake; it hears its channels at once.
+
+    The caller calls `serve` next, which owns the socket and ends it. `scope` surrounds that call.
+    """
+    client = Client(node, WebSocketTransport(sock, PLAIN), scope, ready=True)
+    client.outbox.send(answer)
+    client.identify(grant)
+    if grant.expire_at:
+        client.expiry_changed()
+    for channel in channels:
+        client.subscribe(channel)
+    node.connection_log.connected(client)
+    return client
+
+
+def open_centrifuge(
+    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
+) -> Client:
+    """Make a Centrifugo client of an accepted handshake; it has yet to send `connect`."""
+    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_JSON), scope, ready=False)
+    client.outbox.send(answer)
+    return client
+
+
+def open_unidirectional(
+    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
+) -> Client:
+    """Make a unidirectional client of an accepted handshake; who it is comes first."""
+    client = Client(node, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client.outbox.send(answer)
+    return client
+
+
+class Conversation(Protocol):
+    """What is made of a client's messages, one after the other."""
+
+    async def receive(self, message: bytes | str) -> None:
+        """Take one whole message: text as its bytes, a binary one as a `str`."""
+
+
+_CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
+    CENTRIFUGE_JSON: Session,
+    CENTRIFUGE_UNI: UnidirectionalSession,
+}
+
+
+async def serve(client: Client, sock: socket.socket, received: bytes, first: bytes = b"") -> None:
+    """Read until the client leaves or is ended; the socket is gone afterwards.
+
+    Args:
+        client: From `open_plain`, whose messages are ignored, or another `open_`.
+        sock: The client's socket.
+        received: What arrived behind the request head.
+        first: A message that came with the request itself, before all others.
+    """
+    converse = _CONVERSATIONS.get(client.codec)
+    session = None if converse is None else converse(client)
+    try:
+        if session is not None and first:
+            await session.receive(first)
+        await _read(client, sock, session, received)
+    finally:
+        await client.leave()
+
+
+async def _read(
+    client: Client, sock: socket.socket, session: Conversation | None, received: bytes
+) -> None:
+    """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
+    reader: FrameReader | None = None
+    limit = client.node.options.message_limit
+    while True:
+        if received:
+            client.heard()
+            reader = reader or FrameReader(limit)
+            await _take(client, session, reader, received)
+            if reader.closed:
+                await _answer_close(client)
+                return
+            if reader.idle:
+                reader = None
+        if client.outbox.closed:
+            return  # Cut while it was served; the socket is closed.
+        try:
+            await trio.lowlevel.wait_readable(sock)
+            received = sock.recv(RECEIVE)
+        except BlockingIOError:
+            received = b""
+        except (OSError, trio.ClosedResourceError):
+            return
+        else:
+            if not received:
+                return
+
+
+async def _take(
+    client: Client, session: Conversation | None, reader: FrameReader, received: bytes
+) -> None:
+    """Pongs at once, then the messages, and the close frame behind their replies."""
+    messages = reader.feed(received)
+    if reader.pongs:
+        client.outbox.send(reader.pongs)
+    if session is not None:
+        for message in messages:
+            if client.end is None:
+                await session.receive(message)
+    if reader.closing:
+        client.outbox.send(reader.closing)
+
+
+async def _answer_close(client: Client) -> None:
+    """The closing handshake is under way: let our half of it reach the peer."""
+    client.depart()  # before the socket is half closed: an event written then were an error
+    transport = client.transport
+    assert isinstance(transport, WebSocketTransport)
+    with trio.move_on_after(client.node.options.close_timeout):
+        try:
+            await client.outbox.wait_empty()
+            if not client.outbox.closed:
+                await transport.linger()
+        except (OSError, trio.ClosedResourceError):
+            return

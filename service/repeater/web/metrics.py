@@ -1,0 +1,219 @@
+"""What `/metrics` shows: the counters that node, door and verifier keep anyhow, read on request.
+
+Nothing is counted here, and no label has values that a client or a publisher chooses: not channels,
+not users. A name here is a name in docs/operations.md; a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from repeater import __version__
+from repeater.errors import REASONS
+from repeater.histogram import HistogramStatistics
+from repeater.node import Node
+from repeater.statistics import BackendStatistics, EventStatistics, NodeStatistics
+from repeater.tokens.replaceable import ReplaceableVerifier
+
+if TYPE_CHECKING:
+    from repeater.door import DoorStatistics
+    from repeater.tokens import VerifierStatistics
+
+_APPLICATION = "application"  # the reason of a code that is not ours
+
+
+class ServerCollector(Collector):
+    """Reads the statistics at each scrape. Lives inside the application."""
+
+    def __init__(self, node: Node, door: Callable[[], DoorStatistics] | None) -> None:
+        self._node = node
+        self._door = door
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of ours, all of one moment."""
+        yield InfoMetricFamily("repeater_build", "What runs.", {"version": __version__})
+        statistics = self._node.statistics()
+        yield from _connections(statistics)
+        yield from _channels(statistics)
+        yield from _fanout(statistics)
+        yield from _health(statistics)
+        if self._door is not None:
+            yield from _door(self._door())
+        verifier = self._node.verifier
+        if isinstance(verifier, ReplaceableVerifier) and (tokens := verifier.statistics()):
+            yield from _tokens(tokens)
+        if statistics.backend is not None:
+            yield from _callbacks(statistics.backend)
+        if statistics.events is not None:
+            yield from _events(statistics.events)
+
+
+def create_registry(
+    node: Node, door: Callable[[], DoorStatistics] | None = None
+) -> CollectorRegistry:
+    """A registry of our own metrics and the process's; a library user's default one stays his."""
+    registry = CollectorRegistry()
+    registry.register(ServerCollector(node, door))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def _connections(seen: NodeStatistics) -> Iterator[Metric]:
+    now = GaugeMetricFamily(
+        "repeater_connections", "Clients connected now.", labels=("transport", "protocol")
+    )
+    for kind, clients in seen.kinds.items():
+        now.add_metric(kind, clients)
+    yield now
+    yield _count("repeater_connections_opened", "Clients ever taken in.", seen.connected)
+    ended = CounterMetricFamily(
+        "repeater_connections_ended",
+        "Clients that left or were ended, by disconnect code.",
+        labels=("code", "reason"),
+    )
+    for code, clients in sorted(seen.ended.items()):
+        ended.add_metric((str(code), REASONS.get(code, _APPLICATION)), clients)
+    yield ended
+    limited = CounterMetricFamily(
+        "repeater_limited",
+        "Connections, commands and subscriptions refused, by limit or denial.",
+        labels=("limit",),
+    )
+    for limit, times in sorted(seen.limited.items()):
+        limited.add_metric((limit,), times)
+    yield limited
+    yield _gauge("repeater_denials", "Blocked users and revoked tokens kept.", seen.denials)
+    yield _gauge("repeater_users", "Different users connected now.", seen.users)
+    yield _gauge("repeater_backlogged_clients", "Clients with bytes waiting.", seen.backlogged)
+    yield _gauge("repeater_backlog_bytes", "Bytes waiting for clients.", seen.backlog_bytes)
+
+
+def _channels(seen: NodeStatistics) -> Iterator[Metric]:
+    yield _gauge("repeater_channels", "Channels with a subscriber here.", seen.channels)
+    yield _gauge("repeater_subscriptions", "Subscriptions of all clients.", seen.subscriptions)
+    gaps = "Gaps found in the streams that came from the broker."
+    yield _count("repeater_gaps", gaps, seen.repeater.gaps)
+
+
+def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
+    work = seen.repeater
+    yield _count("repeater_publications", "Publications taken for fan-out.", work.publications)
+    yield _count(
+        "repeater_publications_refused", "Publishes that were told to try later.", seen.refused
+    )
+    yield _count("repeater_deliveries", "Publications given to subscribers.", work.deliveries)
+    yield _count("repeater_delivered_bytes", "Bytes of these, with framing.", work.bytes_out)
+    yield _gauge("repeater_intake_events", "Events waiting for fan-out.", work.waiting)
+    yield _histogram("repeater_batch_events", "Events in one batch.", work.batch_events)
+    yield _histogram(
+        "repeater_fanout_seconds", "Distribution of one batch to all.", work.fanout_seconds
+    )
+    yield _histogram(
+        "repeater_publish_to_write_seconds",
+        "From the broker's hand-over to the end of fan-out, for each event.",
+        work.publish_to_write_seconds,
+    )
+
+
+def _health(seen: NodeStatistics) -> Iterator[Metric]:
+    errors = CounterMetricFamily(
+        "repeater_broker_errors", "Failures of broker or presence store.", labels=("operation",)
+    )
+    for operation, failures in sorted(seen.broker_errors.items()):
+        errors.add_metric((operation,), failures)
+    yield errors
+    yield _gauge("repeater_broker_up", "1 while the broker is of use.", not seen.outage)
+    yield _gauge("repeater_draining", "1 while the node shuts down.", seen.draining)
+    yield _gauge("repeater_loop_lag_seconds", "Lateness of the last tick.", seen.loop_lag)
+
+
+def _door(seen: DoorStatistics) -> Iterator[Metric]:
+    yield _count("repeater_door_accepted", "TCP connections accepted.", seen.accepted)
+    yield _gauge("repeater_door_open", "TCP connections open now.", seen.open)
+    yield _count("repeater_door_rejected", "Turned away for their first bytes.", seen.rejected)
+    yield _count("repeater_door_pauses", "Pauses for want of descriptors.", seen.pauses)
+    yield _count("repeater_api_requests", "API requests answered natively.", seen.rest.requests)
+    yield _gauge("repeater_api_connections", "Connections that make them.", seen.rest.open)
+
+
+def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
+    outcomes = CounterMetricFamily(
+        "repeater_tokens", "Tokens looked at, by what came of it.", labels=("outcome",)
+    )
+    for outcome in ("proven", "expired", "invalid", "unavailable"):
+        outcomes.add_metric((outcome,), getattr(seen, outcome))
+    yield outcomes
+    sets = seen.key_sets
+    yield _count("repeater_jwks_fetches", "Fetches of key sets.", sum(one.fetches for one in sets))
+    yield _count("repeater_jwks_failures", "Those that failed.", sum(one.failures for one in sets))
+
+
+def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:
+    """What the application's back end was asked, by kind of question."""
+    asked = CounterMetricFamily(
+        "repeater_callbacks",
+        "Questions to the back end, by what came of it.",
+        labels=("kind", "outcome"),
+    )
+    pending = GaugeMetricFamily(
+        "repeater_callbacks_pending", "Questions under way or waiting.", labels=("kind",)
+    )
+    circuit = GaugeMetricFamily(
+        "repeater_callback_circuit_open", "1 unless the circuit is closed.", labels=("kind",)
+    )
+    opened = CounterMetricFamily(
+        "repeater_callback_circuit_opened", "How often it opened.", labels=("kind",)
+    )
+    for kind, one in seen.endpoints.items():
+        outcomes = {
+            "answered": one.answered,
+            "failed": one.failed - one.timeouts,
+            "timeout": one.timeouts,
+            "refused": one.refused,
+            "crowded": one.crowded,
+        }
+        for outcome, questions in outcomes.items():
+            asked.add_metric((kind, outcome), questions)
+        pending.add_metric((kind,), one.under_way + one.waiting)
+        circuit.add_metric((kind,), one.circuit != "closed")
+        opened.add_metric((kind,), one.opened)
+    yield from (asked, pending, circuit, opened)
+
+
+def _events(seen: EventStatistics) -> Iterator[Metric]:
+    yield _gauge("repeater_events_waiting", "Events to be told to the back end.", seen.waiting)
+    yield _count("repeater_events_delivered", "Events that it took.", seen.delivered)
+    yield _count("repeater_events_dropped", "Events lost for want of room.", seen.dropped)
+    yield _count("repeater_event_batches", "Tries to deliver a batch.", seen.attempts)
+    yield _count("repeater_event_batches_failed", "Those that failed.", seen.failures)
+
+
+def _count(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, float(value))
+
+
+def _histogram(name: str, text: str, seen: HistogramStatistics) -> Metric:
+    """Prometheus's buckets hold what is in the smaller ones, too."""
+    family = HistogramMetricFamily(name, text)
+    so_far, buckets = 0, list[tuple[str, float]]()
+    for bound, count in zip((*map(str, map(float, seen.bounds)), "+Inf"), seen.counts, strict=True):
+        so_far += count
+        buckets.append((bound, so_far))
+    family.add_metric((), buckets, seen.total)
+    return family

@@ -1,0 +1,69 @@
+"""How the server is: for load balancers, orchestrators, Prometheus and people."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from quart import Blueprint, Response, request
+from quart.typing import ResponseReturnValue
+
+from repeater.config import CurrentSettings
+from repeater.node import Node
+from repeater.web.api import admits
+
+
+def create_observe(
+    node: Callable[[], Node],
+    settings: CurrentSettings,
+    registry: Callable[[], CollectorRegistry],
+) -> Blueprint:
+    """`/health`, `/health/live`, `/health/ready` and `/metrics`.
+
+    Args:
+        node: The running node.
+        settings: Those in force.
+        registry: What `/metrics` shows.
+    """
+    observe = Blueprint("observe", __name__)
+
+    @observe.get("/health")
+    async def health() -> ResponseReturnValue:
+        if node().draining:
+            return {"status": "draining"}, 503
+        return {"status": "ok"}, 200
+
+    @observe.get("/health/live")
+    async def live() -> ResponseReturnValue:
+        return {"status": "ok"}, 200  # Who can answer lives.
+
+    @observe.get("/health/ready")
+    async def ready() -> ResponseReturnValue:
+        if node().draining:
+            return {"status": "draining"}, 503
+        if outage := node().broker.outage():
+            return {"status": "broker down", "reason": outage}, 503
+        return {"status": "ok"}, 200
+
+    @observe.get("/metrics")
+    async def metrics() -> Response:
+        if not _may_read_metrics(settings):
+            return Response(b"", 401, {"WWW-Authenticate": "Bearer"})
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(registry()), 200, content_type=content_type)
+
+    return observe
+
+
+def _may_read_metrics(settings: CurrentSettings) -> bool:
+    """Its own token or the API key, unless it is open."""
+    if settings().dev or settings().metrics_open or admits(settings.api_key):
+        return True
+    token = settings().metrics_token
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if token is None or scheme.lower() != "bearer":
+        return False
+    expected = token.get_secret_value()
+    return hmac.compare_digest(given.strip().encode(), expected.encode())

@@ -1,0 +1,92 @@
+"""`POST /api/stream` under an ASGI server: in front of Quart, which would gather the body.
+
+Quart's request takes in a body as fast as it comes, whoever reads it; here the ASGI server's own
+bounded queue is the back-pressure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED, Answer
+from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+
+if TYPE_CHECKING:
+    from repeater.api.keys import ApiKey
+    from repeater.node import Node
+
+_PATH = f"/api/{STREAM}"
+_LOOK = 1.0  # seconds between two looks whether the node drains
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class StreamRoute:
+    """An ASGI application: the stream itself, and `app` for everything else."""
+
+    def __init__(
+        self, app: Application, node: Callable[[], Node], key: ApiKey, line_limit: int
+    ) -> None:
+        self._app = app
+        self._node = node
+        self._key = key
+        self._line_limit = line_limit
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http" or scope["path"] != _PATH:
+            await self._app(scope, receive, send)
+            return
+        headers = _first_of_each(scope["headers"])
+        if not self._key.admits(
+            headers.get(b"x-api-key"), headers.get(b"authorization"), scope["query_string"]
+        ):
+            answer: Answer | None = UNAUTHORIZED
+        elif scope["method"] != "POST":
+            answer = NOT_ALLOWED
+        else:
+            answer = await self._consume(receive)
+        if answer is not None:
+            await _send(send, answer)
+
+    async def _consume(self, receive: Receive) -> Answer | None:
+        """Take the body in; its summary, or None if the peer is gone."""
+        stream = EventStream(self._node(), self._line_limit)
+        while not stream.stopped:
+            event = await self._event(receive)
+            if event is None:
+                return stream.answer(503 if self._node().draining else 408)
+            if event["type"] == "http.disconnect":
+                return None
+            await stream.feed(event.get("body", b""))
+            if not event.get("more_body", False) and not stream.stopped:
+                await stream.end()
+                break
+        return stream.answer()
+
+    async def _event(self, receive: Receive) -> dict[str, Any] | None:
+        """The next of the body; None if none came in time, or the node drains."""
+        deadline = trio.current_time() + STREAM_TIMEOUT
+        while not self._node().draining and trio.current_time() < deadline:
+            with trio.move_on_after(_LOOK):
+                return cast("dict[str, Any]", await receive())
+        return None
+
+
+def _first_of_each(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in reversed(headers)}
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    headers = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", b"%d" % len(answer.body)),
+        *((name.lower().encode(), value.encode()) for name, value in answer.headers),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
