@@ -18,7 +18,7 @@ from repeater.credentials import TokenVerifier
 from repeater.errors import CONNECTION_CLOSED
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect
 

@@ -18,7 +18,7 @@ from repeater.errors import BrokerError
 from repeater.interfaces import EventSink
 from repeater.node import Node
 from repeater.options import ChannelOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, Codec
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import ClientInfo, Event, Publication, StreamPosition
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect

@@ -22,7 +22,7 @@ from repeater.credentials import ConnectionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
 

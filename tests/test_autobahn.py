@@ -22,10 +22,10 @@ from repeater.client import Client
 from repeater.config import load_settings
 from repeater.node import Node
 from repeater.options import NodeOptions
-from repeater.protocol.codecs import Codec, say_data
-from repeater.protocol.frames import text_frame
-from repeater.protocol.handshake import answer_handshake
-from repeater.protocol.heads import read_head
+from repeater.protocol.centrifugo.codecs import Codec, say_data
+from repeater.protocol.http.head import read_head
+from repeater.protocol.websocket.frames import text_frame
+from repeater.protocol.websocket.handshake import answer_handshake
 from repeater.server import open_server
 from repeater.testing import open_test_node
 from repeater.transports import websocket

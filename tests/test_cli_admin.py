@@ -18,7 +18,7 @@ from repeater.client import Client
 from repeater.config import load_settings
 from repeater.credentials import ConnectionGrant
 from repeater.errors import FORCE_DISCONNECT, Disconnect
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
 from repeater.server import Server, open_server
 from repeater.testing import MemoryTransport, connect

@@ -29,7 +29,7 @@ from repeater.errors import (
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.presence import MemoryPresence
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect

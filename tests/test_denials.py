@@ -27,7 +27,7 @@ from repeater.denials import MemoryDenials
 from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.server import open_server
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node

@@ -15,7 +15,7 @@ from repeater.emulation import Emulation, OverflowedError, UnknownSessionError
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
 from repeater.node import Node
 from repeater.options import NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_STREAM
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 

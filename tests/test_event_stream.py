@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.errors import SHUTDOWN
-from repeater.protocol import event_stream
-from repeater.protocol.event_stream import (
+from repeater.protocol.sse import event_stream
+from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
+from repeater.protocol.sse.event_stream import (
     EVENT_STREAM,
     EVENT_STREAM_CHANNEL,
     SetCodec,
@@ -18,7 +19,6 @@ from repeater.protocol.event_stream import (
     retry,
     silent_id,
 )
-from repeater.protocol.positions import UNKNOWN, event_id, parse_event_id
 from repeater.publication import Publication, StreamPosition
 from tests.eventsource import EventSource
 

@@ -18,8 +18,8 @@ from repeater import errors
 from repeater.errors import Disconnect, ErrorCode
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from repeater.protocol.frames import FrameReader
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.protocol.websocket.frames import FrameReader
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.unidirectional import UnidirectionalSession

@@ -25,7 +25,7 @@ from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import NOT_AVAILABLE
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect

@@ -17,9 +17,14 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from repeater.auth import origin_allowed, wants_protobuf
-from repeater.protocol import handshake as module
-from repeater.protocol.handshake import BAD_REQUEST_ANSWER, Check, Handshake, answer_handshake
-from repeater.protocol.heads import read_head
+from repeater.protocol.http.head import read_head
+from repeater.protocol.websocket import handshake as module
+from repeater.protocol.websocket.handshake import (
+    BAD_REQUEST_ANSWER,
+    Check,
+    Handshake,
+    answer_handshake,
+)
 
 
 def head(*lines: str, method: str = "GET", upgrade: bool = True) -> bytes:

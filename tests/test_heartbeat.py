@@ -8,8 +8,8 @@ from trio.testing import MockClock
 
 from repeater.errors import NO_PONG, STALE
 from repeater.options import NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
-from repeater.protocol.frames import PING_FRAME
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
+from repeater.protocol.websocket.frames import PING_FRAME
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 

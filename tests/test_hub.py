@@ -11,7 +11,7 @@ from repeater.credentials import ConnectionGrant
 from repeater.errors import SLOW
 from repeater.hub import Channel, Subscription
 from repeater.node import Node
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 

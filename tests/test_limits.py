@@ -19,7 +19,7 @@ from repeater.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
 from repeater.limits import TokenBucket
 from repeater.node import Node
 from repeater.options import LimitOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.server import Server
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node

@@ -22,7 +22,7 @@ from repeater.interfaces import EventSink
 from repeater.listening import Wanted, listening, positions_of
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.event_stream import EVENT_STREAM
+from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Event, Publication, StreamPosition
 from repeater.testing import MemoryTransport, open_test_node
 from tests.conversation import HeldHistory

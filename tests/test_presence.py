@@ -14,7 +14,7 @@ from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.presence import MemoryPresence
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Announcement, ClientInfo
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node

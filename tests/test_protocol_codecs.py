@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.errors import POSITION_LOST
-from repeater.protocol.codecs import (
+from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON,
     CENTRIFUGE_JSON_ASGI,
     CENTRIFUGE_UNI,
@@ -21,9 +21,9 @@ from repeater.protocol.codecs import (
     Codec,
     say_push,
 )
-from repeater.protocol.filters import TagsFilter
-from repeater.protocol.frames import text_frame
-from repeater.protocol.replies import Push
+from repeater.protocol.centrifugo.filters import TagsFilter
+from repeater.protocol.centrifugo.replies import Push
+from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, ClientInfo, Publication, one_line
 
 DOCUMENTS = st.recursive(

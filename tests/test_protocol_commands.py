@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.errors import BAD_REQUEST, DisconnectError, ErrorCode
-from repeater.protocol.commands import PONG, Command, ConnectRequest, parse_commands
-from repeater.protocol.replies import Empty, Reply, encode_reply, failure
+from repeater.protocol.centrifugo.commands import PONG, Command, ConnectRequest, parse_commands
+from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure
 
 
 def test_pipelined_commands_of_the_golden_transcript() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.protocol.filters import TagsFilter, check_filter, compile_filter, matches
+from repeater.protocol.centrifugo.filters import TagsFilter, check_filter, compile_filter, matches
 
 KEYS = st.sampled_from(["env", "region", "price"])
 VALUES = st.sampled_from(["eu", "us", "u", "prod", "1", "10", "9.5", "-3", "+1.0", "1e3", "NaN"])

@@ -11,8 +11,8 @@ from centrifuge.fossil import apply_delta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.protocol import fossil
-from repeater.protocol.fossil import delta_or_full, make_delta
+from repeater.protocol.centrifugo import fossil
+from repeater.protocol.centrifugo.fossil import delta_or_full, make_delta
 
 BASE = b'{"title":"hello world","count":1}'
 TARGET = b'{"title":"hello world","count":2}'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 
-from repeater.protocol.frames import PING_FRAME, FrameReader, close_frame, text_frame
+from repeater.protocol.websocket.frames import PING_FRAME, FrameReader, close_frame, text_frame
 
 
 def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:

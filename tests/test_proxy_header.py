@@ -12,7 +12,7 @@ from proxyprotocol.result import ProxyResultIPv4, ProxyResultIPv6, ProxyResultLo
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from repeater.protocol.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
+from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 ports = st.integers(0, 65_535)

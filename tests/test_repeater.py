@@ -14,10 +14,10 @@ from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_
 from repeater.hub import Subscription
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol import codecs
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
-from repeater.protocol.filters import Predicate, TagsFilter
-from repeater.protocol.frames import text_frame
+from repeater.protocol.centrifugo import codecs
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
+from repeater.protocol.centrifugo.filters import Predicate, TagsFilter
+from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from tests.conversation import Talk, TestBroker, talking

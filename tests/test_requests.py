@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repeater.protocol.requests import ChunkedReader, parse_head
+from repeater.protocol.http.chunked import ChunkedReader, parse_head
 
 LINE = b"POST /api/publish?api_key=a HTTP/1.1\r\n"
 

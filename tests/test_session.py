@@ -16,7 +16,7 @@ from repeater.brokers.memory import MemoryBroker
 from repeater.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node

@@ -13,8 +13,8 @@ from websockets.protocol import CLIENT, Protocol
 
 from repeater.errors import SHUTDOWN
 from repeater.interfaces import Transport
-from repeater.protocol.codecs import CENTRIFUGE_STREAM, PLAIN
-from repeater.protocol.event_stream import EVENT_STREAM
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM, PLAIN
+from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.testing import MemoryTransport, StallingTransport
 from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.http_stream import HTTPStreamTransport

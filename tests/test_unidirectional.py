@@ -30,7 +30,7 @@ from repeater.errors import (
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.codecs import CENTRIFUGE_UNI_ASGI
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_UNI_ASGI
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.unidirectional import UnidirectionalSession

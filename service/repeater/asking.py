@@ -19,8 +19,8 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
-from repeater.protocol.commands import HistoryRequest, PublishRequest, RPCRequest
-from repeater.protocol.replies import (
+from repeater.protocol.centrifugo.commands import HistoryRequest, PublishRequest, RPCRequest
+from repeater.protocol.centrifugo.replies import (
     HistoryResult,
     PresenceResult,
     PresenceStatsResult,

@@ -32,7 +32,7 @@ from repeater.errors import (
     Unsubscribed,
 )
 from repeater.outbox import Outbox
-from repeater.protocol.replies import Push
+from repeater.protocol.centrifugo.replies import Push
 
 if TYPE_CHECKING:
     from repeater.hub import Subscription

@@ -25,7 +25,7 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.joining import open_subscription, server_side_wish, time_left
-from repeater.protocol.replies import Push, RefreshResult
+from repeater.protocol.centrifugo.replies import Push, RefreshResult
 
 if TYPE_CHECKING:
     from repeater.client import Client

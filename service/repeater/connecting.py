@@ -34,8 +34,12 @@ from repeater.errors import (
 )
 from repeater.headers import forwarded
 from repeater.joining import Joining, Wish, open_subscription, server_side_wish, time_left
-from repeater.protocol.commands import ConnectRequest, RefreshRequest, SubscriptionPosition
-from repeater.protocol.replies import ConnectResult, RefreshResult
+from repeater.protocol.centrifugo.commands import (
+    ConnectRequest,
+    RefreshRequest,
+    SubscriptionPosition,
+)
+from repeater.protocol.centrifugo.replies import ConnectResult, RefreshResult
 from repeater.publication import StreamPosition, embedded
 
 if TYPE_CHECKING:

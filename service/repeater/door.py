@@ -22,7 +22,7 @@ from repeater.auth import connect_parameter
 from repeater.gate import Gate, GateError
 from repeater.headers import headers_of
 from repeater.log import get_logger
-from repeater.protocol.heads import HEAD_END
+from repeater.protocol.http.head import HEAD_END
 from repeater.reception import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor
 from repeater.tls import HTTP2
 from repeater.transports import http_stream, websocket

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.protocol.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
+from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
 from repeater.proxies import UNIX, TrustedProxies
 from repeater.tls import TLSSocket, shake_hands
 

@@ -23,7 +23,7 @@ from repeater.publication import ClientInfo, Publication, StreamPosition, embedd
 if TYPE_CHECKING:
     from repeater.client import Client
     from repeater.interfaces import Events
-    from repeater.protocol.codecs import Codec
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _NOTHING_GRANTED = SubscriptionGrant()
 

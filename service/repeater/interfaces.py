@@ -20,8 +20,8 @@ from repeater.credentials import (
 )
 from repeater.errors import Disconnect, Unsubscribed
 from repeater.options import ChannelOptions
-from repeater.protocol.codecs import Codec
-from repeater.protocol.commands import ConnectRequest
+from repeater.protocol.centrifugo.codecs import Codec
+from repeater.protocol.centrifugo.commands import ConnectRequest
 from repeater.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
 
 if TYPE_CHECKING:

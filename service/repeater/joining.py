@@ -15,8 +15,8 @@ import msgspec
 
 from repeater.credentials import SubscriptionGrant
 from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
-from repeater.protocol.filters import TagsFilter, compile_filter
-from repeater.protocol.replies import Push, SubscribeResult, publication_result
+from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
+from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
 from repeater.publication import START, Publication, StreamPosition, embedded
 from repeater.recovery import Joined, go_on, join, recover, recover_newest
 

@@ -16,7 +16,8 @@ import trio
 from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
 from repeater.joining import Joining, Wish, open_subscription
-from repeater.protocol.event_stream import (
+from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
+from repeater.protocol.sse.event_stream import (
     EVENT_STREAM_CHANNEL,
     EventStreamCodec,
     SetCodec,
@@ -24,7 +25,6 @@ from repeater.protocol.event_stream import (
     reset,
     silent_id,
 )
-from repeater.protocol.positions import UNKNOWN, event_id, parse_event_id
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from repeater.protocol.event_stream import SetCodec
+from repeater.protocol.sse.event_stream import SetCodec
 
 
 class PositionSets:

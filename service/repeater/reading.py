@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from repeater.errors import BrokerError, ErrorCode, ReplyError
-from repeater.protocol.commands import HistoryRequest
-from repeater.protocol.replies import (
+from repeater.protocol.centrifugo.commands import HistoryRequest
+from repeater.protocol.centrifugo.replies import (
     HistoryResult,
     PresenceResult,
     PresenceStatsResult,

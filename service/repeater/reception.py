@@ -29,8 +29,8 @@ from repeater.client import ANONYMOUS
 from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import INAPPROPRIATE_PROTOCOL
 from repeater.headers import forwarded, headers_of
-from repeater.protocol.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
-from repeater.protocol.heads import RawHead, read_head
+from repeater.protocol.http.head import RawHead, read_head
+from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from repeater.transports import websocket
 from repeater.transports.sockets import send_last
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from repeater.hub import Channel, Hub
     from repeater.intake import Intake
     from repeater.outbox import Outbox
-    from repeater.protocol.codecs import Codec
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _SLICE = 32  # outboxes between two looks at the clock: about 0.3 ms of writing
 

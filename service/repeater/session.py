@@ -18,8 +18,8 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.limits import Throttle
-from repeater.protocol.commands import PONG, Command, parse_commands
-from repeater.protocol.replies import Empty, Reply, encode_reply, failure_of
+from repeater.protocol.centrifugo.commands import PONG, Command, parse_commands
+from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure_of
 
 _EMPTY = Empty()
 

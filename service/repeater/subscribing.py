@@ -24,9 +24,9 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.joining import Joining, Wish, drop, open_subscription, time_left
-from repeater.protocol.commands import SubRefreshRequest, SubscribeRequest
-from repeater.protocol.filters import TagsFilter, check_filter
-from repeater.protocol.replies import RefreshResult
+from repeater.protocol.centrifugo.commands import SubRefreshRequest, SubscribeRequest
+from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
+from repeater.protocol.centrifugo.replies import RefreshResult
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:

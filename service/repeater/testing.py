@@ -18,7 +18,7 @@ from repeater.errors import Disconnect
 from repeater.interfaces import Broker
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
-from repeater.protocol.codecs import PLAIN_ASGI, Codec
+from repeater.protocol.centrifugo.codecs import PLAIN_ASGI, Codec
 
 
 class MemoryTransport:

@@ -22,8 +22,8 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.protocol.commands import ConnectRequest, parse_connect
-from repeater.protocol.replies import Push
+from repeater.protocol.centrifugo.commands import ConnectRequest, parse_connect
+from repeater.protocol.centrifugo.replies import Push
 
 _DISCONNECTS: Final = {
     ErrorCode.TOKEN_EXPIRED: EXPIRED,

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater import reading
-from repeater.protocol.commands import HistoryRequest
-from repeater.protocol.replies import Empty, HistoryResult, PresenceResult, PresenceStatsResult
+from repeater.protocol.centrifugo.commands import HistoryRequest
+from repeater.protocol.centrifugo.replies import (
+    Empty,
+    HistoryResult,
+    PresenceResult,
+    PresenceStatsResult,
+)
 
 if TYPE_CHECKING:
     from repeater.api.budget import Budget

@@ -15,8 +15,8 @@ from repeater.commanding import Target
 from repeater.credentials import SubscriptionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.grants import OverrideClaims, json_of, overrides_of
-from repeater.protocol.commands import SincePosition
-from repeater.protocol.replies import Empty
+from repeater.protocol.centrifugo.commands import SincePosition
+from repeater.protocol.centrifugo.replies import Empty
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:

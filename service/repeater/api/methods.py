@@ -47,7 +47,7 @@ from repeater.api.overview import ChannelsBody, InfoBody, channels, info
 from repeater.api.publishing import BroadcastBody, PublishBody, broadcast, publish
 from repeater.api.rpc import RPCBody, rpc
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
-from repeater.protocol.commands import HistoryRequest
+from repeater.protocol.centrifugo.commands import HistoryRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

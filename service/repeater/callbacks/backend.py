@@ -22,7 +22,7 @@ from repeater.credentials import (
     SubscriptionGrant,
 )
 from repeater.errors import ApplicationError, DisconnectError
-from repeater.protocol.commands import ConnectRequest
+from repeater.protocol.centrifugo.commands import ConnectRequest
 from repeater.statistics import BackendStatistics
 
 G = TypeVar("G")

@@ -18,7 +18,12 @@ from repeater.client import Client
 from repeater.credentials import ConnectionGrant
 from repeater.errors import INAPPROPRIATE_PROTOCOL, Disconnect
 from repeater.headers import forwarded
-from repeater.protocol.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI, PLAIN_ASGI, Codec
+from repeater.protocol.centrifugo.codecs import (
+    CENTRIFUGE_JSON_ASGI,
+    CENTRIFUGE_UNI_ASGI,
+    PLAIN_ASGI,
+    Codec,
+)
 from repeater.session import Session
 from repeater.unidirectional import UnidirectionalSession
 

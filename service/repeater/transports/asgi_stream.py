@@ -13,7 +13,7 @@ import trio
 
 from repeater.client import Client
 from repeater.errors import Disconnect
-from repeater.protocol.codecs import Codec
+from repeater.protocol.centrifugo.codecs import Codec
 from repeater.transports.asgi import ASGIConnection
 from repeater.transports.http_stream import converse
 

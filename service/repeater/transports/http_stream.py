@@ -20,9 +20,9 @@ from repeater.addresses import client_address
 from repeater.client import Client
 from repeater.errors import Disconnect
 from repeater.listening import listening
-from repeater.protocol.codecs import Codec
-from repeater.protocol.heads import HEAD_END
-from repeater.protocol.http_request import parse_request
+from repeater.protocol.centrifugo.codecs import Codec
+from repeater.protocol.http.head import HEAD_END
+from repeater.protocol.http.request import parse_request
 from repeater.session import Session
 from repeater.transports.sockets import RECEIVE, SocketTransport
 from repeater.transports.ways import Answer, Headers, Stream, admit, let_in

@@ -26,12 +26,12 @@ from repeater.api.budget import Budget
 from repeater.api.methods import BODY_TIMEOUT, METHODS, call
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from repeater.log import get_logger
-from repeater.protocol.heads import HEAD_END
-from repeater.protocol.requests import (
+from repeater.protocol.http.chunked import (
     ChunkedReader,
     RequestHead,
     parse_head,
 )
+from repeater.protocol.http.head import HEAD_END
 from repeater.transports.answers import encode_answer
 from repeater.transports.sockets import abort_socket
 

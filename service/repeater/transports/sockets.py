@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from repeater.protocol.codecs import Codec
+from repeater.protocol.centrifugo.codecs import Codec
 
 RECEIVE: Final = 65_536
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: RST, nothing waits

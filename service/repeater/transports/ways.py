@@ -26,16 +26,16 @@ from repeater.auth import (
 from repeater.errors import DisconnectError
 from repeater.headers import NONE, forwarded
 from repeater.listening import Wanted, positions_of
-from repeater.protocol.codecs import (
+from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_SSE,
     CENTRIFUGE_STREAM,
     CENTRIFUGE_UNI_SSE,
     CENTRIFUGE_UNI_STREAM,
     Codec,
 )
-from repeater.protocol.commands import parse_connect
-from repeater.protocol.event_stream import EVENT_STREAM, retry
-from repeater.protocol.http_request import HTTPRequest
+from repeater.protocol.centrifugo.commands import parse_connect
+from repeater.protocol.http.request import HTTPRequest
+from repeater.protocol.sse.event_stream import EVENT_STREAM, retry
 
 if TYPE_CHECKING:
     from repeater.node import Node

@@ -15,8 +15,8 @@ import trio
 from repeater.client import Client
 from repeater.credentials import ConnectionGrant
 from repeater.errors import Disconnect
-from repeater.protocol.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
-from repeater.protocol.frames import FrameReader, close_frame
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
+from repeater.protocol.websocket.frames import FrameReader, close_frame
 from repeater.session import Session
 from repeater.transports.sockets import RECEIVE, SocketTransport
 from repeater.unidirectional import UnidirectionalSession

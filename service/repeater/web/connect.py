@@ -21,7 +21,7 @@ from repeater.auth import (
 )
 from repeater.config import Settings
 from repeater.node import Node
-from repeater.protocol.handshake import JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL
+from repeater.protocol.websocket.handshake import JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL
 from repeater.transports import asgi
 
 

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from repeater.emulation import OverflowedError, UnknownSessionError
-from repeater.protocol.http_request import HTTPRequest, make_request
+from repeater.protocol.http.request import HTTPRequest, make_request
 from repeater.transports.asgi_stream import Receive, Send, send_answer, serve
 from repeater.transports.ways import (
     WAYS,

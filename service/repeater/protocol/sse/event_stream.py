@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from repeater.errors import Disconnect
-from repeater.protocol.codecs import Codec, say_data
-from repeater.protocol.positions import position_text
+from repeater.protocol.centrifugo.codecs import Codec, say_data
+from repeater.protocol.sse.event_id import position_text
 from repeater.publication import Publication, StreamPosition
 
 COMMENT: Final = b":\n\n"

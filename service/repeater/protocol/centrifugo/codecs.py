@@ -13,10 +13,10 @@ from typing import Final, Self
 import msgspec
 
 from repeater.errors import Disconnect
-from repeater.protocol.filters import TagsFilter, compile_filter
-from repeater.protocol.fossil import delta_or_full
-from repeater.protocol.frames import PING_FRAME, text_frame
-from repeater.protocol.replies import Push, encode_push
+from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
+from repeater.protocol.centrifugo.fossil import delta_or_full
+from repeater.protocol.centrifugo.replies import Push, encode_push
+from repeater.protocol.websocket.frames import PING_FRAME, text_frame
 from repeater.publication import Announcement, Publication, one_line
 
 _encode = msgspec.json.Encoder().encode

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from repeater.errors import BAD_REQUEST, DisconnectError
-from repeater.protocol.filters import TagsFilter
+from repeater.protocol.centrifugo.filters import TagsFilter
 
 _UINT32: Final = 2**32 - 1
 

@@ -12,7 +12,7 @@ from typing import Final
 import httptools
 import msgspec
 
-from repeater.protocol.heads import HEAD_END, read_head
+from repeater.protocol.http.head import HEAD_END, read_head
 
 _USED: Final = frozenset(
     (

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from repeater.protocol.heads import read_head, text_of
+from repeater.protocol.http.head import read_head, text_of
 
 _NOT_PLAIN: Final = ("expect", "upgrade", "http2-settings", "transfer-encoding")
 

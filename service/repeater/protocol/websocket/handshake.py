@@ -25,7 +25,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from repeater.protocol.heads import RawHead
+from repeater.protocol.http.head import RawHead
 
 _LOGGER = logging.getLogger("repeater.websocket.handshake")
 _LOGGER.setLevel(logging.CRITICAL + 1)

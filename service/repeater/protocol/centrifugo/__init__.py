@@ -1,0 +1,1 @@
+"""Centrifugo's JSON protocol: commands in, replies and pushes out."""

@@ -1,0 +1,1 @@
+"""WebSocket: the opening handshake and the frames."""
