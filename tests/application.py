@@ -11,10 +11,10 @@ import httpx
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from repeater.access.grants import TokenVerifier
 from repeater.callback_options import CallbackOptions
 from repeater.callbacks.backend import HTTPBackend, make_client
 from repeater.client import Client
-from repeater.credentials import TokenVerifier
 from repeater.errors import CONNECTION_CLOSED
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

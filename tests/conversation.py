@@ -11,9 +11,9 @@ from typing import Any
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant, SubscriptionClaims
 from repeater.brokers.memory import MemoryBroker
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant, SubscriptionClaims
 from repeater.errors import BrokerError
 from repeater.interfaces import EventSink
 from repeater.node import Node

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant
 from repeater.api.budget import Budget
 from repeater.api.methods import COMMANDS, METHODS, call
 from repeater.api.overview import ChannelsBody, channels
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from repeater.credentials import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
+from repeater.access.grants import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
 from repeater.errors import BAD_REQUEST, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

@@ -72,8 +72,8 @@ async def test_connect_with_subs(application: Application) -> None:
 
 async def test_a_token_comes_first(application: Application) -> None:
     """Where tokens are proven, a token alone decides, and the back end is not asked."""
-    from repeater.token_options import TokenOptions
-    from repeater.tokens.verifier import open_verifier
+    from repeater.access.tokens.options import TokenOptions
+    from repeater.access.tokens.verifier import open_verifier
 
     async with (
         open_verifier(TokenOptions(hmac_secret_key=SECRET)) as verifier,

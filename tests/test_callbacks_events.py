@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from repeater.access.grants import Caller
 from repeater.callback_options import CallbackOptions
 from repeater.callbacks.backend import make_client
 from repeater.callbacks.delivery import open_events
 from repeater.callbacks.events import EventQueue
 from repeater.callbacks.signature import HEADER
-from repeater.credentials import Caller
 from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions

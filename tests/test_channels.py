@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.channels import Action, ChannelRules
+from repeater.access.channel_rules import Action, ChannelRules
 from repeater.errors import ErrorCode, ReplyError
 from repeater.options import ChannelOptions, NodeOptions
 

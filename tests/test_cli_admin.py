@@ -12,11 +12,11 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
 from repeater.cli import main
 from repeater.client import Client
 from repeater.config import load_settings
-from repeater.credentials import ConnectionGrant
 from repeater.errors import FORCE_DISCONNECT, Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication

@@ -13,9 +13,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater import commanding
+from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.client import Client
 from repeater.commanding import Target
-from repeater.credentials import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.errors import (
     CHANNEL_LIMIT,
     EXPIRED,

@@ -9,6 +9,7 @@ import attrs
 import click
 import pytest
 
+from repeater.access.tokens.options import TokenOptions
 from repeater.callback_options import CallbackOptions
 from repeater.cli import main
 from repeater.config import ConfigError, Settings, load_settings
@@ -16,7 +17,6 @@ from repeater.config.settings import _LEAST, _LIVE
 from repeater.config.sources import OTHER_VARIABLES
 from repeater.config.tables import table_in
 from repeater.options import ChannelOptions, LimitOptions, NodeOptions
-from repeater.token_options import TokenOptions
 
 
 @pytest.fixture(autouse=True)

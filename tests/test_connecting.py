@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     Overrides,
     SubscriptionGrant,

@@ -12,8 +12,8 @@ import trio
 import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant
 from repeater.config import load_settings
-from repeater.credentials import ConnectionGrant
 from repeater.errors import NO_PONG, SLOW
 from repeater.log import LogFormat, configure_log, get_logger
 from repeater.node import Node

@@ -18,11 +18,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant, Denial, TokenVerifier
+from repeater.access.sqlite_denials import open_sqlite_denials
+from repeater.access.tokens.verifier import open_verifier
 from repeater.api.methods import call
-from repeater.brokers.denials import open_sqlite_denials
 from repeater.client import Client
 from repeater.config import ConfigError, load_settings
-from repeater.credentials import ConnectionGrant, Denial, TokenVerifier
 from repeater.denials import MemoryDenials
 from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
 from repeater.node import Node, open_node
@@ -31,7 +32,6 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE
 from repeater.server import open_server
 from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.tokens import open_verifier
 from repeater.unidirectional import UnidirectionalSession
 from tests.signing import HMAC_OPTIONS, sign
 

@@ -19,9 +19,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater import connecting
+from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.memory import MemoryBroker
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import NOT_AVAILABLE
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

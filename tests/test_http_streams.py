@@ -17,8 +17,8 @@ import h11
 import pytest
 import trio
 
+from repeater.access.grants import Denial
 from repeater.config import Settings
-from repeater.credentials import Denial
 from repeater.server import Server, open_server
 from repeater.transports.ways import PROTOBUF_FAREWELL, WAYS
 from repeater.web.subscriptions import EMULATION_PATH

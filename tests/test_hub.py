@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 
-from repeater.credentials import ConnectionGrant
+from repeater.access.grants import ConnectionGrant
 from repeater.errors import SLOW
 from repeater.hub import Channel, Subscription
 from repeater.node import Node

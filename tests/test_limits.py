@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.credentials import ConnectionGrant
+from repeater.access.grants import ConnectionGrant
 from repeater.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
 from repeater.limits import TokenBucket
 from repeater.node import Node

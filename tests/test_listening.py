@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.memory import MemoryBroker
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
 from repeater.interfaces import EventSink
 from repeater.listening import Wanted, listening, positions_of

@@ -19,9 +19,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access.grants import ConnectionGrant
 from repeater.brokers.memory import MemoryBroker
 from repeater.config import load_settings
-from repeater.credentials import ConnectionGrant
 from repeater.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.credentials import ConnectionGrant, Overrides, SubscriptionGrant
+from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

@@ -17,9 +17,9 @@ import trio
 import trio.testing
 import trio_websocket
 
+from repeater.access.grants import TokenInvalidError
 from repeater.assembly import Assembly, open_assembly
 from repeater.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
-from repeater.credentials import TokenInvalidError
 from repeater.errors import ReplyError
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect

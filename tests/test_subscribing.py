@@ -11,7 +11,7 @@ import trio
 from centrifuge.fossil import apply_delta
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     Overrides,
     SubscriptionClaims,

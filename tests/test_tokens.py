@@ -11,9 +11,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repeater.credentials import TokenExpiredError, TokenInvalidError
-from repeater.token_options import TokenOptions
-from repeater.tokens import open_verifier
+from repeater.access.grants import TokenExpiredError, TokenInvalidError
+from repeater.access.tokens.options import TokenOptions
+from repeater.access.tokens.verifier import open_verifier
 from tests.signing import (
     HMAC_OPTIONS,
     NOW,

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     Overrides,
     SubscriptionClaims,
     SubscriptionGrant,
     TokenInvalidError,
 )
-from repeater.token_options import TokenOptions
-from repeater.tokens import open_verifier
+from repeater.access.tokens.options import TokenOptions
+from repeater.access.tokens.verifier import open_verifier
 from tests.signing import HMAC_OPTIONS, NOW, SECRET, now, sign_text
 
 

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from jwt.warnings import InsecureKeyLengthWarning
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.credentials import TokenInvalidError
+from repeater.access.grants import TokenInvalidError
+from repeater.access.tokens.jwks import KEY_ID_LIMIT
+from repeater.access.tokens.options import TokenOptions
+from repeater.access.tokens.verifier import JWTVerifier, open_verifier
 from repeater.errors import BrokerError
-from repeater.token_options import TokenOptions
-from repeater.tokens import JWTVerifier, open_verifier
-from repeater.tokens.jwks import KEY_ID_LIMIT
 from tests.answering import answering, http
 from tests.signing import (
     SECRET,

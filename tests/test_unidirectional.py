@@ -12,13 +12,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.client import Client
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.client import Client
 from repeater.errors import (
     BAD_REQUEST,
     EXPIRED,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater import reading
-from repeater.channels import Action
-from repeater.credentials import PublicationGrant
+from repeater.access.channel_rules import Action
+from repeater.access.grants import PublicationGrant
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,

@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from repeater.brokers.denials import SQLiteDenials, open_sqlite_denials
+from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
+from repeater.access.tokens.options import TokenOptions
+from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
 from repeater.callback_options import CallbackOptions
 from repeater.callbacks.backend import HTTPBackend, make_client
 from repeater.callbacks.delivery import open_events
@@ -25,8 +27,6 @@ from repeater.config import (
 )
 from repeater.errors import BrokerError
 from repeater.node import Node, open_node
-from repeater.token_options import TokenOptions
-from repeater.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
 
 _DENIALS: Final = "denials.sqlite3"
 

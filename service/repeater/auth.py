@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,

@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 
 import attrs
 
-from repeater.token_options import is_http
+from repeater.access.tokens.options import is_http
 
 CallbackKind = Literal["connect", "refresh", "subscribe", "publish", "sub_refresh", "rpc"]
 EventKind = Literal[

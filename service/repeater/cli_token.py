@@ -14,10 +14,10 @@ import click
 if TYPE_CHECKING:
     import msgspec
 
-    from repeater.token_options import TokenOptions
-    from repeater.tokens import JWTVerifier
+    from repeater.access.tokens.options import TokenOptions
+    from repeater.access.tokens.verifier import JWTVerifier
 
-_SAFE_LENGTH = 32  # bytes, as in repeater/tokens/keys.py, which would load the cryptography
+_SAFE_LENGTH = 32  # bytes, as in repeater/access/tokens/keys.py, which would load the cryptography
 
 secret_option = click.option(
     "--hmac-secret-key", envvar="REPEATER_TOKEN__HMAC_SECRET_KEY", show_envvar=True,
@@ -87,7 +87,7 @@ def _json_claims(**given: str | None) -> dict[str, Any]:
 
 
 def _print_token(claims: dict[str, Any], ttl: int, secret: str | None) -> None:
-    from repeater.tokens.issue import issue_token
+    from repeater.access.tokens.issue import issue_token
 
     if not secret:
         raise click.ClickException("no secret: set REPEATER_TOKEN__HMAC_SECRET_KEY")
@@ -116,7 +116,7 @@ def check(
     import msgspec
     import trio
 
-    from repeater.credentials import TokenExpiredError, TokenInvalidError
+    from repeater.access.grants import TokenExpiredError, TokenInvalidError
     from repeater.errors import BrokerError
 
     try:
@@ -140,8 +140,8 @@ def _options(
         ValueError: they are of no use, or there are none.
         OSError: the file can't be read.
     """
-    from repeater.token_options import TokenOptions
-    from repeater.tokens.keys import pem_keys
+    from repeater.access.tokens.keys import pem_keys
+    from repeater.access.tokens.options import TokenOptions
 
     keys = {"hmac_secret_key": hmac_secret_key or "", "jwks_url": jwks_url or ""}
     if public_key is not None:
@@ -160,7 +160,7 @@ async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct
     Raises:
         TokenExpiredError, TokenInvalidError, BrokerError: as the verifier says.
     """
-    from repeater.tokens import open_verifier
+    from repeater.access.tokens.verifier import open_verifier
 
     try:
         async with open_verifier(options) as verifier:
@@ -170,7 +170,7 @@ async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct
 
 
 async def _verify_either(text: str, verifier: JWTVerifier) -> tuple[str, msgspec.Struct]:
-    from repeater.credentials import TokenInvalidError
+    from repeater.access.grants import TokenInvalidError
 
     try:
         return "subscription", await verifier.verify_subscription(text)

@@ -16,7 +16,7 @@ from uuid import uuid4
 import trio
 
 from repeater import headers
-from repeater.credentials import Caller, ConnectionGrant
+from repeater.access.grants import Caller, ConnectionGrant
 from repeater.errors import (
     CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,

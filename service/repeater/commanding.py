@@ -28,8 +28,8 @@ from repeater.joining import open_subscription, server_side_wish, time_left
 from repeater.protocol.centrifugo.replies import Push, RefreshResult
 
 if TYPE_CHECKING:
+    from repeater.access.grants import SubscriptionGrant
     from repeater.client import Client
-    from repeater.credentials import SubscriptionGrant
     from repeater.node import Node
     from repeater.publication import StreamPosition
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from repeater import __version__
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,

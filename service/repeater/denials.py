@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from repeater.credentials import ConnectionGrant, Denial, SubscriptionGrant
+from repeater.access.grants import ConnectionGrant, Denial, SubscriptionGrant
 from repeater.errors import (
     FORCE_DISCONNECT,
     INVALID_TOKEN,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from repeater.credentials import SubscriptionGrant
+from repeater.access.grants import SubscriptionGrant
 from repeater.errors import Unsubscribed
 from repeater.groups import Group
 from repeater.publication import ClientInfo, Publication, StreamPosition, embedded

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from repeater.callback_options import CallbackKind
-from repeater.credentials import (
+from repeater.access.grants import (
     Caller,
     ConnectionGrant,
     Denial,
@@ -18,6 +17,7 @@ from repeater.credentials import (
     Renewal,
     SubscriptionGrant,
 )
+from repeater.callback_options import CallbackKind
 from repeater.errors import Disconnect, Unsubscribed
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import Codec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 import msgspec
 
-from repeater.credentials import SubscriptionGrant
+from repeater.access.grants import SubscriptionGrant
 from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from repeater.credentials import ConnectionGrant, SubscriptionGrant
+from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
 from repeater.joining import Joining, Wish, open_subscription
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id

@@ -15,12 +15,12 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from repeater.access.channel_rules import ChannelRules
+from repeater.access.grants import TokenVerifier
 from repeater.admission import Admission
 from repeater.brokers.memory import MemoryBroker
 from repeater.callback_options import CallbackKind
-from repeater.channels import ChannelRules
 from repeater.connection_log import ConnectionLog
-from repeater.credentials import TokenVerifier
 from repeater.denials import Denials, MemoryDenials
 from repeater.emulation import Emulation
 from repeater.errors import (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.addresses import client_address
 from repeater.auth import (
     RefusedError,
@@ -26,7 +27,6 @@ from repeater.auth import (
     wants_protobuf,
 )
 from repeater.client import ANONYMOUS
-from repeater.credentials import ConnectionGrant, SubscriptionGrant
 from repeater.errors import INAPPROPRIATE_PROTOCOL
 from repeater.headers import forwarded, headers_of
 from repeater.protocol.http.head import RawHead, read_head

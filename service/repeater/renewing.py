@@ -17,8 +17,8 @@ from repeater.hub import Subscription
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
+    from repeater.access.grants import Renewal
     from repeater.client import Client
-    from repeater.credentials import Renewal
     from repeater.node import Node
 
 _log = get_logger("renewing")

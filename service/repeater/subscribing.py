@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.credentials import (
+from repeater.access.grants import (
     SubscriptionClaims,
     SubscriptionGrant,
     TokenExpiredError,

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from repeater.access.grants import TokenVerifier
 from repeater.client import Client
-from repeater.credentials import TokenVerifier
 from repeater.errors import Disconnect
 from repeater.interfaces import Broker
 from repeater.node import Node, open_node

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from repeater import commanding
+from repeater.access.grant_json import OverrideClaims, json_of, overrides_of
+from repeater.access.grants import SubscriptionGrant
 from repeater.commanding import Target
-from repeater.credentials import SubscriptionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
-from repeater.grants import OverrideClaims, json_of, overrides_of
 from repeater.protocol.centrifugo.commands import SincePosition
 from repeater.protocol.centrifugo.replies import Empty
 from repeater.publication import StreamPosition

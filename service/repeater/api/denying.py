@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from repeater.credentials import Denial
+from repeater.access.grants import Denial
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:

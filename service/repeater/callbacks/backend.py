@@ -11,16 +11,16 @@ from typing import TypeVar
 
 import httpx
 
-from repeater.callback_options import CallbackKind, CallbackOptions
-from repeater.callbacks import wire
-from repeater.callbacks.endpoint import Endpoint
-from repeater.credentials import (
+from repeater.access.grants import (
     Caller,
     ConnectionGrant,
     PublicationGrant,
     Renewal,
     SubscriptionGrant,
 )
+from repeater.callback_options import CallbackKind, CallbackOptions
+from repeater.callbacks import wire
+from repeater.callbacks.endpoint import Endpoint
 from repeater.errors import ApplicationError, DisconnectError
 from repeater.protocol.centrifugo.commands import ConnectRequest
 from repeater.statistics import BackendStatistics

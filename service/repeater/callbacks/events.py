@@ -15,8 +15,8 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from repeater.access.grants import Caller
 from repeater.callback_options import EVENT_KINDS, CallbackOptions, EventKind
-from repeater.credentials import Caller
 from repeater.errors import Disconnect, Unsubscribed
 from repeater.statistics import EventStatistics
 

@@ -11,15 +11,7 @@ from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
-from repeater.credentials import (
-    Caller,
-    ConnectionGrant,
-    PublicationGrant,
-    Renewal,
-    SubscriptionGrant,
-)
-from repeater.errors import ApplicationError, Disconnect, DisconnectError
-from repeater.grants import (
+from repeater.access.grant_json import (
     OverrideClaims,
     SubscriptionOptions,
     channels_of,
@@ -27,6 +19,14 @@ from repeater.grants import (
     overrides_of,
     reason_of,
 )
+from repeater.access.grants import (
+    Caller,
+    ConnectionGrant,
+    PublicationGrant,
+    Renewal,
+    SubscriptionGrant,
+)
+from repeater.errors import ApplicationError, Disconnect, DisconnectError
 from repeater.publication import embedded
 
 R = TypeVar("R")

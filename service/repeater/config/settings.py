@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from repeater.access.tokens.options import TokenOptions
 from repeater.api.keys import ApiKey
 from repeater.callback_options import CallbackOptions
 from repeater.comments.options import PING_INTERVAL, CommentsOptions
@@ -49,7 +50,6 @@ from repeater.config.fields import (
     unless_empty,
 )
 from repeater.options import ChannelOptions, LimitOptions, NodeOptions
-from repeater.token_options import TokenOptions
 
 # What a node reads from its options whenever it needs it; the rest is built into running parts.
 _LIVE = (

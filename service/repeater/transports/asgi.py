@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
+from repeater.access.grants import ConnectionGrant
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant
 from repeater.errors import INAPPROPRIATE_PROTOCOL, Disconnect
 from repeater.headers import forwarded
 from repeater.protocol.centrifugo.codecs import (

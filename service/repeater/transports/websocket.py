@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from repeater.access.grants import ConnectionGrant
 from repeater.client import Client
-from repeater.credentials import ConnectionGrant
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from repeater.protocol.websocket.frames import FrameReader, close_frame

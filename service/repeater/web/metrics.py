@@ -20,15 +20,15 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from repeater import __version__
+from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.errors import REASONS
 from repeater.histogram import HistogramStatistics
 from repeater.node import Node
 from repeater.statistics import BackendStatistics, EventStatistics, NodeStatistics
-from repeater.tokens.replaceable import ReplaceableVerifier
 
 if TYPE_CHECKING:
+    from repeater.access.tokens.verifier import VerifierStatistics
     from repeater.door import DoorStatistics
-    from repeater.tokens import VerifierStatistics
 
 _APPLICATION = "application"  # the reason of a code that is not ours
 

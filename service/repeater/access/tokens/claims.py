@@ -8,14 +8,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from repeater.credentials import (
-    ConnectionGrant,
-    SubscriptionClaims,
-    SubscriptionGrant,
-    TokenExpiredError,
-    TokenInvalidError,
-)
-from repeater.grants import (
+from repeater.access.grant_json import (
     OverrideClaims,
     SubscriptionOptions,
     channels_of,
@@ -23,6 +16,13 @@ from repeater.grants import (
     one_line,
     overrides_of,
     reason_of,
+)
+from repeater.access.grants import (
+    ConnectionGrant,
+    SubscriptionClaims,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
 )
 
 _EXACT = 2**53  # Seconds past it are no date, and lose digits as a float.

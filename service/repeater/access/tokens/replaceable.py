@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from repeater.credentials import ConnectionGrant, SubscriptionClaims
-from repeater.token_options import TokenOptions
-from repeater.tokens.keys import KeyRing
-from repeater.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
+from repeater.access.grants import ConnectionGrant, SubscriptionClaims
+from repeater.access.tokens.keys import KeyRing
+from repeater.access.tokens.options import TokenOptions
+from repeater.access.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
 
 _GRACE = 1.0  # seconds beyond the longest wait for an issuer's keys
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from repeater.credentials import Denial
+from repeater.access.grants import Denial
 from repeater.errors import BrokerError
 
 _SCHEMA: Final = """

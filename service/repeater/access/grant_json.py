@@ -10,7 +10,7 @@ import base64
 
 import msgspec
 
-from repeater.credentials import Overrides, SubscriptionGrant
+from repeater.access.grants import Overrides, SubscriptionGrant
 
 
 class Switch(msgspec.Struct, frozen=True):

@@ -16,16 +16,13 @@ import httpx
 import jwt
 import trio
 
-from repeater.credentials import (
+from repeater.access.grants import (
     ConnectionGrant,
     SubscriptionClaims,
     TokenExpiredError,
     TokenInvalidError,
 )
-from repeater.errors import BrokerError
-from repeater.log import get_logger
-from repeater.token_options import TokenOptions
-from repeater.tokens.claims import (
+from repeater.access.tokens.claims import (
     C,
     ConnectionToken,
     SubscriptionToken,
@@ -35,8 +32,11 @@ from repeater.tokens.claims import (
     subscription_claims,
     user_of,
 )
-from repeater.tokens.jwks import KeySet, KeySetStatistics
-from repeater.tokens.keys import HMAC_SAFE_LENGTH, PUBLIC_KEY_ALGORITHMS, KeyRing
+from repeater.access.tokens.jwks import KeySet, KeySetStatistics
+from repeater.access.tokens.keys import HMAC_SAFE_LENGTH, PUBLIC_KEY_ALGORITHMS, KeyRing
+from repeater.access.tokens.options import TokenOptions
+from repeater.errors import BrokerError
+from repeater.log import get_logger
 
 log = get_logger("tokens")
 

@@ -17,10 +17,10 @@ import trio
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from repeater.access.tokens.keys import Key, public_keys
+from repeater.access.tokens.options import TokenOptions
 from repeater.errors import BrokerError
 from repeater.log import get_logger
-from repeater.token_options import TokenOptions
-from repeater.tokens.keys import Key, public_keys
 
 log = get_logger("tokens")
 

@@ -4,7 +4,3 @@
 a token says into grants, `verifier` puts the three together. PyJWT and cryptography do the
 cryptography. Nothing here logs or repeats a token, a key or a secret.
 """
-
-from repeater.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
-
-__all__ = ["JWTVerifier", "VerifierStatistics", "open_verifier"]
