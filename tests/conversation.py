@@ -12,10 +12,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims
+from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
 from repeater.client import Client
 from repeater.errors import BrokerError
-from repeater.interfaces import EventSink
 from repeater.node import Node
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, Codec

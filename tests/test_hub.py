@@ -9,7 +9,7 @@ import attrs
 
 from repeater.access.grants import ConnectionGrant
 from repeater.errors import SLOW
-from repeater.hub import Channel, Subscription
+from repeater.fanout.hub import Channel, Subscription
 from repeater.node import Node
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition

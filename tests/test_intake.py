@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.intake import Intake
+from repeater.fanout.intake import Intake
 from repeater.publication import Event, Publication
 
 

@@ -16,25 +16,32 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "repeater",
         "repeater.errors",
+        "repeater.fanout",
+        "repeater.brokers",
         "repeater.publication",
         "repeater.options",
         "repeater.access",
         "repeater.access.grants",
         "repeater.comments.options",
         "repeater.access.tokens.options",
-        "repeater.histogram",
+        "repeater.fanout.histogram",
         "repeater.callback_options",
         "repeater.headers",
         "repeater.endpoints",
         "repeater.proxies",
     ),
     ("repeater.protocol",),
-    ("repeater.interfaces", "repeater.log", "repeater.access.grant_json", "repeater.collector"),
     (
-        "repeater.outbox",
-        "repeater.groups",
-        "repeater.hub",
-        "repeater.intake",
+        "repeater.brokers.contract",
+        "repeater.log",
+        "repeater.access.grant_json",
+        "repeater.collector",
+    ),
+    (
+        "repeater.fanout.outbox",
+        "repeater.fanout.groups",
+        "repeater.fanout.hub",
+        "repeater.fanout.intake",
         "repeater.heartbeat",
         "repeater.auth",
         "repeater.addresses",
@@ -46,9 +53,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("repeater.denials",),
     (
         "repeater.client",
-        "repeater.repeater",
+        "repeater.fanout.repeater",
         "repeater.presence",
-        "repeater.recovery",
+        "repeater.fanout.recovery",
         "repeater.connection_log",
         "repeater.reading",
     ),
@@ -175,7 +182,7 @@ def test_brokers_and_transports_do_not_know_each_other(path: Path) -> None:
     """A broker imports no hub, client or transport; a transport imports no broker."""
     name, imported = name_of(path), imports_of(path)
     if name.startswith("repeater.brokers"):
-        hidden = ("repeater.hub", "repeater.client", "repeater.transports", "repeater.node")
+        hidden = ("repeater.fanout.hub", "repeater.client", "repeater.transports", "repeater.node")
         assert not any(one.startswith(hidden) for one in imported)
     if name.startswith("repeater.transports"):
         assert not any(one.startswith("repeater.brokers") for one in imported)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
+from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
 from repeater.client import Client
 from repeater.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
-from repeater.interfaces import EventSink
 from repeater.listening import Wanted, listening, positions_of
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

@@ -12,9 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.brokers.contract import Broker
 from repeater.brokers.memory import MemoryBroker
-from repeater.intake import Intake
-from repeater.interfaces import Broker
+from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Publication, StreamPosition
 

@@ -15,8 +15,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.client import Client
 from repeater.errors import SLOW, WRITE_ERROR, Disconnect
+from repeater.fanout.outbox import BacklogRoom, Outbox, send_to_all
 from repeater.options import NodeOptions
-from repeater.outbox import BacklogRoom, Outbox, send_to_all
 from repeater.protocol.centrifugo.codecs import PLAIN, PLAIN_ASGI, Codec
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from repeater.transports.websocket import WebSocketTransport

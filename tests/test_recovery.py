@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repeater.fanout.recovery import Joined, join, recover, recover_newest
 from repeater.publication import START, Publication, StreamPosition
-from repeater.recovery import Joined, join, recover, recover_newest
 
 EPOCH = "now"
 

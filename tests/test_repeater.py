@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from repeater.client import Client
 from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
-from repeater.hub import Subscription
+from repeater.fanout.hub import Subscription
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs

@@ -17,7 +17,7 @@ from repeater.limits import TokenBucket
 
 if TYPE_CHECKING:
     from repeater.client import Client
-    from repeater.hub import Hub
+    from repeater.fanout.hub import Hub
     from repeater.options import LimitOptions
 
 

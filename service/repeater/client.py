@@ -31,12 +31,12 @@ from repeater.errors import (
     Disconnect,
     Unsubscribed,
 )
-from repeater.outbox import Outbox
+from repeater.fanout.outbox import Outbox
 from repeater.protocol.centrifugo.replies import Push
 
 if TYPE_CHECKING:
-    from repeater.hub import Subscription
-    from repeater.interfaces import Transport
+    from repeater.brokers.contract import Transport
+    from repeater.fanout.hub import Subscription
     from repeater.node import Node
 
 ANONYMOUS = ConnectionGrant()

@@ -28,9 +28,9 @@ from repeater.log import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from repeater.brokers.contract import DenialStore
     from repeater.client import Client
-    from repeater.hub import Hub
-    from repeater.interfaces import DenialStore
+    from repeater.fanout.hub import Hub
 
 _log = get_logger("denials")
 

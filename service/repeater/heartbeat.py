@@ -13,7 +13,7 @@ import trio
 
 if TYPE_CHECKING:
     from repeater.client import Client
-    from repeater.outbox import BacklogRoom
+    from repeater.fanout.outbox import BacklogRoom
 
 
 class Heartbeat:

@@ -15,14 +15,14 @@ import msgspec
 
 from repeater.access.grants import SubscriptionGrant
 from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
+from repeater.fanout.recovery import Joined, go_on, join, recover, recover_newest
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
 from repeater.publication import START, Publication, StreamPosition, embedded
-from repeater.recovery import Joined, go_on, join, recover, recover_newest
 
 if TYPE_CHECKING:
     from repeater.client import Client
-    from repeater.hub import Subscription
+    from repeater.fanout.hub import Subscription
     from repeater.options import ChannelOptions
 
 

@@ -18,6 +18,14 @@ import trio
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
 from repeater.admission import Admission
+from repeater.brokers.contract import (
+    Backend,
+    Broker,
+    DenialStore,
+    Events,
+    InstantBroker,
+    PresenceStore,
+)
 from repeater.brokers.memory import MemoryBroker
 from repeater.callback_options import CallbackKind
 from repeater.connection_log import ConnectionLog
@@ -31,25 +39,17 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
+from repeater.fanout.hub import Hub
+from repeater.fanout.intake import Intake
+from repeater.fanout.outbox import BacklogRoom
+from repeater.fanout.repeater import Repeater
 from repeater.heartbeat import Heartbeat
-from repeater.hub import Hub
-from repeater.intake import Intake
-from repeater.interfaces import (
-    Backend,
-    Broker,
-    DenialStore,
-    Events,
-    InstantBroker,
-    PresenceStore,
-)
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.outbox import BacklogRoom
 from repeater.position_sets import PositionSets
 from repeater.presence import Attendance, MemoryPresence
 from repeater.publication import Publication, StreamPosition
 from repeater.renewing import Renewals
-from repeater.repeater import Repeater
 from repeater.statistics import NodeStatistics
 
 _log = get_logger("node")

@@ -18,8 +18,8 @@ from repeater.log import get_logger
 from repeater.publication import Announcement, ClientInfo
 
 if TYPE_CHECKING:
-    from repeater.hub import Subscription
-    from repeater.interfaces import Broker, PresenceStore
+    from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.fanout.hub import Subscription
 
 _log = get_logger("presence")
 

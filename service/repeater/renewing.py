@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from repeater.errors import EXPIRED, BrokerError, DisconnectError, ReplyError
-from repeater.hub import Subscription
+from repeater.fanout.hub import Subscription
 from repeater.log import get_logger
 
 if TYPE_CHECKING:

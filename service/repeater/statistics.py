@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from repeater.callback_options import CallbackKind
-from repeater.repeater import RepeaterStatistics
+from repeater.fanout.repeater import RepeaterStatistics
 
 
 class EndpointStatistics(msgspec.Struct, frozen=True):

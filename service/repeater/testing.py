@@ -13,9 +13,9 @@ import attrs
 import trio
 
 from repeater.access.grants import TokenVerifier
+from repeater.brokers.contract import Broker
 from repeater.client import Client
 from repeater.errors import Disconnect
-from repeater.interfaces import Broker
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN_ASGI, Codec

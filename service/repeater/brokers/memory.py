@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import trio
 
-from repeater.interfaces import EventSink
+from repeater.brokers.contract import EventSink
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, Publication, StreamPosition
 

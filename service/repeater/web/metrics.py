@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.errors import REASONS
-from repeater.histogram import HistogramStatistics
+from repeater.fanout.histogram import HistogramStatistics
 from repeater.node import Node
 from repeater.statistics import BackendStatistics, EventStatistics, NodeStatistics
 

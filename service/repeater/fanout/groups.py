@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from repeater.hub import Subscription
-    from repeater.outbox import Outbox
+    from repeater.fanout.hub import Subscription
+    from repeater.fanout.outbox import Outbox
 
 
 @attrs.frozen(eq=False)

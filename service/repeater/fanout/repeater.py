@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import trio
 
-from repeater.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
-from repeater.outbox import send_to_all
+from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
+from repeater.fanout.outbox import send_to_all
 from repeater.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
-    from repeater.groups import Audience
-    from repeater.hub import Channel, Hub
-    from repeater.intake import Intake
-    from repeater.outbox import Outbox
+    from repeater.fanout.groups import Audience
+    from repeater.fanout.hub import Channel, Hub
+    from repeater.fanout.intake import Intake
+    from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
 
 _SLICE = 32  # outboxes between two looks at the clock: about 0.3 ms of writing

@@ -17,12 +17,12 @@ import trio
 
 from repeater.access.grants import SubscriptionGrant
 from repeater.errors import Unsubscribed
-from repeater.groups import Group
+from repeater.fanout.groups import Group
 from repeater.publication import ClientInfo, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
+    from repeater.brokers.contract import Events
     from repeater.client import Client
-    from repeater.interfaces import Events
     from repeater.protocol.centrifugo.codecs import Codec
 
 _NOTHING_GRANTED = SubscriptionGrant()
