@@ -12,8 +12,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import TokenVerifier
-from repeater.callback_options import CallbackOptions
-from repeater.callbacks.backend import HTTPBackend, make_client
+from repeater.backend.http import HTTPBackend, make_client
+from repeater.backend.options import CallbackOptions
 from repeater.client import Client
 from repeater.errors import CONNECTION_CLOSED
 from repeater.node import Node, open_node

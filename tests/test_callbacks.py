@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from repeater.callbacks.signature import HEADER, sign
+from repeater.backend.signature import HEADER, sign
 from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication

@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from repeater.access.grants import Caller
-from repeater.callback_options import CallbackOptions
-from repeater.callbacks.backend import HTTPBackend, make_client
-from repeater.callbacks.signature import sign
+from repeater.backend.http import HTTPBackend, make_client
+from repeater.backend.options import CallbackOptions
+from repeater.backend.signature import sign
 from repeater.config import CurrentSettings, load_settings
 from repeater.door import Door
 from repeater.errors import BrokerError

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from repeater.access.grants import Caller
-from repeater.callback_options import CallbackOptions
-from repeater.callbacks.backend import make_client
-from repeater.callbacks.delivery import open_events
-from repeater.callbacks.events import EventQueue
-from repeater.callbacks.signature import HEADER
+from repeater.backend.delivery import open_events
+from repeater.backend.events import EventQueue
+from repeater.backend.http import make_client
+from repeater.backend.options import CallbackOptions
+from repeater.backend.signature import HEADER
 from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions

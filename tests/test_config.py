@@ -10,7 +10,7 @@ import click
 import pytest
 
 from repeater.access.tokens.options import TokenOptions
-from repeater.callback_options import CallbackOptions
+from repeater.backend.options import CallbackOptions
 from repeater.cli import main
 from repeater.config import ConfigError, Settings, load_settings
 from repeater.config.settings import _LEAST, _LIVE

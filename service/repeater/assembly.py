@@ -13,10 +13,10 @@ from typing import Final
 from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
-from repeater.callback_options import CallbackOptions
-from repeater.callbacks.backend import HTTPBackend, make_client
-from repeater.callbacks.delivery import open_events
-from repeater.callbacks.events import EventQueue
+from repeater.backend.delivery import open_events
+from repeater.backend.events import EventQueue
+from repeater.backend.http import HTTPBackend, make_client
+from repeater.backend.options import CallbackOptions
 from repeater.config import (
     Changes,
     ConfigError,

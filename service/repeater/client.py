@@ -15,8 +15,8 @@ from uuid import uuid4
 
 import trio
 
-from repeater import headers
 from repeater.access.grants import Caller, ConnectionGrant
+from repeater.backend import headers
 from repeater.errors import (
     CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,

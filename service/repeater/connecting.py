@@ -18,6 +18,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.backend.headers import forwarded
 from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
@@ -32,7 +33,6 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.headers import forwarded
 from repeater.joining import Joining, Wish, open_subscription, server_side_wish, time_left
 from repeater.protocol.centrifugo.commands import (
     ConnectRequest,

@@ -19,8 +19,8 @@ import msgspec
 import trio
 
 from repeater.auth import connect_parameter
+from repeater.backend.headers import headers_of
 from repeater.gate import Gate, GateError
-from repeater.headers import headers_of
 from repeater.log import get_logger
 from repeater.protocol.http.head import HEAD_END
 from repeater.reception import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor

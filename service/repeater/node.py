@@ -18,6 +18,7 @@ import trio
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
 from repeater.admission import Admission
+from repeater.backend.options import CallbackKind
 from repeater.brokers.contract import (
     Backend,
     Broker,
@@ -27,7 +28,6 @@ from repeater.brokers.contract import (
     PresenceStore,
 )
 from repeater.brokers.memory import MemoryBroker
-from repeater.callback_options import CallbackKind
 from repeater.connection_log import ConnectionLog
 from repeater.denials import Denials, MemoryDenials
 from repeater.emulation import Emulation

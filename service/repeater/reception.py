@@ -26,9 +26,9 @@ from repeater.auth import (
     refuse_while_draining,
     wants_protobuf,
 )
+from repeater.backend.headers import forwarded, headers_of
 from repeater.client import ANONYMOUS
 from repeater.errors import INAPPROPRIATE_PROTOCOL
-from repeater.headers import forwarded, headers_of
 from repeater.protocol.http.head import RawHead, read_head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from repeater.transports import websocket

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from repeater.callback_options import CallbackKind
+from repeater.backend.options import CallbackKind
 from repeater.fanout.repeater import RepeaterStatistics
 
 

@@ -17,7 +17,7 @@ from repeater.access.grants import (
     Renewal,
     SubscriptionGrant,
 )
-from repeater.callback_options import CallbackKind
+from repeater.backend.options import CallbackKind
 from repeater.errors import Disconnect, Unsubscribed
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import Codec

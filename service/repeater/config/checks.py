@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from repeater.callback_options import CallbackKind, CallbackOptions
+from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.comments.options import CommentsOptions
 from repeater.config.errors import Mistake
 from repeater.endpoints import Endpoint, parse_endpoint

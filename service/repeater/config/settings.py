@@ -27,7 +27,7 @@ from pydantic_settings import (
 
 from repeater.access.tokens.options import TokenOptions
 from repeater.api.keys import ApiKey
-from repeater.callback_options import CallbackOptions
+from repeater.backend.options import CallbackOptions
 from repeater.comments.options import PING_INTERVAL, CommentsOptions
 from repeater.config.checks import (
     callback_mistakes,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 
 from repeater.access.grants import ConnectionGrant
+from repeater.backend.headers import forwarded
 from repeater.client import Client
 from repeater.errors import INAPPROPRIATE_PROTOCOL, Disconnect
-from repeater.headers import forwarded
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON_ASGI,
     CENTRIFUGE_UNI_ASGI,

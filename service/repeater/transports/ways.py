@@ -23,8 +23,8 @@ from repeater.auth import (
     plain_channels,
     refuse_while_draining,
 )
+from repeater.backend.headers import NONE, forwarded
 from repeater.errors import DisconnectError
-from repeater.headers import NONE, forwarded
 from repeater.listening import Wanted, positions_of
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_SSE,

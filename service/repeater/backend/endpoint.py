@@ -15,10 +15,10 @@ import msgspec
 import trio
 
 from repeater import __version__
-from repeater.callback_options import CallbackKind, CallbackOptions
-from repeater.callbacks import signature
-from repeater.callbacks.circuit import Circuit
-from repeater.callbacks.wire import Refusal, meaning
+from repeater.backend import signature
+from repeater.backend.circuit import Circuit
+from repeater.backend.options import CallbackKind, CallbackOptions
+from repeater.backend.wire import Refusal, meaning
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.statistics import EndpointStatistics

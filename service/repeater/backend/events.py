@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from repeater.access.grants import Caller
-from repeater.callback_options import EVENT_KINDS, CallbackOptions, EventKind
+from repeater.backend.options import EVENT_KINDS, CallbackOptions, EventKind
 from repeater.errors import Disconnect, Unsubscribed
 from repeater.statistics import EventStatistics
 

@@ -18,9 +18,9 @@ from repeater.access.grants import (
     Renewal,
     SubscriptionGrant,
 )
-from repeater.callback_options import CallbackKind, CallbackOptions
-from repeater.callbacks import wire
-from repeater.callbacks.endpoint import Endpoint
+from repeater.backend import wire
+from repeater.backend.endpoint import Endpoint
+from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.errors import ApplicationError, DisconnectError
 from repeater.protocol.centrifugo.commands import ConnectRequest
 from repeater.statistics import BackendStatistics

@@ -15,9 +15,9 @@ from typing import Final
 import httpx
 import trio
 
-from repeater.callback_options import CallbackOptions
-from repeater.callbacks.endpoint import UnansweredError, UnusableError, post
-from repeater.callbacks.events import EventQueue
+from repeater.backend.endpoint import UnansweredError, UnusableError, post
+from repeater.backend.events import EventQueue
+from repeater.backend.options import CallbackOptions
 from repeater.log import get_logger
 
 _log = get_logger("events")
