@@ -14,12 +14,12 @@ from trio.testing import wait_all_tasks_blocked
 from repeater.access.grants import TokenVerifier
 from repeater.backend.http import HTTPBackend, make_client
 from repeater.backend.options import CallbackOptions
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.session import Session
 from repeater.errors import CONNECTION_CLOSED
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect
 
 URL = "http://app.example/"

@@ -14,13 +14,13 @@ from trio.testing import wait_all_tasks_blocked
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims
 from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.session import Session
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import ClientInfo, Event, Publication, StreamPosition
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect
 
 Message = Mapping[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from repeater.addresses import address_key, client_address
+from repeater.clients.addresses import address_key, client_address
 
 
 def test_a_tcp_peer_has_its_address() -> None:

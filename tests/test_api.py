@@ -18,10 +18,10 @@ from repeater.api.keys import ApiKey
 from repeater.api.methods import call
 from repeater.api.stream import EventStream
 from repeater.brokers.memory import MemoryBroker
+from repeater.clients.presence import MemoryPresence
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.presence import MemoryPresence
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 

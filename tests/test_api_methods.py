@@ -18,7 +18,7 @@ from repeater.access.grants import ConnectionGrant
 from repeater.api.budget import Budget
 from repeater.api.methods import COMMANDS, METHODS, call
 from repeater.api.overview import ChannelsBody, channels
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import trio
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.config import load_settings
 from repeater.node import Node
 from repeater.options import NodeOptions

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
 from repeater.cli import main
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.config import load_settings
 from repeater.errors import FORCE_DISCONNECT, Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI

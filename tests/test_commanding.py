@@ -12,10 +12,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater import commanding
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
-from repeater.client import Client
-from repeater.commanding import Target
+from repeater.clients import connections
+from repeater.clients.client import Client
+from repeater.clients.connections import Target
+from repeater.clients.presence import MemoryPresence
+from repeater.clients.session import Session
 from repeater.errors import (
     CHANNEL_LIMIT,
     EXPIRED,
@@ -28,10 +30,8 @@ from repeater.errors import (
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.presence import MemoryPresence
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication, StreamPosition
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect
 from tests.conversation import HeldHistory
 
@@ -164,7 +164,7 @@ async def test_subscribe() -> None:
     async with world() as it, talking(it.node) as alice, talking(it.node, "bob") as bob:
         await it.node.publish(Publication("news", b"1"))
         grant = SubscriptionGrant(info=b'{"a":1}', data=b'"welcome"')
-        await commanding.subscribe(it.node, ALICE, "news", grant)
+        await connections.subscribe(it.node, ALICE, "news", grant)
         subscribed, joined = await alice.heard()
         await it.node.publish(Publication("news", b"2"))
         (published,) = await alice.heard()
@@ -187,7 +187,7 @@ async def test_subscribe_recovers() -> None:
             position = await it.node.publish(Publication("news", data))
         assert position is not None
         since = StreamPosition(1, position.epoch)
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING, since)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING, since)
         subscribed, *published, joined = await alice.heard()
         assert subscribed["push"]["subscribe"]["offset"] == 1
         assert subscribed["push"]["subscribe"]["recovered"] is True
@@ -200,7 +200,7 @@ async def test_subscribe_from_a_lost_position() -> None:
     """Not recovered: it is told so, and goes on at the top."""
     async with world() as it, talking(it.node) as alice:
         await it.node.publish(Publication("news", b"1"))
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING, StreamPosition(1, "other"))
+        await connections.subscribe(it.node, ALICE, "news", NOTHING, StreamPosition(1, "other"))
         (subscribed, joined) = await alice.heard()
         result = subscribed["push"]["subscribe"]
         assert (result["offset"], result["was_recovering"]) == (1, True)
@@ -212,7 +212,7 @@ async def test_overrides() -> None:
     """They win over the channel's options."""
     overrides = Overrides(presence=True, force_recovery=True)
     async with world(channel=ChannelOptions()) as it, talking(it.node) as alice:
-        await commanding.subscribe(it.node, ALICE, "news", SubscriptionGrant(overrides=overrides))
+        await connections.subscribe(it.node, ALICE, "news", SubscriptionGrant(overrides=overrides))
         (subscribed,) = await alice.heard()
         assert subscribed["push"]["subscribe"]["recoverable"] is True
         assert [*await it.members()] == [alice.client.id]
@@ -249,9 +249,9 @@ async def test_subscribe_skips_whom_it_can_not_tell() -> None:
         connect(it.node, MemoryTransport(), ["plain"]) as plain,
     ):
         early.client.identify(ConnectionGrant())
-        await commanding.subscribe(it.node, Target(), "news", NOTHING)
+        await connections.subscribe(it.node, Target(), "news", NOTHING)
         assert set(it.node.hub.channels) == {"plain"}
-        await commanding.unsubscribe(it.node, Target())
+        await connections.unsubscribe(it.node, Target())
         assert not plain.channels
         assert not it.node.hub.channels
 
@@ -259,9 +259,9 @@ async def test_subscribe_skips_whom_it_can_not_tell() -> None:
 async def test_who_hears_it_already_is_left_alone() -> None:
     """By the server's doing or its own; and its own attempt later is 105."""
     async with world() as it, talking(it.node) as alice:
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING)
         assert await alice.pushes() == [("subscribe", "news"), ("join", "news")]
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING)
         await alice.say(subscribe={"channel": "news"}, id=2)
         (reply,) = await alice.heard()
         assert reply["error"]["code"] == 105
@@ -271,7 +271,7 @@ async def test_the_channel_limit() -> None:
     """A connection that is full is closed (3505); another one is subscribed."""
     async with world(channel_limit=1) as it, talking(it.node) as full, talking(it.node) as free:
         await full.say(subscribe={"channel": "a"}, id=2)
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING)
         assert end_of(full.client) is CHANNEL_LIMIT
         assert set(free.client.channels) == {"news"}
 
@@ -283,7 +283,7 @@ async def test_a_client_that_ends_while_it_is_subscribed(held: str) -> None:
         gate: Gate = getattr(it, held).gate
         async with talking(it.node) as alice:
             gate.close()
-            nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+            nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
             await wait_all_tasks_blocked()
             assert set(alice.client.channels) == {"news"}
             sent = len(alice.transport.sent)
@@ -299,7 +299,7 @@ async def test_a_client_that_subscribes_at_the_same_time() -> None:
     """The server was first: the client is told 105, and hears the channel once."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.broker.gate.close()
-        nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
         await alice.say(subscribe={"channel": "news"}, id=2)
         await it.node.publish(Publication("news", b"1"))
@@ -320,7 +320,7 @@ async def test_the_client_was_first() -> None:
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
         await wait_all_tasks_blocked()
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING)
         it.broker.gate.open()
         assert await alice.pushes() == [("subscribe", "reply"), ("join", "news")]
         assert not alice.client.channels["news"].server_side
@@ -336,7 +336,7 @@ async def test_unsubscribed_while_it_subscribes(held: str) -> None:
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
         await wait_all_tasks_blocked()
-        await commanding.unsubscribe(it.node, ALICE, "news")
+        await connections.unsubscribe(it.node, ALICE, "news")
         assert not alice.client.channels
         gate.open()
         _, ended = await alice.heard()
@@ -349,15 +349,15 @@ async def test_subscribed_again_before_the_first_attempt_came_through() -> None:
     """Only the second subscription is there, and it stays counted."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.presence.gate.close()
-        nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
-        await commanding.unsubscribe(it.node, ALICE, "news")
-        nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+        await connections.unsubscribe(it.node, ALICE, "news")
+        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
         it.presence.gate.open()
         assert await alice.pushes() == [("subscribe", "news"), ("join", "news")]
         assert [*await it.members()] == [alice.client.id]
-        await commanding.unsubscribe(it.node, ALICE, "news")
+        await connections.unsubscribe(it.node, ALICE, "news")
         assert await alice.pushes() == [("unsubscribe", "news")]
         assert await it.members() == {}
 
@@ -369,13 +369,13 @@ async def test_a_failing_back_end(held: str) -> None:
         gate: Gate = getattr(it, held).gate
         gate.open(broken=True)
         with pytest.raises(BrokerError):
-            await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+            await connections.subscribe(it.node, ALICE, "news", NOTHING)
         assert "subscribe" not in [name for name, _ in await alice.pushes()]
         assert end_of(alice.client) is None
         assert not it.node.hub.channels
         assert await it.members() == {}
         gate.open()
-        nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
         assert ("subscribe", "news") in await alice.pushes()
 
 
@@ -383,7 +383,7 @@ async def test_a_cancelled_call() -> None:
     """Nothing gathers for a client that nobody will tell."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.broker.gate.close()
-        nursery.start_soon(commanding.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -404,9 +404,9 @@ async def test_many_connections() -> None:
             client.identify(ConnectionGrant(user="alice"))
             client.became_ready()
             clients.append(client)
-        await commanding.subscribe(it.node, ALICE, "news", NOTHING)
+        await connections.subscribe(it.node, ALICE, "news", NOTHING)
         assert it.node.hub.channels["news"].size == 150
-        await commanding.disconnect(it.node, ALICE)
+        await connections.disconnect(it.node, ALICE)
         for client in clients:
             assert end_of(client) is FORCE_DISCONNECT
             await client.leave()
@@ -415,22 +415,22 @@ async def test_many_connections() -> None:
 async def test_unsubscribe() -> None:
     """From one channel or from all, whoever had subscribed; each is told."""
     async with world() as it, talking(it.node) as alice:
-        await commanding.subscribe(it.node, ALICE, "a", NOTHING)
+        await connections.subscribe(it.node, ALICE, "a", NOTHING)
         for channel in ("b", "c"):
             await alice.say(subscribe={"channel": channel}, id=2)
         await alice.heard()
-        await commanding.unsubscribe(it.node, ALICE, "a")
+        await connections.unsubscribe(it.node, ALICE, "a")
         (ended,) = await alice.heard()
         assert ended["push"]["unsubscribe"] == {
             "code": SERVER_UNSUBSCRIBE.code,
             "reason": SERVER_UNSUBSCRIBE.reason,
         }
-        await commanding.unsubscribe(it.node, ALICE)
+        await connections.unsubscribe(it.node, ALICE)
         assert await alice.pushes() == [("unsubscribe", "b"), ("unsubscribe", "c")]
-        await commanding.unsubscribe(it.node, ALICE, "a")
+        await connections.unsubscribe(it.node, ALICE, "a")
         assert await alice.heard() == []
         with pytest.raises(ReplyError) as caught:
-            await commanding.unsubscribe(it.node, ALICE, "unknown:a")
+            await connections.unsubscribe(it.node, ALICE, "unknown:a")
         assert caught.value.code is ErrorCode.UNKNOWN_CHANNEL
 
 
@@ -439,7 +439,7 @@ async def test_disconnect() -> None:
     why = Disconnect(4_000, "come back")
     async with world() as it, talking(it.node) as kept:
         async with talking(it.node) as gone:
-            await commanding.disconnect(it.node, ALICE, why, {kept.client.id})
+            await connections.disconnect(it.node, ALICE, why, {kept.client.id})
         assert gone.transport.closed_with == why
         assert end_of(kept.client) is None
 
@@ -449,21 +449,21 @@ async def test_refresh(autojump_clock: MockClock) -> None:
     async with world(expired_close_delay=5.0) as it:
         now = int(it.node.unix_time())
         async with talking(it.node) as alice:
-            await commanding.refresh(it.node, ALICE, expire_at=now + 10)
+            await connections.refresh(it.node, ALICE, expire_at=now + 10)
             (pushed,) = await alice.heard()
             assert pushed["push"]["refresh"]["expires"] is True
             assert 9 <= pushed["push"]["refresh"]["ttl"] <= 10  # whole seconds, rounded down
-            await commanding.refresh(it.node, ALICE)
+            await connections.refresh(it.node, ALICE)
             (pushed,) = await alice.heard()
             assert pushed["push"] == {"refresh": {}}
             await trio.sleep(16)
             assert end_of(alice.client) is None
             now = int(it.node.unix_time())
-            await commanding.refresh(it.node, ALICE, expire_at=now + 2)
+            await connections.refresh(it.node, ALICE, expire_at=now + 2)
             await trio.sleep(7 + 1.5)
             assert end_of(alice.client) is EXPIRED
         async with talking(it.node) as again:
-            await commanding.refresh(it.node, ALICE, expire_at=1)
+            await connections.refresh(it.node, ALICE, expire_at=1)
             assert end_of(again.client) is EXPIRED
 
 
@@ -471,11 +471,11 @@ async def test_refresh_of_the_info() -> None:
     """Everybody who looks sees it, and whoever leaves meanwhile stays gone."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         for channel in ("news", "sport"):
-            await commanding.subscribe(it.node, ALICE, channel, NOTHING)
+            await connections.subscribe(it.node, ALICE, channel, NOTHING)
         it.presence.gate.close()
-        nursery.start_soon(lambda: commanding.refresh(it.node, ALICE, info=b'{"name":"Alice"}'))
+        nursery.start_soon(lambda: connections.refresh(it.node, ALICE, info=b'{"name":"Alice"}'))
         await wait_all_tasks_blocked()
-        await commanding.unsubscribe(it.node, ALICE, "sport")
+        await connections.unsubscribe(it.node, ALICE, "sport")
         it.presence.gate.open()
         await wait_all_tasks_blocked()
         (member,) = (await it.members()).values()

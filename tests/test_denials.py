@@ -22,17 +22,17 @@ from repeater.access.grants import ConnectionGrant, Denial, TokenVerifier
 from repeater.access.sqlite_denials import open_sqlite_denials
 from repeater.access.tokens.verifier import open_verifier
 from repeater.api.methods import call
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.denials import MemoryDenials
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.config import ConfigError, load_settings
-from repeater.denials import MemoryDenials
 from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.server import open_server
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.unidirectional import UnidirectionalSession
 from tests.signing import HMAC_OPTIONS, sign
 
 DONE: dict[str, Any] = {"result": {}}

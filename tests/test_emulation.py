@@ -11,12 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.emulation import Emulation, OverflowedError, UnknownSessionError
+from repeater.clients.emulation import Emulation, OverflowedError, UnknownSessionError
+from repeater.clients.session import Session
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECT = b'{"connect":{},"id":1}'

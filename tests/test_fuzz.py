@@ -15,14 +15,14 @@ import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater import errors
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect, ErrorCode
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.protocol.websocket.frames import FrameReader
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.unidirectional import UnidirectionalSession
 
 SEEDS = range(16)
 INPUTS = 1_000  # for each seed

@@ -18,16 +18,16 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater import connecting
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.memory import MemoryBroker
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.commands import connect as connect_command
+from repeater.clients.session import Session
 from repeater.errors import NOT_AVAILABLE
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect
 
 OPTIONS = NodeOptions(
@@ -172,7 +172,7 @@ async def test_the_scene_is_played(
     scene: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every line of the client is answered by the lines of the transcript, and by no other."""
-    monkeypatch.setattr(connecting, "__version__", "0.0.0")
+    monkeypatch.setattr(connect_command, "__version__", "0.0.0")
     async with staged(scene) as stage:
         for who, what in SCENES[scene]:
             if who == "C":

@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from repeater.clients.session import Session
 from repeater.errors import NO_PONG, STALE
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
 from repeater.protocol.websocket.frames import PING_FRAME
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 
 OPTIONS = NodeOptions(ping_interval=20, pong_timeout=5, stale_timeout=8)

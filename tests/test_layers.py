@@ -17,6 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "repeater",
         "repeater.errors",
         "repeater.fanout",
+        "repeater.clients",
+        "repeater.clients.commands",
         "repeater.brokers",
         "repeater.publication",
         "repeater.options",
@@ -42,31 +44,35 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "repeater.fanout.groups",
         "repeater.fanout.hub",
         "repeater.fanout.intake",
-        "repeater.heartbeat",
+        "repeater.clients.heartbeat",
         "repeater.auth",
-        "repeater.addresses",
-        "repeater.limits",
-        "repeater.admission",
+        "repeater.clients.addresses",
+        "repeater.clients.throttle",
+        "repeater.clients.limits",
         "repeater.access.channel_rules",
-        "repeater.position_sets",
+        "repeater.clients.position_sets",
     ),
-    ("repeater.denials",),
+    ("repeater.clients.denials",),
     (
-        "repeater.client",
+        "repeater.clients.client",
         "repeater.fanout.repeater",
-        "repeater.presence",
+        "repeater.clients.presence",
         "repeater.fanout.recovery",
-        "repeater.connection_log",
-        "repeater.reading",
+        "repeater.clients.connection_log",
+        "repeater.clients.reading",
     ),
-    ("repeater.joining",),
-    ("repeater.subscribing", "repeater.asking", "repeater.renewing"),
-    ("repeater.connecting", "repeater.commanding"),
+    ("repeater.clients.joining",),
     (
-        "repeater.session",
-        "repeater.unidirectional",
-        "repeater.listening",
-        "repeater.emulation",
+        "repeater.clients.commands.subscribe",
+        "repeater.clients.commands.publish",
+        "repeater.clients.renewals",
+    ),
+    ("repeater.clients.commands.connect", "repeater.clients.connections"),
+    (
+        "repeater.clients.session",
+        "repeater.clients.unidirectional",
+        "repeater.clients.plain",
+        "repeater.clients.emulation",
         "repeater.statistics",
     ),
     ("repeater.node",),
@@ -182,7 +188,12 @@ def test_brokers_and_transports_do_not_know_each_other(path: Path) -> None:
     """A broker imports no hub, client or transport; a transport imports no broker."""
     name, imported = name_of(path), imports_of(path)
     if name.startswith("repeater.brokers"):
-        hidden = ("repeater.fanout.hub", "repeater.client", "repeater.transports", "repeater.node")
+        hidden = (
+            "repeater.fanout.hub",
+            "repeater.clients.client",
+            "repeater.transports",
+            "repeater.node",
+        )
         assert not any(one.startswith(hidden) for one in imported)
     if name.startswith("repeater.transports"):
         assert not any(one.startswith("repeater.brokers") for one in imported)

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
+from repeater.clients.session import Session
+from repeater.clients.throttle import TokenBucket
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
-from repeater.limits import TokenBucket
 from repeater.node import Node
 from repeater.options import LimitOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.server import Server
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.unidirectional import UnidirectionalSession
 from tests.test_end_to_end import UPGRADE, Peer, peer, running
 
 CONNECT = b'{"connect":{},"id":1}'

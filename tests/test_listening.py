@@ -17,9 +17,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.plain import Wanted, listening, positions_of
 from repeater.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
-from repeater.listening import Wanted, listening, positions_of
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.sse.event_stream import EVENT_STREAM

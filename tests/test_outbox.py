@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import SLOW, WRITE_ERROR, Disconnect
 from repeater.fanout.outbox import BacklogRoom, Outbox, send_to_all
 from repeater.options import NodeOptions

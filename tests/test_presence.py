@@ -10,13 +10,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
+from repeater.clients.presence import MemoryPresence
+from repeater.clients.session import Session
 from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.presence import MemoryPresence
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Announcement, ClientInfo
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, Gate, Talk, TestBroker, talking
 

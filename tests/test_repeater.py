@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
 from repeater.fanout.hub import Subscription
 from repeater.node import Node

@@ -13,12 +13,12 @@ import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.brokers.memory import MemoryBroker
+from repeater.clients.session import Session
 from repeater.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECT = b'{"connect":{"name":"js"},"id":1}'

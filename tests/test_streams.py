@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.clients.session import Session
 from repeater.errors import CONNECTION_CLOSED, INSUFFICIENT_STATE
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Event, Publication
-from repeater.session import Session
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import TestBroker
 

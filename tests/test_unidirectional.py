@@ -18,7 +18,8 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import (
     BAD_REQUEST,
     EXPIRED,
@@ -33,7 +34,6 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_UNI_ASGI
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.unidirectional import UnidirectionalSession
 from tests.conversation import FakeVerifier, TestBroker
 
 

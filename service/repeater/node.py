@@ -17,7 +17,6 @@ import trio
 
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
-from repeater.admission import Admission
 from repeater.backend.options import CallbackKind
 from repeater.brokers.contract import (
     Backend,
@@ -28,9 +27,14 @@ from repeater.brokers.contract import (
     PresenceStore,
 )
 from repeater.brokers.memory import MemoryBroker
-from repeater.connection_log import ConnectionLog
-from repeater.denials import Denials, MemoryDenials
-from repeater.emulation import Emulation
+from repeater.clients.connection_log import ConnectionLog
+from repeater.clients.denials import Denials, MemoryDenials
+from repeater.clients.emulation import Emulation
+from repeater.clients.heartbeat import Heartbeat
+from repeater.clients.limits import Admission
+from repeater.clients.position_sets import PositionSets
+from repeater.clients.presence import Attendance, MemoryPresence
+from repeater.clients.renewals import Renewals
 from repeater.errors import (
     SHUTDOWN,
     BrokerError,
@@ -43,13 +47,9 @@ from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
 from repeater.fanout.repeater import Repeater
-from repeater.heartbeat import Heartbeat
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.position_sets import PositionSets
-from repeater.presence import Attendance, MemoryPresence
 from repeater.publication import Publication, StreamPosition
-from repeater.renewing import Renewals
 from repeater.statistics import NodeStatistics
 
 _log = get_logger("node")

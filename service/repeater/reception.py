@@ -15,7 +15,6 @@ import attrs
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.addresses import client_address
 from repeater.auth import (
     RefusedError,
     first_of,
@@ -27,7 +26,8 @@ from repeater.auth import (
     wants_protobuf,
 )
 from repeater.backend.headers import forwarded, headers_of
-from repeater.client import ANONYMOUS
+from repeater.clients.addresses import client_address
+from repeater.clients.client import ANONYMOUS
 from repeater.errors import INAPPROPRIATE_PROTOCOL
 from repeater.protocol.http.head import RawHead, read_head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
@@ -36,7 +36,7 @@ from repeater.transports.sockets import send_last
 
 if TYPE_CHECKING:
     from repeater.auth import Query
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.config import CurrentSettings
     from repeater.node import Node
 

@@ -14,7 +14,7 @@ import trio
 
 from repeater.access.grants import TokenVerifier
 from repeater.brokers.contract import Broker
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import Disconnect
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions

@@ -23,7 +23,7 @@ import attrs
 import trio
 from pydantic import Field
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.config import Settings
 from repeater.options import NodeOptions
 from repeater.publication import Publication

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import BAD_REQUEST, NO_PONG, Disconnect
 from repeater.options import ChannelOptions
 from repeater.publication import Publication

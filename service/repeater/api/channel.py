@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater import reading
+from repeater.clients import reading
 from repeater.protocol.centrifugo.commands import HistoryRequest
 from repeater.protocol.centrifugo.replies import (
     Empty,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from repeater import commanding
 from repeater.access.grant_json import OverrideClaims, json_of, overrides_of
 from repeater.access.grants import SubscriptionGrant
-from repeater.commanding import Target
+from repeater.clients import connections
+from repeater.clients.connections import Target
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.commands import SincePosition
 from repeater.protocol.centrifugo.replies import Empty
@@ -103,7 +103,7 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
         since = StreamPosition(body.recover_since.offset, body.recover_since.epoch)
         if not 0 <= since.offset <= _UINT64:
             raise ReplyError(ErrorCode.BAD_REQUEST)
-    await commanding.subscribe(node, body.target(), body.channel, grant, since)
+    await connections.subscribe(node, body.target(), body.channel, grant, since)
     return _EMPTY
 
 
@@ -113,7 +113,7 @@ async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Emp
     Raises:
         ReplyError: the channel's name is wrong (107), or its namespace unknown (102).
     """
-    await commanding.unsubscribe(node, body.target(), body.channel)
+    await connections.unsubscribe(node, body.target(), body.channel)
     return _EMPTY
 
 
@@ -124,7 +124,7 @@ async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty
         ReplyError: 107 for a code or reason that no close frame could carry.
     """
     why = FORCE_DISCONNECT if body.disconnect is None else _checked(body.disconnect)
-    await commanding.disconnect(node, body.target(), why, frozenset(body.whitelist))
+    await connections.disconnect(node, body.target(), why, frozenset(body.whitelist))
     return _EMPTY
 
 
@@ -136,10 +136,10 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
         BrokerError: the new info did not get into the presence of some channels.
     """
     if body.expired:
-        await commanding.disconnect(node, body.target(), EXPIRED)
+        await connections.disconnect(node, body.target(), EXPIRED)
         return _EMPTY
     info = _json(body.info, "") if body.info else None
-    await commanding.refresh(node, body.target(), expire_at=body.expire_at, info=info)
+    await connections.refresh(node, body.target(), expire_at=body.expire_at, info=info)
     return _EMPTY
 
 

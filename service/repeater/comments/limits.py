@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from repeater.clients.throttle import TokenBuckets
 from repeater.comments.options import Rate
 from repeater.comments.problems import TOO_MANY, ProblemError
-from repeater.limits import TokenBuckets
 
 
 class RateLimit:

@@ -22,7 +22,7 @@ from repeater.publication import ClientInfo, Publication, StreamPosition, embedd
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Events
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.protocol.centrifugo.codecs import Codec
 
 _NOTHING_GRANTED = SubscriptionGrant()

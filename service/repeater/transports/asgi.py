@@ -16,7 +16,9 @@ import trio
 
 from repeater.access.grants import ConnectionGrant
 from repeater.backend.headers import forwarded
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import INAPPROPRIATE_PROTOCOL, Disconnect
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON_ASGI,
@@ -24,8 +26,6 @@ from repeater.protocol.centrifugo.codecs import (
     PLAIN_ASGI,
     Codec,
 )
-from repeater.session import Session
-from repeater.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from quart import Websocket

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from repeater.client import Client
+from repeater.clients.client import Client
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
 from repeater.transports.asgi import ASGIConnection

@@ -16,17 +16,17 @@ from uuid import uuid4
 
 import trio
 
-from repeater.addresses import client_address
-from repeater.client import Client
+from repeater.clients.addresses import client_address
+from repeater.clients.client import Client
+from repeater.clients.plain import listening
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect
-from repeater.listening import listening
 from repeater.protocol.centrifugo.codecs import Codec
 from repeater.protocol.http.head import HEAD_END
 from repeater.protocol.http.request import parse_request
-from repeater.session import Session
 from repeater.transports.sockets import RECEIVE, SocketTransport
 from repeater.transports.ways import Answer, Headers, Stream, admit, let_in
-from repeater.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from repeater.node import Node

@@ -24,8 +24,8 @@ from repeater.auth import (
     refuse_while_draining,
 )
 from repeater.backend.headers import NONE, forwarded
+from repeater.clients.plain import Wanted, positions_of
 from repeater.errors import DisconnectError
-from repeater.listening import Wanted, positions_of
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_SSE,
     CENTRIFUGE_STREAM,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from repeater.access.grants import ConnectionGrant
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from repeater.protocol.websocket.frames import FrameReader, close_frame
-from repeater.session import Session
 from repeater.transports.sockets import RECEIVE, SocketTransport
-from repeater.unidirectional import UnidirectionalSession
 
 if TYPE_CHECKING:
     from repeater.node import Node

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from repeater.emulation import OverflowedError, UnknownSessionError
+from repeater.clients.emulation import OverflowedError, UnknownSessionError
 from repeater.protocol.http.request import HTTPRequest, make_request
 from repeater.transports.asgi_stream import Receive, Send, send_answer, serve
 from repeater.transports.ways import (

@@ -15,6 +15,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.clients.joining import Joining, Wish, drop, open_subscription, time_left
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -23,14 +24,13 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.joining import Joining, Wish, drop, open_subscription, time_left
 from repeater.protocol.centrifugo.commands import SubRefreshRequest, SubscribeRequest
 from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
 from repeater.protocol.centrifugo.replies import RefreshResult
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.options import ChannelOptions
 
 _NO_RECOVERED_FALSE: Final = 2  # in `flag`: error 112 instead of `recovered: false`

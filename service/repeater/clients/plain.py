@@ -14,8 +14,8 @@ import attrs
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
+from repeater.clients.joining import Joining, Wish, open_subscription
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
-from repeater.joining import Joining, Wish, open_subscription
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
     EVENT_STREAM_CHANNEL,
@@ -28,7 +28,7 @@ from repeater.protocol.sse.event_stream import (
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
 
 _PATIENCE: Final = 1.0
 """Seconds that a subscriber waits to be where others are already, so that they share a codec.

@@ -13,6 +13,7 @@ import attrs
 import msgspec
 import trio
 
+from repeater.clients.joining import open_subscription, server_side_wish, time_left
 from repeater.errors import (
     CHANNEL_LIMIT,
     EXPIRED,
@@ -24,12 +25,11 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.joining import open_subscription, server_side_wish, time_left
 from repeater.protocol.centrifugo.replies import Push, RefreshResult
 
 if TYPE_CHECKING:
     from repeater.access.grants import SubscriptionGrant
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.node import Node
     from repeater.publication import StreamPosition
 

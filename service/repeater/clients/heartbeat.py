@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.fanout.outbox import BacklogRoom
 
 

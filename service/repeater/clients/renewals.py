@@ -18,7 +18,7 @@ from repeater.log import get_logger
 
 if TYPE_CHECKING:
     from repeater.access.grants import Renewal
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.node import Node
 
 _log = get_logger("renewing")

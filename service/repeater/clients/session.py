@@ -7,8 +7,9 @@ wait for those before them: whatever comes with `connect` is carried out when th
 
 from __future__ import annotations
 
-from repeater import asking, connecting, subscribing
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.commands import connect, publish, subscribe
+from repeater.clients.throttle import Throttle
 from repeater.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
@@ -17,7 +18,6 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.limits import Throttle
 from repeater.protocol.centrifugo.commands import PONG, Command, parse_commands
 from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure_of
 
@@ -94,13 +94,13 @@ class Session:
         if self._refused or command.connect is None or not command.valid_id:
             raise DisconnectError(BAD_REQUEST)
         try:
-            result, joinings = await connecting.connect(self._client, command.connect)
+            result, joinings = await connect.connect(self._client, command.connect)
         except ReplyError as error:
             self._refused = True
             self._push(Reply(command.id, error=failure_of(error)))
             return
         self._push(Reply(command.id, connect=result))
-        await connecting.go_live(self._client, joinings)
+        await connect.go_live(self._client, joinings)
 
     async def _answer(self, command: Command) -> None:
         """Carry out the first method that is there, in the protocol's order, and reply."""
@@ -114,25 +114,25 @@ class Session:
             client.unsubscribe(command.unsubscribe.channel)
             reply = Reply(command.id, unsubscribe=_EMPTY)
         elif command.publish is not None:
-            await asking.publish(client, command.publish)
+            await publish.publish(client, command.publish)
             reply = Reply(command.id, publish=_EMPTY)
         elif command.presence is not None:
-            presence = await asking.presence(client, command.presence.channel)
+            presence = await publish.presence(client, command.presence.channel)
             reply = Reply(command.id, presence=presence)
         elif command.presence_stats is not None:
-            stats = await asking.presence_stats(client, command.presence_stats.channel)
+            stats = await publish.presence_stats(client, command.presence_stats.channel)
             reply = Reply(command.id, presence_stats=stats)
         elif command.history is not None:
-            history = await asking.history(client, command.history)
+            history = await publish.history(client, command.history)
             reply = Reply(command.id, history=history)
         elif command.rpc is not None:
-            called = await asking.rpc(client, command.rpc)
+            called = await publish.rpc(client, command.rpc)
             reply = Reply(command.id, rpc=called)
         elif command.refresh is not None:
-            refreshed = await connecting.refresh(client, command.refresh)
+            refreshed = await connect.refresh(client, command.refresh)
             reply = Reply(command.id, refresh=refreshed)
         elif command.sub_refresh is not None:
-            refreshed = await subscribing.refresh(client, command.sub_refresh)
+            refreshed = await subscribe.refresh(client, command.sub_refresh)
             reply = Reply(command.id, sub_refresh=refreshed)
         else:
             raise DisconnectError(BAD_REQUEST)
@@ -140,7 +140,7 @@ class Session:
 
     async def _subscribe(self, command: Command) -> None:
         assert command.subscribe is not None
-        joining = await subscribing.subscribe(self._client, command.subscribe)
+        joining = await subscribe.subscribe(self._client, command.subscribe)
         self._push(Reply(command.id, subscribe=joining.result()))
         joining.finish()
         await self._client.node.attendance.announce_join(joining.subscription)

@@ -21,7 +21,7 @@ from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publicat
 from repeater.publication import START, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.fanout.hub import Subscription
     from repeater.options import ChannelOptions
 

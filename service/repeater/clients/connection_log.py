@@ -15,7 +15,7 @@ import trio
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.errors import Disconnect
 
 _log = get_logger("connections")

@@ -11,12 +11,12 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from repeater.addresses import address_key
 from repeater.auth import RefusedError
-from repeater.limits import TokenBucket
+from repeater.clients.addresses import address_key
+from repeater.clients.throttle import TokenBucket
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.fanout.hub import Hub
     from repeater.options import LimitOptions
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from repeater.brokers.contract import DenialStore
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.fanout.hub import Hub
 
 _log = get_logger("denials")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repeater import reading
 from repeater.access.channel_rules import Action
 from repeater.access.grants import PublicationGrant
+from repeater.clients import reading
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,
@@ -29,7 +29,7 @@ from repeater.protocol.centrifugo.replies import (
 from repeater.publication import ClientInfo, Publication, embedded
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
     from repeater.options import ChannelOptions
 
 

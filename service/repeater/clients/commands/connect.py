@@ -19,6 +19,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 from repeater.backend.headers import forwarded
+from repeater.clients.joining import Joining, Wish, open_subscription, server_side_wish, time_left
 from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
@@ -33,7 +34,6 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.joining import Joining, Wish, open_subscription, server_side_wish, time_left
 from repeater.protocol.centrifugo.commands import (
     ConnectRequest,
     RefreshRequest,
@@ -43,7 +43,7 @@ from repeater.protocol.centrifugo.replies import ConnectResult, RefreshResult
 from repeater.publication import StreamPosition, embedded
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
 
 
 async def connect(client: Client, request: ConnectRequest) -> tuple[ConnectResult, list[Joining]]:

@@ -18,7 +18,7 @@ import trio
 from repeater.errors import TOO_MANY_REQUESTS
 
 if TYPE_CHECKING:
-    from repeater.client import Client
+    from repeater.clients.client import Client
 
 _MESSAGES: Final = 128  # waiting in one session: an SDK's whole set of subscriptions, one by one
 _BYTES: Final = 262_144  # in them: four messages of the largest size

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from repeater import connecting
-from repeater.client import Client
+from repeater.clients.client import Client
+from repeater.clients.commands import connect
 from repeater.errors import (
     BAD_REQUEST,
     EXPIRED,
@@ -56,7 +56,7 @@ class UnidirectionalSession:
         self._client.outbox.flush()
 
     async def _connect(self, request: ConnectRequest) -> None:
-        result, joinings = await connecting.connect(self._client, request)
+        result, joinings = await connect.connect(self._client, request)
         push = Push(connect=msgspec.structs.replace(result, pong=False, node=""))
         self._client.outbox.push(self._client.codec.push(push))
-        await connecting.go_live(self._client, joinings)
+        await connect.go_live(self._client, joinings)

@@ -1,0 +1,1 @@
+"""One connection's life, whatever its transport and protocol."""

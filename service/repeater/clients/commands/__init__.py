@@ -1,0 +1,1 @@
+"""One file for each command of a client: a parsed request in, a reply out."""
