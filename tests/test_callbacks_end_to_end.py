@@ -32,10 +32,10 @@ from repeater.backend.http import HTTPBackend, make_client
 from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import sign
 from repeater.config import CurrentSettings, load_settings
-from repeater.door import Door
 from repeater.errors import BrokerError
-from repeater.handover import Handover
-from repeater.listeners import open_listeners
+from repeater.front.accept import Door
+from repeater.front.hypercorn import Handover
+from repeater.front.listeners import open_listeners
 from repeater.server import open_server
 from repeater.web.app import create_app
 from tests.answering import answering, http

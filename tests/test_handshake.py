@@ -16,7 +16,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from repeater.auth import origin_allowed, wants_protobuf
+from repeater.front.auth import origin_allowed, wants_protobuf
 from repeater.protocol.http.head import read_head
 from repeater.protocol.websocket import handshake as module
 from repeater.protocol.websocket.handshake import (

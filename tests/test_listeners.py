@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from repeater.config import ConfigError, load_settings
-from repeater.endpoints import Endpoint, parse_endpoint
-from repeater.listeners import ListenError, open_all, open_listeners
+from repeater.config.endpoints import Endpoint, parse_endpoint
+from repeater.front.listeners import ListenError, open_all, open_listeners
 from repeater.server import ServeError, open_server
 from tests.test_end_to_end import Peer, peer, running
 

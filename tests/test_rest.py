@@ -17,12 +17,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.api.keys import ApiKey
 from repeater.brokers.memory import MemoryBroker
+from repeater.front.rest import Rest, RestOptions
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
 from repeater.server import Server
 from repeater.testing import open_test_node
-from repeater.transports.rest import Rest, RestOptions
 from tests.test_end_to_end import UPGRADE, Peer, peer, running
 
 EVENT = b'{"channel":"news","data":[1]}'
@@ -254,7 +254,7 @@ async def test_a_hand_over_in_mid_connection() -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not served, and keep nothing alive: the connection ends by itself."""
-    monkeypatch.setattr("repeater.handover._LINGER", 0.1)
+    monkeypatch.setattr("repeater.front.hypercorn._LINGER", 0.1)
     async with running() as server, caller(server, way) as back_end:
         await back_end.stream.send_all(
             request(EVENT, head=b"Connection: close\r\n") + request(EVENT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from repeater.tls import TLSSocket
+from repeater.front.tls import TLSSocket
 
 
 @cache

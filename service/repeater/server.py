@@ -17,15 +17,15 @@ import trio
 from repeater import __version__
 from repeater.assembly import Assembly, open_assembly
 from repeater.config import Changes, ConfigError, CurrentSettings, Settings
-from repeater.door import Door
-from repeater.endpoints import Endpoint
-from repeater.gate import Gate
-from repeater.handover import Handover
-from repeater.listeners import ListenError, Listeners, open_all
+from repeater.config.endpoints import Endpoint
+from repeater.front.accept import Door
+from repeater.front.hypercorn import Handover
+from repeater.front.listeners import ListenError, Listeners, open_all
+from repeater.front.preamble import Gate
+from repeater.front.tls import Certificate, TLSError
+from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import configure_log, get_logger
 from repeater.node import Node
-from repeater.proxies import TrustedProxies
-from repeater.tls import Certificate, TLSError
 from repeater.web.app import create_app, open_bundled
 
 _log = get_logger("server")

@@ -11,9 +11,9 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from repeater.auth import RefusedError
 from repeater.clients.addresses import address_key
 from repeater.clients.throttle import TokenBucket
+from repeater.front.auth import RefusedError
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client

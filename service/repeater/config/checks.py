@@ -10,10 +10,10 @@ from pathlib import Path
 
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.comments.options import CommentsOptions
+from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.config.errors import Mistake
-from repeater.endpoints import Endpoint, parse_endpoint
+from repeater.front.trusted_proxies import TrustedProxies
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.proxies import TrustedProxies
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
 _ACTIONS = ("subscribe", "publish", "presence", "history")

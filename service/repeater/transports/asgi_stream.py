@@ -18,8 +18,8 @@ from repeater.transports.asgi import ASGIConnection
 from repeater.transports.http_stream import converse
 
 if TYPE_CHECKING:
+    from repeater.front.admit import Answer, Headers, Stream
     from repeater.node import Node
-    from repeater.transports.ways import Answer, Headers, Stream
 
 _NO_CONTENT = 204  # whose answer has no length (RFC 9110, section 8.6)
 

@@ -22,11 +22,11 @@ from repeater.clients.plain import listening
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect
+from repeater.front.admit import Answer, Headers, Stream, admit, let_in
 from repeater.protocol.centrifugo.codecs import Codec
 from repeater.protocol.http.head import HEAD_END
 from repeater.protocol.http.request import parse_request
 from repeater.transports.sockets import RECEIVE, SocketTransport
-from repeater.transports.ways import Answer, Headers, Stream, admit, let_in
 
 if TYPE_CHECKING:
     from repeater.node import Node

@@ -28,7 +28,7 @@ from repeater.web.subscriptions import SubscriptionRoutes
 
 if TYPE_CHECKING:
     from repeater.comments.comments import Comments
-    from repeater.door import DoorStatistics
+    from repeater.front.accept import DoorStatistics
 
 
 class Holder:

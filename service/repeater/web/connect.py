@@ -9,7 +9,8 @@ from quart import Blueprint, Websocket, websocket
 from quart.typing import ResponseReturnValue
 from werkzeug.local import LocalProxy
 
-from repeater.auth import (
+from repeater.config import Settings
+from repeater.front.auth import (
     RefusedError,
     first_of,
     header_token,
@@ -19,7 +20,6 @@ from repeater.auth import (
     refuse_while_draining,
     wants_protobuf,
 )
-from repeater.config import Settings
 from repeater.node import Node
 from repeater.protocol.websocket.handshake import JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL
 from repeater.transports import asgi

@@ -28,7 +28,7 @@ from repeater.statistics import BackendStatistics, EventStatistics, NodeStatisti
 
 if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics
-    from repeater.door import DoorStatistics
+    from repeater.front.accept import DoorStatistics
 
 _APPLICATION = "application"  # the reason of a code that is not ours
 

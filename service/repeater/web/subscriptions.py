@@ -14,9 +14,7 @@ import msgspec
 import trio
 
 from repeater.clients.emulation import OverflowedError, UnknownSessionError
-from repeater.protocol.http.request import HTTPRequest, make_request
-from repeater.transports.asgi_stream import Receive, Send, send_answer, serve
-from repeater.transports.ways import (
+from repeater.front.admit import (
     WAYS,
     Answer,
     admit,
@@ -26,6 +24,8 @@ from repeater.transports.ways import (
     let_in,
     refusal,
 )
+from repeater.protocol.http.request import HTTPRequest, make_request
+from repeater.transports.asgi_stream import Receive, Send, send_answer, serve
 
 if TYPE_CHECKING:
     from repeater.config import Settings

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.front.tls import TLSSocket, shake_hands
+from repeater.front.trusted_proxies import UNIX, TrustedProxies
 from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
-from repeater.proxies import UNIX, TrustedProxies
-from repeater.tls import TLSSocket, shake_hands
 
 if TYPE_CHECKING:
-    from repeater.proxies import Headers
-    from repeater.tls import Certificate
+    from repeater.front.tls import Certificate
+    from repeater.front.trusted_proxies import Headers
 
 _PEEK: Final = 4_096
 _RECEIVE: Final = 65_536

@@ -18,22 +18,22 @@ from urllib.parse import parse_qs
 import msgspec
 import trio
 
-from repeater.auth import connect_parameter
 from repeater.backend.headers import headers_of
-from repeater.gate import Gate, GateError
+from repeater.front.admit import WAYS
+from repeater.front.auth import connect_parameter
+from repeater.front.preamble import Gate, GateError
+from repeater.front.rest import Rest, RestOptions, RestStatistics
+from repeater.front.tls import HTTP2
+from repeater.front.upgrade import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor
 from repeater.log import get_logger
 from repeater.protocol.http.head import HEAD_END
-from repeater.reception import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor
-from repeater.tls import HTTP2
 from repeater.transports import http_stream, websocket
-from repeater.transports.rest import Rest, RestOptions, RestStatistics
 from repeater.transports.sockets import abort_socket, send_last
-from repeater.transports.ways import WAYS
 
 if TYPE_CHECKING:
-    from repeater.auth import Query
     from repeater.config import CurrentSettings
-    from repeater.handover import Handover
+    from repeater.front.auth import Query
+    from repeater.front.hypercorn import Handover
     from repeater.node import Node
 
 _log = get_logger("door")

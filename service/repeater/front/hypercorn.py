@@ -22,11 +22,11 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
-from repeater.forwarding import ForwardedApp
+from repeater.front.forwarding import ForwardedApp
+from repeater.front.raw_stream import RawStream
+from repeater.front.tls import TLSSocket
+from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import get_logger
-from repeater.proxies import TrustedProxies
-from repeater.raw_stream import RawStream
-from repeater.tls import TLSSocket
 from repeater.transports.asgi import abort_connection
 from repeater.transports.sockets import abort_socket
 

@@ -15,7 +15,11 @@ import attrs
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.auth import (
+from repeater.backend.headers import forwarded, headers_of
+from repeater.clients.addresses import client_address
+from repeater.clients.client import ANONYMOUS
+from repeater.errors import INAPPROPRIATE_PROTOCOL
+from repeater.front.auth import (
     RefusedError,
     first_of,
     header_token,
@@ -25,19 +29,15 @@ from repeater.auth import (
     refuse_while_draining,
     wants_protobuf,
 )
-from repeater.backend.headers import forwarded, headers_of
-from repeater.clients.addresses import client_address
-from repeater.clients.client import ANONYMOUS
-from repeater.errors import INAPPROPRIATE_PROTOCOL
 from repeater.protocol.http.head import RawHead, read_head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, Handshake, answer_handshake
 from repeater.transports import websocket
 from repeater.transports.sockets import send_last
 
 if TYPE_CHECKING:
-    from repeater.auth import Query
     from repeater.clients.client import Client
     from repeater.config import CurrentSettings
+    from repeater.front.auth import Query
     from repeater.node import Node
 
 PLAIN_PATH: Final = b"/ws"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from repeater.config import inherited_descriptors
-from repeater.endpoints import Endpoint, parse_endpoint
+from repeater.config.endpoints import Endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from repeater.config import Settings

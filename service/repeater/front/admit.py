@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import attrs
 import msgspec
 
-from repeater.auth import (
+from repeater.backend.headers import NONE, forwarded
+from repeater.clients.plain import Wanted, positions_of
+from repeater.errors import DisconnectError
+from repeater.front.auth import (
     RefusedError,
     first_of,
     header_token,
@@ -23,9 +26,6 @@ from repeater.auth import (
     plain_channels,
     refuse_while_draining,
 )
-from repeater.backend.headers import NONE, forwarded
-from repeater.clients.plain import Wanted, positions_of
-from repeater.errors import DisconnectError
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_SSE,
     CENTRIFUGE_STREAM,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from repeater.proxies import TrustedProxies
+from repeater.front.trusted_proxies import TrustedProxies
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
