@@ -15,7 +15,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from repeater.config import Settings, load_settings
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 
 T = TypeVar("T")
 KEY = "secret"

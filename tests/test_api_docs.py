@@ -15,10 +15,10 @@ import trio
 from repeater.api.answers import api_error
 from repeater.api.methods import METHODS
 from repeater.api.stream import STREAM
-from repeater.cli import main
+from repeater.cli.main import main
 from repeater.config import load_settings
 from repeater.errors import ErrorCode
-from repeater.server import open_server
+from repeater.serving.server import open_server
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 EXAMPLES = [

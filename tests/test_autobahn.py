@@ -26,7 +26,7 @@ from repeater.protocol.centrifugo.codecs import Codec, say_data
 from repeater.protocol.http.head import read_head
 from repeater.protocol.websocket.frames import text_frame
 from repeater.protocol.websocket.handshake import answer_handshake
-from repeater.server import open_server
+from repeater.serving.server import open_server
 from repeater.testing import open_test_node
 from repeater.transports import websocket
 from repeater.transports.websocket import WebSocketTransport

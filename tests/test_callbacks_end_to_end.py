@@ -36,7 +36,7 @@ from repeater.errors import BrokerError
 from repeater.front.accept import Door
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import open_listeners
-from repeater.server import open_server
+from repeater.serving.server import open_server
 from repeater.web.app import create_app
 from tests.answering import answering, http
 from tests.application import Application, open_asking_node

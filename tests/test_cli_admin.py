@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 
 from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
-from repeater.cli import main
+from repeater.cli.main import main
 from repeater.clients.client import Client
 from repeater.config import load_settings
 from repeater.errors import FORCE_DISCONNECT, Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, connect
 
 KEY = "secret"

@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import gc, trio
 from click.testing import CliRunner
-from repeater.cli import main
+from repeater.cli.main import main
 
 def run(*_):
     print(gc.get_threshold()[0], gc.get_freeze_count() > 10_000, gc.isenabled())

@@ -11,7 +11,7 @@ import pytest
 
 from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackOptions
-from repeater.cli import main
+from repeater.cli.main import main
 from repeater.config import ConfigError, Settings, load_settings
 from repeater.config.settings import _LEAST, _LIVE
 from repeater.config.sources import OTHER_VARIABLES

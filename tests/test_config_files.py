@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repeater.cli import main
+from repeater.cli.main import main
 from repeater.config import Settings, load_settings, reloadable
 from repeater.config.documentation import STARS, effective, renew, template
 from repeater.config.tables import ANY_NAME, leaves_of, tables_of

@@ -18,7 +18,7 @@ from repeater.errors import NO_PONG, SLOW
 from repeater.log import LogFormat, configure_log, get_logger
 from repeater.node import Node
 from repeater.options import NodeOptions
-from repeater.server import open_server
+from repeater.serving.server import open_server
 from repeater.testing import MemoryTransport, connect, open_test_node
 
 CONNECTIONS = "repeater.connections"

@@ -31,7 +31,7 @@ from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Discon
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from repeater.server import open_server
+from repeater.serving.server import open_server
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.signing import HMAC_OPTIONS, sign
 
@@ -444,7 +444,7 @@ async def test_a_file_that_is_held_by_another_fails_the_call(tmp_path: Path) -> 
 SERVER = """
 import sys, trio
 from repeater.config import load_settings
-from repeater.server import serve
+from repeater.serving.server import serve
 
 async def main():
     async with trio.open_nursery() as nursery:

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from repeater.config import load_settings
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -20,7 +20,7 @@ import trio
 from repeater.access.grants import Denial
 from repeater.config import Settings
 from repeater.front.admit import PROTOBUF_FAREWELL, WAYS
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
 from tests.signing import SECRET, sign

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "repeater",
         "repeater.errors",
         "repeater.fanout",
+        "repeater.serving",
         "repeater.front",
         "repeater.clients",
         "repeater.clients.commands",
@@ -38,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "repeater.brokers.contract",
         "repeater.log",
         "repeater.access.grant_json",
-        "repeater.collector",
+        "repeater.serving.collector",
     ),
     (
         "repeater.fanout.outbox",
@@ -88,7 +89,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "repeater.backend",
         "repeater.config",
     ),
-    ("repeater.assembly",),
+    ("repeater.serving.assembly",),
     ("repeater.web", "repeater.testing", "repeater.subscriber"),
     ("repeater.comments",),
     # The application mounts what is built on it.
@@ -101,14 +102,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("repeater.front.upgrade",),
     (
-        "repeater.server",
+        "repeater.serving.server",
         "repeater.front.hypercorn",
         "repeater.front.accept",
         "repeater.front.forwarding",
     ),
-    ("repeater.cli_call",),
-    ("repeater.cli_config", "repeater.cli_token", "repeater.cli_admin"),
-    ("repeater.cli",),
+    ("repeater.cli", "repeater.cli.call"),
+    ("repeater.cli.config", "repeater.cli.token", "repeater.cli.admin"),
+    ("repeater.cli.main",),
     ("repeater.__main__",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -22,7 +22,7 @@ from repeater.errors import CHANNEL_LIMIT, CONNECTION_LIMIT, TOO_MANY_REQUESTS
 from repeater.node import Node
 from repeater.options import LimitOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
-from repeater.server import Server
+from repeater.serving.server import Server
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.test_end_to_end import UPGRADE, Peer, peer, running
 

@@ -26,7 +26,7 @@ from repeater.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from repeater.web.metrics import ServerCollector, create_registry
 

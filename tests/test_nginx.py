@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trio
 
-from repeater.server import Server
+from repeater.serving.server import Server
 from tests.test_end_to_end import UPGRADE, Peer, frame, running
 from tests.test_proxies import telling
 from tests.test_tls import Authority, _ca, authority

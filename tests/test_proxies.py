@@ -15,7 +15,7 @@ from quart import request
 
 from repeater.config import ConfigError, load_settings
 from repeater.front.trusted_proxies import Forwarded, TrustedProxies
-from repeater.server import Server
+from repeater.serving.server import Server
 from tests.test_end_to_end import UPGRADE, Peer, running
 from tests.test_tls import Authority, _ca, authority, connect
 

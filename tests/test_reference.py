@@ -18,7 +18,7 @@ from repeater.api.methods import METHODS
 from repeater.api.openapi import document
 from repeater.api.stream import STREAM
 from repeater.config import load_settings
-from repeater.server import open_server
+from repeater.serving.server import open_server
 from tests.browsing import CHROMIUM, FLAGS, Site
 from tests.test_end_to_end import Peer, peer, running
 

@@ -18,10 +18,10 @@ import trio.testing
 import trio_websocket
 
 from repeater.access.grants import TokenInvalidError
-from repeater.assembly import Assembly, open_assembly
 from repeater.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
 from repeater.errors import ReplyError
 from repeater.publication import Publication
+from repeater.serving.assembly import Assembly, open_assembly
 from repeater.testing import MemoryTransport, connect
 from tests.signing import OTHER_SECRET, SECRET, sign
 

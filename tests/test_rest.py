@@ -21,7 +21,7 @@ from repeater.front.rest import Rest, RestOptions
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
-from repeater.server import Server
+from repeater.serving.server import Server
 from repeater.testing import open_test_node
 from tests.test_end_to_end import UPGRADE, Peer, peer, running
 

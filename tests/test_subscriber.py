@@ -11,7 +11,7 @@ import trio
 from repeater.config import load_settings
 from repeater.errors import FORCE_DISCONNECT, POSITION_LOST, SHUTDOWN
 from repeater.publication import Publication
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 from repeater.subscriber import (
     Subscriber,
     SubscriberError,

@@ -24,7 +24,7 @@ import trustme
 
 from repeater.config import ConfigError, load_settings
 from repeater.front.tls import TLSError
-from repeater.server import ServeError, Server, open_server
+from repeater.serving.server import ServeError, Server, open_server
 from tests.test_end_to_end import UPGRADE, Peer, close_code, frame, running
 
 BODY = b'{"channel":"news","data":[%d]}'

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from repeater.access.grants import SubscriptionGrant
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import open_verifier
-from repeater.cli import main
+from repeater.cli.main import main
 from tests.signing import OTHER_SECRET, SECRET, key_for, pem_of, sign, sign_text
 
 ENV = {"REPEATER_TOKEN__HMAC_SECRET_KEY": SECRET}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repeater.cli import main
+from repeater.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="repeater")

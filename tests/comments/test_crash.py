@@ -17,7 +17,7 @@ from trio_websocket import open_websocket_url
 
 from repeater.comments.options import CommentsOptions
 from repeater.config import Settings, load_settings
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 
 ANN = {"email": "ann@example.com", "password": "hunter2hunter"}
 
@@ -30,7 +30,7 @@ import trio
 from repeater.comments.store import Store
 from repeater.config import load_settings
 from repeater.node import Node
-from repeater.server import serve
+from repeater.serving.server import serve
 
 async def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -27,7 +27,7 @@ from repeater.clients.client import Client
 from repeater.config import Settings
 from repeater.options import NodeOptions
 from repeater.publication import Publication
-from repeater.server import Server, open_server
+from repeater.serving.server import Server, open_server
 
 PATIENCE = 8.0
 """Seconds for anything that is to happen; an SDK's own timeout for a reply is 5."""

@@ -13,7 +13,7 @@ import trio
 
 from repeater.errors import FORCE_DISCONNECT, NO_PONG
 from repeater.options import ChannelOptions
-from repeater.server import Server
+from repeater.serving.server import Server
 from tests.sdk.harness import SDK, CallError, only_client, publish, running
 
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 
 from repeater.api.methods import call
 from repeater.options import ChannelOptions
-from repeater.server import Server
+from repeater.serving.server import Server
 from tests.sdk.harness import SDK, publish, running
 
 pytestmark = pytest.mark.sdk

@@ -9,7 +9,7 @@ import pytest
 
 from repeater.errors import NO_PONG
 from repeater.options import ChannelOptions
-from repeater.server import Server
+from repeater.serving.server import Server
 from tests.sdk.harness import SDK, CallError, Peer, only_client, publish, running
 
 pytestmark = pytest.mark.sdk

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from quart_trio import QuartTrio
 
 from repeater.api.methods import BODY_TIMEOUT
-from repeater.assembly import open_assembly
 from repeater.config import CurrentSettings, Settings, load_settings
 from repeater.node import Node
+from repeater.serving.assembly import open_assembly
 from repeater.web.api import create_api
 from repeater.web.connect import create_connect
 from repeater.web.console import create_console

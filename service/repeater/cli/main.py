@@ -15,10 +15,10 @@ from typing import NoReturn
 import click
 
 from repeater import __version__
-from repeater.cli_admin import COMMANDS
-from repeater.cli_call import call, server_options, url_option
-from repeater.cli_config import config_group, config_option
-from repeater.cli_token import token
+from repeater.cli.admin import COMMANDS
+from repeater.cli.call import call, server_options, url_option
+from repeater.cli.config import config_group, config_option
+from repeater.cli.token import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,12 +68,12 @@ def serve(
     """
     import trio
 
-    from repeater.collector import settle_heap
     from repeater.comments.options import CommentsError
     from repeater.config import ConfigError, load_settings
     from repeater.log import configure_log
-    from repeater.server import ServeError
-    from repeater.server import serve as run_server
+    from repeater.serving.collector import settle_heap
+    from repeater.serving.server import ServeError
+    from repeater.serving.server import serve as run_server
 
     try:
         overrides = {

@@ -15,7 +15,6 @@ from typing import Final
 import trio
 
 from repeater import __version__
-from repeater.assembly import Assembly, open_assembly
 from repeater.config import Changes, ConfigError, CurrentSettings, Settings
 from repeater.config.endpoints import Endpoint
 from repeater.front.accept import Door
@@ -26,6 +25,7 @@ from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import configure_log, get_logger
 from repeater.node import Node
+from repeater.serving.assembly import Assembly, open_assembly
 from repeater.web.app import create_app, open_bundled
 
 _log = get_logger("server")

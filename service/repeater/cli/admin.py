@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from repeater.cli_call import call, server_options
+from repeater.cli.call import call, server_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 Row = Sequence[object]

@@ -1,0 +1,1 @@
+"""The `repeater` command, one file for each group of its subcommands."""
