@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from repeater.node import Node
 from tests.browsing import CHROMIUM, FLAGS, Site
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -65,6 +67,19 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if _DESCRIPTORS.is_dir() and open_sockets() - before:
         gc.collect()
         assert not open_sockets() - before
+
+
+@pytest.fixture(scope="session")
+def certificate_authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def authority(certificate_authority: trustme.CA, tmp_path: Path) -> Authority:
+    """The authority of all tests, with a certificate for this one."""
+    made = Authority(certificate_authority, tmp_path / "cert.pem", tmp_path / "key.pem")
+    made.issue()
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.test_end_to_end import UPGRADE, Peer, close_code
+from tests.serving import UPGRADE, Peer, close_code
 
 pytestmark = pytest.mark.timeout(60)  # a process that starts, and a thousand connections
 

@@ -24,7 +24,7 @@ from repeater.options import LimitOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.serving.server import Server
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.test_end_to_end import UPGRADE, Peer, peer, running
+from tests.serving import UPGRADE, Peer, peer, running
 
 CONNECT = b'{"connect":{},"id":1}'
 PATHS = ("/ws?channel=news", "/connection/websocket", "/connection/uni_websocket")

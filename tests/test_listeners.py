@@ -18,7 +18,7 @@ from repeater.config import ConfigError, load_settings
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.front.listeners import ListenError, open_all, open_listeners
 from repeater.serving.server import ServeError, open_server
-from tests.test_end_to_end import Peer, peer, running
+from tests.serving import Peer, peer, running
 
 HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
 

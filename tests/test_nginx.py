@@ -16,11 +16,8 @@ import pytest
 import trio
 
 from repeater.serving.server import Server
-from tests.test_end_to_end import UPGRADE, Peer, frame, running
-from tests.test_proxies import telling
-from tests.test_tls import Authority, _ca, authority
-
-__all__ = ["_ca", "authority"]
+from tests.certificates import Authority
+from tests.serving import UPGRADE, Peer, frame, running, telling
 
 PAGE = Path(__file__).parent.parent / "docs" / "deployment.md"
 

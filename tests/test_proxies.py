@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,11 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from quart import request
 
 from repeater.config import ConfigError, load_settings
 from repeater.front.trusted_proxies import Forwarded, TrustedProxies
-from repeater.serving.server import Server
-from tests.test_end_to_end import UPGRADE, Peer, running
-from tests.test_tls import Authority, _ca, authority, connect
-
-__all__ = ["_ca", "authority"]
+from tests.certificates import Authority, connect
+from tests.serving import UPGRADE, Peer, running, telling
 
 OURS = TrustedProxies(["10.0.0.0/8", "fd00::/8", "unix"])
 BY_RFC = TrustedProxies(["10.0.0.0/8"], "forwarded")
@@ -96,19 +91,6 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="proxy_protocol: needs trusted_proxies"):
         load_settings(proxy_protocol=True)
     load_settings(trusted_proxies=["10.0.0.0/8", "::1", "unix"], proxy_protocol=True)
-
-
-@asynccontextmanager
-async def telling(**settings: Any) -> AsyncIterator[Server]:
-    """A server with a page that says who asks."""
-    async with running(**settings) as server:
-        app = server.door._handover._app.app  # type: ignore[attr-defined]
-
-        @app.get("/who")
-        async def who() -> str:
-            return f"{request.remote_addr} {request.scheme}"
-
-        yield server
 
 
 async def ask(stream: Any, *headers: str) -> str:

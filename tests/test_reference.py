@@ -20,7 +20,7 @@ from repeater.api.stream import STREAM
 from repeater.config import load_settings
 from repeater.serving.server import open_server
 from tests.browsing import CHROMIUM, FLAGS, Site
-from tests.test_end_to_end import Peer, peer, running
+from tests.serving import Peer, peer, running
 
 CHECKS = (
     "not_a_server_error",

@@ -23,7 +23,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
 from repeater.serving.server import Server
 from repeater.testing import open_test_node
-from tests.test_end_to_end import UPGRADE, Peer, peer, running
+from tests.serving import UPGRADE, Peer, peer, running
 
 EVENT = b'{"channel":"news","data":[1]}'
 KEYED = "X-API-Key: secret\r\n"

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import h2.config
 import h2.connection
@@ -20,69 +18,14 @@ import httpx
 import msgspec
 import pytest
 import trio
-import trustme
 
 from repeater.config import ConfigError, load_settings
 from repeater.front.tls import TLSError
 from repeater.serving.server import ServeError, Server, open_server
-from tests.test_end_to_end import UPGRADE, Peer, close_code, frame, running
+from tests.certificates import Authority, Stream, connect
+from tests.serving import UPGRADE, Peer, close_code, frame, running
 
 BODY = b'{"channel":"news","data":[%d]}'
-
-
-class Authority(NamedTuple):
-    """A certificate authority, and the files of a certificate that it has issued."""
-
-    ca: trustme.CA
-    certificate: Path
-    key: Path
-
-    def issue(self) -> None:
-        """Write a new certificate into the files."""
-        issued = self.ca.issue_cert("localhost", "127.0.0.1")
-        issued.private_key_pem.write_to_path(str(self.key))
-        self.certificate.write_bytes(b"".join(one.bytes() for one in issued.cert_chain_pems))
-
-    def client(self, *protocols: str) -> ssl.SSLContext:
-        """What a client needs to believe it."""
-        context = ssl.create_default_context()
-        self.ca.configure_trust(context)
-        if protocols:
-            context.set_alpn_protocols(list(protocols))
-        return context
-
-    @property
-    def settings(self) -> dict[str, object]:
-        return {"tls_cert": self.certificate, "tls_key": self.key}
-
-
-@pytest.fixture(scope="module")
-def _ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def authority(_ca: trustme.CA, tmp_path: Path) -> Authority:
-    made = Authority(_ca, tmp_path / "cert.pem", tmp_path / "key.pem")
-    made.issue()
-    return made
-
-
-Stream = trio.SSLStream[trio.SocketStream]
-
-
-async def connect(
-    server: Server, authority: Authority, *protocols: str, before: bytes = b""
-) -> Stream:
-    """A client's end, the handshake done; `before` goes before it, in the clear."""
-    stream = await trio.open_tcp_stream("127.0.0.1", server.port)
-    if before:
-        await stream.send_all(before)
-    client = trio.SSLStream(
-        stream, authority.client(*protocols), server_hostname="localhost", https_compatible=True
-    )
-    await client.do_handshake()
-    return client
 
 
 @asynccontextmanager
