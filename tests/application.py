@@ -9,18 +9,12 @@ from typing import Any
 
 import httpx
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import TokenVerifier
 from repeater.backend.http import HTTPBackend, make_client
 from repeater.backend.options import CallbackOptions
-from repeater.clients.client import Client
-from repeater.clients.session import Session
-from repeater.errors import CONNECTION_CLOSED
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
-from repeater.testing import MemoryTransport, connect
 
 URL = "http://app.example/"
 URLS = {f"{kind}_url": f"{URL}{kind}" for kind in ("connect", "refresh", "subscribe")} | {
@@ -87,38 +81,3 @@ async def open_asking_node(
         chosen = node_options or NodeOptions(channel=ASKED)
         async with open_node(chosen, verifier=verifier, backend=backend) as node:
             yield node
-
-
-class Talk:
-    """One client's conversation."""
-
-    def __init__(self, client: Client, transport: MemoryTransport) -> None:
-        self.client = client
-        self.transport = transport
-        self._session = Session(client)
-
-    async def say(self, *commands: dict[str, Any]) -> list[Any]:
-        """Send one message; returns what has come since."""
-        before = len(self.transport.sent)
-        await self._session.receive(b"\n".join(dumps(one) for one in commands))
-        await wait_all_tasks_blocked()
-        return [json.loads(chunk) for chunk in self.transport.sent[before:]]
-
-    async def call(self, command: str, /, number: int = 9, **fields: Any) -> Any:
-        """The reply to one command, without its id."""
-        (reply,) = await self.say({command: fields, "id": number})
-        assert reply.pop("id") == number
-        return reply
-
-
-@asynccontextmanager
-async def talking(node: Node, *, connected: bool = True, ends: bool = False) -> AsyncIterator[Talk]:
-    """A conversation. With `ends` the server ends it, which leaves the block without a word."""
-    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
-    async with connect(node, transport, ready=False) as client:
-        talk = Talk(client, transport)
-        if connected:
-            reply = await talk.call("connect")
-            assert "connect" in reply, reply
-        yield talk
-    assert (client.end is CONNECTION_CLOSED) is not ends

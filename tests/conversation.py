@@ -16,7 +16,7 @@ from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
 from repeater.clients.client import Client
 from repeater.clients.session import Session
-from repeater.errors import BrokerError
+from repeater.errors import CONNECTION_CLOSED, BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, Codec
@@ -51,6 +51,20 @@ class Talk:
                 return message
         return None
 
+    async def say(self, *commands: dict[str, Any]) -> list[Any]:
+        """Send these in one message; what has come since, once the node has no more to do."""
+        before = len(self.transport.sent)
+        await self.session.receive(b"\n".join(json.dumps(one).encode() for one in commands))
+        await wait_all_tasks_blocked()
+        return [json.loads(chunk) for chunk in self.transport.sent[before:]]
+
+    async def call(self, command: str, /, **fields: Any) -> Any:
+        """Send one command, whose reply is all that comes; without its id."""
+        self.ids += 1
+        (reply,) = await self.say({"id": self.ids, command: fields})
+        assert reply.pop("id") == self.ids
+        return reply
+
     async def connect(self, token: str = "", **more: Any) -> Any:
         """Send `connect`; returns the result, or the error."""
         if token:
@@ -84,9 +98,16 @@ def outcome(reply: Any, method: str) -> Any:
 
 @asynccontextmanager
 async def talking(
-    node: Node, *, connected: bool = True, codec: Codec = CENTRIFUGE_JSON_ASGI
+    node: Node,
+    *,
+    connected: bool = True,
+    ends: bool | None = None,
+    codec: Codec = CENTRIFUGE_JSON_ASGI,
 ) -> AsyncIterator[Talk]:
-    """A client in conversation, for as long as the block lasts or until it is ended."""
+    """A client in conversation, for as long as the block lasts or until it is ended.
+
+    With `ends` the server must have ended it, or not, when the block is left.
+    """
     transport = MemoryTransport(codec)
     async with connect(node, transport, ready=False) as client:
         talk = Talk(client, transport)
@@ -94,6 +115,8 @@ async def talking(
             await talk.connect()
             await talk.news()
         yield talk
+    if ends is not None:
+        assert (client.end is not CONNECTION_CLOSED) is ends
 
 
 class Gate:

@@ -22,7 +22,7 @@ from repeater.clients.presence import MemoryPresence
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 
 NO_HISTORY = NodeOptions(channel=ChannelOptions(history_size=0))
@@ -50,14 +50,7 @@ async def stuck_node(room: int, **options: object) -> AsyncIterator[Node]:
 class FailingBroker(MemoryBroker):
     """A back end that is down."""
 
-    def publish_nowait(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
         raise BrokerError
 
 

@@ -16,7 +16,8 @@ from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import connect
-from tests.application import ASKED, URL, Application, dumps, open_asking_node, talking
+from tests.application import ASKED, URL, Application, dumps, open_asking_node
+from tests.conversation import talking
 from tests.signing import SECRET
 from tests.signing import sign as sign_token
 

@@ -27,7 +27,8 @@ from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.application import pieces, talking
+from tests.application import pieces
+from tests.conversation import talking
 
 URL = "http://app.example/events"
 SECRET = "s3cret"

@@ -45,14 +45,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 class FailingBroker(MemoryBroker):
     """A back end that is down."""
 
-    async def publish(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
         raise BrokerError("refused")
 
     def outage(self) -> str:

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.brokers.memory import MemoryBroker
 from repeater.errors import SHUTDOWN, IntakeFullError, ReplyError
-from repeater.options import ChannelOptions, NodeOptions
+from repeater.options import NodeOptions
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 
@@ -17,24 +17,10 @@ from repeater.testing import MemoryTransport, StallingTransport, connect, open_t
 class StuckBroker(MemoryBroker):
     """Never has room."""
 
-    def publish_nowait(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
         raise trio.WouldBlock
 
-    async def publish(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
         await trio.sleep_forever()
 
 

@@ -20,7 +20,7 @@ from repeater.brokers.memory import MemoryBroker
 from repeater.front.rest import Rest, RestOptions
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import StreamPosition
 from repeater.serving.server import Server
 from repeater.testing import open_test_node
 from tests.serving import UPGRADE, Peer, peer, running
@@ -437,14 +437,7 @@ async def test_drain_ends_what_is_idle_and_finishes_the_rest(autojump_clock: Moc
 class BuggyBroker(MemoryBroker):
     """Has a bug."""
 
-    def publish_nowait(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
         raise LookupError("a bug")
 
 

@@ -16,7 +16,7 @@ from repeater.brokers.memory import MemoryBroker
 from repeater.clients.session import Session
 from repeater.errors import BAD_REQUEST, NOT_AVAILABLE, SHUTDOWN, Disconnect
 from repeater.node import Node, open_node
-from repeater.options import ChannelOptions, NodeOptions
+from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
@@ -214,14 +214,7 @@ class EndingBroker(MemoryBroker):
 
     node: Node
 
-    async def publish(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
+    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
         for client in tuple(self.node.hub.clients):
             client.disconnect(SHUTDOWN)
         return None

@@ -16,6 +16,7 @@ from quart import Response
 from quart.typing import TestClientProtocol as ClientProtocol
 from quart_trio import QuartTrio
 
+import repeater.comments
 from repeater.comments import problems
 from repeater.comments.comments import Comments, open_comments
 from repeater.comments.options import CommentsError, CommentsOptions, Rate
@@ -27,7 +28,7 @@ from repeater.options import NodeOptions
 from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.web.app import create_app
 
-STATIC = Path("service/repeater/comments/static")
+STATIC = Path(repeater.comments.__file__).parent / "static"
 JSON = {"Accept": "application/json"}
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
 
