@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final, Self
 
-import attrs
+import msgspec
 
 from benchmarks.model import Run
 
@@ -32,8 +32,7 @@ class NotMeasuredError(Exception):
     """The run lacks a workload that the model needs."""
 
 
-@attrs.frozen(kw_only=True)
-class Costs:
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """What a run measured of one node, one core."""
 
     delivery_us: float
@@ -66,8 +65,7 @@ class Costs:
         return cls(**values)
 
 
-@attrs.frozen(kw_only=True)
-class Assumptions:
+class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the reader knows of the audience and the machines."""
 
     subscribers: int = 1_000_000
@@ -87,8 +85,7 @@ class Assumptions:
     """Of a machine, for connections."""
 
 
-@attrs.frozen(kw_only=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """How far one node goes, and how many there must be."""
 
     connections: int

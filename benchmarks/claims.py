@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Final, Literal
 
-import attrs
+import msgspec
 
 from benchmarks.model import METRICS, Metric, Run, Series, Verdict
 
@@ -27,8 +27,7 @@ _IDLE: Final = (
 )
 
 
-@attrs.frozen(kw_only=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """One number that must be reached, and where it comes from."""
 
     workload: str

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.servers import cores
 
-_PACKAGES: Final = ("trio", "websockets", "httptools", "msgspec", "attrs", "hypercorn", "quart")
+_PACKAGES: Final = ("trio", "websockets", "httptools", "msgspec", "hypercorn", "quart")
 
 
 def machine() -> dict[str, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-import attrs
+import msgspec
 
 _LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r)")
 
 
-@attrs.frozen
-class Event:
+class Event(msgspec.Struct, frozen=True):
     kind: str
     data: str
     last_event_id: str

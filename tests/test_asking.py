@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
@@ -202,7 +202,7 @@ async def test_permissions(action: str, allowed: set[str], who: set[str]) -> Non
         presence=True, allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True
     )
     permissions: dict[str, Any] = {f"allow_{action}_for_{one}": True for one in allowed}
-    channel = attrs.evolve(channel, **permissions)
+    channel = msgspec.structs.replace(channel, **permissions)
     options = NodeOptions(allow_anonymous=True, channel=channel)
     verifier = FakeVerifier({"t": ConnectionGrant("ann")})
     may = set()

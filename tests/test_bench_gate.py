@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
+import msgspec
 import pytest
 
 from benchmarks.gate.costs import minus, per, typical
@@ -129,4 +129,4 @@ def test_what_differs_from_the_committed_machine_is_named() -> None:
     other = Committed({**here(), "python": "CPython 3.9", "trio": "0.1"}, {}, {})
     assert [text.split()[0] for text in other.foreign] == ["python"]
     assert [text.split()[0] for text in other.differs] == ["trio"]
-    assert attrs.evolve(other, made_on=here()).foreign == []
+    assert msgspec.structs.replace(other, made_on=here()).foreign == []

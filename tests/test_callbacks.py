@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import attrs
 import httpx
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -240,7 +240,9 @@ async def test_subscribe_refused(application: Application) -> None:
 
 async def test_order_of_permissions_to_subscribe(application: Application) -> None:
     """Private prefix and user lists come before the back end, `allow_` settings after it."""
-    channel = attrs.evolve(ASKED, allow_user_limited_channels=True, allow_subscribe_for_client=True)
+    channel = msgspec.structs.replace(
+        ASKED, allow_user_limited_channels=True, allow_subscribe_for_client=True
+    )
     refused = {"error": {"code": 403, "message": "no"}}
     application.answers["subscribe"] = refused
     async with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,7 +79,7 @@ def test_no_bound_is_passed(
     assert one.machines * assumed.cores >= one.nodes
     assert one.busy <= busy * (1 + 1e-9)
     assert one.connections * COSTS.delivery_us <= lateness_ms * 1e3
-    doubled = estimate(COSTS, attrs.evolve(assumed, subscribers=2 * subscribers))
+    doubled = estimate(COSTS, msgspec.structs.replace(assumed, subscribers=2 * subscribers))
     assert doubled.nodes >= one.nodes
 
 

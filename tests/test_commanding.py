@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -86,8 +86,7 @@ class GatedBroker(HeldHistory):
         await self.gate.pass_through()
 
 
-@attrs.define
-class World:
+class World(msgspec.Struct):
     """A node whose back ends can be held up."""
 
     node: Node

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-import attrs
 import click
+import msgspec
 import pytest
 
 from repeater.access.tokens.options import TokenOptions
@@ -205,9 +208,9 @@ def test_every_option_is_a_setting_with_its_default(
 ) -> None:
     """What a node or a channel can be told, the file can say; `dev` stands for `insecure`."""
     table = Settings if options is NodeOptions else type(Settings().channel)
-    for one in attrs.fields(options):
-        name = "dev" if one.name == "insecure" else one.name
-        assert name in table.model_fields, f"{one.name} can't be set"
+    for option in options.__struct_fields__:
+        name = "dev" if option == "insecure" else option
+        assert name in table.model_fields, f"{option} can't be set"
     assert Settings().node_options() == NodeOptions()
     assert Settings().token_options() == TokenOptions()
 
@@ -232,7 +235,7 @@ def changed(value: object) -> object:
     raise AssertionError(f"say how to change {value!r}")
 
 
-@pytest.mark.parametrize("name", [one.name for one in attrs.fields(NodeOptions)])
+@pytest.mark.parametrize("name", NodeOptions.__struct_fields__)
 def test_every_node_option_reaches_the_node(name: str) -> None:
     """A value in the file arrives in `NodeOptions`."""
     chat = ChannelOptions(presence=True)
@@ -258,7 +261,7 @@ def test_every_node_option_reaches_the_node(name: str) -> None:
     assert getattr(settings.node_options(), name) == wanted.get(name, value)
 
 
-@pytest.mark.parametrize("name", [one.name for one in attrs.fields(LimitOptions)])
+@pytest.mark.parametrize("name", LimitOptions.__struct_fields__)
 def test_every_limit_reaches_the_node(name: str) -> None:
     """A value in the table arrives in `LimitOptions`, and 0 switches any of them off."""
     value = changed(getattr(LimitOptions(), name))
@@ -266,7 +269,7 @@ def test_every_limit_reaches_the_node(name: str) -> None:
     assert getattr(load_settings(limits={name: 0}).node_options().limits, name) == 0
 
 
-@pytest.mark.parametrize("name", [one.name for one in attrs.fields(ChannelOptions)])
+@pytest.mark.parametrize("name", ChannelOptions.__struct_fields__)
 def test_every_channel_option_reaches_its_channels(name: str) -> None:
     """A value in a table arrives in that namespace's `ChannelOptions` and in no other's."""
     needed: dict[str, object] = {
@@ -288,7 +291,7 @@ def test_every_channel_option_reaches_its_channels(name: str) -> None:
 def test_rules_name_fields_that_there_are() -> None:
     """The tables of least values and of what can be reloaded hold no forgotten name."""
     known = {
-        one.name
+        name
         for options in (
             NodeOptions,
             ChannelOptions,
@@ -296,7 +299,7 @@ def test_rules_name_fields_that_there_are() -> None:
             TokenOptions,
             CallbackOptions,
         )
-        for one in attrs.fields(options)
+        for name in options.__struct_fields__
     }
     assert not {*_LEAST, *_LIVE} - known
 
@@ -533,3 +536,26 @@ def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
     options = served.comments_options()
     assert options is not None
     assert options.secret_key == "long enough to be one"
+
+
+def test_secrets_stay_out_of_repr() -> None:
+    """Neither `repr` nor rich's traceback shows an option that is a secret."""
+    for options in (TokenOptions(hmac_secret_key="hush-hush"), CallbackOptions(secret="hush-hush")):
+        assert "hush" not in repr(options)
+        assert "hush" not in repr(options.__rich_repr__())
+    assert "jwks_ttl=3600.0" in repr(TokenOptions())
+
+
+def test_options_stay_what_they_are() -> None:
+    """Options are frozen, equal by value and hashable; a changed copy is checked like a new one."""
+    assert {TokenOptions(), TokenOptions()} == {TokenOptions()}
+    with pytest.raises(AttributeError):
+        TokenOptions().audience = "x"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="exclude"):
+        msgspec.structs.replace(TokenOptions(audience="x"), audience_regex=re.compile("y"))
+
+
+def test_a_server_does_not_parse_its_own_source() -> None:
+    """The descriptions of settings are read by the tools that print them, and by nobody else."""
+    loaded = "import sys, repeater.config; sys.exit('repeater.config.descriptions' in sys.modules)"
+    subprocess.run([sys.executable, "-c", loaded], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import attrs
+import msgspec
 
 from repeater.access.grants import ConnectionGrant
 from repeater.errors import SLOW
@@ -115,8 +115,7 @@ def test_what_has_no_offset_is_always_in_order() -> None:
     assert runs(channel, bare, *numbered(4)) == [([0], False), ([4], True)]
 
 
-@attrs.frozen
-class Listeners:
+class Listeners(msgspec.Struct, frozen=True):
     """One channel with listeners that are ahead of its fan-out, by their offsets."""
 
     node: Node

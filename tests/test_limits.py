@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -186,9 +186,11 @@ async def test_without_limits_nothing_is_kept_or_counted() -> None:
 async def test_a_changed_limit_holds_from_the_next_command_on(autojump_clock: MockClock) -> None:
     """For connections that are there, too."""
     async with open_test_node() as node, talking(node) as talk:
-        node.options = attrs.evolve(node.options, limits=LimitOptions(commands_per_second=1))
+        node.options = msgspec.structs.replace(
+            node.options, limits=LimitOptions(commands_per_second=1)
+        )
         assert codes(await talk.say(unsubscribed(2), unsubscribed(3))) == [0, 111]
-        node.options = attrs.evolve(node.options, limits=LimitOptions())
+        node.options = msgspec.structs.replace(node.options, limits=LimitOptions())
         assert codes(await talk.say(unsubscribed(4), unsubscribed(5))) == [0, 0]
 
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import attrs
 import msgspec
 import pytest
 import trio
@@ -171,7 +170,7 @@ class TestBroker:
 
     async def test_no_history_at_all(self, make: MakeBroker) -> None:
         """With a history size of 0 nothing is numbered."""
-        options = attrs.evolve(OPTIONS, history_size=0)
+        options = msgspec.structs.replace(OPTIONS, history_size=0)
         async with running(make) as (broker, intake):
             assert await broker.publish(event(), options) is None
             assert [one.offset for one in await take(intake)] == [0]
@@ -217,7 +216,7 @@ class TestBroker:
 
     async def test_concurrent_publishers_keep_one_order(self, make: MakeBroker) -> None:
         """However many publish at once, hand-over and history have the same order."""
-        options = attrs.evolve(OPTIONS, history_size=100)
+        options = msgspec.structs.replace(OPTIONS, history_size=100)
         taken: list[int] = []
         async with running(make, room=4) as (broker, intake):
             async with trio.open_nursery() as nursery:
@@ -267,7 +266,7 @@ class TestBroker:
         """With the next publication a channel keeps as many as its options say by then."""
         async with running(make) as (broker, _):
             for size, kept in ((3, [1]), (3, [1, 2]), (1, [3]), (4, [3, 4])):
-                options = attrs.evolve(OPTIONS, history_size=size)
+                options = msgspec.structs.replace(OPTIONS, history_size=size)
                 await broker.publish(event(), options)
                 found, _ = await broker.history("c", options)
                 assert [one.offset for one in found] == kept
@@ -302,14 +301,16 @@ class TestBroker:
         """Whatever is kept and asked for: the right ones, in the right order, and the top."""
         chance = random.Random(1)
         async with running(make, room=10_000) as (broker, _):
-            options, published = attrs.evolve(OPTIONS, history_size=1_500), 0
+            options, published = msgspec.structs.replace(OPTIONS, history_size=1_500), 0
             for _ in range(200):
                 for _ in range(chance.choice((0, 1, 50))):
                     await broker.publish(event(), options)
                     published += 1
                 if chance.random() < 0.02:
                     await broker.remove_history("c")
-                    options = attrs.evolve(options, history_size=chance.choice((5, 1_200)))
+                    options = msgspec.structs.replace(
+                        options, history_size=chance.choice((5, 1_200))
+                    )
                 found, top = await broker.history("c", options)
                 kept = [one.offset for one in found]
                 assert kept == list(range(published - len(kept) + 1, published + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +17,7 @@ def numbered(*offsets: int, epoch: str = EPOCH) -> list[Publication]:
     return [Publication("c", b"%d" % one, offset=one, epoch=epoch) for one in offsets]
 
 
-@attrs.frozen
-class Case:
+class Case(msgspec.Struct, frozen=True):
     """What a subscriber at `since` finds: a history cut by a limit, and what gathered."""
 
     since: StreamPosition

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import attrs
+import msgspec
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,8 +38,7 @@ OPTIONS = NodeOptions(
 )
 
 
-@attrs.define
-class Stream:
+class Stream(msgspec.Struct):
     """What a subscriber knows of one channel."""
 
     offset: int = 0
@@ -51,7 +50,7 @@ class Stream:
     """It has been told a position once, and comes back with it."""
     ends: int = 0
     """How often it ended."""
-    heard: list[int] = attrs.field(factory=list)
+    heard: list[int] = msgspec.field(default_factory=list)
     """The live publications whose place no offset tells."""
 
     def end(self) -> None:

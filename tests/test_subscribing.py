@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 import trio
 from centrifuge.fossil import apply_delta
@@ -253,7 +253,7 @@ class TestFeatures:
     )
     async def test_asked_for(self, channel: ChannelOptions, granted: set[str]) -> None:
         """Positions and recovery by the channel's options or the permission to read history."""
-        channel = attrs.evolve(
+        channel = msgspec.structs.replace(
             channel, allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True
         )
         options = NodeOptions(allow_anonymous=True, channel=channel)
@@ -356,7 +356,7 @@ class TestCache:
     @pytest.mark.parametrize("auto", [True, False])
     async def test_auto(self, auto: bool) -> None:
         """With `auto_cache_recover` whoever comes first gets the newest too, and is told so."""
-        options = NodeOptions(channel=attrs.evolve(CACHE, auto_cache_recover=auto))
+        options = NodeOptions(channel=msgspec.structs.replace(CACHE, auto_cache_recover=auto))
         async with open_test_node(options) as node, talking(node) as talk:
             await publish(node, 1, 2)
             result = await talk.subscribe(recoverable=True)
@@ -417,7 +417,7 @@ class TestDelta:
     @pytest.mark.parametrize("by_option", [True, False])
     async def test_first_is_full_then_differences(self, by_option: bool) -> None:
         """All is strings: the first whole, what follows differences that the SDK applies."""
-        channel = attrs.evolve(DELTA, delta_publish=by_option)
+        channel = msgspec.structs.replace(DELTA, delta_publish=by_option)
         async with open_test_node(NodeOptions(channel=channel)) as node, talking(node) as talk:
             result = await talk.subscribe(delta="fossil")
             assert result == {"delta": True}
@@ -431,7 +431,7 @@ class TestDelta:
 
     async def test_one_batch(self) -> None:
         """In one batch too, the first is whole for who is new, and a difference for who is not."""
-        channel = attrs.evolve(DELTA, delta_publish=True)
+        channel = msgspec.structs.replace(DELTA, delta_publish=True)
         async with (
             open_test_node(NodeOptions(channel=channel)) as node,
             talking(node) as one,
@@ -467,7 +467,7 @@ class TestDelta:
 
     async def test_recovered_are_strings_and_the_next_is_whole(self) -> None:
         """Recovered publications are whole strings, and the first live one is whole as well."""
-        channel = attrs.evolve(DELTA, delta_publish=True)
+        channel = msgspec.structs.replace(DELTA, delta_publish=True)
         async with open_test_node(NodeOptions(channel=channel)) as node, talking(node) as talk:
             for number in range(3):
                 await node.publish(Publication("c", quote(number)))
@@ -484,7 +484,7 @@ class TestDelta:
     async def test_gathered_meanwhile(self) -> None:
         """What comes right behind the reply can be read, and what comes after that too."""
         broker = TestBroker()
-        channel = attrs.evolve(DELTA, delta_publish=True)
+        channel = msgspec.structs.replace(DELTA, delta_publish=True)
         async with (
             open_test_node(NodeOptions(channel=channel), broker=broker) as node,
             talking(node) as talk,
@@ -521,7 +521,7 @@ class TestDelta:
 
     async def test_not_with_a_filter(self) -> None:
         """Deltas and a filter together are error 107."""
-        channel = attrs.evolve(DELTA, allow_tags_filter=True)
+        channel = msgspec.structs.replace(DELTA, allow_tags_filter=True)
         async with open_test_node(NodeOptions(channel=channel)) as node, talking(node) as talk:
             tf = {"key": "k", "cmp": "ex"}
             assert (await talk.subscribe(delta="fossil", tf=tf))["code"] == 107

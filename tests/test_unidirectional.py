@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -37,8 +37,7 @@ from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, TestBroker
 
 
-@attrs.frozen
-class Listener:
+class Listener(msgspec.Struct, frozen=True):
     client: Client
     transport: MemoryTransport
     session: UnidirectionalSession

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.gate.counters import Counts, Tool, wait_quiet
 from benchmarks.generator.load import Crowd
@@ -42,8 +42,7 @@ _START: Final = 60.0  # seconds: valgrind takes 8 on an idle machine
 _PATIENCE: Final = 20.0  # seconds for one event to arrive everywhere
 
 
-@attrs.frozen
-class Protocol:
+class Protocol(msgspec.Struct, frozen=True):
     """One way to subscribe, and the way in that belongs to it."""
 
     name: str

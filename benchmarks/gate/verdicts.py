@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
+import msgspec
 
 INSTRUCTIONS: Final = "instructions"
 SYSTEM_CALLS: Final = "system calls"
@@ -46,8 +46,7 @@ class Verdict(StrEnum):
     NEW = "new: not committed yet"
 
 
-@attrs.frozen(kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One cost and its verdict."""
 
     unit: str
@@ -64,8 +63,7 @@ class Row:
         return self.measured - self.committed
 
 
-@attrs.frozen
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The numbers beside the gate, and where they come from."""
 
     made_on: Mapping[str, str]
@@ -89,7 +87,7 @@ class Committed:
         )
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(attrs.asdict(self), indent=2) + "\n")
+        path.write_text(json.dumps(msgspec.structs.asdict(self), indent=2) + "\n")
 
     @property
     def foreign(self) -> list[str]:

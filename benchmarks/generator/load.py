@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self
 
-import attrs
+import msgspec
 
 from benchmarks.generator.protocol import Greeting
 from benchmarks.generator.wire import PING_OPCODE, WireError, pong, split_frames
@@ -25,8 +25,7 @@ _HEAD_END: Final = b"\r\n\r\n"
 _DATA_OPCODES: Final = (1, 2)  # text; or binary, as some protocols want it
 
 
-@attrs.define
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """A connection that is not open yet, and what it has heard."""
 
     greeting: Greeting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.generator.wire import client_frame
 
@@ -16,8 +16,7 @@ HTTP_REFUSALS: Final = (b"HTTP/1.1 4", b"HTTP/1.1 5")
 _CENTRIFUGO_HEARTBEAT: Final = {b"{}": client_frame(b"{}")}
 
 
-@attrs.frozen(kw_only=True)
-class Greeting:
+class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     """How one subscriber introduces itself."""
 
     request: bytes
@@ -28,14 +27,13 @@ class Greeting:
     """What is sent after the head, or nothing."""
     ready: bytes = b""
     """What the answer to `commands` contains, or what a stream begins with."""
-    heartbeats: Mapping[bytes, bytes] = attrs.field(factory=lambda: _CENTRIFUGO_HEARTBEAT)
+    heartbeats: Mapping[bytes, bytes] = msgspec.field(default_factory=lambda: _CENTRIFUGO_HEARTBEAT)
     """Payloads that are no events, and what is sent back. WebSocket pings need no entry."""
     stream: bool = False
     """Whether the answer is a response without end, of Server-Sent Events."""
 
 
-@attrs.frozen(kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """How events get in on one connection."""
 
     greeting: Greeting

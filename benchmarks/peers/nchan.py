@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
 from benchmarks.generator.wire import handshake
@@ -163,7 +163,7 @@ NCHAN: Final = Peer(
     capabilities=frozenset({"channels", "calls"}),
 )
 
-NCHAN_SSE: Final = attrs.evolve(
+NCHAN_SSE: Final = msgspec.structs.replace(
     NCHAN,
     name="nchan-sse",
     title="Nchan, Server-Sent Events",

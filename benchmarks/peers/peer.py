@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import attrs
+import msgspec
 
 from benchmarks.generator.protocol import Entry, Greeting
 
@@ -31,8 +31,7 @@ def _nothing() -> Mapping[str, str]:
     return {}
 
 
-@attrs.frozen(kw_only=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter. Values and pure functions only: a started one is a `servers.Child`."""
 
     name: str

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
+import msgspec
 
 from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
 from benchmarks.generator.secure import tls_arguments
@@ -127,7 +127,7 @@ REPEATER: Final = Peer(
 
 
 def _variant(name: str, title: str, **changes: Any) -> Peer:
-    return attrs.evolve(
+    return msgspec.structs.replace(
         REPEATER,
         name=f"repeater-{name}",
         title=f"Repeater, {title}",

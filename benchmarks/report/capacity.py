@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import attrs
 import jinja2
+import msgspec
 
 from benchmarks.capacity import (
     MEASURED_CONNECTIONS,
@@ -51,7 +51,7 @@ def page(run: Run, given: Assumptions) -> str:
 
 
 def _estimates(costs: Costs, given: Assumptions) -> Sequence[tuple[float, Estimate]]:
-    return [(rate, estimate(costs, attrs.evolve(given, rate=rate))) for rate in RATES]
+    return [(rate, estimate(costs, msgspec.structs.replace(given, rate=rate))) for rate in RATES]
 
 
 def _by_size(run: Run) -> Sequence[tuple[int, float]]:

@@ -26,7 +26,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-import attrs
+import msgspec
 
 from benchmarks.model import Metric, Run, Series
 
@@ -44,8 +44,7 @@ _MEDIAN: Final = math.pi / 2  # a median's variance against a mean's, of many no
 Finding = Literal["better", "worse", "noise", "not comparable"]
 
 
-@attrs.frozen(kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One metric of one server in one workload."""
 
     workload: str
@@ -64,8 +63,7 @@ class Row:
     """Why it is not comparable, or what is worse if it is no number."""
 
 
-@attrs.frozen(kw_only=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """All rows, and what must be known to read them."""
 
     rows: Sequence[Row]
@@ -78,8 +76,7 @@ class Comparison:
         return any(row.finding == "worse" for row in self.rows)
 
 
-@attrs.frozen
-class _Pair:
+class _Pair(msgspec.Struct, frozen=True):
     """One row before it is judged: the logarithms of both runs' rounds."""
 
     workload: str

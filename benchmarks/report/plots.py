@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
 import matplotlib as mpl
+import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -59,8 +59,7 @@ _ENOUGH: Final = 10  # observations above a percentile, for it to be drawn
 _PERCENTS: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 
 
-@attrs.frozen
-class Plot:
+class Plot(msgspec.Struct, frozen=True):
     """One file: what it shows, and how it is drawn."""
 
     name: str

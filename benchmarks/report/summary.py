@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Literal
 
-import attrs
+import msgspec
 
 from benchmarks.model import BOTTLENECK, Metric, Run, Series
 from benchmarks.report.numbers import number, spread
@@ -24,8 +24,7 @@ Group = Literal["floor", "repeater", "variant", "peer"]
 _ORDER: Final[Sequence[Group]] = ("floor", "repeater", "variant", "peer")
 
 
-@attrs.frozen
-class Cell:
+class Cell(msgspec.Struct, frozen=True):
     """One number with its range over the rounds."""
 
     median: float
@@ -43,8 +42,7 @@ class Cell:
         return spread(self.low, self.high)
 
 
-@attrs.frozen(kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One server."""
 
     server: str
@@ -61,8 +59,7 @@ class Row:
     """Whether a turn is missing because it failed: its numbers are of those that did not."""
 
 
-@attrs.frozen(kw_only=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One workload."""
 
     name: str

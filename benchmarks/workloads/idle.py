@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.wire import CHANNEL
@@ -30,7 +30,7 @@ _METRICS: Final = {
 def measure(peer: Peer, plan: Plan) -> Turn:
     """One turn: a few seconds alone, then as many with everybody connected."""
     seconds, count = plan.of(4, 2), plan.of(4_000, 1_000)
-    with started(attrs.evolve(peer, settings=lambda: _often(peer))) as child:
+    with started(msgspec.structs.replace(peer, settings=lambda: _often(peer))) as child:
         with Crowd(child.port) as crowd:
             crowd.idle(_SETTLE)
             start = child.cpu_ns()

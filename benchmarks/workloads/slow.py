@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.publishers import Publisher
@@ -50,12 +50,11 @@ METRICS: Final = {
 }
 
 
-@attrs.define
-class _Parts:
+class _Parts(msgspec.Struct):
     """The healthy subscribers' latencies in nanoseconds, part by part."""
 
-    without: list[Sequence[int]] = attrs.field(factory=list)
-    beside: list[Sequence[int]] = attrs.field(factory=list)
+    without: list[Sequence[int]] = msgspec.field(default_factory=list)
+    beside: list[Sequence[int]] = msgspec.field(default_factory=list)
     """Empty where the slow readers had been cut before the end of the part."""
 
     def values(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import attrs
+import msgspec
 
 from benchmarks.gate.counters import SystemCalls, wait_quiet
 from benchmarks.generator.load import Crowd
@@ -37,7 +37,9 @@ def measure(peer: Peer, plan: Plan) -> Turn:
     """One turn: a few events, one at a time, to 200 subscribers, the server under strace."""
     with tempfile.TemporaryDirectory(prefix="repeater-benchmarks-") as folder:
         strace = SystemCalls(Path(folder))
-        traced = attrs.evolve(peer, command=lambda turn: (*strace.prefix(), *peer.command(turn)))
+        traced = msgspec.structs.replace(
+            peer, command=lambda turn: (*strace.prefix(), *peer.command(turn))
+        )
         with started(traced) as child, Crowd(child.port) as crowd:
             crowd.open(_SUBSCRIBERS, peer.subscribe([CHANNEL]))
             with contextlib.closing(Publisher(child.port, peer.entry([CHANNEL]))) as publisher:

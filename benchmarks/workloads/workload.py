@@ -6,14 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import attrs
+import msgspec
 
 from benchmarks.model import MOST_US, Metric, Turn, new_histogram
 from benchmarks.peers.peer import Capability, Peer
 
 
-@attrs.frozen(kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured: everything, or scaled down for a look."""
 
     quick: bool = False
@@ -24,8 +23,7 @@ class Plan:
         return quick if self.quick else full
 
 
-@attrs.frozen(kw_only=True)
-class Workload:
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One question, asked of every server that can answer it."""
 
     name: str
@@ -38,7 +36,7 @@ class Workload:
     measure: Callable[[Peer, Plan], Turn]
     """One turn, from the server's start to its end. A `WireError`, `ServerError` or `OSError` is
     the server's fault and noted as such."""
-    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
+    metrics: Mapping[str, Metric] = msgspec.field(default_factory=dict)
     """Metrics of its own, besides the common ones."""
     needs: frozenset[Capability] = frozenset()
     beside: Sequence[str] = ()

@@ -5,15 +5,39 @@ Values only. A server fills them from its configuration; a library user passes t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
-import attrs
+import msgspec
+
+_SECRET: Final = msgspec.Meta(extra={"secret": True})
+
+SecretText = Annotated[str, _SECRET]
+"""A text that is never shown: `repr` leaves it out, and the configuration prints stars."""
 
 
-@attrs.frozen(kw_only=True)
-class ChannelOptions:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all options: values that never change. `repr` leaves the secrets out."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown = (name for name in self.__struct_fields__ if name not in secret_names(type(self)))
+        return [(name, getattr(self, name)) for name in shown]
+
+
+@functools.cache
+def secret_names(options: type[Options]) -> frozenset[str]:
+    """The fields of these options that are a `SecretText`."""
+    hints = get_type_hints(options, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if hint == SecretText)
+
+
+class ChannelOptions(Options, frozen=True, kw_only=True):
     """What holds in the channels of one namespace (protocol, section 11). Times are seconds."""
 
     history_size: int = 100
@@ -90,8 +114,7 @@ class ChannelOptions:
     """What a publication's data must be."""
 
 
-@attrs.frozen(kw_only=True)
-class LimitOptions:
+class LimitOptions(Options, frozen=True, kw_only=True):
     """How much clients may take; 0 is no limit. Calls of the server API do not count."""
 
     connections: int = 0
@@ -126,8 +149,7 @@ class LimitOptions:
     refuse for ever."""
 
 
-@attrs.frozen(kw_only=True)
-class NodeOptions:
+class NodeOptions(Options, frozen=True, kw_only=True):
     """What a node permits and how far its queues and waits go. Sizes are bytes, times seconds."""
 
     default_channel: str = "comments"
@@ -145,7 +167,7 @@ class NodeOptions:
     channel: ChannelOptions = ChannelOptions()
     """What holds in channels without a namespace."""
 
-    namespaces: Mapping[str, ChannelOptions] = attrs.field(factory=dict)
+    namespaces: Mapping[str, ChannelOptions] = msgspec.field(default_factory=dict)
     """What holds in the channels `<namespace>:...`; any other namespace is unknown (102)."""
 
     limits: LimitOptions = LimitOptions()

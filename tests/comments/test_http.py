@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import msgspec
 import pytest
 import trio
@@ -33,8 +32,7 @@ JSON = {"Accept": "application/json"}
 ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
 
 
-@attrs.frozen
-class Site:
+class Site(msgspec.Struct, frozen=True):
     """A running application and a browser on it."""
 
     app: QuartTrio
@@ -220,7 +218,7 @@ async def test_another_site_s_form_is_refused(
 
 async def test_lists_go_back_page_by_page(options: CommentsOptions) -> None:
     """Newest last; `before` continues; more than the most is the most; nonsense is 400."""
-    async with open_site(attrs.evolve(options, page_default=3, page_limit=4)) as site:
+    async with open_site(msgspec.structs.replace(options, page_default=3, page_limit=4)) as site:
         await site.sign_in()
         for number in range(6):
             await site.post("/api/new_comment", {"text": str(number)})
@@ -271,7 +269,7 @@ async def test_the_counter_counts_requests(sqlite_options: CommentsOptions) -> N
 async def test_limits_answer_429(options: CommentsOptions) -> None:
     """Sign-ups by address, sign-ins by address and by account, comments by account."""
     few = Rate(burst=2, per_second=0.001)
-    limited = attrs.evolve(options, sign_up_rate=few, account_rate=few, comment_rate=few)
+    limited = msgspec.structs.replace(options, sign_up_rate=few, account_rate=few, comment_rate=few)
     async with open_site(limited) as site:
         await site.sign_in()
         await site.post("/api/signup", {})

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import attrs
+import msgspec
 import trio
 from pydantic import Field
 
@@ -231,7 +231,7 @@ class ServerSettings(Settings):
     changes: dict[str, Any] = Field(default_factory=dict)
 
     def node_options(self) -> NodeOptions:
-        return attrs.evolve(super().node_options(), **self.changes)
+        return msgspec.structs.replace(super().node_options(), **self.changes)
 
 
 @asynccontextmanager

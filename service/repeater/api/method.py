@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import msgspec
 
 if TYPE_CHECKING:
@@ -20,8 +19,7 @@ budget is spent: whoever calls in a loop relies on that.
 """
 
 
-@attrs.frozen
-class Method:
+class Method(msgspec.Struct, frozen=True):
     """One method. `decode` raises `msgspec.DecodeError`, or `ValidationError` for wrong types."""
 
     body: type[msgspec.Struct]

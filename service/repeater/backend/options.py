@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, get_args
 
-import attrs
+import msgspec
 
 from repeater.access.tokens.options import is_http
+from repeater.options import Options, SecretText
 
 CallbackKind = Literal["connect", "refresh", "subscribe", "publish", "sub_refresh", "rpc"]
 EventKind = Literal[
@@ -52,8 +53,7 @@ def _lower(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in names)
 
 
-@attrs.frozen(kw_only=True)
-class CallbackOptions:
+class CallbackOptions(Options, frozen=True, kw_only=True):
     """Callbacks to a back end (protocol, section 19). Times are seconds, sizes bytes.
 
     Secrets stay out of `repr`.
@@ -94,10 +94,10 @@ class CallbackOptions:
     response_limit: int = 65_536
     """Longest answer; as long as a client's longest message."""
 
-    forward_headers: frozenset[str] = attrs.field(default=frozenset(), converter=_lower)
+    forward_headers: frozenset[str] = frozenset()
     """Headers of a client's HTTP request that the back end gets too: `cookie` for example."""
 
-    forward_emulated_headers: frozenset[str] = attrs.field(default=frozenset(), converter=_lower)
+    forward_emulated_headers: frozenset[str] = frozenset()
     """The same for those in the `headers` of its connect command, where a browser can't send
     real ones; real ones win. Whoever lists a header here lets clients set it, whatever a reverse
     proxy in front strips."""
@@ -113,7 +113,7 @@ class CallbackOptions:
     circuit_pause: float = 5.0
     """How long, before one question is let through to see whether it is back."""
 
-    secret: str = attrs.field(default="", repr=False)
+    secret: SecretText = ""
     """Signs every callback's body (`X-Repeater-Signature`); events need it."""
 
     event_url: str = ""
@@ -138,7 +138,10 @@ class CallbackOptions:
     event_retry_max: float = 30.0
     """Longest pause before a batch is sent again; each is random up to twice that before."""
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
+        for name in ("forward_headers", "forward_emulated_headers"):
+            # Names of headers have no case.
+            msgspec.structs.force_setattr(self, name, _lower(getattr(self, name)))
         names = ("connect", "refresh", "subscribe", "publish", "sub_refresh", "rpc", "event")
         for name in names:
             url: str = getattr(self, f"{name}_url")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import attrs
+import msgspec
+
+from repeater.options import Options, SecretText
 
 PING_INTERVAL: Final = 20.0
 """Seconds at most between two pings to a page of the application."""
@@ -15,28 +17,26 @@ class CommentsError(Exception):
     """The application can't start; the text is one line for whoever started it."""
 
 
-@attrs.frozen(kw_only=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """A token bucket: so many at once, then so many a second."""
 
     burst: int
     per_second: float
 
 
-@attrs.frozen(kw_only=True)
-class CommentsOptions:
+class CommentsOptions(Options, frozen=True, kw_only=True):
     """Where things are kept and how much is allowed. Times are seconds, lengths characters."""
 
     data_dir: Path
     """Holds the SQLite file and, without `secret_key`, the generated secret. Made if missing."""
 
-    secret_key: str = attrs.field(default="", repr=False)
+    secret_key: SecretText = ""
     """Signs the identity cookie. Empty: generated once and kept in the data directory."""
 
-    database_url: str = attrs.field(default="", repr=False)
+    database_url: SecretText = ""
     """SQLAlchemy's URL, `postgresql+psycopg://...`. Empty: SQLite in the data directory."""
 
-    cache_url: str = attrs.field(default="", repr=False)
+    cache_url: SecretText = ""
     """`redis://` or `valkey://`. Empty: the cache is in this process's memory."""
 
     cache_ttl: float = 10.0

@@ -19,6 +19,7 @@ import tomli_w
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from repeater.config.descriptions import descriptions
 from repeater.config.reload import is_live
 from repeater.config.settings import Settings
 from repeater.config.sources import PREFIX, variable_of
@@ -40,6 +41,9 @@ class _Group(NamedTuple):
     path: SettingPath
     text: str
     fields: dict[str, FieldInfo]
+    meanings: dict[str, str]
+    """What each of the fields is for."""
+
     like: SettingPath | None
     """The table that has the same settings and came before."""
 
@@ -57,9 +61,9 @@ def template() -> str:
         if group.like:
             lines.append(f"# Its settings are those of [{_name(group.like)}].")
             continue
-        for text, fields in groupby(group.fields.items(), lambda item: _meaning(item[1])):
+        for text, names in groupby(group.fields, group.meanings.__getitem__):
             lines += ["", *_comment(text)]
-            lines += [f"#{_written(name, field)}" for name, field in fields]
+            lines += [f"#{_written(name, group.fields[name])}" for name in names]
     return "\n".join(lines) + "\n"
 
 
@@ -88,7 +92,7 @@ def _section(group: _Group) -> Iterator[str]:
     yield _HEAD
     before = ""
     for name, field in group.fields.items():
-        meaning = _meaning(field)
+        meaning = group.meanings[name]
         yield _row(name, field, group.path, "As above." if meaning == before else meaning)
         before = meaning
     yield ""
@@ -106,22 +110,23 @@ def _groups() -> Iterator[_Group]:
     (_, root), *tables = tables_of(Settings)
     fields = leaves_of(root)
     own = [name for name in fields if name not in _inherited(root)]
-    yield _Group((), "Server", {name: fields[name] for name in own}, None)
+    meanings = _meanings(root)
+    yield _Group((), "Server", {name: fields[name] for name in own}, meanings, None)
     rest = {name: field for name, field in fields.items() if name not in own}
-    yield _Group((), "Clients and channels", rest, None)
+    yield _Group((), "Clients and channels", rest, meanings, None)
     seen: dict[type[BaseModel], SettingPath] = {}
     for path, model in tables:
-        yield _Group(path, _meaning(_field_of(path)), leaves_of(model), seen.get(model))
+        yield _Group(path, _purpose(path), leaves_of(model), _meanings(model), seen.get(model))
         seen.setdefault(model, path)
 
 
-def _field_of(path: SettingPath) -> FieldInfo:
-    """The field that a table is."""
+def _purpose(path: SettingPath) -> str:
+    """What a table is for: the description of the field that holds it."""
     *outer, last = (part for part in path if part != ANY_NAME)
     table: type[BaseModel] = Settings
     for part in outer:
         table = model_in(table.model_fields[part].annotation) or table
-    return table.model_fields[last]
+    return _meanings(table)[last]
 
 
 def _inherited(model: type[BaseModel]) -> set[str]:
@@ -180,8 +185,8 @@ def _range(field: FieldInfo) -> str:
     return f" {' '.join(words)}" if words else ""
 
 
-def _meaning(field: FieldInfo) -> str:
-    return _CITATION.sub("", " ".join((field.description or "").split()))
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    return {name: _CITATION.sub("", text) for name, text in descriptions(model).items()}
 
 
 def _written(name: str, field: FieldInfo) -> str:

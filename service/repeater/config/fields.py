@@ -1,4 +1,4 @@
-"""Settings made of options: an attrs class becomes a pydantic model with the same fields.
+"""Settings made of options: an options class becomes a pydantic model with the same fields.
 
 Names, defaults and docstrings stay where the options are; here are the types that a file or a
 variable is read as, and the least that a number may be. A new option is a setting by itself.
@@ -6,19 +6,21 @@ variable is read as, and the least that a number may be. A new option is a setti
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
-import textwrap
-from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, Final, TypeVar, get_origin, get_type_hints
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Final, TypeVar, get_origin
 
-import attrs
+import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, create_model
 
-Options = TypeVar("Options", bound=attrs.AttrsInstance)
+from repeater.options import Options, SecretText
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 Model = TypeVar("Model", bound=BaseModel)
+
+MADE_OF: Final[dict[type[BaseModel], type[Options]]] = {}
+"""The options that a model was made of by `settings_of`: their docstrings are the settings'."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|[smhd])")
@@ -78,7 +80,7 @@ NamespaceName = Annotated[str, AfterValidator(_namespace)]
 
 
 def settings_of(
-    options: type[attrs.AttrsInstance],
+    options: type[Options],
     base: type[Model],
     *,
     leave_out: Collection[str] = (),
@@ -88,26 +90,30 @@ def settings_of(
     """A model below `base` with the options' fields.
 
     A number is above zero unless `least` says otherwise. `live` names what can be reloaded. A
-    text that its class keeps out of `repr` is a secret.
+    `SecretText` is a secret.
     """
-    hints = get_type_hints(options)
-    texts = docstrings(options)
     fields: dict[str, Any] = {}
-    for one in attrs.fields(options):
+    for one in msgspec.structs.fields(options):
         if one.name in leave_out:
             continue
-        kind, default = _kind_of(hints[one.name], (least or {}).get(one.name)), one.default
-        if not one.repr:
-            kind, default = SecretStr, SecretStr(default)
+        kind, default = _kind_of(one.type, (least or {}).get(one.name)), one.default
+        if kind is SecretStr:
+            default = SecretStr(default)
         if one.name in live:
             kind = Annotated[kind, LIVE]
-        fields[one.name] = (kind, Field(default=default, description=texts.get(one.name)))
+        fields[one.name] = (kind, default)
     name = options.__name__.replace("Options", "Settings")
-    return create_model(name, __base__=base, __module__=__name__, __doc__=options.__doc__, **fields)
+    model = create_model(
+        name, __base__=base, __module__=__name__, __doc__=options.__doc__, **fields
+    )
+    MADE_OF[model] = options
+    return model
 
 
 def _kind_of(hint: Any, least: int | None) -> Any:
     """How a value of this type is read."""
+    if hint == SecretText:
+        return SecretStr
     if hint is float:
         return Annotated[Seconds, Field(gt=0) if least is None else Field(ge=least)]
     if hint is int:
@@ -119,41 +125,15 @@ def _kind_of(hint: Any, least: int | None) -> Any:
     return hint
 
 
-def options_of(settings: BaseModel, options: type[Options], **more: object) -> Options:
+def options_of(settings: BaseModel, options: type[AnyOptions], **more: object) -> AnyOptions:
     """The options with the settings' values, secrets in the clear; `more` are no settings.
 
     Raises what the options' class raises.
     """
-    names = {one.name for one in attrs.fields(options)} & set(type(settings).model_fields)
+    names = set(options.__struct_fields__) & set(type(settings).model_fields)
     values = {name: getattr(settings, name) for name in names - set(more)}
     clear = {
         name: one.get_secret_value() if isinstance(one, SecretStr) else one
         for name, one in values.items()
     }
     return options(**clear, **more)
-
-
-def docstrings(options: type) -> dict[str, str]:
-    """The text below each field; a run of fields shares the one that ends it.
-
-    Empty where there is no source. Two tools need it, the server does not.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(options)))
-    except (OSError, TypeError):
-        return {}
-    return dict(_docstrings(tree))
-
-
-def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    waiting: list[str] = []
-    body = tree.body[0]
-    assert isinstance(body, ast.ClassDef)
-    for node in body.body:
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                waiting.append(name)
-            case ast.Expr(value=ast.Constant(value=str(text))):
-                for name in waiting:
-                    yield name, " ".join(text.split())
-                waiting.clear()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import attrs
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -91,7 +90,7 @@ _LEAST = {
 class Table(BaseModel):
     """A table of the file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Base(BaseSettings):
@@ -102,7 +101,6 @@ class _Base(BaseSettings):
         enable_decoding=False,
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
 
@@ -118,7 +116,7 @@ else:
     LimitSettings = settings_of(
         LimitOptions,
         Table,
-        least=dict.fromkeys((one.name for one in attrs.fields(LimitOptions)), 0),
+        least=dict.fromkeys(LimitOptions.__struct_fields__, 0),
     )
     TokenSettings = settings_of(TokenOptions, Table, least=_LEAST)
     CallbackSettings = settings_of(CallbackOptions, Table, least=_LEAST)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import attrs
+import msgspec
 import trio
 
 from repeater.access.grants import TokenVerifier
@@ -113,7 +113,7 @@ async def open_test_node(
     verifier: TokenVerifier | None = None,
 ) -> AsyncIterator[Node]:
     """A node on which every client may do everything, whatever `options` says of it."""
-    open_to_all = attrs.evolve(options or NodeOptions(), insecure=True)
+    open_to_all = msgspec.structs.replace(options or NodeOptions(), insecure=True)
     async with open_node(open_to_all, broker=broker, verifier=verifier) as node:
         yield node
 

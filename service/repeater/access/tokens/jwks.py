@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import httpx
 import jwt
 import msgspec
@@ -98,8 +97,7 @@ def _keys_of(published: PublishedKey) -> list[Key]:
     return [key for key in keys if published.alg in (None, key.algorithm)]
 
 
-@attrs.frozen
-class KeySetStatistics:
+class KeySetStatistics(msgspec.Struct, frozen=True):
     """What one issuer's key set did so far."""
 
     keys: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-import attrs
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -36,13 +35,15 @@ _LIBRARY = jwt.PyJWS([*HMAC_ALGORITHMS, *PUBLIC_KEY_ALGORITHMS])
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 
-@attrs.frozen(repr=False)
 class Key:
     """One key for one algorithm. Prints nothing of itself."""
 
-    algorithm: str
-    _implementation: Algorithm
-    _material: Any
+    __slots__ = ("_implementation", "_material", "algorithm")
+
+    def __init__(self, algorithm: str, implementation: Algorithm, material: Any) -> None:
+        self.algorithm = algorithm
+        self._implementation = implementation
+        self._material = material
 
     def proves(self, text: bytes, signature: bytes) -> bool:
         """Whether whoever signed the text has this key's secret half."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-import attrs
+from repeater.options import Options, SecretText
 
 
-@attrs.frozen(kw_only=True)
-class TokenOptions:
+class TokenOptions(Options, frozen=True, kw_only=True):
     """What one kind of token is proven with (protocol, section 13). Secrets stay out of `repr`.
 
     The keys alone decide which algorithms are taken; what a token's header says decides nothing.
@@ -22,10 +21,10 @@ class TokenOptions:
         ValueError: options that contradict each other; the text never holds a key.
     """
 
-    hmac_secret_key: str = attrs.field(default="", repr=False)
+    hmac_secret_key: SecretText = ""
     """Allows HS256, HS384 and HS512; empty for none."""
 
-    hmac_previous_secret_key: str = attrs.field(default="", repr=False)
+    hmac_previous_secret_key: SecretText = ""
     """Also taken while the secret is being replaced; empty for none."""
 
     hmac_previous_secret_key_valid_until: int = 0
@@ -71,7 +70,7 @@ class TokenOptions:
     user_id_claim: str = "sub"
     """The claim that holds the user's id."""
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         if self.audience and self.audience_regex:
             raise ValueError("audience and audience_regex exclude each other")
         if self.issuer and self.issuer_regex:

@@ -11,9 +11,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
-import attrs
 import httpx
 import jwt
+import msgspec
 import trio
 
 from repeater.access.grants import (
@@ -46,8 +46,7 @@ Clock = Callable[[], float]
 _LIBRARY = jwt.PyJWS()
 
 
-@attrs.frozen
-class _Parts:
+class _Parts(msgspec.Struct, frozen=True):
     """A token taken apart; nothing of it is proven."""
 
     algorithm: str
@@ -135,8 +134,7 @@ def _admits(exact: str, pattern: re.Pattern[str] | None, values: list[str]) -> b
     return pattern is None or any(pattern.fullmatch(value) for value in values)
 
 
-@attrs.frozen
-class VerifierStatistics:
+class VerifierStatistics(msgspec.Struct, frozen=True):
     """How many tokens ended how, and what the issuers' key sets did."""
 
     proven: int

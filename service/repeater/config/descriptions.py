@@ -1,0 +1,50 @@
+"""What each setting is for: the docstrings below the fields, read from the source when asked for.
+
+Only `config init` and the reference need them. A server that starts does not parse its own source.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from repeater.config.fields import MADE_OF
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """The text of every field of a settings model that has one, inherited fields included."""
+    texts: dict[str, str] = {}
+    for one in reversed(model.__mro__):
+        if one not in (object, BaseModel) and issubclass(one, BaseModel):
+            texts |= docstrings(MADE_OF.get(one, one))
+    return {name: texts[name] for name in model.model_fields if name in texts}
+
+
+def docstrings(options: type) -> dict[str, str]:
+    """The text below each field of a class; a run of fields shares the text that ends it.
+
+    Empty where there is no source.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(options)))
+    except (OSError, TypeError):
+        return {}
+    return dict(_docstrings(tree))
+
+
+def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    waiting: list[str] = []
+    body = tree.body[0]
+    assert isinstance(body, ast.ClassDef)
+    for node in body.body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                waiting.append(name)
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                for name in waiting:
+                    yield name, " ".join(text.split())
+                waiting.clear()
