@@ -1,4 +1,4 @@
-"""Imports point down: the table of the design's section 5, enforced."""
+"""Imports point down: the rooms of ARCHITECTURE.md, enforced."""
 
 from __future__ import annotations
 
