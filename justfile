@@ -25,8 +25,8 @@ demo *ARGS: (_sync "requirements-demo.txt")
 test *ARGS: (_sync "requirements-dev.txt") _clients
     @exec {{ python }} -m pytest "$@"
 
-# Lint, check the formatting, check the types
-check: (_sync "requirements-dev.txt")
+# Lint, check the formatting, check the types, look for merge markers
+check: (_sync "requirements-dev.txt") _markers
     {{ python }} -m ruff check
     {{ python }} -m ruff format --check
     {{ python }} -m mypy
@@ -112,6 +112,15 @@ _clients:
     apt update
     apt install -y --no-install-recommends "${missing[@]}" || echo "that did not work" >&2
     exit 0
+
+# Fail if a file has the markers that git leaves where a merge did not succeed
+_markers:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    [[ -e .git ]] || exit 0 # an unpacked sdist
+    # 1 means that nothing was found; more means that git failed.
+    git grep -nIE '^(<<<<<<<|\|\|\|\|\|\|\||>>>>>>>)( |$)|^=======$'
+    (( $? == 1 )) || { echo "merge markers, or git does not work here" >&2; exit 1; }
 
 # Install the peers of the benchmarks that come from Debian; their packaged service stays off
 _peers-debian:
