@@ -6,7 +6,15 @@ export UV_PYTHON_DOWNLOADS := "never"
 uv := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv; fi`
 python := ".venv/bin/python"
 
-# List the recipes
+# Bash: the Debian packages of the clients that are missing, as an array.
+missing-clients := '''
+    missing=()
+    command -v node >/dev/null || missing+=(nodejs)
+    command -v npm >/dev/null || missing+=(npm)
+    command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
+'''
+
+[private]
 default:
     @{{ just_executable() }} --justfile {{ quote(justfile()) }} --list --unsorted
 
@@ -22,11 +30,47 @@ demo *ARGS: (_sync "requirements-demo.txt")
 
 # Run the tests, e.g. `just test -k broadcast`
 [positional-arguments]
-test *ARGS: (_sync "requirements-dev.txt") _clients
+test *ARGS: (_sync "requirements-dev.txt") _missing-clients
     @exec {{ python }} -m pytest "$@"
 
-# Lint, check the formatting, check the types
-check: (_sync "requirements-dev.txt")
+# Install what tests/sdk and the page tests drive: Node, npm and Chromium by apt, the SDKs by npm
+clients:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    {{ missing-clients }}
+    apt() {
+        "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
+            timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null
+    }
+    why="" as=()
+    if (( ${#missing[@]} == 0 )); then
+        : # all there
+    elif ! command -v apt-get >/dev/null; then
+        why="no apt-get here"
+    # A developer's machine is left alone; a CI machine may let us be root.
+    elif (( EUID != 0 )) && ! { [[ -n "${CI:-}" ]] && sudo -n true 2>/dev/null; }; then
+        why="that takes root"
+    else
+        (( EUID == 0 )) || as=(sudo -n)
+        echo "installing ${missing[*]}" >&2
+        apt update
+        apt install -y --no-install-recommends "${missing[@]}" || why="apt-get failed"
+    fi
+    # Not an error: the tests skip what needs them.
+    [[ -z $why ]] || echo "not installed ($why), on Debian: apt-get install ${missing[*]}" >&2
+
+    cd tests/sdk
+    if command -v npm >/dev/null && ! cmp -s package.json node_modules/.installed; then
+        rm -rf node_modules
+        if timeout 120 npm install --ignore-scripts --no-audit --no-fund --loglevel=error; then
+            cp package.json node_modules/.installed
+        else
+            echo "not installed: the SDKs of tests/sdk (npm failed)" >&2
+        fi
+    fi
+
+# Lint, check the formatting, check the types, look for merge markers
+check: (_sync "requirements-dev.txt") _markers
     {{ python }} -m ruff check
     {{ python }} -m ruff format --check
     {{ python }} -m mypy
@@ -88,30 +132,24 @@ lock *ARGS:
     compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
     compile pyproject.toml --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 
-# Try once to install the clients that tests/sdk drives; without them the tests say what is missing
-_clients:
+# Fail if a file has the markers that git leaves where a merge did not succeed
+_markers:
     #!/usr/bin/env bash
     set -uo pipefail
-    missing=() as=()
-    command -v node >/dev/null || missing+=(nodejs)
-    command -v npm >/dev/null || missing+=(npm)
-    command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
-    if (( ${#missing[@]} == 0 )) || [[ -f .venv/.clients-tried ]]; then exit 0; fi
-    command -v apt-get >/dev/null || exit 0
-    if (( EUID != 0 )); then
-        # A developer's machine is left alone; a CI machine may let us be root.
-        [[ -n "${CI:-}" ]] && sudo -n true 2>/dev/null || exit 0
-        as=(sudo -n)
-    fi
-    touch .venv/.clients-tried
-    echo "installing ${missing[*]}, once" >&2
-    apt() {
-        "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
-            timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null 2>&1
-    }
-    apt update
-    apt install -y --no-install-recommends "${missing[@]}" || echo "that did not work" >&2
-    exit 0
+    [[ -e .git ]] || exit 0 # an unpacked sdist
+    # 1 means that nothing was found; more means that git failed.
+    git grep -nIE '^(<<<<<<<|\|\|\|\|\|\|\||>>>>>>>)( |$)|^=======$'
+    (( $? == 1 )) || { echo "merge markers, or git does not work here" >&2; exit 1; }
+
+# Say what the tests will skip for want of `just clients`
+_missing-clients:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    {{ missing-clients }}
+    cmp -s tests/sdk/package.json tests/sdk/node_modules/.installed || missing+=("the SDKs of tests/sdk")
+    (( ${#missing[@]} == 0 )) && exit 0
+    printf -v list ', %s' "${missing[@]}"
+    echo "missing: ${list:2}; \`just clients\` installs them, and the tests skip what needs them" >&2
 
 # Install the peers of the benchmarks that come from Debian; their packaged service stays off
 _peers-debian:

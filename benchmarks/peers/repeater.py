@@ -116,7 +116,7 @@ def commands(channels: Sequence[str]) -> Entry:
 REPEATER: Final = Peer(
     name="repeater",
     title="Repeater (Trio, Python)",
-    version=lambda: importlib.metadata.version("repeater"),
+    version=lambda: importlib.metadata.version("repeater-server"),
     command=_command,
     configuration=_configuration,
     subscribe=plain,
