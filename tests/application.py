@@ -100,7 +100,7 @@ class Talk:
     async def say(self, *commands: dict[str, Any]) -> list[Any]:
         """Send one message; returns what has come since."""
         before = len(self.transport.sent)
-        await self._session.receive(b"\n".join(dumps(one) for one in commands))
+        await self._session.receive("\n".join(json.dumps(one) for one in commands))
         await wait_all_tasks_blocked()
         return [json.loads(chunk) for chunk in self.transport.sent[before:]]
 

@@ -36,10 +36,10 @@ class Talk:
         self.ids = 0
         self.read = 0
 
-    def command(self, **method: Any) -> bytes:
+    def command(self, **method: Any) -> str:
         """One command with the next id."""
         self.ids += 1
-        return json.dumps({"id": self.ids, **method}).encode()
+        return json.dumps({"id": self.ids, **method})
 
     async def ask(self, **method: Any) -> Any:
         """Send one command and return its reply alone; what else comes stays in `news`."""
