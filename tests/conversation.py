@@ -36,10 +36,10 @@ class Talk:
         self.ids = 0
         self.read = 0
 
-    def command(self, **method: Any) -> bytes:
+    def command(self, **method: Any) -> str:
         """One command with the next id."""
         self.ids += 1
-        return json.dumps({"id": self.ids, **method}).encode()
+        return json.dumps({"id": self.ids, **method})
 
     async def ask(self, **method: Any) -> Any:
         """Send one command and return its reply alone; what else comes stays in `news`."""
@@ -54,7 +54,7 @@ class Talk:
     async def say(self, *commands: dict[str, Any]) -> list[Any]:
         """Send these in one message; what has come since, once the node has no more to do."""
         before = len(self.transport.sent)
-        await self.session.receive(b"\n".join(json.dumps(one).encode() for one in commands))
+        await self.session.receive("\n".join(json.dumps(one) for one in commands))
         await wait_all_tasks_blocked()
         return [json.loads(chunk) for chunk in self.transport.sent[before:]]
 

@@ -122,7 +122,7 @@ class Talk:
         self._read = 0
 
     async def say(self, **command: Any) -> None:
-        await self.session.receive(json.dumps(command).encode())
+        await self.session.receive(json.dumps(command))
 
     async def heard(self) -> list[Any]:
         """What has come since the last look, once nothing moves any more."""

@@ -486,7 +486,7 @@ async def test_commands_wait_for_connect() -> None:
             talk.command(subscribe={"channel": "b"}),
             talk.command(publish={"channel": "b", "data": 1}),
         ]
-        nursery.start_soon(talk.session.receive, b"\n".join(commands))
+        nursery.start_soon(talk.session.receive, "\n".join(commands))
         await wait_all_tasks_blocked()
         assert await talk.news() == []
         broker.before["a"].open()

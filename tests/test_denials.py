@@ -63,7 +63,7 @@ class Talk:
     async def say(self, method: str, **fields: object) -> list[Any]:
         """One command; everything that comes of it."""
         before = len(self._transport.sent)
-        await self._session.receive(json.dumps({method: fields, "id": 2}).encode())
+        await self._session.receive(json.dumps({method: fields, "id": 2}))
         return self.heard(before)
 
     def heard(self, since: int = 0) -> list[Any]:
@@ -116,7 +116,7 @@ async def test_a_blocked_user_is_known_by_more_than_a_token() -> None:
     ):
         await ask(node, "block_user", user="ann")
         client.grant = ConnectionGrant("ann")
-        await UnidirectionalSession(client).receive(b"{}")
+        await UnidirectionalSession(client).receive("{}")
         assert client.end is FORCE_DISCONNECT
 
 

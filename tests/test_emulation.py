@@ -19,18 +19,18 @@ from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM
 from repeater.testing import MemoryTransport, connect, open_test_node
 
-CONNECT = b'{"connect":{},"id":1}'
+CONNECT = '{"connect":{},"id":1}'
 
 
 class Waiting:
     """A conversation that takes its time with each message."""
 
     def __init__(self) -> None:
-        self.taken: list[bytes | str] = []
-        self.finished: list[bytes | str] = []
+        self.taken: list[str | bytes] = []
+        self.finished: list[str | bytes] = []
         self.go_on = trio.Event()
 
-    async def receive(self, message: bytes | str) -> None:
+    async def receive(self, message: str | bytes) -> None:
         self.taken.append(message)
         await self.go_on.wait()
         self.finished.append(message)
@@ -67,9 +67,9 @@ async def test_the_connect_reply_names_session_and_node() -> None:
 async def test_commands_are_answered_on_the_stream() -> None:
     """Those of one message in order, and messages in order of arrival."""
     async with open_test_node() as node, emulated(node) as (session, transport):
-        subscribe = b'{"subscribe":{"channel":"a"},"id":2}'
-        node.emulation.take(session, subscribe + b'\n{"publish":{"channel":"a","data":1},"id":3}')
-        node.emulation.take(session, b'{"history":{"channel":"a","limit":1},"id":4}')
+        subscribe = '{"subscribe":{"channel":"a"},"id":2}'
+        node.emulation.take(session, subscribe + '\n{"publish":{"channel":"a","data":1},"id":3}')
+        node.emulation.take(session, '{"history":{"channel":"a","limit":1},"id":4}')
         await wait_all_tasks_blocked()
         lines = replies(transport)[1:]
         assert [line["id"] for line in lines if "id" in line] == [2, 3, 4]
@@ -83,13 +83,13 @@ async def test_one_message_after_the_other() -> None:
         transport = MemoryTransport(CENTRIFUGE_STREAM)
         async with connect(node, transport) as client, trio.open_nursery() as nursery:
             with node.emulation.open(client, conversation, nursery):
-                for message in (b"1", b"2", b"3"):
+                for message in ("1", "2", "3"):
                     node.emulation.take(client.session, message)
                 await wait_all_tasks_blocked()
-                assert conversation.taken == [b"1"]
+                assert conversation.taken == ["1"]
                 conversation.go_on.set()
                 await wait_all_tasks_blocked()
-                assert conversation.finished == [b"1", b"2", b"3"]
+                assert conversation.finished == ["1", "2", "3"]
                 assert not nursery.child_tasks
 
 
@@ -101,15 +101,15 @@ async def test_a_full_queue_ends_the_session(count: int, size: int) -> None:
         transport = MemoryTransport(CENTRIFUGE_STREAM)
         async with connect(node, transport) as client, trio.open_nursery() as nursery:
             with node.emulation.open(client, conversation, nursery):
-                node.emulation.take(client.session, b"first")
+                node.emulation.take(client.session, "first")
                 await wait_all_tasks_blocked()
                 for _ in range(count - 1):
-                    node.emulation.take(client.session, b"x" * size)
+                    node.emulation.take(client.session, "x" * size)
                 with pytest.raises(OverflowedError):
-                    node.emulation.take(client.session, b"x" * size)
+                    node.emulation.take(client.session, "x" * size)
                 assert client.end == TOO_MANY_REQUESTS
                 with pytest.raises(UnknownSessionError):
-                    node.emulation.take(client.session, b"later")
+                    node.emulation.take(client.session, "later")
         assert conversation.finished == []
         assert transport.closed_with == TOO_MANY_REQUESTS
 
@@ -118,12 +118,12 @@ async def test_a_session_is_not_for_others() -> None:
     """An unknown id, one that has ended, or other credentials than the stream's: the same."""
     async with open_test_node() as node:
         async with emulated(node, "secret") as (session, _):
-            node.emulation.take(session, b"{}", "secret")
+            node.emulation.take(session, "{}", "secret")
             for name, credentials in ((session, ""), (session, "other"), ("nobody", "secret")):
                 with pytest.raises(UnknownSessionError):
-                    node.emulation.take(name, b"{}", credentials)
+                    node.emulation.take(name, "{}", credentials)
         with pytest.raises(UnknownSessionError):
-            node.emulation.take(session, b"{}", "secret")
+            node.emulation.take(session, "{}", "secret")
     assert len(Emulation()) == 0
 
 
@@ -134,11 +134,11 @@ async def test_a_command_ends_with_its_stream() -> None:
         transport = MemoryTransport(CENTRIFUGE_STREAM)
         async with connect(node, transport) as client, trio.open_nursery() as nursery:
             with node.emulation.open(client, conversation, nursery):
-                node.emulation.take(client.session, b"1")
+                node.emulation.take(client.session, "1")
                 await wait_all_tasks_blocked()
                 client.cut(NO_PONG)
                 await trio.Event().wait()  # until it is ended
-        assert conversation.taken == [b"1"]
+        assert conversation.taken == ["1"]
         assert conversation.finished == []
 
 
@@ -148,7 +148,7 @@ async def test_a_pong_comes_by_emulation(autojump_clock: trio.testing.MockClock)
         async with emulated(node) as (session, transport):
             for _ in range(50):
                 await trio.sleep(1)
-                node.emulation.take(session, b"{}")
+                node.emulation.take(session, "{}")
             assert transport.sent.count(b"{}\n") >= 4
             await trio.Event().wait()  # until it is ended
         assert 50 < trio.current_time() < 65
@@ -159,7 +159,7 @@ async def test_a_broken_command_ends_the_stream_with_its_reason() -> None:
     """The last message says why, where a WebSocket has its close frame."""
     async with open_test_node() as node:
         async with emulated(node) as (session, transport):
-            node.emulation.take(session, b"nonsense")
+            node.emulation.take(session, "nonsense")
             await trio.Event().wait()  # until it is ended
         assert transport.closed_with is not None
         assert CENTRIFUGE_STREAM.farewell(transport.closed_with) == (

@@ -94,7 +94,7 @@ class Stage:
         await self._actions[action]()
 
     async def say(self, line: str) -> None:
-        await self._session.receive(line.replace("\\n{", "\n{").encode())
+        await self._session.receive(line.replace("\\n{", "\n{"))
 
     async def heard(self) -> Any:
         """The next message; waits for whatever is under way, and for nothing else."""
@@ -131,7 +131,7 @@ class Stage:
         guest = await self.guests.enter_async_context(connect(self.node, transport, ready=False))
         guest._id, guest.grant = name, ConnectionGrant(user="42", info=info)
         await Session(guest).receive(
-            b'{"connect":{},"id":1}\n{"subscribe":{"channel":"news"},"id":2}'
+            '{"connect":{},"id":1}\n{"subscribe":{"channel":"news"},"id":2}'
         )
 
     async def _guests_leave(self) -> None:

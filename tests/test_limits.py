@@ -44,7 +44,7 @@ class Talk:
     async def say(self, *lines: bytes) -> list[Any]:
         """Send one message; the replies to it."""
         before = len(self.transport.sent)
-        await self.session.receive(b"\n".join(lines))
+        await self.session.receive(b"\n".join(lines).decode())
         return [json.loads(chunk) for chunk in self.transport.sent[before:]]
 
 
@@ -208,7 +208,7 @@ async def test_one_server_side_subscription_too_many_is_counted() -> None:
     async with open_test_node(NodeOptions(channel_limit=0)) as node:
         transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
         async with connect(node, transport, ready=False) as client:
-            await Session(client).receive(b'{"connect":{"subs":{"news":{}}},"id":1}')
+            await Session(client).receive('{"connect":{"subs":{"news":{}}},"id":1}')
             assert client.end is CHANNEL_LIMIT
         assert node.statistics().limited == {"channel_limit": 1}
 
@@ -238,7 +238,7 @@ async def test_a_unidirectional_connection_counts_like_any() -> None:
         connect(node, MemoryTransport(CENTRIFUGE_UNI_ASGI), ready=False) as client,
     ):
         client.grant = ConnectionGrant("ann")
-        await UnidirectionalSession(client).receive(b"{}")
+        await UnidirectionalSession(client).receive("{}")
         assert client.end is CONNECTION_LIMIT
 
 

@@ -184,11 +184,9 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
         async def live() -> None:
             async with connect(node, transport, ready=False) as client:
                 session = Session(client)
-                await session.receive(
-                    b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"c"}}'
-                )
-                await session.receive(b'{"id":3,"unsubscribe":{"channel":"c"}}')
-                await session.receive(b'{"id":4,"subscribe":{"channel":"c"}}')
+                await session.receive('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"c"}}')
+                await session.receive('{"id":3,"unsubscribe":{"channel":"c"}}')
+                await session.receive('{"id":4,"subscribe":{"channel":"c"}}')
 
         store.removing.shut()
         nursery.start_soon(live)

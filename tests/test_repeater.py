@@ -400,7 +400,7 @@ async def test_waiting_reply_does_not_hold_publications_back() -> None:
         await talk.news()
         first = talk.command(subscribe={"channel": "d"})
         second = talk.command(subscribe={"channel": "c", "positioned": True})
-        nursery.start_soon(talk.session.receive, first + b"\n" + second)
+        nursery.start_soon(talk.session.receive, first + "\n" + second)
         await wait_all_tasks_blocked()
         put(node, ("a", b"1"), ("b", b"2"))
         reply, *pushes = await talk.news()

@@ -74,7 +74,7 @@ class Subscriber:
         self._asked: dict[int, str] = {}
         self._left: dict[int, str] = {}
         self._read = 0
-        self._commands: trio.MemorySendChannel[bytes] | None = None
+        self._commands: trio.MemorySendChannel[str] | None = None
         self._hang_up: Callable[[], None] = lambda: None
 
     def go_online(self) -> None:
@@ -84,14 +84,14 @@ class Subscriber:
         self.online = True
         self.transport, self._read = MemoryTransport(CENTRIFUGE_JSON_ASGI), 0
         self._left.clear()
-        self._commands, commands = trio.open_memory_channel[bytes](1_000)
+        self._commands, commands = trio.open_memory_channel[str](1_000)
         self.world.nursery.start_soon(self._live, commands)
         self._say(connect={"subs": self._positions()} if self.server_side else {})
         if not self.server_side:
             for channel in sorted(self.wanted):
                 self.subscribe(channel)
 
-    async def _live(self, commands: trio.MemoryReceiveChannel[bytes]) -> None:
+    async def _live(self, commands: trio.MemoryReceiveChannel[str]) -> None:
         async with connect(self.world.node, self.transport, ready=False) as client:
             self._hang_up = lambda: client.disconnect(CONNECTION_CLOSED)
             session = Session(client)
@@ -151,7 +151,7 @@ class Subscriber:
     def _say(self, **method: Any) -> int:
         self._ids += 1
         assert self._commands is not None
-        self._commands.send_nowait(json.dumps({"id": self._ids, **method}).encode())
+        self._commands.send_nowait(json.dumps({"id": self._ids, **method}))
         return self._ids
 
     def read(self) -> None:

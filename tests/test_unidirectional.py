@@ -48,7 +48,7 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def listening(node: Node, message: bytes | str = b"{}") -> AsyncIterator[Listener]:
+async def listening(node: Node, message: str | bytes = "{}") -> AsyncIterator[Listener]:
     transport = MemoryTransport(CENTRIFUGE_UNI_ASGI)
     async with connect(node, transport, ready=False) as client:
         listener = Listener(client, transport, UnidirectionalSession(client))
@@ -57,7 +57,7 @@ async def listening(node: Node, message: bytes | str = b"{}") -> AsyncIterator[L
 
 
 async def end_of(
-    message: bytes | str, known: ConnectionGrant | Exception | None = None
+    message: str | bytes, known: ConnectionGrant | Exception | None = None
 ) -> Disconnect | None:
     """What this first message ends with."""
     verifier = FakeVerifier({} if known is None else {"t": known})
@@ -70,7 +70,7 @@ async def end_of(
 
 async def test_connect_push_comes_first() -> None:
     """The result is the first push, bare and without `pong`; publications are bare too."""
-    async with open_test_node() as node, listening(node, b'{"subs":{"c":{}}}') as listener:
+    async with open_test_node() as node, listening(node, '{"subs":{"c":{}}}') as listener:
         await node.publish(Publication("c", b"1"))
         first, second = await listener.heard()
         result = first["connect"]
@@ -82,8 +82,8 @@ async def test_connect_push_comes_first() -> None:
         assert second == {"channel": "c"}
 
 
-@pytest.mark.parametrize("message", [b"{}", b"null", b'{"name":"x","unknown":1}'])
-async def test_no_credentials_are_needed_where_none_are(message: bytes) -> None:
+@pytest.mark.parametrize("message", ["{}", "null", '{"name":"x","unknown":1}'])
+async def test_no_credentials_are_needed_where_none_are(message: str) -> None:
     """`null` is `{}`, and fields that nobody knows are ignored."""
     async with open_test_node() as node, listening(node, message) as listener:
         assert "connect" in (await listener.heard())[0]
@@ -117,11 +117,11 @@ async def test_recovery() -> None:
 )
 async def test_error_is_a_disconnect(known: ConnectionGrant | Exception, end: Disconnect) -> None:
     """109 and 110 become 3005, others 3004; what is a disconnect anyway stays that."""
-    assert await end_of(b'{"token":"t"}', known) == end
+    assert await end_of('{"token":"t"}', known) == end
 
 
-@pytest.mark.parametrize("message", [b"", b"nonsense", b"[]", b"\xff", "binary", b'{"token":1}'])
-async def test_broken_first_message(message: bytes | str) -> None:
+@pytest.mark.parametrize("message", ["", "nonsense", "[]", b"\xff", b"binary", '{"token":1}'])
+async def test_broken_first_message(message: str | bytes) -> None:
     """What is no connect request ends the connection with 3501."""
     assert await end_of(message) == BAD_REQUEST
 
@@ -129,18 +129,18 @@ async def test_broken_first_message(message: bytes | str) -> None:
 async def test_later_messages_are_not_listened_to() -> None:
     """Whatever comes behind the connect changes nothing."""
     async with open_test_node() as node, listening(node) as listener:
-        for message in (b"{}", b"nonsense", "binary", b'{"subs":{"c":{}}}'):
+        for message in ("{}", "nonsense", b"binary", '{"subs":{"c":{}}}'):
             await listener.session.receive(message)
         assert len(await listener.heard()) == 1
         assert not node.hub.channels
         assert listener.client.end is None
 
 
-@pytest.mark.parametrize("message", [b"{}", b'{"subs":{"c":{}}}'])
-async def test_ended_client_does_not_connect(message: bytes) -> None:
+@pytest.mark.parametrize("message", ["{}", '{"subs":{"c":{}}}'])
+async def test_ended_client_does_not_connect(message: str) -> None:
     """A good message right behind a bad one does not bring the client back."""
     async with open_test_node() as node:
-        async with listening(node, b"nonsense") as listener:
+        async with listening(node, "nonsense") as listener:
             await listener.session.receive(message)
         assert listener.transport.closed_with == BAD_REQUEST
         assert not listener.transport.sent
@@ -152,7 +152,7 @@ async def test_joins_are_bare_too() -> None:
     """Announcements come without envelope, its own first, behind the connect push."""
     channel = ChannelOptions(join_leave=True, force_push_join_leave=True)
     options = NodeOptions(channel=channel)
-    async with open_test_node(options) as node, listening(node, b'{"subs":{"c":{}}}') as listener:
+    async with open_test_node(options) as node, listening(node, '{"subs":{"c":{}}}') as listener:
         _, joined = await listener.heard()
         assert joined["channel"] == "c"
         assert joined["join"]["info"]["client"] == listener.client.id
@@ -162,7 +162,7 @@ async def test_gap_ends_it() -> None:
     """Its subscriptions are the server's: a gap is 3010."""
     broker = TestBroker(lambda event: [] if event.data == b"2" else [event])
     async with open_test_node(broker=broker) as node:
-        async with listening(node, b'{"subs":{"c":{}}}') as listener:
+        async with listening(node, '{"subs":{"c":{}}}') as listener:
             for number in (1, 2, 3):
                 await node.publish(Publication("c", b"%d" % number))
             await listener.heard()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import trio
@@ -19,6 +19,7 @@ from repeater.errors import TOO_MANY_REQUESTS
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
+    from repeater.clients.conversation import Conversation
 
 _MESSAGES: Final = 128  # waiting in one session: an SDK's whole set of subscriptions, one by one
 _BYTES: Final = 262_144  # in them: four messages of the largest size
@@ -30,13 +31,6 @@ class UnknownSessionError(Exception):
 
 class OverflowedError(Exception):
     """More waits in a session than may; its client was asked to come back (3013)."""
-
-
-class Conversation(Protocol):
-    """What is made of a client's messages, one after the other."""
-
-    async def receive(self, message: bytes | str) -> None:
-        """Take one whole message: text as its bytes, a binary one as the string "binary"."""
 
 
 class Emulation:
@@ -73,7 +67,7 @@ class Emulation:
         finally:
             del self._sessions[client.session]
 
-    def take(self, session_id: str, message: bytes, credentials: str = "") -> None:
+    def take(self, session_id: str, message: str, credentials: str = "") -> None:
         """Have a message carried out, behind those before it. Returns at once.
 
         Raises:
@@ -98,7 +92,7 @@ class EmulatedSession:
         self._conversation = conversation
         self._nursery = nursery
         self._credentials = credentials
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[tuple[str, int]] = deque()
         self._bytes = 0
         self._working = False
 
@@ -106,14 +100,15 @@ class EmulatedSession:
         """Whether the client is there, and this request may speak for it."""
         return self._client.end is None and self._credentials in ("", credentials)
 
-    def take(self, message: bytes) -> None:
+    def take(self, message: str) -> None:
         """Put a message behind the others, and see that somebody carries them out."""
         self._client.heard()
-        self._bytes += len(message)
+        size = len(message.encode())
+        self._bytes += size
         if len(self._waiting) >= _MESSAGES or self._bytes > _BYTES:
             self._client.disconnect(TOO_MANY_REQUESTS)
             raise OverflowedError
-        self._waiting.append(message)
+        self._waiting.append((message, size))
         if not self._working:
             self._working = True
             self._nursery.start_soon(self._work)
@@ -121,7 +116,7 @@ class EmulatedSession:
     async def _work(self) -> None:
         """Carry out what waits, then end. A command's own deadlines are what bounds it."""
         while self._waiting:
-            message = self._waiting.popleft()
-            self._bytes -= len(message)
+            message, size = self._waiting.popleft()
+            self._bytes -= size
             await self._conversation.receive(message)
         self._working = False

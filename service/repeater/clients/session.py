@@ -34,14 +34,14 @@ class Session:
         self._throttled: Throttle | None = None
         self._refused = False  # `connect` was answered with an error: nothing more is taken
 
-    async def receive(self, message: bytes | str) -> None:
+    async def receive(self, message: str | bytes) -> None:
         """Carry out the commands of one message, one after the other.
 
         A publish may wait for room in the intake, which is how back-pressure reaches the
         client through TCP. A broken rule disconnects the client; commands before it count.
         """
         try:
-            if isinstance(message, str):
+            if isinstance(message, bytes):
                 raise DisconnectError(BAD_REQUEST)  # a binary frame on a JSON connection
             for command in parse_commands(message):
                 if self._client.end is not None:

@@ -41,12 +41,12 @@ class UnidirectionalSession:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def receive(self, message: bytes | str) -> None:
+    async def receive(self, message: str | bytes) -> None:
         """The first message is the connect request; what comes later is not listened to."""
         if self._client.ready or self._client.end is not None:
             return
         try:
-            if isinstance(message, str):
+            if isinstance(message, bytes):
                 raise DisconnectError(BAD_REQUEST)
             await self._connect(parse_connect(message))
         except DisconnectError as error:

@@ -193,7 +193,7 @@ class Door:
         if self._gate.expects_forwarded(sock):
             self._gate.note_forwarded(sock, headers_of(head))
         client = await self._reception.receive(sock, scope, Visitor(path, query), head)
-        first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else b""
+        first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else ""
         # Nothing of the head may stay in this frame, which lives as long as its client.
         del head, path, query
         if client is not None:

@@ -126,7 +126,7 @@ class Stream(msgspec.Struct, frozen=True):
     way: Way
     headers: Headers
     opening: bytes
-    first: bytes | None
+    first: str | bytes | None
     wanted: Wanted | None = None
     credentials: str = ""
     forwarded: Mapping[str, str] = NONE
@@ -134,7 +134,15 @@ class Stream(msgspec.Struct, frozen=True):
 
     def with_body(self, body: bytes) -> Stream | Answer:
         """The stream, its client's first message being the body."""
-        return _checked(msgspec.structs.replace(self, first=body))
+        return _checked(msgspec.structs.replace(self, first=text_or_bytes(body)))
+
+
+def text_or_bytes(body: bytes) -> str | bytes:
+    """A body as a message: text, unless it is not UTF-8."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return body
 
 
 async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Stream | Answer:
@@ -158,7 +166,7 @@ async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Str
         way,
         [*headers, *_stream_headers(way)],
         way.opening,
-        None if request.method == "POST" else first_of(request.query, "cf_connect").encode(),
+        None if request.method == "POST" else first_of(request.query, "cf_connect"),
         credentials=credentials_of(request),
         forwarded=forwarded(request.headers.items(), node.forward_headers),
     )
@@ -186,7 +194,9 @@ def _checked(stream: Stream) -> Stream | Answer:
     cors = _cors_of(stream)
     if stream.way.conversation == "emulated":
         return stream if stream.first else refusal(HTTPStatus.BAD_REQUEST, cors)
-    first = stream.first or b"{}"
+    first = stream.first or "{}"
+    if isinstance(first, bytes):
+        return refusal(HTTPStatus.BAD_REQUEST, cors)
     try:
         parse_connect(first)
     except DisconnectError:
@@ -201,7 +211,7 @@ async def _plain(node: Node, way: Way, request: HTTPRequest, headers: Headers) -
     last = request.headers.get("last-event-id") or first_of(request.query, "lastEventId")
     wanted = Wanted(grant=grant, channels=channels, since=positions_of(last, list(channels)))
     opening = retry(randint(*_RETRY))
-    return Stream(way, [*headers, *_stream_headers(way)], opening, b"", wanted)
+    return Stream(way, [*headers, *_stream_headers(way)], opening, "", wanted)
 
 
 def credentials_of(request: HTTPRequest) -> str:

@@ -158,9 +158,9 @@ def wants_protobuf(query: Query) -> bool:
     return "protobuf" in (*query.get("format", ()), *query.get("cf_protocol", ()))
 
 
-def connect_parameter(query: Query) -> bytes:
+def connect_parameter(query: Query) -> str:
     """The connect request in the address, which comes before any message; empty for none."""
-    return first_of(query, "cf_connect").encode()
+    return first_of(query, "cf_connect")
 
 
 def first_of(query: Query, name: str) -> str:

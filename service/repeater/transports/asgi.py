@@ -133,13 +133,13 @@ async def serve_plain(
 
 
 async def _read(
-    client: Client, websocket: Websocket, receive: Callable[[bytes | str], Awaitable[None]]
+    client: Client, websocket: Websocket, receive: Callable[[str | bytes], Awaitable[None]]
 ) -> NoReturn:
     """Give each message to the conversation until cancelled. quart-trio counts on being read."""
     while True:
         message = await websocket.receive()
         client.heard()
-        await receive(message.encode() if isinstance(message, str) else "binary")
+        await receive(message)
 
 
 async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) -> None:
@@ -158,7 +158,7 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
             await client.leave()
 
 
-async def serve_unidirectional(node: Node, websocket: Websocket, first: bytes) -> None:
+async def serve_unidirectional(node: Node, websocket: Websocket, first: str) -> None:
     """A unidirectional client, until it leaves; `first` is a connect request in the address."""
     with trio.CancelScope() as scope:
         transport = UnidirectionalASGITransport(websocket, CENTRIFUGE_UNI_ASGI)

@@ -120,7 +120,7 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
 
 async def converse(client: Client, stream: Stream, wait_hang_up: WaitHangUp) -> None:
     """Carry on the conversation of the stream's way in, until the peer hangs up."""
-    first = stream.first or b""
+    first = stream.first or ""
     client.headers = stream.forwarded
     if stream.wanted is not None:
         async with listening(client, stream.wanted):

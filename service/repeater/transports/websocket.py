@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,6 +22,7 @@ from repeater.protocol.websocket.frames import FrameReader, close_frame
 from repeater.transports.sockets import RECEIVE, SocketTransport
 
 if TYPE_CHECKING:
+    from repeater.clients.conversation import Conversation
     from repeater.node import Node
 
 
@@ -86,20 +87,13 @@ def open_unidirectional(
     return client
 
 
-class Conversation(Protocol):
-    """What is made of a client's messages, one after the other."""
-
-    async def receive(self, message: bytes | str) -> None:
-        """Take one whole message: text as its bytes, a binary one as a `str`."""
-
-
 _CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
     CENTRIFUGE_JSON: Session,
     CENTRIFUGE_UNI: UnidirectionalSession,
 }
 
 
-async def serve(client: Client, sock: socket.socket, received: bytes, first: bytes = b"") -> None:
+async def serve(client: Client, sock: socket.socket, received: bytes, first: str = "") -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:

@@ -66,7 +66,7 @@ def create_connect(node: Callable[[], Node], settings: Callable[[], Settings]) -
 
     @connect.websocket("/connection/uni_websocket")
     async def unidirectional() -> None:
-        first = websocket.args.get("cf_connect", "").encode()
+        first = websocket.args.get("cf_connect", "")
         await websocket.accept()
         await asgi.serve_unidirectional(node(), _connection(), first)
 

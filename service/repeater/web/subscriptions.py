@@ -120,7 +120,7 @@ class SubscriptionRoutes:
         if command.node != node.id:
             return refusal(HTTPStatus.NOT_FOUND, cors)
         try:
-            node.emulation.take(command.session, command.data.encode(), credentials_of(request))
+            node.emulation.take(command.session, command.data, credentials_of(request))
         except UnknownSessionError:
             return refusal(HTTPStatus.NOT_FOUND, cors)
         except OverflowedError:

@@ -140,23 +140,23 @@ _decode = msgspec.json.Decoder(Command).decode
 _decode_connect = msgspec.json.Decoder(ConnectRequest | None).decode
 
 
-def parse_commands(message: bytes) -> Iterator[Command]:
+def parse_commands(message: str) -> Iterator[Command]:
     """The commands of one message, lazily: those before a bad one still take effect.
 
     Raises:
         DisconnectError: 3501 for an empty line, anything that is not a JSON object of the
-            protocol, or text that is not UTF-8 (protocol, section 2.2).
+            protocol (protocol, section 2.2).
     """
-    if message.endswith(b"\n"):
+    if message.endswith("\n"):
         message = message[:-1]
-    for line in message.split(b"\n"):
-        if line == b"{}":
+    for line in message.split("\n"):
+        if line == "{}":
             yield PONG
             continue
         yield _parsed(_decode, line)
 
 
-def parse_connect(message: bytes) -> ConnectRequest:
+def parse_connect(message: str) -> ConnectRequest:
     """The bare first message of a unidirectional client; `null` is `{}` (section 15).
 
     Raises:
@@ -166,9 +166,9 @@ def parse_connect(message: bytes) -> ConnectRequest:
     return ConnectRequest() if request is None else request
 
 
-def _parsed(decode: Any, line: bytes) -> Any:
+def _parsed(decode: Any, line: str) -> Any:
     try:
-        line.decode()
         return decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    # A `str` with a lone surrogate has no UTF-8 form, and msgspec encodes what it decodes.
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         raise DisconnectError(BAD_REQUEST) from None

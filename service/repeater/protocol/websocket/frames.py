@@ -9,12 +9,13 @@ the buffer is empty, so that an idle subscriber keeps no parser.
 from __future__ import annotations
 
 import logging
-from codecs import getincrementaldecoder
+from codecs import IncrementalDecoder, getincrementaldecoder
 from typing import Final
 
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 from websockets.protocol import State as ProtocolState
+from websockets.typing import BytesLike
 
 _LOGGER = logging.getLogger("repeater.websocket.frames")
 _LOGGER.setLevel(logging.CRITICAL + 1)
@@ -60,53 +61,58 @@ class FrameReader:
 
     def __init__(self, message_limit: int) -> None:
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
-        self._opcode: Opcode | None = None  # of the message that has begun
+        self._opcode: Opcode | None = None  # of the fragmented message that has begun
         self._payload = bytearray()  # not a list: empty fragments without end must cost nothing
-        self._text = _utf8_decoder()
+        self._text: IncrementalDecoder | None = None  # checks the fragments of a text
         self._unread = 0  # bytes that belong to no whole frame yet
         self._pongs = b""
         self._closing = b""
 
-    def feed(self, data: bytes) -> list[bytes | str]:
+    def feed(self, data: bytes) -> list[str | bytes]:
         """Take received bytes; returns the whole messages.
 
-        Text comes back as its UTF-8 bytes, checked; binary as a `str` of the code points 0 to
-        255, since no codec of ours reads it. Afterwards send `pongs`, carry out the messages,
-        and send `closing`.
+        A text message is a `str`, a binary one `bytes`. Afterwards send `pongs`, carry out the
+        messages, and send `closing`.
         """
         self._protocol.receive_data(data)
         self._unread += len(data)
-        messages: list[bytes | str] = []
+        messages: list[str | bytes] = []
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
                 continue
             self._unread -= _received_size(event)
             if event.opcode not in _DATA:
                 continue
-            if not self._collect(event):
+            try:
+                message = self._message(event)
+            except UnicodeDecodeError:
                 self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
                 break
-            if event.fin:
-                messages.append(self._finish())
+            if message is not None:
+                messages.append(message)
         self._take_answers()
         return messages
 
-    def _collect(self, frame: Frame) -> bool:
-        """Add a frame to the message; False if it cannot be text any more."""
+    def _message(self, frame: Frame) -> str | bytes | None:
+        """Return the message that this frame completes; None while fragments are missing.
+
+        Raises:
+            UnicodeDecodeError: the message cannot be text any more.
+        """
+        if self._opcode is None and frame.fin:
+            return _decoded(frame.opcode, frame.data)
         if self._opcode is None:
             self._opcode = frame.opcode
+            self._text = _utf8_decoder() if frame.opcode is Opcode.TEXT else None
         self._payload += frame.data
-        if self._opcode is Opcode.TEXT:
-            try:
-                self._text.decode(frame.data, frame.fin)
-            except UnicodeDecodeError:
-                return False
-        return True
-
-    def _finish(self) -> bytes | str:
-        payload, self._payload = self._payload, bytearray()
-        opcode, self._opcode = self._opcode, None
-        return payload.decode("latin-1") if opcode is Opcode.BINARY else bytes(payload)
+        if self._text is not None:
+            # Each fragment is checked when it comes: broken text must not be waited for.
+            self._text.decode(frame.data, frame.fin)
+        if not frame.fin:
+            return None
+        message = _decoded(self._opcode, self._payload)
+        self._opcode, self._text, self._payload = None, None, bytearray()
+        return message
 
     def _take_answers(self) -> None:
         """The library writes frames in order, a close frame last; empty bytes mean EOF."""
@@ -151,6 +157,10 @@ def _received_size(frame: Frame) -> int:
     """
     size = len(frame.data)
     return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
+
+
+def _decoded(opcode: Opcode, payload: BytesLike) -> str | bytes:
+    return str(payload, "utf-8") if opcode is Opcode.TEXT else bytes(payload)
 
 
 _DATA: Final = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
