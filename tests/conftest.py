@@ -60,7 +60,7 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = open_sockets() if _DESCRIPTORS.is_dir() else set()
     yield
     for node in nodes:
-        assert not node.hub.clients
+        assert not node.registry.clients
         assert not node.hub.channels
         assert not node.heartbeat._slots
         assert not node.backlogs.backlogged

@@ -29,10 +29,10 @@ Message = Mapping[str, Any]
 class Talk:
     """One client's session and what it was sent."""
 
-    def __init__(self, client: Client, transport: MemoryTransport) -> None:
+    def __init__(self, node: Node, client: Client, transport: MemoryTransport) -> None:
         self.client = client
         self.transport = transport
-        self.session = Session(client)
+        self.session = Session(node, client)
         self.ids = 0
         self.read = 0
 
@@ -110,7 +110,7 @@ async def talking(
     """
     transport = MemoryTransport(codec)
     async with connect(node, transport, ready=False) as client:
-        talk = Talk(client, transport)
+        talk = Talk(node, client, transport)
         if connected:
             await talk.connect()
             await talk.news()

@@ -25,7 +25,7 @@ async def running(**settings: object) -> AsyncIterator[Server]:
     with trio.fail_after(LOOP_ANSWERS):
         async with open_server(load_settings(**{"dev": True, "port": 0, **settings})) as server:
             yield server
-        assert not server.node.hub.clients
+        assert not server.node.registry.clients
         assert server.door.statistics().open == 0
         assert len(server.node.emulation) == 0
         assert len(server.node.position_sets) == 0

@@ -18,7 +18,7 @@ from repeater.api.keys import ApiKey
 from repeater.api.methods import call
 from repeater.api.stream import EventStream
 from repeater.brokers.memory import MemoryBroker
-from repeater.clients.presence import MemoryPresence
+from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions

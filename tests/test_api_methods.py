@@ -62,7 +62,7 @@ def picture(node: Node) -> object:
     return (
         node.statistics().repeater.publications,
         {name: channel.size for name, channel in node.hub.channels.items()},
-        [(client.end, client.grant) for client in node.hub.clients],
+        [(client.end, client.grant) for client in node.registry.clients],
     )
 
 

@@ -100,7 +100,7 @@ ECHO = Codec("echo", say=say_data, wrap=None, frame=text_frame, ping=None)
 class Echo:
     """A conversation that says everything again."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, _node: Node, client: Client) -> None:
         self._client = client
 
     async def receive(self, message: bytes | str) -> None:
@@ -120,9 +120,9 @@ async def serve_echo(node: Node, stream: trio.SocketStream) -> None:
     handshake = answer_handshake(head, read_head(head), lambda _origin, _host: None)
     sock = socket.socket(fileno=stream.socket.detach())
     with trio.CancelScope() as scope:
-        client = Client(node, WebSocketTransport(sock, ECHO), scope, ready=True)
+        client = Client(node.registry, WebSocketTransport(sock, ECHO), scope, ready=True)
         client.outbox.send(handshake.answer)
-        await websocket.serve(client, sock, received)
+        await websocket.serve(node, client, sock, received)
 
 
 @asynccontextmanager

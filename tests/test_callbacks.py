@@ -67,7 +67,7 @@ async def test_connect_with_subs(application: Application) -> None:
     async with open_asking_node(application) as node, talking(node, connected=False) as talk:
         reply = await talk.call("connect")
         assert reply["connect"]["subs"]["news"]["data"] == 5
-        members = await node.presence.members("news")
+        members = await node.presence_store.members("news")
         assert bytes(members[talk.client.id].chan_info or b"") == b'{"x":1}'
 
 
@@ -221,7 +221,7 @@ async def test_subscribe(application: Application) -> None:
         assert reply == {"subscribe": {"data": {"topic": "x"}}}
         (asked,) = application.asked("subscribe")
         assert (asked["channel"], asked["data"], asked["user"]) == ("news", {"why": 1}, "alice")
-        members = await node.presence.members("news")
+        members = await node.presence_store.members("news")
         assert bytes(members[talk.client.id].chan_info or b"") == b'{"role":"admin"}'
 
 

@@ -13,10 +13,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
-from repeater.clients import connections
+from repeater.brokers.memory_presence import MemoryPresence
 from repeater.clients.client import Client
-from repeater.clients.connections import Target
-from repeater.clients.presence import MemoryPresence
+from repeater.clients.connections import selected
 from repeater.clients.session import Session
 from repeater.errors import (
     CHANNEL_LIMIT,
@@ -38,7 +37,6 @@ from tests.conversation import HeldHistory
 SEEN = ChannelOptions(
     presence=True, join_leave=True, force_push_join_leave=True, allow_recovery=True
 )
-ALICE = Target(user="alice")
 NOTHING = SubscriptionGrant()
 
 
@@ -115,10 +113,10 @@ def end_of(client: Client) -> Disconnect | None:
 class Talk:
     """One client's side."""
 
-    def __init__(self, client: Client, transport: MemoryTransport) -> None:
+    def __init__(self, node: Node, client: Client, transport: MemoryTransport) -> None:
         self.client = client
         self.transport = transport
-        self.session = Session(client)
+        self.session = Session(node, client)
         self._read = 0
 
     async def say(self, **command: Any) -> None:
@@ -151,7 +149,7 @@ async def talking(
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
         client.grant = ConnectionGrant(user=user)
-        talk = Talk(client, transport)
+        talk = Talk(node, client, transport)
         if connected:
             await talk.say(connect={}, id=1)
             await talk.heard()
@@ -163,7 +161,7 @@ async def test_subscribe() -> None:
     async with world() as it, talking(it.node) as alice, talking(it.node, "bob") as bob:
         await it.node.publish(Publication("news", b"1"))
         grant = SubscriptionGrant(info=b'{"a":1}', data=b'"welcome"')
-        await connections.subscribe(it.node, ALICE, "news", grant)
+        await it.node.subscribe("alice", "news", grant=grant)
         subscribed, joined = await alice.heard()
         await it.node.publish(Publication("news", b"2"))
         (published,) = await alice.heard()
@@ -186,7 +184,7 @@ async def test_subscribe_recovers() -> None:
             position = await it.node.publish(Publication("news", data))
         assert position is not None
         since = StreamPosition(1, position.epoch)
-        await connections.subscribe(it.node, ALICE, "news", NOTHING, since)
+        await it.node.subscribe("alice", "news", since=since)
         subscribed, *published, joined = await alice.heard()
         assert subscribed["push"]["subscribe"]["offset"] == 1
         assert subscribed["push"]["subscribe"]["recovered"] is True
@@ -199,7 +197,7 @@ async def test_subscribe_from_a_lost_position() -> None:
     """Not recovered: it is told so, and goes on at the top."""
     async with world() as it, talking(it.node) as alice:
         await it.node.publish(Publication("news", b"1"))
-        await connections.subscribe(it.node, ALICE, "news", NOTHING, StreamPosition(1, "other"))
+        await it.node.subscribe("alice", "news", since=StreamPosition(1, "other"))
         (subscribed, joined) = await alice.heard()
         result = subscribed["push"]["subscribe"]
         assert (result["offset"], result["was_recovering"]) == (1, True)
@@ -211,7 +209,7 @@ async def test_overrides() -> None:
     """They win over the channel's options."""
     overrides = Overrides(presence=True, force_recovery=True)
     async with world(channel=ChannelOptions()) as it, talking(it.node) as alice:
-        await connections.subscribe(it.node, ALICE, "news", SubscriptionGrant(overrides=overrides))
+        await it.node.subscribe("alice", "news", grant=SubscriptionGrant(overrides=overrides))
         (subscribed,) = await alice.heard()
         assert subscribed["push"]["subscribe"]["recoverable"] is True
         assert [*await it.members()] == [alice.client.id]
@@ -228,8 +226,8 @@ async def test_the_target() -> None:
     ):
         two.client.session = "s2"
 
-        def found(**target: str) -> set[Client]:
-            return set(Target(**target).connections(it.node))
+        def found(user: str = "", client: str = "", session: str = "") -> set[Client]:
+            return set(selected(it.node, user, client, session))
 
         assert found(user="alice") == {one.client, two.client}
         assert found(user="alice", client=one.client.id) == {one.client}
@@ -248,9 +246,9 @@ async def test_subscribe_skips_whom_it_can_not_tell() -> None:
         connect(it.node, MemoryTransport(), ["plain"]) as plain,
     ):
         early.client.identify(ConnectionGrant())
-        await connections.subscribe(it.node, Target(), "news", NOTHING)
+        await it.node.subscribe("", "news")
         assert set(it.node.hub.channels) == {"plain"}
-        await connections.unsubscribe(it.node, Target())
+        await it.node.unsubscribe("")
         assert not plain.channels
         assert not it.node.hub.channels
 
@@ -258,9 +256,9 @@ async def test_subscribe_skips_whom_it_can_not_tell() -> None:
 async def test_who_hears_it_already_is_left_alone() -> None:
     """By the server's doing or its own; and its own attempt later is 105."""
     async with world() as it, talking(it.node) as alice:
-        await connections.subscribe(it.node, ALICE, "news", NOTHING)
+        await it.node.subscribe("alice", "news")
         assert await alice.pushes() == [("subscribe", "news"), ("join", "news")]
-        await connections.subscribe(it.node, ALICE, "news", NOTHING)
+        await it.node.subscribe("alice", "news")
         await alice.say(subscribe={"channel": "news"}, id=2)
         (reply,) = await alice.heard()
         assert reply["error"]["code"] == 105
@@ -270,7 +268,7 @@ async def test_the_channel_limit() -> None:
     """A connection that is full is closed (3505); another one is subscribed."""
     async with world(channel_limit=1) as it, talking(it.node) as full, talking(it.node) as free:
         await full.say(subscribe={"channel": "a"}, id=2)
-        await connections.subscribe(it.node, ALICE, "news", NOTHING)
+        await it.node.subscribe("alice", "news")
         assert end_of(full.client) is CHANNEL_LIMIT
         assert set(free.client.channels) == {"news"}
 
@@ -282,7 +280,7 @@ async def test_a_client_that_ends_while_it_is_subscribed(held: str) -> None:
         gate: Gate = getattr(it, held).gate
         async with talking(it.node) as alice:
             gate.close()
-            nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+            nursery.start_soon(it.node.subscribe, "alice", "news")
             await wait_all_tasks_blocked()
             assert set(alice.client.channels) == {"news"}
             sent = len(alice.transport.sent)
@@ -298,7 +296,7 @@ async def test_a_client_that_subscribes_at_the_same_time() -> None:
     """The server was first: the client is told 105, and hears the channel once."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.broker.gate.close()
-        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         await alice.say(subscribe={"channel": "news"}, id=2)
         await it.node.publish(Publication("news", b"1"))
@@ -319,7 +317,7 @@ async def test_the_client_was_first() -> None:
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
         await wait_all_tasks_blocked()
-        await connections.subscribe(it.node, ALICE, "news", NOTHING)
+        await it.node.subscribe("alice", "news")
         it.broker.gate.open()
         assert await alice.pushes() == [("subscribe", "reply"), ("join", "news")]
         assert not alice.client.channels["news"].server_side
@@ -335,7 +333,7 @@ async def test_unsubscribed_while_it_subscribes(held: str) -> None:
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
         await wait_all_tasks_blocked()
-        await connections.unsubscribe(it.node, ALICE, "news")
+        await it.node.unsubscribe("alice", "news")
         assert not alice.client.channels
         gate.open()
         _, ended = await alice.heard()
@@ -348,15 +346,15 @@ async def test_subscribed_again_before_the_first_attempt_came_through() -> None:
     """Only the second subscription is there, and it stays counted."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.presence.gate.close()
-        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
-        await connections.unsubscribe(it.node, ALICE, "news")
-        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+        await it.node.unsubscribe("alice", "news")
+        nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         it.presence.gate.open()
         assert await alice.pushes() == [("subscribe", "news"), ("join", "news")]
         assert [*await it.members()] == [alice.client.id]
-        await connections.unsubscribe(it.node, ALICE, "news")
+        await it.node.unsubscribe("alice", "news")
         assert await alice.pushes() == [("unsubscribe", "news")]
         assert await it.members() == {}
 
@@ -368,13 +366,13 @@ async def test_a_failing_back_end(held: str) -> None:
         gate: Gate = getattr(it, held).gate
         gate.open(broken=True)
         with pytest.raises(BrokerError):
-            await connections.subscribe(it.node, ALICE, "news", NOTHING)
+            await it.node.subscribe("alice", "news")
         assert "subscribe" not in [name for name, _ in await alice.pushes()]
         assert end_of(alice.client) is None
         assert not it.node.hub.channels
         assert await it.members() == {}
         gate.open()
-        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(it.node.subscribe, "alice", "news")
         assert ("subscribe", "news") in await alice.pushes()
 
 
@@ -382,7 +380,7 @@ async def test_a_cancelled_call() -> None:
     """Nothing gathers for a client that nobody will tell."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         it.broker.gate.close()
-        nursery.start_soon(connections.subscribe, it.node, ALICE, "news", NOTHING)
+        nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -399,13 +397,13 @@ async def test_many_connections() -> None:
         scopes = [trio.CancelScope() for _ in transports]
         clients = []
         for transport, scope in zip(transports, scopes, strict=True):
-            client = Client(it.node, transport, scope, ready=False)
+            client = Client(it.node.registry, transport, scope, ready=False)
             client.identify(ConnectionGrant(user="alice"))
             client.became_ready()
             clients.append(client)
-        await connections.subscribe(it.node, ALICE, "news", NOTHING)
+        await it.node.subscribe("alice", "news")
         assert it.node.hub.channels["news"].size == 150
-        await connections.disconnect(it.node, ALICE)
+        await it.node.disconnect("alice")
         for client in clients:
             assert end_of(client) is FORCE_DISCONNECT
             await client.leave()
@@ -414,22 +412,22 @@ async def test_many_connections() -> None:
 async def test_unsubscribe() -> None:
     """From one channel or from all, whoever had subscribed; each is told."""
     async with world() as it, talking(it.node) as alice:
-        await connections.subscribe(it.node, ALICE, "a", NOTHING)
+        await it.node.subscribe("alice", "a")
         for channel in ("b", "c"):
             await alice.say(subscribe={"channel": channel}, id=2)
         await alice.heard()
-        await connections.unsubscribe(it.node, ALICE, "a")
+        await it.node.unsubscribe("alice", "a")
         (ended,) = await alice.heard()
         assert ended["push"]["unsubscribe"] == {
             "code": SERVER_UNSUBSCRIBE.code,
             "reason": SERVER_UNSUBSCRIBE.reason,
         }
-        await connections.unsubscribe(it.node, ALICE)
+        await it.node.unsubscribe("alice")
         assert await alice.pushes() == [("unsubscribe", "b"), ("unsubscribe", "c")]
-        await connections.unsubscribe(it.node, ALICE, "a")
+        await it.node.unsubscribe("alice", "a")
         assert await alice.heard() == []
         with pytest.raises(ReplyError) as caught:
-            await connections.unsubscribe(it.node, ALICE, "unknown:a")
+            await it.node.unsubscribe("alice", "unknown:a")
         assert caught.value.code is ErrorCode.UNKNOWN_CHANNEL
 
 
@@ -438,7 +436,7 @@ async def test_disconnect() -> None:
     why = Disconnect(4_000, "come back")
     async with world() as it, talking(it.node) as kept:
         async with talking(it.node) as gone:
-            await connections.disconnect(it.node, ALICE, why, {kept.client.id})
+            await it.node.disconnect("alice", why=why, whitelist={kept.client.id})
         assert gone.transport.closed_with == why
         assert end_of(kept.client) is None
 
@@ -448,21 +446,21 @@ async def test_refresh(autojump_clock: MockClock) -> None:
     async with world(expired_close_delay=5.0) as it:
         now = int(it.node.unix_time())
         async with talking(it.node) as alice:
-            await connections.refresh(it.node, ALICE, expire_at=now + 10)
+            await it.node.refresh("alice", expire_at=now + 10)
             (pushed,) = await alice.heard()
             assert pushed["push"]["refresh"]["expires"] is True
             assert 9 <= pushed["push"]["refresh"]["ttl"] <= 10  # whole seconds, rounded down
-            await connections.refresh(it.node, ALICE)
+            await it.node.refresh("alice")
             (pushed,) = await alice.heard()
             assert pushed["push"] == {"refresh": {}}
             await trio.sleep(16)
             assert end_of(alice.client) is None
             now = int(it.node.unix_time())
-            await connections.refresh(it.node, ALICE, expire_at=now + 2)
+            await it.node.refresh("alice", expire_at=now + 2)
             await trio.sleep(7 + 1.5)
             assert end_of(alice.client) is EXPIRED
         async with talking(it.node) as again:
-            await connections.refresh(it.node, ALICE, expire_at=1)
+            await it.node.refresh("alice", expire_at=1)
             assert end_of(again.client) is EXPIRED
 
 
@@ -470,11 +468,11 @@ async def test_refresh_of_the_info() -> None:
     """Everybody who looks sees it, and whoever leaves meanwhile stays gone."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         for channel in ("news", "sport"):
-            await connections.subscribe(it.node, ALICE, channel, NOTHING)
+            await it.node.subscribe("alice", channel)
         it.presence.gate.close()
-        nursery.start_soon(lambda: connections.refresh(it.node, ALICE, info=b'{"name":"Alice"}'))
+        nursery.start_soon(lambda: it.node.refresh("alice", info=b'{"name":"Alice"}'))
         await wait_all_tasks_blocked()
-        await connections.unsubscribe(it.node, ALICE, "sport")
+        await it.node.unsubscribe("alice", "sport")
         it.presence.gate.open()
         await wait_all_tasks_blocked()
         (member,) = (await it.members()).values()

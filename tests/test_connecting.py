@@ -54,7 +54,7 @@ async def end_of_connect(
         async with talking(node, connected=False) as talk:
             await talk.connect(token, **more)
         assert not talk.transport.sent
-        assert not node.hub.users
+        assert not node.registry.users
         return talk.transport.closed_with
 
 
@@ -73,8 +73,8 @@ class TestAuthentication:
                 assert "expires" not in result
                 assert "ttl" not in result
                 assert talk.client.user == "ann"
-                assert set(node.hub.users) == {"ann"}
-            assert not node.hub.users
+                assert set(node.registry.users) == {"ann"}
+            assert not node.registry.users
 
     @pytest.mark.parametrize(
         ("known", "code"),
@@ -142,7 +142,7 @@ class TestAuthentication:
         async with open_node() as node, talking(node, connected=False) as talk:
             talk.client.grant = ConnectionGrant("ann")
             assert (await talk.connect())["client"]
-            assert set(node.hub.users) == {"ann"}
+            assert set(node.registry.users) == {"ann"}
 
     async def test_second_connect(self) -> None:
         """Connecting twice ends the connection with 3501."""
@@ -172,11 +172,11 @@ class TestAuthentication:
 
             nursery.start_soon(live)
             await wait_all_tasks_blocked()
-            (client,) = node.hub.clients
+            (client,) = node.registry.clients
             verifier.answered.set()
             client.disconnect(SERVER_ERROR)
             await wait_all_tasks_blocked()
-            assert not node.hub.users
+            assert not node.registry.users
             assert not node.hub.channels
 
 
@@ -292,8 +292,8 @@ class TestServerSide:
             assert subs["news"]["data"] == [1]
             # Recovery is granted where it is allowed, and it is not here.
             assert "recoverable" not in subs["news"]
-            assert list(await node.presence.members("$bare")) == [talk.client.id]
-            assert not await node.presence.members("news")
+            assert list(await node.presence_store.members("$bare")) == [talk.client.id]
+            assert not await node.presence_store.members("news")
             await node.publish(Publication("news", b"1"))
             await talk.news()
             await node.publish(Publication("$bare", b"2"))
@@ -444,7 +444,7 @@ class TestServerSide:
             broker.after["a"].shut()
             nursery.start_soon(live)
             await wait_all_tasks_blocked()
-            (client,) = node.hub.clients
+            (client,) = node.registry.clients
             broker.after["a"].open()
             client.cut(SERVER_ERROR)
             await wait_all_tasks_blocked()

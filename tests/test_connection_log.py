@@ -52,6 +52,7 @@ async def test_a_line_each(autojump_clock: MockClock, lines: pytest.LogCaptureFi
         client.identify(ConnectionGrant("42"))
         identity = client.id
         client.became_ready()
+        node.connection_log.connected(client)
         await trio.sleep(7.5)
         client.cut(NO_PONG)
     who = f"user=42 client={identity} transport=memory protocol=plain-asgi"
@@ -84,7 +85,7 @@ async def test_a_storm_is_two_lines(
         await trio.sleep(1.5)
         assert said(lines)[3:] == ["and more connected clients=997"]
         lines.clear()
-        for number, client in enumerate(tuple(node.hub.clients)):
+        for number, client in enumerate(tuple(node.registry.clients)):
             client.cut(SLOW if number % 4 else NO_PONG)
         assert len(said(lines)) == 3
         await trio.sleep(1)

@@ -18,12 +18,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access.denial_store import MemoryDenials
 from repeater.access.grants import ConnectionGrant, Denial, TokenVerifier
 from repeater.access.sqlite_denials import open_sqlite_denials
 from repeater.access.tokens.verifier import open_verifier
 from repeater.api.methods import call
 from repeater.clients.client import Client
-from repeater.clients.denials import MemoryDenials
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.config import ConfigError, load_settings
@@ -75,7 +75,7 @@ async def talking(node: Node, **claims: object) -> AsyncIterator[Talk]:
     """A client that connects with a token of these claims."""
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
-        talk = Talk(Session(client), transport)
+        talk = Talk(Session(node, client), transport)
         await talk.say("connect", token=sign(claims))
         yield talk
 
@@ -116,7 +116,7 @@ async def test_a_blocked_user_is_known_by_more_than_a_token() -> None:
     ):
         await ask(node, "block_user", user="ann")
         client.grant = ConnectionGrant("ann")
-        await UnidirectionalSession(client).receive("{}")
+        await UnidirectionalSession(node, client).receive("{}")
         assert client.end is FORCE_DISCONNECT
 
 
@@ -149,7 +149,7 @@ async def test_a_block_while_a_connect_is_under_way() -> None:
         connect(node, MemoryTransport(CENTRIFUGE_JSON_ASGI), ready=False) as client,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(Session(client).receive, b'{"connect":{"token":"x"},"id":1}')
+        nursery.start_soon(Session(node, client).receive, b'{"connect":{"token":"x"},"id":1}')
         await wait_all_tasks_blocked()
         await ask(node, "block_user", user="ann")
         answer.set()
@@ -374,7 +374,7 @@ async def test_many_connections_are_searched_in_turns() -> None:
     async with open_test_node() as node, trio.open_nursery() as nursery:
         clients = []
         for number in range(2_500):
-            client = Client(node, MemoryTransport(), trio.CancelScope(), ready=True)
+            client = Client(node.registry, MemoryTransport(), trio.CancelScope(), ready=True)
             client.identify(ConnectionGrant("u", token_id=f"t{number % 2}", by_token=True))
             clients.append(client)
         turns = 0

@@ -41,7 +41,7 @@ async def emulated(node: Node, credentials: str = "") -> AsyncIterator[tuple[str
     """A connected session's id, and what its stream carries."""
     transport = MemoryTransport(CENTRIFUGE_STREAM)
     async with connect(node, transport, ready=False) as client, trio.open_nursery() as nursery:
-        session = Session(client)
+        session = Session(node, client)
         with node.emulation.open(client, session, nursery, credentials):
             await session.receive(CONNECT)
             yield client.session, transport

@@ -140,7 +140,7 @@ async def test_a_client_that_never_reads_is_cut() -> None:
                     )
                     assert b'"%06d' % number in await other.until(b'x"')
                     number += 1
-                assert len(server.node.hub.clients) == 1
+                assert len(server.node.registry.clients) == 1
 
 
 async def test_a_vanished_peer_is_found() -> None:
@@ -153,7 +153,7 @@ async def test_a_vanished_peer_is_found() -> None:
         while 3012 not in server.node.statistics().ended:
             await alive.until(b"\x89\x00")
             await alive.stream.send_all(frame(b"", 10))
-        assert len(server.node.hub.clients) == 1
+        assert len(server.node.registry.clients) == 1
 
 
 async def test_an_upgrade_on_a_kept_alive_connection() -> None:
@@ -166,7 +166,7 @@ async def test_an_upgrade_on_a_kept_alive_connection() -> None:
         assert b" 200 " in await client.call("GET", "/health")
         await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         assert b" 101 " in await client.until(b"\r\n\r\n")
-        while not server.node.hub.clients:
+        while not server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
         await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[7]}')
         assert b"[7]" in await client.until(b"[7]")

@@ -192,7 +192,7 @@ async def meet(node: Node, message: bytes, *, connected: bool, bare: bool = Fals
     """One client that says this, from its first byte to its last."""
     transport = MemoryTransport(CENTRIFUGE_UNI_ASGI if bare else CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
-        session = UnidirectionalSession(client) if bare else Session(client)
+        session = UnidirectionalSession(node, client) if bare else Session(node, client)
         if connected:
             await session.receive(CONNECT)
         # What is not UTF-8 becomes lone surrogates, which no parser may trip over either.
@@ -219,10 +219,10 @@ async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
             except BaseException as error:
                 error.add_note(f"seed {seed}, input {number}: {message[:2_000]!r}")
                 raise
-            assert not node.hub.clients
+            assert not node.registry.clients
             assert not node.hub.channels
         await wait_all_tasks_blocked()
-        assert await node.presence.count("a") == (0, 0)
+        assert await node.presence_store.count("a") == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Stage:
         self.transport = transport
         self.guests = AsyncExitStack()
         self.client = client
-        self._session = Session(client)
+        self._session = Session(node, client)
         self._seen = 0
         self._actions: dict[str, Callable[[], Awaitable[None]]] = {
             "connected": self._connected,
@@ -130,7 +130,7 @@ class Stage:
         transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
         guest = await self.guests.enter_async_context(connect(self.node, transport, ready=False))
         guest._id, guest.grant = name, ConnectionGrant(user="42", info=info)
-        await Session(guest).receive(
+        await Session(self.node, guest).receive(
             '{"connect":{},"id":1}\n{"subscribe":{"channel":"news"},"id":2}'
         )
 

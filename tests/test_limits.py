@@ -53,7 +53,7 @@ async def talking(node: Node, user: str = "") -> AsyncIterator[Talk]:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
         client.grant = ConnectionGrant(user)  # as an HTTP request's credentials
-        talk = Talk(Session(client), transport)
+        talk = Talk(Session(node, client), transport)
         await talk.say(CONNECT)
         yield talk
 
@@ -208,7 +208,7 @@ async def test_one_server_side_subscription_too_many_is_counted() -> None:
     async with open_test_node(NodeOptions(channel_limit=0)) as node:
         transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
         async with connect(node, transport, ready=False) as client:
-            await Session(client).receive('{"connect":{"subs":{"news":{}}},"id":1}')
+            await Session(node, client).receive('{"connect":{"subs":{"news":{}}},"id":1}')
             assert client.end is CHANNEL_LIMIT
         assert node.statistics().limited == {"channel_limit": 1}
 
@@ -238,7 +238,7 @@ async def test_a_unidirectional_connection_counts_like_any() -> None:
         connect(node, MemoryTransport(CENTRIFUGE_UNI_ASGI), ready=False) as client,
     ):
         client.grant = ConnectionGrant("ann")
-        await UnidirectionalSession(client).receive("{}")
+        await UnidirectionalSession(node, client).receive("{}")
         assert client.end is CONNECTION_LIMIT
 
 
@@ -268,7 +268,7 @@ async def inside(server: Server, path: str, *, reused: bool) -> AsyncIterator[Pe
 
 async def emptied(server: Server) -> None:
     """Until the hub has noticed that they all left, which is the kernel's to tell."""
-    while server.node.hub.clients:
+    while server.node.registry.clients:
         await trio.lowlevel.checkpoint()
 
 

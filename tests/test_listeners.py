@@ -78,7 +78,7 @@ async def test_several_at_once(tmp_path: Path) -> None:
             await stream.send_all(request.encode())
             client = Peer(stream)
             assert b" 101 " in await client.until(b"\r\n\r\n")
-            (subscriber,) = server.node.hub.clients
+            (subscriber,) = server.node.registry.clients
             assert subscriber.transport.address() == "unix"
             async with await trio.open_tcp_stream("127.0.0.1", second.port) as other:
                 await Peer(other).call("POST", "/api/publish", b'{"channel":"news","data":[1]}')

@@ -52,9 +52,9 @@ class Browser:
             since=positions_of(last, self.channels),
         )
         with trio.CancelScope() as scope:
-            self.client = Client(node, self.transport, scope, ready=True)
+            self.client = Client(node.registry, self.transport, scope, ready=True)
             try:
-                async with listening(self.client, wanted):
+                async with listening(node, self.client, wanted):
                     yield self.transport
             finally:
                 await self.client.leave()
@@ -242,11 +242,11 @@ async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -
     async with open_test_node() as node:
         transport = MemoryTransport(EVENT_STREAM)
         with trio.CancelScope() as scope:
-            client = Client(node, transport, scope, ready=True)
+            client = Client(node.registry, transport, scope, ready=True)
             grant = ConnectionGrant(user="7", expire_at=int(node.unix_time()) + 60)
             wanted = Wanted(grant=grant, channels={"a": SubscriptionGrant()})
             try:
-                async with listening(client, wanted):
+                async with listening(node, client, wanted):
                     await trio.Event().wait()  # until it is ended
             finally:
                 await client.leave()

@@ -158,16 +158,16 @@ async def test_a_websocket(front: Front, kept_alive: bool) -> None:
         head = UPGRADE.format(path="/ws?channel=news", more="")
         await client.stream.send_all(head.encode())
         assert b" 101 " in await client.until(b"\r\n\r\n")
-        while not front.server.node.hub.clients:
+        while not front.server.node.registry.clients:
             await trio.lowlevel.checkpoint()
-        (subscriber,) = front.server.node.hub.clients
+        (subscriber,) = front.server.node.registry.clients
         assert subscriber.transport.address() == "127.0.0.1"
         assert type(subscriber.transport).__name__.startswith("ASGI") is kept_alive
         await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[1]}')
         assert b"[1]" in await client.until(b"]")
         await client.stream.send_all(frame(b"\x03\xe8", 8))
         assert b"\x88" in await client.until(b"\x03\xe8")
-    while front.server.node.hub.clients:
+    while front.server.node.registry.clients:
         await trio.lowlevel.checkpoint()
 
 
@@ -192,7 +192,7 @@ async def test_the_proxy_protocol_of_nginx(tmp_path: Path) -> None:
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
                 assert b" 101 " in await Peer(stream).until(b"\r\n\r\n")
-                (subscriber,) = server.node.hub.clients
+                (subscriber,) = server.node.registry.clients
                 host, own = stream.socket.getsockname()
                 assert subscriber.transport.address() == f"{host}:{own}"
 
@@ -203,12 +203,12 @@ async def test_an_event_stream_is_not_held_back(front: Front) -> None:
         head = "GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n"
         await client.stream.send_all(head.encode())
         assert b" 200 " in await client.until(b"\r\n\r\n")
-        while not front.server.node.hub.clients:
+        while not front.server.node.registry.clients:
             await trio.lowlevel.checkpoint()
-        (subscriber,) = front.server.node.hub.clients
+        (subscriber,) = front.server.node.registry.clients
         assert subscriber.transport.address() == "127.0.0.1"
         assert not type(subscriber.transport).__name__.startswith("ASGI")
         await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[1]}')
         assert b"[1]" in await client.until(b"[1]")
-    while front.server.node.hub.clients:
+    while front.server.node.registry.clients:
         await trio.lowlevel.checkpoint()

@@ -186,7 +186,7 @@ async def test_ten_thousand_leave_at_once() -> None:
             await wait_all_tasks_blocked()
             assert node.statistics().subscriptions == 10_000
             nursery.cancel_scope.cancel()
-        assert not node.hub.clients
+        assert not node.registry.clients
         assert not node.hub.channels
         assert not node.heartbeat._slots
         assert trio.lowlevel.current_statistics().tasks_living == tasks

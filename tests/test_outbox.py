@@ -205,7 +205,7 @@ async def test_cut_before_the_drain_task_began() -> None:
         transport = WebSocketTransport(ours, PLAIN)
         async with open_test_node(NodeOptions(outbox_limit=1_000_000)) as node:
             with trio.CancelScope() as scope:
-                client = Client(node, transport, scope, ready=True)
+                client = Client(node.registry, transport, scope, ready=True)
                 client.outbox.send(b"x" * 900_000)
                 client.outbox.send(b"x" * 900_000)
                 assert client.end == SLOW

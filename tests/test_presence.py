@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
-from repeater.clients.presence import MemoryPresence
+from repeater.brokers.memory_presence import MemoryPresence
 from repeater.clients.session import Session
 from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
@@ -134,14 +134,14 @@ async def test_leave_comes_after_the_socket_is_gone(how: str) -> None:
     transport = Lingering(CENTRIFUGE_JSON_ASGI)
     async with open_node(OPTIONS, broker=Watching()) as node:
         async with connect(node, transport, ready=False) as client:
-            talk = Talk(client, transport)
+            talk = Talk(node, client, transport)
             await talk.connect()
             await talk.subscribe()
             getattr(client, how)(SERVER_ERROR)
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         assert states == [True]
-        assert not await node.presence.members("c")
+        assert not await node.presence_store.members("c")
         assert transport.aborted is (how == "cut")
 
 
@@ -183,7 +183,7 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
 
         async def live() -> None:
             async with connect(node, transport, ready=False) as client:
-                session = Session(client)
+                session = Session(node, client)
                 await session.receive('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"c"}}')
                 await session.receive('{"id":3,"unsubscribe":{"channel":"c"}}')
                 await session.receive('{"id":4,"subscribe":{"channel":"c"}}')
@@ -191,7 +191,7 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
         store.removing.shut()
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
-        (client,) = [one for one in node.hub.clients if one is not other.client]
+        (client,) = [one for one in node.registry.clients if one is not other.client]
         # In one turn: the leave is done, and the client ended.
         store.removing.open()
         client.cut(SERVER_ERROR)
@@ -283,7 +283,7 @@ async def test_cut_while_it_is_added() -> None:
         store.adding.shut()
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
-        (client,) = [one for one in node.hub.clients if one is not other.client]
+        (client,) = [one for one in node.registry.clients if one is not other.client]
         store.adding.open()
         client.cut(SERVER_ERROR)
         assert await other.pushes() == []
@@ -305,7 +305,7 @@ async def test_no_leave_without_a_join() -> None:
             await talk.subscribe(positioned=True)
         assert talk.transport.closed_with == SERVER_ERROR
         assert await other.pushes() == []
-        assert set(await node.presence.members("c")) == {other.client.id}
+        assert set(await node.presence_store.members("c")) == {other.client.id}
 
 
 async def test_leave_is_told_though_the_store_fails() -> None:
@@ -332,7 +332,7 @@ async def test_failing_announcement_fails_nothing() -> None:
         assert len(await talk.news()) == 1
         await talk.ask(unsubscribe={"channel": "c"})
         await wait_all_tasks_blocked()
-        assert not await node.presence.members("c")
+        assert not await node.presence_store.members("c")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ async def test_overrides(overrides: Overrides, present: bool, heard: bool) -> No
     ):
         await talk.connect("t")
         await wait_all_tasks_blocked()
-        assert bool(await node.presence.members("c")) is present
+        assert bool(await node.presence_store.members("c")) is present
         assert bool(told(await talk.pushes())) is heard
 
 
@@ -362,7 +362,7 @@ async def test_plain_subscribers_are_not_counted() -> None:
     """A plain WebSocket client is nobody's presence."""
     async with open_test_node(OPTIONS) as node, connect(node, MemoryTransport(), ["c"]):
         await wait_all_tasks_blocked()
-        assert not await node.presence.members("c")
+        assert not await node.presence_store.members("c")
 
 
 async def test_many_leave_at_once() -> None:
@@ -375,12 +375,12 @@ async def test_many_leave_at_once() -> None:
             name for kind, name in pushes[1:] if kind == "join"
         )
         assert len(pushes) == 101
-        assert set(await node.presence.members("c")) == {other.client.id}
+        assert set(await node.presence_store.members("c")) == {other.client.id}
 
 
 async def cut_many(node: Node, count: int) -> None:
     """So many clients subscribe, and then they are cut together."""
-    before = set(node.hub.clients)
+    before = set(node.registry.clients)
 
     async def live() -> None:
         async with talking(node, connected=False) as talk:
@@ -392,5 +392,5 @@ async def cut_many(node: Node, count: int) -> None:
         for _ in range(count):
             nursery.start_soon(live)
         await wait_all_tasks_blocked()
-        for client in set(node.hub.clients) - before:
+        for client in set(node.registry.clients) - before:
             client.cut(SERVER_ERROR)

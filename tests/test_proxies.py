@@ -132,11 +132,11 @@ async def test_a_subscriber_s_address_is_the_client_s() -> None:
                 head = UPGRADE.format(path="/ws", more="X-Forwarded-For: 203.0.113.7\r\n")
                 await stream.send_all(head.encode())
                 assert b" 101 " in await client.until(b"\r\n\r\n")
-                while not server.node.hub.clients:
+                while not server.node.registry.clients:
                     await trio.lowlevel.checkpoint()
-                (subscriber,) = server.node.hub.clients
+                (subscriber,) = server.node.registry.clients
                 assert subscriber.transport.address() == "203.0.113.7"
-            while server.node.hub.clients:
+            while server.node.registry.clients:
                 await trio.lowlevel.checkpoint()
 
 
@@ -167,7 +167,7 @@ async def test_a_proxy_header_names_the_client(header: bytes) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
             await stream.send_all(header + UPGRADE.format(path="/ws", more="").encode())
             assert b" 101 " in await Peer(stream).until(b"\r\n\r\n")
-            (subscriber,) = server.node.hub.clients
+            (subscriber,) = server.node.registry.clients
             assert subscriber.transport.address() == "203.0.113.7:4711"
 
 

@@ -10,8 +10,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.clients.client import Client
+from repeater.clients.subscription import Subscription
 from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
-from repeater.fanout.hub import Subscription
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs
@@ -208,7 +208,7 @@ def counting_codec(said: list[Publication]) -> Codec:
 
 def go_ahead(client: Client, offset: int) -> Subscription:
     """Have a client listen whose history reaches further than fan-out."""
-    subscription = client.node.hub.join(client, "c", client.codec)
+    subscription = client.join("c", client.codec)
     subscription.positioned = True
     subscription.channel.go_live(subscription, StreamPosition(offset, "e"))
     return subscription
@@ -230,7 +230,7 @@ async def test_thousands_become_live_by_one_chunk() -> None:
         channel = node.hub.channels["c"]
         assert not channel.ahead
         assert len(list(channel.live())) == 5_000
-        for client in tuple(node.hub.clients):
+        for client in tuple(node.registry.clients):
             client.unsubscribe("c")
 
 

@@ -43,7 +43,7 @@ class Talk:
 async def talking(node: Node, *, connected: bool = True) -> AsyncIterator[Talk]:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
-        talk = Talk(Session(client), transport)
+        talk = Talk(Session(node, client), transport)
         if connected:
             await talk.say(CONNECT)
         yield talk
@@ -215,7 +215,7 @@ class EndingBroker(MemoryBroker):
     node: Node
 
     async def publish(self, *_: object, **__: object) -> StreamPosition | None:
-        for client in tuple(self.node.hub.clients):
+        for client in tuple(self.node.registry.clients):
             client.disconnect(SHUTDOWN)
         return None
 

@@ -94,7 +94,7 @@ class Subscriber:
     async def _live(self, commands: trio.MemoryReceiveChannel[str]) -> None:
         async with connect(self.world.node, self.transport, ready=False) as client:
             self._hang_up = lambda: client.disconnect(CONNECTION_CLOSED)
-            session = Session(client)
+            session = Session(self.world.node, client)
             async for command in commands:
                 await session.receive(command)
         self._offline()

@@ -68,7 +68,7 @@ async def test_missed_events_come_first() -> None:
     ):
         await publish(server, "1")
         assert await take(events, 1) == ["1"]
-        for client in tuple(server.node.hub.clients):
+        for client in tuple(server.node.registry.clients):
             client.disconnect(SHUTDOWN)
         await publish(server, "2", "3")
         assert await take(events, 2) == ["2", "3"]
@@ -82,7 +82,7 @@ async def test_missed_events_come_first() -> None:
 async def test_a_lost_position_is_recovered() -> None:
     """A subscription that the server ends for its position is taken up again by itself."""
     async with running() as server, open_subscriber(url(server), ["news"]) as events:
-        (client,) = server.node.hub.clients
+        (client,) = server.node.registry.clients
         client.end_subscription(client.channels["news"], POSITION_LOST)
         await publish(server, "1")
         assert await take(events, 1) == ["1"]
@@ -110,10 +110,10 @@ async def test_a_gap_is_told() -> None:
             await nursery.start(listen)
             await publish(first, "1")
             assert await receive.receive() == "1"
-            (client,) = first.node.hub.clients
+            (client,) = first.node.registry.clients
             first.node.broker._streams.clear()  # type: ignore[attr-defined]  # as a restart does
             client.disconnect(SHUTDOWN)
-            while first.node.hub.clients:
+            while first.node.registry.clients:
                 await trio.lowlevel.checkpoint()
             while not gaps:
                 await trio.testing.wait_all_tasks_blocked(0.001)
@@ -129,7 +129,7 @@ async def test_the_server_says_stay_away() -> None:
 
         async def listen() -> None:
             async with open_subscriber(url(server), ["news"], backoff=SOON) as events:
-                for client in tuple(server.node.hub.clients):
+                for client in tuple(server.node.registry.clients):
                     client.disconnect(FORCE_DISCONNECT)
                 await anext(events)
 
@@ -143,7 +143,7 @@ async def test_without_reconnect_the_iteration_ends() -> None:
         running() as server,
         open_subscriber(url(server), ["news"], reconnect=False) as events,
     ):
-        for client in tuple(server.node.hub.clients):
+        for client in tuple(server.node.registry.clients):
             client.disconnect(SHUTDOWN)
         assert [event async for event in events] == []
 

@@ -229,13 +229,13 @@ async def test_cut_while_history_is_held() -> None:
 
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
-        (client,) = node.hub.clients
+        (client,) = node.registry.clients
         # In one turn: the answer and the end.
         broker.after["c"].open()
         client.cut(SERVER_ERROR)
         await wait_all_tasks_blocked()
         assert not node.hub.channels
-        assert not await node.presence.members("c")
+        assert not await node.presence_store.members("c")
 
 
 class TestFeatures:
@@ -600,7 +600,7 @@ class TestToken:
                 "positioned": True,
                 "data": {"hello": 1},
             }
-            (info,) = (await node.presence.members("$c")).values()
+            (info,) = (await node.presence_store.members("$c")).values()
             assert info.chan_info is not None
             assert bytes(info.chan_info) == b'{"seat":1}'
 

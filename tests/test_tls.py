@@ -94,7 +94,7 @@ async def test_a_stalled_reader_is_cut_and_nobody_else_notices(authority: Author
             await back_end.call("POST", "/api/publish", body)
             assert b'"%06d' % number in await other.until(b'x"')
             number += 1
-        assert len(server.node.hub.clients) == 1
+        assert len(server.node.registry.clients) == 1
         assert stalled.received == b""
 
 
@@ -151,7 +151,7 @@ async def test_a_websocket_inside_http2(authority: Authority) -> None:
         peer.request(1, ":method CONNECT", ":protocol websocket", f":path {path}",
                      "sec-websocket-version 13")  # fmt: skip
         assert await peer.until(h2.events.ResponseReceived) == 1
-        while not server.node.hub.clients:
+        while not server.node.registry.clients:
             await trio.lowlevel.checkpoint()
         peer.request(3, ":method POST", ":path /api/publish", end=False)
         peer.connection.send_data(3, BODY % 7, end_stream=True)
@@ -358,7 +358,7 @@ async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Auth
         stalled.request(1, ":method CONNECT", ":protocol websocket", f":path {path}",
                         "sec-websocket-version 13")  # fmt: skip
         await stalled.until(h2.events.ResponseReceived)
-        while len(server.node.hub.clients) < 2:
+        while len(server.node.registry.clients) < 2:
             await trio.lowlevel.checkpoint()
         number = 0
         while 3008 not in server.node.statistics().ended:
@@ -368,7 +368,7 @@ async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Auth
             number += 1
         while server.door.statistics().open > 2:
             await trio.lowlevel.checkpoint()
-        assert len(server.node.hub.clients) == 1
+        assert len(server.node.registry.clients) == 1
         await trio.aclose_forcefully(stream)
 
 
@@ -381,7 +381,7 @@ async def test_an_event_stream(authority: Authority) -> None:
     ):
         await client.stream.send_all(b"GET /events?channel=news HTTP/1.1\r\nHost: t\r\n\r\n")
         assert b" 200 " in await client.until(b"\r\n\r\n")
-        while not server.node.hub.clients:
+        while not server.node.registry.clients:
             await trio.lowlevel.checkpoint()
         await back_end.call("POST", "/api/publish", BODY % 1)
         assert b"[1]" in await client.until(b"[1]")

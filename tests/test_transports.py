@@ -11,8 +11,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from websockets.protocol import CLIENT, Protocol
 
-from repeater.brokers.contract import Transport
 from repeater.errors import SHUTDOWN
+from repeater.fanout.transport import Transport
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM, PLAIN
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.testing import MemoryTransport, StallingTransport

@@ -51,7 +51,7 @@ class Listener(msgspec.Struct, frozen=True):
 async def listening(node: Node, message: str | bytes = "{}") -> AsyncIterator[Listener]:
     transport = MemoryTransport(CENTRIFUGE_UNI_ASGI)
     async with connect(node, transport, ready=False) as client:
-        listener = Listener(client, transport, UnidirectionalSession(client))
+        listener = Listener(client, transport, UnidirectionalSession(node, client))
         await listener.session.receive(message)
         yield listener
 
@@ -144,7 +144,7 @@ async def test_ended_client_does_not_connect(message: str) -> None:
             await listener.session.receive(message)
         assert listener.transport.closed_with == BAD_REQUEST
         assert not listener.transport.sent
-        assert not node.hub.users
+        assert not node.registry.users
         assert not node.hub.channels
 
 

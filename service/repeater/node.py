@@ -1,44 +1,43 @@
 """The node: the one object that web, command line, library users and tests hold.
 
-It ties broker, intake, repeater, hub and heartbeat together and owns their tasks. What a node
-may publish is checked here, whoever asks.
+It ties broker, intake, repeater, hub and clients together and owns their tasks. What may be
+published is checked here, whoever asks. This file is longer than others because what a node can be
+asked for is one class; the work is done in the rooms below.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 from uuid import uuid4
 
 import msgspec
 import trio
 
 from repeater.access.channel_rules import ChannelRules
+from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.grants import TokenVerifier
+from repeater.backend.contract import Backend, BackendStatistics, Events, EventStatistics
 from repeater.backend.options import CallbackKind
-from repeater.brokers.contract import (
-    Backend,
-    Broker,
-    DenialStore,
-    Events,
-    InstantBroker,
-    PresenceStore,
-)
+from repeater.brokers.contract import Broker, InstantBroker, PresenceStore
 from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.memory_presence import MemoryPresence
 from repeater.clients.connection_log import ConnectionLog
-from repeater.clients.denials import Denials, MemoryDenials
+from repeater.clients.connections import UserConnections
+from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
 from repeater.clients.heartbeat import Heartbeat
 from repeater.clients.limits import Admission
 from repeater.clients.position_sets import PositionSets
-from repeater.clients.presence import Attendance, MemoryPresence
+from repeater.clients.presence import Attendance
+from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
 from repeater.errors import (
     SHUTDOWN,
     BrokerError,
-    Disconnect,
     ErrorCode,
     IntakeFullError,
     ReplyError,
@@ -46,11 +45,10 @@ from repeater.errors import (
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
-from repeater.fanout.repeater import Repeater
+from repeater.fanout.repeater import Repeater, RepeaterStatistics
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import Publication, StreamPosition
-from repeater.statistics import NodeStatistics
+from repeater.publication import ClientInfo, Publication, StreamPosition
 
 _log = get_logger("node")
 
@@ -58,7 +56,50 @@ _EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
 
 
-class Node:
+_UINT64: Final = 2**64 - 1
+
+
+class NodeStatistics(msgspec.Struct, frozen=True):
+    """A snapshot, made without a walk over clients or channels. Counts begin with the node."""
+
+    clients: int
+    kinds: dict[tuple[str, str], int]
+    """Clients by the names of their transport and codec."""
+    users: int
+    """Different users with a connection, the anonymous one not counted."""
+    channels: int
+    subscriptions: int
+    backlogged: int
+    """Clients with something waiting."""
+    backlog_bytes: int
+    draining: bool
+    ended: dict[int, int]
+    """Connections that ended, by disconnect code."""
+    refused: int
+    """Publishes told to try later: no room in time, or the node is shutting down."""
+    broker_errors: dict[str, int]
+    """Failures of broker and presence store, by what was asked of them."""
+    outage: str
+    """Why the broker is of no use now; empty while it is."""
+    loop_lag: float
+    """Seconds by which the last tick of the heartbeat was late: what everything else waits."""
+    limited: dict[str, int]
+    """What was refused, by the setting that it ran into, or as `blocked` or `revoked`."""
+    denials: int
+    """Blocked users and revoked tokens that are kept."""
+    repeater: RepeaterStatistics
+    backend: BackendStatistics | None = None
+    """None without callbacks."""
+    events: EventStatistics | None = None
+    """None without event callbacks."""
+
+    @property
+    def connected(self) -> int:
+        """Connections ever taken in: each is here or has ended."""
+        return self.clients + sum(self.ended.values())
+
+
+class Node(UserConnections):
     """A running node. Made and ended by `open_node`; hold it, never make it."""
 
     def __init__(
@@ -75,58 +116,70 @@ class Node:
         self.id = str(uuid4())
         self.options = options
         self.broker = broker
-        self.presence = presence
+        self.presence_store = presence
         self.verifier = verifier
+        self.backend = backend
+        self.events = events
         self.broker_errors: Counter[str] = Counter()
         """Failures of broker and presence store, by what was asked; whoever handles one counts."""
-        self.attendance = Attendance(presence, broker, self.broker_errors)
-        self.channels = ChannelRules(options)
-        self.backend = backend
-        self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
-        """What is to be kept of a client's HTTP request (`Client.headers`)."""
-        self.events = events
-        self.renewals = Renewals(self, nursery)
-        self.hub = Hub(events)
         self.limited: Counter[str] = Counter()
         """What was refused, by the name of the limit or the denial; whoever refuses counts."""
-        self.admission = Admission(self.hub, self.limited)
-        self.denials = Denials(
+        self.channels = ChannelRules(options)
+        self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
+        """What is to be kept of a client's HTTP request (`Client.headers`)."""
+        self.draining = False
+        self._since = trio.current_time()
+        self._started = time.time() - self._since
+        self.hub = Hub(events)
+        self.backlogs = BacklogRoom(
+            nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
+        )
+        tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
+        self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.attendance = Attendance(presence, broker, self.broker_errors)
+        self.renewals = Renewals(self, nursery)
+        self.connection_log = ConnectionLog(options.connection_log_limit)
+        self.admission = Admission(lambda: len(self.registry.clients), self.limited)
+        self.registry = Registry(
             self.hub,
+            self.backlogs,
+            self.heartbeat,
+            self.attendance,
+            self.renewals,
+            self.admission,
+            self.connection_log,
+            events,
+            lambda: self.options,
+            self.unix_time,
+        )
+        """Every connection, and what a client knows of this node."""
+        self.denials = Denials(
+            self.registry,
             denials or MemoryDenials(),
             limit=lambda: self.options.denial_limit,
             now=self.unix_time,
         )
         self.emulation = Emulation()
         self.position_sets = PositionSets()
-        self.backlogs = BacklogRoom(
-            nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
-        )
-        tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
-        self.heartbeat = Heartbeat(self.backlogs, tick)
-        self.connection_log = ConnectionLog(options.connection_log_limit)
-        self.draining = False
         self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
-        self._ended: dict[int, int] = {}
         self._refused = 0
-        self._since = trio.current_time()
-        self._started = time.time() - self._since
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of everything that this node counts."""
-        hub = self.hub
+        registry = self.registry
         return NodeStatistics(
-            clients=len(hub.clients),
-            kinds=dict(hub.kinds),
-            users=len(hub.users) - ("" in hub.users),
-            channels=len(hub.channels),
-            subscriptions=hub.subscriptions,
+            clients=len(registry.clients),
+            kinds=dict(registry.kinds),
+            users=len(registry.users) - ("" in registry.users),
+            channels=len(self.hub.channels),
+            subscriptions=self.hub.subscriptions,
             backlogged=len(self.backlogs.backlogged),
             backlog_bytes=sum(outbox.backlog_bytes for outbox in self.backlogs.backlogged),
             draining=self.draining,
-            ended=dict(self._ended),
+            ended=dict(registry.ends),
             limited=dict(self.limited),
             denials=len(self.denials),
             refused=self._refused,
@@ -162,10 +215,6 @@ class Node:
     def uptime(self) -> float:
         """Seconds since it was made."""
         return trio.current_time() - self._since
-
-    def count_end(self, disconnect: Disconnect) -> None:
-        """A connection ended, for this reason."""
-        self._ended[disconnect.code] = self._ended.get(disconnect.code, 0) + 1
 
     async def publish(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
@@ -232,6 +281,83 @@ class Node:
             publication = msgspec.structs.replace(publication, delta=True)
         return publication, options
 
+    async def history(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        """What was published in a channel that keeps history, and the stream's top, of one moment.
+
+        Cancelled, nothing has changed.
+
+        Args:
+            channel: Its name.
+            since: Only publications after this position; with `reverse` those before it. An
+                empty epoch is any.
+            limit: At most so many publications; None for all, 0 for the top alone.
+            reverse: Newest first instead of oldest first.
+
+        Raises:
+            ReplyError: 107 or 102 for the channel's name, 108 where no history is kept, 112 for a
+                position of another epoch, 107 for an invalid position and for a reverse read
+                from before the first publication.
+            BrokerError: the broker failed.
+        """
+        options = self.channels.check_kept("history", channel)
+        if since is not None and not (reverse <= since.offset <= _UINT64):
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        most = options.history_size
+        limit = most if limit is None else min(limit, most)
+        with self._counting("history"):
+            publications, top = await self.broker.history(
+                channel, options, since=since, limit=limit, reverse=reverse
+            )
+        if since is not None and since.epoch not in ("", top.epoch):
+            raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+        return publications, top
+
+    async def remove_history(self, channel: str) -> None:
+        """Forget the publications of a channel that keeps them; its top and epoch stay.
+
+        Raises:
+            ReplyError, BrokerError: as `history`.
+        """
+        self.channels.check_kept("history", channel)
+        with self._counting("history"):
+            await self.broker.remove_history(channel)
+
+    async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
+        """Who is in a channel that keeps presence, by connection id.
+
+        Raises:
+            ReplyError: 107 or 102 for the channel's name, 108 where presence is not kept.
+            BrokerError: the presence store failed.
+        """
+        self.channels.check_kept("presence", channel)
+        with self._counting("presence"):
+            return await self.presence_store.members(channel)
+
+    async def presence_stats(self, channel: str) -> tuple[int, int]:
+        """How many connections, and how many different users, are in a channel.
+
+        Raises:
+            ReplyError, BrokerError: as `presence`.
+        """
+        self.channels.check_kept("presence", channel)
+        with self._counting("presence"):
+            return await self.presence_store.count(channel)
+
+    @contextmanager
+    def _counting(self, asked: str) -> Iterator[None]:
+        try:
+            yield
+        except BrokerError:
+            self.broker_errors[asked] += 1
+            raise
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The node's own tasks, until `shut_down` has let fan-out finish."""
         async with trio.open_nursery() as nursery:
@@ -257,7 +383,7 @@ class Node:
         self.draining = True
         self._intake.close()
         await self._repeated.wait()
-        clients = tuple(self.hub.clients)
+        clients = tuple(self.registry.clients)
         size = self.options.shutdown_group
         groups = [clients[start : start + size] for start in range(0, len(clients), size)]
         if not groups:

@@ -253,7 +253,7 @@ async def publish(server: Server, channel: str, *data: Any, **fields: Any) -> No
 
 def only_client(server: Server) -> Client:
     """The server's side of the one client that is connected."""
-    (client,) = server.node.hub.clients
+    (client,) = server.node.registry.clients
     return client
 
 

@@ -12,6 +12,7 @@ from repeater.errors import ErrorCode, ReplyError
 from repeater.options import ChannelOptions, NodeOptions
 
 Action = Literal["publish", "presence", "history"]
+Kept = Literal["presence", "history"]
 
 _NAMESPACE_END: Final = ":"
 _USERS_BEGIN: Final = "#"
@@ -38,6 +39,17 @@ class ChannelRules:
                 self._known.clear()
             self._known[channel] = known
         return known
+
+    def check_kept(self, what: Kept, channel: str) -> ChannelOptions:
+        """Whether a channel keeps presence, or history; returns the channel's options.
+
+        Raises:
+            ReplyError: 108 if not, 107 or 102 for its name.
+        """
+        options = self.options(channel)
+        if not (options.presence if what == "presence" else options.history_size):
+            raise ReplyError(ErrorCode.NOT_AVAILABLE)
+        return options
 
     def _look_up(self, channel: str) -> ChannelOptions:
         if not channel or len(channel.encode(errors="replace")) > self._options.channel_name_limit:

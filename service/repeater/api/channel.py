@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.clients import reading
+from repeater.clients.commands.history import read
 from repeater.protocol.centrifugo.commands import HistoryRequest
 from repeater.protocol.centrifugo.replies import (
     Empty,
@@ -36,8 +36,7 @@ async def presence(node: Node, body: ChannelBody, _budget: Budget) -> PresenceRe
             presence is not kept (108).
         BrokerError: the store failed.
     """
-    reading.check_presence(node, body.channel)
-    return await reading.presence(node, body.channel)
+    return PresenceResult(dict(await node.presence(body.channel)))
 
 
 async def presence_stats(node: Node, body: ChannelBody, _budget: Budget) -> PresenceStatsResult:
@@ -46,8 +45,7 @@ async def presence_stats(node: Node, body: ChannelBody, _budget: Budget) -> Pres
     Raises:
         ReplyError, BrokerError: as `presence`.
     """
-    reading.check_presence(node, body.channel)
-    return await reading.presence_stats(node, body.channel)
+    return PresenceStatsResult(*await node.presence_stats(body.channel))
 
 
 async def history(node: Node, body: HistoryRequest, _budget: Budget) -> HistoryResult:
@@ -58,8 +56,7 @@ async def history(node: Node, body: HistoryRequest, _budget: Budget) -> HistoryR
             epoch.
         BrokerError: the back end failed.
     """
-    reading.check_history(node, body.channel)
-    return await reading.history(node, body, None)
+    return await read(node, body, None if body.limit < 0 else body.limit)
 
 
 async def history_remove(node: Node, body: ChannelBody, _budget: Budget) -> Empty:
@@ -68,6 +65,5 @@ async def history_remove(node: Node, body: ChannelBody, _budget: Budget) -> Empt
     Raises:
         ReplyError, BrokerError: as `history`.
     """
-    reading.check_history(node, body.channel)
-    await reading.remove_history(node, body.channel)
+    await node.remove_history(body.channel)
     return _EMPTY

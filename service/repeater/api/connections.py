@@ -12,8 +12,6 @@ import msgspec
 
 from repeater.access.grant_json import OverrideClaims, json_of, overrides_of
 from repeater.access.grants import SubscriptionGrant
-from repeater.clients import connections
-from repeater.clients.connections import Target
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.commands import SincePosition
 from repeater.protocol.centrifugo.replies import Empty
@@ -37,10 +35,6 @@ class TargetBody(msgspec.Struct, frozen=True):
     user: str = ""
     client: str = ""
     session: str = ""
-
-    def target(self) -> Target:
-        """As the node has it."""
-        return Target(user=self.user, client=self.client, session=self.session)
 
 
 class SubscribeBody(TargetBody, frozen=True):
@@ -103,7 +97,14 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
         since = StreamPosition(body.recover_since.offset, body.recover_since.epoch)
         if not 0 <= since.offset <= _UINT64:
             raise ReplyError(ErrorCode.BAD_REQUEST)
-    await connections.subscribe(node, body.target(), body.channel, grant, since)
+    await node.subscribe(
+        body.user,
+        body.channel,
+        client=body.client,
+        session=body.session,
+        grant=grant,
+        since=since,
+    )
     return _EMPTY
 
 
@@ -113,7 +114,7 @@ async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Emp
     Raises:
         ReplyError: the channel's name is wrong (107), or its namespace unknown (102).
     """
-    await connections.unsubscribe(node, body.target(), body.channel)
+    await node.unsubscribe(body.user, body.channel, client=body.client, session=body.session)
     return _EMPTY
 
 
@@ -124,7 +125,13 @@ async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty
         ReplyError: 107 for a code or reason that no close frame could carry.
     """
     why = FORCE_DISCONNECT if body.disconnect is None else _checked(body.disconnect)
-    await connections.disconnect(node, body.target(), why, frozenset(body.whitelist))
+    await node.disconnect(
+        body.user,
+        client=body.client,
+        session=body.session,
+        why=why,
+        whitelist=frozenset(body.whitelist),
+    )
     return _EMPTY
 
 
@@ -136,10 +143,16 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
         BrokerError: the new info did not get into the presence of some channels.
     """
     if body.expired:
-        await connections.disconnect(node, body.target(), EXPIRED)
+        await node.disconnect(body.user, client=body.client, session=body.session, why=EXPIRED)
         return _EMPTY
     info = _json(body.info, "") if body.info else None
-    await connections.refresh(node, body.target(), expire_at=body.expire_at, info=info)
+    await node.refresh(
+        body.user,
+        client=body.client,
+        session=body.session,
+        expire_at=body.expire_at,
+        info=info,
+    )
     return _EMPTY
 
 

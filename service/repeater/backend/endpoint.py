@@ -17,11 +17,11 @@ import trio
 from repeater import __version__
 from repeater.backend import signature
 from repeater.backend.circuit import Circuit
+from repeater.backend.contract import EndpointStatistics
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.backend.wire import Refusal, meaning
 from repeater.errors import BrokerError
 from repeater.log import get_logger
-from repeater.statistics import EndpointStatistics
 
 _log = get_logger("callbacks")
 

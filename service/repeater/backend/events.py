@@ -16,9 +16,9 @@ import msgspec
 import trio
 
 from repeater.access.grants import Caller
+from repeater.backend.contract import EventStatistics
 from repeater.backend.options import EVENT_KINDS, CallbackOptions, EventKind
 from repeater.errors import Disconnect, Unsubscribed
-from repeater.statistics import EventStatistics
 
 _encode = msgspec.json.Encoder().encode
 

@@ -19,11 +19,11 @@ from repeater.access.grants import (
     SubscriptionGrant,
 )
 from repeater.backend import wire
+from repeater.backend.contract import BackendStatistics
 from repeater.backend.endpoint import Endpoint
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.errors import ApplicationError, DisconnectError
 from repeater.protocol.centrifugo.commands import ConnectRequest
-from repeater.statistics import BackendStatistics
 
 G = TypeVar("G")
 

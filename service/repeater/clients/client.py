@@ -4,23 +4,26 @@ Owned by the handler of its connection, which reads inside `scope` and calls `le
 Ending a client from elsewhere is one of two: *cut* (slow, silent, broken: out of the hub, abort
 the socket, cancel the scope) or *disconnect* (asked: out of the hub, cancel the reading, and the
 handler says goodbye under a deadline). Both are sync, so nothing can come between their halves.
+
+A client knows no node: what it may ask of one is `Home`. Both are in this file, which is longer
+than others for it, because each names the other.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 import trio
 
 from repeater.access.grants import Caller, ConnectionGrant
 from repeater.backend import headers
+from repeater.clients.subscription import Subscription
 from repeater.errors import (
     CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,
-    DISCONNECTED,
     EXPIRED,
     INSUFFICIENT_STATE,
     NO_PONG,
@@ -31,15 +34,62 @@ from repeater.errors import (
     Disconnect,
     Unsubscribed,
 )
-from repeater.fanout.outbox import Outbox
+from repeater.fanout.outbox import BacklogRoom, Outbox
 from repeater.protocol.centrifugo.replies import Push
 
 if TYPE_CHECKING:
-    from repeater.brokers.contract import Transport
-    from repeater.fanout.hub import Subscription
-    from repeater.node import Node
+    from repeater.clients.heartbeat import Heartbeat
+    from repeater.fanout.hub import Hub
+    from repeater.fanout.transport import Transport
+    from repeater.options import NodeOptions
+    from repeater.protocol.centrifugo.codecs import Codec
 
 ANONYMOUS = ConnectionGrant()
+
+
+class Home(Protocol):
+    """What a client may ask of its node, and has to tell it. `Registry` is the real one.
+
+    Everything here is sync and never raises for anything that a client did.
+    """
+
+    hub: Hub
+    backlogs: BacklogRoom
+    heartbeat: Heartbeat
+
+    @property
+    def options(self) -> NodeOptions:
+        """Those in force now."""
+
+    def unix_time(self) -> float:
+        """Unix seconds."""
+
+    def arrived(self, client: Client) -> None:
+        """A connection is there, with or without a user by now."""
+
+    def identify(self, client: Client, grant: ConnectionGrant) -> None:
+        """Give a connection its grant, and find it by the user of that from now on."""
+
+    def connected(self, client: Client) -> None:
+        """A client is a subscriber from now on: tell the application."""
+
+    def subscribed(self, client: Client, subscription: Subscription) -> None:
+        """A subscription is live: tell the application."""
+
+    def unsubscribed(self, client: Client, subscription: Subscription, why: Unsubscribed) -> None:
+        """A live subscription is about to end: tell the application."""
+
+    def departed(self, subscription: Subscription) -> None:
+        """Have a `noticed` subscription leave presence, after the socket is gone."""
+
+    def ended(self, client: Client, why: Disconnect) -> None:
+        """A connection has ended: forget it everywhere. Called once for each."""
+
+    def renewal_due(self, target: Client | Subscription) -> bool:
+        """Whether the back end has yet to be asked to renew what expires."""
+
+    def renew(self, client: Client, target: Client | Subscription) -> None:
+        """Ask the back end to renew it; afterwards `Client.expiry_changed` is called."""
 
 
 class Client:
@@ -49,8 +99,8 @@ class Client:
         "_departing",
         "_expires_at",
         "_heard",
+        "_home",
         "_id",
-        "_node",
         "_ping_at",
         "_pinged",
         "_since",
@@ -68,18 +118,18 @@ class Client:
     )
 
     def __init__(
-        self, node: Node, transport: Transport, scope: trio.CancelScope, *, ready: bool
+        self, home: Home, transport: Transport, scope: trio.CancelScope, *, ready: bool
     ) -> None:
         """Take a new connection into the hub.
 
         Args:
-            node: Where it belongs.
+            home: What its node is to it.
             transport: How bytes leave for it.
             scope: Around everything the connection's handler does until the goodbye.
             ready: Whether it is a subscriber already; a Centrifugo client becomes one by its
                 `connect` command and is cut as stale without one.
         """
-        self._node = node
+        self._home = home
         self._id = ""
         self._heard = True
         self._pinged = False
@@ -89,7 +139,7 @@ class Client:
         self.transport = transport
         self.scope = scope
         self.codec = transport.codec
-        self.outbox = Outbox(transport, node.backlogs, self.cut)
+        self.outbox = Outbox(transport, home.backlogs, self.cut)
         self.channels: dict[str, Subscription] = {}
         self.grant = ANONYMOUS
         self.headers = headers.NONE
@@ -98,13 +148,11 @@ class Client:
         """What addresses this connection from outside; empty where nothing does. A secret."""
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
-        node.hub.add(self)
-        if ready:
-            node.hub.identify(self)
+        home.arrived(self)
         self._ping_at = self._since + self._first_turn()
-        node.heartbeat.schedule(self, self._ping_at)
-        if ready and node.events is not None:
-            node.events.connected(self.caller())
+        home.heartbeat.schedule(self, self._ping_at)
+        if ready:
+            home.connected(self)
 
     @property
     def id(self) -> str:
@@ -112,11 +160,6 @@ class Client:
         if not self._id:
             self._id = str(uuid4())
         return self._id
-
-    @property
-    def node(self) -> Node:
-        """The node that it is connected to."""
-        return self._node
 
     @property
     def user(self) -> str:
@@ -142,30 +185,34 @@ class Client:
 
     def subscribe(self, channel: str) -> None:
         """Hear a channel from now on: a plain subscriber, without positions or presence."""
-        subscription = self._node.hub.subscribe(self, channel)
-        self.subscribed(subscription)
+        subscription = Subscription(self, self.codec)
+        subscription.channel = self._home.hub.listen(channel, subscription)
+        self.channels[channel] = subscription
+        self._home.subscribed(self, subscription)
 
-    def subscribed(self, subscription: Subscription) -> None:
-        """A subscription is live: tell the application."""
-        if self._node.events is not None:
-            self._node.events.subscribed(self.caller(), subscription.channel.name)
+    def join(self, channel: str, codec: Codec) -> Subscription:
+        """Let a channel's publications gather until its history is read; see `joining`."""
+        subscription = Subscription(self, codec)
+        subscription.channel = self._home.hub.join(channel, subscription)
+        self.channels[channel] = subscription
+        return subscription
 
     def unsubscribe(self, channel: str, why: Unsubscribed = CLIENT_UNSUBSCRIBE) -> bool:
         """Stop hearing it; False if it was not heard."""
         subscription = self.channels.get(channel)
         if subscription is None:
             return False
-        self._tell_unsubscribed(subscription, why)
-        self._node.hub.unsubscribe(self, channel)
+        if not subscription.joining:  # else the application was never told that it began
+            self._home.unsubscribed(self, subscription, why)
+        self.forget(subscription)
         if subscription.noticed:
-            self._node.attendance.leave_soon(subscription)
+            self._home.departed(subscription)
         return True
 
-    def _tell_unsubscribed(self, subscription: Subscription, why: Unsubscribed) -> None:
-        """Tell the application, before it is done; nothing of what was never live."""
-        channel = subscription.channel
-        if self._node.events is not None and subscription not in channel.joining:
-            self._node.events.unsubscribed(self.caller(), channel.name, why)
+    def forget(self, subscription: Subscription) -> None:
+        """End a subscription without telling anybody."""
+        del self.channels[subscription.channel.name]
+        self._home.hub.leave(subscription.channel, subscription)
 
     def end_subscription(self, subscription: Subscription, why: Unsubscribed) -> None:
         """Stop a subscription by the server's will, and tell the client.
@@ -173,8 +220,7 @@ class Client:
         One that joins is told of later, by `Joining.finish`: a client takes no notice of the end
         of what it does not know to have begun.
         """
-        channel = subscription.channel
-        joining = subscription in channel.joining
+        channel, joining = subscription.channel, subscription.joining
         self.unsubscribe(channel.name, why)
         if joining:
             subscription.why_ended = why
@@ -191,21 +237,17 @@ class Client:
     def identify(self, grant: ConnectionGrant) -> None:
         """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
         if self.end is None:
-            self._node.hub.forget_user(self)
-            self.grant = grant
-            self._node.hub.identify(self)
+            self._home.identify(self, grant)
 
     def became_ready(self) -> None:
         """The `connect` command succeeded: pings begin."""
         self.ready = True
-        self._node.connection_log.connected(self)
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
-        if self._node.events is not None:
-            self._node.events.connected(self.caller())
+        self._home.connected(self)
 
     def _first_turn(self) -> float:
-        options = self._node.options
+        options = self._home.options
         if not self.ready:
             return options.stale_timeout
         # Jittered over half an interval, so that a mass reconnect is not pinged at once.
@@ -219,10 +261,10 @@ class Client:
         times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
         if times:
-            left = min(times) - self._node.unix_time()
+            left = min(times) - self._home.unix_time()
             self._expires_at = trio.current_time() + left
-        self._node.heartbeat.forget(self)
-        self._node.heartbeat.schedule(self, min(self._ping_at, self._expires_at))
+        self._home.heartbeat.forget(self)
+        self._home.heartbeat.schedule(self, min(self._ping_at, self._expires_at))
 
     @property
     def expire_at(self) -> int:
@@ -231,9 +273,9 @@ class Client:
 
     def _expiry_due(self, target: Client | Subscription) -> float:
         """When something is to be done about an expiry, Unix seconds."""
-        if self._node.renewals.due_at(target):
+        if self._home.renewal_due(target):
             return target.expire_at
-        return target.expire_at + self._node.options.expired_close_delay
+        return target.expire_at + self._home.options.expired_close_delay
 
     def heartbeat(self) -> float | None:
         """This client's turn: ping it, or cut it for its silence; when its next turn is."""
@@ -250,7 +292,7 @@ class Client:
 
     def _ping(self, now: float) -> bool:
         """The ping or the judgement that is due; False if the client was ended."""
-        options = self._node.options
+        options = self._home.options
         if not self.ready:
             self.disconnect(STALE)
             return False
@@ -273,14 +315,13 @@ class Client:
 
     def _expire(self) -> None:
         """Have renewed, or end, what expires: the connection or subscriptions."""
-        now = self._node.unix_time()
+        now = self._home.unix_time()
         if self._judge(self, now):
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
             # One that joins still has to be answered first; `finish` looks at its expiry again.
-            joining = subscription in subscription.channel.joining
-            if not joining and self._judge(subscription, now):
+            if not subscription.joining and self._judge(subscription, now):
                 self.expire_subscription(subscription)
                 if self.end is not None:
                     return
@@ -289,9 +330,9 @@ class Client:
         """Whether it is to end: it was not refreshed within the delay."""
         if not target.expire_at or self._expiry_due(target) > now:
             return False
-        if not self._node.renewals.due_at(target):
+        if not self._home.renewal_due(target):
             return True
-        self._node.renewals.begin(target)
+        self._home.renew(self, target)
         return False
 
     def expire_subscription(self, subscription: Subscription) -> None:
@@ -318,15 +359,7 @@ class Client:
             return False
         self.end = disconnect
         self._departing = tuple(one for one in self.channels.values() if one.noticed)
-        if self._node.events is not None:
-            for subscription in self.channels.values():
-                self._tell_unsubscribed(subscription, DISCONNECTED)
-            self._node.events.disconnected(self.caller(), disconnect)
-        self._node.hub.remove(self)
-        self._node.heartbeat.forget(self)
-        self._node.admission.leave(self)
-        self._node.count_end(disconnect)
-        self._node.connection_log.ended(self, disconnect)
+        self._home.ended(self, disconnect)
         return True
 
     def depart(self) -> None:
@@ -344,11 +377,11 @@ class Client:
             await self._part()
         # Only now: a mass reconnect must not wait for the leaves of the connections it replaces.
         for subscription in self._departing:
-            self._node.attendance.leave_soon(subscription)
+            self._home.departed(subscription)
 
     async def _part(self) -> None:
         with trio.CancelScope(shield=True) as goodbye:
-            goodbye.deadline = trio.current_time() + self._node.options.close_timeout
+            goodbye.deadline = trio.current_time() + self._home.options.close_timeout
             await self._say_goodbye()
         self.outbox.close()
         if goodbye.cancelled_caught:

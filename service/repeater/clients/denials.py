@@ -7,7 +7,7 @@ meets are ended; nothing can come in between the last two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -26,11 +26,9 @@ from repeater.errors import (
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-    from repeater.brokers.contract import DenialStore
+    from repeater.access.denial_store import DenialStore
     from repeater.clients.client import Client
-    from repeater.fanout.hub import Hub
+    from repeater.clients.registry import Registry
 
 _log = get_logger("denials")
 
@@ -38,32 +36,18 @@ _SWEEP_INTERVAL: Final = 60.0  # seconds between two looks for what has expired
 _CLIENTS_PER_TURN: Final = 1_000
 
 
-class MemoryDenials:
-    """Keeps nothing: blocks and revocations end with the process."""
-
-    async def load(self) -> Sequence[Denial]:
-        """There are none."""
-        return ()
-
-    async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
-        """There are no other nodes to hear from."""
-        await trio.sleep_forever()
-
-    async def save(self, denial: Denial) -> None:
-        """The node knows it, which is all."""
-
-    async def sweep(self, now: int) -> None:
-        """There is nothing to forget."""
-
-
 class Denials:
     """What is in force on this node. Lives inside the node, whose nursery runs and ends `run`."""
 
     def __init__(
-        self, hub: Hub, store: DenialStore, limit: Callable[[], int], now: Callable[[], float]
+        self,
+        registry: Registry,
+        store: DenialStore,
+        limit: Callable[[], int],
+        now: Callable[[], float],
     ) -> None:
         """Take `limit` for the number that may be in force, and `now` for Unix seconds."""
-        self._hub = hub
+        self._registry = registry
         self._store = store
         self._limit = limit
         self._now = now
@@ -152,7 +136,9 @@ class Denials:
             self._denials.pop(denial.key, None)
             return
         self._denials[denial.key] = denial
-        met = self._hub.clients if denial.token_id else self._hub.users.get(denial.user, {})
+        met = (
+            self._registry.clients if denial.token_id else self._registry.users.get(denial.user, {})
+        )
         await self._end(tuple(met))
 
     async def _end(self, clients: Iterable[Client]) -> None:

@@ -7,13 +7,22 @@ client that is due says what to do and when it is due again.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 if TYPE_CHECKING:
-    from repeater.clients.client import Client
     from repeater.fanout.outbox import BacklogRoom
+
+
+class Timed(Protocol):
+    """Who has turns. `Client` is the real one."""
+
+    heartbeat_slot: int
+    """Where the wheel keeps it; the wheel's to write."""
+
+    def heartbeat(self) -> float | None:
+        """Take the turn; the Trio time of the next one, None where that is scheduled or none is."""
 
 
 class Heartbeat:
@@ -22,7 +31,7 @@ class Heartbeat:
     def __init__(self, backlogs: BacklogRoom, tick: float) -> None:
         self._backlogs = backlogs
         self._tick = tick
-        self._slots: dict[int, dict[Client, None]] = {}
+        self._slots: dict[int, dict[Timed, None]] = {}
         self._now = 0
         self.lag = 0.0
         """Seconds by which the last tick was late, because the loop was busy."""
@@ -35,13 +44,13 @@ class Heartbeat:
             self.lag = trio.current_time() - due
             self.sweep()
 
-    def schedule(self, client: Client, due: float) -> None:
+    def schedule(self, client: Timed, due: float) -> None:
         """Have the client's turn come at this Trio time, a tick late at most."""
         slot = max(self._now + 1, math.ceil(due / self._tick))
         client.heartbeat_slot = slot
         self._slots.setdefault(slot, {})[client] = None
 
-    def forget(self, client: Client) -> None:
+    def forget(self, client: Timed) -> None:
         """Drop the client's turn, and with it the reference to the client. Idempotent."""
         clients = self._slots.get(client.heartbeat_slot)
         if clients is None:

@@ -1,16 +1,15 @@
 """How a subscription goes live: history, position, presence, then the reply with no await behind.
 
-Rule 1: from `Hub.join` on, publications gather. Rule 2: the reply is queued and the subscription
-goes live with no await between, so nothing is lost, doubled or told before the reply. The caller
-queues the reply and calls `Joining.finish`.
+Rule 1: from `Client.join` on, publications gather. Rule 2: the reply is queued and the subscription
+goes live with no await between, so nothing is lost, doubled or told before the reply. Both halves
+are one sync call, `Joining.complete`, so that the rule can't be broken by a caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import attrs
 import msgspec
 
 from repeater.access.grants import SubscriptionGrant
@@ -22,12 +21,13 @@ from repeater.publication import START, Publication, StreamPosition, embedded
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
-    from repeater.fanout.hub import Subscription
+    from repeater.clients.contract import ClientNode
+    from repeater.clients.subscription import Subscription
     from repeater.options import ChannelOptions
+    from repeater.protocol.centrifugo.codecs import Codec
 
 
-@attrs.frozen(kw_only=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What a subscriber asks for; granted only where it is allowed, never an error."""
 
     positioned: bool = False
@@ -41,17 +41,43 @@ class Wish:
 
 
 class Joining:
-    """A subscription between its history and its life. Made by `open_subscription`."""
+    """A subscription between its history and its life. Made by `open_subscription`.
 
-    def __init__(self, subscription: Subscription, joined: Joined | None, wish: Wish) -> None:
+    Whoever opened it calls `complete`, once, or `drop`.
+    """
+
+    def __init__(
+        self,
+        node: ClientNode,
+        client: Client,
+        subscription: Subscription,
+        joined: Joined | None,
+        wish: Wish,
+    ) -> None:
+        self._node = node
+        self._client = client
         self.subscription = subscription
         self.joined = joined
         self._wish = wish
 
+    def complete(self, say: Callable[[SubscribeResult], bytes]) -> None:
+        """Answer, and go live: what gathered since the history was read comes right behind.
+
+        Nothing is flushed. If the client was ended meanwhile, only the answer is queued; if the
+        subscription was, its end is told behind the answer.
+
+        Args:
+            say: Makes the bytes of the answer from what the subscriber is told.
+        """
+        complete_all(self._client, (self,), lambda: say(self.result()))
+
     def result(self) -> SubscribeResult:
-        """What the subscriber is told. With everything that it missed, or nothing of it."""
+        """What the subscriber is told, with everything that it missed or nothing of it.
+
+        True at this moment only: call it while `complete` or `complete_all` asks for the answer.
+        """
         subscription, joined, since = self.subscription, self.joined, self._wish.since
-        expires, ttl = time_left(subscription.client, subscription)
+        expires, ttl = time_left(self._node, subscription)
         delta = subscription.codec.following is not subscription.codec
         result = SubscribeResult(
             expires=expires,
@@ -87,9 +113,9 @@ class Joining:
         return go_on(self.joined.position, self._gathered()).position
 
     def absorb(self) -> Sequence[Publication]:
-        """Take what gathered of the stream since it was read; the caller tells it, not `finish`.
+        """Take what gathered of the stream since it was read, to be told with the answer.
 
-        What does not follow stays, for `finish` to find the gap.
+        What does not follow stays, for `complete` to find the gap.
         """
         if self.joined is None:
             return ()
@@ -101,14 +127,10 @@ class Joining:
     def _gathered(self) -> Sequence[Publication]:
         return self.subscription.channel.joining.get(self.subscription, ())
 
-    def finish(self) -> None:
-        """Go live: the reply is queued. What gathered and is not in it comes right behind.
-
-        If the client was ended meanwhile, this does nothing; if the subscription was, its end is
-        told now.
-        """
-        subscription = self.subscription
-        channel, client = subscription.channel, subscription.client
+    def _go_live(self) -> None:
+        """The answer is queued: hear the channel. Nothing for what was ended meanwhile."""
+        subscription, client = self.subscription, self._client
+        channel = subscription.channel
         gathered = channel.joining.get(subscription)
         if gathered is None:
             if subscription.why_ended is not None and client.codec.pushes:
@@ -121,10 +143,8 @@ class Joining:
             gone_on = go_on(self.joined.position, gathered)
             rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
         channel.go_live(subscription, position)
-        client.subscribed(subscription)
-        if rest:
-            for chunk in subscription.codec.publications(rest, None):
-                client.outbox.push(chunk)
+        self._node.registry.subscribed(client, subscription)
+        _push_publications(client, subscription.codec, rest)
         if subscription.expire_at:
             client.expiry_changed()
         if gap:
@@ -136,19 +156,34 @@ class Joining:
         What it missed comes as publications of their own, because the SDKs look for none inside
         a `subscribe` push (section 5). Nothing, if the client or the subscription was ended.
         """
-        subscription, outbox = self.subscription, self.subscription.client.outbox
-        if subscription.ended:
+        if self.subscription.ended:
             return
-        codec, result = subscription.client.codec, self.result()
-        if result.publications is not None:
-            result = msgspec.structs.replace(result, publications=None)
-        outbox.push(codec.push(Push(subscription.channel.name, subscribe=result)))
-        missed = self.joined.publications if self.joined is not None else ()
-        if missed:
-            for chunk in codec.publications(missed, None):
-                outbox.push(chunk)
-        self.finish()
-        outbox.flush()
+        client, codec = self._client, self._client.codec
+        result = msgspec.structs.replace(self.result(), publications=None)
+        client.outbox.push(codec.push(Push(self.subscription.channel.name, subscribe=result)))
+        if self.joined is not None:
+            _push_publications(client, codec, self.joined.publications)
+        self._go_live()
+        client.outbox.flush()
+
+
+def complete_all(client: Client, joinings: Sequence[Joining], say: Callable[[], bytes]) -> None:
+    """`Joining.complete` for several subscriptions of one client, or none, told by one answer.
+
+    Args:
+        client: Whose they are.
+        joinings: In the order in which they go live.
+        say: Makes the bytes of the answer; it may ask each joining for its `result`.
+    """
+    client.outbox.push(say())
+    for joining in joinings:
+        joining._go_live()
+
+
+def _push_publications(client: Client, codec: Codec, publications: Sequence[Publication]) -> None:
+    if publications:
+        for chunk in codec.publications(publications, None):
+            client.outbox.push(chunk)
 
 
 def server_side_wish(since: StreamPosition | None) -> Wish:
@@ -157,7 +192,7 @@ def server_side_wish(since: StreamPosition | None) -> Wish:
 
 
 async def open_subscription(
-    client: Client, channel: str, grant: SubscriptionGrant, wish: Wish
+    node: ClientNode, client: Client, channel: str, grant: SubscriptionGrant, wish: Wish
 ) -> Joining:
     """Join a channel that a client may hear and does not hear yet, and read its history.
 
@@ -171,42 +206,46 @@ async def open_subscription(
     """
     if client.end is not None:
         raise DisconnectError(client.end)
-    node = client.node
     options = node.channels.options(channel)
     codec = client.codec
     if wish.delta and codec.delta is not None:
         codec = codec.delta
     if wish.tags is not None:
         codec = codec.filtered(wish.tags)
-    subscription = node.hub.join(client, channel, codec)
+    subscription = client.join(channel, codec)
     subscription.server_side = wish.server_side
     subscription.grant, subscription.expire_at = grant, grant.expire_at
-    _settle(subscription, options, wish)
+    _settle(node, client, subscription, options, wish)
     if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
-        wish = attrs.evolve(wish, since=START)
+        wish = msgspec.structs.replace(wish, since=START)
     try:
         await node.attendance.enter(subscription)
-        joined = await _read(subscription, options, wish)
+        joined = await _read(node, subscription, options, wish)
     except BrokerError:
         node.broker_errors["subscribe"] += 1
-        drop(subscription)
+        drop(client, subscription)
         raise DisconnectError(SERVER_ERROR) from None
     except BaseException:  # cancelled, or a bug: nobody will finish it
-        drop(subscription)
+        drop(client, subscription)
         raise
-    return Joining(subscription, joined, wish)
+    return Joining(node, client, subscription, joined, wish)
 
 
-def drop(subscription: Subscription) -> None:
+def drop(client: Client, subscription: Subscription) -> None:
     """End a subscription that nobody was told of; somebody else may have done so before."""
     if not subscription.ended:
-        subscription.client.unsubscribe(subscription.channel.name)
+        client.unsubscribe(subscription.channel.name)
 
 
-def _settle(subscription: Subscription, options: ChannelOptions, wish: Wish) -> None:
+def _settle(
+    node: ClientNode,
+    client: Client,
+    subscription: Subscription,
+    options: ChannelOptions,
+    wish: Wish,
+) -> None:
     """What of the wish is granted, by options, the grant's overrides and permissions."""
-    client, overrides = subscription.client, subscription.grant.overrides
-    rules = client.node.channels
+    rules, overrides = node.channels, subscription.grant.overrides
     subscription.presence = _either(overrides.presence, options.presence)
     subscription.announced = _either(overrides.join_leave, options.join_leave)
     forced = _either(overrides.force_push_join_leave, options.force_push_join_leave)
@@ -235,11 +274,13 @@ def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
     return options.force_recovery_mode == "cache" and subscription.recoverable
 
 
-async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish) -> Joined | None:
+async def _read(
+    node: ClientNode, subscription: Subscription, options: ChannelOptions, wish: Wish
+) -> Joined | None:
     """History and position, where they are wanted, merged with what gathered meanwhile."""
     if not subscription.positioned:
         return None
-    node, name, since = subscription.client.node, subscription.channel.name, wish.since
+    name, since = subscription.channel.name, wish.since
     if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
         return recover_newest(since, found[0] if found else None, top)
@@ -253,18 +294,18 @@ async def _read(subscription: Subscription, options: ChannelOptions, wish: Wish)
 
 
 def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
-    """What gathered of the stream until now; what is in no stream stays for `finish`."""
+    """What gathered of the stream until now; what is in no stream stays for later."""
     gathered = subscription.channel.joining.get(subscription, [])
     taken = [publication for publication in gathered if publication.offset]
     gathered[:] = [publication for publication in gathered if not publication.offset]
     return taken
 
 
-def time_left(client: Client, target: Client | Subscription) -> tuple[bool, int]:
+def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:
     """Whether the client has to refresh something, and in how many seconds.
 
     At least one, since 0 is left out.
     """
-    if not target.expire_at or client.node.renewals.covers(target):
+    if not target.expire_at or node.renewals.covers(target):
         return False, 0
-    return True, max(1, int(target.expire_at - client.node.unix_time()))
+    return True, max(1, int(target.expire_at - node.unix_time()))

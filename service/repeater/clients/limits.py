@@ -8,6 +8,7 @@ off; one that is switched on counts those who come from then on.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -17,15 +18,14 @@ from repeater.front.auth import RefusedError
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
-    from repeater.fanout.hub import Hub
     from repeater.options import LimitOptions
 
 
 class Admission:
     """Who may still come in. Lives inside the node; needs no end."""
 
-    def __init__(self, hub: Hub, refused: Counter[str]) -> None:
-        self._hub = hub
+    def __init__(self, connections: Callable[[], int], refused: Counter[str]) -> None:
+        self._connections = connections
         self._refused = refused
         self._arrivals = TokenBucket()
         self._addresses: dict[Client, str] = {}
@@ -38,7 +38,7 @@ class Admission:
             RefusedError: 503 for too many in all or too many at once, 429 for too many from
                 there.
         """
-        if limits.connections and len(self._hub.clients) >= limits.connections:
+        if limits.connections and self._connections() >= limits.connections:
             self._refuse("connections", HTTPStatus.SERVICE_UNAVAILABLE)
         most = limits.connections_per_address
         if most and self._from[address_key(address)] >= most:

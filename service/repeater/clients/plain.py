@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
-import attrs
+import msgspec
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.clients.joining import Joining, Wish, open_subscription
+from repeater.clients.joining import Joining, complete_all, open_subscription, server_side_wish
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
@@ -29,6 +29,7 @@ from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
+    from repeater.clients.contract import ClientNode
 
 _PATIENCE: Final = 1.0
 """Seconds that a subscriber waits to be where others are already, so that they share a codec.
@@ -37,13 +38,12 @@ It takes one batch of fan-out; without that it is served on its own."""
 Positions = Mapping[str, StreamPosition]
 
 
-@attrs.frozen(kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What a plain subscriber is to hear, and where it was."""
 
     grant: ConnectionGrant
     channels: Mapping[str, SubscriptionGrant]
-    since: Positions = attrs.field(factory=dict)
+    since: Positions = {}
     """By channel; none for those that it hears for the first time."""
 
 
@@ -56,7 +56,7 @@ def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, Strea
 
 
 @asynccontextmanager
-async def listening(client: Client, wanted: Wanted) -> AsyncIterator[None]:
+async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIterator[None]:
     """Have a client hear its channels for as long as the block lasts.
 
     Its codec is `EVENT_STREAM`. Where history can't be had it is disconnected, and comes back.
@@ -64,9 +64,11 @@ async def listening(client: Client, wanted: Wanted) -> AsyncIterator[None]:
     client.identify(wanted.grant)
     if wanted.grant.expire_at:
         client.expiry_changed()
+    since = wanted.since
     try:
         joinings = [
-            await open_subscription(client, name, grant, _wish(wanted.since.get(name)))
+            # Server-side: losing its place ends the connection, since that is what comes back.
+            await open_subscription(node, client, name, grant, server_side_wish(since.get(name)))
             for name, grant in wanted.channels.items()
         ]
     except DisconnectError as error:
@@ -76,33 +78,27 @@ async def listening(client: Client, wanted: Wanted) -> AsyncIterator[None]:
         client.disconnect(PERMISSION_DENIED)
         joinings = []
     tracked = [one for one in joinings if one.subscription.recoverable]
-    codec = await _codec(client, tracked)
+    codec = await _codec(node, tracked)
     names = _names(tracked)
-    sets = client.node.position_sets
+    sets = node.position_sets
     with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
-        if client.end is None:
-            client.outbox.send(_missed(client, tracked, joinings, wanted.since))
         for joining in tracked:
             joining.subscription.codec = codec
-        for joining in joinings:
-            joining.finish()
+        limit = node.options.outbox_limit // 2
+        if client.end is None:
+            complete_all(client, joinings, lambda: _missed(tracked, joinings, since, limit))
         client.outbox.flush()
-        client.node.connection_log.connected(client)
+        node.connection_log.connected(client)
         for joining in joinings:
-            await client.node.attendance.announce_join(joining.subscription)
+            await node.attendance.announce_join(joining.subscription)
         yield
 
 
-def _wish(since: StreamPosition | None) -> Wish:
-    # As server-side: losing its place ends the connection, since that is what comes back.
-    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
-
-
-async def _codec(client: Client, tracked: Sequence[Joining]) -> EventStreamCodec:
+async def _codec(node: ClientNode, tracked: Sequence[Joining]) -> EventStreamCodec:
     """The codec of the channels with positions: shared, as soon as the positions are equal."""
     if len(tracked) < 2:
         return EVENT_STREAM_CHANNEL
-    node, names = client.node, _names(tracked)
+    names = _names(tracked)
     with trio.move_on_after(_PATIENCE):
         while (shared := node.position_sets.get(names)) is not None:
             if shared.positions == _positions(tracked):
@@ -122,9 +118,12 @@ def _positions(tracked: Sequence[Joining]) -> dict[str, StreamPosition]:
 
 
 def _missed(
-    client: Client, tracked: Sequence[Joining], joinings: Sequence[Joining], since: Positions
+    tracked: Sequence[Joining], joinings: Sequence[Joining], since: Positions, limit: int
 ) -> bytes:
-    """What is said before the live events: each recovered one, and which channels are lost."""
+    """What is said before the live events: each recovered one, and which channels are lost.
+
+    More than `limit` bytes of events are none: the client would be cut for them, again and again.
+    """
     at, events, recovered = dict[str, StreamPosition](), list[Publication](), set[str]()
     for joining in sorted(tracked, key=lambda one: one.subscription.channel.name):
         joined, name = joining.joined, joining.subscription.channel.name
@@ -137,8 +136,7 @@ def _missed(
         events += (*joined.publications, *joining.absorb())
     lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
     lost = [name for name in lost if name not in recovered]
-    if sum(len(one.data) for one in events) > client.node.options.outbox_limit // 2:
-        # More than a client can be given at once; it would be cut for it, again and again.
+    if sum(len(one.data) for one in events) > limit:
         lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
         return reset(lost, event_id(_positions(tracked)))
     chunks = [reset(lost, event_id(at)) if lost else silent_id(event_id(at))]

@@ -8,51 +8,19 @@ the one task that carries them out: after the socket is gone, never before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import trio
 
 from repeater.errors import BrokerError
 from repeater.log import get_logger
-from repeater.publication import Announcement, ClientInfo
+from repeater.publication import Announcement
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
-    from repeater.fanout.hub import Subscription
+    from repeater.clients.subscription import Subscription
 
 _log = get_logger("presence")
-
-
-class MemoryPresence:
-    """Implements `PresenceStore` for one process. Lives inside `open_node`."""
-
-    def __init__(self) -> None:
-        self._channels: dict[str, dict[str, ClientInfo]] = {}
-
-    async def add(self, channel: str, info: ClientInfo) -> None:
-        """Somebody is there."""
-        await trio.lowlevel.checkpoint()
-        self._channels.setdefault(channel, {})[info.client] = info
-
-    async def remove(self, channel: str, client: str) -> None:
-        """This connection is no longer there. Idempotent."""
-        await trio.lowlevel.checkpoint()
-        members = self._channels.get(channel, {})
-        members.pop(client, None)
-        if not members:
-            self._channels.pop(channel, None)
-
-    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Everybody who is there, by connection id."""
-        await trio.lowlevel.checkpoint()
-        return dict(self._channels.get(channel, {}))
-
-    async def count(self, channel: str) -> tuple[int, int]:
-        """How many connections are there, and how many different users."""
-        await trio.lowlevel.checkpoint()
-        members = self._channels.get(channel, {})
-        return len(members), len({info.user for info in members.values()})
 
 
 class Attendance:

@@ -7,23 +7,37 @@ over, when the sweep ends them like any other. One task for each that is being r
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import trio
 
+from repeater.clients.subscription import Subscription
 from repeater.errors import EXPIRED, BrokerError, DisconnectError, ReplyError
-from repeater.fanout.hub import Subscription
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
+    from repeater.access.channel_rules import ChannelRules
     from repeater.access.grants import Renewal
+    from repeater.backend.contract import Backend
+    from repeater.backend.options import CallbackKind
     from repeater.clients.client import Client
-    from repeater.node import Node
 
-_log = get_logger("renewing")
+_log = get_logger("renewals")
 
 _PAUSE: Final = 2.0  # seconds between two questions at most; half of it at least
+
+
+class RenewingNode(Protocol):
+    """What renewals ask of their node."""
+
+    channels: ChannelRules
+
+    def asks(self, kind: CallbackKind) -> Backend | None:
+        """The back end, where it is to be asked this kind of question."""
+
+    def unix_time(self) -> float:
+        """Unix seconds."""
 
 
 class Renewals:
@@ -33,7 +47,7 @@ class Renewals:
     the back end's own bound sets their pace.
     """
 
-    def __init__(self, node: Node, nursery: trio.Nursery) -> None:
+    def __init__(self, node: RenewingNode, nursery: trio.Nursery) -> None:
         self._node = node
         self._nursery = nursery
         self._under_way: set[Client | Subscription] = set()
@@ -49,74 +63,69 @@ class Renewals:
         """Whether something is to be done about it at its very expiry, and not a delay later."""
         return target not in self._under_way and self.covers(target)
 
-    def begin(self, target: Client | Subscription) -> None:
-        """Have it renewed. Whoever is asked `due_at` first does so once."""
+    def begin(self, client: Client, target: Client | Subscription) -> None:
+        """Have a client, or a subscription of it, renewed. Ask `due_at` first."""
         self._under_way.add(target)
-        self._nursery.start_soon(self._renew, target)
+        self._nursery.start_soon(self._renew, client, target)
 
-    async def _renew(self, target: Client | Subscription) -> None:
+    async def _renew(self, client: Client, target: Client | Subscription) -> None:
         try:
-            await self._ask_until_answered(target)
+            await self._ask_until_answered(client, target)
         finally:
             self._under_way.discard(target)
-        client = _client_of(target)
         if client.end is None:
             client.expiry_changed()
 
-    async def _ask_until_answered(self, target: Client | Subscription) -> None:
+    async def _ask_until_answered(self, client: Client, target: Client | Subscription) -> None:
         """Returns also when it has ended; the sweep sees to that."""
-        while _is_there(target):
-            if await self._ask(target):
+        while _is_there(client, target):
+            if await self._ask(client, target):
                 return
             await trio.sleep(_PAUSE * random.uniform(0.5, 1.0))
 
-    async def _ask(self, target: Client | Subscription) -> bool:
+    async def _ask(self, client: Client, target: Client | Subscription) -> bool:
         """Ask once, and do as the answer says; whether there was one."""
-        client = _client_of(target)
         try:
-            renewal = await self._answer(target)
+            renewal = await self._answer(client, target)
         except DisconnectError as error:
             client.disconnect(error.disconnect)
         except (BrokerError, ReplyError) as error:
             _log.debug("not renewed yet", client=client.id, reason=str(error))
             return False
         else:
-            if _is_there(target):
-                self._apply(target, renewal)
+            if _is_there(client, target):
+                self._apply(client, target, renewal)
         return True
 
-    async def _answer(self, target: Client | Subscription) -> Renewal:
-        backend = self._node.backend
-        assert backend is not None, "`covers` said so"
+    async def _answer(self, client: Client, target: Client | Subscription) -> Renewal:
         if isinstance(target, Subscription):
-            return await backend.sub_refresh(target.client.caller(), target.channel.name)
-        return await backend.refresh(target.caller())
+            backend = self._node.asks("sub_refresh")
+            assert backend is not None, "`covers` said so"
+            return await backend.sub_refresh(client.caller(), target.channel.name)
+        backend = self._node.asks("refresh")
+        assert backend is not None, "`covers` said so"
+        return await backend.refresh(client.caller())
 
-    def _apply(self, target: Client | Subscription, renewal: Renewal) -> None:
+    def _apply(self, client: Client, target: Client | Subscription, renewal: Renewal) -> None:
         expired = renewal.expired or 0 < renewal.expire_at <= self._node.unix_time()
         changes: dict[str, object] = {"expire_at": renewal.expire_at}
         if renewal.info is not None:
             changes["info"] = renewal.info
         if isinstance(target, Subscription):
             if expired:
-                target.client.expire_subscription(target)
+                client.expire_subscription(target)
                 return
             target.grant = msgspec.structs.replace(target.grant, **changes)
             target.expire_at = renewal.expire_at
         elif expired:
-            target.disconnect(EXPIRED)
+            client.disconnect(EXPIRED)
         else:
             if renewal.meta is not None:
                 changes["meta"] = renewal.meta
-            target.grant = msgspec.structs.replace(target.grant, **changes)
+            client.grant = msgspec.structs.replace(client.grant, **changes)
 
 
-def _client_of(target: Client | Subscription) -> Client:
-    return target.client if isinstance(target, Subscription) else target
-
-
-def _is_there(target: Client | Subscription) -> bool:
-    client = _client_of(target)
-    if client.end is not None or not isinstance(target, Subscription):
-        return client.end is None
-    return client.channels.get(target.channel.name) is target
+def _is_there(client: Client, target: Client | Subscription) -> bool:
+    if client.end is not None:
+        return False
+    return not (isinstance(target, Subscription) and target.ended)

@@ -7,8 +7,18 @@ wait for those before them: whatever comes with `connect` is carried out when th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from repeater.clients.client import Client
-from repeater.clients.commands import connect, publish, subscribe
+from repeater.clients.commands import (
+    connect,
+    history,
+    presence,
+    publish,
+    refresh,
+    rpc,
+    subscribe,
+)
 from repeater.clients.throttle import Throttle
 from repeater.errors import (
     BAD_REQUEST,
@@ -18,8 +28,16 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.protocol.centrifugo.commands import PONG, Command, parse_commands
+from repeater.protocol.centrifugo.commands import (
+    PONG,
+    Command,
+    SubscribeRequest,
+    parse_commands,
+)
 from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure_of
+
+if TYPE_CHECKING:
+    from repeater.clients.contract import ClientNode
 
 _EMPTY = Empty()
 
@@ -27,9 +45,10 @@ _EMPTY = Empty()
 class Session:
     """The state between the commands of one connection. Lives inside its read loop."""
 
-    __slots__ = ("_client", "_refused", "_throttled")
+    __slots__ = ("_client", "_node", "_refused", "_throttled")
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, node: ClientNode, client: Client) -> None:
+        self._node = node
         self._client = client
         self._throttled: Throttle | None = None
         self._refused = False  # `connect` was answered with an error: nothing more is taken
@@ -75,72 +94,73 @@ class Session:
             ReplyError: there were too many in too short a time (111).
             DisconnectError: too many of those (3013): the client does not listen.
         """
-        limits = self._client.node.options.limits
+        limits = self._node.options.limits
         if not (limits.commands_per_second or limits.publishes_per_second):
             return
         self._throttled = self._throttled or Throttle()
         limit = self._throttled.refuse(limits, publish=command.publish is not None)
         if not limit:
             return
-        self._client.node.limited[limit] += 1
+        self._node.limited[limit] += 1
         if self._throttled.exhausted(limits):
             raise DisconnectError(TOO_MANY_REQUESTS)
         raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
 
     def _push(self, reply: Reply) -> None:
-        self._client.outbox.push(self._client.codec.message(encode_reply(reply)))
+        self._client.outbox.push(self._bytes(reply))
+
+    def _bytes(self, reply: Reply) -> bytes:
+        return self._client.codec.message(encode_reply(reply))
 
     async def _connect(self, command: Command) -> None:
         if self._refused or command.connect is None or not command.valid_id:
             raise DisconnectError(BAD_REQUEST)
         try:
-            result, joinings = await connect.connect(self._client, command.connect)
+            connected = await connect.connect(self._node, self._client, command.connect)
         except ReplyError as error:
             self._refused = True
             self._push(Reply(command.id, error=failure_of(error)))
             return
-        self._push(Reply(command.id, connect=result))
-        await connect.go_live(self._client, joinings)
+        connected.complete(lambda result: self._bytes(Reply(command.id, connect=result)))
+        await connected.announce()
 
     async def _answer(self, command: Command) -> None:
         """Carry out the first method that is there, in the protocol's order, and reply."""
-        client, reply = self._client, Reply(command.id)
+        node, client, number = self._node, self._client, command.id
         if command.subscribe is not None:
-            await self._subscribe(command)
+            await self._subscribe(number, command.subscribe)
             return
         if command.unsubscribe is not None:
             if not command.unsubscribe.channel:
                 raise DisconnectError(BAD_REQUEST)
             client.unsubscribe(command.unsubscribe.channel)
-            reply = Reply(command.id, unsubscribe=_EMPTY)
+            reply = Reply(number, unsubscribe=_EMPTY)
         elif command.publish is not None:
-            await publish.publish(client, command.publish)
-            reply = Reply(command.id, publish=_EMPTY)
+            await publish.publish(node, client, command.publish)
+            reply = Reply(number, publish=_EMPTY)
         elif command.presence is not None:
-            presence = await publish.presence(client, command.presence.channel)
-            reply = Reply(command.id, presence=presence)
+            members = await presence.presence(node, client, command.presence.channel)
+            reply = Reply(number, presence=members)
         elif command.presence_stats is not None:
-            stats = await publish.presence_stats(client, command.presence_stats.channel)
-            reply = Reply(command.id, presence_stats=stats)
+            stats = await presence.presence_stats(node, client, command.presence_stats.channel)
+            reply = Reply(number, presence_stats=stats)
         elif command.history is not None:
-            history = await publish.history(client, command.history)
-            reply = Reply(command.id, history=history)
+            past = await history.history(node, client, command.history)
+            reply = Reply(number, history=past)
         elif command.rpc is not None:
-            called = await publish.rpc(client, command.rpc)
-            reply = Reply(command.id, rpc=called)
+            called = await rpc.rpc(node, client, command.rpc)
+            reply = Reply(number, rpc=called)
         elif command.refresh is not None:
-            refreshed = await connect.refresh(client, command.refresh)
-            reply = Reply(command.id, refresh=refreshed)
+            refreshed = await refresh.refresh(node, client, command.refresh)
+            reply = Reply(number, refresh=refreshed)
         elif command.sub_refresh is not None:
-            refreshed = await subscribe.refresh(client, command.sub_refresh)
-            reply = Reply(command.id, sub_refresh=refreshed)
+            refreshed = await refresh.sub_refresh(node, client, command.sub_refresh)
+            reply = Reply(number, sub_refresh=refreshed)
         else:
             raise DisconnectError(BAD_REQUEST)
         self._push(reply)
 
-    async def _subscribe(self, command: Command) -> None:
-        assert command.subscribe is not None
-        joining = await subscribe.subscribe(self._client, command.subscribe)
-        self._push(Reply(command.id, subscribe=joining.result()))
-        joining.finish()
-        await self._client.node.attendance.announce_join(joining.subscription)
+    async def _subscribe(self, number: int, request: SubscribeRequest) -> None:
+        joining = await subscribe.subscribe(self._node, self._client, request)
+        joining.complete(lambda result: self._bytes(Reply(number, subscribe=result)))
+        await self._node.attendance.announce_join(joining.subscription)

@@ -6,7 +6,7 @@ server-side subscriptions. Errors of `connect` become disconnects, since there a
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,7 +23,10 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.protocol.centrifugo.commands import ConnectRequest, parse_connect
-from repeater.protocol.centrifugo.replies import Push
+from repeater.protocol.centrifugo.replies import ConnectResult, Push
+
+if TYPE_CHECKING:
+    from repeater.clients.contract import ClientNode
 
 _DISCONNECTS: Final = {
     ErrorCode.TOKEN_EXPIRED: EXPIRED,
@@ -36,9 +39,10 @@ _DISCONNECTS: Final = {
 class UnidirectionalSession:
     """A client that says who it is and then only listens (protocol, section 15)."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("_client", "_node")
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, node: ClientNode, client: Client) -> None:
+        self._node = node
         self._client = client
 
     async def receive(self, message: str | bytes) -> None:
@@ -56,7 +60,10 @@ class UnidirectionalSession:
         self._client.outbox.flush()
 
     async def _connect(self, request: ConnectRequest) -> None:
-        result, joinings = await connect.connect(self._client, request)
+        connected = await connect.connect(self._node, self._client, request)
+        connected.complete(self._say)
+        await connected.announce()
+
+    def _say(self, result: ConnectResult) -> bytes:
         push = Push(connect=msgspec.structs.replace(result, pong=False, node=""))
-        self._client.outbox.push(self._client.codec.push(push))
-        await connect.go_live(self._client, joinings)
+        return self._client.codec.push(push)

@@ -11,59 +11,56 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import attrs
-
 if TYPE_CHECKING:
-    from repeater.fanout.hub import Subscription
+    from repeater.fanout.listener import Listener
     from repeater.fanout.outbox import Outbox
 
 
-@attrs.frozen(eq=False)
 class Audience:
-    """The listeners of a group at one moment, in the order in which they came."""
+    """The listeners of a group at one moment, in the order in which they came. Never changed."""
 
-    outboxes: tuple[Outbox, ...]
-    subscriptions: tuple[Subscription, ...]
-    """Theirs, in the same order."""
+    __slots__ = ("listeners", "outboxes")
+
+    def __init__(self, listeners: tuple[Listener, ...]) -> None:
+        self.listeners = listeners
+        self.outboxes: tuple[Outbox, ...] = tuple(one.outbox for one in listeners)
+        """Theirs, in the same order."""
 
     def remaining(self, start: int = 0) -> Audience:
-        """Those from `start` on who listen still, and by the same subscription."""
-        left = tuple(one for one in self.subscriptions[start:] if not one.ended)
-        return Audience(tuple(one.client.outbox for one in left), left)
+        """The listeners from `start` on that have not ended."""
+        return Audience(tuple(one for one in self.listeners[start:] if not one.ended))
 
 
 class Group:
     """Listeners by one codec. Lives inside a channel from its first listener to its last."""
 
-    __slots__ = ("_audience", "_subscriptions")
+    __slots__ = ("_audience", "_listeners")
 
     def __init__(self) -> None:
-        self._subscriptions: dict[Subscription, None] = {}
+        self._listeners: dict[Listener, None] = {}
         self._audience: Audience | None = None
 
     def __len__(self) -> int:
-        return len(self._subscriptions)
+        return len(self._listeners)
 
-    def __iter__(self) -> Iterator[Subscription]:
-        return iter(self._subscriptions)
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(self._listeners)
 
-    def add(self, subscription: Subscription) -> None:
+    def add(self, listener: Listener) -> None:
         """Have one more."""
-        self._subscriptions[subscription] = None
+        self._listeners[listener] = None
         self._audience = None
 
-    def discard(self, subscription: Subscription) -> bool:
+    def discard(self, listener: Listener) -> bool:
         """Have one less; False if it was not there."""
-        if subscription not in self._subscriptions:
+        if listener not in self._listeners:
             return False
-        del self._subscriptions[subscription]
+        del self._listeners[listener]
         self._audience = None
         return True
 
     def audience(self) -> Audience:
         """Who listens now. Made anew only after somebody came or went."""
         if self._audience is None:
-            subscriptions = tuple(self._subscriptions)
-            outboxes = tuple(one.client.outbox for one in subscriptions)
-            self._audience = Audience(outboxes, subscriptions)
+            self._audience = Audience(tuple(self._listeners))
         return self._audience

@@ -21,7 +21,7 @@ import trio
 from repeater.errors import SLOW, WRITE_ERROR, Disconnect
 
 if TYPE_CHECKING:
-    from repeater.brokers.contract import Transport
+    from repeater.fanout.transport import Transport
 
 _COALESCE = 65_536  # bytes joined into one write by the drain task: a socket buffer's order
 

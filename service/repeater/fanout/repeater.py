@@ -19,8 +19,9 @@ from repeater.fanout.outbox import send_to_all
 from repeater.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
+    from repeater.fanout.channel import Channel
     from repeater.fanout.groups import Audience
-    from repeater.fanout.hub import Channel, Hub
+    from repeater.fanout.hub import Hub
     from repeater.fanout.intake import Intake
     from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
@@ -144,7 +145,7 @@ class Repeater:
         publications: Sequence[Publication],
         touched: dict[Outbox, None] | None = None,
     ) -> None:
-        """Move the channel on; before a gap, end the live subscriptions that promise none.
+        """Move the channel on; before a gap, end the live listeners that were promised none.
 
         Those that join or are ahead go by a position of their own, which the gap may not touch.
         With `touched` the chunks are only pushed, and the outboxes noted for one flush each.
@@ -152,9 +153,9 @@ class Repeater:
         for run in channel.advance(publications):
             if run.gap_before:
                 self._gaps += 1
-                for subscription in tuple(channel.live()):
-                    if subscription.positioned:
-                        subscription.client.lose_position(subscription)
+                for listener in tuple(channel.live()):
+                    if listener.positioned:
+                        listener.lose_position()
             await self._deliver(channel, run.publications, touched)
 
     async def _deliver(
@@ -168,10 +169,10 @@ class Repeater:
         groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
         base, channel.base, version = channel.base, run[-1], channel.version
         if caught_up is not None:
-            for subscription in caught_up.reached:
-                channel.add(subscription)
-            for subscription in caught_up.lost:
-                subscription.client.lose_position(subscription)
+            for listener in caught_up.reached:
+                channel.add(listener)
+            for listener in caught_up.lost:
+                listener.lose_position()
             for codec, group, piece in caught_up.pieces:
                 # They had no base from fan-out; nor have all of them the run's last for one.
                 chunks = Chunks.of(codec, piece, None)
@@ -180,8 +181,8 @@ class Repeater:
             chunks = Chunks.of(codec, run, base)
             await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
-                for subscription in audience.remaining().subscriptions:
-                    channel.recode(subscription, codec.following)
+                for listener in audience.remaining().listeners:
+                    channel.recode(listener, codec.following)
 
     async def _give_group(
         self,
@@ -229,13 +230,12 @@ class Repeater:
         if channel is None:
             return
         chunks: dict[Codec, bytes] = {}
-        for number, subscription in enumerate(tuple(channel.subscriptions())):
-            if subscription.join_leave and channel.hears(subscription):
-                client = subscription.client
-                chunk = chunks.get(client.codec)
+        for number, listener in enumerate(tuple(channel.everybody())):
+            if listener.join_leave and channel.hears(listener):
+                chunk = chunks.get(listener.codec)
                 if chunk is None:
-                    chunk = chunks[client.codec] = client.codec.announcement(announcement)
-                client.outbox.send(chunk)
+                    chunk = chunks[listener.codec] = listener.codec.announcement(announcement)
+                listener.outbox.send(chunk)
             if number % _SLICE == 0:
                 await self._give_way_if_due()
 

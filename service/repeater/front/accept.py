@@ -197,7 +197,7 @@ class Door:
         # Nothing of the head may stay in this frame, which lives as long as its client.
         del head, path, query
         if client is not None:
-            await websocket.serve(client, sock, received, first)
+            await websocket.serve(self._node, client, sock, received, first)
 
     async def _serve_stream(
         self, sock: socket.socket, scope: trio.CancelScope, received: bytes

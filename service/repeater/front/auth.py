@@ -87,7 +87,7 @@ def _refuse_unwelcome(node: Node, grant: ConnectionGrant) -> None:
         node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
         raise RefusedError(HTTPStatus.FORBIDDEN)
     most = node.options.limits.connections_per_user
-    if most and grant.user and len(node.hub.users.get(grant.user, ())) >= most:
+    if most and grant.user and len(node.registry.users.get(grant.user, ())) >= most:
         node.limited["connections_per_user"] += 1
         raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS)
 

@@ -128,7 +128,7 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """A client on the node for as long as the block lasts, or until something cuts it."""
     with trio.CancelScope() as scope:
-        client = Client(node, transport, scope, ready=ready)
+        client = Client(node.registry, transport, scope, ready=ready)
         try:
             for channel in channels:
                 client.subscribe(channel)

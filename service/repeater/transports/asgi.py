@@ -106,8 +106,7 @@ class UnidirectionalASGITransport(ASGITransport):
     name = "uni_websocket"
 
 
-def _arrive(client: Client, websocket: Websocket) -> None:
-    node = client.node
+def _arrive(node: Node, client: Client, websocket: Websocket) -> None:
     node.admission.arrive(node.options.limits, client, websocket.remote_addr or "")
 
 
@@ -116,8 +115,8 @@ async def serve_plain(
 ) -> None:
     """A plain subscriber; like the native one, but without a heartbeat (ASGI has no ping)."""
     with trio.CancelScope() as scope:
-        client = Client(node, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
-        _arrive(client, websocket)
+        client = Client(node.registry, ASGITransport(websocket, PLAIN_ASGI), scope, ready=True)
+        _arrive(node, client, websocket)
         client.identify(grant)
         if grant.expire_at:
             client.expiry_changed()
@@ -146,10 +145,10 @@ async def serve_centrifuge(node: Node, websocket: Websocket, *, protobuf: bool) 
     """A Centrifugo client, until it leaves."""
     with trio.CancelScope() as scope:
         transport = ASGITransport(websocket, CENTRIFUGE_JSON_ASGI)
-        client = Client(node, transport, scope, ready=False)
-        _arrive(client, websocket)
+        client = Client(node.registry, transport, scope, ready=False)
+        _arrive(node, client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
-        session = Session(client)
+        session = Session(node, client)
         try:
             if protobuf:
                 client.disconnect(INAPPROPRIATE_PROTOCOL)
@@ -162,10 +161,10 @@ async def serve_unidirectional(node: Node, websocket: Websocket, first: str) -> 
     """A unidirectional client, until it leaves; `first` is a connect request in the address."""
     with trio.CancelScope() as scope:
         transport = UnidirectionalASGITransport(websocket, CENTRIFUGE_UNI_ASGI)
-        client = Client(node, transport, scope, ready=False)
-        _arrive(client, websocket)
+        client = Client(node.registry, transport, scope, ready=False)
+        _arrive(node, client, websocket)
         client.headers = forwarded(websocket.headers.items(), node.forward_headers)
-        session = UnidirectionalSession(client)
+        session = UnidirectionalSession(node, client)
         try:
             if first:
                 await session.receive(first)

@@ -57,11 +57,11 @@ async def serve(
     with trio.CancelScope() as scope:
         transport = ASGIStreamTransport(send, stream.way.codec, stream.way.name, address)
         await send(_start(200, stream.headers))
-        client = Client(node, transport, scope, ready=stream.wanted is not None)
+        client = Client(node.registry, transport, scope, ready=stream.wanted is not None)
         node.admission.arrive(node.options.limits, client, address)
         try:
             client.outbox.send(stream.opening)
-            await converse(client, stream, wait_hang_up)
+            await converse(node, client, stream, wait_hang_up)
         finally:
             await client.leave()
 

@@ -99,7 +99,7 @@ async def open_stream(
 async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream: Stream) -> None:
     """Serve an admitted stream until its client leaves or is ended; `scope` surrounds the call."""
     client = Client(
-        node,
+        node.registry,
         HTTPStreamTransport(sock, stream.way.codec, stream.way.name),
         scope,
         ready=stream.wanted is not None,
@@ -113,26 +113,26 @@ async def serve(node: Node, sock: socket.socket, scope: trio.CancelScope, stream
         await _read_into_nothing(client, sock)
 
     try:
-        await converse(client, stream, wait_hang_up)
+        await converse(node, client, stream, wait_hang_up)
     finally:
         await client.leave()
 
 
-async def converse(client: Client, stream: Stream, wait_hang_up: WaitHangUp) -> None:
+async def converse(node: Node, client: Client, stream: Stream, wait_hang_up: WaitHangUp) -> None:
     """Carry on the conversation of the stream's way in, until the peer hangs up."""
     first = stream.first or ""
     client.headers = stream.forwarded
     if stream.wanted is not None:
-        async with listening(client, stream.wanted):
+        async with listening(node, client, stream.wanted):
             await wait_hang_up(client)
     elif stream.way.conversation == "unidirectional":
         client.session = str(uuid4())
-        await UnidirectionalSession(client).receive(first)
+        await UnidirectionalSession(node, client).receive(first)
         await wait_hang_up(client)
     else:
-        session = Session(client)
+        session = Session(node, client)
         async with trio.open_nursery() as nursery:
-            with client.node.emulation.open(client, session, nursery, stream.credentials):
+            with node.emulation.open(client, session, nursery, stream.credentials):
                 await session.receive(first)
                 await wait_hang_up(client)
             nursery.cancel_scope.cancel()  # whoever hung up waits for no answer

@@ -58,7 +58,7 @@ def open_plain(
 
     The caller calls `serve` next, which owns the socket and ends it. `scope` surrounds that call.
     """
-    client = Client(node, WebSocketTransport(sock, PLAIN), scope, ready=True)
+    client = Client(node.registry, WebSocketTransport(sock, PLAIN), scope, ready=True)
     client.outbox.send(answer)
     client.identify(grant)
     if grant.expire_at:
@@ -73,7 +73,7 @@ def open_centrifuge(
     node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
 ) -> Client:
     """Make a Centrifugo client of an accepted handshake; it has yet to send `connect`."""
-    client = Client(node, WebSocketTransport(sock, CENTRIFUGE_JSON), scope, ready=False)
+    client = Client(node.registry, WebSocketTransport(sock, CENTRIFUGE_JSON), scope, ready=False)
     client.outbox.send(answer)
     return client
 
@@ -82,49 +82,54 @@ def open_unidirectional(
     node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
 ) -> Client:
     """Make a unidirectional client of an accepted handshake; who it is comes first."""
-    client = Client(node, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False)
+    client = Client(
+        node.registry, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False
+    )
     client.outbox.send(answer)
     return client
 
 
-_CONVERSATIONS: Final[dict[Codec, Callable[[Client], Conversation]]] = {
+_CONVERSATIONS: Final[dict[Codec, Callable[[Node, Client], Conversation]]] = {
     CENTRIFUGE_JSON: Session,
     CENTRIFUGE_UNI: UnidirectionalSession,
 }
 
 
-async def serve(client: Client, sock: socket.socket, received: bytes, first: str = "") -> None:
+async def serve(
+    node: Node, client: Client, sock: socket.socket, received: bytes, first: str = ""
+) -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:
+        node: Where the client belongs.
         client: From `open_plain`, whose messages are ignored, or another `open_`.
         sock: The client's socket.
         received: What arrived behind the request head.
         first: A message that came with the request itself, before all others.
     """
     converse = _CONVERSATIONS.get(client.codec)
-    session = None if converse is None else converse(client)
+    session = None if converse is None else converse(node, client)
     try:
         if session is not None and first:
             await session.receive(first)
-        await _read(client, sock, session, received)
+        await _read(node, client, sock, session, received)
     finally:
         await client.leave()
 
 
 async def _read(
-    client: Client, sock: socket.socket, session: Conversation | None, received: bytes
+    node: Node, client: Client, sock: socket.socket, session: Conversation | None, received: bytes
 ) -> None:
     """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
     reader: FrameReader | None = None
-    limit = client.node.options.message_limit
+    limit = node.options.message_limit
     while True:
         if received:
             client.heard()
             reader = reader or FrameReader(limit)
             await _take(client, session, reader, received)
             if reader.closed:
-                await _answer_close(client)
+                await _answer_close(node, client)
                 return
             if reader.idle:
                 reader = None
@@ -157,12 +162,12 @@ async def _take(
         client.outbox.send(reader.closing)
 
 
-async def _answer_close(client: Client) -> None:
+async def _answer_close(node: Node, client: Client) -> None:
     """The closing handshake is under way: let our half of it reach the peer."""
     client.depart()  # before the socket is half closed: an event written then were an error
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
-    with trio.move_on_after(client.node.options.close_timeout):
+    with trio.move_on_after(node.options.close_timeout):
         try:
             await client.outbox.wait_empty()
             if not client.outbox.closed:

@@ -21,10 +21,10 @@ from prometheus_client.registry import Collector
 
 from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
+from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.errors import REASONS
 from repeater.fanout.histogram import HistogramStatistics
-from repeater.node import Node
-from repeater.statistics import BackendStatistics, EventStatistics, NodeStatistics
+from repeater.node import Node, NodeStatistics
 
 if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics

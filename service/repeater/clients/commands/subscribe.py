@@ -1,4 +1,4 @@
-"""What a client's `subscribe` and `sub_refresh` commands do: who may hear a channel, and why not.
+"""The `subscribe` command: who may hear a channel, and why not (protocol, section 4.1).
 
 A token, the back end, the channel's name or its options grant it; `joining` does the rest.
 """
@@ -15,7 +15,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
-from repeater.clients.joining import Joining, Wish, drop, open_subscription, time_left
+from repeater.clients.joining import Joining, Wish, drop, open_subscription
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -24,26 +24,26 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.protocol.centrifugo.commands import SubRefreshRequest, SubscribeRequest
+from repeater.protocol.centrifugo.commands import SubscribeRequest
 from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
-from repeater.protocol.centrifugo.replies import RefreshResult
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
+    from repeater.clients.contract import ClientNode
     from repeater.options import ChannelOptions
 
 _NO_RECOVERED_FALSE: Final = 2  # in `flag`: error 112 instead of `recovered: false`
 
 
-async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
+async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest) -> Joining:
     """Carry out a client's `subscribe` command (protocol, section 4.1).
 
     Raises:
         ReplyError: it may not, or the request can't be served.
         DisconnectError: the request breaks the protocol, or the history can't be read.
     """
-    name, node = request.channel, client.node
+    name = request.channel
     if not name or request.delta not in ("", "fossil"):
         raise DisconnectError(BAD_REQUEST)
     if request.type:
@@ -55,9 +55,9 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
         node.limited["channel_limit"] += 1
         raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
     if request.token:
-        grant = await _grant_of_token(client, name, request.token)
+        grant = await grant_of_token(node, client, name, request.token)
     else:
-        grant = await _grant_without_token(client, request, options)
+        grant = await _grant_without_token(node, client, request, options)
     if name in client.channels:  # by now: somebody else's doing
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     since = StreamPosition(request.offset, request.epoch) if request.recover else None
@@ -69,10 +69,10 @@ async def subscribe(client: Client, request: SubscribeRequest) -> Joining:
         since=since,
         tags=_checked_filter(request, options),
     )
-    joining = await open_subscription(client, name, grant, wish)
+    joining = await open_subscription(node, client, name, grant, wish)
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
     if lost and request.flag & _NO_RECOVERED_FALSE:
-        drop(joining.subscription)
+        drop(client, joining.subscription)
         raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
     return joining
 
@@ -90,10 +90,10 @@ def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsF
 
 
 async def _grant_without_token(
-    client: Client, request: SubscribeRequest, options: ChannelOptions
+    node: ClientNode, client: Client, request: SubscribeRequest, options: ChannelOptions
 ) -> SubscriptionGrant:
     """What the name, the back end or the options grant, whoever comes first (section 11)."""
-    node, name = client.node, request.channel
+    name = request.channel
     asked = options.subscribe_proxy_enabled
     if not asked or node.channels.decided_by_name(name, client.user) is not None:
         node.channels.check_subscribe(name, client.user)
@@ -110,10 +110,18 @@ async def _grant_without_token(
     return grant
 
 
-async def _grant_of_token(client: Client, channel: str, token: str) -> SubscriptionGrant:
-    """What a subscription token grants, if it is for this user, connection and channel."""
+async def grant_of_token(
+    node: ClientNode, client: Client, channel: str, token: str
+) -> SubscriptionGrant:
+    """What a subscription token grants, if it is for this user, connection and channel.
+
+    Raises:
+        ReplyError: 109 or 110 for a token or grant that has expired, 100 when its keys can't be
+            had.
+        DisconnectError: 3500 for a token that proves nothing, is revoked or is somebody else's.
+    """
     try:
-        claims = await _verified(client, token)
+        claims = await _verified(node, token)
     except TokenExpiredError:
         raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     if not _is_for(claims, client, channel):
@@ -121,19 +129,19 @@ async def _grant_of_token(client: Client, channel: str, token: str) -> Subscript
     grant = msgspec.structs.replace(
         claims.grant, token_id=claims.token_id, issued_at=claims.issued_at, by_token=True
     )
-    if client.node.denials.revoked(claims.user, grant):
-        client.node.limited["revoked"] += 1
+    if node.denials.revoked(claims.user, grant):
+        node.limited["revoked"] += 1
         raise DisconnectError(INVALID_TOKEN)
-    if 0 < claims.grant.expire_at <= client.node.unix_time():
+    if 0 < claims.grant.expire_at <= node.unix_time():
         raise ReplyError(ErrorCode.EXPIRED)
     return grant
 
 
-async def _verified(client: Client, token: str) -> SubscriptionClaims:
-    if client.node.verifier is None:
+async def _verified(node: ClientNode, token: str) -> SubscriptionClaims:
+    if node.verifier is None:
         raise DisconnectError(INVALID_TOKEN)
     try:
-        return await client.node.verifier.verify_subscription(token)
+        return await node.verifier.verify_subscription(token)
     except TokenInvalidError:
         raise DisconnectError(INVALID_TOKEN) from None
     except BrokerError:
@@ -143,25 +151,3 @@ async def _verified(client: Client, token: str) -> SubscriptionClaims:
 def _is_for(claims: SubscriptionClaims, client: Client, channel: str) -> bool:
     mine = claims.user == client.user and claims.client in ("", client.id)
     return mine and claims.channel == channel
-
-
-async def refresh(client: Client, request: SubRefreshRequest) -> RefreshResult:
-    """Carry out `sub_refresh`: a new token in place of one that expires (section 4.9).
-
-    Raises:
-        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 where the
-            back end is asked instead, 109 for a token that has expired itself.
-        DisconnectError: 3500 for a token that is not this subscription's.
-    """
-    subscription = client.channels.get(request.channel)
-    if subscription is None:
-        raise ReplyError(ErrorCode.PERMISSION_DENIED)
-    if not request.token:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
-    if client.node.renewals.covers(subscription):
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
-    grant = await _grant_of_token(client, request.channel, request.token)
-    subscription.grant, subscription.expire_at = grant, grant.expire_at
-    client.expiry_changed()
-    expires, ttl = time_left(client, subscription)
-    return RefreshResult(expires, ttl)

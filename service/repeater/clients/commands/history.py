@@ -1,0 +1,48 @@
+"""The `history` command: past publications and the stream's top (protocol, section 4.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repeater.errors import BrokerError, ErrorCode, ReplyError
+from repeater.protocol.centrifugo.commands import HistoryRequest
+from repeater.protocol.centrifugo.replies import HistoryResult, publication_result
+from repeater.publication import StreamPosition
+
+if TYPE_CHECKING:
+    from repeater.clients.client import Client
+    from repeater.clients.contract import ClientNode
+
+
+async def history(node: ClientNode, client: Client, request: HistoryRequest) -> HistoryResult:
+    """Past publications, at most the limit for clients, and the stream's top.
+
+    Raises:
+        ReplyError: 108 without history, 103 for a client that may not read it, 112 for a position
+            of another epoch, 107 for an invalid one and for a reverse read from before the first
+            publication, 100 when the broker failed.
+    """
+    node.channels.check_kept("history", request.channel)
+    subscribed = request.channel in client.channels
+    node.channels.check("history", request.channel, client.user, subscribed=subscribed)
+    most = node.options.history_limit
+    limit = most if request.limit < 0 else min(request.limit, most)
+    try:
+        return await read(node, request, limit)
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> HistoryResult:
+    """What a request selects, at most `limit` publications; None for all.
+
+    Raises:
+        ReplyError, BrokerError: as `Node.history`.
+    """
+    since = None
+    if request.since is not None:
+        since = StreamPosition(request.since.offset, request.since.epoch)
+    publications, top = await node.history(
+        request.channel, since=since, limit=limit, reverse=request.reverse
+    )
+    return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)

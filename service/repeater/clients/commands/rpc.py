@@ -1,0 +1,31 @@
+"""The `rpc` command: the back end answers a call (protocol, section 4.7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repeater.errors import BrokerError, ErrorCode, ReplyError
+from repeater.protocol.centrifugo.commands import RPCRequest
+from repeater.protocol.centrifugo.replies import RPCResult
+from repeater.publication import embedded
+
+if TYPE_CHECKING:
+    from repeater.clients.client import Client
+    from repeater.clients.contract import ClientNode
+
+
+async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResult:
+    """Have the back end answer a call.
+
+    Raises:
+        ReplyError: 108 without a back end for it, 100 when it can't be had, or what it answered.
+        DisconnectError: the back end says so.
+    """
+    backend = node.asks("rpc")
+    if backend is None:
+        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+    try:
+        data = await backend.rpc(client.caller(), request.method, bytes(request.data))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    return RPCResult(embedded(data))

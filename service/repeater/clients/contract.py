@@ -1,0 +1,78 @@
+"""The node as conversations and their commands see it.
+
+`Node` is the real one. It is above this room, so what commands may use of it is written here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from repeater.access.channel_rules import ChannelRules
+from repeater.access.grants import TokenVerifier
+from repeater.backend.contract import Backend
+from repeater.backend.options import CallbackKind
+from repeater.brokers.contract import Broker
+from repeater.clients.connection_log import ConnectionLog
+from repeater.clients.denials import Denials
+from repeater.clients.emulation import Emulation
+from repeater.clients.limits import Admission
+from repeater.clients.position_sets import PositionSets
+from repeater.clients.presence import Attendance
+from repeater.clients.registry import Registry
+from repeater.clients.renewals import Renewals
+from repeater.fanout.hub import Hub
+from repeater.options import NodeOptions
+from repeater.publication import ClientInfo, Publication, StreamPosition
+
+
+class ClientNode(Protocol):
+    """What conversations and commands may use of their node."""
+
+    id: str
+    options: NodeOptions
+    channels: ChannelRules
+    broker: Broker
+    verifier: TokenVerifier | None
+    backend: Backend | None
+    hub: Hub
+    registry: Registry
+    attendance: Attendance
+    renewals: Renewals
+    admission: Admission
+    denials: Denials
+    emulation: Emulation
+    position_sets: PositionSets
+    connection_log: ConnectionLog
+    limited: Counter[str]
+    """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+    broker_errors: Counter[str]
+    """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+
+    def asks(self, kind: CallbackKind) -> Backend | None:
+        """The back end, where it is to be asked this kind of question."""
+
+    def unix_time(self) -> float:
+        """Unix seconds."""
+
+    async def publish(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """Publish one event; see `Node.publish`."""
+
+    async def history(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        """Past publications and the stream's top; see `Node.history`."""
+
+    async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
+        """Who is in a channel; see `Node.presence`."""
+
+    async def presence_stats(self, channel: str) -> tuple[int, int]:
+        """How many are in a channel; see `Node.presence_stats`."""

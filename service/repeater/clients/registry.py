@@ -1,0 +1,143 @@
+"""Every connection of this node, and all that has to happen when one comes or goes. All sync.
+
+It is what a client knows of its node (`Home`): whoever ends a client, and why, what has to forget
+it is written once, in `ended`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from repeater.errors import DISCONNECTED
+
+if TYPE_CHECKING:
+    from repeater.access.grants import ConnectionGrant
+    from repeater.backend.contract import Events
+    from repeater.clients.client import Client
+    from repeater.clients.connection_log import ConnectionLog
+    from repeater.clients.heartbeat import Heartbeat
+    from repeater.clients.limits import Admission
+    from repeater.clients.presence import Attendance
+    from repeater.clients.renewals import Renewals
+    from repeater.clients.subscription import Subscription
+    from repeater.errors import Disconnect, Unsubscribed
+    from repeater.fanout.hub import Hub
+    from repeater.fanout.outbox import BacklogRoom
+    from repeater.options import NodeOptions
+
+
+class Registry:
+    """Implements `Home`. Lives inside the node; needs no end.
+
+    Its counts are kept as they change, so that a snapshot of a full node costs no walk.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        backlogs: BacklogRoom,
+        heartbeat: Heartbeat,
+        attendance: Attendance,
+        renewals: Renewals,
+        admission: Admission,
+        connection_log: ConnectionLog,
+        events: Events | None,
+        options: Callable[[], NodeOptions],
+        unix_time: Callable[[], float],
+    ) -> None:
+        """Take `options` for those in force, and `unix_time` for Unix seconds."""
+        self.hub = hub
+        self.backlogs = backlogs
+        self.heartbeat = heartbeat
+        self._attendance = attendance
+        self._renewals = renewals
+        self._admission = admission
+        self._connection_log = connection_log
+        self._events = events
+        self._options = options
+        self.unix_time = unix_time
+        self.clients: dict[Client, None] = {}
+        self.users: dict[str, dict[Client, None]] = {}
+        """The connections whose user is known, by that; the anonymous user is the empty text."""
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        """How many clients there are by transport and codec."""
+        self.ends: Counter[int] = Counter()
+        """Connections that ended, by disconnect code."""
+
+    @property
+    def options(self) -> NodeOptions:
+        """Those in force now."""
+        return self._options()
+
+    def arrived(self, client: Client) -> None:
+        """Take a connection in; one that is a subscriber already has a user, the anonymous one."""
+        self.clients[client] = None
+        self.kinds[_kind(client)] += 1
+        if client.ready:
+            self._index(client)
+
+    def identify(self, client: Client, grant: ConnectionGrant) -> None:
+        """Give a connection its grant, and find it by the user of that from now on."""
+        self._forget_user(client)
+        client.grant = grant
+        self._index(client)
+
+    def _index(self, client: Client) -> None:
+        self.users.setdefault(client.grant.user, {})[client] = None
+
+    def _forget_user(self, client: Client) -> None:
+        connections = self.users.get(client.grant.user, {})
+        if client in connections:
+            del connections[client]
+            if not connections:
+                del self.users[client.grant.user]
+
+    def connected(self, client: Client) -> None:
+        """A client is a subscriber from now on: tell the application."""
+        if self._events is not None:
+            self._events.connected(client.caller())
+
+    def subscribed(self, client: Client, subscription: Subscription) -> None:
+        """A subscription is live: tell the application."""
+        if self._events is not None:
+            self._events.subscribed(client.caller(), subscription.channel.name)
+
+    def unsubscribed(self, client: Client, subscription: Subscription, why: Unsubscribed) -> None:
+        """A live subscription is about to end: tell the application."""
+        if self._events is not None:
+            self._events.unsubscribed(client.caller(), subscription.channel.name, why)
+
+    def departed(self, subscription: Subscription) -> None:
+        """Have a `noticed` subscription leave presence."""
+        self._attendance.leave_soon(subscription)
+
+    def ended(self, client: Client, why: Disconnect) -> None:
+        """A connection has ended: forget it everywhere, count it, log it."""
+        if self._events is not None:
+            for subscription in client.channels.values():
+                if not subscription.joining:
+                    self.unsubscribed(client, subscription, DISCONNECTED)
+            self._events.disconnected(client.caller(), why)
+        for subscription in tuple(client.channels.values()):
+            client.forget(subscription)
+        del self.clients[client]
+        self.kinds[_kind(client)] -= 1
+        self._forget_user(client)
+        self.heartbeat.forget(client)
+        self._admission.leave(client)
+        self.ends[why.code] += 1
+        self._connection_log.ended(client, why)
+
+    def renewal_due(self, target: Client | Subscription) -> bool:
+        """Whether the back end has yet to be asked to renew what expires."""
+        return self._renewals.due_at(target)
+
+    def renew(self, client: Client, target: Client | Subscription) -> None:
+        """Ask the back end to renew it; afterwards `Client.expiry_changed` is called."""
+        self._renewals.begin(client, target)
+
+
+def _kind(client: Client) -> tuple[str, str]:
+    return client.transport.name, client.transport.codec.name

@@ -1,0 +1,53 @@
+"""The contract of a transport: how bytes leave for one client.
+
+A transport knows no broker and no other client. Fan-out relies on these few methods and on nothing
+more; `transports/` has those of real sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from repeater.errors import Disconnect
+from repeater.protocol.centrifugo.codecs import Codec
+
+
+class Transport(Protocol):
+    """How bytes leave for one client. Owned by the handler of its connection."""
+
+    name: str
+    codec: Codec
+
+    def address(self) -> str:
+        """Where the peer is, for people; empty if that is not known (any more)."""
+
+    @property
+    def write(self) -> Callable[[bytes], int]:
+        """Writes what the socket takes now; returns the number of bytes. A bound method.
+
+        Raises:
+            BlockingIOError: it takes nothing now.
+            OSError: the peer is gone.
+        """
+
+    async def send_some(self, chunk: bytes) -> int:
+        """Wait until the socket takes something, and write it; returns the number of bytes.
+
+        Has no deadline of its own: the backlog sweep cuts a client that makes no progress.
+
+        Raises:
+            OSError, trio.ClosedResourceError: the peer is gone, or `abort` was called.
+        """
+
+    def abort(self) -> None:
+        """End the connection at once, unread data or not. Wakes every waiter. Idempotent."""
+
+    def release(self) -> None:
+        """Give back what the transport holds, after an orderly end. Idempotent."""
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Say goodbye with the code and reason, and let the peer read it.
+
+        The caller sets the deadline, then calls `release`, or `abort` if the deadline passed.
+        """
