@@ -1,8 +1,9 @@
-"""A real server process to browse to, and how its browser, headless Chromium, is started."""
+"""A real server process to browse to, and how its browser, headless Chromium, is found."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,17 +13,25 @@ from pathlib import Path
 
 import httpx
 
-CHROMIUM = Path("/usr/bin/chromium")
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+MISSING = f"Chromium is missing ({', '.join(NAMES)}): just clients"
 FLAGS = [
-    "--headless",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
+    "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def chromium() -> str | None:
+    """The first Chromium of the PATH, by the names that distributions give it."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Site:
@@ -43,16 +52,24 @@ class Site:
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], env=environment, stderr=subprocess.DEVNULL
         )
-        for _ in range(100):
+        deadline = time.monotonic() + PROCESS_STARTS
+        while self.process.poll() is None and time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
+                answer = httpx.get(f"{self.url}/health", timeout=LOOP_ANSWERS)
             except httpx.TransportError:
                 time.sleep(0.1)
+            else:
+                assert answer.status_code == 200
+                return
+        self.stop(signal.SIGKILL)
         raise AssertionError("the server did not start")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(15)
-            self.process = None
+            process, self.process = self.process, None
+            process.send_signal(number)
+            try:
+                process.wait(LOOP_ANSWERS)
+            finally:
+                process.kill()
+                process.wait()

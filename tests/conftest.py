@@ -15,8 +15,9 @@ import pytest
 import trustme
 
 from repeater.node import Node
-from tests.browsing import CHROMIUM, FLAGS, Site
+from tests.browsing import FLAGS, MISSING, Site, chromium
 from tests.certificates import Authority
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -35,6 +36,15 @@ def open_sockets() -> set[str]:
         if target.startswith("socket:"):
             names.add(target)
     return names
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by these marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in a browser are marked so, and have the time that processes take to start."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+            item.add_marker(pytest.mark.timeout(3 * PROCESS_STARTS))
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +94,16 @@ def authority(certificate_authority: trustme.CA, tmp_path: Path) -> Authority:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests of a module."""
-    from playwright.sync_api import sync_playwright
+    """One browser for all tests of a module, which are marked `browser` for it."""
+    from playwright.sync_api import expect, sync_playwright
 
+    if (program := chromium()) is None:
+        pytest.skip(MISSING)
+    expect.set_options(timeout=1_000 * LOOP_ANSWERS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=program, args=FLAGS, timeout=1_000 * PROCESS_STARTS
+        )
         yield browser
         browser.close()
 
@@ -97,7 +112,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
     """Somebody's browser. No page may have an error in it at the end."""
     context = browser.new_context(base_url=site.url)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(1_000 * LOOP_ANSWERS)
     errors: list[str] = []
     context.on("weberror", lambda error: errors.append(str(error.error)))
     yield context

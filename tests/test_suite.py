@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 
 
@@ -34,3 +36,16 @@ def test_no_test_module_is_imported() -> None:
         if name.startswith("tests.") and name.split(".")[-1] in modules
     }
     assert found == set()
+
+
+def test_every_test_ends_before_the_run_is_ended(request: pytest.FixtureRequest) -> None:
+    """The faulthandler's deadline ends the whole run, so each test's own deadline comes first."""
+    config = request.config
+    last = float(config.getini("faulthandler_timeout"))
+    times = {float(config.getini("timeout"))} | {
+        float(mark.args[0])
+        for item in request.session.items
+        for mark in item.iter_markers("timeout")
+    }
+    assert config.getini("faulthandler_exit_on_timeout")
+    assert max(times) < last

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.browsing import FLAGS, MISSING, NAMES, chromium
+from tests.deadlines import PROCESS_STARTS
 from tests.sdk.harness import SDK, Driver
 
 HERE = Path(__file__).parent
 DRIVERS = HERE / "drivers"
 MODULES = HERE / "node_modules"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CLIENTS = ("python", "node", "chromium")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the clients that are not here, with a line for each."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Before tests are chosen by marks: mark ours. After: skip clients that are not here."""
+    for item in items:
+        if client := _client(item):
+            # The first of them starts the client, which a cold machine takes long to load.
+            item.add_marker(pytest.mark.timeout(2 * PROCESS_STARTS))
+        if client == "chromium":
+            item.add_marker("browser")
+    yield
+    _skip_missing_clients(config, items)
+
+
+def _skip_missing_clients(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each client that is not here, skip one test with the reason and leave out the others."""
     left_out: list[pytest.Item] = []
     for client, reason in _missing_clients(items).items():
         first, *others = [item for item in items if _client(item) == client]
         # One line says it; the summary has a line for every test that is skipped.
         first.add_marker(pytest.mark.skip(f"and {len(others)} more: {reason}"))
         left_out += others
-    for item in items:
-        if _client(item) == "chromium":
-            # The first of them starts the browser, which a cold machine takes long to load.
-            item.add_marker(pytest.mark.timeout(60))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
@@ -44,8 +55,8 @@ def _missing_clients(items: list[pytest.Item]) -> dict[str, str]:
     missing = {}
     if wanted & {"node", "chromium"} and (reason := _missing_modules()) is not None:
         missing = {"node": reason, "chromium": reason}
-    if _chromium() is None:
-        missing["chromium"] = "no Chromium here: just clients"
+    if chromium() is None:
+        missing["chromium"] = MISSING
     return {client: reason for client, reason in missing.items() if client in wanted}
 
 
@@ -53,10 +64,6 @@ def _client(item: pytest.Item) -> str:
     """The client that a test wants, by its parameter."""
     callspec = getattr(item, "callspec", None)
     return "" if callspec is None else str(callspec.params.get("driver", ""))
-
-
-def _chromium() -> str | None:
-    return next((path for name in CHROMIUM if (path := shutil.which(name))), None)
 
 
 def _missing_modules() -> str | None:
@@ -76,7 +83,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driv
     commands = {
         "python": [sys.executable, str(DRIVERS / "python.py")],
         "node": ["node", str(DRIVERS / "node.mjs")],
-        "chromium": [sys.executable, str(DRIVERS / "browser.py"), _chromium() or "chromium"],
+        "chromium": [sys.executable, str(DRIVERS / "browser.py"), chromium() or NAMES[0], *FLAGS],
     }
     made = {name: Driver(name, command, logs / f"{name}.log") for name, command in commands.items()}
     yield made

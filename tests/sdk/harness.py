@@ -28,9 +28,7 @@ from repeater.config import Settings
 from repeater.options import NodeOptions
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
-
-PATIENCE = 8.0
-"""Seconds for anything that is to happen; an SDK's own timeout for a reply is 5."""
+from tests.deadlines import LOOP_ANSWERS
 
 Value = dict[str, Any]
 
@@ -78,7 +76,7 @@ class Driver:
         with process:
             _pipe(process.stdin).close()
             try:
-                process.wait(5)
+                process.wait(LOOP_ANSWERS)
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -118,7 +116,7 @@ class Driver:
         pipe = _pipe(self._process.stdin)
         pipe.write(line.encode() + b"\n")  # Short, and the process reads at once.
         pipe.flush()
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LOOP_ANSWERS):
             while number not in self._answers:
                 await self.moved()
         answer = self._answers.pop(number, None)
@@ -165,7 +163,7 @@ class Peer:
 
         Events of other kinds stay where they are, for whoever asks for them.
         """
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LOOP_ANSWERS):
             while not (matching := self.waiting(event, channel)):
                 await self._driver.moved()
             self._waiting.remove(matching[0])
@@ -255,6 +253,16 @@ def only_client(server: Server) -> Client:
     """The server's side of the one client that is connected."""
     (client,) = server.node.registry.clients
     return client
+
+
+async def ping(client: Client) -> None:
+    """Give the client its turns now: a ping, whose answer is waited for, and the judgement."""
+    for _ in range(2):
+        client._ping_at = 0
+        assert client.heartbeat() is not None
+        with trio.fail_after(LOOP_ANSWERS):
+            while not client._heard:  # noqa: ASYNC110  # nothing in the product tells a test
+                await trio.sleep(0.01)
 
 
 def sign(claims: Value, secret: str) -> str:

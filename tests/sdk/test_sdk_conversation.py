@@ -6,13 +6,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import trio
 
-from repeater.clients.client import Client
 from repeater.errors import BAD_REQUEST, NO_PONG, Disconnect
 from repeater.options import ChannelOptions
 from repeater.publication import Publication
-from tests.sdk.harness import SDK, CallError, only_client, publish, running
+from tests.sdk.harness import SDK, CallError, only_client, ping, publish, running
 
 pytestmark = pytest.mark.sdk
 
@@ -147,23 +145,12 @@ async def test_a_terminal_code_is_final(sdk: SDK, end: Disconnect) -> None:
         assert len(client.waiting("connecting")) == 1
 
 
-async def test_pings_are_answered(sdk: SDK, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pings_are_answered(sdk: SDK) -> None:
     """A ping goes out and is answered: the client is the same as before."""
-    turns, enough = [], trio.Event()
-    heartbeat = Client.heartbeat
-
-    def counted(client: Client) -> float | None:
-        seconds = heartbeat(client)
-        turns.append(client)
-        if len(turns) == 2:  # the ping, and the look for an answer
-            enough.set()
-        return seconds
-
-    monkeypatch.setattr(Client, "heartbeat", counted)
-    settings = {"ping_interval": 1.0, "pong_timeout": 0.5}
-    async with running(settings=settings) as server, sdk.client(server) as client:
-        await enough.wait()
-        assert only_client(server) is turns[0]
+    async with running() as server, sdk.client(server) as client:
+        mine = only_client(server)
+        await ping(mine)
+        assert only_client(server) is mine
         assert not client.waiting("connected")
 
 

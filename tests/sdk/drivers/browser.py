@@ -25,16 +25,6 @@ FILES = {
         "text/javascript",
     ),
 }
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Files(BaseHTTPRequestHandler):
@@ -58,10 +48,10 @@ def emit(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-async def main(chromium: str, port: int) -> None:
+async def main(port: int, chromium: str, *flags: str) -> None:
     async with (
         async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser,
+        await playwright.chromium.launch(executable_path=chromium, args=flags) as browser,
     ):
         page = await browser.new_page()
         page.on("pageerror", lambda error: print("page:", error, file=sys.stderr, flush=True))
@@ -80,5 +70,5 @@ async def main(chromium: str, port: int) -> None:
 
 with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    asyncio.run(main(sys.argv[1], server.server_port))
+    asyncio.run(main(server.server_port, *sys.argv[1:]))
     server.shutdown()
