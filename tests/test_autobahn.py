@@ -103,11 +103,11 @@ class Echo:
     def __init__(self, _node: Node, client: Client) -> None:
         self._client = client
 
-    async def receive(self, message: bytes | str) -> None:
-        if isinstance(message, str):  # Binary: the same frame with another opcode.
-            frame = b"\x82" + text_frame(message.encode("latin-1"))[1:]
+    async def receive(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):  # Binary: the same frame with another opcode.
+            frame = b"\x82" + text_frame(message)[1:]
         else:
-            frame = text_frame(message)
+            frame = text_frame(message.encode())
         self._client.outbox.send(frame)
 
 
