@@ -93,8 +93,8 @@ def test_tables_of_the_page_have_no_holes(run: Run) -> None:
 
 
 def test_a_core_run_says_so(run: Run) -> None:
-    """And a quick look is called no measurement; without plots there is no heading for them."""
-    for plan, words in (("core", "some of the workloads"), ("quick", "no measurement")):
+    """A quick look says that it is not a measurement; without plots their heading is left out."""
+    for plan, words in (("core", "some of the workloads"), ("quick", "not a measurement")):
         other = Run(when=run.when, machine={}, plan=plan)
         assert words in page(other, [])
         assert "In pictures" not in page(other, [])
