@@ -84,7 +84,7 @@ def test_tables_of_the_page_have_no_holes(run: Run) -> None:
     """Within a table every line has as many cells as its head."""
     bars = [line.count("|") for line in page(run, PLOTS).splitlines() if line.startswith("|")]
     heads = [line for line in page(run, PLOTS).splitlines() if line.startswith("|--")]
-    assert len(heads) == len(run.workloads) + 2
+    assert len(heads) == len(run.workloads) + 4
     tables = re.findall(r"(?:^\|.*\n)+", page(run, PLOTS), re.MULTILINE)
     assert len(tables) == len(heads)
     assert sum(len(table.splitlines()) for table in tables) == len(bars)
