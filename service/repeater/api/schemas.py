@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 import msgspec
 
 PREFIX: Final = "#/components/schemas/"
+# Docstrings cite docs/protocol.md for people who change the server; the page has the rule alone.
 _CITATION: Final = re.compile(r" \((?:protocol, )?sections? [0-9., and]+\)")
 
 
@@ -112,6 +113,6 @@ def _is_plain(kind: Any) -> bool:
 
 
 def for_readers(text: str) -> str:
-    """A docstring's paragraphs, each on one line, without what it cites: few have that text."""
+    """A docstring's paragraphs, each on one line, without the citations of the protocol."""
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     return _CITATION.sub("", "\n\n".join(paragraphs))
