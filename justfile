@@ -3,8 +3,11 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 # Use the Python that is here; never fetch another.
 export UV_PYTHON_DOWNLOADS := "never"
 
-uv := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv; fi`
+export UV := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv; fi`
 python := ".venv/bin/python"
+
+# The folders that hold a distribution, each with its pyproject.toml.
+distributions := "."
 
 # Bash: the Debian packages of the clients that are missing, as an array.
 missing-clients := '''
@@ -32,6 +35,27 @@ demo *ARGS: (_sync "requirements-demo.txt")
 [positional-arguments]
 test *ARGS: (_sync "requirements-dev.txt") _missing-clients
     @exec {{ python }} -m pytest "$@"
+
+# Run the tests on each Python from 3.11 to 3.14 that is here, e.g. `just test-pythons -k broadcast`
+[positional-arguments]
+test-pythons *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m tests.pythons "$@"
+
+# Build every distribution into dist/, a wheel and an sdist each
+wheels:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    rm -rf dist
+    for folder in {{ distributions }}; do
+        {{ UV }} build --quiet --require-hashes --build-constraints requirements-build.txt \
+            --out-dir dist "$folder"
+    done
+    ls -l dist
+
+# Install what `just wheels` builds into fresh environments, and use it
+[positional-arguments]
+test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
+    @exec {{ python }} -m pytest tests/wheel "$@"
 
 # Install what tests/sdk and the page tests drive: Node, npm and Chromium by apt, the SDKs by npm
 clients:
@@ -123,9 +147,10 @@ lock *ARGS:
     #!/usr/bin/env bash
     set -euo pipefail
     compile() {
-        {{ uv }} pip compile --quiet --universal --python-version 3.11 \
+        {{ UV }} pip compile --quiet --universal --python-version 3.11 --generate-hashes \
             --no-header --no-emit-index-url --no-emit-find-links "$@"
     }
+    compile --group build -o requirements-build.txt "$@"
     compile pyproject.toml -o requirements.txt "$@"
     # Each set keeps the pins of those before it, so that all fit into one .venv.
     compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
@@ -189,7 +214,7 @@ _peers-debian:
 
 # Make .venv if it is not there (or its Python has gone)
 _venv:
-    @{{ python }} -c "" 2>/dev/null || {{ uv }} venv --quiet --clear --python "$(command -v python3)" .venv
+    @{{ python }} -c "" 2>/dev/null || {{ UV }} venv --quiet --clear --python "$(command -v python3)" .venv
 
 # Install one requirements file and the project into .venv, unless that was done for these pins
 _sync FILE: _venv
@@ -202,7 +227,10 @@ _sync FILE: _venv
         printf '%s\n' "$pins" >.venv/.pins
     fi
     if [[ ! -f .venv/.synced-{{ FILE }} ]]; then
-        {{ uv }} pip install --quiet --python {{ python }} -r {{ FILE }}
-        {{ uv }} pip install --quiet --python {{ python }} --no-deps -e .
+        pip() { {{ UV }} pip "$1" --quiet --python {{ python }} "${@:2}"; }
+        # What the distribution was called before: its script would be the same file.
+        pip uninstall repeater 2>/dev/null
+        pip install --require-hashes -r {{ FILE }}
+        pip install --no-deps --build-constraints requirements-build.txt -e .
         touch .venv/.synced-{{ FILE }}
     fi

@@ -118,22 +118,29 @@ def started(peer: Peer) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], settings: Mapping[str, str] | None = None, patience: float = _START
+    command: Sequence[str],
+    settings: Mapping[str, str] | None = None,
+    patience: float = _START,
+    folder: Path = ROOT,
 ) -> Iterator[Child]:
-    """Run `command`, with a free port in place of "PORT", on the measured core.
+    """Run `command` in `folder`, with a free port in place of "PORT", on the measured core.
 
     `settings` are the server's variables; those of this process do not count. It must accept
     connections within `patience` seconds.
     """
     port = _free_port()
     words = [str(port) if word == "PORT" else word for word in command]
-    with _process(words, settings or {}, port, patience) as child:
+    with _process(words, settings or {}, port, patience, folder) as child:
         yield child
 
 
 @contextlib.contextmanager
 def _process(
-    command: Sequence[str], settings: Mapping[str, str], port: int, patience: float = _START
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    port: int,
+    patience: float = _START,
+    folder: Path = ROOT,
 ) -> Iterator[Child]:
     core, _ = cores()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
@@ -141,7 +148,7 @@ def _process(
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

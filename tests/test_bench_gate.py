@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from benchmarks.gate.__main__ import main
+from benchmarks.gate.builds import build_of, work_tree
 from benchmarks.gate.costs import minus, per, typical
 from benchmarks.gate.counters import ToolError, callgrind_summary, strace_calls
+from benchmarks.gate.measurement import Measurement, OutOfTimeError
 from benchmarks.gate.verdicts import (
     INSTRUCTIONS,
+    RESIDENT,
     SYSTEM_CALLS,
     Committed,
     Verdict,
+    allowance_against,
     exit_code,
     here,
     judge,
@@ -74,7 +82,6 @@ def test_instructions_may_change_by_two_per_cent(
     rows = judge(
         {INSTRUCTIONS: {"delivery plain": 1_000}},
         {INSTRUCTIONS: {"delivery plain": measured}},
-        comparable={INSTRUCTIONS: True},
     )
     assert [row.verdict for row in rows] == [verdict]
     assert exit_code(rows) == code
@@ -84,27 +91,111 @@ def test_one_more_system_call_a_delivery_or_a_publish_fails() -> None:
     """The allowances are far below one call, which is the least that code can add."""
     committed = {SYSTEM_CALLS: {"delivery plain": 1.0, "publish by REST": 7.0}}
     same = {SYSTEM_CALLS: {"delivery plain": 1.04, "publish by REST": 7.2}}
-    assert exit_code(judge(committed, same, comparable={})) == 0
+    assert exit_code(judge(committed, same)) == 0
     for name in committed[SYSTEM_CALLS]:
         more = {SYSTEM_CALLS: {**same[SYSTEM_CALLS], name: committed[SYSTEM_CALLS][name] + 1}}
-        assert exit_code(judge(committed, more, comparable={})) == 1
+        assert exit_code(judge(committed, more)) == 1
 
 
-def test_other_interpreter_leaves_only_system_calls_to_compare() -> None:
+def test_other_interpreter_leaves_no_verdict() -> None:
     """Twice the instructions of another build are shown, and neither pass nor fail."""
     committed = {INSTRUCTIONS: {"a": 1_000.0}, SYSTEM_CALLS: {"a": 1.0}}
     measured = {INSTRUCTIONS: {"a": 2_000.0}, SYSTEM_CALLS: {"a": 1.0}}
-    rows = judge(committed, measured, comparable={INSTRUCTIONS: False})
+    rows = judge(committed, measured, incomparable={INSTRUCTIONS})
     assert [row.verdict for row in rows] == [Verdict.NOT_COMPARED, Verdict.SAME]
-    assert exit_code(rows) == 0
+    assert exit_code(rows) == 2
+
+
+def test_regression_is_one_even_where_something_else_has_no_verdict() -> None:
+    """One system call more a delivery ends with 1, whatever the interpreter."""
+    committed = {INSTRUCTIONS: {"delivery": 1_000.0}, SYSTEM_CALLS: {"delivery": 1.0}}
+    measured = {INSTRUCTIONS: {"delivery": 1_000.0}, SYSTEM_CALLS: {"delivery": 2.0}}
+    assert exit_code(judge(committed, measured, incomparable={INSTRUCTIONS})) == 1
 
 
 def test_nothing_compared_is_no_pass() -> None:
-    """Without any tool, or with only foreign instruction counts, the gate ends with 2."""
+    """Without a tool, or with only foreign instruction counts, the gate ends with 2."""
     committed = {INSTRUCTIONS: {"a": 1_000.0}}
-    assert exit_code(judge(committed, {}, comparable={})) == 2
-    assert exit_code(judge(committed, committed, comparable={INSTRUCTIONS: False})) == 2
-    assert exit_code(judge({}, committed, comparable={})) == 2
+    both = {**committed, SYSTEM_CALLS: {"a": 1.0}}
+    assert exit_code(judge(committed, {})) == 2
+    assert exit_code(judge(both, committed)) == 2
+    assert exit_code(judge(committed, committed, incomparable={INSTRUCTIONS})) == 2
+    assert exit_code(judge({}, committed)) == 2
+    assert exit_code(judge(committed, both)) == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "measured", "verdict"),
+    [
+        (INSTRUCTIONS, 1_009, Verdict.SAME),
+        (INSTRUCTIONS, 1_011, Verdict.WORSE),
+        (INSTRUCTIONS, 989, Verdict.BETTER),
+        (SYSTEM_CALLS, 1_011, Verdict.WORSE),
+        (RESIDENT, 1_049, Verdict.SAME),
+        (RESIDENT, 1_051, Verdict.WORSE),
+    ],
+)
+def test_another_revision_is_compared_by_ratio(
+    unit: str, measured: float, verdict: Verdict
+) -> None:
+    """One per cent of the number before; five for resident bytes."""
+    before, after = {unit: {"delivery": 1_000.0}}, {unit: {"delivery": measured}}
+    (row,) = judge(before, after, allowed=allowance_against)
+    assert (row.verdict, row.ratio) == (verdict, measured / 1_000)
+
+
+@pytest.mark.parametrize(
+    ("main", "source", "package"),
+    [
+        ("service/repeater/__main__.py", "service", "repeater"),
+        ("service/__main__.py", ".", "service"),
+    ],
+)
+def test_revisions_of_either_layout_can_be_started(
+    tmp_path: Path, main: str, source: str, package: str
+) -> None:
+    """The package is `service/repeater`; earlier revisions have it in `service` itself."""
+    (tmp_path / main).parent.mkdir(parents=True)
+    (tmp_path / main).touch()
+    build = build_of(tmp_path, title="old", python="python3")
+    assert build.command()[:4] == ("python3", "-m", package, "serve")
+    assert build.settings() == {"PYTHONPATH": str((tmp_path / source).resolve())}
+
+
+def test_work_tree_is_a_build_of_its_own_interpreter() -> None:
+    """The server that the gate measures is the one around it."""
+    build = work_tree()
+    assert (build.python, build.package) == (sys.executable, "repeater")
+    build.check()
+
+
+@pytest.mark.parametrize("arguments", [["--against", "no-such-revision"], ["--nonsense"]])
+def test_gate_without_a_verdict_ends_with_two(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 is kept for a regression: a mistake on the command line is none."""
+    monkeypatch.setattr(sys, "argv", ["gate", *arguments])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main() == 2
+    assert "no-such-revision" in (said := capsys.readouterr().err) or "--nonsense" in said
+
+
+@pytest.mark.parametrize("trouble", [OutOfTimeError("600 s"), OSError(24, "files"), KeyError("x")])
+def test_trouble_while_measuring_ends_with_two(
+    trouble: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither too little time nor a mistake in the gate itself is a regression."""
+
+    def fail(_: Measurement) -> None:
+        raise trouble
+
+    monkeypatch.setattr(sys, "argv", ["gate"])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Measurement, "everything", fail)
+    assert main() == 2
+    assert type(trouble).__name__ in capsys.readouterr().err
 
 
 def test_second_measurement_can_only_acquit() -> None:

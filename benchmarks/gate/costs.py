@@ -10,6 +10,7 @@ event), a collector's pass, one more turn of Trio's loop; and the least of all m
 from __future__ import annotations
 
 import contextlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from benchmarks.gate.builds import Build
 from benchmarks.gate.counters import Counts, Tool, wait_quiet
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.protocol import Entry, Greeting
@@ -24,10 +26,13 @@ from benchmarks.generator.publishers import Publisher
 from benchmarks.generator.receivers import Deliveries
 from benchmarks.peers import repeater
 from benchmarks.servers import Child, running
+from benchmarks.workloads.memory import resident
 
 WINDOWS: Final = 24  # of one kind, each so short that few meet a sweep
 FEW: Final = 16  # subscribers; as many connections also warm what accepts them
 MORE: Final = 256
+IDLE: Final = 2_000  # subscribers that do nothing while the resident bytes are read
+_SERVERS: Final = 3  # of which the median counts: one in ten has a pass of the collector more
 SETTINGS: Final = {
     # Without a seed of its own each run of Python lays out its dictionaries differently.
     "PYTHONHASHSEED": "0",
@@ -57,6 +62,11 @@ class Protocol(msgspec.Struct, frozen=True):
         names = (f"delivery {self.name}", f"connection {self.name}", self.event)
         return tuple(name for name in names if name)
 
+    @property
+    def idle(self) -> str:
+        """The name of what `idle` finds."""
+        return f"idle subscriber {self.name}"
+
 
 _CHANNELS: Final = ("news",)
 PROTOCOLS: Final = (
@@ -71,9 +81,11 @@ PROTOCOLS: Final = (
 )
 
 
-def measure(make_tool: Callable[[Path], Tool], protocol: Protocol) -> dict[str, Counts]:
+def measure(
+    make_tool: Callable[[Path], Tool], protocol: Protocol, build: Build
+) -> dict[str, Counts]:
     """The costs of one protocol, by name, from one server that knows no other subscribers."""
-    with _session(make_tool, protocol) as session:
+    with _session(make_tool, protocol, build) as session:
         few = session.event()
         connection = session.connection()
         session.fill(MORE)
@@ -81,6 +93,16 @@ def measure(make_tool: Callable[[Path], Tool], protocol: Protocol) -> dict[str, 
     delivery = per(minus(more, few), MORE - FEW)
     event = minus(few, per(delivery, 1 / FEW))
     return dict(zip(protocol.costs, (delivery, connection, event), strict=False))
+
+
+def idle(protocol: Protocol, build: Build) -> dict[str, Counts]:
+    """The resident bytes that one idle subscriber adds: the median of some fresh servers."""
+    found = []
+    for _ in range(_SERVERS):
+        with running(build.command(), _settings(build), _START, build.root) as child:
+            before, after = resident(child, protocol.greeting, IDLE)
+            found.append((after - before) / IDLE)
+    return {protocol.idle: {"bytes": statistics.median(found)}}
 
 
 def typical(windows: Sequence[Counts]) -> Counts:
@@ -165,12 +187,14 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _session(make_tool: Callable[[Path], Tool], protocol: Protocol) -> Iterator[_Session]:
+def _session(
+    make_tool: Callable[[Path], Tool], protocol: Protocol, build: Build
+) -> Iterator[_Session]:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="repeater-gate-"))
         tool = make_tool(Path(directory))
-        command = (*tool.prefix(), *repeater.REPEATER.command(Path(directory)))
-        child = stack.enter_context(running(command, SETTINGS, patience=_START))
+        command = (*tool.prefix(), *build.command())
+        child = stack.enter_context(running(command, _settings(build), _START, build.root))
         crowd = stack.enter_context(Crowd(child.port))
         publisher = Publisher(child.port, protocol.entry)
         stack.callback(publisher.close)
@@ -178,3 +202,7 @@ def _session(make_tool: Callable[[Path], Tool], protocol: Protocol) -> Iterator[
         session.warm()
         tool.begin(child)
         yield session
+
+
+def _settings(build: Build) -> dict[str, str]:
+    return {**SETTINGS, **build.settings()}

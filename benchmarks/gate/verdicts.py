@@ -1,8 +1,9 @@
 """What the gate decides: the committed numbers, the allowances, and the verdict on each cost.
 
-Pure values. System calls are compared everywhere; instruction counts only where the interpreter
-is the one that the numbers were made with, since another compiler alone changes them by more
-than any regression worth a gate.
+Pure values. Of the committed numbers, system calls are compared everywhere; instructions and
+resident bytes only where the interpreter is the one that the numbers were made with, since another
+compiler alone changes them by more than any regression worth a gate. Two revisions that are
+measured in one run have the same interpreter, so everything is compared, and more closely.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.metadata
 import json
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ import msgspec
 
 INSTRUCTIONS: Final = "instructions"
 SYSTEM_CALLS: Final = "system calls"
+RESIDENT: Final = "resident bytes"
 
 Costs = Mapping[str, Mapping[str, float]]
 """Unit, then name, then how many."""
@@ -30,6 +32,11 @@ Costs = Mapping[str, Mapping[str, float]]
 _RELATIVE: Final = 0.02
 _CALLS: Final = 0.25  # one more turn of Trio's loop in a few windows is luck, in all of them not
 _CALLS_PER_DELIVERY: Final = 0.05
+# Of two revisions in one run, as a share of the one before. Nothing but the code differs.
+_AGAINST: Final = 0.01
+# What an idle subscriber keeps differs by up to 3 % between medians of three servers: the kernel
+# gives whole pages, the allocator whole arenas, and a busy machine changes what happens at once.
+_RESIDENT: Final = 0.05
 
 _PACKAGES: Final = ("trio", "websockets", "msgspec", "httptools", "attrs", "h11")
 _INTERPRETER: Final = ("python", "compiler", "machine")
@@ -40,10 +47,10 @@ class Verdict(StrEnum):
 
     SAME = "same"
     WORSE = "worse"
-    BETTER = "better: renew the numbers"
+    BETTER = "better"
     NOT_COMPARED = "not compared"
     NOT_MEASURED = "not measured"
-    NEW = "new: not committed yet"
+    NEW = "new"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,16 +58,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     unit: str
     name: str
-    committed: float | None
+    before: float | None
+    """The committed number, or the other revision's."""
     measured: float | None
-    allowance: float
-    verdict: Verdict
+    allowance: float = 0.0
+    verdict: Verdict = Verdict.NOT_COMPARED
 
     @property
-    def change(self) -> float | None:
-        if self.committed is None or self.measured is None:
+    def ratio(self) -> float | None:
+        """Measured to before; None where one of them is missing or nothing."""
+        if not self.before or self.measured is None:
             return None
-        return self.measured - self.committed
+        return self.measured / self.before
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -91,7 +100,7 @@ class Committed(msgspec.Struct, frozen=True):
 
     @property
     def foreign(self) -> list[str]:
-        """In what the interpreter here is another one; instruction counts then say nothing."""
+        """In what the interpreter here is another one; only system calls then say anything."""
         return [text for name, text in self._differences() if name in _INTERPRETER]
 
     @property
@@ -139,60 +148,76 @@ def _summary(measured: Sequence[Costs], how: Any) -> dict[str, dict[str, float]]
 
 
 def _rounded(unit: str, value: float) -> float:
-    return round(value) if unit == INSTRUCTIONS else round(value, 3)
+    return round(value, 3) if unit == SYSTEM_CALLS else round(value)
+
+
+Allowance = Callable[[str, str, float], float]
+"""Of a unit, a cost's name and the number before: how far from that number the cost may be."""
 
 
 def allowance(unit: str, name: str, committed: float) -> float:
     """How far from the committed number a cost may be."""
+    if unit == RESIDENT:
+        return committed * _RESIDENT
     if unit == INSTRUCTIONS:
         return committed * _RELATIVE
     return _CALLS_PER_DELIVERY if name.startswith("delivery") else _CALLS
 
 
-def judge(committed: Costs, measured: Costs, *, comparable: Mapping[str, bool]) -> list[Row]:
-    """Every cost that is committed or measured, in the committed order."""
+def allowance_against(unit: str, _name: str, before: float) -> float:
+    """How far a cost may be from another revision's, measured in the same run."""
+    return before * (_RESIDENT if unit == RESIDENT else _AGAINST)
+
+
+def judge(
+    before: Costs,
+    measured: Costs,
+    *,
+    allowed: Allowance = allowance,
+    incomparable: Collection[str] = (),
+) -> list[Row]:
+    """Every cost that is known from before or measured, in the order of those from before.
+
+    `incomparable` are the units whose numbers say nothing here.
+    """
     rows = list[Row]()
-    for unit in {**committed, **measured}:
-        before, after = committed.get(unit, {}), measured.get(unit, {})
-        for name in {**before, **after}:
-            rows.append(
-                _row(unit, name, before.get(name), after.get(name), comparable.get(unit, True))
-            )
+    for unit in {**before, **measured}:
+        old, new = before.get(unit, {}), measured.get(unit, {})
+        for name in {**old, **new}:
+            one = Row(unit=unit, name=name, before=old.get(name), measured=new.get(name))
+            rows.append(_judged(one, allowed, comparable=unit not in incomparable))
     return rows
 
 
-def _row(
-    unit: str, name: str, committed: float | None, measured: float | None, comparable: bool
-) -> Row:
-    allowed = 0.0 if committed is None else allowance(unit, name, committed)
-    if committed is None:
-        verdict = Verdict.NEW
-    elif measured is None:
+def _judged(row: Row, allowed: Allowance, *, comparable: bool) -> Row:
+    if row.before is None:
+        return attrs.evolve(row, verdict=Verdict.NEW)
+    room = allowed(row.unit, row.name, row.before)
+    if row.measured is None:
         verdict = Verdict.NOT_MEASURED
     elif not comparable:
         verdict = Verdict.NOT_COMPARED
-    elif measured > committed + allowed:
+    elif row.measured > row.before + room:
         verdict = Verdict.WORSE
-    elif measured < committed - allowed:
+    elif row.measured < row.before - room:
         verdict = Verdict.BETTER
     else:
         verdict = Verdict.SAME
-    return Row(
-        unit=unit,
-        name=name,
-        committed=committed,
-        measured=measured,
-        allowance=allowed,
-        verdict=verdict,
-    )
+    return attrs.evolve(row, allowance=room, verdict=verdict)
+
+
+NO_VERDICT: Final = 2
+"""The exit code where something could not be compared: neither a pass nor a regression."""
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """1 for anything worse, 2 where nothing at all could be compared, 0 otherwise."""
+    """1 for anything worse; 2 where a cost has no verdict, or none has one; 0 otherwise."""
     verdicts = {row.verdict for row in rows}
     if Verdict.WORSE in verdicts:
         return 1
-    return 0 if verdicts & {Verdict.SAME, Verdict.BETTER} else 2
+    if verdicts & {Verdict.NOT_COMPARED, Verdict.NOT_MEASURED}:
+        return NO_VERDICT
+    return 0 if verdicts & {Verdict.SAME, Verdict.BETTER} else NO_VERDICT
 
 
 def lesser(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

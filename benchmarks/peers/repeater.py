@@ -17,7 +17,8 @@ from benchmarks.generator.secure import tls_arguments
 from benchmarks.generator.wire import client_frame, handshake, request
 from benchmarks.peers.peer import Peer
 
-SERVE: Final = ("-m", "repeater", "serve", "--dev", "--no-comments", "--host", "127.0.0.1")
+ARGUMENTS: Final = ("serve", "--dev", "--no-comments", "--host", "127.0.0.1")
+SERVE: Final = ("-m", "repeater", *ARGUMENTS)
 CENTRIFUGO_PATH: Final = "/connection/websocket"
 _PRESENCE: Final = {"REPEATER_CHANNEL__PRESENCE": "true", "REPEATER_CHANNEL__JOIN_LEAVE": "true"}
 

@@ -6,14 +6,17 @@ once does not count. What the kernel keeps for a socket is in nobody's figure.
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import Final
 
 from benchmarks.generator.load import Crowd
+from benchmarks.generator.protocol import Greeting
 from benchmarks.generator.secure import secured
 from benchmarks.generator.wire import CHANNEL
 from benchmarks.model import Metric, Turn
 from benchmarks.peers.peer import Peer
-from benchmarks.servers import started
+from benchmarks.servers import Child, started
 from benchmarks.workloads.workload import Workload
 
 _CONNECTIONS: Final = 5_000
@@ -23,21 +26,9 @@ _SETTLE: Final = 0.5  # seconds
 
 def idle_memory(peer: Peer, *, connections: int) -> Turn:
     """One turn: so many connections to a fresh server."""
-    greeting = peer.subscribe([CHANNEL])
     wrap = secured if peer.secure else None
     with started(peer) as child:
-        with Crowd(child.port, wrap) as first:
-            first.open(_WARM_UP, greeting)
-            first.idle(_SETTLE)
-            first.close(reset=False)
-            first.idle(_SETTLE)
-        child.check()
-        before = child.rss()
-        with Crowd(child.port, wrap) as crowd:
-            crowd.open(connections, greeting)
-            crowd.idle(_SETTLE)
-            child.check()
-            after = child.rss()
+        before, after = resident(child, peer.subscribe([CHANNEL]), connections, wrap)
     return Turn(
         values={
             "memory_kib": (after - before) / connections / 1_024,
@@ -45,6 +36,27 @@ def idle_memory(peer: Peer, *, connections: int) -> Turn:
             "rss_mib": after / 1_048_576,
         }
     )
+
+
+def resident(
+    child: Child,
+    greeting: Greeting,
+    connections: int,
+    wrap: Callable[[socket.socket], socket.socket] | None = None,
+) -> tuple[int, int]:
+    """A fresh server's resident bytes without connections, and with so many."""
+    with Crowd(child.port, wrap) as first:
+        first.open(_WARM_UP, greeting)
+        first.idle(_SETTLE)
+        first.close(reset=False)
+        first.idle(_SETTLE)
+    child.check()
+    before = child.rss()
+    with Crowd(child.port, wrap) as crowd:
+        crowd.open(connections, greeting)
+        crowd.idle(_SETTLE)
+        child.check()
+        return before, child.rss()
 
 
 WORKLOADS: Final = (

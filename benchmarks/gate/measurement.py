@@ -1,0 +1,99 @@
+"""Everything the gate measures, of one server or of two in turns.
+
+What a missing tool would have counted is named and left out. A deadline bounds each measurement of
+one server, and the servers are ended when it has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.console import Console
+
+from benchmarks.gate.builds import Build
+from benchmarks.gate.costs import PROTOCOLS, Protocol, idle, measure, total
+from benchmarks.gate.counters import Counts, Instructions, SystemCalls, Tool, ToolError
+from benchmarks.gate.verdicts import INSTRUCTIONS, RESIDENT, SYSTEM_CALLS
+
+_SECONDS: Final = 600  # for one server; a minute and a half where the machine is idle
+_TOOLS: Final[dict[str, Callable[[Path], Tool]]] = {
+    SYSTEM_CALLS: SystemCalls,
+    INSTRUCTIONS: Instructions,
+}
+# strace first: it also compiles what valgrind would take long to compile.
+UNITS: Final = (SYSTEM_CALLS, RESIDENT, INSTRUCTIONS)
+
+
+class OutOfTimeError(Exception):
+    """The measurement took longer than it may."""
+
+
+class Measurement:
+    """The costs of some servers, with what could not be measured and the calls by name."""
+
+    def __init__(self, console: Console, builds: Sequence[Build]) -> None:
+        self._console = console
+        self._builds = builds
+        self.missing: dict[str, str] = {}
+        """Why, by unit."""
+        self.calls: dict[tuple[str, str], Counts] = {}
+        """System calls by the server's title and the cost's name."""
+
+    def everything(self) -> list[dict[str, dict[str, float]]]:
+        """For each server all costs by unit and name; a unit without its tool is left out."""
+        found: list[dict[str, dict[str, float]]] = [{} for _ in self._builds]
+        with self._deadline():
+            for unit in UNITS:
+                for costs, named in zip(found, self._of(unit, PROTOCOLS), strict=True):
+                    if named:
+                        costs[unit] = named
+        return found
+
+    def again(self, unit: str, names: set[str]) -> list[dict[str, float]]:
+        """Measure the protocols that these costs belong to once more."""
+        with self._deadline():
+            return self._of(unit, [one for one in PROTOCOLS if names & {*one.costs, one.idle}])
+
+    def _of(self, unit: str, protocols: Sequence[Protocol]) -> list[dict[str, float]]:
+        """The costs in one unit, the servers in turns."""
+        found: list[dict[str, float]] = [{} for _ in self._builds]
+        for protocol in protocols:
+            for build, named in zip(self._builds, found, strict=True):
+                named |= self._one(unit, protocol, build)
+        return [{} if unit in self.missing else named for named in found]
+
+    def _one(self, unit: str, protocol: Protocol, build: Build) -> dict[str, float]:
+        """The costs of one protocol in one unit; none if the tool does not work."""
+        if unit in self.missing:
+            return {}
+        with self._console.status(f"{unit}, {protocol.name}, {build.title}"):
+            try:
+                if unit == RESIDENT:
+                    costs = idle(protocol, build)
+                else:
+                    costs = measure(_TOOLS[unit], protocol, build)
+            except ToolError as error:
+                self.missing[unit] = str(error)
+                return {}
+        if unit == SYSTEM_CALLS:
+            self.calls |= {(build.title, name): counts for name, counts in costs.items()}
+        return {name: total(counts) for name, counts in costs.items()}
+
+    @contextlib.contextmanager
+    def _deadline(self) -> Iterator[None]:
+        seconds = _SECONDS * len(self._builds)
+
+        def out_of_time(_number: int, _frame: FrameType | None) -> None:
+            raise OutOfTimeError(f"not done within {seconds} s")
+
+        signal.signal(signal.SIGALRM, out_of_time)
+        signal.alarm(seconds)
+        try:
+            yield
+        finally:
+            signal.alarm(0)

@@ -1,0 +1,125 @@
+"""Runs the tests on one interpreter of each minor version that is here: `just test-pythons`.
+
+What drives a browser or an SDK, or is slow, is left out: those do not depend on the version. Each
+version gets a fresh environment in .pythons/ with the pinned packages. Nothing is downloaded but
+packages; a version that is not here is named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+ENVIRONMENTS: Final = ROOT / ".pythons"
+VERSIONS: Final = ("3.11", "3.12", "3.13", "3.14")
+MARKERS: Final = "not sdk and not browser and not slow"
+BUILD: Final = ("--build-constraints", "requirements-build.txt")
+_START: Final = 20  # seconds until an interpreter must have said its version
+_UV: Final = tuple(shlex.split(os.environ.get("UV", "uv")))
+
+
+def find(version: str) -> str | None:
+    """The path of an interpreter of this minor version that starts; None if there is none."""
+    return next((path for path in _candidates(version) if _starts(path, version)), None)
+
+
+def _candidates(version: str) -> Iterator[str]:
+    """Where it may be: what uv finds, on the PATH, among pyenv's versions."""
+    # uv gives up at pyenv's first shim of a version that pyenv has and does not use here.
+    found = _printed(*_UV, "python", "find", "--system", "--no-python-downloads", version)
+    if found is not None:
+        yield found
+    for folder in os.get_exec_path():
+        yield str(Path(folder) / f"python{version}")
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    yield from map(str, newest_first(pyenv.glob(f"versions/{version}*/bin/python{version}")))
+
+
+def newest_first(interpreters: Iterator[Path]) -> list[Path]:
+    """Sorted by the numbers in the name of their version's folder; 3.12.10 is after 3.12.9."""
+    return sorted(
+        interpreters,
+        key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.parent.name)],
+        reverse=True,
+    )
+
+
+def _starts(path: str, version: str) -> bool:
+    code = "import sys; print('{}.{}'.format(*sys.version_info))"
+    return _printed(path, "-c", code) == version
+
+
+def _printed(*command: str) -> str | None:
+    """What a command prints, without spaces around it; None if it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START,
+            check=True,
+            cwd="/",  # so that no setting of this folder chooses the version
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip()
+
+
+def run_tests(version: str, interpreter: str, arguments: Sequence[str]) -> bool:
+    """Run the tests in a fresh environment of this interpreter; whether they passed."""
+    folder = ENVIRONMENTS / version
+    python = str(folder / "bin" / "python")
+    pip = (*_UV, "pip")
+    for command in (
+        (*_UV, "venv", "--quiet", "--clear", "--python", interpreter, str(folder)),
+        (*pip, "sync", "-q", "--python", python, "--require-hashes", "requirements-dev.txt"),
+        (*pip, "install", "-q", "--python", python, "--no-deps", *BUILD, "-e", "."),
+        # The cache is the one of `just test`: its --last-failed means that run.
+        (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS, *arguments),
+    ):
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            return False
+    return True
+
+
+def classified() -> set[str]:
+    """The minor versions that the classifiers name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = (re.fullmatch(r".* :: Python :: (3\.\d+)", one) for one in project["classifiers"])
+    return {match[1] for match in found if match}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tests on every version; 1 if they fail on one, 2 if no version is here."""
+    outcomes: dict[str, str] = {}
+    failed = False
+    for version in VERSIONS:
+        interpreter = find(version)
+        if interpreter is None:
+            named = ", though the classifiers name it" if version in classified() else ""
+            outcomes[version] = f"not here{named}"
+            continue
+        print(f"Python {version}: {interpreter}", flush=True)
+        start = time.monotonic()
+        passed = run_tests(version, interpreter, arguments)
+        failed = failed or not passed
+        seconds = f"{time.monotonic() - start:.0f} s"
+        outcomes[version] = f"{'passed' if passed else 'FAILED'}, {seconds}, {interpreter}"
+    for version, outcome in outcomes.items():
+        print(f"Python {version}: {outcome}", flush=True)
+    if all(outcome.startswith("not here") for outcome in outcomes.values()):
+        return 2
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
