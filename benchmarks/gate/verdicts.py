@@ -38,7 +38,7 @@ _AGAINST: Final = 0.01
 # gives whole pages, the allocator whole arenas, and a busy machine changes what happens at once.
 _RESIDENT: Final = 0.05
 
-_PACKAGES: Final = ("trio", "websockets", "msgspec", "httptools", "attrs", "h11")
+_PACKAGES: Final = ("trio", "websockets", "msgspec", "httptools", "h11")
 _INTERPRETER: Final = ("python", "compiler", "machine")
 
 
@@ -191,7 +191,7 @@ def judge(
 
 def _judged(row: Row, allowed: Allowance, *, comparable: bool) -> Row:
     if row.before is None:
-        return attrs.evolve(row, verdict=Verdict.NEW)
+        return msgspec.structs.replace(row, verdict=Verdict.NEW)
     room = allowed(row.unit, row.name, row.before)
     if row.measured is None:
         verdict = Verdict.NOT_MEASURED
@@ -203,7 +203,7 @@ def _judged(row: Row, allowed: Allowance, *, comparable: bool) -> Row:
         verdict = Verdict.BETTER
     else:
         verdict = Verdict.SAME
-    return attrs.evolve(row, allowance=room, verdict=verdict)
+    return msgspec.structs.replace(row, allowance=room, verdict=verdict)
 
 
 NO_VERDICT: Final = 2
