@@ -42,13 +42,13 @@ test-pythons *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m tests.pythons "$@"
 
 # Build every distribution into dist/, a wheel and an sdist each
-wheels:
+wheels: _venv
     #!/usr/bin/env bash
     set -euo pipefail
     rm -rf dist
     for folder in {{ distributions }}; do
-        {{ UV }} build --quiet --require-hashes --build-constraints requirements-build.txt \
-            --out-dir dist "$folder"
+        {{ UV }} build --quiet --python {{ python }} --out-dir dist \
+            --require-hashes --build-constraints requirements-build.txt "$folder"
     done
     ls -l dist
 
