@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
 from repeater.node import Node
 from tests.browsing import FLAGS, MISSING, Site, chromium
@@ -21,6 +22,13 @@ from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
+
+# Time is measured by each test's own deadline. An example may take long, and so may finding one,
+# when the machine has other things to do.
+settings.register_profile(
+    "repeater", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("repeater")
 
 _DESCRIPTORS = Path("/proc/self/fd")
 

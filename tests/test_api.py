@@ -10,7 +10,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.api.answers import Answer
@@ -292,7 +292,6 @@ SUMMARY = {
 }
 
 
-@settings(deadline=None)
 @given(
     cuts=st.lists(st.integers(0, sum(map(len, LINES)) + len(LINES))),
     ended=st.booleans(),

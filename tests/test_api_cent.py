@@ -16,6 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 
 from repeater.config import Settings, load_settings
 from repeater.serving.server import Server, open_server
+from tests.deadlines import LOOP_ANSWERS
 
 T = TypeVar("T")
 KEY = "secret"
@@ -33,7 +34,7 @@ SETTINGS = {
 @asynccontextmanager
 async def running() -> AsyncIterator[Server]:
     settings: Settings = load_settings(**SETTINGS)
-    with trio.fail_after(15):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_server(settings) as server:
             yield server
 
@@ -61,7 +62,7 @@ async def in_thread(server: Server, use: Callable[[cent.Client], T], key: str = 
     """Let the synchronous client do something, beside the server."""
 
     def run() -> T:
-        client = cent.Client(f"http://127.0.0.1:{server.port}/api", key, timeout=5)
+        client = cent.Client(f"http://127.0.0.1:{server.port}/api", key, timeout=LOOP_ANSWERS)
         try:
             return use(client)
         finally:
@@ -215,7 +216,7 @@ async def test_the_asynchronous_client() -> None:
     """On asyncio, in a thread of its own: the same answers over one kept connection."""
 
     async def use(url: str) -> None:
-        client = cent.AsyncClient(url, KEY, timeout=5)
+        client = cent.AsyncClient(url, KEY, timeout=LOOP_ANSWERS)
         try:
             for number in range(1, 4):
                 done = await client.publish(cent.PublishRequest(channel="news", data=number))

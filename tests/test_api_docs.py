@@ -19,6 +19,7 @@ from repeater.cli.main import main
 from repeater.config import load_settings
 from repeater.errors import ErrorCode
 from repeater.serving.server import open_server
+from tests.deadlines import LOOP_ANSWERS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 EXAMPLES = [
@@ -49,7 +50,7 @@ def parsed(example: str) -> tuple[dict[str, str], str, str]:
 async def test_every_example_works() -> None:
     """On a fresh server each gets a result, but the one that can't."""
     settings = load_settings(dev=True, port=0, channel={"presence": True})
-    with trio.fail_after(15):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_server(settings) as server, httpx.AsyncClient() as client:
             for example in EXAMPLES:
                 headers, body, url = parsed(example)

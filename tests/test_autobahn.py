@@ -30,8 +30,9 @@ from repeater.serving.server import open_server
 from repeater.testing import open_test_node
 from repeater.transports import websocket
 from repeater.transports.websocket import WebSocketTransport
+from tests.processes import starts_processes
 
-pytestmark = [pytest.mark.autobahn, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.autobahn, starts_processes]
 
 # 1 framing, 2 pings and pongs, 3 reserved bits, 4 opcodes, 5 fragments, 6 UTF-8, 7 closing,
 # 10 automatic fragmentation. Left out:
@@ -104,10 +105,10 @@ class Echo:
         self._client = client
 
     async def receive(self, message: str | bytes) -> None:
-        if isinstance(message, bytes):  # Binary: the same frame with another opcode.
-            frame = b"\x82" + text_frame(message)[1:]
-        else:
+        if isinstance(message, str):
             frame = text_frame(message.encode())
+        else:  # Binary: the same frame with another opcode.
+            frame = b"\x82" + text_frame(message)[1:]
         self._client.outbox.send(frame)
 
 

@@ -3,69 +3,14 @@
 from __future__ import annotations
 
 import re
-import resource
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import pytest
 import trio
 
+from tests.deadlines import LOOP_ANSWERS
+from tests.processes import serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code
 
-pytestmark = pytest.mark.timeout(60)  # a process that starts, and a thousand connections
-
-SERVE = [sys.executable, "-m", "repeater", "serve", "--dev", "--no-comments", "--port", "0"]
-
-
-class Running:
-    """A server's process, and what it says."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.log = b""
-        self._more = trio.Event()
-
-    async def collect(self) -> None:
-        """Read what it says until it has ended."""
-        assert self.process.stderr is not None
-        async for text in self.process.stderr:
-            self.log += text
-            self._more.set()
-            self._more = trio.Event()
-
-    async def said(self, pattern: bytes) -> re.Match[bytes]:
-        """The first text like this, once it has come."""
-        with trio.fail_after(15):
-            while (found := re.search(pattern, self.log)) is None:
-                await self._more.wait()
-        return found
-
-    async def port(self) -> int:
-        return int((await self.said(rb"127\.0\.0\.1:(\d+)"))[1])
-
-
-@asynccontextmanager
-async def serving(descriptors: int = 4_096) -> AsyncIterator[Running]:
-    """A server with so many descriptors; ended if the test has not ended it."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-
-    process = await trio.lowlevel.open_process(SERVE, stderr=subprocess.PIPE, preexec_fn=limit)
-    running = Running(process)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(running.collect)
-        try:
-            yield running
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-    assert process.stderr is not None
-    await process.stderr.aclose()
+pytestmark = starts_processes
 
 
 async def subscribed(port: int) -> Peer:
@@ -85,23 +30,23 @@ async def publish(back_end: Peer, number: int) -> bool:
 
 async def test_out_of_descriptors() -> None:
     """Accepting pauses, those inside are served on; with room again others are let in."""
-    async with serving(descriptors=64) as running:
-        port = await running.port()
+    async with serving("--dev", descriptors=64) as server:
+        port = await server.port()
         back_end = Peer(await trio.open_tcp_stream("127.0.0.1", port))
         assert await publish(back_end, 0)
         inside = await subscribed(port)
         crowd = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
-        await running.said(rb"not accepting")
+        await server.line("not accepting")
         assert await publish(back_end, 1)
         await inside.until(b"<000001>")
         for stream in crowd:
             await stream.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(LOOP_ANSWERS):
             late = await subscribed(port)
         assert await publish(back_end, 2)
         await late.until(b"<000002>")
-        assert running.process.returncode is None
-        assert b"Traceback" not in running.log
+        assert server.process.returncode is None
+        assert b"Traceback" not in server.log
         for peer in (back_end, inside, late):
             await peer.stream.aclose()
 
@@ -126,18 +71,16 @@ async def test_a_signal_with_a_thousand_connected_and_publishing_under_way() -> 
         except (AssertionError, trio.BrokenResourceError):
             return  # The server hung up; that call was not answered.
 
-    async with serving() as running, trio.open_nursery() as nursery:
-        port = await running.port()
+    async with serving("--dev", descriptors=4_096) as server, trio.open_nursery() as nursery:
+        port = await server.port()
         for _ in range(1_000):
             nursery.start_soon(listen, await subscribed(port))
         back_end = Peer(await trio.open_tcp_stream("127.0.0.1", port))
         async with back_end.stream:
             nursery.start_soon(publish_on, back_end)
             await under_way.wait()
-            running.process.send_signal(signal.SIGTERM)
-            with trio.fail_after(10):
-                assert await running.process.wait() == 0
-    assert b"Traceback" not in running.log
+            assert await server.end() == 0
+    assert b"Traceback" not in server.log
     assert len(received) == 1_000
     for one in received:
         numbers = [int(number) for number in re.findall(rb"<(\d{6})>", one)]

@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import re
-import signal
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -40,6 +36,8 @@ from repeater.serving.server import open_server
 from repeater.web.app import create_app
 from tests.answering import answering, http
 from tests.application import Application, open_asking_node
+from tests.deadlines import LOOP_ANSWERS
+from tests.processes import serving, starts_processes
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
 
@@ -62,15 +60,17 @@ def example() -> dict[str, Any]:
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def answering_threads(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The back end on a free port, in threads; its address."""
     handler.log_message = lambda *_: None  # type: ignore[method-assign]
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @asynccontextmanager
@@ -99,7 +99,7 @@ async def call(websocket: WebSocketConnection, command: str, /, **fields: Any) -
 
 async def test_the_documentations_back_end(example: dict[str, Any]) -> None:
     """It says who connects, who subscribes and who is online, by signed questions and events."""
-    with serving(example["Backend"]) as base:
+    with answering_threads(example["Backend"]) as base:
         callbacks = {
             **{f"{kind}_url": f"{base}/{kind}" for kind in ("connect", "subscribe", "rpc")},
             "event_url": f"{base}/events", "secret": "change me", "forward_headers": "cookie",
@@ -108,7 +108,7 @@ async def test_the_documentations_back_end(example: dict[str, Any]) -> None:
         settings = load_settings(
             port=0, callbacks=callbacks, namespaces={"chat": {"subscribe_proxy_enabled": True}}
         )
-        with trio.fail_after(10):
+        with trio.fail_after(LOOP_ANSWERS):
             async with open_server(settings) as server:
                 await turn_away_a_stranger(server.port)
                 async with (
@@ -175,7 +175,7 @@ async def test_broken_answers_over_a_socket(answer: bytes | None) -> None:
     """Whatever a server says instead of an answer is a `BrokerError`, within the timeout."""
     async with answering(answer, b"POST /rpc") as url, make_client() as client:
         backend = HTTPBackend(CallbackOptions(rpc_url=url, timeout=0.2), client)
-        with trio.fail_after(5), pytest.raises(BrokerError):
+        with trio.fail_after(LOOP_ANSWERS), pytest.raises(BrokerError):
             await backend.rpc(Caller("c", "websocket"), "m", b"")
         counted = backend.statistics().endpoints["rpc"]
         assert (counted.failed, counted.under_way) == (1, 0)
@@ -233,29 +233,25 @@ async def test_certificates_are_verified(tmp_path: Path) -> None:
     assert not any(heard)
 
 
+@starts_processes
 async def test_sigterm_delivers_what_happened(example: dict[str, Any]) -> None:
     """A process that is told to end tells of the ends of its connections, and then ends with 0."""
-    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--port", "0"]
-    with serving(example["Backend"]) as base:
-        environment = {
-            **os.environ,
+    with answering_threads(example["Backend"]) as base:
+        variables = {
             "REPEATER_CALLBACKS__EVENT_URL": f"{base}/events",
             "REPEATER_CALLBACKS__SECRET": "change me",
             "REPEATER_CALLBACKS__EVENT_DELAY": "1h",
         }
-        async with trio.open_nursery() as nursery:
-            run = partial(trio.run_process, command, stderr=subprocess.PIPE, env=environment)
-            process = await nursery.start(run)
-            line = await process.stderr.receive_some()
-            port = int(line.partition(b"127.0.0.1:")[2].split(b" ")[0])
-            async with connected(port, "") as websocket:
-                await call(websocket, "connect")
-                await call(websocket, "subscribe", channel="news")
-                assert not example["seen"]
-                process.send_signal(signal.SIGTERM)
-                with pytest.raises(ConnectionClosed):
-                    await websocket.get_message()
-            assert await process.wait() == 0
+        async with (
+            serving("--dev", variables=variables) as server,
+            connected(await server.port(), "") as websocket,
+        ):
+            await call(websocket, "connect")
+            await call(websocket, "subscribe", channel="news")
+            assert not example["seen"]
+            assert await server.end() == 0
+            with pytest.raises(ConnectionClosed):
+                await websocket.get_message()
     assert len(example["seen"]) == 6
     assert not example["online"]
 
@@ -275,7 +271,7 @@ async def test_every_way_in_forwards_the_same(path: str) -> None:
     ).encode()
     first = b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n"  # after it, an upgrade is ASGI's
     allowed = frozenset({"x-tenant"})
-    with trio.fail_after(10):
+    with trio.fail_after(LOOP_ANSWERS):
         async with (
             open_asking_node(application, forward_headers=allowed) as node,
             trio.open_nursery() as nursery,

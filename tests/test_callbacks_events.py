@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -308,7 +308,7 @@ async def test_a_cancelled_block_delivers_too(autojump_clock: MockClock) -> None
     batch=st.integers(1, 10),
     failing=st.floats(0, 0.8),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 def test_order_holds_whatever_fails(
     seed: int, clients: int, queue: int, batch: int, failing: float
 ) -> None:

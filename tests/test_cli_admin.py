@@ -22,13 +22,14 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, connect
+from tests.deadlines import LOOP_ANSWERS
 
 KEY = "secret"
 
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Server]:
-    with trio.fail_after(15):
+    with trio.fail_after(LOOP_ANSWERS):
         settings = load_settings(port=0, api_key=KEY, channel={"presence": True})
         async with open_server(settings) as server:
             yield server

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.deadlines import PROCESS_STARTS
+from tests.processes import starts_processes
+
 _PROGRAM = """
 import gc, trio
 from click.testing import CliRunner
@@ -19,9 +22,14 @@ print(result.output, end="")
 """
 
 
+@starts_processes
 def test_serve_settles_the_heap_before_it_serves() -> None:
     """`repeater serve` leaves out of collections what was imported, and collects more rarely."""
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=15, check=True
+        [sys.executable, "-c", _PROGRAM],
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_STARTS,
+        check=True,
     )
     assert done.stdout == "10000 True True\n"

@@ -120,7 +120,7 @@ _GIVEN = st.fixed_dictionaries(
 
 
 @given(given=_GIVEN)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_shown_can_be_loaded(given: dict[str, object]) -> None:
     """The effective configuration, written to a file, is the same configuration."""
     before = Settings(**given)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.server import open_server
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.deadlines import LOOP_ANSWERS
 
 CONNECTIONS = "repeater.connections"
 
@@ -126,7 +127,7 @@ async def test_quiet_as_a_library(caplog: pytest.LogCaptureFixture) -> None:
 async def test_address_and_no_secret(lines: pytest.LogCaptureFixture) -> None:
     """A real connection's line has the peer's address, and nothing of its request."""
     lines.set_level(logging.DEBUG, "repeater")
-    with trio.fail_after(10):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_server(load_settings(dev=True, port=0, api_key="k3y")) as server:
             url = f"ws://127.0.0.1:{server.port}/ws?channel=a&token=t0ken"
             headers = [(b"Authorization", b"Bearer t0ken"), (b"Cookie", b"session=t0ken")]

@@ -33,6 +33,7 @@ from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
 from repeater.serving.server import open_server
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.processes import starts_processes
 from tests.signing import HMAC_OPTIONS, sign
 
 DONE: dict[str, Any] = {"result": {}}
@@ -456,7 +457,7 @@ trio.run(main)
 BLOCK = b'{"user":"ann"}'
 
 
-@pytest.mark.timeout(60)
+@starts_processes
 async def test_a_block_survives_the_death_of_the_process(tmp_path: Path) -> None:
     """Answered, then killed with the signal that nothing can handle: the next process knows it."""
     process = await trio.lowlevel.open_process(

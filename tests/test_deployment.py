@@ -15,6 +15,7 @@ import pytest
 
 from repeater.cli.main import main
 from repeater.config.settings import Settings
+from tests.deadlines import LOOP_ANSWERS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text(encoding="utf-8")
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
@@ -82,6 +83,8 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for name, text in units().items():
         (tmp_path / name).write_text(text.replace("/opt/repeater/bin/repeater", "/bin/true"))
     command = [SYSTEMD_ANALYZE, "verify", "--man=no", *(str(tmp_path / name) for name in units())]
-    verified = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    verified = subprocess.run(
+        command, capture_output=True, text=True, timeout=LOOP_ANSWERS, check=False
+    )
     ours = [line for line in verified.stderr.splitlines() if "repeater" in line]
     assert (verified.returncode, ours) == (0, [])

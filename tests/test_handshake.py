@@ -204,7 +204,7 @@ def by_the_library(request: bytes, check: Check) -> Handshake:
     return Handshake(response.serialize(), accepted, server.subprotocol)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(request=heads(), refusal=st.sampled_from((None, None, None, HTTPStatus.FORBIDDEN)))
 @example(request=head(), refusal=None)
 @example(request=head().replace(b"\r\nHost", b"\nHost"), refusal=None)

@@ -8,6 +8,7 @@ from repeater.brokers.memory import MemoryBroker
 from repeater.config import CurrentSettings, load_settings
 from repeater.testing import open_test_node
 from repeater.web.app import create_app
+from tests.deadlines import LOOP_ANSWERS
 
 
 async def test_states() -> None:
@@ -23,7 +24,7 @@ async def test_states() -> None:
         client = create_app(node, settings).test_client()
 
         async def ask(path: str) -> tuple[int, object]:
-            with trio.fail_after(1):
+            with trio.fail_after(LOOP_ANSWERS):
                 answer = await client.get(path)
                 return answer.status_code, await answer.get_json()
 

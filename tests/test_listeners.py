@@ -18,6 +18,8 @@ from repeater.config import ConfigError, load_settings
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.front.listeners import ListenError, open_all, open_listeners
 from repeater.serving.server import ServeError, open_server
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.processes import starts_processes
 from tests.serving import Peer, peer, running
 
 HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
@@ -169,6 +171,7 @@ def started(*sockets: socket.socket, arguments: tuple[str, ...] = ()) -> subproc
     )  # fmt: skip
 
 
+@starts_processes
 async def test_inherited_sockets_are_served(tmp_path: Path) -> None:
     """Those of systemd's activation, TCP and Unix, instead of host and port; they stay open."""
     path = tmp_path / "a.sock"
@@ -190,13 +193,14 @@ async def test_inherited_sockets_are_served(tmp_path: Path) -> None:
         assert path.exists()
 
 
+@starts_processes
 def test_an_inherited_socket_of_another_kind_is_refused() -> None:
     """One line: a datagram socket, and in development mode one open to other machines."""
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams, started(datagrams) as process:
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PROCESS_STARTS)
         assert said == "Error: cannot take over descriptor 3: it is no listening stream socket\n"
     with socket.create_server(("0.0.0.0", 0)) as public, started(public) as process:
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PROCESS_STARTS)
         assert said.startswith("Error: cannot take over descriptor 3: development mode")
 
 
@@ -213,6 +217,7 @@ def test_another_process_s_sockets_are_not_taken(monkeypatch: pytest.MonkeyPatch
     assert not inherited_descriptors()
 
 
+@starts_processes
 def test_the_command_listens_on_a_unix_socket(tmp_path: Path) -> None:
     """`--unix` and `--listen` together; the first line says where, and the file goes at the end."""
     path = tmp_path / "a.sock"
@@ -225,5 +230,5 @@ def test_the_command_listens_on_a_unix_socket(tmp_path: Path) -> None:
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
             client.connect(str(path))
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(LOOP_ANSWERS) == 0
     assert not path.exists()

@@ -302,7 +302,7 @@ stories = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     stories,
     st.lists(st.tuples(st.sampled_from(CHANNELS), st.integers(0, 4)), max_size=60),

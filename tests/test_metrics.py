@@ -29,6 +29,7 @@ from repeater.publication import Publication, StreamPosition
 from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from repeater.web.metrics import ServerCollector, create_registry
+from tests.deadlines import LOOP_ANSWERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 SECRET = "scrape-me-if-you-can"
@@ -185,7 +186,7 @@ def test_every_metric_is_on_the_page() -> None:
 @asynccontextmanager
 async def running(**settings: object) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     """A server, and an HTTP client of it."""
-    with trio.fail_after(10):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_server(load_settings(port=0, **settings)) as server:
             url = f"http://127.0.0.1:{server.port}"
             async with httpx.AsyncClient(base_url=url) as client:

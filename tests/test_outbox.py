@@ -99,7 +99,7 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("codec", [PLAIN, PLAIN_ASGI], ids=repr)
 @given(steps=STEPS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 async def test_order_holds_however_the_peer_reads(
     codec: Codec, steps: list[tuple[str, int]]
 ) -> None:

@@ -24,6 +24,7 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import PEERS
 from benchmarks.servers import Child, started
 from benchmarks.workloads.fanout import WORKLOADS
+from tests.deadlines import LOOP_ANSWERS
 
 _PEERS = (nchan.NCHAN, nchan.NCHAN_SSE, nats.NATS, centrifugo.CENTRIFUGO, mercure.MERCURE)
 _BOTH = ("news", "sport")
@@ -56,7 +57,7 @@ def test_a_subscriber_of_two_channels_hears_both_in_order(peer: Peer) -> None:
                 deliveries.watch(publisher)
             for number in range(20):
                 deliveries.publish((news, sport)[number % 2])
-                deliveries.finish(5)
+                deliveries.finish(LOOP_ANSWERS)
         assert len(deliveries.latencies_ns) == 60
 
 
@@ -70,7 +71,7 @@ def test_an_event_for_two_channels_reaches_the_subscribers_of_each(peer: Peer) -
             deliveries.watch(publisher)
             for _ in range(5):
                 deliveries.publish(publisher)
-            deliveries.finish(5)
+            deliveries.finish(LOOP_ANSWERS)
         assert len(deliveries.latencies_ns) == 15
 
 
@@ -254,10 +255,13 @@ def _chunked(parts: Sequence[bytes]) -> Iterator[int]:
                         client.sendall(part)
                     client.recv(1)  # until it leaves
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield listener.getsockname()[1]
-        thread.join(5)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # if nobody has come
+            thread.join(LOOP_ANSWERS)
 
 
 def test_a_chunked_stream_is_understood() -> None:
@@ -274,7 +278,7 @@ def test_a_chunked_stream_is_understood() -> None:
             heard += [number for payload in payloads for number in event_numbers(payload)]
             if len(heard) >= 3:
                 break
-            assert crowd.poller.poll(5), "nothing came"
+            assert crowd.poller.poll(LOOP_ANSWERS), "nothing came"
             data = crowd.sockets[fd].recv(7)
         assert heard == [0, 1, 2]
 

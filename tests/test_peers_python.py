@@ -16,15 +16,15 @@ from benchmarks.generator.wire import WireError, event, event_number, pong, spli
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.servers import started
+from tests.deadlines import LOOP_ANSWERS
 
 _EVENTS = 20
-_SECONDS = 5.0
 
 
 def heard(crowd: Crowd, events: int) -> dict[int, list[int]]:
     """The events of each subscriber, by its descriptor, when there are so many of them in all."""
     numbers: dict[int, list[int]] = {fd: [] for fd in crowd.sockets}
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + LOOP_ANSWERS
     while sum(map(len, numbers.values())) < events:
         if time.monotonic() > deadline:
             raise WireError(f"{events} events were due; heard {numbers}")

@@ -31,7 +31,7 @@ def test_text_frame_is_read_by_a_client(size: int) -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_joined_frames_are_read_one_by_one(payloads: list[bytes]) -> None:
     """Frames joined into one chunk are read as the same messages in the same order."""
     joined = b"".join(map(text_frame, payloads))
@@ -54,7 +54,7 @@ def test_close_frame_cuts_the_reason() -> None:
 
 
 @given(st.integers(min_value=1, max_value=40))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_reader_does_not_mind_how_bytes_arrive(step: int) -> None:
     """Messages, fragments and pings come out the same however the bytes are cut."""
     data = (

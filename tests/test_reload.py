@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +19,8 @@ from repeater.errors import ReplyError
 from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
 from repeater.testing import MemoryTransport, connect
+from tests.deadlines import LOOP_ANSWERS
+from tests.processes import serving, starts_processes
 from tests.signing import OTHER_SECRET, SECRET, sign
 
 PEM = "-----BEGIN PUBLIC KEY-----\nnonsense\n-----END PUBLIC KEY-----"
@@ -141,55 +139,6 @@ async def test_replaced_verifiers_end(autojump_clock: trio.testing.MockClock) ->
         assert len(assembly._verifier._nursery.child_tasks) == tasks
 
 
-class Process:
-    """A real server, its configuration and what it said."""
-
-    def __init__(self, process: trio.Process, file: Path) -> None:
-        self.process = process
-        self.file = file
-        self._said = b""
-
-    async def line(self, mark: str) -> str:
-        """The next line with this in it; the test's deadline is its own."""
-        assert self.process.stderr is not None
-        while True:
-            *lines, rest = self._said.split(b"\n")
-            for number, line in enumerate(lines):
-                if mark.encode() in line:
-                    self._said = b"\n".join([*lines[number + 1 :], rest])
-                    return line.decode()
-            chunk = await self.process.stderr.receive_some()
-            assert chunk, f"it ended before {mark!r}: {self._said!r}"
-            self._said += chunk
-
-    async def reload(self, text: str) -> str:
-        """Write another configuration, and have it read; the line that says what came of it."""
-        await trio.Path(self.file).write_text(text)
-        self.process.send_signal(signal.SIGHUP)
-        return await self.line("configuration")
-
-
-@asynccontextmanager
-async def served(file: Path, text: str) -> AsyncIterator[tuple[Process, int]]:
-    """`repeater serve --config` with this configuration, and its port."""
-    await trio.Path(file).write_text(text)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "repeater", "serve", "--config", str(file), "--port", "0"],
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    try:
-        server = Process(process, file)
-        found = re.search(r":([0-9]+) ", await server.line("is up on"))
-        assert found is not None
-        yield server, int(found[1])
-        process.terminate()
-        assert await process.wait() == 0
-    finally:
-        process.kill()
-
-
 CONFIG = """
 api_key = "{key}"
 allow_anonymous = true
@@ -198,11 +147,21 @@ head_limit = {head_limit}
 """
 
 
+@starts_processes
 async def test_signal_to_a_process(tmp_path: Path) -> None:
     """SIGHUP changes the key under a subscriber, names what needs a restart, refuses mistakes."""
-    with trio.fail_after(15):
-        text = CONFIG.format(key="old-key", level="info", head_limit=16_384)
-        async with served(tmp_path / "repeater.toml", text) as (server, port):
+    file = trio.Path(tmp_path / "repeater.toml")
+    await file.write_text(CONFIG.format(key="old-key", level="info", head_limit=16_384))
+    async with serving("--config", str(file)) as server:
+        port = await server.port()
+
+        async def reload(text: str) -> str:
+            """Have another configuration read; the line that says what came of it."""
+            await file.write_text(text)
+            server.process.send_signal(signal.SIGHUP)
+            return (await server.line("configuration")).rstrip()
+
+        with trio.fail_after(LOOP_ANSWERS):
             url = f"ws://127.0.0.1:{port}/ws?channel=a"
             async with trio_websocket.open_websocket_url(url) as subscriber:
 
@@ -214,18 +173,19 @@ async def test_signal_to_a_process(tmp_path: Path) -> None:
 
                 assert [await publish("old-key"), await publish("new-key")] == [200, 401]
                 text = CONFIG.format(key="new-key", level="info", head_limit=9_999)
-                said = await server.reload(text)
+                said = await reload(text)
                 assert said.endswith("applied=['api_key'] needs_restart=['head_limit']")
                 assert [await publish("old-key"), await publish("new-key")] == [401, 200]
 
-                said = await server.reload('api_key = "third-key"\nprot = 1\nping_interval = "x"')
+                said = await reload('api_key = "third-key"\nprot = 1\nping_interval = "x"')
                 assert "refused" in said
                 assert "prot: unknown setting; did you mean port?" in said
                 assert "ping_interval" in said
                 assert [await publish("new-key"), await publish("third-key")] == [200, 401]
 
                 text = CONFIG.format(key="new-key", level="debug", head_limit=16_384)
-                said = await server.reload(text)
+                said = await reload(text)
                 assert said.endswith("applied=['log_level'] needs_restart=[]")
                 assert "-key" not in said
                 assert [await subscriber.get_message() for _ in range(3)] == ["1", "1", "1"]
+        assert await server.end() == 0

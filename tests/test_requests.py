@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.protocol.http.chunked import ChunkedReader, parse_head
@@ -81,7 +81,6 @@ def chunked(parts: list[bytes], trailers: bytes = b"") -> bytes:
     return chunks + b"0\r\n" + trailers + b"\r\n"
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.sampled_from([b"a", b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", b"x" * 40])),
     trailers=st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nC: d\r\n"]),

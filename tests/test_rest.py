@@ -504,7 +504,7 @@ def test_a_stream_of_requests() -> None:
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cuts=st.lists(st.integers(1, len(STREAM) - 1), max_size=30))
 def test_requests_mean_the_same_however_they_are_cut(cuts: list[int]) -> None:
     """Where reads begin and end changes no answer, and loses no byte of what is left."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
+import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -26,6 +27,7 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Event, Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import TestBroker
+from tests.deadlines import PROCESS_STARTS
 
 CHANNELS = ("c", "d")
 HISTORY = 6  # publications; fewer than a run may publish, so that some is lost for good
@@ -443,17 +445,16 @@ def in_order(event: Event) -> Sequence[Event]:
     return (event,)
 
 
-COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@settings(COMMON, max_examples=200)
+@pytest.mark.timeout(3 * PROCESS_STARTS)  # some seconds of pure computation
+@settings(max_examples=200)
 @given(st.lists(_STEPS, min_size=15, max_size=60))
 def test_every_offset_once_and_in_order(steps: list[tuple[Any, ...]]) -> None:
     """Whatever happens: everything, once, in order, or told that it was not recovered."""
     trio.run(run, steps, in_order, clock=MockClock(autojump_threshold=0))
 
 
-@settings(COMMON, max_examples=120)
+@pytest.mark.timeout(3 * PROCESS_STARTS)
+@settings(max_examples=120)
 @given(st.lists(_STEPS, min_size=15, max_size=60), st.integers())
 def test_lossy_hand_over_is_told(steps: list[tuple[Any, ...]], seed: int) -> None:
     """Where hand-over loses, doubles or reorders, the positioned are told and come back whole."""

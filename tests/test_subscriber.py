@@ -19,13 +19,14 @@ from repeater.subscriber import (
     open_subscriber,
     websocket_url,
 )
+from tests.deadlines import LOOP_ANSWERS
 
 SOON = (0.001, 0.01)  # seconds between attempts: a test does not wait
 
 
 @asynccontextmanager
 async def running(port: int = 0, **settings: object) -> AsyncIterator[Server]:
-    with trio.fail_after(10):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_server(load_settings(dev=True, port=port, **settings)) as server:
             yield server
 

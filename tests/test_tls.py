@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import h2.config
 import h2.connection
@@ -23,6 +21,7 @@ from repeater.config import ConfigError, load_settings
 from repeater.front.tls import TLSError
 from repeater.serving.server import ServeError, Server, open_server
 from tests.certificates import Authority, Stream, connect
+from tests.processes import serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code, frame, running
 
 BODY = b'{"channel":"news","data":[%d]}'
@@ -310,37 +309,26 @@ async def test_the_scheme_is_https(authority: Authority) -> None:
         assert seen == [("https", "1.1"), ("https", "2")]
 
 
-def test_sighup_reads_the_certificate_again(authority: Authority) -> None:
+@starts_processes
+async def test_sighup_reads_the_certificate_again(authority: Authority) -> None:
     """The command says https, takes a new certificate at SIGHUP, and refuses a wrong one."""
-    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--port", "0"]
-    files = ["--tls-cert", str(authority.certificate), "--tls-key", str(authority.key)]
-    with subprocess.Popen([*command, *files], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            line = process.stderr.readline()
-            port = int(line.partition("https://127.0.0.1:")[2].split(" ")[0])
-            assert f"wss://127.0.0.1:{port}/ws" in line
-            before = ssl.get_server_certificate(("127.0.0.1", port))
-            authority.issue()
-            process.send_signal(signal.SIGHUP)
-            assert "read again" in line_with("certificate", process)
-            assert ssl.get_server_certificate(("127.0.0.1", port)) != before
-            authority.certificate.write_bytes(b"nonsense")
-            process.send_signal(signal.SIGHUP)
-            assert "refused" in line_with("certificate", process)
-            with httpx.Client(verify=authority.client()) as client:
-                answer = client.get(f"https://localhost:{port}/health")
-            assert msgspec.json.decode(answer.content)
-        finally:
-            process.terminate()
-        assert process.wait(10) == 0
-
-
-def line_with(word: str, process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    with contextlib.suppress(StopIteration):
-        return next(line for line in process.stderr if word in line)
-    raise AssertionError("the server has ended")
+    files = ("--tls-cert", str(authority.certificate), "--tls-key", str(authority.key))
+    async with serving("--dev", *files) as server:
+        port = await server.port()
+        assert f"wss://127.0.0.1:{port}/ws".encode() in server.log
+        get = partial(trio.to_thread.run_sync, ssl.get_server_certificate, ("127.0.0.1", port))
+        before = await get()
+        authority.issue()
+        server.process.send_signal(signal.SIGHUP)
+        assert "read again" in await server.line("certificate")
+        assert await get() != before
+        authority.certificate.write_bytes(b"nonsense")
+        server.process.send_signal(signal.SIGHUP)
+        assert "refused" in await server.line("certificate")
+        async with httpx.AsyncClient(verify=authority.client()) as client:
+            answer = await client.get(f"https://localhost:{port}/health")
+        assert msgspec.json.decode(answer.content)
+        assert await server.end() == 0
 
 
 async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Authority) -> None:

@@ -312,14 +312,14 @@ def check_line(text: bytes) -> None:
         json.loads(text)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(token=st.text(max_size=60) | st.from_regex(r"[\w-]*\.[\w-]*\.[\w-]*", fullmatch=True))
 def test_any_text(token: str) -> None:
     """Whatever a client sends as a token, it is proven, expired or invalid."""
     verify_both(token)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     header=st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "zip"]), JSON)
     | JSON,
@@ -335,7 +335,7 @@ def test_any_header(header: object, algorithm: str | None, signature: bytes) -> 
     verify_both(f"{token.rpartition('.')[0]}.{base64url(signature)}")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     claims=st.dictionaries(st.sampled_from(CLAIMS), JSON),
     subs=SUBS | JSON,
@@ -347,7 +347,7 @@ def test_any_claims(claims: dict[str, object], subs: object, indent: int | None)
     verify_both(sign_text(json.dumps(claims, indent=indent).encode()))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(payload=st.binary(max_size=30), info=st.binary(max_size=30), b64=st.binary(max_size=20))
 def test_any_payload(payload: bytes, info: bytes, b64: bytes) -> None:
     """Also bytes that are no JSON or no text, at every depth."""

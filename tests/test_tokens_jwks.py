@@ -20,6 +20,7 @@ from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import JWTVerifier, open_verifier
 from repeater.errors import BrokerError
 from tests.answering import answering, http
+from tests.deadlines import LOOP_ANSWERS
 from tests.signing import (
     SECRET,
     base64url,
@@ -404,7 +405,7 @@ async def serve(answer: bytes | None) -> AsyncIterator[TokenOptions]:
     """An HTTP server that says this to everybody; options for it. None says nothing."""
 
     async with answering(answer, b"GET /keys") as url:
-        yield TokenOptions(jwks_url=url, jwks_timeout=1)
+        yield TokenOptions(jwks_url=url, jwks_timeout=LOOP_ANSWERS)
 
 
 async def test_over_a_socket() -> None:

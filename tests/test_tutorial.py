@@ -13,10 +13,13 @@ import pytest
 import trio
 from trio_websocket import open_websocket_url
 
+from tests.deadlines import PROCESS_STARTS
+from tests.processes import starts_processes
+
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-pytestmark = pytest.mark.timeout(60)  # processes that start on a busy machine
+pytestmark = starts_processes
 
 
 @pytest.fixture
@@ -43,7 +46,9 @@ def test_the_tutorial_s_test_passes(folder: Path) -> None:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PROCESS_STARTS
+    )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
@@ -57,7 +62,7 @@ async def test_the_guestbook_runs(folder: Path) -> None:
         [sys.executable, "guestbook.py", str(port)], cwd=folder, stderr=subprocess.DEVNULL
     )
     try:
-        with trio.fail_after(50):
+        with trio.fail_after(PROCESS_STARTS):
             async with httpx.AsyncClient(base_url=base) as client:
                 while True:
                     try:

@@ -26,6 +26,7 @@ from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.web.app import create_app
+from tests.deadlines import LOOP_ANSWERS
 
 STATIC = Path(repeater.comments.__file__).parent / "static"
 JSON = {"Accept": "application/json"}
@@ -58,7 +59,7 @@ class Site(msgspec.Struct, frozen=True):
 @asynccontextmanager
 async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
     settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
-    with trio.fail_after(15):
+    with trio.fail_after(LOOP_ANSWERS):
         async with open_test_node() as node, open_comments(node, options) as comments:
             app = create_app(node, CurrentSettings(settings), comments)
             yield Site(app, node, comments, app.test_client())

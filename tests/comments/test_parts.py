@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from repeater.comments.valkey import ValkeyCache, open_valkey_cache
 from repeater.errors import BrokerError, IntakeFullError
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 
 # ---- rules
 
@@ -158,7 +159,7 @@ async def test_passwords_are_verified() -> None:
 
 
 async def test_an_unknown_account_takes_as_long() -> None:
-    """The medians of both kinds of failure are alike (a busy machine is allowed a factor of 2)."""
+    """The medians of both kinds of failure are alike: a hash is a thousand times what none is."""
     passwords = await Passwords.make(Workers(1, 10))
     stored = await passwords.hash("hunter2hunter")
     times: dict[str | None, list[float]] = {stored: [], None: []}
@@ -168,22 +169,20 @@ async def test_an_unknown_account_takes_as_long() -> None:
             assert not await passwords.verify(known, "wrong password")
             times[known].append(time.perf_counter() - began)
     wrong, unknown = (statistics.median(found) for found in times.values())
-    assert 0.5 < wrong / unknown < 2
+    assert 0.1 < wrong / unknown < 10  # on a busy machine, too
 
 
 async def test_a_storm_of_sign_ins_leaves_the_loop_alone() -> None:
     """While thirty passwords are verified, other tasks get their turns as before."""
     passwords = await Passwords.make(Workers(2, 100))
-    turns = [trio.current_time()]
+    turns: list[float] = []
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as storm:
             for _ in range(30):
                 storm.start_soon(passwords.verify, None, "wrong password")
             nursery.start_soon(_take_turns, turns)
         nursery.cancel_scope.cancel()
-    gaps = [after - before for before, after in pairwise(turns)]
-    assert len(gaps) >= 10
-    assert max(gaps) < 0.3  # hashing on the loop would be one gap of some 0.7 s
+    assert len(turns) > 10  # hashing on the loop would leave one or two
 
 
 async def _take_turns(turns: list[float]) -> None:
@@ -230,22 +229,30 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
+@pytest.fixture
+def ttl() -> float:
+    """How long a page is kept: for as long as a test takes."""
+    return LOOP_ANSWERS
+
+
 @pytest.fixture(params=["memory", "valkey"])
-async def cache(request: pytest.FixtureRequest) -> AsyncIterator[Cache]:
+async def cache(request: pytest.FixtureRequest, ttl: float) -> AsyncIterator[Cache]:
     """An empty cache of each kind."""
     if request.param == "memory":
-        yield MemoryCache(ttl=0.2)
+        yield MemoryCache(ttl=ttl)
         return
     server: ValkeyServer = request.getfixturevalue("valkey")
-    async with open_cache(f"valkey://127.0.0.1:{server.port}/0") as opened:
+    async with open_cache(f"valkey://127.0.0.1:{server.port}/0", ttl) as opened:
         await opened._client.flushdb()
         yield opened
 
 
 @asynccontextmanager
-async def open_cache(url: str, ttl: float = 0.2) -> AsyncIterator[ValkeyCache]:
-    options = CommentsOptions(data_dir=Path(), cache_url=url, cache_ttl=ttl, cache_timeout=0.3)
-    with trio.fail_after(10):
+async def open_cache(
+    url: str, ttl: float, timeout: float = LOOP_ANSWERS
+) -> AsyncIterator[ValkeyCache]:
+    options = CommentsOptions(data_dir=Path(), cache_url=url, cache_ttl=ttl, cache_timeout=timeout)
+    with trio.fail_after(PROCESS_STARTS):
         async with open_valkey_cache(options) as opened:
             yield opened
 
@@ -285,6 +292,7 @@ async def test_a_new_comment_ends_a_page(cache: Cache) -> None:
     assert await pages.get("50:", source) == b"page 2"
 
 
+@pytest.mark.parametrize("ttl", [0.2])
 async def test_a_page_ends_by_itself(cache: Cache) -> None:
     """After its time to live the next reader loads. Real time: Valkey keeps its own."""
     pages, source = Pages(cache), Source()
@@ -324,13 +332,13 @@ async def test_a_dead_cache_slows_and_never_breaks() -> None:
     """With the server gone each page is loaded; when it is back, and its pages old, it is used."""
     with ValkeyServer() as server:
         port = server.port
-    async with open_cache(f"redis://127.0.0.1:{port}/0") as cache:
+    async with open_cache(f"redis://127.0.0.1:{port}/0", ttl=2.0) as cache:
         pages, source = Pages(cache), Source()
         for number in (b"page 1", b"page 2"):
             assert await pages.get("50:", source) == number
             await pages.forget()
         with ValkeyServer(port=port):
-            await trio.sleep(0.25)
+            await trio.sleep(2.5)
             for _ in range(2):
                 assert await pages.get("50:", source) == b"page 3"
 
@@ -340,21 +348,21 @@ async def test_a_silent_cache_costs_its_timeout_once() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, _say_nothing, 0)
         port = listeners[0].socket.getsockname()[1]
-        async with open_cache(f"redis://127.0.0.1:{port}/0", ttl=5.0) as cache:
+        async with open_cache(f"redis://127.0.0.1:{port}/0", LOOP_ANSWERS, timeout=1.0) as cache:
             pages, source = Pages(cache), Source()
             began = trio.current_time()
-            for _ in range(5):
+            for _ in range(12):
                 await pages.get("50:", source)
-            assert trio.current_time() - began < 1.5
+            assert trio.current_time() - began < 10
         nursery.cancel_scope.cancel()
-    assert source.loads == 5
+    assert source.loads == 12
 
 
 @pytest.mark.parametrize("url", ["http://x", "redis://", "nonsense"])
 async def test_a_wrong_cache_url_is_one_line(url: str) -> None:
     """Said at the start, not at the first comment."""
     with pytest.raises(CommentsError):
-        async with open_cache(url):
+        async with open_cache(url, LOOP_ANSWERS):
             pass
 
 
