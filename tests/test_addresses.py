@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from repeater.clients.addresses import address_key, client_address
+from repeater.clients.limits import address_key
+from repeater.front.request import client_address
 
 
 def test_a_tcp_peer_has_its_address() -> None:

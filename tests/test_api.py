@@ -13,7 +13,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.api.answers import Answer
 from repeater.api.keys import ApiKey
 from repeater.api.methods import call
 from repeater.api.stream import EventStream
@@ -22,6 +21,7 @@ from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.http.answer import Answer
 from repeater.publication import StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 
@@ -242,6 +242,9 @@ async def test_a_long_batch_lets_others_have_their_turn() -> None:
         (None, None, b"", False),
         (b"", None, b"", False),
         (b"wrong", None, b"", False),
+        (b"s", None, b"", False),
+        (b"s\xc3\xa9cre", None, b"", False),
+        (b"s\xc3\xa9cretx", None, b"", False),
         (b"s\xc3\xa9cret", None, b"", True),
         (None, b"apikey s\xc3\xa9cret", b"", True),
         (None, b"ApiKey  s\xc3\xa9cret ", b"", True),

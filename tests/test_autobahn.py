@@ -118,12 +118,12 @@ async def serve_echo(node: Node, stream: trio.SocketStream) -> None:
         head += await stream.receive_some()
     head, end, received = head.partition(b"\r\n\r\n")
     head += end
-    handshake = answer_handshake(head, read_head(head), lambda _origin, _host: None)
+    handshake = answer_handshake(read_head(head))
     sock = socket.socket(fileno=stream.socket.detach())
     with trio.CancelScope() as scope:
         client = Client(node.registry, WebSocketTransport(sock, ECHO), scope, ready=True)
         client.outbox.send(handshake.answer)
-        await websocket.serve(node, client, sock, received)
+        await websocket.serve(node, client, sock, Echo(node, client), received)
 
 
 @asynccontextmanager
@@ -139,9 +139,8 @@ async def echo_server() -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_transport_passes_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_transport_passes_every_case() -> None:
     """All of 1 to 7 and 10, 247 cases, against an echo."""
-    monkeypatch.setitem(websocket._CONVERSATIONS, ECHO, Echo)
     async with echo_server() as url:
         outcomes = await run_cases(url, CASES, CONCURRENCY)
         assert len(outcomes) == 247

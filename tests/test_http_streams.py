@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from repeater.access.grants import Denial
-from repeater.front.admit import PROTOBUF_FAREWELL, WAYS
+from repeater.front.responses import PROTOBUF_FAREWELL
+from repeater.front.routes import STREAMS
 from repeater.serving.server import Server
 from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
@@ -104,7 +105,7 @@ async def test_emulation(path: str, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", STREAMS)
 async def test_every_way_ends_with_its_reason(path: str, end: str) -> None:
     """A shutdown is the last message, and then the response ends; nothing holds it up."""
     method, query, body = OPENINGS[path]
@@ -125,7 +126,7 @@ async def test_every_way_ends_with_its_reason(path: str, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", STREAMS)
 async def test_a_hang_up_is_noticed(path: str, end: str) -> None:
     """Who closes a stream is gone from the node, whatever it was doing."""
     method, query, body = OPENINGS[path]
@@ -255,7 +256,7 @@ async def test_what_opens_nothing(
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("path", [*WAYS, EMULATION_PATH])
+@pytest.mark.parametrize("path", [*STREAMS, EMULATION_PATH])
 async def test_a_preflight(path: str, end: str) -> None:
     """An allowed page of another origin may send what it asks to send; another one may not."""
     settings = {"dev": False, "allow_anonymous": True, "allowed_origins": "http://*.test"}
@@ -429,7 +430,7 @@ async def test_a_user_may_have_so_many_streams(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", STREAMS)
 async def test_limits_hold_for_streams(path: str, end: str) -> None:
     """One more than may come from an address gets 429, is counted once, and not remembered."""
     method, query, body = OPENINGS[path]
@@ -443,7 +444,8 @@ async def test_limits_hold_for_streams(path: str, end: str) -> None:
             assert server.node.statistics().limited == {"connections_per_address": 1}
         while server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
-        assert not server.node.admission._addresses
+        await server.door.wait_empty()
+        assert server.node.places.counted == ({}, {})
 
 
 async def test_a_token_means_nothing_in_development() -> None:

@@ -29,11 +29,8 @@ SPEAKS_HTTP = {"repeater.access.tokens", "repeater.backend"}
 
 # The front and the configuration still look up here and there.
 STILL = {
-    "repeater.clients.limits",
     "repeater.config.checks",
     "repeater.config.settings",
-    "repeater.transports.asgi_stream",
-    "repeater.transports.http_stream",
     "repeater.web.app",
 }
 

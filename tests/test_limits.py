@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
+from repeater.clients.limits import Place
 from repeater.clients.session import Session
 from repeater.clients.throttle import TokenBucket
 from repeater.clients.unidirectional import UnidirectionalSession
@@ -53,9 +54,13 @@ async def talking(node: Node, user: str = "") -> AsyncIterator[Talk]:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
         client.grant = ConnectionGrant(user)  # as an HTTP request's credentials
+        client.place = Place(node.places)
         talk = Talk(Session(node, client), transport)
-        await talk.say(CONNECT)
-        yield talk
+        try:
+            await talk.say(CONNECT)
+            yield talk
+        finally:
+            client.place.leave()
 
 
 def published(number: int) -> bytes:
@@ -238,6 +243,7 @@ async def test_a_unidirectional_connection_counts_like_any() -> None:
         connect(node, MemoryTransport(CENTRIFUGE_UNI_ASGI), ready=False) as client,
     ):
         client.grant = ConnectionGrant("ann")
+        client.place = Place(node.places)
         await UnidirectionalSession(node, client).receive("{}")
         assert client.end is CONNECTION_LIMIT
 
@@ -268,7 +274,7 @@ async def inside(server: Server, path: str, *, reused: bool) -> AsyncIterator[Pe
 
 async def emptied(server: Server) -> None:
     """Until the hub has noticed that they all left, which is the kernel's to tell."""
-    while server.node.registry.clients:
+    while server.node.registry.clients or len(server.node.places):
         await trio.lowlevel.checkpoint()
 
 
@@ -299,8 +305,7 @@ async def test_an_address_may_have_so_many_connections(path: str, reused: bool) 
             assert b" 429 " in await knock(server, path, reused=reused)
             assert server.node.statistics().limited == {"connections_per_address": 1}
         await emptied(server)
-        assert not server.node.admission._addresses
-        assert not server.node.admission._from
+        assert server.node.places.counted == ({}, {})
         async with inside(server, path, reused=reused):
             pass
 
@@ -319,4 +324,4 @@ async def test_too_many_new_connections_get_503() -> None:
 async def test_no_address_is_remembered_without_the_limit() -> None:
     """What is off costs nothing."""
     async with running() as server, inside(server, PATHS[0], reused=False):
-        assert not server.node.admission._addresses
+        assert server.node.places.counted == ({}, {})

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.protocol.http.chunked import ChunkedReader, parse_head
+from repeater.protocol.http.chunked import ChunkedReader
+from repeater.protocol.http.head import read_call_head
 
 LINE = b"POST /api/publish?api_key=a HTTP/1.1\r\n"
 
 
 def test_a_plain_head() -> None:
     """Target, length, and the headers that matter, whatever their case."""
-    head = parse_head(
+    head = read_call_head(
         LINE + b"hOsT: a\r\nX-Api-Key: k\r\nAUTHORIZATION: apikey k\r\n"
         b"X-Centrifugo-Error-Mode: transport\r\ncontent-length: 12\r\nAccept: */*\r\n\r\n"
     )
@@ -27,16 +28,16 @@ def test_a_plain_head() -> None:
 
 def test_length_and_end_of_the_connection() -> None:
     """No length is an empty body; `chunked` has none; `Connection: close` is seen."""
-    bare = parse_head(LINE + b"Host: a\r\n\r\n")
+    bare = read_call_head(LINE + b"Host: a\r\n\r\n")
     assert bare is not None
     assert bare.length == 0
-    chunked = parse_head(LINE + b"Host: a\r\nTransfer-Encoding: Chunked\r\n\r\n")
+    chunked = read_call_head(LINE + b"Host: a\r\nTransfer-Encoding: Chunked\r\n\r\n")
     assert chunked is not None
     assert chunked.length is None
-    closing = parse_head(LINE + b"Host: a\r\nConnection: Close\r\n\r\n")
+    closing = read_call_head(LINE + b"Host: a\r\nConnection: Close\r\n\r\n")
     assert closing is not None
     assert not closing.keep_alive
-    several = parse_head(LINE + b"Host: a\r\nConnection: x, close\r\nContent-Length: 1\r\n\r\n")
+    several = read_call_head(LINE + b"Host: a\r\nConnection: x, close\r\nContent-Length: 1\r\n\r\n")
     assert several is not None
     assert not several.keep_alive
 
@@ -73,7 +74,7 @@ def test_length_and_end_of_the_connection() -> None:
 )
 def test_what_is_not_plain(head: bytes) -> None:
     """Left to the server that knows all of HTTP."""
-    assert parse_head(head) is None
+    assert read_call_head(head) is None
 
 
 def chunked(parts: list[bytes], trailers: bytes = b"") -> bytes:

@@ -30,7 +30,7 @@ from repeater.clients.connections import UserConnections
 from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
 from repeater.clients.heartbeat import Heartbeat
-from repeater.clients.limits import Admission
+from repeater.clients.limits import Places
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
 from repeater.clients.registry import Registry
@@ -139,14 +139,13 @@ class Node(UserConnections):
         self.attendance = Attendance(presence, broker, self.broker_errors)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
-        self.admission = Admission(lambda: len(self.registry.clients), self.limited)
+        self.places = Places(lambda user: len(self.registry.users.get(user, ())), self.limited)
         self.registry = Registry(
             self.hub,
             self.backlogs,
             self.heartbeat,
             self.attendance,
             self.renewals,
-            self.admission,
             self.connection_log,
             events,
             lambda: self.options,

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from repeater.errors import ErrorCode
+from repeater.protocol.http.answer import Answer
 
 ERROR_MODE_HEADER: Final = "X-Centrifugo-Error-Mode"
 TRANSPORT_MODE: Final = "transport"
@@ -19,15 +20,6 @@ TRANSPORT_MODE: Final = "transport"
 _STATUSES: Final = {
     **{100: 500, 102: 404, 104: 404, 106: 409, 107: 400, 108: 400, 111: 429, 112: 416, 113: 409}
 }
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One HTTP answer. `headers` come on top of content type and length."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 class ApiError(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ import msgspec
 from repeater.api.answers import (
     INTAKE_FULL,
     NOT_JSON,
-    Answer,
     answer_error,
     answer_result,
     encode,
@@ -48,6 +47,7 @@ from repeater.api.publishing import BroadcastBody, PublishBody, broadcast, publi
 from repeater.api.rpc import RPCBody, rpc
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.centrifugo.commands import HistoryRequest
+from repeater.protocol.http.answer import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

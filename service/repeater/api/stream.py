@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from repeater.api.answers import Answer, ApiError, Result, api_error, encode
+from repeater.api.answers import ApiError, Result, api_error, encode
 from repeater.api.budget import Budget
 from repeater.api.publishing import (
     PublishBody,
@@ -22,6 +22,7 @@ from repeater.api.publishing import (
     publish_patiently,
 )
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.protocol.http.answer import Answer
 
 if TYPE_CHECKING:
     from repeater.node import Node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 NONE: Final[Mapping[str, str]] = {}
@@ -24,11 +24,3 @@ def forwarded(headers: Iterable[tuple[str, str]], allowed: Collection[str]) -> M
         between = "; " if name == "cookie" else ", "
         found[name] = f"{found[name]}{between}{value}" if name in found else value
     return found or NONE
-
-
-def headers_of(head: bytes) -> Iterator[tuple[str, str]]:
-    """The header lines of a request head that was found correct."""
-    for line in head.decode("latin-1").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            yield name, value

@@ -39,6 +39,7 @@ from repeater.protocol.centrifugo.replies import Push
 
 if TYPE_CHECKING:
     from repeater.clients.heartbeat import Heartbeat
+    from repeater.clients.limits import Place
     from repeater.fanout.hub import Hub
     from repeater.fanout.transport import Transport
     from repeater.options import NodeOptions
@@ -111,6 +112,7 @@ class Client:
         "headers",
         "heartbeat_slot",
         "outbox",
+        "place",
         "ready",
         "scope",
         "session",
@@ -143,6 +145,8 @@ class Client:
         self.channels: dict[str, Subscription] = {}
         self.grant = ANONYMOUS
         self.headers = headers.NONE
+        self.place: Place | None = None
+        """What it holds of the node's limits, if it came in by a way that has some."""
         self.ready = ready
         self.session = ""
         """What addresses this connection from outside; empty where nothing does. A secret."""

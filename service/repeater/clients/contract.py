@@ -17,7 +17,7 @@ from repeater.brokers.contract import Broker
 from repeater.clients.connection_log import ConnectionLog
 from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
-from repeater.clients.limits import Admission
+from repeater.clients.limits import Places
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
 from repeater.clients.registry import Registry
@@ -40,11 +40,13 @@ class ClientNode(Protocol):
     registry: Registry
     attendance: Attendance
     renewals: Renewals
-    admission: Admission
+    places: Places
     denials: Denials
     emulation: Emulation
     position_sets: PositionSets
     connection_log: ConnectionLog
+    draining: bool
+    """Whether it shuts down, and takes nobody in."""
     limited: Counter[str]
     """What was refused, by the name of the limit or the denial; whoever refuses counts."""
     broker_errors: Counter[str]

@@ -1,67 +1,141 @@
-"""How many subscribers there may be: in all, from one address, and new ones a second.
+"""How many subscribers there may be: in all, from one address, of one user, and new ones a second.
 
-Asked before a connection is upgraded, whatever way it comes in, and not for calls of the server
-API: who is at the limit can still publish. Nothing is remembered of a client while its limit is
-off; one that is switched on counts those who come from then on.
+Asked before a connection is opened, whatever way it comes in, and not for calls of the server API:
+who is at the limit can still publish. Rule: a place is taken where it is checked, with no await
+between, and given back when the connection ends; so no limit is overshot while somebody waits.
+Addresses and users are counted while their limit is on only; one that is switched on counts the
+addresses of those who come from then on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Final, Literal
 
-from repeater.clients.addresses import address_key
+import msgspec
+
 from repeater.clients.throttle import TokenBucket
-from repeater.front.auth import RefusedError
 
 if TYPE_CHECKING:
-    from repeater.clients.client import Client
     from repeater.options import LimitOptions
 
+Limit = Literal["connections", "connections_per_address", "connections_per_user", "connection_rate"]
 
-class Admission:
-    """Who may still come in. Lives inside the node; needs no end."""
+_LOCAL: Final = "local"
 
-    def __init__(self, connections: Callable[[], int], refused: Counter[str]) -> None:
-        self._connections = connections
+
+class LimitError(Exception):
+    """There is no place for one more; `limit` is the option that says so, and it was counted."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class Places:
+    """The places of one node. Lives inside the node; needs no end."""
+
+    def __init__(self, connections_of: Callable[[str], int], refused: Counter[str]) -> None:
+        """Take what counts a user's connections of any kind, and where refusals are counted."""
+        self._connections_of = connections_of
         self._refused = refused
         self._arrivals = TokenBucket()
-        self._addresses: dict[Client, str] = {}
-        self._from: Counter[str] = Counter()
+        self._held = 0
+        self._addresses: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
 
-    def check(self, limits: LimitOptions, address: str) -> None:
-        """Let one more in, from this address, which counts only where addresses do.
+    def __len__(self) -> int:
+        """How many are held."""
+        return self._held
+
+    @property
+    def counted(self) -> tuple[Counter[str], Counter[str]]:
+        """The addresses and the users that are counted now, for the leak tests."""
+        return self._addresses, self._users
+
+    def _refuse(self, limit: Limit) -> None:
+        self._refused[limit] += 1
+        raise LimitError(limit)
+
+
+class Place(msgspec.Struct, eq=False):
+    """What one connection holds of a node's places. Owned by whoever opens the connection.
+
+    Made empty; `leave` gives back whatever was taken.
+    """
+
+    _places: Places
+    _taken: bool = False
+    _address: str = ""
+    _user: str = ""
+
+    def take(self, limits: LimitOptions, address: str) -> None:
+        """Take one more in, from this address, which counts only where addresses do.
 
         Raises:
-            RefusedError: 503 for too many in all or too many at once, 429 for too many from
-                there.
+            LimitError: there are too many in all, from there, or in this second.
         """
-        if limits.connections and self._connections() >= limits.connections:
-            self._refuse("connections", HTTPStatus.SERVICE_UNAVAILABLE)
-        most = limits.connections_per_address
-        if most and self._from[address_key(address)] >= most:
-            self._refuse("connections_per_address", HTTPStatus.TOO_MANY_REQUESTS)
+        places = self._places
+        if limits.connections and places._held >= limits.connections:
+            places._refuse("connections")
+        most, key = limits.connections_per_address, ""
+        if most:
+            key = address_key(address)
+            if places._addresses[key] >= most:
+                places._refuse("connections_per_address")
         rate = limits.connection_rate
-        if rate and self._arrivals.take(limits.connection_burst or rate, rate):
-            self._refuse("connection_rate", HTTPStatus.SERVICE_UNAVAILABLE)
+        if rate and places._arrivals.take(limits.connection_burst or rate, rate):
+            places._refuse("connection_rate")
+        places._held += 1
+        self._taken = True
+        if key:
+            places._addresses[key] += 1
+            self._address = key
 
-    def _refuse(self, limit: str, status: HTTPStatus) -> None:
-        self._refused[limit] += 1
-        raise RefusedError(status)
+    def take_user(self, limits: LimitOptions, user: str) -> None:
+        """Count the connection as this user's, where users count. An anonymous one is nobody's.
 
-    def arrive(self, limits: LimitOptions, client: Client, address: str) -> None:
-        """It came in from there, where addresses count."""
-        if limits.connections_per_address and client.end is None:
-            key = self._addresses[client] = address_key(address)
-            self._from[key] += 1
-
-    def leave(self, client: Client) -> None:
-        """It has left. Idempotent; also for who never arrived."""
-        key = self._addresses.pop(client, None)
-        if key is None:
+        Raises:
+            LimitError: the user has too many.
+        """
+        most = limits.connections_per_user
+        if not (most and user) or self._user:
             return
-        self._from[key] -= 1
-        if not self._from[key]:
-            del self._from[key]
+        places = self._places
+        # Those who came before the limit was switched on hold no place of the user.
+        if max(places._users[user], places._connections_of(user)) >= most:
+            places._refuse("connections_per_user")
+        places._users[user] += 1
+        self._user = user
+
+    def leave(self) -> None:
+        """Give everything back. Idempotent."""
+        places = self._places
+        if self._taken:
+            places._held -= 1
+            self._taken = False
+        if self._address:
+            _uncount(places._addresses, self._address)
+            self._address = ""
+        if self._user:
+            _uncount(places._users, self._user)
+            self._user = ""
+
+
+def _uncount(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def address_key(address: str | None) -> str:
+    """The peer as limits count it: an IPv6 one by its /64, which is one customer's."""
+    try:
+        parsed = ip_address(address or "")
+    except ValueError:
+        return _LOCAL  # a Unix socket
+    if isinstance(parsed, IPv6Address):
+        return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))
+    return str(parsed)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.connection_log import ConnectionLog
     from repeater.clients.heartbeat import Heartbeat
-    from repeater.clients.limits import Admission
     from repeater.clients.presence import Attendance
     from repeater.clients.renewals import Renewals
     from repeater.clients.subscription import Subscription
@@ -41,7 +40,6 @@ class Registry:
         heartbeat: Heartbeat,
         attendance: Attendance,
         renewals: Renewals,
-        admission: Admission,
         connection_log: ConnectionLog,
         events: Events | None,
         options: Callable[[], NodeOptions],
@@ -53,7 +51,6 @@ class Registry:
         self.heartbeat = heartbeat
         self._attendance = attendance
         self._renewals = renewals
-        self._admission = admission
         self._connection_log = connection_log
         self._events = events
         self._options = options
@@ -126,7 +123,6 @@ class Registry:
         self.kinds[_kind(client)] -= 1
         self._forget_user(client)
         self.heartbeat.forget(client)
-        self._admission.leave(client)
         self.ends[why.code] += 1
         self._connection_log.ended(client, why)
 

@@ -15,9 +15,9 @@ from typing import Final
 from itsdangerous import BadData, URLSafeTimedSerializer
 from quart import Response, request
 
+from repeater.access.origins import origin_allowed
 from repeater.comments.options import CommentsError, CommentsOptions
 from repeater.comments.problems import FOREIGN, ProblemError
-from repeater.front.auth import origin_allowed
 
 _COOKIE: Final = "identity"
 _SECRET_FILE: Final = "secret-key"

@@ -6,13 +6,13 @@ Pure checks on options, so that the settings' model stays a list of fields.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.comments.options import CommentsOptions
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.config.errors import Mistake
-from repeater.front.trusted_proxies import TrustedProxies
 from repeater.options import ChannelOptions, NodeOptions
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
@@ -45,12 +45,14 @@ def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake
 
 def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
     """Networks that are none, and a header that nobody may send."""
+    names = set(networks)
     try:
-        trusted = TrustedProxies(networks)
+        for name in sorted(names - {"unix"}):  # whoever comes by a Unix socket
+            ip_network(name)
     except ValueError as error:
         yield Mistake(("trusted_proxies",), str(error))
         return
-    if proxy_protocol and not trusted:
+    if proxy_protocol and not names:
         yield Mistake(("proxy_protocol",), "needs trusted_proxies")
 
 

@@ -1,4 +1,4 @@
-"""The door: accepts every connection, reads the first request head, and sends it the right way.
+"""Accepts every connection, reads the first request head, and sends it the right way.
 
 A subscription or a plain API call is served natively, by the very task that read its head;
 anything else goes to Hypercorn with the bytes already read. Each connection is one task inside
@@ -10,43 +10,38 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs
 
 import msgspec
 import trio
 
-from repeater.backend.headers import headers_of
-from repeater.front.admit import WAYS
-from repeater.front.auth import connect_parameter
 from repeater.front.preamble import Gate, GateError
-from repeater.front.rest import Rest, RestOptions, RestStatistics
+from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
+from repeater.front.routes import STREAMS, WEBSOCKETS
+from repeater.front.subscriptions import Subscriptions
 from repeater.front.tls import HTTP2
-from repeater.front.upgrade import UNIDIRECTIONAL_PATH, WEBSOCKET_PATHS, Reception, Visitor
 from repeater.log import get_logger
-from repeater.protocol.http.head import HEAD_END
-from repeater.transports import http_stream, websocket
+from repeater.protocol.http.answer import Answer, write_answer
+from repeater.protocol.http.head import HEAD_END, read_head
 from repeater.transports.sockets import abort_socket, send_last
 
 if TYPE_CHECKING:
     from repeater.config import CurrentSettings
-    from repeater.front.auth import Query
     from repeater.front.hypercorn import Handover
     from repeater.node import Node
 
 _log = get_logger("door")
 
-_STREAM_PATHS: Final = tuple(path.encode() for path in WAYS)
+_STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
+_WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _PAUSE: Final = 0.1  # seconds without accepting when descriptors or memory ran out
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
-)
+_TOO_LARGE: Final = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"", "")
 
 
 class DoorStatistics(msgspec.Struct, frozen=True):
@@ -81,7 +76,7 @@ class Door:
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
-        self._reception = Reception(node, settings)
+        self._subscriptions = Subscriptions(node, handover, settings, self._gate)
         self._rest = Rest(node, settings.api_key, options)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
@@ -160,7 +155,9 @@ class Door:
         self._sockets[sock] = None
         try:
             with trio.CancelScope() as scope:
-                await self._route(sock, scope)
+                # Who serves is decided in a call of its own, which is over by then: a frame that
+                # lived as long as an idle subscriber would be paid for by each of them.
+                await (await self._route(sock, scope))
         except _RejectedError as rejection:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
@@ -173,47 +170,30 @@ class Door:
             if not self._sockets:
                 self._emptied.set()
 
-    async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+    async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
+        """Read the first head; what serves the connection from there on, still to be awaited."""
         if not self._gate.is_open(sock) and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
-            await self._handover.serve(sock, b"")
-            return
+            return self._handover.serve(sock, b"")
         received = await self._read_head(sock, scope)
-        path, query = _split_target(received)
-        if path in _STREAM_PATHS:
-            await self._serve_stream(sock, scope, received)
-            return
-        _lift_deadline(scope)  # from here on each way in has its own
-        if path not in WEBSOCKET_PATHS:
-            if received := await self._rest.serve(sock, received):
-                await self._handover.serve(sock, received)
-            return
+        if received.startswith(PREFIX):
+            _lift_deadline(scope)  # from here on each way in has its own
+            return self._serve_calls(sock, received)
         end = received.index(HEAD_END) + len(HEAD_END)
-        head, received = received[:end], received[end:]
-        if self._gate.expects_forwarded(sock):
-            self._gate.note_forwarded(sock, headers_of(head))
-        client = await self._reception.receive(sock, scope, Visitor(path, query), head)
-        first = connect_parameter(query) if path == UNIDIRECTIONAL_PATH else ""
-        # Nothing of the head may stay in this frame, which lives as long as its client.
-        del head, path, query
-        if client is not None:
-            await websocket.serve(self._node, client, sock, received, first)
-
-    async def _serve_stream(
-        self, sock: socket.socket, scope: trio.CancelScope, received: bytes
-    ) -> None:
-        """A stream, its request's body within the deadline that the head had; or hand it over."""
-        self._set_deadline(scope)
-        if self._gate.expects_forwarded(sock):
-            self._gate.note_forwarded(sock, headers_of(received.partition(b"\r\n\r\n")[0]))
-        stream = await http_stream.open_stream(self._node, self._settings().origins, sock, received)
+        head = read_head(received[:end])
+        path = head.target.partition(b"?")[0]
+        if path in _STREAM_PATHS:
+            self._set_deadline(scope)
+            return self._subscriptions.serve_stream(sock, scope, head, received[end:])
         _lift_deadline(scope)
-        if not isinstance(stream, bytes):
-            del received
-            await http_stream.serve(self._node, sock, scope, stream)
-        elif stream:
-            self._gate.forget_forwarded(sock)  # more requests may come, of other clients
-            await self._handover.serve(sock, stream)
+        if path in _WEBSOCKET_PATHS:
+            return self._subscriptions.serve_websocket(sock, scope, head, received[end:])
+        return self._handover.serve(sock, received)
+
+    async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
+        """Calls of the server API, then whatever else comes on their connection."""
+        if received := await self._rest.serve(sock, received):
+            await self._handover.serve(sock, received)
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Everything up to the head's end, and what came with it."""
@@ -233,9 +213,9 @@ class Door:
             received += chunk
             if not _is_request(received):
                 raise _RejectedError("not HTTP")
-            end = received.find(b"\r\n\r\n")
+            end = received.find(HEAD_END)
             if end > self._head_limit or (end < 0 and len(received) > self._head_limit):
-                raise _RejectedError("head too large", _TOO_LARGE)
+                raise _RejectedError("head too large", write_answer(_TOO_LARGE, keep_alive=False))
             if end >= 0:
                 return received
             await trio.lowlevel.checkpoint()
@@ -274,14 +254,6 @@ class Door:
 def _lift_deadline(scope: trio.CancelScope) -> None:
     if scope.deadline != math.inf:
         scope.deadline = math.inf
-
-
-def _split_target(head: bytes) -> tuple[bytes, Query]:
-    """Path and query of the request line; an empty path where the line has no target."""
-    words = head.partition(b"\r\n")[0].split(b" ")
-    target = words[1] if len(words) == 3 else b""
-    path, _, query = target.partition(b"?")
-    return path, parse_qs(query.decode("latin-1")) if query else {}
 
 
 def _is_request(received: bytes) -> bool:

@@ -1,272 +1,284 @@
-"""Who may open a stream, and as what: the same for the native path and behind an ASGI server.
+"""Who may subscribe: the one transcript of questions, for every transport and both servers.
 
-A way in is a path with its methods, its codec and what its client says first. Requests that are
-none get their answer here, with the headers that let a page of another origin read it.
+Origin, method, shutdown, token, denial, limits of a user, channels, limits in all. Rule: a token's
+verifier and a request's body are waited for first; from there on nothing waits, so what was decided
+holds when the client arrives, and the place that was checked is the place that is held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from random import randint
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Self
 
-import attrs
 import msgspec
 
-from repeater.backend.headers import NONE, forwarded
+from repeater.access.grants import (
+    ConnectionGrant,
+    SubscriptionGrant,
+    TokenExpiredError,
+    TokenInvalidError,
+)
+from repeater.access.origins import origin_allowed
+from repeater.backend.headers import forwarded
+from repeater.clients.limits import LimitError, Place
+from repeater.clients.opening import Opening
 from repeater.clients.plain import Wanted, positions_of
-from repeater.errors import DisconnectError
-from repeater.front.auth import (
-    RefusedError,
-    first_of,
-    header_token,
-    identify,
-    origin_allowed,
-    plain_channels,
-    refuse_while_draining,
+from repeater.errors import (
+    FORCE_DISCONNECT,
+    BrokerError,
+    DisconnectError,
+    ErrorCode,
+    ReplyError,
 )
-from repeater.protocol.centrifugo.codecs import (
-    CENTRIFUGE_SSE,
-    CENTRIFUGE_STREAM,
-    CENTRIFUGE_UNI_SSE,
-    CENTRIFUGE_UNI_STREAM,
-    Codec,
-)
+from repeater.front.request import Request
+from repeater.front.responses import OCTETS, PROTOBUF_FAREWELL, answer_page, cors_headers
+from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
-from repeater.protocol.http.request import HTTPRequest
-from repeater.protocol.sse.event_stream import EVENT_STREAM, retry
+from repeater.protocol.http.answer import Answer, Headers, answer_status
 
 if TYPE_CHECKING:
+    from repeater.front.request import ReadBody
     from repeater.node import Node
 
-Headers = list[tuple[str, str]]
-
-_EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
-_JSON: Final = "application/json; charset=utf-8"
-_OCTETS: Final = "application/octet-stream"
-_PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
-_RETRY: Final = (1_000, 3_000)
-"""Milliseconds before a browser comes back, drawn for each, so that they do not come at once."""
-
-# A length-prefixed protobuf push of disconnect 3506, which stops an SDK for good (section 16).
-PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropriate protocol"
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Way:
-    """One way in."""
-
-    name: str
-    """The transport's, for metrics and logs."""
-    conversation: Literal["plain", "emulated", "unidirectional"]
-    codec: Codec
-    media_type: str
-    methods: tuple[str, ...]
-    opening: bytes = b""
-    """Sent at once, so that whoever waits for the first byte sees the stream open."""
-
-
-WAYS: Final = {
-    "/events": Way(
-        name="events",
-        conversation="plain",
-        codec=EVENT_STREAM,
-        media_type=_EVENT_STREAM,
-        methods=("GET",),
-    ),
-    "/connection/sse": Way(
-        name="sse",
-        conversation="emulated",
-        codec=CENTRIFUGE_SSE,
-        media_type=_EVENT_STREAM,
-        methods=("GET", "POST"),
-        opening=b"\r\n",
-    ),
-    "/connection/http_stream": Way(
-        name="http_stream",
-        conversation="emulated",
-        codec=CENTRIFUGE_STREAM,
-        media_type=_JSON,
-        methods=("POST",),
-    ),
-    "/connection/uni_sse": Way(
-        name="uni_sse",
-        conversation="unidirectional",
-        codec=CENTRIFUGE_UNI_SSE,
-        media_type=_EVENT_STREAM,
-        methods=("GET", "POST"),
-        opening=b"\r\n",
-    ),
-    "/connection/uni_http_stream": Way(
-        name="uni_http_stream",
-        conversation="unidirectional",
-        codec=CENTRIFUGE_UNI_STREAM,
-        media_type=_JSON,
-        methods=("POST",),
-    ),
+_TOO_MANY: Final = {
+    "connections": HTTPStatus.SERVICE_UNAVAILABLE,
+    "connection_rate": HTTPStatus.SERVICE_UNAVAILABLE,
+    "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
+    "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
-"""By path."""
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """An ordinary answer to a request that opens nothing."""
+class Refusal(msgspec.Struct, frozen=True):
+    """What a request is answered instead of being opened: a refusal, or a preflight's answer."""
 
-    status: int
-    headers: Headers
-    body: bytes = b""
+    answer: Answer
+    counted: bool = False
+    """Whether a limit or a denial has counted it, so that it must not be asked again."""
 
 
-class Stream(msgspec.Struct, frozen=True):
-    """A stream that may be opened: how it is answered, and what its client says first.
+class _RefusedError(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.answer.status)
+        self.refusal = refusal
 
-    `first` is None where that is the request's body.
+
+class Admission(msgspec.Struct, eq=False):
+    """One request's admission, a context manager: the place is held until the block ends."""
+
+    _node: Node
+    _origins: Sequence[str]
+    _request: Request
+    _read_body: ReadBody | None
+    _route: Route
+    _place: Place
+    _cors: Headers = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._place.leave()
+
+    async def decide(self) -> Opening | Refusal:
+        """Return the `Opening` to serve inside the block, or the `Refusal` to answer; call it once.
+
+        Waits for the verifier of a plain subscriber's token, with the verifier's own deadline, and
+        for the request's body, with its reader's. Cancelled, nothing is held.
+        """
+        request, route = self._request, self._route
+        try:
+            if route.media_type:
+                self._ask_page()
+            elif not origin_allowed(*request.origin_and_host(), self._origins):
+                raise self._refused(HTTPStatus.FORBIDDEN)
+            self._ask_draining()
+            if route.kind == "plain":
+                token = request.parameter("token") or request.credentials()
+                grant = await self._prove(token) if token else ConnectionGrant()
+                return self._admit_plain(grant)
+            first = await self._first_of_stream() if route.media_type else self._parameter()
+            return self._admit_centrifuge(first)
+        except _RefusedError as error:
+            self._place.leave()
+            return error.refusal
+        finally:
+            # Nothing of the request is kept for as long as its client lives.
+            self._request, self._read_body, self._cors = _NOTHING, None, ()
+
+    def _admit_centrifuge(self, first: str | bytes) -> Opening:
+        """Decide on a client that says later who it is; sync, see the module's rule."""
+        request, kind = self._request, self._route.kind
+        self._ask_draining()
+        self._take_place()
+        return Opening(
+            name=self._route.name,
+            kind=kind,
+            place=self._place,
+            first=first,
+            credentials=request.credentials() if kind == "emulated" else "",
+            headers=forwarded(request.header_lines(), self._node.forward_headers),
+            protobuf=kind == "bidirectional" and request.wants_protobuf(),
+        )
+
+    def _admit_plain(self, grant: ConnectionGrant) -> Opening:
+        """Decide on a plain subscriber whose token is proven; sync, see the module's rule."""
+        if 0 < grant.expire_at <= self._node.unix_time():
+            raise self._refused(HTTPStatus.UNAUTHORIZED)
+        self._ask_denials(grant)
+        if grant.user:
+            self._take_user(grant.user)
+        self._ask_draining()
+        channels = self._channels(grant)
+        self._take_place()
+        wanted = Wanted(grant=grant, channels=channels)
+        if self._route.media_type:
+            last = self._request.header(b"last-event-id") or self._request.parameter("lastEventId")
+            since = positions_of(last, list(channels))
+            wanted = Wanted(grant=grant, channels=channels, since=since)
+        return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
+
+    def _ask_page(self) -> None:
+        """What HTTP asks of a stream's request: its page's origin, a preflight, its method."""
+        answer = answer_page(self._request, self._origins, self._route.methods)
+        if answer is not None:
+            raise _RefusedError(Refusal(answer))
+        self._cors = cors_headers(self._request)
+
+    def _ask_draining(self) -> None:
+        """A node that shuts down takes nobody in."""
+        if self._node.draining:
+            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def _prove(self, token: str) -> ConnectionGrant:
+        """Return whom a plain subscriber's token names.
+
+        In development mode a token that proves nothing is as good as none.
+        """
+        verifier, insecure = self._node.verifier, self._node.options.insecure
+        try:
+            if verifier is None:
+                raise TokenInvalidError("no keys")
+            grant = await verifier.verify_connection(token)
+        except (TokenExpiredError, TokenInvalidError):
+            if insecure:
+                return ConnectionGrant()
+            raise self._refused(HTTPStatus.UNAUTHORIZED) from None
+        except BrokerError:
+            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE) from None
+        return msgspec.structs.replace(grant, by_token=True)
+
+    def _ask_denials(self, grant: ConnectionGrant) -> None:
+        """As for a Centrifugo client, by HTTP's statuses."""
+        refusal = self._node.denials.refusal(grant)
+        if refusal is not None:
+            self._node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
+            raise self._refused(HTTPStatus.FORBIDDEN, counted=True)
+
+    def _channels(self, grant: ConnectionGrant) -> dict[str, SubscriptionGrant]:
+        """The channels that the request names, each once; else its token's, else the default.
+
+        Refuses with 401 nobody, where nobody is not allowed; with 403 whoever may not subscribe;
+        with 400 an invalid name, or more channels than a connection may have.
+        """
+        node = self._node
+        names = list(dict.fromkeys(self._request.query.get("channel", ())))
+        names = names or list(grant.channels) or [node.options.default_channel]
+        if node.options.public_channels.issuperset(names):
+            return dict.fromkeys(names, SubscriptionGrant())
+        if not (grant.user or node.options.insecure or node.options.allow_anonymous):
+            raise self._refused(HTTPStatus.UNAUTHORIZED)
+        if len(names) > node.options.channel_limit:
+            raise self._refused(HTTPStatus.BAD_REQUEST)
+        try:
+            for name in names:
+                if name in grant.channels:
+                    node.channels.options(name)
+                else:
+                    node.channels.check_subscribe(name, grant.user)
+        except ReplyError as error:
+            denied = error.code is ErrorCode.PERMISSION_DENIED
+            status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
+            raise self._refused(status) from None
+        return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
+
+    def _parameter(self) -> str:
+        """The message in the address, of a client that says nothing later; empty for none."""
+        bidirectional = self._route.kind == "bidirectional"
+        return "" if bidirectional else self._request.parameter("cf_connect")
+
+    async def _first_of_stream(self) -> str | bytes:
+        """The message that comes with a stream's request: a parameter or, of a POST, the body.
+
+        A missing one is 400, and so is a broken one where no reply could say it.
+        """
+        route, request = self._route, self._request
+        if request.length > self._node.options.message_limit:
+            raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if request.method == "POST":
+            if (request.header(b"content-type") or "").startswith(OCTETS):
+                answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
+                raise _RefusedError(Refusal(answer))
+            assert self._read_body is not None, "a POST has a body to read"
+            first = _text_or_bytes(await self._read_body())
+        else:
+            first = self._parameter()
+        if route.kind == "emulated":
+            if not first:
+                raise self._refused(HTTPStatus.BAD_REQUEST)
+            return first
+        try:
+            if isinstance(first, bytes):
+                raise self._refused(HTTPStatus.BAD_REQUEST)
+            parse_connect(first or "{}")
+        except DisconnectError:
+            raise self._refused(HTTPStatus.BAD_REQUEST) from None
+        return first or "{}"
+
+    def _take_user(self, user: str) -> None:
+        try:
+            self._place.take_user(self._node.options.limits, user)
+        except LimitError as error:
+            raise self._refused(_TOO_MANY[error.limit], counted=True) from None
+
+    def _take_place(self) -> None:
+        """The last question, since it counts who came in."""
+        limits = self._node.options.limits
+        try:
+            # Asking a socket for its peer is a system call: only where addresses count.
+            self._place.take(
+                limits, self._request.address if limits.connections_per_address else ""
+            )
+        except LimitError as error:
+            raise self._refused(_TOO_MANY[error.limit], counted=True) from None
+
+    def _refused(self, status: HTTPStatus, *, counted: bool = False) -> _RefusedError:
+        return _RefusedError(Refusal(answer_status(status, self._cors), counted))
+
+
+def admit(
+    node: Node, origins: Sequence[str], request: Request, read_body: ReadBody | None = None
+) -> Admission:
+    """Ask whether a request to one of `ROUTES` may be opened, and hold its place.
+
+    Enter the admission, then await its `decide`, and serve inside the block.
+
+    Args:
+        node: Where it wants to subscribe.
+        origins: Globs of the pages that may connect.
+        request: What came, without its body.
+        read_body: Reads the body of a POST; called once, and only where it is wanted.
     """
-
-    way: Way
-    headers: Headers
-    opening: bytes
-    first: str | bytes | None
-    wanted: Wanted | None = None
-    credentials: str = ""
-    forwarded: Mapping[str, str] = NONE
-    """What the back end is to see of the request's headers."""
-
-    def with_body(self, body: bytes) -> Stream | Answer:
-        """The stream, its client's first message being the body."""
-        return _checked(msgspec.structs.replace(self, first=text_or_bytes(body)))
+    route = ROUTES[request.path]
+    return Admission(node, origins, request, read_body, route, Place(node.places))
 
 
-def text_or_bytes(body: bytes) -> str | bytes:
+_NOTHING: Final = Request("", "", b"", (), {})
+
+
+def _text_or_bytes(body: bytes) -> str | bytes:
     """A body as a message: text, unless it is not UTF-8."""
     try:
         return body.decode()
     except UnicodeDecodeError:
         return body
-
-
-async def admit(node: Node, origins: Sequence[str], request: HTTPRequest) -> Stream | Answer:
-    """Decide on a request to one of `WAYS`. May wait for a token's keys, with their deadline."""
-    way = WAYS[request.path]
-    common = common_answer(request, origins, way.methods)
-    if common is not None:
-        return common
-    headers = cors_headers(request)
-    try:
-        refuse_while_draining(node)
-        if way.conversation == "plain":
-            return await _plain(node, way, request, headers)
-    except RefusedError as error:
-        return refusal(error.status, headers)
-    if request.length > node.options.message_limit:
-        return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers)
-    if request.method == "POST" and request.headers.get("content-type", "").startswith(_OCTETS):
-        return Answer(HTTPStatus.OK, [*headers, ("Content-Type", _OCTETS)], PROTOBUF_FAREWELL)
-    stream = Stream(
-        way,
-        [*headers, *_stream_headers(way)],
-        way.opening,
-        None if request.method == "POST" else first_of(request.query, "cf_connect"),
-        credentials=credentials_of(request),
-        forwarded=forwarded(request.headers.items(), node.forward_headers),
-    )
-    return stream if stream.first is None else _checked(stream)
-
-
-def let_in(node: Node, stream: Stream, address: str) -> Answer | None:
-    """Ask whether there is room for one more; the last question, since it counts.
-
-    `Admission.arrive` is to follow; an answer is sent where there is none.
-    """
-    try:
-        node.admission.check(node.options.limits, address)
-    except RefusedError as error:
-        return refusal(error.status, _cors_of(stream))
-    return None
-
-
-def _cors_of(stream: Stream) -> Headers:
-    return [header for header in stream.headers if header[0] in _CORS]
-
-
-def _checked(stream: Stream) -> Stream | Answer:
-    """A missing first message is 400; so is a broken one where no reply could say it."""
-    cors = _cors_of(stream)
-    if stream.way.conversation == "emulated":
-        return stream if stream.first else refusal(HTTPStatus.BAD_REQUEST, cors)
-    first = stream.first or "{}"
-    if isinstance(first, bytes):
-        return refusal(HTTPStatus.BAD_REQUEST, cors)
-    try:
-        parse_connect(first)
-    except DisconnectError:
-        return refusal(HTTPStatus.BAD_REQUEST, cors)
-    return msgspec.structs.replace(stream, first=first)
-
-
-async def _plain(node: Node, way: Way, request: HTTPRequest, headers: Headers) -> Stream:
-    token = first_of(request.query, "token") or credentials_of(request)
-    grant = await identify(node, token)
-    channels = plain_channels(node, request.query, grant)
-    last = request.headers.get("last-event-id") or first_of(request.query, "lastEventId")
-    wanted = Wanted(grant=grant, channels=channels, since=positions_of(last, list(channels)))
-    opening = retry(randint(*_RETRY))
-    return Stream(way, [*headers, *_stream_headers(way)], opening, "", wanted)
-
-
-def credentials_of(request: HTTPRequest) -> str:
-    """What a request's headers prove itself with, if anything."""
-    return header_token(request.headers.get("authorization"), request.headers.get("cookie"))
-
-
-def common_answer(
-    request: HTTPRequest, origins: Sequence[str], methods: Sequence[str]
-) -> Answer | None:
-    """What is answered on every path: foreign origins, preflights, other methods."""
-    headers = request.headers
-    if not origin_allowed(headers.get("origin"), headers.get("host"), origins):
-        return refusal(HTTPStatus.FORBIDDEN, [])
-    cors = cors_headers(request)
-    allowed = ", ".join((*methods, "OPTIONS"))
-    if request.method == "OPTIONS":
-        asked = headers.get("access-control-request-headers")
-        preflight = [("Access-Control-Allow-Headers", asked)] if asked else []
-        preflight += [
-            ("Access-Control-Allow-Methods", allowed),
-            ("Access-Control-Max-Age", _PREFLIGHT_AGE),
-        ]
-        return Answer(HTTPStatus.NO_CONTENT, [*cors, *preflight])
-    if request.method not in methods:
-        return refusal(HTTPStatus.METHOD_NOT_ALLOWED, [*cors, ("Allow", allowed)])
-    return None
-
-
-_CORS: Final = ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Vary")
-
-
-def cors_headers(request: HTTPRequest) -> Headers:
-    """What lets the page that asks, which is an allowed one, read the answer."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return []
-    return [
-        ("Access-Control-Allow-Origin", origin),
-        ("Access-Control-Allow-Credentials", "true"),
-        ("Vary", "Origin"),
-    ]
-
-
-def refusal(status: HTTPStatus, headers: Headers) -> Answer:
-    """A status with its phrase as the body."""
-    plain = ("Content-Type", "text/plain; charset=utf-8")
-    return Answer(status, [*headers, plain], f"{status.phrase}\n".encode())
-
-
-def _stream_headers(way: Way) -> Headers:
-    """No cache may keep a stream, and no proxy may gather it (section 14.1)."""
-    return [
-        ("Content-Type", way.media_type),
-        ("Cache-Control", "private, no-cache, no-store, must-revalidate, max-age=0"),
-        ("Pragma", "no-cache"),
-        ("X-Accel-Buffering", "no"),
-    ]

@@ -22,10 +22,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
-from repeater.front.forwarding import ForwardedApp
 from repeater.front.raw_stream import RawStream
 from repeater.front.tls import TLSSocket
-from repeater.front.trusted_proxies import TrustedProxies
+from repeater.front.trusted_proxies import ForwardedApp, TrustedProxies
 from repeater.log import get_logger
 from repeater.transports.asgi import abort_connection
 from repeater.transports.sockets import abort_socket

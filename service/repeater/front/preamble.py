@@ -14,6 +14,7 @@ import trio
 
 from repeater.front.tls import TLSSocket, shake_hands
 from repeater.front.trusted_proxies import UNIX, TrustedProxies
+from repeater.protocol.http.answer import Answer, write_answer
 from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
 
 _PEEK: Final = 4_096
 _RECEIVE: Final = 65_536
-_HTTPS_ONLY: Final = b"This port speaks HTTPS only.\n"
-_PLAIN_TO_TLS: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
-    b"Connection: close\r\n\r\n%s" % (len(_HTTPS_ONLY), _HTTPS_ONLY)
-)
+_PLAIN_TO_TLS: Final = Answer(400, b"This port speaks HTTPS only.\n", "text/plain")
 
 
 class GateError(Exception):
@@ -108,25 +105,19 @@ class Gate:
                 _answer_plainly(sock)
             raise GateError(f"no TLS: {error.reason}") from None
 
-    def expects_forwarded(self, sock: socket.socket) -> bool:
-        """Whether the first request's headers may say who the client is."""
-        return bool(self.proxies) and self.proxies.trusts(_peer(sock))
+    def forwarded_client(self, sock: socket.socket, headers: Headers) -> str:
+        """The client that a request's headers name, if they are believed; else empty."""
+        if not self.proxies:
+            return ""
+        return self.proxies.forwarded(_peer(sock), headers).address
 
-    def note_forwarded(self, sock: socket.socket, headers: Headers) -> None:
-        """From here on the socket's client is whom these headers name, if they are believed.
+    def name_client(self, sock: socket.socket, address: str) -> None:
+        """Have the socket say from here on that its client is at `address`.
 
-        For a connection that serves this one request; others ask at each request of theirs.
+        For a connection that serves one request; others ask at each request of theirs.
         """
-        if not isinstance(sock, ProxiedSocket | TLSSocket):
-            return
-        found = self.proxies.forwarded(_peer(sock), headers)
-        if found.address:
-            sock.forwarded = (found.address, 0)
-
-    def forget_forwarded(self, sock: socket.socket) -> None:
-        """The connection is its peer's again, to be handed over."""
         if isinstance(sock, ProxiedSocket | TLSSocket):
-            sock.forwarded = None
+            sock.forwarded = (address, 0)
 
 
 def _proxied(sock: socket.socket, client: tuple[str, int]) -> ProxiedSocket:
@@ -173,6 +164,6 @@ def _answer_plainly(sock: socket.socket) -> None:
     """Tell a client that speaks HTTP to a TLS port."""
     try:
         socket.socket.recv(sock, _RECEIVE)  # unread, it would turn the close into a reset
-        socket.socket.send(sock, _PLAIN_TO_TLS)
+        socket.socket.send(sock, write_answer(_PLAIN_TO_TLS, keep_alive=False))
     except OSError:
         return  # It is gone.

@@ -20,19 +20,15 @@ from repeater.api.answers import (
     REQUEST_TIMEOUT,
     TOO_LARGE,
     TRANSPORT_MODE,
-    Answer,
 )
 from repeater.api.budget import Budget
 from repeater.api.methods import BODY_TIMEOUT, METHODS, call
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.front.responses import http_date
 from repeater.log import get_logger
-from repeater.protocol.http.chunked import (
-    ChunkedReader,
-    RequestHead,
-    parse_head,
-)
-from repeater.protocol.http.head import HEAD_END
-from repeater.transports.answers import encode_answer
+from repeater.protocol.http.answer import Answer, write_answer
+from repeater.protocol.http.chunked import ChunkedReader
+from repeater.protocol.http.head import HEAD_END, CallHead, read_call_head
 from repeater.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("rest")
 
-_PREFIX: Final = b"POST /api/"
+PREFIX: Final = b"POST /api/"
 _PATHS: Final = {f"/api/{name}".encode(): name for name in (*METHODS, STREAM)}
 _RECEIVE: Final = 65_536
 _IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in handover.py
@@ -91,7 +87,7 @@ class Rest:
         The caller owns the socket and closes it. An error in a call is answered 500, logged
         with its traceback, and ends this connection only.
         """
-        if not _PREFIX.startswith(received[: len(_PREFIX)]):
+        if not PREFIX.startswith(received[: len(PREFIX)]):
             return received
         connection = _Connection(self, sock, received)
         self._connections[connection] = None
@@ -145,12 +141,12 @@ class _Connection:
             if not going_on:
                 return b""
 
-    async def _next_head(self) -> RequestHead | None:
+    async def _next_head(self) -> CallHead | None:
         """The next request's head, consumed; None, and nothing consumed, if it is not plain."""
         deadline = trio.current_time() + _IDLE_TIMEOUT
         begun = False
         while (end := self._received.find(HEAD_END)) < 0:
-            if not _PREFIX.startswith(self._received[: len(_PREFIX)]):
+            if not PREFIX.startswith(self._received[: len(PREFIX)]):
                 return None
             if len(self._received) > self._rest.options.head_limit:
                 return None
@@ -159,15 +155,15 @@ class _Connection:
                 deadline = trio.current_time() + self._rest.options.head_timeout
             self._received += await self._receive(deadline, idle=not begun)
         end += len(HEAD_END)
-        if end > self._rest.options.head_limit or not self._received.startswith(_PREFIX):
+        if end > self._rest.options.head_limit or not self._received.startswith(PREFIX):
             return None
-        head = parse_head(self._received[:end])
+        head = read_call_head(self._received[:end])
         if head is None or not self._is_ours(head):
             return None
         self._received = self._received[end:]
         return head
 
-    def _is_ours(self, head: RequestHead) -> bool:
+    def _is_ours(self, head: CallHead) -> bool:
         name = _PATHS.get(head.path)
         if name is None:
             return False
@@ -175,7 +171,7 @@ class _Connection:
             return False
         return self._rest.key.admits(head.api_key, head.authorization, head.query)
 
-    async def _serve_call(self, head: RequestHead, name: str) -> bool:
+    async def _serve_call(self, head: CallHead, name: str) -> bool:
         """One call; whether the connection goes on."""
         assert head.length is not None
         if head.length > self._rest.options.body_limit:
@@ -212,7 +208,7 @@ class _Connection:
         body, self._received = self._received[:length], self._received[length:]
         return body
 
-    async def _serve_stream(self, head: RequestHead) -> bool:
+    async def _serve_stream(self, head: CallHead) -> bool:
         """One stream; whether the connection goes on, which it does after a whole body only."""
         stream = EventStream(self._node, self._rest.options.body_limit)
         status = await self._feed(stream, head.length)
@@ -289,7 +285,7 @@ class _Connection:
     async def _send(self, answer: Answer, *, keep_alive: bool) -> bool:
         """Send one answer; whether the connection goes on."""
         keep_alive = keep_alive and not self._rest.draining
-        await self._send_all(encode_answer(answer, keep_alive=keep_alive))
+        await self._send_all(write_answer(answer, keep_alive=keep_alive, date=http_date()))
         if not keep_alive:
             self._socket.shutdown(socket.SHUT_WR)
         return keep_alive

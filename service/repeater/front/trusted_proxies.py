@@ -6,11 +6,14 @@ trusted proxy's is the client's. What is left of it anybody may have sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
 
 UNIX: Final = "unix"
 """Stands for whoever comes by a Unix socket, in the list of trusted proxies and as an address."""
@@ -124,3 +127,45 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 def _scheme(text: str) -> str:
     return text.lower() if text.lower() in ("http", "https") else ""
+
+
+class ForwardedApp:
+    """The application as one connection sees it. Lives as long as the connection.
+
+    Hypercorn's own (`ProxyFixMiddleware`) believes whoever sends the headers; this one asks who
+    it was.
+    """
+
+    def __init__(self, app: AppWrapper, peer: tuple[str, int], proxies: TrustedProxies) -> None:
+        """Take what the connection itself says of its client; its requests may know more."""
+        self._app = app
+        self._peer = peer
+        self._proxies = proxies
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., Any],
+        call_soon: Callable[..., Any],
+    ) -> None:
+        """One request, with the address and scheme of its client."""
+        if scope["type"] != "lifespan":
+            self._correct(scope)  # type: ignore[arg-type]
+        await self._app(scope, receive, send, sync_spawn, call_soon)
+
+    def _correct(self, scope: dict[str, Any]) -> None:
+        address = str(self._peer[0])
+        scope["client"] = self._peer[:2]
+        if not self._proxies.trusts(address):
+            return
+        headers = (
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        )
+        found = self._proxies.forwarded(address, headers)
+        if found.address:
+            scope["client"] = (found.address, 0)
+        if found.scheme:
+            plain = "ws" if scope["type"] == "websocket" else "http"
+            scope["scheme"] = plain + ("s" if found.scheme == "https" else "")

@@ -7,17 +7,12 @@ call. The read loop is the client's only task; writing happens wherever an event
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
-from repeater.access.grants import ConnectionGrant
 from repeater.clients.client import Client
-from repeater.clients.session import Session
-from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from repeater.protocol.websocket.frames import FrameReader, close_frame
 from repeater.transports.sockets import RECEIVE, SocketTransport
 
@@ -46,69 +41,24 @@ class UnidirectionalTransport(WebSocketTransport):
     name = "uni_websocket"
 
 
-def open_plain(
-    node: Node,
-    sock: socket.socket,
-    scope: trio.CancelScope,
-    answer: bytes,
-    grant: ConnectionGrant,
-    channels: Iterable[str],
-) -> Client:
-    """Make a plain subscriber of an accepted handshake; it hears its channels at once.
-
-    The caller calls `serve` next, which owns the socket and ends it. `scope` surrounds that call.
-    """
-    client = Client(node.registry, WebSocketTransport(sock, PLAIN), scope, ready=True)
-    client.outbox.send(answer)
-    client.identify(grant)
-    if grant.expire_at:
-        client.expiry_changed()
-    for channel in channels:
-        client.subscribe(channel)
-    node.connection_log.connected(client)
-    return client
-
-
-def open_centrifuge(
-    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
-) -> Client:
-    """Make a Centrifugo client of an accepted handshake; it has yet to send `connect`."""
-    client = Client(node.registry, WebSocketTransport(sock, CENTRIFUGE_JSON), scope, ready=False)
-    client.outbox.send(answer)
-    return client
-
-
-def open_unidirectional(
-    node: Node, sock: socket.socket, scope: trio.CancelScope, answer: bytes
-) -> Client:
-    """Make a unidirectional client of an accepted handshake; who it is comes first."""
-    client = Client(
-        node.registry, UnidirectionalTransport(sock, CENTRIFUGE_UNI), scope, ready=False
-    )
-    client.outbox.send(answer)
-    return client
-
-
-_CONVERSATIONS: Final[dict[Codec, Callable[[Node, Client], Conversation]]] = {
-    CENTRIFUGE_JSON: Session,
-    CENTRIFUGE_UNI: UnidirectionalSession,
-}
-
-
 async def serve(
-    node: Node, client: Client, sock: socket.socket, received: bytes, first: str = ""
+    node: Node,
+    client: Client,
+    sock: socket.socket,
+    session: Conversation | None,
+    received: bytes,
+    first: str | bytes = "",
 ) -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:
         node: Where the client belongs.
-        client: From `open_plain`, whose messages are ignored, or another `open_`.
+        client: Made of an accepted handshake, which is answered.
         sock: The client's socket.
+        session: What its messages are for; None to ignore them.
         received: What arrived behind the request head.
         first: A message that came with the request itself, before all others.
     """
-    converse = _CONVERSATIONS.get(client.codec)
-    session = None if converse is None else converse(node, client)
     try:
         if session is not None and first:
             await session.receive(first)
@@ -118,7 +68,11 @@ async def serve(
 
 
 async def _read(
-    node: Node, client: Client, sock: socket.socket, session: Conversation | None, received: bytes
+    node: Node,
+    client: Client,
+    sock: socket.socket,
+    session: Conversation | None,
+    received: bytes,
 ) -> None:
     """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
     reader: FrameReader | None = None
@@ -129,7 +83,7 @@ async def _read(
             reader = reader or FrameReader(limit)
             await _take(client, session, reader, received)
             if reader.closed:
-                await _answer_close(node, client)
+                await _answer_close(client, node.options.close_timeout)
                 return
             if reader.idle:
                 reader = None
@@ -162,12 +116,12 @@ async def _take(
         client.outbox.send(reader.closing)
 
 
-async def _answer_close(node: Node, client: Client) -> None:
+async def _answer_close(client: Client, seconds: float) -> None:
     """The closing handshake is under way: let our half of it reach the peer."""
     client.depart()  # before the socket is half closed: an event written then were an error
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
-    with trio.move_on_after(node.options.close_timeout):
+    with trio.move_on_after(seconds):
         try:
             await client.outbox.wait_empty()
             if not client.outbox.closed:

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
-from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, UNAUTHORIZED, Answer
+from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, UNAUTHORIZED
 from repeater.api.keys import ApiKey
 from repeater.api.methods import METHODS, call
 from repeater.node import Node
+from repeater.protocol.http.answer import Answer
 
 
 def create_api(node: Callable[[], Node], key: ApiKey) -> Blueprint:

@@ -18,7 +18,6 @@ from repeater.config import CurrentSettings, Settings, load_settings
 from repeater.node import Node
 from repeater.serving.assembly import open_assembly
 from repeater.web.api import create_api
-from repeater.web.connect import create_connect
 from repeater.web.console import create_console
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
@@ -113,7 +112,6 @@ def create_app(
         app.while_serving(lambda: holder.hold(settings))
     key = settings.api_key
     app.register_blueprint(create_api(holder, key))
-    app.register_blueprint(create_connect(holder, settings))
     app.register_blueprint(create_observe(holder, settings, holder.registry))
     if settings().dev:
         app.register_blueprint(create_console())

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED, Answer
+from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.protocol.http.answer import Answer
+from repeater.transports.asgi import Receive, Send, send_answer
 
 if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 _PATH = f"/api/{STREAM}"
 _LOOK = 1.0  # seconds between two looks whether the node drains
 
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -52,7 +52,7 @@ class StreamRoute:
         else:
             answer = await self._consume(receive)
         if answer is not None:
-            await _send(send, answer)
+            await send_answer(send, answer)
 
     async def _consume(self, receive: Receive) -> Answer | None:
         """Take the body in; its summary, or None if the peer is gone."""
@@ -80,13 +80,3 @@ class StreamRoute:
 
 def _first_of_each(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return {name.lower(): value for name, value in reversed(headers)}
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", b"%d" % len(answer.body)),
-        *((name.lower().encode(), value.encode()) for name, value in answer.headers),
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

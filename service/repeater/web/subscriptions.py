@@ -1,7 +1,9 @@
-"""Streams and emulation under an ASGI server: in front of Quart, which would gather what streams.
+"""Subscriptions and emulation under an ASGI server: in front of Quart, which would gather them.
 
-The door serves plain requests for streams itself; here is everything else about them: HTTP/2,
-requests on a reused connection, preflights and refusals, and `/emulation` in any case.
+The native path serves plain requests itself; here is everything else about subscriptions: HTTP/2,
+requests on a reused connection, preflights and refusals, and `/emulation` in any case. Rule: no
+message is taken from the ASGI server before the last one was carried out, so its bounded queue is
+the back-pressure. Quart's own queue of a WebSocket has no bound (quart-trio 0.13).
 """
 
 from __future__ import annotations
@@ -14,25 +16,28 @@ import msgspec
 import trio
 
 from repeater.clients.emulation import OverflowedError, UnknownSessionError
-from repeater.front.admit import (
-    WAYS,
-    Answer,
-    admit,
-    common_answer,
+from repeater.front.admit import Refusal, admit
+from repeater.front.request import Request, request_of_scope
+from repeater.front.responses import (
+    OCTETS,
+    answer_page,
     cors_headers,
-    credentials_of,
-    let_in,
-    refusal,
+    opening_bytes,
+    stream_headers,
 )
-from repeater.protocol.http.request import HTTPRequest, make_request
-from repeater.transports.asgi_stream import Receive, Send, send_answer, serve
+from repeater.front.routes import STREAMS, WEBSOCKETS
+from repeater.protocol.http.answer import Answer, answer_status
+from repeater.transports import asgi_stream, asgi_websocket
+from repeater.transports.asgi import Receive, Send, send_answer
+from repeater.transports.asgi_stream import ASGIStreamTransport
+from repeater.transports.asgi_websocket import ASGIWebSocketTransport
 
 if TYPE_CHECKING:
     from repeater.config import Settings
     from repeater.node import Node
 
 EMULATION_PATH: Final = "/emulation"
-_OCTETS: Final = "application/octet-stream"
+_DENIAL: Final = "websocket.http"
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -61,7 +66,7 @@ class _RefusedBodyError(Exception):
 
 
 class SubscriptionRoutes:
-    """An ASGI application: the streams and emulation, and `app` for everything else."""
+    """An ASGI application: subscriptions and emulation, and `app` for everything else."""
 
     def __init__(
         self, app: Application, node: Callable[[], Node], settings: Callable[[], Settings]
@@ -72,60 +77,82 @@ class SubscriptionRoutes:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        path = scope["path"] if scope["type"] == "http" else ""
-        if path not in WAYS and path != EMULATION_PATH:
+        kind, path = scope["type"], scope.get("path", "")
+        if kind == "websocket" and path in WEBSOCKETS:
+            await self._websocket(scope, receive, send)
+        elif kind == "http" and (path in STREAMS or path in WEBSOCKETS or path == EMULATION_PATH):
+            await self._http(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
-        request = make_request(scope["method"], path, scope["query_string"], scope["headers"])
+
+    async def _websocket(self, scope: Any, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return  # It hung up before it was anybody.
+        request, node = request_of_scope(scope), self._node()
+        with admit(node, self._settings().origins, request) as admission:
+            opening = await admission.decide()
+            if isinstance(opening, Refusal):
+                await _deny(scope, send, opening.answer)
+                return
+            route = WEBSOCKETS[request.path]
+            transport = ASGIWebSocketTransport(send, route.asgi_codec, route.name, request.address)
+            await asgi_websocket.serve(node, receive, transport, opening, request.subprotocol)
+
+    async def _http(self, scope: Any, receive: Receive, send: Send) -> None:
+        request = request_of_scope(scope)
         try:
-            if path == EMULATION_PATH:
+            if request.path == EMULATION_PATH:
                 await send_answer(send, await self._emulate(request, receive))
+            elif request.path in WEBSOCKETS:
+                await send_answer(send, _upgrade_required(scope))
             else:
-                await self._stream(request, receive, send, _address(scope))
+                await self._stream(request, receive, send)
         except _RefusedBodyError as error:
-            await send_answer(send, refusal(error.status, cors_headers(request)))
+            await send_answer(send, answer_status(error.status, cors_headers(request)))
         except _GoneError:
             return
 
-    async def _stream(
-        self, request: HTTPRequest, receive: Receive, send: Send, address: str
-    ) -> None:
-        node = self._node()
-        admitted = await admit(node, self._settings().origins, request)
-        if not isinstance(admitted, Answer) and admitted.first is None:
-            admitted = admitted.with_body(await self._body(receive))
-        if not isinstance(admitted, Answer):
-            admitted = let_in(node, admitted, address) or admitted
-        if isinstance(admitted, Answer):
-            await send_answer(send, admitted)
-        else:
-            await serve(node, receive, send, admitted, address)
+    async def _stream(self, request: Request, receive: Receive, send: Send) -> None:
+        node, origins = self._node(), self._settings().origins
 
-    async def _emulate(self, request: HTTPRequest, receive: Receive) -> Answer:
+        async def read_body() -> bytes:
+            return await self._body(receive)
+
+        with admit(node, origins, request, read_body) as admission:
+            opening = await admission.decide()
+            if isinstance(opening, Refusal):
+                await send_answer(send, opening.answer)
+                return
+            route = STREAMS[request.path]
+            transport = ASGIStreamTransport(send, route.asgi_codec, route.name, request.address)
+            headers, greeting = stream_headers(route, request), opening_bytes(route)
+            await asgi_stream.serve(node, receive, transport, opening, headers, greeting)
+
+    async def _emulate(self, request: Request, receive: Receive) -> Answer:
         """Put the commands into their session's queue (protocol, section 14.2)."""
-        common = common_answer(request, self._settings().origins, ("POST",))
-        if common is not None:
-            return common
+        page = answer_page(request, self._settings().origins, ("POST",))
+        if page is not None:
+            return page
         node, cors = self._node(), cors_headers(request)
-        if request.headers.get("content-type", "").startswith(_OCTETS):
-            return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, cors)
+        if (request.header(b"content-type") or "").startswith(OCTETS):
+            return answer_status(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, cors)
         if request.length > node.options.message_limit:
-            return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
+            return answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
         try:
             command = _decode(await self._body(receive))
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return refusal(HTTPStatus.BAD_REQUEST, cors)
+            return answer_status(HTTPStatus.BAD_REQUEST, cors)
         if not (command.session and command.node):
-            return refusal(HTTPStatus.BAD_REQUEST, cors)
+            return answer_status(HTTPStatus.BAD_REQUEST, cors)
         if command.node != node.id:
-            return refusal(HTTPStatus.NOT_FOUND, cors)
+            return answer_status(HTTPStatus.NOT_FOUND, cors)
         try:
-            node.emulation.take(command.session, command.data, credentials_of(request))
+            node.emulation.take(command.session, command.data, request.credentials())
         except UnknownSessionError:
-            return refusal(HTTPStatus.NOT_FOUND, cors)
+            return answer_status(HTTPStatus.NOT_FOUND, cors)
         except OverflowedError:
-            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, cors)
-        return Answer(HTTPStatus.NO_CONTENT, cors)
+            return answer_status(HTTPStatus.SERVICE_UNAVAILABLE, cors)
+        return Answer(HTTPStatus.NO_CONTENT, b"", "", cors)
 
     async def _body(self, receive: Receive) -> bytes:
         """The whole body, within the deadline that a head has.
@@ -149,6 +176,16 @@ class SubscriptionRoutes:
         raise _RefusedBodyError(HTTPStatus.REQUEST_TIMEOUT)
 
 
-def _address(scope: Any) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
+async def _deny(scope: Any, send: Send, answer: Answer) -> None:
+    """Refuse a WebSocket by an HTTP answer, where the server can; else it answers 403."""
+    if f"{_DENIAL}.response" in (scope.get("extensions") or {}):
+        await send_answer(send, answer, _DENIAL)
+    else:
+        await send({"type": "websocket.close"})
+
+
+def _upgrade_required(scope: Any) -> Answer:
+    """What a request without an upgrade is answered, as natively."""
+    # HTTP/2 forbids the header (RFC 9113, section 8.2.2).
+    headers = (("Upgrade", "websocket"),) if scope["http_version"].startswith("1") else ()
+    return answer_status(HTTPStatus.UPGRADE_REQUIRED, headers)

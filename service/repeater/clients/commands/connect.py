@@ -27,6 +27,7 @@ from repeater.clients.joining import (
     server_side_wish,
     time_left,
 )
+from repeater.clients.limits import LimitError
 from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
@@ -125,12 +126,16 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
 
 
 def _admit(node: ClientNode, client: Client, grant: ConnectionGrant) -> None:
-    """The last word on a connection whose user is known; it is identified in the same breath."""
+    """The last word on a connection whose user is known; it is identified in the same breath.
+
+    Its place is counted as the user's from here on, until the connection ends.
+    """
     refuse_denied(node, grant)
-    most = node.options.limits.connections_per_user
-    if most and grant.user and len(node.registry.users.get(grant.user, ())) >= most:
-        node.limited["connections_per_user"] += 1
-        raise DisconnectError(CONNECTION_LIMIT)
+    if client.place is not None:
+        try:
+            client.place.take_user(node.options.limits, grant.user)
+        except LimitError:
+            raise DisconnectError(CONNECTION_LIMIT) from None
 
 
 def refuse_denied(node: ClientNode, grant: ConnectionGrant) -> None:

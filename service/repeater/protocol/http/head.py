@@ -1,64 +1,133 @@
 """Request heads by llhttp (`httptools`), in its strict mode: what they say, not what it means.
 
-Each way in decides for itself what is plain enough for it.
+The one reader of heads: subscriptions, API calls and WebSocket handshakes all start from the same
+`Head`. Each way in decides for itself which heads are plain enough for it; any other goes to the
+server that knows all of HTTP.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import httptools
+import msgspec
 
 HEAD_END: Final = b"\r\n\r\n"
 
+# Headers of which a second one would change the meaning of an API call.
+_USED: Final = frozenset({
+    b"host", b"content-length", b"transfer-encoding", b"connection",
+    b"x-api-key", b"authorization", b"x-centrifugo-error-mode",
+})  # fmt: skip
+_NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings")
+_REMEMBERED: Final = 64  # heads; each is within the limit of a head, 16 KiB by default
 
-class RawHead:
-    """A head as it came: the target, and the headers in their order. The parser fills it.
 
-    Header names are in lower case.
+class Head:
+    """A request head as it came: target and headers in their order. The parser fills it.
+
+    Header names are in lower case. `sound` is False for bad syntax; then the parts before the
+    mistake are there, and nothing may be concluded from them but where the request belongs.
     """
 
-    __slots__ = ("headers", "method", "upgrades", "url", "version")
+    __slots__ = ("_by_name", "headers", "method", "raw", "sound", "target", "upgrades", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
         self.method = b""
         self.version = ""
-        self.url = b""
+        self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.sound = True
         self.upgrades = False
         """Whether it asks for another protocol."""
+        self._by_name: dict[bytes, bytes] | None = None
 
     def on_url(self, url: bytes) -> None:
-        """Called by the parser."""
-        self.url += url
+        """Called by the parser, once for each piece of the target that it was fed."""
+        self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
         self.headers.append((name.lower(), value))
 
-    def value(self, name: bytes) -> str | None:
-        """The last value of the header with this lower-case name; None without one."""
-        value = dict(self.headers).get(name)
-        return None if value is None else text_of(value)
+    @property
+    def by_name(self) -> dict[bytes, bytes]:
+        """The headers by lower-case name; of a repeated one the last counts."""
+        if self._by_name is None:
+            self._by_name = dict(self.headers)
+        return self._by_name
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any header is there more than once."""
+        return len(self.by_name) != len(self.headers)
 
 
-def text_of(value: bytes) -> str:
-    """UTF-8 where it can be, since that is how a browser sends `Last-Event-ID`."""
+def read_head(raw: bytes) -> Head:
+    """Read a head, which goes up to and including its empty line."""
+    head = Head(raw)
+    parser = httptools.HttpRequestParser(head)
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def read_head(head: bytes) -> RawHead | None:
-    """Read a head, which goes up to and including its empty line; None for bad syntax."""
-    found = RawHead()
-    parser = httptools.HttpRequestParser(found)
-    try:
-        parser.feed_data(head)
+        parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
-        found.upgrades = True
+        head.upgrades = True
     except httptools.HttpParserError:
+        head.sound = False
+        return head
+    head.method, head.version = parser.get_method(), parser.get_http_version()
+    return head
+
+
+class CallHead(msgspec.Struct, frozen=True):
+    """The head of one plain API call: where it goes, who sends it, and how its body is delimited.
+
+    `length` is the body's bytes, None for a chunked body.
+    """
+
+    path: bytes
+    query: bytes
+    length: int | None
+    keep_alive: bool
+    api_key: bytes | None
+    authorization: bytes | None
+    error_mode: bytes | None
+
+
+@lru_cache(_REMEMBERED)
+def read_call_head(raw: bytes) -> CallHead | None:
+    """Read the head of an API call, which goes up to and including its empty line.
+
+    A back end's heads are the same bytes again and again, so the last ones are remembered.
+
+    None for whatever is not a plain POST of HTTP/1.1: bad syntax, a missing or repeated header
+    that decides something, an upgrade, an expectation, a coding other than chunked.
+    """
+    head = read_head(raw)
+    if not head.sound or head.upgrades or head.method != b"POST" or head.version != "1.1":
         return None
-    found.method, found.version = parser.get_method(), parser.get_http_version()
-    return found
+    headers: dict[bytes, bytes] = {}
+    for name, value in head.headers:
+        if name in _USED and name in headers:
+            return None
+        headers[name] = value
+    if b"host" not in headers or any(name in headers for name in _NOT_PLAIN):
+        return None
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and coding.strip().lower() != b"chunked":
+        return None
+    path, _, query = head.target.partition(b"?")
+    return CallHead(
+        path,
+        query,
+        None if coding is not None else int(headers.get(b"content-length", b"0")),
+        not _closes(headers.get(b"connection", b"")),
+        headers.get(b"x-api-key"),
+        headers.get(b"authorization"),
+        headers.get(b"x-centrifugo-error-mode"),
+    )
+
+
+def _closes(connection: bytes) -> bool:
+    return b"close" in (option.strip() for option in connection.lower().split(b","))

@@ -13,19 +13,20 @@ from __future__ import annotations
 import binascii
 import logging
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 import msgspec
-from websockets.datastructures import Headers, MultipleValuesError
+from websockets.datastructures import Headers
 from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from repeater.protocol.http.head import RawHead
+from repeater.protocol.http.answer import Answer, write_answer
+from repeater.protocol.http.head import Head
 
 _LOGGER = logging.getLogger("repeater.websocket.handshake")
 _LOGGER.setLevel(logging.CRITICAL + 1)
@@ -33,10 +34,6 @@ _LOGGER.setLevel(logging.CRITICAL + 1)
 JSON_SUBPROTOCOL: Final = Subprotocol("centrifuge-json")
 PROTOBUF_SUBPROTOCOL: Final = Subprotocol("centrifuge-protobuf")
 _KNOWN: Final = (JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL)
-
-BAD_REQUEST_ANSWER: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-)
 
 _ACCEPTED: Final = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -51,9 +48,6 @@ _SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 _KEY_SIZE: Final = 16  # bytes (RFC 6455, section 4.1)
 _VERDICTS: Final = 64  # remembered: some for each browser and library
 
-Check = Callable[[str | None, str | None], HTTPStatus | None]
-"""From the request's `Origin` and `Host` to the status to refuse it with, or None."""
-
 
 class Handshake(msgspec.Struct, frozen=True):
     """The bytes to answer with, whether they accept, and the chosen subprotocol."""
@@ -61,6 +55,11 @@ class Handshake(msgspec.Struct, frozen=True):
     answer: bytes
     accepted: bool
     subprotocol: str | None = None
+
+
+def choose_subprotocol(offered: Sequence[str]) -> Subprotocol | None:
+    """Return JSON before protobuf; None where none of ours is offered."""
+    return next((one for one in _KNOWN if one in offered), None)
 
 
 class _Server(ServerProtocol):
@@ -72,51 +71,43 @@ class _Server(ServerProtocol):
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         """JSON before protobuf; none where none of ours is offered."""
-        return next((one for one in _KNOWN if one in subprotocols), None)
+        return choose_subprotocol(subprotocols)
 
 
 _judge: Final = _Server(subprotocols=_KNOWN, logger=_LOGGER)
 """Asked for verdicts only, never given a connection."""
 
 
-def answer_handshake(head: bytes, raw: RawHead | None, check: Check) -> Handshake:
-    """Answer a request head, which goes up to and including its empty line.
+def answer_handshake(head: Head) -> Handshake:
+    """Answer a request head: 101 for a correct handshake, else the library's 400, 405, 426...
 
-    An incorrect handshake gets the library's answer (400, 405, 426...); a correct one that
-    `check` refuses gets that status; any other is accepted.
-
-    Args:
-        head: The bytes.
-        raw: What `read_head` makes of them.
-        check: Asked of a correct handshake only, and once.
+    Who may have the WebSocket is another question, asked of a correct handshake only.
     """
-    headers = _plain_headers(head, raw)
+    headers = _plain_headers(head)
     accept = None if headers is None else _accept_value(headers.get(b"sec-websocket-key", b""))
     if headers is None or accept is None:
-        return _answer_bytes(head, check)
+        return _answer_bytes(head.raw)
     try:
         subprotocol = _verdict(*map(headers.get, _JUDGED))
     except Exception:  # whatever it is, the library makes an answer of it
-        return _answer_bytes(head, check)
-    refusal = check(_text(headers.get(b"origin")), _text(headers.get(b"host")))
-    if refusal is not None:
-        return _answer_bytes(head, lambda *_: refusal)
+        return _answer_bytes(head.raw)
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     answer = f"{_ACCEPTED % accept}{chosen}\r\n".encode()
     return Handshake(answer, accepted=True, subprotocol=subprotocol)
 
 
-def _plain_headers(head: bytes, raw: RawHead | None) -> Mapping[bytes, bytes] | None:
+def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
     """The headers of a request that llhttp and the library read alike; else None.
 
     That is one without a body or a repeated header, within the library's limits.
     """
-    if raw is None or not raw.upgrades or len(head) > MAX_LINE_LENGTH:
+    if not head.sound or not head.upgrades or len(head.raw) > MAX_LINE_LENGTH:
         return None
-    if not (raw.url.isascii() and head.startswith(b"GET %b HTTP/1.1\r\n" % raw.url)):
+    target = head.target
+    if not (target.isascii() and head.raw.startswith(b"GET %b HTTP/1.1\r\n" % target)):
         return None
-    headers = dict(raw.headers)
-    if len(headers) != len(raw.headers) or len(headers) > MAX_NUM_HEADERS:
+    headers = head.by_name
+    if len(headers) != len(head.headers) or len(headers) > MAX_NUM_HEADERS:
         return None
     return None if any(name in headers for name in _WITH_BODY) else headers
 
@@ -151,24 +142,15 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1").strip(" \t")
 
 
-def _answer_bytes(head: bytes, check: Check) -> Handshake:
+def _answer_bytes(head: bytes) -> Handshake:
     """The library's own way, for whatever is not plain or not accepted."""
     server = _Server(subprotocols=_KNOWN, logger=_LOGGER)
     server.receive_data(head)
     requests = server.events_received()
     if not requests or not isinstance(requests[0], Request):
-        return Handshake(BAD_REQUEST_ANSWER, accepted=False)
-    request = requests[0]
-    response = server.accept(request)
-    accepted = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
-    if accepted and (refusal := check(*_origin_and_host(request.headers))) is not None:
-        response, accepted = server.reject(refusal, f"{refusal.phrase}\n"), False
+        refusal = Answer(HTTPStatus.BAD_REQUEST, b"", "")
+        return Handshake(write_answer(refusal, keep_alive=False), accepted=False)
+    response = server.accept(requests[0])
     server.send_response(response)
+    accepted = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
     return Handshake(b"".join(server.data_to_send()), accepted, server.subprotocol)
-
-
-def _origin_and_host(headers: Headers) -> tuple[str | None, str | None]:
-    try:
-        return headers.get("Origin"), headers.get("Host")
-    except MultipleValuesError:
-        return "", None  # an origin that no glob but * allows

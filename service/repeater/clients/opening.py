@@ -1,0 +1,117 @@
+"""How an admitted connection becomes a client, the same for every transport.
+
+Who may come in was decided before; a transport brings the client's bytes. Rule: whatever may have
+changed while the server's first bytes were on their way is asked once more here, with no await
+before the client is in the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
+
+import msgspec
+import trio
+
+from repeater.backend.headers import NONE
+from repeater.clients.limits import Place
+from repeater.clients.plain import Wanted, listening
+from repeater.clients.session import Session
+from repeater.clients.unidirectional import UnidirectionalSession
+from repeater.errors import INAPPROPRIATE_PROTOCOL, SHUTDOWN, Disconnect
+
+if TYPE_CHECKING:
+    from repeater.clients.client import Client
+    from repeater.clients.contract import ClientNode
+    from repeater.clients.conversation import Conversation
+
+Kind = Literal["plain", "bidirectional", "emulated", "unidirectional"]
+
+WaitHangUp = Callable[["Client"], Awaitable[None]]
+"""Waits until the peer is gone, or the client was cut."""
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """What was admitted: which conversation, how it begins, and the place that it holds."""
+
+    name: str
+    """The transport's, for metrics and logs."""
+    kind: Kind
+    place: Place
+    first: str | bytes = ""
+    """The message that came with the request; empty for none, bytes where it is not UTF-8."""
+    wanted: Wanted | None = None
+    """What a plain subscriber hears; None for the other kinds."""
+    credentials: str = ""
+    """What the request proved itself with: later requests of an emulated session need the same."""
+    headers: Mapping[str, str] = NONE
+    """What the back end is to see of the request's headers."""
+    protobuf: bool = False
+    """Whether the client asked for the binary protocol, which is not spoken here."""
+
+
+def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | None:
+    """Make a WebSocket's client what it was admitted as; sync, so that nothing comes between.
+
+    A plain subscriber hears its channels at once, and its messages are for nobody: None.
+    """
+    _arrive(node, client, opening)
+    wanted = opening.wanted
+    if wanted is None:
+        return (UnidirectionalSession if opening.kind == "unidirectional" else Session)(
+            node, client
+        )
+    if client.end is None:
+        client.identify(wanted.grant)
+        if wanted.grant.expire_at:
+            client.expiry_changed()
+        for channel in wanted.channels:
+            client.subscribe(channel)
+        node.connection_log.connected(client)
+    return None
+
+
+async def converse(
+    node: ClientNode, client: Client, opening: Opening, wait_hang_up: WaitHangUp
+) -> None:
+    """Carry on the conversation of a stream until its peer hangs up.
+
+    The caller owns the client and calls `leave` in any case.
+    """
+    _arrive(node, client, opening)
+    if client.end is not None:
+        return
+    if opening.wanted is not None:
+        async with listening(node, client, opening.wanted):
+            await wait_hang_up(client)
+    elif opening.kind == "unidirectional":
+        client.session = str(uuid4())
+        await UnidirectionalSession(node, client).receive(opening.first)
+        await wait_hang_up(client)
+    else:
+        session = Session(node, client)
+        async with trio.open_nursery() as nursery:
+            with node.emulation.open(client, session, nursery, opening.credentials):
+                await session.receive(opening.first)
+                await wait_hang_up(client)
+            nursery.cancel_scope.cancel()  # whoever hung up waits for no answer
+
+
+def _arrive(node: ClientNode, client: Client, opening: Opening) -> None:
+    """Give the client what its request brought, or end it for what has changed since then.
+
+    Behind ASGI the server's answer was awaited between `admit` and here: who was blocked meanwhile
+    was not in the hub to be found there, and who came during a shutdown was not asked to leave.
+    """
+    client.place = opening.place
+    client.headers = opening.headers
+    end: Disconnect | None = None
+    if opening.protobuf:
+        end = INAPPROPRIATE_PROTOCOL
+    elif node.draining:
+        end = SHUTDOWN
+    elif opening.wanted is not None:
+        end = node.denials.refusal(opening.wanted.grant)
+    if end is not None:
+        client.disconnect(end)

@@ -1,0 +1,99 @@
+"""The addresses that subscribers connect to: each with its conversation and its codecs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from repeater.clients.opening import Kind
+from repeater.protocol.centrifugo.codecs import (
+    CENTRIFUGE_JSON,
+    CENTRIFUGE_JSON_ASGI,
+    CENTRIFUGE_SSE,
+    CENTRIFUGE_STREAM,
+    CENTRIFUGE_UNI,
+    CENTRIFUGE_UNI_ASGI,
+    CENTRIFUGE_UNI_SSE,
+    CENTRIFUGE_UNI_STREAM,
+    PLAIN,
+    PLAIN_ASGI,
+    Codec,
+)
+from repeater.protocol.sse.event_stream import EVENT_STREAM
+
+_EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+_JSON: Final = "application/json; charset=utf-8"
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One address for subscribers."""
+
+    name: str
+    """The transport's, for metrics and logs."""
+    kind: Kind
+    codec: Codec
+    """What the native transport writes."""
+    asgi_codec: Codec
+    """What is given to an ASGI server, which makes the frames of a WebSocket itself."""
+    methods: tuple[str, ...] = ("GET",)
+    media_type: str = ""
+    """A stream's; empty for a WebSocket."""
+    opening: bytes = b""
+    """Sent at once, so that whoever waits for the first byte sees the stream open."""
+
+
+def _stream(
+    name: str,
+    kind: Kind,
+    codec: Codec,
+    media_type: str,
+    methods: tuple[str, ...],
+    opening: bytes = b"",
+) -> Route:
+    return Route(
+        name=name,
+        kind=kind,
+        codec=codec,
+        asgi_codec=codec,
+        methods=methods,
+        media_type=media_type,
+        opening=opening,
+    )
+
+
+_EITHER: Final = ("GET", "POST")
+
+STREAMS: Final = {
+    "/events": _stream("events", "plain", EVENT_STREAM, _EVENT_STREAM, ("GET",)),
+    "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, _EVENT_STREAM, _EITHER, b"\r\n"),
+    "/connection/http_stream": _stream(
+        "http_stream", "emulated", CENTRIFUGE_STREAM, _JSON, ("POST",)
+    ),
+    "/connection/uni_sse": _stream(
+        "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, _EVENT_STREAM, _EITHER, b"\r\n"
+    ),
+    "/connection/uni_http_stream": _stream(
+        "uni_http_stream", "unidirectional", CENTRIFUGE_UNI_STREAM, _JSON, ("POST",)
+    ),
+}
+"""HTTP responses without an end, by path."""
+
+WEBSOCKETS: Final = {
+    "/ws": Route(name="websocket", kind="plain", codec=PLAIN, asgi_codec=PLAIN_ASGI),
+    "/connection/websocket": Route(
+        name="websocket",
+        kind="bidirectional",
+        codec=CENTRIFUGE_JSON,
+        asgi_codec=CENTRIFUGE_JSON_ASGI,
+    ),
+    "/connection/uni_websocket": Route(
+        name="uni_websocket",
+        kind="unidirectional",
+        codec=CENTRIFUGE_UNI,
+        asgi_codec=CENTRIFUGE_UNI_ASGI,
+    ),
+}
+"""WebSockets, by path."""
+
+ROUTES: Final = STREAMS | WEBSOCKETS

@@ -1,0 +1,166 @@
+"""Subscriptions on raw sockets: an admitted request becomes a client of a native transport.
+
+Whatever is not plain HTTP beyond doubt is handed over to the server that knows all of HTTP, with
+every byte that was read.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.clients.client import Client
+from repeater.clients.opening import begin
+from repeater.front.admit import Refusal, admit
+from repeater.front.request import Request, is_plain, request_of_head
+from repeater.front.responses import http_date, opening_bytes, stream_headers
+from repeater.front.routes import STREAMS, WEBSOCKETS, Route
+from repeater.protocol.http.answer import write_answer, write_head
+from repeater.protocol.websocket.handshake import answer_handshake
+from repeater.transports import http_stream, websocket
+from repeater.transports.sockets import RECEIVE, send_last
+
+if TYPE_CHECKING:
+    from repeater.config import CurrentSettings
+    from repeater.front.hypercorn import Handover
+    from repeater.front.preamble import Gate
+    from repeater.node import Node
+    from repeater.protocol.http.head import Head
+
+_BODILESS: Final = ("GET", "OPTIONS")
+
+
+class Subscriptions:
+    """Serves subscribers natively. Lives inside the door, and keeps nothing of anybody."""
+
+    def __init__(
+        self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate
+    ) -> None:
+        """Take `settings` for what they are at each connection."""
+        self._node = node
+        self._handover = handover
+        self._settings = settings
+        self._gate = gate
+
+    async def serve_websocket(
+        self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
+    ) -> None:
+        """Answer the handshake, and serve the client that it makes until it leaves.
+
+        The caller owns the socket. `received` came behind the head; `scope` surrounds the call.
+        """
+        handshake = answer_handshake(head)
+        if not handshake.accepted:
+            send_last(sock, handshake.answer)
+            return
+        request, forwarded = self._request(sock, head)
+        request.subprotocol = handshake.subprotocol
+        del head
+        with admit(self._node, self._settings().origins, request) as admission:
+            opening = await admission.decide()
+            if isinstance(opening, Refusal):
+                send_last(sock, _last_answer(opening))
+                return
+            if forwarded:
+                self._gate.name_client(sock, forwarded)
+            route = WEBSOCKETS[request.path]
+            transport = _transport(sock, route)
+            client = Client(self._node.registry, transport, scope, ready=opening.wanted is not None)
+            client.outbox.send(handshake.answer)
+            session = begin(self._node, client, opening)
+            first = opening.first
+            # This frame lives as long as its client: nothing of the request may stay in it.
+            del request, forwarded, handshake, opening, route, transport
+            await websocket.serve(self._node, client, sock, session, received, first)
+
+    async def serve_stream(
+        self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
+    ) -> None:
+        """Serve a stream until its client leaves, or hand its connection over.
+
+        As `serve_websocket`. The deadline of `scope`, the head's, holds for the request's body,
+        too, and is lifted behind it.
+        """
+        if not is_plain(head):
+            _lift_deadline(scope)
+            await self._handover.serve(sock, head.raw + received)
+            return
+        request, forwarded = self._request(sock, head)
+        body = _Body(sock, received, request.length)
+        with admit(self._node, self._settings().origins, request, body.read) as admission:
+            opening = await admission.decide()
+            _lift_deadline(scope)
+            if not isinstance(opening, Refusal):
+                if forwarded:
+                    self._gate.name_client(sock, forwarded)
+                route = STREAMS[request.path]
+                headers = (*stream_headers(route, request), ("Connection", "close"))
+                answer = write_head(200, headers) + opening_bytes(route)
+                codec = route.codec
+                del head, received, request, forwarded, body, route, headers
+                await http_stream.serve(self._node, sock, scope, opening, codec, answer)
+                return
+        if opening.counted or (request.method in _BODILESS and not body.announced):
+            # After a preflight the browser would send what it asked for on the same connection,
+            # which would be the ASGI server's from then on; and what was counted is not asked
+            # again.
+            send_last(sock, _last_answer(opening))
+        else:
+            await self._handover.serve(sock, head.raw + body.received)
+
+    def _request(self, sock: socket.socket, head: Head) -> tuple[Request, str]:
+        """The request, and its client's address if a trusted proxy named it."""
+        request = request_of_head(head, sock)
+        if not self._gate.proxies:
+            return request, ""
+        forwarded = self._gate.forwarded_client(sock, request.header_lines())
+        if forwarded:
+            request = request_of_head(head, forwarded)
+        return request, forwarded
+
+
+def _last_answer(refusal: Refusal) -> bytes:
+    return write_answer(refusal.answer, keep_alive=False, date=http_date())
+
+
+def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTransport:
+    if route.kind == "unidirectional":
+        return websocket.UnidirectionalTransport(sock, route.codec)
+    return websocket.WebSocketTransport(sock, route.codec)
+
+
+class _Body:
+    """The body of one request, delimited by its length. Lives while the request is admitted."""
+
+    def __init__(self, sock: socket.socket, received: bytes, length: int) -> None:
+        self._socket = sock
+        self._length = length
+        self.received = received
+        """What came behind the head so far."""
+        self.announced = bool(length or received)
+        """Whether there is a body, or anything else behind the head."""
+
+    async def read(self) -> bytes:
+        """Wait for the whole of it. The caller sets the deadline.
+
+        Raises:
+            OSError: the peer hung up.
+        """
+        while len(self.received) < self._length:
+            try:
+                chunk = self._socket.recv(RECEIVE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+                continue
+            if not chunk:
+                raise ConnectionResetError("hung up inside its request")
+            self.received += chunk
+        return self.received[: self._length]
+
+
+def _lift_deadline(scope: trio.CancelScope) -> None:
+    if scope.deadline != math.inf:
+        scope.deadline = math.inf

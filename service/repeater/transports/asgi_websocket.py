@@ -1,0 +1,76 @@
+"""The same WebSocket behind an ASGI server, which makes the frames.
+
+Messages are taken from the server's own bounded queue, one at a time, and the next one only when
+the last was carried out: so the peer of a command that waits is held back by TCP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from repeater.clients.client import Client
+from repeater.clients.opening import Opening, begin
+from repeater.errors import Disconnect
+from repeater.transports.asgi import ASGITransport, Receive
+
+if TYPE_CHECKING:
+    from repeater.clients.conversation import Conversation
+    from repeater.node import Node
+
+
+class ASGIWebSocketTransport(ASGITransport):
+    """Writes the messages of one WebSocket. Owned by the handler of its request."""
+
+    async def hand_over(self, chunk: bytes) -> None:
+        """Give one whole message to the ASGI server."""
+        await self._send({"type": "websocket.send", "bytes": None, "text": chunk.decode()})
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Close with the code and reason; the ASGI server finishes the closing handshake."""
+        event = {"type": "websocket.close", "code": disconnect.code, "reason": disconnect.reason}
+        await self._send(event)
+
+
+async def serve(
+    node: Node,
+    receive: Receive,
+    transport: ASGIWebSocketTransport,
+    opening: Opening,
+    subprotocol: str | None,
+) -> None:
+    """Serve an admitted WebSocket until its client leaves or is ended.
+
+    A plain subscriber has no heartbeat of ours, since ASGI has no ping: the server's finds a dead
+    peer.
+    """
+    with trio.CancelScope() as scope:
+        accept: dict[str, Any] = {
+            "type": "websocket.accept",
+            "subprotocol": subprotocol,
+            "headers": [],
+        }
+        await transport.begin(accept)
+        client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
+        try:
+            session = begin(node, client, opening)
+            if session is not None and opening.first:
+                await session.receive(opening.first)
+            await _read(client, receive, session)
+        finally:
+            await client.leave()
+
+
+async def _read(client: Client, receive: Receive, session: Conversation | None) -> None:
+    """Give each message to the session until the peer leaves. No deadline, as natively."""
+    while (event := await receive())["type"] == "websocket.receive":
+        client.heard()
+        if session is not None and client.end is None:
+            await session.receive(_message_of(event))
+
+
+def _message_of(event: Any) -> str | bytes:
+    """Text or binary: an ASGI server may leave the other key out, or set it to None."""
+    text: str | None = event.get("text")
+    return text if text is not None else bytes(event.get("bytes") or b"")
