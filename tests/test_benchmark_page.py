@@ -14,8 +14,11 @@ from benchmarks.model import Run, load
 from benchmarks.report.document import compact, page, write
 from benchmarks.report.plots import PLOTS, Plot, write_plots
 from tests.benchmarking import imagined_run
+from tests.deadlines import PROCESS_STARTS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)  # plots are seconds of computation
+
 LARGEST = 100_000  # bytes of a plot
 
 

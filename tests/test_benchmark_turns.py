@@ -12,6 +12,9 @@ from benchmarks.workloads.flood import flood
 from benchmarks.workloads.publishing import publish
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.storm import storm
+from tests.processes import starts_processes
+
+pytestmark = starts_processes
 
 
 def test_a_flood() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from repeater.serving.server import Server
 from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
 from tests.http_streams import CONNECT, OPENINGS, Peer, peer
+from tests.processes import starts_processes
 from tests.serving import running
 from tests.signing import SECRET, sign
 
@@ -180,6 +182,7 @@ async def test_silence_is_for_tcp_to_notice() -> None:
                 await trio.testing.wait_all_tasks_blocked()
 
 
+ROOT = Path(__file__).parent.parent
 VANISH = """
 import subprocess, sys, trio
 from tests.http_streams import OPENINGS, peer
@@ -204,6 +207,7 @@ trio.run(main, sys.argv[1])
 """
 
 
+@starts_processes
 @pytest.mark.parametrize("path", ["/events", "/connection/http_stream"])
 async def test_a_peer_that_vanished_is_found(path: str) -> None:
     """The network takes packets and delivers none: gone soon after the next heartbeat."""
@@ -213,7 +217,8 @@ async def test_a_peer_that_vanished_is_found(path: str) -> None:
     allowed = await trio.run_process([*isolated, "ip", "link"], check=False, capture_stdout=True)
     if allowed.returncode:
         pytest.skip("no network of one's own for a test here")
-    done = await trio.run_process([*isolated, sys.executable, "-c", VANISH, path], check=False)
+    command = [*isolated, sys.executable, "-c", VANISH, path]
+    done = await trio.run_process(command, check=False, cwd=ROOT)
     assert done.returncode == 0
 
 

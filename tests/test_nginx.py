@@ -17,6 +17,7 @@ import trio
 
 from repeater.serving.server import Server
 from tests.certificates import Authority
+from tests.processes import starts_processes
 from tests.serving import UPGRADE, Peer, frame, running, telling
 
 PAGE = Path(__file__).parent.parent / "docs" / "deployment.md"
@@ -35,7 +36,10 @@ def program() -> str | None:
 
 
 NGINX = program()
-pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+pytestmark = [
+    starts_processes,
+    pytest.mark.skipif(NGINX is None, reason="there is no nginx"),
+]
 
 
 def printed(language: str) -> str:

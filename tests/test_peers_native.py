@@ -25,6 +25,9 @@ from benchmarks.peers.registry import PEERS
 from benchmarks.servers import Child, started
 from benchmarks.workloads.fanout import WORKLOADS
 from tests.deadlines import LOOP_ANSWERS
+from tests.processes import starts_processes
+
+pytestmark = starts_processes
 
 _PEERS = (nchan.NCHAN, nchan.NCHAN_SSE, nats.NATS, centrifugo.CENTRIFUGO, mercure.MERCURE)
 _BOTH = ("news", "sport")

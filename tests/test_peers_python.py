@@ -17,6 +17,7 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.servers import started
 from tests.deadlines import LOOP_ANSWERS
+from tests.processes import starts_processes
 
 _EVENTS = 20
 
@@ -36,6 +37,7 @@ def heard(crowd: Crowd, events: int) -> dict[int, list[int]]:
     return numbers
 
 
+@starts_processes
 @pytest.mark.parametrize("peer", PYTHON_PEERS, ids=lambda peer: peer.name)
 def test_a_peer_repeats_in_order_to_the_subscribers_of_a_channel(peer: Peer) -> None:
     """One event at a time into one channel, all at once into the other: 20 in all."""

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import httpx
 
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 UV = tuple(shlex.split(os.environ.get("UV", "uv")))
-START = 30.0
-"""Seconds until a server must answer; it takes one."""
 _INSTALL = 120  # seconds
 
 
@@ -61,7 +61,7 @@ class Environment:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=START,
+            timeout=PROCESS_STARTS,
             check=False,
         )
 
@@ -101,7 +101,7 @@ class Environment:
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(15)
+                    process.wait(LOOP_ANSWERS)
                 except subprocess.TimeoutExpired:
                     process.kill()
 
@@ -114,7 +114,7 @@ class Environment:
 
 
 def _wait_healthy(url: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + START
+    deadline = time.monotonic() + PROCESS_STARTS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/health", trust_env=False).status_code == 200:

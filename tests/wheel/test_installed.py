@@ -10,17 +10,18 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
-import pytest
 
 import repeater
+from tests.deadlines import LOOP_ANSWERS
+from tests.processes import starts_processes
 from tests.wheel.environment import Environment
 
 # An environment is made and a server started within one test's time.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = starts_processes
 
 
 def get(url: str) -> httpx.Response:
-    return httpx.get(url, trust_env=False, timeout=10)
+    return httpx.get(url, trust_env=False, timeout=LOOP_ANSWERS)
 
 
 def check_page(url: str) -> str:
@@ -112,7 +113,7 @@ def test_application_runs_with_its_extra(with_comments: Environment) -> None:
     account = {"email": "ann@example.org", "password": "correct horse", "name": "Ann"}
     with with_comments.serving() as url:
         check_page(f"{url}/comments.html")
-        with httpx.Client(base_url=url, trust_env=False, timeout=10) as browser:
+        with httpx.Client(base_url=url, trust_env=False, timeout=LOOP_ANSWERS) as browser:
             assert browser.get("/", follow_redirects=True).status_code == 200
             for path, form in (
                 ("/api/signup", account),
