@@ -19,7 +19,7 @@ _PROTOTYPE: Final = (
     "on a 2-core machine (8.0-8.9 us against 6.8-7.7 us)"
 )
 _PUSHED: Final = f"{_PROTOTYPE}; 0.1 more than 1.35 is allowed for encoding the push"
-_STREAMED: Final = f"{_PROTOTYPE}; more is allowed for the event's id and its framing"
+_STREAMED: Final = f"{_PROTOTYPE}; more is allowed: an event has an id and more bytes than a frame"
 _FASTEST: Final = "many people take this server, C++ under Python, for the fastest"
 _IDLE: Final = (
     "a prototype with a plain socket and no parser kept for an idle client measured 4.7 KiB; the "
