@@ -112,7 +112,7 @@ def test_check_sees_origin_and_host() -> None:
     ],
 )
 def test_incorrect_handshake_is_refused(request_head: bytes, status: bytes) -> None:
-    """What is no handshake gets a 4xx answer, and the check is not asked."""
+    """An invalid handshake gets a 4xx answer, and the check is not asked."""
     handshake = shake(request_head, lambda *_: pytest.fail("asked"))
     assert not handshake.accepted
     assert handshake.answer.startswith(b"HTTP/1.1 " + status)

@@ -35,7 +35,7 @@ def program() -> str | None:
 
 
 NGINX = program()
-pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
 def printed(language: str) -> str:
