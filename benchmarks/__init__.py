@@ -1,5 +1,5 @@
-"""Benchmarks: what a delivery costs next to the bare system call, in one run on two cores.
+"""Benchmarks: they compare the cost of a delivery with the cost of the bare system call.
 
-`python -m benchmarks` starts every process it measures, pinned to one core, and generates the
-load from another. Nothing here is imported by the server.
+`python -m benchmarks` pins each process that it measures to one core, and generates the load on
+another core in the same run. The server imports nothing from this package.
 """

@@ -1,4 +1,4 @@
-"""The command: `run` measures; the others make something of what was measured."""
+"""The command line: `run` measures servers; the other commands read the document of a run."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from benchmarks.servers import cores
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
 
-# 10,000 subscribers, a publisher for each of 1,000 channels, what a process has open besides.
+# 10,000 subscribers, a publisher for each of 1,000 channels, and the other files of a process.
 _DESCRIPTORS: Final = 12_000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Benchmarks: how Repeater compares, on this machine."""
+    """Compare Repeater with other servers on this machine."""
 
 
 @main.command("run")
-@click.option("--full", is_flag=True, help="Every workload, not the core table alone.")
-@click.option("--quick", is_flag=True, help="Less of everything: a look, not a measurement.")
+@click.option("--full", is_flag=True, help="Run every workload, not only the core ones.")
+@click.option("--quick", is_flag=True, help="Measure less: a quick look, not a measurement.")
 @click.option(
     "--only",
     multiple=True,
@@ -50,12 +50,12 @@ def main() -> None:
     "names",
     multiple=True,
     type=click.Choice(list(PEERS)),
-    help="Measure this server; may be repeated. All without it.",
+    help="Measure this server; may be repeated. Without it: all servers.",
 )
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --json: what it has is kept.")
+@click.option("--resume", is_flag=True, help="Continue the run in --json; its results are kept.")
 def run_command(
     full: bool,
     quick: bool,
@@ -66,8 +66,8 @@ def run_command(
 ) -> None:
     """Measure servers in turns, on one core, with the load generated on another.
 
-    Ends with 1 if a claim of Repeater's was missed or one of its turns failed. A claim that another
-    server is needed for, which is not installed, is not measured and no miss.
+    Ends with 1 if Repeater missed a claim, or failed in a turn. A claim is not measured if it needs
+    a server that is not installed; that is not a miss.
     """
     _prepare()
     kind = "full" if full else "part" if only else "core"
@@ -100,7 +100,7 @@ main.add_command(commands.plots_command)
 
 
 def _chosen(kind: str, only: Sequence[str]) -> list[Workload]:
-    """The workloads of a core, a full or a part's run."""
+    """Return the workloads of this kind of run: "core", "full" or "part"."""
     return [
         one
         for one in WORKLOADS.values()
@@ -109,25 +109,26 @@ def _chosen(kind: str, only: Sequence[str]) -> list[Workload]:
 
 
 def _peers(kind: str, names: Sequence[str]) -> list[Peer]:
-    """Those named, or all; the core table does with fewer."""
+    """Return the named peers, or all of them; a core run has fewer peers."""
     if names:
         return [peer for peer in PEERS.values() if peer.name in names]
     return [peer for peer in PEERS.values() if peer.core or kind != "core"]
 
 
 def _begun(path: Path, run: Run) -> Run:
-    """The run that was begun in this document, if it is this one; the workload at which it was
-    interrupted is measured anew.
+    """Return the run in this document, if plan and machine are the same.
+
+    The workload at which the run was interrupted is measured anew.
     """
     begun = load(path)
     if (begun.machine, begun.plan) != (run.machine, run.plan):
-        raise click.ClickException(f"{path} is a run of another plan, or on another machine")
+        raise click.ClickException(f"{path} is a run of another plan or on another machine")
     begun.drop_unfinished()
     return begun
 
 
 def _prepare() -> None:
-    """The generator's own core, descriptors for it and its children, no pauses of its own."""
+    """Pin the generator to its core, raise its limit of open files, and stop its collector."""
     os.sched_setaffinity(0, {cores()[1]})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _DESCRIPTORS:

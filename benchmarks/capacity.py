@@ -1,8 +1,8 @@
-"""How many machines an audience takes: a formula over measured costs, and nothing hidden in it.
+"""The capacity model: how many machines an audience needs, by a formula over measured costs.
 
-`Costs` were measured by a run; `Assumptions` are the reader's, with defaults that are stated. What
-comes out is an estimate for nodes that share nothing, each with one core: `docs/capacity.md` keeps
-apart what was measured and what was extrapolated.
+A run measured the `Costs`. The `Assumptions` belong to the reader and have stated defaults. The
+result is an estimate for nodes that share nothing, each with one core: `docs/capacity.md`
+separates the measured numbers from the extrapolated ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MEASURED: Final = {
     "kernel_kib": ("idle", "kernel_kib"),
 }
 MEASURED_CONNECTIONS: Final = 9_000
-"""Connections of a node up to which the costs were measured."""
+"""The most connections of a node with which the costs were measured."""
 PACKET: Final = 78
 """Bytes around a message: Ethernet with its preamble and gap, IPv4, TCP with options."""
 
@@ -33,10 +33,10 @@ class NotMeasuredError(Exception):
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run measured of one node, one core."""
+    """The costs of one node on one core, as a run measured them."""
 
     delivery_us: float
-    """CPU to give one event to one subscriber, when there are 9,000."""
+    """CPU to deliver one event to one of 9,000 subscribers."""
     event_us: float
     """CPU for one publish call, at each node."""
     connection_us: float
@@ -46,14 +46,14 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     memory_kib: float
     """Resident memory of an idle connection."""
     kernel_kib: float
-    """Memory that the kernel keeps for its socket."""
+    """Memory that the kernel keeps for the socket of a connection."""
 
     @classmethod
     def of(cls, run: Run, server: str = "repeater") -> Self:
-        """Read them from a run.
+        """Read the costs from a run.
 
         Raises:
-            NotMeasuredError: it lacks one of the workloads.
+            NotMeasuredError: the run lacks one of the workloads.
         """
         values = {}
         for name, (workload, metric) in _MEASURED.items():
@@ -66,37 +66,37 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the reader knows of the audience and the machines."""
+    """The reader's numbers for the audience and the machines."""
 
     subscribers: int = 1_000_000
     rate: float = 1.0
-    """Events a second that each subscriber hears."""
+    """Events a second that each subscriber receives."""
     event_bytes: int = 140
     session_s: float = 600.0
-    """How long a connection lasts; the others come back in its stead."""
+    """How long a connection lasts; then another connection replaces it."""
     ping_s: float = 25.0
     busy: float = 0.6
-    """The share of a core that may be used on average: the rest is for peaks."""
+    """The share of a core that a node may use on average; the rest is for peaks."""
     lateness_ms: float = 250.0
-    """When the last subscriber of a node hears an event, at the latest."""
+    """The longest time until the last subscriber of a node receives an event."""
     cores: int = 8
-    """Of a machine: a node each."""
+    """Cores of a machine; each core runs one node."""
     memory_gib: float = 32.0
-    """Of a machine, for connections."""
+    """Memory of a machine that connections may use."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one node goes, and how many there must be."""
+    """The load of one node, and the number of nodes and machines."""
 
     connections: int
-    """On each node."""
+    """Connections on each node."""
     limited_by: str
     nodes: int
     machines: int
     busy: float
     """Share of each core that is used."""
     megabits: float
-    """Out of each machine, with packet heads."""
+    """Megabits a second out of each machine, packet heads included."""
 
     @property
     def extrapolated(self) -> bool:
@@ -105,14 +105,15 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate(costs: Costs, given: Assumptions) -> Estimate:
-    """The formula.
+    """Apply the formula to these costs and assumptions.
 
     A node with n connections is busy for `rate * (event + n * delivery) + n * (connection /
-    session + heartbeat / ping)` microseconds a second. n is the most that keeps this within
-    `busy`, the last delivery within `lateness`, and memory within its part of the machine's.
+    session + heartbeat / ping)` microseconds a second. n is the largest number that keeps this
+    time within `busy`, the last delivery within `lateness`, and the memory within the node's part
+    of the machine.
 
     Raises:
-        ValueError: publishing alone takes more than a core may be used.
+        ValueError: publishing alone exceeds the allowed use of a core.
     """
     each = costs.connection_us / given.session_s + costs.heartbeat_us / given.ping_s
     publishing = given.rate * costs.event_us

@@ -1,7 +1,7 @@
-"""What Repeater claims of itself, judged in every run that measured it.
+"""The claims of Repeater about itself; each run judges the claims that it measured.
 
-A claim about a ratio is formed within each round, and the median of the rounds counts: the machine
-is shared, and two servers of one round had the same minute.
+A ratio is calculated within each round, and the median of the rounds counts: the machine is
+shared, and two servers of the same round ran in the same minute.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PROTOTYPE: Final = (
     "a Trio prototype that writes straight from the repeater task measured 1.15 to 1.25 x floor "
     "on a 2-core machine (8.0-8.9 us against 6.8-7.7 us)"
 )
-_PUSHED: Final = f"{_PROTOTYPE}; 0.1 on top of 1.35 for encoding the push"
-_STREAMED: Final = f"{_PROTOTYPE}; more for the event's id, and more bytes than a frame has"
-_FASTEST: Final = "what people take for the fastest there is, in C++ under Python"
+_PUSHED: Final = f"{_PROTOTYPE}; 0.1 more than 1.35 is allowed for encoding the push"
+_STREAMED: Final = f"{_PROTOTYPE}; more is allowed: an event has an id and more bytes than a frame"
+_FASTEST: Final = "many people take this server, C++ under Python, for the fastest"
 _IDLE: Final = (
     "a prototype with a plain socket and no parser kept for an idle client measured 4.7 KiB; the "
     "client, its outbox and its place in hub and heartbeat come on top"
@@ -28,7 +28,7 @@ _IDLE: Final = (
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """One number that must be reached, and where it comes from."""
+    """One number that Repeater must reach, and where the number comes from."""
 
     workload: str
     metric: str
@@ -37,18 +37,18 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     server: str = "repeater"
     against: str = ""
-    """The peer whose value of the same round divides it; empty for the number itself."""
+    """The peer whose value of the same round divides ours; empty: the value is not divided."""
     worst: bool = False
-    """Whether the worst round counts, not the median: for what must never happen."""
+    """Whether the worst round counts instead of the median, e.g. for lost events."""
 
     def text(self, metric: Metric) -> str:
-        """What is claimed, in words."""
+        """Return the claim in words."""
         of = "" if self.server == "repeater" else f" ({self.server})"
         title = f"{self.workload}{of}: {metric.title}"
         return f"{title}, times {self.against}" if self.against else title
 
     def judge(self, run: Run) -> Verdict:
-        """Whether this run bears it out; not measured is not passed."""
+        """Judge the claim by this run; a claim that was not measured has not passed."""
         ours = run.one(self.workload, self.server)
         theirs = run.one(self.workload, self.against) if self.against else None
         values = _values(ours, theirs, self.metric, relative=bool(self.against))
@@ -98,7 +98,7 @@ def _fanout(workload: str, limit: float, origin: str, server: str = "repeater") 
 
 
 def _storm(workload: str) -> tuple[Claim, ...]:
-    """Back within so many times of what the handshakes alone take, and nothing amiss."""
+    """Claim a return within 3 times the bare handshakes' time, and no fault in any event."""
     ratio = Claim(
         workload=workload,
         metric="seconds",
@@ -106,7 +106,7 @@ def _storm(workload: str) -> tuple[Claim, ...]:
         side="at most",
         origin="measured on a 2-core machine: 2.0 to 2.5 x the CPU of bare Trio, of which the "
         "checked handshake is 1.25; the rest is two commands, the objects of a client and its "
-        "subscription, and a reply with 20 publications. A fifth on top for what else runs there",
+        "subscription, and a reply with 20 publications. A fifth is added for other programs",
         against="bare-trio",
     )
     faults = (
@@ -115,7 +115,7 @@ def _storm(workload: str) -> tuple[Claim, ...]:
             metric=metric,
             limit=0,
             side="at most",
-            origin="what recovery promises",
+            origin="recovery promises it",
             worst=True,
         )
         for metric in ("lost", "doubled", "misplaced")
@@ -129,7 +129,7 @@ def _ingest(workload: str, limit: float) -> Claim:
         metric="rate",
         limit=limit,
         side="at least",
-        origin="what a back end's change feed brings at its busiest, on one connection",
+        origin="a back end's busiest change feed brings as much on one connection",
     )
 
 
@@ -170,8 +170,8 @@ CLAIMS: Final[Sequence[Claim]] = (
         metric="publish_p99_ms",
         limit=30,
         side="at most",
-        origin="fan-out gives way every 1 ms; a call takes some ten turns of the loop, and three "
-        "times that is what a user does not notice",
+        origin="fan-out yields every 1 ms; a call takes some ten turns of the loop, and a user "
+        "does not notice three times that",
     ),
     Claim(
         workload="flood",
@@ -230,6 +230,6 @@ CLAIMS: Final[Sequence[Claim]] = (
 
 
 def judge(run: Run) -> None:
-    """Put a verdict on each claim whose workload was run into the document."""
+    """Judge each claim whose workload was run, and put the verdicts into the document."""
     measured = {series.workload for series in run.series}
     run.verdicts = [claim.judge(run) for claim in CLAIMS if claim.workload in measured]

@@ -1,4 +1,4 @@
-"""The commands that make something of documents, and measure nothing."""
+"""The commands that read the document of a run and measure nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.model import Run, load
 from benchmarks.report.compare import compare
 from benchmarks.report.verdicts import print_comparison
 
-# What draws is imported where it is needed: the load generator should carry none of it.
+# The plots' packages are imported where they are needed: the load generator must not load them.
 
 _RUN: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -24,9 +24,9 @@ _RUN: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("old", metavar="OLD.json", type=_RUN)
 @click.argument("new", metavar="NEW.json", type=_RUN)
 @click.option("--server", "names", multiple=True, help="Only this server; may be repeated.")
-@click.option("--all", "everything", is_flag=True, help="Noise and what is not comparable as well.")
+@click.option("--all", "everything", is_flag=True, help="Show noise and incomparable rows too.")
 def compare_command(old: Path, new: Path, names: Sequence[str], everything: bool) -> None:
-    """Tell what changed between two runs from noise; benchmarks/report/compare.py has the rule.
+    """Separate changes between two runs from noise; benchmarks/report/compare.py has the rule.
 
     Ends with 1 if something is worse.
     """
@@ -57,9 +57,9 @@ def document_command(run_path: Path, page_path: Path) -> None:
 @click.option("--cores", type=click.IntRange(1), default=Assumptions().cores)
 @click.option("--memory-gib", type=click.FloatRange(0.1), default=Assumptions().memory_gib)
 def capacity_command(run_path: Path, **given: Any) -> None:
-    """How many machines an audience takes, as a page, from what a full run measured.
+    """Write a page that says how many machines an audience needs, from a full run.
 
-    `docs/capacity.md` is this page with every option left out, and says what each means.
+    `docs/capacity.md` is this page without any option, and explains what each option means.
     """
     from benchmarks.report.capacity import page
 
@@ -81,7 +81,7 @@ def plots_command(run_path: Path, folder: Path) -> None:
 
 
 def _only(run: Run, names: Sequence[str]) -> Run:
-    """The floors stay: the others are divided by them."""
+    """Keep the named servers, and the floors that divide them."""
     if names:
         run.series = [
             one for one in run.series if one.server in names or run.servers[one.server].floor

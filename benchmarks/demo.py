@@ -1,7 +1,7 @@
 """The demo: a real server, 50 subscribers, and recorded stock prices replayed as live events.
 
-Half the subscribers are plain WebSockets, half speak the Centrifugo protocol. It ends with success
-only if every one of them got every event in order.
+Half the subscribers are plain WebSockets, half speak the Centrifugo protocol. The demo
+succeeds only if every subscriber got every event in order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATIENCE = 20.0  # seconds for a start, and for the last event to arrive
 
 
 class Tally:
-    """What arrived so far. Written by every subscriber's task, read by the table."""
+    """The events that arrived so far. Every subscriber's task writes it; the table reads it."""
 
     def __init__(self, subscribers: int) -> None:
         self.received = [0] * subscribers
@@ -39,7 +39,7 @@ class Tally:
         self.published = 0
 
     def take(self, number: int, event: dict[str, float]) -> None:
-        """One event at one subscriber: it must be the next one."""
+        """Count one event of one subscriber; it must be the subscriber's next event."""
         expected = self.received[number]
         if event["n"] != expected and len(self.wrong) < 5:
             self.wrong.append(f"subscriber {number} got {event['n']} instead of {expected}")
@@ -47,7 +47,7 @@ class Tally:
         self.latencies.append((time.monotonic() - event["at"]) * 1e3)
 
     def table(self) -> Table:
-        """The figures of this moment."""
+        """Return a table of the present figures."""
         table = Table(title="Repeater demo: recorded stock prices, live")
         for heading in ("events", "deliveries", "p50 ms", "p95 ms", "p99 ms", "max ms"):
             table.add_column(heading, justify="right")
@@ -88,7 +88,7 @@ def running_server() -> Iterator[int]:
 async def hear_plainly(
     port: int, number: int, tally: Tally, total: int, task_status: trio.TaskStatus[None]
 ) -> None:
-    """One subscriber without any SDK."""
+    """Run one subscriber without any SDK."""
     url = f"ws://127.0.0.1:{port}/ws?channel={_CHANNEL}"
     async with trio_websocket.open_websocket_url(url) as socket_:
         task_status.started()
@@ -99,7 +99,7 @@ async def hear_plainly(
 async def hear_centrifuge(
     port: int, number: int, tally: Tally, total: int, task_status: trio.TaskStatus[None]
 ) -> None:
-    """One subscriber by the Centrifugo protocol."""
+    """Run one subscriber with the Centrifugo protocol."""
     async with open_subscriber(f"http://127.0.0.1:{port}", [_CHANNEL]) as events:
         task_status.started()
         async for event in events:
@@ -128,7 +128,7 @@ async def replay(port: int, feed: list[dict[str, object]], rate: float, tally: T
 
 
 async def run(port: int, subscribers: int, feed: list[dict[str, object]], rate: float) -> Tally:
-    """Subscribe everybody, replay the feed, and wait until all of it arrived."""
+    """Open all subscribers, replay the feed, and wait until all events arrived."""
     tally = Tally(subscribers)
     console = Console()
     with Live(tally.table(), console=console, refresh_per_second=4) as live:

@@ -1,4 +1,4 @@
-"""What a run was measured on, for the document."""
+"""The machine of a run, for the document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES: Final = ("trio", "websockets", "httptools", "msgspec", "hypercorn", "
 
 
 def machine() -> dict[str, str]:
-    """Hardware, kernel, and the versions that matter."""
+    """Return the hardware, the kernel, and the versions of Python and the packages."""
     measured, generator = cores()
     return {
         "cpu": _cpu_model(),

@@ -1,4 +1,4 @@
-"""What a run measures, as values: turns, series of turns, and the document that holds them all.
+"""The values of a run: turns, series of turns, and the document that holds them all.
 
 Everything here goes to JSON and back unchanged; plots, `docs/benchmarks.md`, comparisons and the
 capacity model are made from that document alone.
@@ -16,20 +16,20 @@ from hdrh.histogram import HdrHistogram
 MOST_US: Final = 120_000_000  # the longest latency that a histogram tells apart: two minutes
 _DIGITS: Final = 3  # significant decimal digits that a histogram keeps
 BOTTLENECK: Final = 0.9
-"""The share of its core from which on the load generator is what was measured."""
+"""From this share of its core on, the load generator limits the result, not the server."""
 
 Better = Literal["lower", "higher", "neither"]
 Outcome = Literal["pass", "miss", "not measured"]
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One number that turns have: its unit, and which way is better."""
+    """One number of a turn: its unit, and which direction is better."""
 
     title: str
     unit: str
     better: Better = "lower"
     short: str = ""
-    """The head of a table's column, its unit included; `title` and `unit` without it."""
+    """The head of a table's column, with the unit; if empty, `title` and `unit` make it."""
 
     @property
     def head(self) -> str:
@@ -54,20 +54,20 @@ METRICS: Final[dict[str, Metric]] = {
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """What one server did in one turn of one workload."""
+    """The values of one server in one turn of one workload."""
 
     values: dict[str, float]
-    """By metric."""
+    """One value for each metric."""
     histograms: dict[str, str] = {}
     """Distributions in microseconds, as HdrHistogram encodes them, e.g. of `delivery`."""
     generator: float = 0.0
     """The share of its core that the load generator used while something was under way."""
     round: int = 0
-    """In which round it was taken: a turn that failed leaves a gap in its series."""
+    """The number of the turn's round: a turn that failed leaves a gap in its series."""
 
     @property
     def bottleneck(self) -> bool:
-        """Whether the generator, not the server, is what was measured."""
+        """Whether the load generator limited the result, not the server."""
         return self.generator >= BOTTLENECK
 
 
@@ -78,23 +78,23 @@ class Series(msgspec.Struct, kw_only=True):
     server: str
     turns: list[Turn] = []
     faults: list[str] = []
-    """Turns that failed: events lost, doubled or out of order, a server that died."""
+    """Turns that failed: events lost, doubled or out of order, or a server that ended."""
     skipped: str = ""
     """Why this server did not take part."""
 
     def values(self, metric: str) -> list[float]:
-        """One value a turn."""
+        """Return this metric's value in each turn."""
         return [turn.values[metric] for turn in self.turns if metric in turn.values]
 
     def median(self, metric: str) -> float | None:
-        """The median of the turns; None if there is none."""
+        """Return the median of the turns; None without values."""
         values = self.values(metric)
         return statistics.median(values) if values else None
 
     def ratios(self, other: Series, metric: str) -> list[float]:
-        """This server's value divided by the other's, one for each round that both were in.
+        """Return this server's value divided by the other's, for each round that has both.
 
-        The machine is shared, and two servers of one round had the same minute.
+        The machine is shared, and two servers of the same round ran in the same minute.
         """
         theirs = {turn.round: turn.values[metric] for turn in other.turns if metric in turn.values}
         return [
@@ -104,7 +104,7 @@ class Series(msgspec.Struct, kw_only=True):
         ]
 
     def histogram(self, name: str) -> HdrHistogram | None:
-        """All turns' distribution together; None if there is none."""
+        """Return the distribution of all turns together; None without one."""
         parts = [turn.histograms[name] for turn in self.turns if name in turn.histograms]
         if not parts:
             return None
@@ -115,7 +115,7 @@ class Series(msgspec.Struct, kw_only=True):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured beside what: a peer, as the document describes it."""
+    """A measured server, as the document describes it."""
 
     title: str
     version: str
@@ -123,7 +123,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Its command and the configuration it was started with, or the path of its program."""
     variant_of: str = ""
     floor: bool = False
-    """Whether it is a lower bound, and no server that anyone could use."""
+    """Whether it is a lower bound and not a usable server."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,10 +133,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     group: str
     metrics: dict[str, Metric]
-    """Its own, besides the common ones."""
+    """The workload's own metrics, besides the common ones."""
 
     def metric(self, name: str) -> Metric:
-        """What this metric is; one that nobody described is a bare number."""
+        """Return the metric with this name; an unknown one has no unit."""
         return self.metrics.get(name) or METRICS.get(name) or Metric(name, "", "neither")
 
 
@@ -146,7 +146,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     claim: str
     workload: str
     value: float | None
-    """None if what it needs was not measured."""
+    """None if the claim's servers were not measured."""
     limit: float
     side: Literal["at most", "at least"]
     unit: str
@@ -157,7 +157,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> Outcome:
-        """A claim that another server is needed for, and it is not there, is no miss."""
+        """Return the outcome; a claim whose other server is missing is not a miss."""
         if self.passed:
             return "pass"
         return "not measured" if self.value is None and not self.detail else "miss"
@@ -173,17 +173,17 @@ class Run(msgspec.Struct, kw_only=True):
     missing: dict[str, str] = {}
     """Peers that are not installed, and what installs them."""
     workloads: dict[str, Task] = {}
-    """Those that were measured to their end."""
+    """Workloads that were measured to their end."""
     series: list[Series] = []
     verdicts: list[Verdict] = []
     seconds: float = 0.0
 
     def drop_unfinished(self) -> None:
-        """Forget what was measured of a workload that was not measured to its end."""
+        """Forget the series of a workload that was not measured to its end."""
         self.series = [one for one in self.series if one.workload in self.workloads]
 
     def one(self, workload: str, server: str) -> Series | None:
-        """The series of this server in this workload, if it has any."""
+        """Return the series of this server in this workload, or None."""
         for series in self.series:
             if (series.workload, series.server) == (workload, server):
                 return series
@@ -194,7 +194,7 @@ class Run(msgspec.Struct, kw_only=True):
         return [series for series in self.series if series.workload == workload]
 
     def floor(self, workload: str) -> Series | None:
-        """What the others of this workload are divided by: its first floor that was measured."""
+        """Return the workload's first measured floor, which divides the other servers."""
         for series in self.of(workload):
             if self.servers[series.server].floor and series.turns:
                 return series
@@ -202,7 +202,7 @@ class Run(msgspec.Struct, kw_only=True):
 
 
 def new_histogram() -> HdrHistogram:
-    """Microseconds up to `MOST_US`, with three significant digits."""
+    """Return an empty histogram of microseconds up to `MOST_US`, with three significant digits."""
     return HdrHistogram(1, MOST_US, _DIGITS)
 
 
@@ -210,7 +210,7 @@ def load(path: Path) -> Run:
     """Read a document.
 
     Raises:
-        msgspec.ValidationError: It is not one of ours.
+        msgspec.ValidationError: The file is not the document of a run.
     """
     return msgspec.json.decode(path.read_bytes(), type=Run)
 

@@ -1,7 +1,7 @@
-"""How far a run is: a bar at a terminal, one line a workload where nobody watches.
+"""The progress of a run: a bar at a terminal, one line a workload elsewhere.
 
-What is left is estimated from the seconds that a turn took so far; turns of different workloads
-differ, so it says "about".
+The remaining time is estimated from the seconds that a turn took so far. Turns of different
+workloads differ, so the line says "about".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.progress import (
 
 
 class Watcher(Protocol):
-    """Who is told how far a run is. Entered for the run's length."""
+    """Shows the progress of a run. Entered for as long as the run lasts."""
 
     def __enter__(self) -> Self: ...
 
@@ -35,20 +35,20 @@ class Watcher(Protocol):
     ) -> None: ...
 
     def start(self, workloads: int, turns: int) -> None:
-        """So many are ahead."""
+        """The run begins, with so many workloads and turns."""
 
     def workload(self, title: str, servers: int, rounds: int) -> None:
-        """This one begins."""
+        """A workload begins."""
 
     def turn(self, server: str) -> None:
         """A turn begins."""
 
     def done(self) -> None:
-        """A turn ended, one way or the other."""
+        """A turn ended, with or without a fault."""
 
 
 def watcher(console: Console) -> Watcher:
-    """A bar, or lines if this is no terminal."""
+    """Return a bar at a terminal, and lines elsewhere."""
     return Bar(console) if console.is_terminal else Lines(console.print)
 
 

@@ -1,7 +1,7 @@
-"""Takes the turns: every server once in each round, A B A B, so that a noisy minute hits them all.
+"""Takes the turns: every server once in each round, A B A B, so a noisy minute affects all.
 
-A ratio is formed within a round; medians over the rounds count. A server that fails in a turn is
-noted with its fault, and the others go on.
+A ratio is calculated within a round; medians over the rounds count. If a server fails in a turn,
+its fault is noted, and the others go on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.workloads.workload import Plan, Workload
 def take_turns(
     run: Run, workloads: Sequence[Workload], peers: Sequence[Peer], plan: Plan, watcher: Watcher
 ) -> None:
-    """Measure, and put everything into `run` as it comes."""
+    """Measure, and put each result into `run` at once."""
     start = time.monotonic()
     present = [peer for peer in peers if _is_present(run, peer)]
     _describe(run, present)

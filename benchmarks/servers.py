@@ -1,6 +1,6 @@
 """The measured processes: started pinned to one core, read from outside, always ended.
 
-What is read is of the whole process tree. CPU time comes from each process's own clock
+Each reading covers the whole process tree. CPU time comes from each process's own clock
 (`clock_getcpuclockid`), in nanoseconds and with the kernel's share of a `send`; memory from
 `/proc`. A child never outlives its `with` block.
 """
@@ -26,7 +26,7 @@ _STOP: Final = 15.0  # seconds from SIGTERM to SIGKILL; the server's own bound i
 
 
 class ServerError(Exception):
-    """A child did not start, or died while it was measured."""
+    """A child did not start, or ended while it was measured."""
 
 
 def cores() -> tuple[int, int]:
@@ -39,7 +39,7 @@ _ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 
 
 class Child:
-    """A measured process. Made and ended by `running`."""
+    """A measured process. Made and ended by `running` or `started`."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
         self._process = process
@@ -61,7 +61,7 @@ class Child:
         return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids())
 
     def rss(self) -> int:
-        """Resident bytes; of a page that several processes share, each has its part."""
+        """Resident bytes; of a shared page, each process counts its part."""
         return sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in self.pids()) * 1_024
 
     def reset_peak(self) -> None:
@@ -70,16 +70,16 @@ class Child:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_rss(self) -> int:
-        """Most resident bytes since its start, or since `reset_peak`."""
+        """Most resident bytes since the start, or since `reset_peak`."""
         return sum(_kib(f"/proc/{pid}/status", "VmHWM:") for pid in self.pids()) * 1_024
 
     def output(self) -> str:
-        """The end of what it printed, for an error's text."""
+        """Return the end of the process's output, for an error's text."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")[-2_000:]
 
     def check(self) -> None:
-        """Raise with its output if it died."""
+        """Raise `ServerError` with the output if the process has ended."""
         if self._process.poll() is not None:
             raise ServerError(f"the process ended early:\n{self.output()}")
 
@@ -94,7 +94,7 @@ class Child:
         raise ServerError(f"nothing accepts on port {self.port}:\n{self.output()}")
 
     def stop(self) -> None:
-        """Ask it to end, then make it."""
+        """Ask the process to end; kill it if it does not end in time."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -106,7 +106,7 @@ class Child:
 
 @contextlib.contextmanager
 def started(peer: Peer) -> Iterator[Child]:
-    """Start a peer on a free port, in a folder of its own that goes with it."""
+    """Start a peer on a free port, in a folder of its own, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="repeater-benchmarks-") as folder:
         port = _free_port()
         command = [word.replace("PORT", str(port)) for word in peer.command(Path(folder))]
@@ -125,8 +125,8 @@ def running(
 ) -> Iterator[Child]:
     """Run `command` in `folder`, with a free port in place of "PORT", on the measured core.
 
-    `settings` are the server's variables; those of this process do not count. It must accept
-    connections within `patience` seconds.
+    `settings` are the server's variables; the `REPEATER_` variables of this process do not count.
+    The server must accept connections within `patience` seconds.
     """
     port = _free_port()
     words = [str(port) if word == "PORT" else word for word in command]
@@ -168,13 +168,13 @@ def _kib(path: str, label: str) -> int:
     for line in Path(path).read_text().splitlines():
         if line.startswith(label):
             return int(line.split()[1])
-    raise ServerError(f"the kernel does not say {label} in {path}")
+    raise ServerError(f"the kernel gives no {label} in {path}")
 
 
 def listen_overflows() -> int:
     """How often this machine's kernel had no room for a connection in a listener's queue.
 
-    Each makes a client's kernel ask again, a second later.
+    After each of them a client's kernel repeats its request, a second later.
     """
     lines = Path("/proc/net/netstat").read_text().splitlines()
     names, values = (line.split() for line in lines if line.startswith("TcpExt:"))

@@ -7,7 +7,7 @@ well. A deadline that is expected to pass is the test's own, and short.
 from __future__ import annotations
 
 PROCESS_STARTS = 60.0
-"""Seconds for a process to start, a browser or a server, and to be of use: 1 to 9 s here."""
+"""Seconds until a process, a browser or a server, has started and works: 1 to 9 s here."""
 
 LOOP_ANSWERS = 20.0
 """Seconds for what a running server, loop or page is to do next; it takes milliseconds."""

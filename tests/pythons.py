@@ -28,7 +28,7 @@ _UV: Final = tuple(shlex.split(os.environ.get("UV", "uv")))
 
 
 def find(version: str) -> str | None:
-    """The path of an interpreter of this minor version that starts; None if there is none."""
+    """The path of an interpreter of this minor version that starts; None without one."""
     return next((path for path in _candidates(version) if _starts(path, version)), None)
 
 

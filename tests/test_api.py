@@ -102,7 +102,7 @@ async def test_no_history_no_position() -> None:
     ],
 )
 async def test_a_bad_body_publishes_nothing(body: bytes, status: int) -> None:
-    """Each has its documented answer: 400 for what is no JSON, an API error for the rest."""
+    """Each has its documented answer: 400 if it is not JSON, an API error for the rest."""
     async with open_test_node() as node:
         answer = await call(node, "publish", body)
         if status == 400:
@@ -258,7 +258,7 @@ async def test_a_long_batch_lets_others_have_their_turn() -> None:
 def test_the_key(
     header: bytes | None, authorization: bytes | None, query: bytes, admitted: bool
 ) -> None:
-    """Header, `Authorization` where there is none, then the query; an empty key is no key."""
+    """Header, `Authorization` without the header, then the query; an empty key does not count."""
     assert (
         ApiKey(["s\u00e9cret".encode()], insecure=False).admits(header, authorization, query)
         is admitted

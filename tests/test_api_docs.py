@@ -65,7 +65,7 @@ async def test_every_example_works() -> None:
 
 
 def test_every_method_has_its_section_and_example() -> None:
-    """And there is no section of a method that is gone."""
+    """And a removed method has no section."""
     assert set(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)) == METHODS.keys() | {STREAM}
     shown = {parsed(example)[2].removeprefix(f"{BASE}/api/") for example in EXAMPLES}
     assert shown == METHODS.keys() | {STREAM}

@@ -112,7 +112,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
     "broadcast": {
         "channels": [None, 1, "news", {}, [1], [None], []],
         **EVENT,
-        "b64data": NO_TEXT,  # what is no base64 fails channel by channel
+        "b64data": NO_TEXT,  # invalid base64 fails channel by channel
     },
     "subscribe": {
         "channel": [*NO_TEXT, "", "a" * 256],

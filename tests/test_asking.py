@@ -222,7 +222,7 @@ async def test_permissions(action: str, allowed: set[str], who: set[str]) -> Non
 
 
 async def test_presence_of_a_failing_store() -> None:
-    """Presence that can't be had is error 100, temporary."""
+    """Presence that cannot be read is error 100, temporary."""
     options = NodeOptions(insecure=True, channel=ChannelOptions(presence=True))
     async with open_node(options, presence=FailingPresence()) as node, talking(node) as talk:
         for command in ("presence", "presence_stats"):

@@ -173,7 +173,7 @@ def test_work_tree_is_a_build_of_its_own_interpreter() -> None:
 def test_gate_without_a_verdict_ends_with_two(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1 is kept for a regression: a mistake on the command line is none."""
+    """1 is only for a regression, and a mistake on the command line is not one."""
     monkeypatch.setattr(sys, "argv", ["gate", *arguments])
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)

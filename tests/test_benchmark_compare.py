@@ -44,7 +44,7 @@ def test_noise_is_no_change(noise: float) -> None:
 
 
 def test_ten_per_cent_are_found() -> None:
-    """With a noise of one per cent, a server that costs a tenth more is worse, whoever else is."""
+    """With a noise of one per cent, a server that costs a tenth more is found to be worse."""
     for seed in range(10):
         found = compare(imagined(2 * seed, 0.01), imagined(2 * seed + 1, 0.01, {"repeater": 1.1}))
         worse = {row.server for row in found.rows if row.finding == "worse"}

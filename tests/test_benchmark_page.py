@@ -67,7 +67,7 @@ def test_what_was_not_run_is_not_drawn(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_document_says(run: Run) -> None:
-    """Machine, versions, configurations, claims, failures and whoever is missing."""
+    """Machine, versions, configurations, claims, failures and missing servers."""
     text = page(run, PLOTS)
     assert not re.search(r"\{[{%]|None|Undefined", text)
     for value in run.machine.values():
@@ -132,7 +132,7 @@ def test_written_and_read_again(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_committed_page_is_its_documents() -> None:
-    """docs/benchmarks.md is what docs/benchmarks/run.json gives: nobody edited it."""
+    """docs/benchmarks.md is what docs/benchmarks/run.json gives, without edits."""
     folder = DOCS / "benchmarks"
     if not (folder / "run.json").exists():
         pytest.skip("no run is committed")

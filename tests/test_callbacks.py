@@ -348,7 +348,7 @@ async def test_values_that_are_no_header_stay_behind(application: Application, v
 
 
 async def test_timeout(application: Application, autojump_clock: MockClock) -> None:
-    """Whoever is not answered within a second gets error 100, and is not asked about again."""
+    """A client that gets no answer within a second gets error 100; the question is not repeated."""
     application.delays["rpc"] = 60
     async with open_asking_node(application) as node, talking(node) as talk:
         start = trio.current_time()
@@ -588,7 +588,7 @@ async def test_subscription_is_renewed_or_ends(
 
 
 async def test_plain_clients_are_not_asked_about(application: Application) -> None:
-    """A plain subscriber, whom the options alone let in, costs no question."""
+    """The back end is not asked about a plain subscriber that the options alone admit."""
     from repeater.testing import MemoryTransport
 
     options = NodeOptions(allow_anonymous=True)

@@ -152,7 +152,7 @@ def test_personal_channel() -> None:
 
 @pytest.mark.parametrize("action", ["publish", "presence", "history"])
 def test_permissions_are_apart(action: Action) -> None:
-    """A permission for one action is none for another."""
+    """A permission for one action does not permit another."""
     options = ChannelOptions(**{f"allow_{action}_for_client": True})  # type: ignore[arg-type]
     rules = ChannelRules(NodeOptions(channel=options))
     others: list[Action] = ["publish", "presence", "history"]

@@ -57,6 +57,6 @@ def test_every_claim_can_be_judged() -> None:
 
 
 def test_every_workload_takes_known_peers() -> None:
-    """Whom a workload names beside the ordinary ones exists."""
+    """The peers that a workload names beside the ordinary ones exist."""
     for workload in WORKLOADS.values():
         assert {*workload.beside, *workload.only} <= {*PEERS}

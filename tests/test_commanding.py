@@ -41,7 +41,7 @@ NOTHING = SubscriptionGrant()
 
 
 class Gate:
-    """Lets whoever comes through, until it is closed; then they wait, until it is opened."""
+    """Lets callers through until it is closed; then callers wait until it is opened."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
@@ -410,7 +410,7 @@ async def test_many_connections() -> None:
 
 
 async def test_unsubscribe() -> None:
-    """From one channel or from all, whoever had subscribed; each is told."""
+    """From one channel or from all, subscribed by the server or by the client; each is told."""
     async with world() as it, talking(it.node) as alice:
         await it.node.subscribe("alice", "a")
         for channel in ("b", "c"):
@@ -465,7 +465,7 @@ async def test_refresh(autojump_clock: MockClock) -> None:
 
 
 async def test_refresh_of_the_info() -> None:
-    """Everybody who looks sees it, and whoever leaves meanwhile stays gone."""
+    """Every client that asks sees it, and a client that leaves meanwhile stays gone."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         for channel in ("news", "sport"):
             await it.node.subscribe("alice", channel)

@@ -367,7 +367,7 @@ def test_mistake_in_the_file_names_file_and_setting(text: str, line: str) -> Non
 def test_unknown_variable_is_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str
 ) -> None:
-    """A variable that begins as ours do and is none is refused, with the nearest one."""
+    """An unknown variable with our prefix is refused, and the error names the nearest one."""
     monkeypatch.setenv(variable, "hunter2")
     assert mistakes() == (f"{variable}: {text}",)
 
@@ -520,7 +520,7 @@ def test_secret_that_is_no_text_is_not_shown() -> None:
 
 
 def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
-    """Its channel is open and its pings are every 20 s where it is on; a weak secret is none."""
+    """If it is on, its channel is open and its pings are every 20 s; a weak secret is refused."""
     on, off = load_settings(dev=True, comments=None), load_settings(dev=True, comments=False)
     assert on.comments_on
     assert not off.comments_on

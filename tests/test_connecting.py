@@ -85,7 +85,7 @@ class TestAuthentication:
         ],
     )
     async def test_error_is_a_reply(self, known: ConnectionGrant | Exception, code: int) -> None:
-        """Expired 109, an expiry that is past 110, keys that can't be had 100; then 3501."""
+        """Expired 109, an expiry in the past 110, unavailable keys 100; then 3501."""
         async with open_node(verifier=knowing(known)) as node:
             async with talking(node, connected=False) as talk:
                 error = await talk.connect("t")
@@ -255,7 +255,7 @@ class TestExpiry:
             assert talk.transport.closed_with == end
 
     async def test_keys_that_can_not_be_had(self) -> None:
-        """A refresh whose keys can't be had is error 100, temporary; the connection goes on."""
+        """A refresh without available keys is error 100, temporary; the connection goes on."""
         verifier = FakeVerifier(connections={"t": ANN, "later": BrokerError("no keys")})
         async with open_node(verifier=verifier) as node, talking(node, connected=False) as talk:
             await talk.connect("t")
@@ -451,7 +451,7 @@ class TestServerSide:
             assert not node.hub.channels
 
     async def test_failing_history_fails_the_connect(self) -> None:
-        """If one channel's history can't be read there is no reply, and nothing is left: 3004."""
+        """If one channel's history cannot be read, no reply comes and nothing is left: 3004."""
         broker = TestBroker()
         async with open_test_node(broker=broker) as node:
             broker.failing = True

@@ -92,7 +92,7 @@ async def test_it_is_static_and_strict() -> None:
 
 
 async def test_a_mounted_application_has_the_front_page() -> None:
-    """Whoever mounts `/`, even after the console was made; and other errors stay what they are."""
+    """An application may mount `/` even after the console was made; other errors stay the same."""
     front = Blueprint("front", __name__)
     front.get("/")(lambda: "mine")
     async with open_test_node() as node:

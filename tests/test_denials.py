@@ -137,7 +137,7 @@ async def test_a_block_ends_by_itself(autojump_clock: MockClock) -> None:
 
 
 async def test_a_block_while_a_connect_is_under_way() -> None:
-    """Whoever is being let in when the block comes is not."""
+    """A client whose connect is under way when the block comes is not let in."""
 
     class Slow:
         async def verify_connection(self, token: str) -> ConnectionGrant:
@@ -163,7 +163,7 @@ async def test_a_block_while_a_connect_is_under_way() -> None:
 
 @pytest.mark.parametrize("name", ["jti", "uid"])
 async def test_a_revoked_token_proves_nothing(name: str) -> None:
-    """3500 for its connections, and for whoever comes with it; the user's others stay."""
+    """3500 for its connections, old and new; the user's other connections stay."""
     async with (
         proving_node() as node,
         talking(node, sub="ann", jti="t1") as one,
@@ -354,7 +354,7 @@ class SharedDenials(MemoryDenials):
 
 
 async def test_what_another_node_denies_holds_here() -> None:
-    """A shared store tells; whoever is met is put out, and let in again when it is lifted."""
+    """A shared store tells; a denied client is cut, and let in again when the block is lifted."""
     store = SharedDenials()
     async with (
         store.send,
@@ -422,7 +422,7 @@ async def test_a_file_that_is_none_of_ours_is_a_mistake_of_the_configuration(
     tmp_path: Path,
 ) -> None:
     """The server does not start without the blocks that it was told to keep."""
-    (tmp_path / "denials.sqlite3").write_bytes(b"this is no database" * 100)
+    (tmp_path / "denials.sqlite3").write_bytes(b"this is not a database" * 100)
     with pytest.raises(ConfigError, match=r"data_dir: .*not a database"):
         async with open_server(load_settings(dev=True, port=0, data_dir=str(tmp_path))):
             raise AssertionError("it started")

@@ -207,7 +207,7 @@ async def test_a_server_may_end_at_once() -> None:
 
 
 async def test_nothing_is_left_of_a_handed_over_websocket() -> None:
-    """Behind ASGI, too, a peer that hangs up without a word costs no socket and no task."""
+    """Behind ASGI, too, a peer that hangs up without a close frame leaves no socket and no task."""
     async with running() as server:
         async with peer(server) as client:
             assert b" 200 " in await client.call("GET", "/health")

@@ -101,7 +101,7 @@ def test_the_id_of_several_channels_moves_on() -> None:
 
 
 def test_what_is_no_message() -> None:
-    """Comments and hints are no events; a reset and a farewell are, of their own kinds."""
+    """Comments and hints are not events; a reset and a farewell are events of their own kinds."""
     source = EventSource()
     source.feed(event_stream.COMMENT + retry(1_500) + silent_id(b"a:1:e"))
     assert (source.events, source.retry, source.last_event_id) == ([], 1_500, "a:1:e")

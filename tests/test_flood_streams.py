@@ -24,7 +24,7 @@ _IN_ORDER = list(range(_EVENTS))
 
 @contextmanager
 def subscribed(count: int, *, framed: bool = True) -> Iterator[tuple[Streams, list[socket.socket]]]:
-    """So many subscribers to whom 12 events are due, and the server's ends of their connections."""
+    """So many subscribers that must get 12 events, and the server's ends of their connections."""
     with Crowd(0) as crowd, ExitStack() as stack:
         ends = []
         for _ in range(count):
@@ -120,7 +120,7 @@ def test_faults_are_found(numbers: list[int], *, common: bool, groups: bool) -> 
 
 
 def test_what_is_missing_at_the_end_is_seen() -> None:
-    """All subscribers count, not the first alone; half an event is none."""
+    """All subscribers count, not the first alone; half an event does not count."""
     with subscribed(2) as (streams, (first, second)):
         feed(streams, first, frames(_IN_ORDER))
         feed(streams, second, frames(_IN_ORDER)[:-1])

@@ -125,7 +125,7 @@ def test_faults_inside_one_chunk_are_found(room: Room) -> None:
 
 
 def test_event_that_never_comes_fails_the_run(room: Room) -> None:
-    """Whoever waits for it gives up."""
+    """The wait for it ends with an error."""
     room.deliver(0, 0, 1, 2)
     room.deliver(1, 0, 1)
     with pytest.raises(WireError, match="1 events did not reach"):

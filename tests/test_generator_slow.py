@@ -67,7 +67,7 @@ def server() -> Iterator[Server]:
 
 
 def test_slow_readers_are_filled_and_counted(server: Server) -> None:
-    """Full is when the kernel takes no more; whom the server cuts is no longer counted."""
+    """Sockets are full when the kernel takes no more; readers that the server cut do not count."""
     with SlowReaders(server.port, 2, _GREETING) as slow, Crowd(server.port) as crowd:
         assert slow.connected() == 2
         slow.fill(server, crowd)

@@ -88,7 +88,7 @@ def test_a_doubled_origin_is_refused() -> None:
     ],
 )
 def test_incorrect_handshake_is_refused(request_head: bytes, status: bytes) -> None:
-    """What is not a correct handshake gets a 4xx answer."""
+    """An invalid handshake gets a 4xx answer."""
     handshake = answer(request_head)
     assert not handshake.accepted
     assert handshake.answer.startswith(b"HTTP/1.1 " + status)

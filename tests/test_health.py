@@ -12,7 +12,7 @@ from tests.deadlines import LOOP_ANSWERS
 
 
 async def test_states() -> None:
-    """Live while it can answer; ready while it takes clients and its broker is of use."""
+    """Live while it can answer; ready while it takes clients and its broker works."""
     outage = ""
 
     class Broker(MemoryBroker):

@@ -78,7 +78,7 @@ async def test_anything_inbound_counts(autojump_clock: MockClock) -> None:
 
 
 async def test_plain_client_behind_asgi_has_no_heartbeat(autojump_clock: MockClock) -> None:
-    """Where no ping can be sent, silence is no reason to cut."""
+    """Where no ping can be sent, a silent client is not cut."""
     transport = MemoryTransport(PLAIN_ASGI)
     async with open_test_node(OPTIONS) as node, connect(node, transport) as client:
         await trio.sleep(1_000)

@@ -181,7 +181,7 @@ async def test_position_at_fan_out_is_live_at_once() -> None:
 
 
 async def test_joining_gathers_everything() -> None:
-    """Whoever joins gathers what is distributed, old or doubled or not; it is sorted out later."""
+    """A joining client gathers all that is distributed, also old or doubled; it is sorted later."""
     async with listening() as listeners:
         client = await listeners.stack.enter_async_context(
             connect(listeners.node, MemoryTransport())

@@ -85,7 +85,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_no_imports_go_in_a_circle() -> None:
-    """Whoever follows imports from module to module comes to an end. Faces are left out."""
+    """Following imports from module to module comes to an end. Faces are left out."""
     faces = {name_of(path) for path in MODULES if path.name == "__init__.py"}
     left_out = faces | STILL
     names = {name_of(path): path for path in MODULES if name_of(path) not in left_out}

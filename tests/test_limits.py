@@ -281,7 +281,7 @@ async def emptied(server: Server) -> None:
 @pytest.mark.parametrize("reused", [False, True], ids=["native", "asgi"])
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_full_server_answers_503(path: str, reused: bool) -> None:
-    """Before the upgrade; the API still works, and whoever leaves makes room."""
+    """Before the upgrade; the API still works, and a client that leaves makes room."""
     async with running(limits={"connections": 1}) as server:
         async with inside(server, path, reused=reused), peer(server) as back_end:
             assert b" 503 " in await knock(server, path, reused=reused)

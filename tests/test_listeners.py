@@ -126,7 +126,7 @@ async def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path) -> None:
-    """One line, and the server that is there serves on; so for a file that is no socket."""
+    """One line, and the other server serves on; the same for a file that is not a socket."""
     path = tmp_path / "a.sock"
     async with running(listen=[f"unix:{path}"]):
         with pytest.raises(ServeError, match=r"cannot listen on unix:.*in use"):
@@ -205,7 +205,7 @@ def test_an_inherited_socket_of_another_kind_is_refused() -> None:
 
 
 def test_another_process_s_sockets_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables are inherited by children, for whom they are not meant."""
+    """Child processes inherit the variables, which are not meant for them."""
     from repeater.config import inherited_descriptors
 
     monkeypatch.setenv("LISTEN_FDS", "1")

@@ -192,7 +192,7 @@ async def test_without_recovery_there_are_no_ids() -> None:
 
 
 async def test_clients_in_the_same_place_share_their_bytes() -> None:
-    """Same channels and positions: one codec, whoever came first; it goes with the last."""
+    """Same channels and positions share one codec, in any order; it goes with the last client."""
     async with open_test_node() as node:
         await publish(node, "a", 0)
         one, two, other = Browser("a", "b"), Browser("b", "a"), Browser("a")

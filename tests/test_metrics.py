@@ -108,7 +108,7 @@ async def test_numbers_of_a_scenario(autojump_clock: MockClock) -> None:
 
 
 async def test_users_are_counted_once() -> None:
-    """A user with two connections is one, and the anonymous one is none."""
+    """A user with two connections counts once, and the anonymous user does not count."""
     async with (
         open_test_node() as node,
         connect(node, MemoryTransport()) as one,

@@ -38,7 +38,7 @@ def program() -> str | None:
 NGINX = program()
 pytestmark = [
     starts_processes,
-    pytest.mark.skipif(NGINX is None, reason="there is no nginx"),
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
 ]
 
 

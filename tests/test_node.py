@@ -42,7 +42,7 @@ async def test_publish_timeout(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("channel", ["", "x" * 256, "é", "a\nb", "a\x00"])
 async def test_bad_channel_is_refused(channel: str) -> None:
-    """A name that is none gets error 107."""
+    """An invalid name gets error 107."""
     async with open_test_node() as node:
         with pytest.raises(ReplyError, match="107"):
             await node.publish(Publication(channel, b"1"))

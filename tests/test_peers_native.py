@@ -207,7 +207,7 @@ def test_nats_hears_its_own_protocol_in_binary_frames() -> None:
 
 
 def test_nchan_takes_no_more_channels_than_its_documentation_says() -> None:
-    """255 in one request; more are an error of whoever asks."""
+    """255 in one request; more are the caller's error."""
     many = [str(number) for number in range(256)]
     request = _upgrade(nchan.NCHAN.subscribe(many[:255]))
     assert request.target.count(b",") == 254
@@ -268,7 +268,7 @@ def _chunked(parts: Sequence[bytes]) -> Iterator[int]:
 
 
 def test_a_chunked_stream_is_understood() -> None:
-    """Chunks' sizes and ends, heartbeats, and chunks cut anywhere are no obstacle to counting."""
+    """Counting works with chunks' sizes and ends, with heartbeats, and with chunks cut anywhere."""
     whole = _update(0) + _chunk(b":\n") + _update(1) + _update(2)
     cut = [whole[at : at + 5] for at in range(0, len(whole), 5)]
     with _chunked(cut) as port, Crowd(port) as crowd:
@@ -287,6 +287,6 @@ def test_a_chunked_stream_is_understood() -> None:
 
 
 def test_a_refused_subscriber_is_an_error() -> None:
-    """An answer that is none of a stream's is told as what it is."""
+    """An answer that is not a stream is reported as it is."""
     with _chunked([]) as port, Crowd(port) as crowd, pytest.raises(WireError, match="refused"):
         crowd.open(1, nats.NATS.subscribe(["news"]))

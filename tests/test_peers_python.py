@@ -1,4 +1,4 @@
-"""The peers in Python: each repeats what it should to whom it should, or is not measured.
+"""The peers in Python: each repeats the right events to the right clients, or is not measured.
 
 Real processes, started as the benchmarks start them, and the load generator's own sockets.
 """

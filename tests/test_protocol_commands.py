@@ -44,7 +44,7 @@ def test_published_data_stays_verbatim() -> None:
     ["", "\n\n", "{}\n\n{}", "[]", "null", "1", "{", '{"id":"1"}', '{"id":1}x', "\udcff"],
 )
 def test_bad_line_is_a_disconnect(message: str) -> None:
-    """An empty line, or one that is no command, ends the connection with 3501."""
+    """An empty line or an invalid command ends the connection with 3501."""
     with pytest.raises(DisconnectError) as caught:
         list(parse_commands(message))
     assert caught.value.disconnect == BAD_REQUEST

@@ -148,7 +148,7 @@ def test_a_missing_tag_is_an_empty_one_to_lists() -> None:
     ],
 )  # fmt: skip
 def test_numbers(cmp: str, tag: str, wanted: bool) -> None:
-    """Numbers are exact decimals; a tag that is none is neither below nor above 42."""
+    """Numbers are exact decimals; any other tag is neither below nor above 42."""
     node = TagsFilter(key="k", cmp=cmp, val="42")
     check_filter(node)
     assert matches(node, {"k": tag}) is wanted

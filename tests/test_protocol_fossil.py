@@ -98,7 +98,7 @@ def test_an_edited_document_comes_back(document: Any, value: Any, data: st.DataO
     ids=["both empty", "empty target", "empty base", "identical"],
 )
 def test_edges(base: bytes, target: bytes, delta: bytes) -> None:
-    """No base is one insert, no target is no segment, no change is one copy."""
+    """Without a base: one insert; without a target: no segment; without a change: one copy."""
     assert make_delta(base, target) == delta
     assert apply(base, delta) == target
 

@@ -1,4 +1,4 @@
-"""Clients behind proxies: who they are said to be, and by whom that is believed."""
+"""Clients behind proxies: the addresses that proxies give, and the proxies that are trusted."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_noise_names_nobody_wrongly(values: list[str], proxies: TrustedProxies) 
 
 
 def test_wrong_settings_are_named() -> None:
-    """A network that is none, a header that nobody may send."""
+    """An invalid network, and a header without a proxy that may send it."""
     with pytest.raises(ConfigError, match=r"trusted_proxies: .*10.0.0.1/8"):
         load_settings(trusted_proxies=["10.0.0.1/8"])
     with pytest.raises(ConfigError, match="proxy_protocol: needs trusted_proxies"):
@@ -194,7 +194,7 @@ async def test_a_trusted_proxy_must_send_its_header(sent: bytes) -> None:
 
 
 async def test_a_stranger_must_not_send_a_proxy_header() -> None:
-    """It is no request, so it is closed; its plain request is served under its own address."""
+    """A header is not a request, so the connection closes; a plain one keeps its own address."""
     settings = {"trusted_proxies": ["10.0.0.0/8"], "proxy_protocol": True}
     async with telling(**settings) as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:

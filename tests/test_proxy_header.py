@@ -35,7 +35,7 @@ sources = st.one_of(
 
 
 def read(received: bytes) -> tuple[tuple[str, int] | None, bytes]:
-    """Whom the header names, and what is behind it."""
+    """The address that the header names, and the bytes after it."""
     end = header_end(received)
     assert end is not None
     return parse_proxy_header(received[:end]), received[end:]

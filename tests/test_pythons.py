@@ -29,7 +29,7 @@ def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_version_is_not_found() -> None:
-    """Without a place that has it there is no interpreter."""
+    """If no place has the version, no interpreter is found."""
     assert pythons.find(HERE) is None
 
 

@@ -434,7 +434,7 @@ async def test_announcements_go_to_who_asked() -> None:
 
 
 async def test_announcement_never_comes_before_the_reply() -> None:
-    """Whoever is joining hears no joins until it is answered; then its own."""
+    """A joining client hears no joins until its reply; then its own."""
     channel = ChannelOptions(join_leave=True, force_push_join_leave=True)
     broker = TestBroker()
     async with (

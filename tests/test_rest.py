@@ -126,7 +126,7 @@ REQUESTS: tuple[bytes, ...] = (
 
 @pytest.mark.parametrize("sent", REQUESTS)
 async def test_both_ways_answer_alike(sent: bytes) -> None:
-    """Status, content type and body are the same, whoever serves the request."""
+    """Status, content type and body are the same on both ways."""
     async with running(channel={"history_size": 0}) as server:
         answers = []
         for way in WAYS:
@@ -138,7 +138,7 @@ async def test_both_ways_answer_alike(sent: bytes) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_key_is_needed(way: str) -> None:
-    """401 comes before 404 and 405, and whoever has no key gets nothing natively."""
+    """401 comes before 404 and 405, and a caller without a key gets nothing natively."""
     async with running(dev=False, api_key="secret") as server, caller(server, way) as back_end:
         assert b" 200 " in await back_end.call("POST", "/api/publish", EVENT, KEYED)
         assert server.door.statistics().rest.open == (way == "native")
@@ -259,7 +259,7 @@ async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.Monk
         await back_end.stream.send_all(
             request(EVENT, head=b"Connection: close\r\n") + request(EVENT)
         )
-        # One answer: natively the first request's; h11 says 400 to whoever sends on after `close`.
+        # One answer: natively the first request's; h11 answers 400 to requests after `close`.
         assert (await back_end.rest()).count(b"HTTP/1.1 ") == 1
         await server.door.wait_empty()
         assert server.node.statistics().repeater.publications <= 1

@@ -34,7 +34,7 @@ def test_faults_are_counted() -> None:
 
 
 def test_unrecovered_client_fails_the_run() -> None:
-    """Whoever was not recovered, or only in part, is not a matter of counting."""
+    """A client that was not recovered, or only in part, is an error and not counted."""
     with pytest.raises(WireError):
         judge(received(_DUE[:20], _DUE[20:], recovered=False))
     with pytest.raises(WireError):

@@ -275,7 +275,7 @@ class World:
             await self._ending.wait()
 
     async def stop(self) -> None:
-        """The process ends; whoever is connected is not any more."""
+        """The process ends, and with it all connections."""
         self.stopping = True
         self.open_gates()
         await self.settle()

@@ -180,6 +180,6 @@ def test_the_endpoint_of_a_server(base: str, expected: str) -> None:
 
 @pytest.mark.parametrize("base", ["", "h:1", "ftp://h", "http://"])
 def test_no_server(base: str) -> None:
-    """What is no server's URL is said so."""
+    """An invalid URL is named as such."""
     with pytest.raises(SubscriberError, match="not a server's URL"):
         websocket_url(base)

@@ -292,7 +292,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("tf", [{"op": "x"}, {"key": "k", "cmp": "??"}, {"op": "and"}])
     async def test_bad_filter(self, tf: dict[str, Any]) -> None:
-        """A filter that is none is error 107."""
+        """An invalid filter is error 107."""
         options = NodeOptions(channel=ChannelOptions(allow_tags_filter=True))
         async with open_test_node(options) as node, talking(node) as talk:
             assert (await talk.subscribe(tf=tf))["code"] == 107
@@ -331,7 +331,7 @@ class TestCache:
     async def test_newest_only(
         self, since: dict[str, int], expected: list[int], recovered: bool
     ) -> None:
-        """Whoever comes back gets the newest, unless it has it; the offset is its own."""
+        """A client that comes back gets the newest unless it has that; the offset is its own."""
         async with open_test_node(NodeOptions(channel=CACHE)) as node, talking(node) as talk:
             top = await publish(node, 1, 2, 3)
             position: dict[str, Any] = {**since, "epoch": top.epoch} if since else {}
@@ -355,7 +355,7 @@ class TestCache:
 
     @pytest.mark.parametrize("auto", [True, False])
     async def test_auto(self, auto: bool) -> None:
-        """With `auto_cache_recover` whoever comes first gets the newest too, and is told so."""
+        """With `auto_cache_recover` a new client gets the newest too, and is told so."""
         options = NodeOptions(channel=msgspec.structs.replace(CACHE, auto_cache_recover=auto))
         async with open_test_node(options) as node, talking(node) as talk:
             await publish(node, 1, 2)
@@ -547,7 +547,7 @@ class TestToken:
         ],
     )
     async def test_error(self, known: SubscriptionClaims | Exception, code: int) -> None:
-        """Expired 109, an expiry that is past 110, keys that can't be had 100 and temporary."""
+        """Expired 109, an expiry in the past 110, unavailable keys 100 and temporary."""
         verifier = FakeVerifier(subscriptions={"t": known})
         async with open_test_node(verifier=verifier) as node, talking(node) as talk:
             error = await talk.subscribe(token="t")

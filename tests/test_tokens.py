@@ -350,7 +350,7 @@ def test_any_claims(claims: dict[str, object], subs: object, indent: int | None)
 @settings(max_examples=200, derandomize=True)
 @given(payload=st.binary(max_size=30), info=st.binary(max_size=30), b64=st.binary(max_size=20))
 def test_any_payload(payload: bytes, info: bytes, b64: bytes) -> None:
-    """Also bytes that are no JSON or no text, at every depth."""
+    """Also bytes that are not JSON or not text, at every depth."""
     verify_both(sign_text(payload))
     verify_both(sign_text(b'{"info":' + info + b"}"))
     verify_both(sign_text(json.dumps({"b64info": base64url(b64) + "=="}).encode()))
@@ -369,6 +369,6 @@ async def test_malformed_claims(payload: bytes) -> None:
 
 
 async def test_header_too_deep() -> None:
-    """A header nested deeper than Python recurses is no token."""
+    """A header nested deeper than Python recurses makes the token invalid."""
     header = b'{"alg":"HS256","x":' + b"[" * 20_000
     assert await refuse(sign_text(b"{}", header), HMAC_OPTIONS) == "not a token"

@@ -175,6 +175,6 @@ async def test_user_id_claim(value: object, user: str) -> None:
 
 @pytest.mark.parametrize("value", [b"1.5", b"true", b"[]", b"{}", b"1" * 6_000], ids=len)
 async def test_user_id_of_another_type(value: bytes) -> None:
-    """Anything else is no user id."""
+    """Any other value is refused."""
     with pytest.raises(TokenInvalidError, match="uid is no user id"):
         await connect(b'{"uid":' + value + b"}", user_id_claim="uid")

@@ -379,7 +379,7 @@ async def test_no_keys_is_an_answer(autojump_clock: MockClock) -> None:
 
 
 async def test_closing_ends_a_fetch(autojump_clock: MockClock) -> None:
-    """At the end of the block a fetch is cancelled, and whoever waits for it is put off."""
+    """At the end of the block a fetch is cancelled, and waiting tasks get an error."""
     issuer = Issuer(jwk_of(FIRST, "a"))
     issuer.delay = 1
     async with trio.open_nursery() as nursery:
@@ -424,7 +424,7 @@ async def test_over_a_socket() -> None:
     ids=lambda answer: repr(answer)[:24],
 )  # fmt: skip
 async def test_broken_answers_over_a_socket(answer: bytes) -> None:
-    """What is no HTTP, or breaks off, is a failed fetch like any other."""
+    """An answer that is not HTTP, or breaks off, is a failed fetch like any other."""
     async with serve(answer) as options, open_verifier(options, now=now) as verifier:
         await put_off(verifier, token("a"))
         assert verifier.statistics().key_sets[0].failures == 1

@@ -122,7 +122,7 @@ async def test_error_is_a_disconnect(known: ConnectionGrant | Exception, end: Di
 
 @pytest.mark.parametrize("message", ["", "nonsense", "[]", b"\xff", b"binary", '{"token":1}'])
 async def test_broken_first_message(message: str | bytes) -> None:
-    """What is no connect request ends the connection with 3501."""
+    """An invalid connect request ends the connection with 3501."""
     assert await end_of(message) == BAD_REQUEST
 
 

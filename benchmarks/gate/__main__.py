@@ -1,8 +1,8 @@
 """The gate's command: measures, compares, and ends with 1 for a regression, and for nothing else.
 
-Ends with 2 where there is no verdict: too little time, a tool or a revision that is missing,
-another interpreter than the committed numbers'. What looks worse is measured a second time before
-it counts. Takes about two minutes, twice as many for two revisions.
+Ends with 2 without a verdict: too little time, a missing tool or revision, another interpreter
+than that of the committed numbers. A cost that looks worse is measured a second time before it
+counts. Takes about two minutes, twice as long for two revisions.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ NUMBERS: Final = Path(__file__).parent / "gate.json"
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Take medians of so many.",
+    help="Take the medians of so many measurements.",
 )
 def command(against: str | None, update: bool, repeat: int) -> int:
     """Compare what a delivery costs with the committed numbers.
 
-    Ends with 1 for a regression, with 2 if there is no verdict.
+    Ends with 1 for a regression, and with 2 without a verdict.
     """
     if against is not None and update:
         raise click.UsageError("--update writes the work tree's numbers: leave out --against")
     os.sched_setaffinity(0, {cores()[1]})
-    # So that the servers end with it when it is asked to end.
+    # SIGTERM becomes an exception, so that the servers are ended too.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
@@ -118,9 +118,9 @@ def _judge(
     allowed: Allowance,
     incomparable: Collection[str] = (),
 ) -> list[Row]:
-    """The rows for the last of `costs` beside the first; measures again what looks worse.
+    """Judge the last of `costs` against the first; measure the costs that look worse again.
 
-    Of two measurements the lesser one counts, for either revision: whatever comes by only adds.
+    Of two measurements the lesser one counts, for either revision: a disturbance only adds.
     """
     before, after = ({unit: dict(named) for unit, named in one.items()} for one in costs)
     rows = judge(before, after, allowed=allowed, incomparable=incomparable)
@@ -149,7 +149,7 @@ def _update(console: Console, repeat: int) -> int:
 
 
 def main() -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     try:
         code: int = command.main(standalone_mode=False)
     except click.ClickException as error:

@@ -1,9 +1,9 @@
 """What the gate measures: the work tree, or another revision of this repository.
 
 The gate's own code, its clients and its way to count always come from the work tree; only the
-server is another one. A revision is unpacked into a folder of its own, with the packages that it
-pins in an environment of its own. Both are gone when the block ends, and git's own records stay as
-they are, so a gate that was killed leaves a temporary folder and nothing else.
+server comes from the revision. A revision is unpacked into a folder of its own, and the packages
+that it pins go into an environment of its own. Both are removed when the block ends. Git's own
+records stay as they are, so a gate that was killed leaves a temporary folder and nothing else.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from benchmarks.peers.repeater import ARGUMENTS
 from benchmarks.servers import ROOT
 
 _LAYOUTS: Final = (("service", "repeater"), (".", "service"))
-"""Source root and package: as it is now, and as it was before the package had its own name."""
+"""Source root and package: today's layout, and the one from before the package had its name."""
 _SECONDS: Final = 300  # for one command; the environment takes 2 where the packages are cached
 
 
 class BuildError(Exception):
-    """A revision that does not exist, or that cannot be started here."""
+    """A revision does not exist, or cannot be started here."""
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +63,10 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_of(root: Path, *, title: str, python: str) -> Build:
-    """The server in the tree at `root`.
+    """Return the server in the tree at `root`.
 
     Raises:
-        BuildError: no layout that we know has a package there.
+        BuildError: the tree has none of the layouts that we know.
     """
     for folder, package in _LAYOUTS:
         source = (root / folder).resolve()
@@ -76,16 +76,16 @@ def build_of(root: Path, *, title: str, python: str) -> Build:
 
 
 def work_tree() -> Build:
-    """The sources around this file, with the interpreter that runs the gate."""
+    """Return the sources around this file, with the interpreter that runs the gate."""
     return build_of(ROOT, title="work tree", python=sys.executable)
 
 
 @contextlib.contextmanager
 def revision(name: str) -> Iterator[Build]:
-    """Another revision, by any name that git knows, unpacked and installed for the block.
+    """Unpack and install another revision for the block, by any name that git knows.
 
     Raises:
-        BuildError: there is no such revision, it cannot be installed, or not be started.
+        BuildError: the revision does not exist, or cannot be installed or started.
     """
     what = f"--verify --quiet --end-of-options {name}^{{commit}}"
     commit = _run(("git", "rev-parse", *what.split(" ")), f"the revision {name}").strip()
@@ -100,7 +100,7 @@ def revision(name: str) -> Iterator[Build]:
 
 
 def _environment(root: Path, folder: Path) -> str:
-    """Make an environment with the packages that a tree pins; its interpreter."""
+    """Make an environment with the packages that a tree pins; return its interpreter."""
     pins = root / "requirements.txt"
     if not pins.is_file():
         raise BuildError("the revision has no requirements.txt to install")
@@ -118,7 +118,7 @@ def _run(
     cwd: Path = ROOT,
     environment: dict[str, str] | None = None,
 ) -> str:
-    """What a command prints."""
+    """Run a command and return its output."""
     try:
         done = subprocess.run(
             command,

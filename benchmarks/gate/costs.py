@@ -1,10 +1,11 @@
-"""What one delivery, one event and one connection cost, as slopes between two sizes.
+"""The costs of one delivery, one event and one connection, as slopes between two sizes.
 
-A delivery's cost is the difference between two windows of the same events to few and to more
-subscribers of the same warm server; what an event costs besides is the rest of the window with
-few. A window is one event or one connection, and of many of one kind the one at the lower quartile
-counts. What comes by only adds: the once-a-second sweeps (500,000 instructions, as much as an
-event), a collector's pass, one more turn of Trio's loop; and the least of all may have been lucky.
+A window holds the counts of one event or of one connection. A delivery's cost is the slope between
+two windows of the same warm server, one with few and one with more subscribers. An event's own
+cost is the rest of the window with few. Of many windows of one kind, the one at the lower quartile
+counts. Disturbances only add to a window: the once-a-second sweeps (500,000 instructions, as much
+as an event), a collector's pass, one more turn of Trio's loop. The smallest window of all may have
+been lucky.
 """
 
 from __future__ import annotations
@@ -28,44 +29,44 @@ from benchmarks.peers import repeater
 from benchmarks.servers import Child, running
 from benchmarks.workloads.memory import resident
 
-WINDOWS: Final = 24  # of one kind, each so short that few meet a sweep
-FEW: Final = 16  # subscribers; as many connections also warm what accepts them
+WINDOWS: Final = 24  # windows of one kind, each so short that few meet a sweep
+FEW: Final = 16  # subscribers; so many connections also warm the accepting code
 MORE: Final = 256
 IDLE: Final = 2_000  # subscribers that do nothing while the resident bytes are read
-_SERVERS: Final = 3  # of which the median counts: one in ten has a pass of the collector more
+_SERVERS: Final = 3  # servers; their median counts: one in ten has one more collector pass
 SETTINGS: Final = {
-    # Without a seed of its own each run of Python lays out its dictionaries differently.
+    # Without a fixed seed, each run of Python lays out its dictionaries differently.
     "PYTHONHASHSEED": "0",
-    # Seconds after which a fan-out gives way: a matter of speed too, and valgrind is slow.
+    # Seconds after which a fan-out yields. This depends on speed, and valgrind is slow.
     "REPEATER_FANOUT_BUDGET": "60",
-    # A connection's line in the log is written for the first 20 in a second: for how many of a
-    # window's would be a matter of speed. A storm's connections have none either.
+    # The log has a line for each of the first 20 connections in a second, so the lines of a window
+    # would depend on speed. In a storm most connections have no line either.
     "REPEATER_LOG_LEVEL": "warning",
 }
-_WARM: Final = 24  # events; CPython has specialised what it runs after some 16
-# Seconds for one step on a machine however busy; the gate has a deadline for all of them.
+_WARM: Final = 24  # events; CPython has specialised the code after some 16
+# Seconds for one step, also on a busy machine; the gate has a deadline for all steps.
 _START: Final = 240.0  # valgrind takes 8 on an idle machine
 _PATIENCE: Final = 120.0  # for one event to arrive everywhere
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """One way to subscribe, and the way in that belongs to it."""
+    """One way to subscribe, with its way to publish."""
 
     name: str
     greeting: Greeting
     entry: Entry
     event: str
-    """The name of what one event costs, deliveries left out; empty where it is no news."""
+    """The name of one event's cost without deliveries; empty if another protocol has it."""
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """The names of what `measure` finds."""
+        """The names of the costs that `measure` returns."""
         names = (f"delivery {self.name}", f"connection {self.name}", self.event)
         return tuple(name for name in names if name)
 
     @property
     def idle(self) -> str:
-        """The name of what `idle` finds."""
+        """The name of the cost that `idle` returns."""
         return f"idle subscriber {self.name}"
 
 
@@ -85,7 +86,7 @@ PROTOCOLS: Final = (
 def measure(
     make_tool: Callable[[Path], Tool], protocol: Protocol, build: Build
 ) -> dict[str, Counts]:
-    """The costs of one protocol, by name, from one server that knows no other subscribers."""
+    """Measure the costs of one protocol, by name, on one server without other subscribers."""
     with _session(make_tool, protocol, build) as session:
         few = session.event()
         connection = session.connection()
@@ -97,7 +98,7 @@ def measure(
 
 
 def idle(protocol: Protocol, build: Build) -> dict[str, Counts]:
-    """The resident bytes that one idle subscriber adds: the median of some fresh servers."""
+    """Measure the bytes that one idle subscriber adds: the median of some fresh servers."""
     found = []
     for _ in range(_SERVERS):
         with running(build.command(), _settings(build), _START, build.root) as child:
@@ -107,7 +108,7 @@ def idle(protocol: Protocol, build: Build) -> dict[str, Counts]:
 
 
 def typical(windows: Sequence[Counts]) -> Counts:
-    """The window at the lower quartile of the totals."""
+    """Return the window at the lower quartile of the totals."""
     return sorted(windows, key=total)[len(windows) // 4]
 
 
@@ -136,24 +137,24 @@ class _Session:
         self._greeting = greeting
 
     def fill(self, subscribers: int) -> None:
-        """Open subscribers until there are so many, uncounted."""
+        """Open subscribers up to this number, without counting."""
         self._tool.pause()
         self._crowd.open(subscribers - len(self._crowd.sockets), self._greeting, at_once=8)
         wait_quiet(self._child)
         self._tool.begin(self._child)
 
     def connection(self) -> Counts:
-        """What happens while one more comes."""
+        """Count while one more subscriber connects."""
         return self._typical(lambda: self._open(1))
 
     def event(self) -> Counts:
-        """What happens while one event goes to everybody."""
+        """Count while one event goes to all subscribers."""
         with self._deliveries() as deliveries:
             self._publish(deliveries, _WARM)
             return self._typical(lambda: self._publish(deliveries, 1))
 
     def warm(self) -> None:
-        """Run everything that is counted later."""
+        """Run all code that is counted later."""
         self._open(FEW)
         with self._deliveries() as deliveries:
             self._publish(deliveries, _WARM)

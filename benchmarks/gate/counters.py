@@ -1,8 +1,8 @@
-"""What the gate counts: the server's instructions by callgrind, its system calls by strace.
+"""The gate's counters: callgrind for the server's instructions, strace for its system calls.
 
 Both count what a running server does between two readings. Neither depends on how fast or how
-busy the machine is. Instructions are those of user space alone; what the kernel does in a `send`
-is not among them. Every call of a tool has a deadline; `ToolError` when one is missing or fails.
+busy the machine is. Instructions are those of user space alone; the kernel's work in a `send` is
+not among them. Every call of a tool has a deadline. A missing or failing tool raises `ToolError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from benchmarks.servers import Child, ServerError
 
 Counts = Mapping[str, float]
-"""How often, by what: by the system call's name, or only "instructions"."""
+"""Counts by name: the names of system calls, or only "instructions"."""
 
 _TOOL_SECONDS: Final = 120.0  # one command to valgrind; it takes 0.1 to 0.3
 _QUIET_SECONDS: Final = 120.0
@@ -39,20 +39,20 @@ class Tool(Protocol):
     def __init__(self, directory: Path) -> None: ...
 
     def prefix(self) -> tuple[str, ...]:
-        """What stands before the server's command."""
+        """Return the words that stand before the server's command."""
 
     def begin(self, child: Child) -> None:
-        """The windows come next: count."""
+        """Begin to count: the windows come next."""
 
     def pause(self) -> None:
-        """What comes next need not be counted."""
+        """Stop counting: the next work need not be counted."""
 
     def read(self) -> Counts:
-        """What happened since it was last read."""
+        """Return the counts since the last reading."""
 
 
 class Instructions:
-    """Callgrind, off until `begin`, since valgrind alone runs some ten times faster."""
+    """Callgrind. It is off until `begin`: valgrind alone runs some ten times faster."""
 
     def __init__(self, directory: Path) -> None:
         _need("valgrind", "--version")
@@ -84,12 +84,12 @@ class Instructions:
         return {"instructions": callgrind_summary(text)}
 
     def _tell(self, *words: str) -> None:
-        # It asks a process that waits for the kernel to wake up after so many milliseconds.
+        # After so many milliseconds vgdb wakes up a process that waits in the kernel.
         _run("vgdb", "--max-invoke-ms=5", self._pipes, f"--pid={self._pid}", *words)
 
 
 class SystemCalls:
-    """The log of `strace`, which is counted from one place in it to another."""
+    """The log of `strace`; each reading counts the calls in its newest part."""
 
     def __init__(self, directory: Path) -> None:
         _need("strace", "-o", "/dev/null", "true")
@@ -97,14 +97,14 @@ class SystemCalls:
         self._at = 0
 
     def prefix(self) -> tuple[str, ...]:
-        # -D: the tracer is a grandchild, so that the process started, and ended, is the server.
+        # -D: the tracer is a grandchild, so the process that is started and ended is the server.
         return ("strace", "-D", "-f", "-s", "0", "-e", "signal=none", "-o", str(self._log))
 
     def begin(self, child: Child) -> None:
-        """Nothing: it counts all the time."""
+        """Do nothing: strace counts all the time."""
 
     def pause(self) -> None:
-        """Nothing, either."""
+        """Do nothing: strace counts on."""
 
     def read(self) -> Counts:
         with self._log.open("rb") as log:
@@ -115,7 +115,7 @@ class SystemCalls:
 
 
 def callgrind_summary(text: str) -> int:
-    """The instructions in one callgrind dump."""
+    """Return the number of instructions in one callgrind dump."""
     found = _SUMMARY.search(text)
     if found is None:
         raise ToolError("callgrind wrote a dump without a summary")
@@ -123,9 +123,10 @@ def callgrind_summary(text: str) -> int:
 
 
 def strace_calls(log: bytes) -> Counter[str]:
-    """The calls that begin in this part of a log: a resumed one began before, or is there twice.
+    """Count the calls that begin in this part of a log.
 
-    The part may begin within a line: the call under way then is not counted, that at the end is.
+    A resumed call is not counted: it began before this part, or the part has its beginning too.
+    The part may begin or end within a line: a cut call counts only if its beginning is here.
     """
     return Counter(name.decode() for name in _CALL.findall(log))
 
@@ -133,7 +134,7 @@ def strace_calls(log: bytes) -> Counter[str]:
 def wait_quiet(child: Child) -> None:
     """Wait until the server sleeps and has used no CPU between two looks.
 
-    So each event finds it asleep: how often it polls is then its own doing, not the machine's.
+    Then each event finds the server asleep, and its number of polls does not depend on the machine.
     """
     deadline = time.monotonic() + _QUIET_SECONDS
     before = -1

@@ -1,7 +1,7 @@
-"""Everything the gate measures, of one server or of two in turns.
+"""All measurements of the gate, on one server or on two in turns.
 
-What a missing tool would have counted is named and left out. A deadline bounds each measurement of
-one server, and the servers are ended when it has passed.
+The counts of a missing tool are left out, and named. A deadline bounds each measurement of one
+server; when it has passed, the servers are ended.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _TOOLS: Final[dict[str, Callable[[Path], Tool]]] = {
     SYSTEM_CALLS: SystemCalls,
     INSTRUCTIONS: Instructions,
 }
-# strace first: it also compiles what valgrind would take long to compile.
+# strace first: its run also compiles the modules, which takes long under valgrind.
 UNITS: Final = (SYSTEM_CALLS, RESIDENT, INSTRUCTIONS)
 
 
 class OutOfTimeError(Exception):
-    """The measurement took longer than it may."""
+    """The measurement took longer than its deadline allows."""
 
 
 class Measurement:
-    """The costs of some servers, with what could not be measured and the calls by name."""
+    """Measures the costs of some servers; keeps the calls by name and the reasons of gaps."""
 
     def __init__(self, console: Console, builds: Sequence[Build]) -> None:
         self._console = console
         self._builds = builds
         self.missing: dict[str, str] = {}
-        """Why, by unit."""
+        """The reason why a unit was not measured, by unit."""
         self.calls: dict[tuple[str, str], Counts] = {}
         """System calls by the server's title and the cost's name."""
 
     def everything(self) -> list[dict[str, dict[str, float]]]:
-        """For each server all costs by unit and name; a unit without its tool is left out."""
+        """Return each server's costs by unit and name; a unit without its tool is left out."""
         found: list[dict[str, dict[str, float]]] = [{} for _ in self._builds]
         with self._deadline():
             for unit in UNITS:
@@ -55,12 +55,12 @@ class Measurement:
         return found
 
     def again(self, unit: str, names: set[str]) -> list[dict[str, float]]:
-        """Measure the protocols that these costs belong to once more."""
+        """Measure the protocols of these costs once more."""
         with self._deadline():
             return self._of(unit, [one for one in PROTOCOLS if names & {*one.costs, one.idle}])
 
     def _of(self, unit: str, protocols: Sequence[Protocol]) -> list[dict[str, float]]:
-        """The costs in one unit, the servers in turns."""
+        """Measure the costs in one unit, the servers in turns."""
         found: list[dict[str, float]] = [{} for _ in self._builds]
         for protocol in protocols:
             for build, named in zip(self._builds, found, strict=True):
@@ -68,7 +68,7 @@ class Measurement:
         return [{} if unit in self.missing else named for named in found]
 
     def _one(self, unit: str, protocol: Protocol, build: Build) -> dict[str, float]:
-        """The costs of one protocol in one unit; none if the tool does not work."""
+        """Measure one protocol in one unit; empty if the tool does not work."""
         if unit in self.missing:
             return {}
         with self._console.status(f"{unit}, {protocol.name}, {build.title}"):

@@ -1,4 +1,4 @@
-"""What the gate prints: the table, and below it what explains it."""
+"""The gate's output: the table, and its explanation below."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLOURS = {Verdict.WORSE: "red", Verdict.SAME: "green", Verdict.BETTER: "green"
 
 
 def table(console: Console, rows: Sequence[Row], before: str, after: str) -> None:
-    """A line for each cost: both numbers, their ratio, and the verdict."""
+    """Print a line for each cost: both numbers, their ratio, and the verdict."""
     grid = Table(title="The gate: counts per delivery, event, connection and idle subscriber")
     grid.add_column("cost")
     for column in (before, after, "ratio", "allowance"):
@@ -38,7 +38,7 @@ def calls(
     counted: Mapping[tuple[str, str], Counts],
     *titles: str,
 ) -> None:
-    """The system calls by name, of each server, where there are more of them now."""
+    """Print each server's system calls by name, for costs that have more of them now."""
     for row in rows:
         if row.unit != SYSTEM_CALLS or row.verdict is not Verdict.WORSE:
             continue
@@ -49,13 +49,13 @@ def calls(
 
 
 def missing(console: Console, whys: Mapping[str, str]) -> None:
-    """What could not be counted here."""
+    """Print the units that could not be counted here."""
     for unit, why in whys.items():
         console.print(f"{unit} were not counted: {why}", style="yellow")
 
 
 def versions(console: Console, committed: Committed) -> None:
-    """In what this machine differs from the committed numbers'."""
+    """Print how this machine differs from the one of the committed numbers."""
     if committed.foreign:
         differences = "; ".join(committed.foreign)
         console.print(f"only system calls were compared: {differences}", style="yellow")
@@ -64,7 +64,7 @@ def versions(console: Console, committed: Committed) -> None:
 
 
 def spread(console: Console, measured: Committed) -> None:
-    """The numbers that were written, and how far apart their measurements were."""
+    """Print the numbers that were written, and how far apart their measurements were."""
     for unit, named in measured.costs.items():
         for name, cost in named.items():
             apart = measured.spread[unit][name]

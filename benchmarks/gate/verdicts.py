@@ -1,9 +1,9 @@
-"""What the gate decides: the committed numbers, the allowances, and the verdict on each cost.
+"""The gate's decisions: the committed numbers, the allowances, and the verdict on each cost.
 
-Pure values. Of the committed numbers, system calls are compared everywhere; instructions and
-resident bytes only where the interpreter is the one that the numbers were made with, since another
-compiler alone changes them by more than any regression worth a gate. Two revisions that are
-measured in one run have the same interpreter, so everything is compared, and more closely.
+Pure values. System calls are compared with the committed numbers everywhere. Instructions and
+resident bytes are compared only with the same interpreter: another compiler alone changes them by
+more than any regression that matters. Two revisions that are measured in one run have the same
+interpreter, so everything is compared, and more closely.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Costs = Mapping[str, Mapping[str, float]]
 
 # Six measurements of the same code, two of them with a busy loop on each core as well, differ by
 # 0.15 % in instructions at most, and by nothing in system calls: `spread` in the JSON. The rest is
-# for what the layout of memory does when code that has nothing to do with it changes.
+# for changes of the memory layout, which even unrelated code can cause.
 _RELATIVE: Final = 0.02
-_CALLS: Final = 0.25  # one more turn of Trio's loop in a few windows is luck, in all of them not
+_CALLS: Final = 0.25  # one more turn of Trio's loop is luck in a few windows, but not in all
 _CALLS_PER_DELIVERY: Final = 0.05
 # Of two revisions in one run, as a share of the one before. Nothing but the code differs.
 _AGAINST: Final = 0.01
@@ -43,7 +43,7 @@ _INTERPRETER: Final = ("python", "compiler", "machine")
 
 
 class Verdict(StrEnum):
-    """What is said of one cost."""
+    """The verdict on one cost."""
 
     SAME = "same"
     WORSE = "worse"
@@ -66,29 +66,29 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ratio(self) -> float | None:
-        """Measured to before; None where one of them is missing or nothing."""
+        """Measured divided by before; None where one is missing or before is zero."""
         if not self.before or self.measured is None:
             return None
         return self.measured / self.before
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """The numbers beside the gate, and where they come from."""
+    """The committed numbers in gate.json, and where they come from."""
 
     made_on: Mapping[str, str]
     costs: Costs
     spread: Costs
-    """The widest difference between the measurements that `costs` are the medians of."""
+    """The largest difference between the measurements of which `costs` are the medians."""
 
     @classmethod
     def read(cls, path: Path) -> Committed:
-        """Raise `OSError` or `ValueError` where there are none."""
+        """Read the numbers; raises `OSError` or `ValueError` if the file is missing or broken."""
         document: dict[str, Any] = json.loads(path.read_text())
         return cls(document["made_on"], document["costs"], document["spread"])
 
     @classmethod
     def of(cls, measured: Sequence[Costs]) -> Committed:
-        """The medians of some measurements on this machine."""
+        """Return the medians of some measurements on this machine."""
         return cls(
             here(),
             _summary(measured, statistics.median),
@@ -100,12 +100,12 @@ class Committed(msgspec.Struct, frozen=True):
 
     @property
     def foreign(self) -> list[str]:
-        """In what the interpreter here is another one; only system calls then say anything."""
+        """How the interpreter here differs; if it does, only system calls are comparable."""
         return [text for name, text in self._differences() if name in _INTERPRETER]
 
     @property
     def differs(self) -> list[str]:
-        """What else is another version here: a reason for a change that is not the code's."""
+        """The other versions that differ here: they too can change a count."""
         return [text for name, text in self._differences() if name not in _INTERPRETER]
 
     def _differences(self) -> list[tuple[str, str]]:
@@ -118,7 +118,7 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 def here() -> dict[str, str]:
-    """What the counts depend on, besides the code: Python, its build, libc and the packages."""
+    """Return what the counts depend on besides the code: Python, its build, libc, packages."""
     packages = {name: _version(name) for name in _PACKAGES}
     major, minor, _ = platform.python_version_tuple()
     return {
@@ -152,11 +152,11 @@ def _rounded(unit: str, value: float) -> float:
 
 
 Allowance = Callable[[str, str, float], float]
-"""Of a unit, a cost's name and the number before: how far from that number the cost may be."""
+"""Takes a unit, a cost's name and its number before; returns the allowed distance from it."""
 
 
 def allowance(unit: str, name: str, committed: float) -> float:
-    """How far from the committed number a cost may be."""
+    """Return how far a cost may be from the committed number."""
     if unit == RESIDENT:
         return committed * _RESIDENT
     if unit == INSTRUCTIONS:
@@ -165,7 +165,7 @@ def allowance(unit: str, name: str, committed: float) -> float:
 
 
 def allowance_against(unit: str, _name: str, before: float) -> float:
-    """How far a cost may be from another revision's, measured in the same run."""
+    """Return how far a cost may be from another revision's, measured in the same run."""
     return before * (_RESIDENT if unit == RESIDENT else _AGAINST)
 
 
@@ -176,9 +176,9 @@ def judge(
     allowed: Allowance = allowance,
     incomparable: Collection[str] = (),
 ) -> list[Row]:
-    """Every cost that is known from before or measured, in the order of those from before.
+    """Judge every cost from before and every measured one, in the order from before.
 
-    `incomparable` are the units whose numbers say nothing here.
+    `incomparable` are the units whose numbers cannot be compared here.
     """
     rows = list[Row]()
     for unit in {**before, **measured}:
@@ -207,11 +207,11 @@ def _judged(row: Row, allowed: Allowance, *, comparable: bool) -> Row:
 
 
 NO_VERDICT: Final = 2
-"""The exit code where something could not be compared: neither a pass nor a regression."""
+"""The exit code if a cost could not be compared: neither a pass nor a regression."""
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """1 for anything worse; 2 where a cost has no verdict, or none has one; 0 otherwise."""
+    """Return 1 for a worse cost; 2 if a cost, or every cost, lacks a verdict; else 0."""
     verdicts = {row.verdict for row in rows}
     if Verdict.WORSE in verdicts:
         return 1
@@ -221,5 +221,5 @@ def exit_code(rows: Sequence[Row]) -> int:
 
 
 def lesser(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """Of two measurements the less disturbed one, cost by cost."""
+    """Return the less disturbed of two measurements, cost by cost."""
     return {name: min(value, second.get(name, value)) for name, value in first.items()}

@@ -1,8 +1,8 @@
 """The herd: thousands of raw non-blocking sockets that connect all at once.
 
-`load.Crowd` opens connections a few at a time and throws away what it hears; this one waits for
-nobody, as far as the kernel's queue goes, and keeps every byte. Bounded by the caller's counts,
-and in time by `COME_SECONDS`.
+`load.Crowd` opens connections a few at a time and drops the bytes that it receives. `Herd` opens
+as many at a time as the kernel's queue holds, and keeps every byte. Bounded by the caller's
+counts, and in time by `COME_SECONDS`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from benchmarks.generator.wire import WireError, client_frame, server_frame
 
 COME_SECONDS: Final = 60.0
 AT_ONCE: Final = 4_000
-"""Connections that wait for their 101: what a listener's queue holds (4,096 by default). With
-more, the kernel drops handshakes, and its repetition a second later is all that is measured."""
+"""Connections that may wait for their 101: as many as a listener's queue holds (4,096 by default).
+With more, the kernel drops handshakes and repeats them a second later; that would be measured."""
 _HEAD_END: Final = b"\r\n\r\n"
 _PING: Final = server_frame(b"{}")
 _PONG: Final = client_frame(b"{}")
-_TAIL: Final = 1_024  # bytes in which an awaited event is looked for: it is the last or nearly
+_TAIL: Final = 1_024  # bytes at the end in which an awaited event is looked for: it is near it
 
 
 class _Member:
-    """One connection's socket, how it introduces itself, and what it has heard."""
+    """One connection: its socket, its greeting, and the bytes that it has received."""
 
     __slots__ = ("asked", "greeted", "greeting", "ready", "received", "socket")
 
@@ -51,7 +51,7 @@ class Herd:
         self._publishers: dict[int, Publisher] = {}
         self._greeted = 0
         self.ready_ns: list[int] = []
-        """Of the last `come`: when each was ready, from its begin."""
+        """When each connection was ready, counted from the start of the last `come`."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +66,7 @@ class Herd:
         self._poller.register(publisher.fileno(), select.EPOLLIN)
 
     def received(self) -> list[bytes]:
-        """What each heard after the 101, in the order in which they connected."""
+        """The bytes that each connection received after its 101, in the order of connecting."""
         return [member.received for member in self._members.values()]
 
     def come(
@@ -76,12 +76,12 @@ class Herd:
         at_once: int = AT_ONCE,
         beside: Callable[[int], None] | None = None,
     ) -> float:
-        """Connect everybody; returns the seconds until all are ready.
+        """Connect all; return the seconds until all are ready.
 
         Args:
             greetings: One for each connection; it counts as ready when its answer has arrived.
             at_once: Most that may wait for their 101.
-            beside: Called now and then with how many are ready.
+            beside: Called now and then with the number of ready connections.
         """
         start = time.monotonic_ns()
         self.ready_ns, self._greeted = [], 0
@@ -122,7 +122,7 @@ class Herd:
         member.asked = True
 
     def _pump(self, timeout: float) -> list[_Member]:
-        """Read what is there; returns whose it is."""
+        """Read the available bytes; return the members that received some."""
         heard = list[_Member]()
         for fd, _ in self._poller.poll(timeout, 256):
             member = self._members.get(fd)
@@ -161,7 +161,7 @@ class Herd:
         return greeting.ready in member.received
 
     def wait_for(self, mark: bytes, patience: float) -> None:
-        """Read until everybody has heard what contains `mark`."""
+        """Read until every connection has received `mark`."""
         deadline = time.monotonic() + patience
         waiting = [one for one in self._members.values() if mark not in one.received[-_TAIL:]]
         while waiting:
@@ -171,7 +171,7 @@ class Herd:
             waiting = [one for one in waiting if mark not in one.received[-_TAIL:]]
 
     def vanish(self) -> None:
-        """Reset every connection, at once and without a word."""
+        """Reset every connection, at once and without a close frame."""
         for member in self._members.values():
             member.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             member.socket.close()

@@ -1,7 +1,7 @@
 """The crowd: thousands of subscribers as raw non-blocking sockets on one epoll, without a task.
 
-It opens and closes connections and answers heartbeats. What a scenario does with the bytes is in
-`receivers`. Bounded by the caller's counts, and in time by `OPEN_SECONDS`.
+It opens and closes connections and answers heartbeats; `receivers` handles the events. Bounded by
+the caller's counts, and in time by `OPEN_SECONDS`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from benchmarks.generator.protocol import Greeting
 from benchmarks.generator.wire import PING_OPCODE, WireError, pong, split_frames
 
 OPEN_SECONDS: Final = 60.0
-RESET: Final = struct.pack("ii", 1, 0)  # closing resets: no port stays behind in TIME_WAIT
+RESET: Final = struct.pack("ii", 1, 0)  # closing resets, so no port stays in TIME_WAIT
 _HEAD_END: Final = b"\r\n\r\n"
-_DATA_OPCODES: Final = (1, 2)  # text; or binary, as some protocols want it
+_DATA_OPCODES: Final = (1, 2)  # text and binary; some protocols need the latter
 
 
 class _Waiting(msgspec.Struct):
-    """A connection that is not open yet, and what it has heard."""
+    """A connection that is not open yet, and the bytes that it has received."""
 
     greeting: Greeting
     greeted: bool = False
@@ -39,14 +39,14 @@ class Crowd:
     def __init__(
         self, port: int, secured: Callable[[socket.socket], socket.socket] | None = None
     ) -> None:
-        """Meet a server; `secured` makes of each connected socket the one to use."""
+        """Prepare for the server at this port; `secured` wraps each connected socket."""
         self._secured = secured
         self._address = ("127.0.0.1", port)
         self.poller = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
         self.partial: dict[int, bytes] = {}
         self.answered = 0
-        """Heartbeats answered so far."""
+        """The number of heartbeats answered so far."""
         self._stream = False
         self._heartbeats: Mapping[bytes, bytes] = {}
 
@@ -58,11 +58,11 @@ class Crowd:
         self.poller.close()
 
     def open(self, count: int, greeting: Greeting, at_once: int = 200) -> float:
-        """Open `count` subscribers, `at_once` of them under way; returns the seconds it took."""
+        """Open `count` subscribers, `at_once` at a time; return the seconds that this took."""
         return self.open_each([greeting] * count, at_once)
 
     def open_each(self, greetings: Sequence[Greeting], at_once: int = 200) -> float:
-        """Open one subscriber for each of these greetings of one protocol."""
+        """Open one subscriber for each greeting; all greetings are of one protocol."""
         start = time.monotonic()
         self._stream, self._heartbeats = greetings[0].stream, greetings[0].heartbeats
         left = deque(greetings)
@@ -112,7 +112,7 @@ class Crowd:
         if greeting.ready and greeting.ready not in received:
             return False
         if greeting.stream:
-            if received:  # what a stream begins with; an event may stand behind it
+            if received:  # the beginning of a stream; an event may follow it
                 self.partial[fd] = received
             return True
         frames, rest = split_frames(received)
@@ -126,17 +126,17 @@ class Crowd:
         try:
             data = self.sockets[fd].recv(65_536)
         except BlockingIOError:
-            return b""  # TLS had something to say, and the server not
+            return b""  # TLS sent bytes of its own, and the server none
         if not data:
             raise WireError("the server hung up on a subscriber")
         return data
 
     def idle_data(self, fd: int) -> None:
-        """Take what arrives while nothing is measured: heartbeats."""
+        """Receive and answer heartbeats while nothing is measured."""
         self.frames(fd, self._receive(fd))
 
     def frames(self, fd: int, data: bytes) -> list[bytes]:
-        """The payloads of the whole frames received so far, heartbeats answered and left out."""
+        """Return the payloads of all whole frames so far; heartbeats are answered and left out."""
         if fd in self.partial:
             data = self.partial.pop(fd) + data
         if self._stream:
@@ -161,8 +161,9 @@ class Crowd:
         self.answered += 1
 
     def _events(self, fd: int, data: bytes) -> list[bytes]:
-        """Whole events; where the answer is chunked, its framing stands around them, in the way
-        of nothing: the size before an event, a line's end behind it.
+        """Return the whole events received so far.
+
+        The framing of a chunked answer may stay: a size before an event, a line's end after it.
         """
         *events, rest = data.split(b"\n\n")
         if rest and rest != b"\r\n":
@@ -170,24 +171,24 @@ class Crowd:
         return [one for one in events if one != b":"]
 
     def idle(self, seconds: float) -> None:
-        """Let time pass, answering heartbeats."""
+        """Let time pass and answer heartbeats."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             for fd, _ in self.poller.poll(left, 256):
                 self.idle_data(fd)
 
     def settle(self, quiet: float = 0.5) -> None:
-        """Take what arrives until nothing did for so many seconds: joins of those who came."""
+        """Receive until nothing has arrived for so many seconds, e.g. the joins of others."""
         while heard := self.poller.poll(quiet, 256):
             for fd, _ in heard:
                 self.idle_data(fd)
 
     def receivers(self) -> dict[int, Callable[[int], bytes]]:
-        """Each subscriber's `recv`, by descriptor, for a loop that must be cheap."""
+        """Return each subscriber's `recv`, by descriptor, for a loop that must be cheap."""
         return {fd: sock.recv for fd, sock in self.sockets.items()}
 
     def close(self, *, reset: bool = True) -> None:
-        """Close everybody: at once and without a trace, or the way a client that leaves does."""
+        """Close all connections, with a reset or as an ordinary client does."""
         for sock in self.sockets.values():
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -1,4 +1,4 @@
-"""How a connection talks, in bytes: a subscriber's `Greeting`, a publisher's `Entry`."""
+"""The bytes of a connection: a subscriber's `Greeting`, a publisher's `Entry`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.generator.wire import client_frame
 UPGRADED: Final = b"HTTP/1.1 101"
 STREAMING: Final = b"HTTP/1.1 200"
 HTTP_REFUSALS: Final = (b"HTTP/1.1 4", b"HTTP/1.1 5")
-"""How the answer to an HTTP request that was not carried out begins."""
+"""The first bytes of the answer to an HTTP request that failed."""
 _CENTRIFUGO_HEARTBEAT: Final = {b"{}": client_frame(b"{}")}
 
 
@@ -20,26 +20,26 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     """How one subscriber introduces itself."""
 
     request: bytes
-    """What is sent first: an upgrade request, say."""
+    """The bytes that are sent first, e.g. an upgrade request."""
     accepted: bytes = UPGRADED
-    """How the answer's head must begin; empty where no head is answered."""
+    """The first bytes of the answer's head; empty without a head."""
     commands: bytes = b""
-    """What is sent after the head, or nothing."""
+    """The bytes that are sent after the head; may be empty."""
     ready: bytes = b""
-    """What the answer to `commands` contains, or what a stream begins with."""
+    """Bytes in the answer to `commands`, or at the beginning of a stream."""
     heartbeats: Mapping[bytes, bytes] = msgspec.field(default_factory=lambda: _CENTRIFUGO_HEARTBEAT)
-    """Payloads that are no events, and what is sent back. WebSocket pings need no entry."""
+    """Payloads of heartbeats, and the answer to each. WebSocket pings need no entry."""
     stream: bool = False
-    """Whether the answer is a response without end, of Server-Sent Events."""
+    """Whether the answer is an endless response of Server-Sent Events."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """How events get in on one connection."""
+    """How one connection publishes events."""
 
     greeting: Greeting
     encode: Callable[[Sequence[bytes], int], bytes]
-    """Events to bytes; the number counts the events before them on this connection."""
+    """Makes bytes of events; the number counts the earlier events of this connection."""
     answer: bytes = b""
-    """What the answer to each event contains, once; empty where none is answered."""
+    """Bytes that each event's answer contains once; empty if events get no answers."""
     refusals: Sequence[bytes] = ()
-    """What only the answer to an event that was not taken contains."""
+    """Bytes that only the answer to a refused event contains."""

@@ -1,7 +1,7 @@
-"""How events get into the measured process: one raw non-blocking socket that a loop drives.
+"""Publishers send events to the measured process: raw non-blocking sockets that a loop drives.
 
-What the bytes are says an `Entry`. One event at a time, with its answer's latency, or as many as
-the socket takes. Nothing here waits on its own except `wait`, and the opening.
+An `Entry` makes the bytes. A publisher sends one event at a time and measures its answer's latency,
+or it sends as many events as the socket takes. Only `wait` and the opening wait.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Publisher:
         entry: Entry,
         secured: Callable[[socket.socket], socket.socket] | None = None,
     ) -> None:
-        """Connect and introduce itself; `secured` as in `Crowd`.
+        """Connect and send the greeting; `secured` as in `Crowd`.
 
         Raises:
-            WireError: the server refused it.
+            WireError: the server refused the publisher.
         """
         sock = socket.create_connection(("127.0.0.1", port), _REPLY_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock if secured is None else secured(sock)
         self._entry = entry
         self._unsent = memoryview(b"")
-        self._tail = b""  # the end of what was received: a marker may be cut in two
+        self._tail = b""  # the last received bytes: a marker may be cut in two
         self._sent_ns: deque[int] = deque()
         self.sent = 0
         self.answered = 0
@@ -52,7 +52,7 @@ class Publisher:
             return
         self._socket.sendall(greeting.request)
         if not greeting.accepted:
-            time.sleep(0.1)  # so that the first event is not read together with the greeting
+            time.sleep(0.1)  # so that the server does not read greeting and event together
             return
         received = self._read_until(b"", b"\r\n\r\n")
         if not received.startswith(greeting.accepted):
@@ -80,13 +80,13 @@ class Publisher:
 
     @property
     def blocked(self) -> bool:
-        """Whether part of what was handed over is still to be sent."""
+        """Whether some bytes of the last events are still to be sent."""
         return bool(self._unsent)
 
     def publish(self, data: bytes, entry: Entry | None = None) -> None:
-        """Hand over one event, after the answer to the last; its answer comes later.
+        """Send one event, after the answer to the last one; its own answer comes later.
 
-        `entry` is another with the same greeting, for an event of another channel.
+        `entry` is another entry with the same greeting, for an event of another channel.
         """
         if self.waiting:
             self.wait()
@@ -99,17 +99,17 @@ class Publisher:
             self._socket.setblocking(False)
 
     def encode(self, events: Sequence[bytes], before: int) -> bytes:
-        """What `send` takes, for floods that encode beforehand."""
+        """Return the bytes for `send`; a flood encodes its events beforehand."""
         return self._entry.encode(events, before)
 
     def send(self, encoded: bytes, events: int) -> None:
-        """Begin to send more; only when not `blocked`."""
+        """Begin to send more events; only when not `blocked`."""
         self._unsent = memoryview(encoded)
         self.sent += events
         self.go_on()
 
     def go_on(self) -> None:
-        """Send what the socket takes of what is under way."""
+        """Send as many of the remaining bytes as the socket takes."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
@@ -117,10 +117,10 @@ class Publisher:
             return
 
     def ready(self) -> None:
-        """Take answers, if any.
+        """Read the available answers, if any.
 
         Raises:
-            WireError: an event was not taken, or the server hung up.
+            WireError: the server refused an event, or hung up.
         """
         try:
             data = self._socket.recv(262_144)
@@ -150,7 +150,7 @@ class Publisher:
         """Wait for the outstanding answers.
 
         Raises:
-            WireError: they took more than 10 seconds.
+            WireError: the answers took more than 10 seconds.
         """
         self._socket.settimeout(_REPLY_SECONDS)
         try:

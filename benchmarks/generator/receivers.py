@@ -1,8 +1,8 @@
-"""What the load generator does with what subscribers receive, and measures of it: latencies.
+"""The receiving side of the load generator, which checks every delivery and takes its latency.
 
 `Deliveries` checks that every subscriber gets every event, once and in order, and raises
-`WireError` otherwise; `Busy` knows how much of its core the generator used while anything was
-under way. For floods, where only the rate counts, there is `streams`.
+`WireError` otherwise. `Busy` measures the share of its core that the generator used while anything
+was under way. Floods, where only the rate counts, use `streams`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from benchmarks.generator.wire import EVENT_SIZE, WireError, event, event_number
 _BATCH: Final = 64  # sockets read between two looks at the publishers
 _CHUNK: Final = 65_536  # bytes received at once
 _MANY: Final = 256  # deliveries that are still due
-_BREATH: Final = 0.000_1  # seconds: by so much may an early delivery seem later than it was
-_AFTERWARDS: Final = 0.01  # seconds without a byte, after which nothing is expected any more
-_NOTHING: Final = -1  # instead of an event's number: none yet
+_BREATH: Final = 0.000_1  # seconds; an early delivery may seem later by this much
+_AFTERWARDS: Final = 0.01  # seconds without a byte, after which no more bytes are expected
+_NOTHING: Final = -1  # in place of an event's number: no event yet
 
 
 def _place(channel: int) -> int:
-    """What is added to a descriptor, all of which are smaller than 2^20, for this channel."""
+    """Return this channel's summand for a descriptor; descriptors are smaller than 2^20."""
     return channel << 20
 
 
 class Busy:
-    """How much of the time this thread uses its core while something is under way.
+    """The share of the time in which this thread uses its core while something is under way.
 
-    Time in which it wanted to run and another process had its core counts as used: what was
-    measured then was the generator's wait.
+    Time in which the thread wanted to run and another process had its core counts as used: the
+    latencies then contain the generator's wait.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Busy:
         self._wall_ns = 0
 
     def begin(self) -> None:
-        """Something is under way from now, if nothing was."""
+        """Note that something is under way from now on."""
         if self._since is None:
             self._since = _used_ns(), time.monotonic_ns()
 
     def end(self) -> None:
-        """Nothing is under way any more."""
+        """Note that nothing is under way any more."""
         if self._since is not None:
             used, wall = self._since
             self._used_ns += _used_ns() - used
@@ -63,12 +63,12 @@ class Busy:
 
     @property
     def share(self) -> float:
-        """The part of the time that passed, 0 to 1."""
+        """The used part of the time that passed, 0 to 1."""
         return min(1.0, self._used_ns / self._wall_ns) if self._wall_ns else 0.0
 
 
 def _used_ns() -> int:
-    """What this thread has run, and waited for its core, so far."""
+    """Return the time in which this thread has run, or waited for its core, so far."""
     file = _schedstat()
     waited = 0 if file is None else int(os.pread(file, 100, 0).split()[1])
     return time.thread_time_ns() + waited
@@ -76,9 +76,9 @@ def _used_ns() -> int:
 
 @cache
 def _schedstat() -> int | None:
-    """Open for as long as the process lives: time run, time waited, in nanoseconds.
+    """Return the file with the times that this thread ran and waited, in nanoseconds.
 
-    None on a kernel that does not count it.
+    It stays open until the process ends. None on a kernel that does not count these times.
     """
     with contextlib.suppress(FileNotFoundError):
         return os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
@@ -88,13 +88,13 @@ def _schedstat() -> int | None:
 class Deliveries:
     """Counts and times events. Lives inside one turn; one event number never comes twice.
 
-    Which channels a subscriber hears says `interests`, in the order in which the crowd connected.
-    Within a channel every subscriber must hear every event, once and in the order of publishing;
-    and nobody may hear an event of another channel. Between channels any order will do.
+    `interests` gives each subscriber's channels, in the order in which the crowd connected. Within
+    a channel every subscriber must get every event, once and in the order of publishing. No
+    subscriber may get an event of another channel. Between channels any order is allowed.
     """
 
     def __init__(self, crowd: Crowd, interests: Sequence[Sequence[int]] = ()) -> None:
-        """Begin with nothing published; without `interests` everybody hears channel 0."""
+        """Begin with nothing published; without `interests` all subscribers hear channel 0."""
         self._crowd = crowd
         self._receive = crowd.receivers()
         self._listeners = Counter[int]()
@@ -111,16 +111,16 @@ class Deliveries:
         self._before: list[int] = []  # the event before it in its channel
         self._left: list[int] = []  # subscribers that have not heard it
         self._publishers: dict[int, Publisher] = {}
-        # Subscribers receive identical chunks, one after the other: the last one, already read.
+        # Subscribers receive identical chunks, one after the other, so the last one is kept.
         self._chunk: bytes | None = None
         self._chunk_numbers: Sequence[int] = ()
         self._awaited = 0  # deliveries
         self.outstanding = 0
         self.busy = Busy()
         self.last_ns = array("q")
-        """Of each event: from its publishing to the last subscriber."""
+        """The time from each event's publishing to its last subscriber."""
         self.latencies_ns = array("q")
-        """Of each delivery."""
+        """The time from publishing to receiving, of each delivery."""
 
     def watch(self, publisher: Publisher) -> None:
         """Serve this publisher's socket too."""
@@ -138,7 +138,7 @@ class Deliveries:
         channel: int = 0,
         entry: Entry | None = None,
     ) -> None:
-        """Publish the next event now; `entry` is the channel's, if not the publisher's own."""
+        """Publish the next event now; `entry` is the channel's if the publisher's is another."""
         self.busy.begin()
         now = time.monotonic_ns()
         number = len(self._left)
@@ -152,13 +152,13 @@ class Deliveries:
         publisher.publish(event(number, now, size), entry)
 
     def pump(self, timeout: float) -> int:
-        """Read what is there, waiting at most `timeout` seconds for the first.
+        """Read the available bytes, after at most `timeout` seconds for the first.
 
-        Then lets more gather, if that was little and much is due: to be woken for each delivery
-        costs more than to receive it, and costs the server, whose `send` does the waking. The last
-        few hundred deliveries are received as they come.
+        If these were few and many deliveries are due, the pump then lets more gather. A wake-up
+        for each delivery costs more than receiving it, and costs the server too, whose `send` does
+        the waking. The last few hundred deliveries are received as they come.
 
-        Returns how many sockets had something to say.
+        Returns the number of sockets that had bytes.
         """
         ready = self._crowd.poller.poll(timeout, _BATCH)
         partial = self._crowd.partial
@@ -175,7 +175,7 @@ class Deliveries:
                 numbers = self._parse(fd, data)
             for number in numbers:
                 self._count(fd, number, now)
-        if len(ready) == _BATCH:  # it may be a while until epoll comes to the publishers
+        if len(ready) == _BATCH:  # epoll may take a while to come to the publishers
             for publisher in self._publishers.values():
                 if publisher.waiting:
                     publisher.ready()
@@ -219,13 +219,13 @@ class Deliveries:
         whole, answered = fd not in crowd.partial, crowd.answered
         payloads = crowd.frames(fd, data)
         numbers = tuple(number for payload in payloads for number in event_numbers(payload))
-        # Known again is a chunk of whole messages, none of which wants an answer of its own.
+        # Only a chunk of whole messages is kept, and only if none of them needs an answer.
         if whole and fd not in crowd.partial and answered == crowd.answered:
             self._chunk, self._chunk_numbers = data, numbers
         return numbers
 
     def forget(self) -> None:
-        """Begin to measure: what was measured so far was the warming up."""
+        """Forget the measurements so far, which were the warm-up."""
         self.busy = Busy()
         del self.last_ns[:], self.latencies_ns[:]
 
@@ -238,7 +238,7 @@ class Deliveries:
         size: int = EVENT_SIZE,
         patience: float = 10.0,
     ) -> None:
-        """Publish `events` at `rate` a second, and wait until everybody got them all.
+        """Publish `events` at `rate` a second, and wait until every subscriber has them all.
 
         Raises:
             WireError: an event was lost, doubled, out of order or in the wrong place, or took
@@ -249,7 +249,7 @@ class Deliveries:
         self.finish(patience)
 
     def ticks(self, count: int, rate: float) -> Iterator[int]:
-        """So many turns for the caller, `rate` a second; reads what arrives between them."""
+        """Yield `count` numbers, `rate` a second; read the arriving bytes between them."""
         start = time.monotonic() + 0.02
         for number in range(count):
             due = start + number / rate
@@ -258,7 +258,7 @@ class Deliveries:
             yield number
 
     def finish(self, patience: float) -> None:
-        """Wait until every event arrived everywhere, and nothing comes after."""
+        """Wait until every event arrived everywhere, and check that nothing comes after."""
         deadline = time.monotonic() + patience
         while self.outstanding or any(p.waiting for p in self._publishers.values()):
             if time.monotonic() > deadline:

@@ -1,8 +1,8 @@
 """Slow readers: subscribers that never read, and how to know that their sockets are full.
 
-The kernel tells in `/proc/net/tcp` how many bytes it holds for each connection of the server's
-that is still there. While it takes what is published, these grow by as much; once they do not, the
-rest has stayed in the server. Bounded by the caller's count, and in bytes by `_FILLS`.
+The kernel tells in `/proc/net/tcp` how many bytes it holds for each open connection of the server.
+While the kernel takes the published bytes, this number grows by as much. Once it does not, the rest
+has stayed in the server. Bounded by the caller's count, and in bytes by `_FILLS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RECEIVE_BUFFER: Final = 4_096
 _FILLER: Final = b'"' + b"x" * 49_150 + b'"'
 _FILL: Final = 8 * 49_152  # bytes between two looks; the last of them may stay in the server
 _FILLS: Final = 40  # 15 MiB: more than any socket buffer of a default kernel
-_LOOKS: Final = 3  # for a server that takes its time
+_LOOKS: Final = 3  # looks, for a server that takes its time
 _PAUSE: Final = 0.04
 _ESTABLISHED: Final = "01"
 
@@ -30,10 +30,10 @@ class SlowReaders:
     """Subscribers that never read. Owned by a `with` block, which closes them."""
 
     def __init__(self, port: int, count: int, greeting: Greeting) -> None:
-        """Subscribe; this much they do read.
+        """Subscribe; the replies to this are read.
 
         Raises:
-            WireError: one was refused.
+            WireError: a subscriber was refused.
         """
         self.count = count
         self._port = port
@@ -74,10 +74,10 @@ class SlowReaders:
         self._sockets.clear()
 
     def fill(self, filler: Publisher, crowd: Crowd) -> None:
-        """Publish until the kernel takes no more for them, or the server cut them.
+        """Publish until the kernel takes no more for these readers, or the server cut them.
 
-        `filler` publishes into a channel that only they hear; the heartbeats of `crowd` are
-        answered meanwhile.
+        `filler` publishes into a channel that only slow readers hear; the heartbeats of `crowd`
+        are answered meanwhile.
         """
         held = 0
         for _ in range(_FILLS):
@@ -93,11 +93,11 @@ class SlowReaders:
         raise WireError("the slow readers' sockets did not fill")
 
     def connected(self) -> int:
-        """How many of them the server has not cut."""
+        """Return the number of slow readers that the server has not cut."""
         return len(self._queued())
 
     def _queued(self) -> list[int]:
-        """Bytes that the server's kernel holds for each of them that is still connected."""
+        """Return the bytes that the server's kernel holds for each connected slow reader."""
         server, found = f":{self._port:04X}", list[int]()
         for file in ("/proc/net/tcp", "/proc/net/tcp6"):
             for line in Path(file).read_text().splitlines()[1:]:

@@ -1,10 +1,10 @@
-"""A flood's subscribers: every event checked in every stream, most of them by one comparison.
+"""A flood's subscribers: every event is checked in every stream, mostly by one comparison.
 
-What is received first is parsed, frame by frame, and becomes the common stream; the bytes of all
-others are compared with it. Bytes that differ are no fault in themselves, because a server may
-ping, and put as many events into a frame as it likes: that subscriber's frames are parsed as well,
-until it stands where a frame of the common stream ends. Rule 1: parsed events must be the next
-ones, whole, once and in order.
+The bytes that arrive first are parsed, frame by frame, and become the common stream; the bytes of
+all other subscribers are compared with it. Different bytes are not a fault in themselves, because a
+server may ping, and may put any number of events into a frame. The frames of such a subscriber are
+parsed as well, until its position is the end of a frame of the common stream. Rule 1: parsed events
+must be the next ones, whole, once and in order.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _EVENT: Final = re.compile(re.escape(event(0)).replace(b"0" * _DIGITS, rb"(\d{6}
 _BATCH: Final = 64  # sockets read between two looks at the publisher
 _WORTH: Final = 4_096  # bytes a chunk: with less, receiving costs more than checking
 _BREATH: Final = 0.001  # seconds
-_APART: Final = 1 << 60  # the position of a subscriber whose frames are others
+_APART: Final = 1 << 60  # the position of a subscriber whose frames differ
 
 
 class Streams:
     """What the subscribers of one channel receive. Lives inside one flood."""
 
     def __init__(self, crowd: Crowd, *, framed: bool = True) -> None:
-        """`framed` unless they receive Server-Sent Events: those are always parsed."""
+        """`framed` is false for Server-Sent Events, which are always parsed."""
         self._crowd = crowd
         self._framed = framed
         self._receive_into = {fd: sock.recv_into for fd, sock in crowd.sockets.items()}
@@ -41,7 +41,7 @@ class Streams:
         self._due = bytearray()  # the numbers of the published events
         self._common = bytearray()  # whole frames only
         self._ends = [0]  # where its frames end
-        self._counts = [0]  # how many events there are up to each of these ends
+        self._counts = [0]  # the number of events up to each of these ends
         self._at = dict.fromkeys(crowd.sockets, 0 if framed else _APART)
         self._apart = {} if framed else dict.fromkeys(crowd.sockets, 0)
         self._publishers: dict[int, Publisher] = {}
@@ -53,7 +53,7 @@ class Streams:
         self._crowd.poller.register(publisher.fileno(), select.EPOLLIN)
 
     def expect(self, events: int) -> list[bytes]:
-        """The next events, for the caller to publish now."""
+        """Return the next events, which the caller must publish now."""
         first = self.expected
         self._due += b"".join(b"%06d" % number for number in range(first, first + events))
         return [event(number) for number in range(first, first + events)]
@@ -65,7 +65,7 @@ class Streams:
 
     @property
     def received(self) -> int:
-        """Events that all subscribers have received: what the slowest has."""
+        """Events that all subscribers have received: the slowest subscriber's number."""
         least = min(self._apart.values(), default=MOST_EVENTS)
         at = min(self._at.values())
         if at == _APART:
@@ -73,10 +73,10 @@ class Streams:
         return min(least, self._counts[bisect_right(self._ends, at) - 1])
 
     def pump(self, timeout: float) -> None:
-        """Read what is there, waiting at most `timeout` seconds for the first.
+        """Read the available bytes, after at most `timeout` seconds for the first.
 
-        Then lets more gather for a millisecond, if that was little: a server that sends its events
-        one by one is not to be slowed down by a generator that receives them one by one.
+        If these were few, the pump then lets more gather for a millisecond: a generator that
+        receives events one by one would slow down a server that sends them one by one.
 
         Raises:
             WireError: an event was lost, doubled, altered or out of order; or the server hung up.
@@ -99,7 +99,7 @@ class Streams:
             time.sleep(_BREATH)
 
     def _take(self, fd: int, data: bytes) -> None:
-        """What is not, or not as a whole, in the common stream."""
+        """Take bytes that are not, or not wholly, in the common stream."""
         if not data:
             raise WireError("the server hung up on a subscriber")
         if fd in self._apart:
@@ -120,7 +120,7 @@ class Streams:
                 self._parse(fd, rest, self._counts[-1])
 
     def _extend(self, data: bytes) -> bytes:
-        """Go on with the common stream; returns what is no whole frame of events."""
+        """Extend the common stream; return the bytes after its last whole frame of events."""
         used, count = 0, self._counts[-1]
         for _, payload in split_frames(data)[0]:
             events = self._check(payload, count)
@@ -135,7 +135,7 @@ class Streams:
         return data[used:]
 
     def _parse(self, fd: int, data: bytes, count: int) -> None:
-        """Check frames that are this subscriber's own, after so many events."""
+        """Check this subscriber's own frames, which follow its first `count` events."""
         for payload in self._crowd.frames(fd, data):
             count += self._check(payload, count)
         frame = bisect_left(self._counts, count)
@@ -147,7 +147,7 @@ class Streams:
             self._apart[fd] = count
 
     def _check(self, payload: bytes, count: int) -> int:
-        """How many events are in it; they must be those that follow the first `count`."""
+        """Return the number of events in the payload; they must follow the first `count`."""
         numbers = b"".join(_EVENT.findall(payload))
         if not self._due.startswith(numbers, count * _DIGITS):
             wanted = self._due[count * _DIGITS :][: len(numbers)] or b"nothing"

@@ -19,11 +19,11 @@ _DIGITS: Final = 6
 
 
 class WireError(Exception):
-    """The peer sent what no peer of a benchmark may send, or hung up."""
+    """The peer sent something that it may not send in a benchmark, or hung up."""
 
 
 def handshake(path: str) -> bytes:
-    """A WebSocket upgrade request; the key is the RFC's example, the same for everybody."""
+    """A WebSocket upgrade request; the key is the RFC's example, the same for every client."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -32,18 +32,18 @@ def handshake(path: str) -> bytes:
 
 
 def event(number: int, published_ns: int = 0, size: int = EVENT_SIZE) -> bytes:
-    """One event's JSON: a number, the time it was published at, and padding to `size` bytes."""
+    """One event's JSON: a number, its time of publishing, and padding to `size` bytes."""
     text = f'{{"n":"{number:0{_DIGITS}d}","t":"{published_ns:019d}","pad":"'
     return (text + "x" * (size - len(text) - 2) + '"}').encode()
 
 
 def event_number(payload: bytes) -> int | None:
-    """The number of the event in a frame's payload, bare or inside a push; None for none."""
+    """The number of the event in a frame's payload, bare or inside a push; None without one."""
     return next(iter(event_numbers(payload)), None)
 
 
 def event_numbers(payload: bytes) -> list[int]:
-    """The numbers of all events in it: some servers put several into one frame."""
+    """The numbers of all events in a payload: some servers put several into one frame."""
     return [int(part[:_DIGITS]) for part in payload.split(_NUMBER)[1:]]
 
 

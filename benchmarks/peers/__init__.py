@@ -1,1 +1,1 @@
-"""The servers that are measured: an adapter for each, and the programs of those that need one."""
+"""The measured servers: an adapter for each, and programs for the servers that need one."""

@@ -1,7 +1,7 @@
-"""What Trio alone accepts: read the head, write a constant 101, keep the connection.
+"""A bare Trio server: it reads the head, writes a constant 101, and keeps the connection.
 
-The ordinary way of a Trio server, `serve_tcp` and a `SocketStream` for each client, with nothing
-behind it. Usage: python -m benchmarks.peers.bare_trio PORT
+It is written in Trio's ordinary way, with `serve_tcp` and a `SocketStream` for each client, and
+does nothing else. Usage: python -m benchmarks.peers.bare_trio PORT
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LIFETIME: Final = 600  # seconds
 
 
 async def keep(stream: trio.SocketStream) -> None:
-    """One connection, until it ends. No deadline: the process has one."""
+    """Serve one connection until it ends. No deadline: the process has one."""
     head = b""
     try:
         while b"\r\n\r\n" not in head:

@@ -18,8 +18,8 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.repeater import centrifugo, commands, rest
 
 _SERVER: Final = "centrifugo"
-_OLDEST: Final = 6  # whose configuration is nested as below
-_KEY: Final = "benchmarks"  # of a server on loopback that lives for one turn
+_OLDEST: Final = 6  # the first version whose configuration is nested as below
+_KEY: Final = "benchmarks"  # the key of a server that runs on loopback for one turn
 _CHANNEL: Final = {
     "allow_subscribe_for_client": True,
     "allow_subscribe_for_anonymous": True,
@@ -42,7 +42,7 @@ def _version() -> str:
 
 
 def _configuration() -> str:
-    # The port is a number, once it is one.
+    # The port must be a number, so the placeholder loses its quotes.
     return json.dumps(_SETTINGS, indent=2).replace('"PORT"', "PORT") + "\n"
 
 

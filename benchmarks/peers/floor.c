@@ -1,8 +1,8 @@
 /* The floor: the least that one process can do to give an event to every subscriber.
  *
- * It answers each upgrade with a constant 101 and never looks at that socket again; what arrives
- * on the one connection that began with FEED goes to every subscriber with a bare non-blocking
- * send(), one after the other. floor.py is the same program in Python. Usage: floor PORT
+ * It answers each upgrade with a constant 101 and never looks at that socket again. One connection
+ * begins with FEED: its bytes go to every subscriber with a bare non-blocking send(), one after the
+ * other. floor.py is the same program in Python. Usage: floor PORT
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define MOST 20000
-#define LIFETIME 600 /* seconds: nobody's floor outlives its benchmark for long */
+#define LIFETIME 600 /* seconds: a floor ends soon after its benchmark in any case */
 
 static const char ANSWER[] =
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -1,7 +1,7 @@
 """The floor in Python: the same program as `floor.c`, line for line where it counts.
 
-It answers each upgrade with a constant 101 and never looks at that socket again; what arrives on
-the one connection that began with FEED goes to every subscriber with a bare non-blocking `send`.
+It answers each upgrade with a constant 101 and never looks at that socket again. One connection
+begins with FEED: its bytes go to every subscriber with a bare non-blocking `send`.
 Usage: python -m benchmarks.peers.floor PORT
 """
 
@@ -19,11 +19,11 @@ ANSWER: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 )
-_LIFETIME: Final = 600  # seconds: nobody's floor outlives its benchmark for long
+_LIFETIME: Final = 600  # seconds: a floor ends soon after its benchmark in any case
 
 
 class Floor:
-    """Lives in a process of its own; ended by the signal of whoever started it, or its alarm."""
+    """Lives in a process of its own; ended by a signal of its parent process, or its alarm."""
 
     def __init__(self, port: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", port), backlog=4_096)
@@ -55,7 +55,7 @@ class Floor:
 
     def _repeat(self, data: bytes) -> None:
         if not data:
-            # The floor stays, like the other one: whoever started it looks whether it lives.
+            # The floor runs on, as floor.c does: its parent process checks that it still runs.
             self._poller.unregister(self._feed)
             self._sockets.pop(self._feed).close()
             self._feed = -1

@@ -1,4 +1,4 @@
-"""The floors: what no server can go below, in C and in Python, and what a bare Trio accepts."""
+"""The floors: the lower bounds of a server, in C and in Python, and a bare Trio server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _compiler() -> str | None:
 
 @cache
 def _workshop() -> tempfile.TemporaryDirectory[str]:
-    """Where the compiled floor lies; removed when this process ends."""
+    """The folder of the compiled floor; removed when this process ends."""
     return tempfile.TemporaryDirectory(prefix="repeater-benchmarks-")
 
 
@@ -48,7 +48,7 @@ def _subscribe(channels: Sequence[str]) -> Greeting:
 
 
 def _feed(channels: Sequence[str]) -> Entry:
-    """What is sent here is what every subscriber gets."""
+    """Every subscriber gets the bytes that are sent here."""
     return Entry(
         greeting=Greeting(request=b"FEED\r\n\r\n", accepted=b""),
         encode=lambda events, _before: b"".join(map(server_frame, events)),

@@ -1,4 +1,4 @@
-"""Programs that are not ours: where they are, and what they call themselves."""
+"""Programs that are not ours: their paths and their versions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Final
 
 INSTALL: Final = "just bench-peers"
-"""What installs the peers that come from PyPI and Debian."""
+"""The command that installs the peers from PyPI and Debian."""
 _PATIENCE: Final = 10  # seconds that a program may take to say its version
 
 
 @cache
 def find_program(name: str) -> str | None:
-    """Its path: beside this Python, on the PATH, or where Debian puts servers."""
+    """Return its path beside this Python, on the PATH, or where Debian puts servers; or None."""
     places = (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin")
     return shutil.which(name, path=os.pathsep.join(places))
 
 
 def program(name: str) -> str:
-    """The same, of one that is not missing."""
+    """Return the path of a program that is not missing."""
     path = find_program(name)
     assert path is not None, f"{name} is asked for although it is missing"
     return path
@@ -32,7 +32,7 @@ def program(name: str) -> str:
 
 @cache
 def printed(*command: str) -> str:
-    """What a program prints, on both of its outputs; empty if it can't be run."""
+    """Return what a program prints on both of its outputs; empty if it cannot run."""
     try:
         done = subprocess.run(
             command,
@@ -48,9 +48,9 @@ def printed(*command: str) -> str:
 
 
 def unfit(name: str, oldest: int) -> str | None:
-    """Why a program that only its project publishes can't be measured; None if it can.
+    """Return why a program cannot be measured; None if it can. Only its project publishes it.
 
-    `oldest` is the first major version that its adapter is written for.
+    `oldest` is the first major version for which the adapter is written.
     """
     if find_program(name) is None:
         return f"no {name} on the PATH; its project publishes a binary"
@@ -61,12 +61,12 @@ def unfit(name: str, oldest: int) -> str | None:
 
 
 def version_in(text: str) -> str:
-    """The first version number in it, e.g. of `nginx version: nginx/1.22.1`."""
+    """Return the first version number in a text, e.g. in `nginx version: nginx/1.22.1`."""
     match = re.search(r"\d+(?:\.\d+)+", text)
     return match[0] if match else "of unknown version"
 
 
 def major_in(text: str) -> int | None:
-    """The first part of that number."""
+    """Return the first part of the first version number in a text; None without one."""
     match = re.search(r"(\d+)\.\d+", text)
     return int(match[1]) if match else None

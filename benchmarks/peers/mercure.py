@@ -3,8 +3,8 @@
 Written from its documentation (mercure.rocks) alone; it is in neither Debian nor PyPI, and we have
 not run it here. Subscribers are anonymous; publishing is a POST form with an access token. The hub
 flushes each event by itself, in a chunk of a chunked answer. It keeps no history here (`transport
-local`), as the others of this job keep none on disk. Of an event in several topics a subscriber
-gets one copy, however many of them it listens to.
+local`), as the other servers keep none on disk. A subscriber gets one copy of an event in several
+topics, even if the subscriber listens to more than one of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks.peers.installed import printed, program, unfit, version_in
 from benchmarks.peers.peer import Peer
 
 _SERVER: Final = "mercure"
-_OLDEST: Final = 1  # before it, topics, tokens and directives were other ones
+_OLDEST: Final = 1  # earlier versions have other topics, tokens and directives
 _PATH: Final = "/.well-known/mercure"
 _ISSUER: Final = "https://benchmarks.invalid"
 _HUB: Final = f"http://127.0.0.1{_PATH}"
-# HS256 wants 32 bytes; of a server on loopback that lives for one turn.
+# HS256 needs 32 bytes. The server runs on loopback for one turn.
 _KEY: Final = "the-key-of-a-benchmark-on-loopback"
 _DAY: Final = 86_400  # seconds
 _CONFIGURATION: Final = f"""\
@@ -102,7 +102,7 @@ def _token() -> str:
 
 
 def _publish(channels: Sequence[str]) -> Entry:
-    """A POST form on one connection; of several channels the first is the canonical topic."""
+    """A POST form on one connection; the first of several channels is the canonical topic."""
     topics = urlencode([("topic", channel) for channel in channels]).encode()
     head = (
         f"POST {_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {_token()}\r\n"

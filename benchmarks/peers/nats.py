@@ -1,8 +1,8 @@
-"""NATS over WebSocket: core NATS in Go, spoken by each subscriber as a browser would.
+"""NATS over WebSocket: core NATS in Go; each subscriber speaks it as a browser would.
 
-As its documentation (docs.nats.io) has it: clients speak the NATS protocol in binary frames, and
-a frame holds as much of it as the server had to send, so several events may share one. Core NATS
-only, without JetStream: an event is delivered at most once, and a publisher hears nothing back.
+The adapter follows its documentation (docs.nats.io): clients speak the NATS protocol in binary
+frames. A frame holds as much as the server had to send, so several events may share one. Core NATS
+only, without JetStream: an event is delivered at most once, and a publisher gets no answer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _command(folder: Path) -> Sequence[str]:
 
 
 def _greeting(lines: bytes) -> Greeting:
-    """Connect, say `lines`, and be ready when the answer to a PING shows that they were taken."""
+    """Connect and send `lines`; ready when the answer to a PING shows that they were read."""
     return Greeting(
         request=handshake("/"),
         commands=_frame(_CONNECT + lines + b"PING\r\n"),
@@ -65,7 +65,7 @@ def _subscribe(channels: Sequence[str]) -> Greeting:
 
 
 def _publish(channels: Sequence[str]) -> Entry:
-    """PUB on a connection of the same kind, as many in a frame as there are events."""
+    """PUB on a connection of the same kind; one frame holds all events of a call."""
     names = [channel.encode() for channel in channels]
 
     def encode(data: Sequence[bytes], _before: int) -> bytes:

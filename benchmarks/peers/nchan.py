@@ -1,9 +1,9 @@
 """Nchan, the nginx module: publish and subscribe in C, inside a web server.
 
-As its README (nchan.io) has it: a publisher location that takes POST, with the message buffer of
-its own example; a subscriber location for WebSocket and Server-Sent Events; several channels on
-one connection by a delimiter, at most 255. Around it what nginx's manual says for many
-connections on one core.
+The configuration follows its README (nchan.io): a publisher location that takes POST, with the
+message buffer of its own example; a subscriber location for WebSocket and Server-Sent Events;
+several channels on one connection by a delimiter, at most 255. The rest follows nginx's manual for
+many connections on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.peers.peer import Peer
 
 _MODULE: Final = "ngx_nchan_module.so"
 _FOLDERS: Final = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"))
-_MULTIPLEXED: Final = 255  # channels in one request, says the README
+_MULTIPLEXED: Final = 255  # channels in one request, according to the README
 _CONFIGURATION: Final = """\
 load_module MODULE;
 daemon off;
@@ -99,7 +99,7 @@ def _version() -> str:
 
 
 def _configuration() -> str:
-    """Its workers run as whoever runs the benchmark; nginx ignores `user` unless that is root."""
+    """The workers run as the benchmark's user; nginx ignores `user` unless that is root."""
     user = f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"
     return _CONFIGURATION.replace("MODULE", str(_module())).replace("USER", user)
 
@@ -118,7 +118,7 @@ def _target(end: str, channels: Sequence[str]) -> str:
 
 
 def _websocket(channels: Sequence[str]) -> Greeting:
-    """A WebSocket of which each message is an event."""
+    """A WebSocket; each of its messages is an event."""
     return Greeting(request=handshake(_target("sub", channels)), heartbeats={})
 
 
@@ -132,7 +132,7 @@ def _events(channels: Sequence[str]) -> Greeting:
 
 
 def _post(channels: Sequence[str]) -> Entry:
-    """`POST /pub` on one connection; a flood pipelines them."""
+    """`POST /pub` on one connection; a flood pipelines the requests."""
     target = _target("pub", channels).encode()
 
     def call(data: bytes) -> bytes:

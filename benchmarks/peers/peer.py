@@ -1,6 +1,6 @@
-"""What an adapter is: how to start a server, how to subscribe to it, how to publish into it.
+"""The adapter of a server: how to start it, how to subscribe to it, how to publish into it.
 
-An adapter says so in bytes, so that one load generator serves every server and none of them is
+An adapter gives this in bytes, so that one load generator measures every server, and no server is
 measured through a client library of its own.
 """
 
@@ -32,7 +32,7 @@ def _nothing() -> Mapping[str, str]:
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter. Values and pure functions only: a started one is a `servers.Child`."""
+    """An adapter. Values and pure functions only: a started server is a `servers.Child`."""
 
     name: str
     """Short, for options and JSON, e.g. `nchan`."""
@@ -40,41 +40,41 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """For tables, with its language, e.g. `Nchan (nginx, C)`."""
     version: Callable[[], str]
     command: Callable[[Path], Sequence[str]]
-    """The command line, `PORT` for the port; configuration is written into the folder given,
-    which is the turn's own. A word may contain PORT as well: it is replaced in the files too."""
+    """Returns the command line, with `PORT` for the port, also inside a word. Writes configuration
+    into the folder, which belongs to the turn; PORT is replaced in these files too."""
     subscribe: Callable[[Sequence[str]], Greeting]
     """How one connection subscribes to these channels."""
     entry: Callable[[Sequence[str]], Entry]
     """How a back end publishes into these channels, one event at a time."""
     flood: Callable[[Sequence[str]], Entry] | None = None
-    """The fastest documented way in on one connection, where it is another."""
+    """The fastest documented way to publish on one connection, if it is not `entry`."""
     missing: Callable[[], str | None] = _present
-    """Why it can't run here, with what would install it; None if it can."""
+    """Why the server cannot run here, and what would install it; None if it can."""
     configuration: Callable[[], str]
-    """What the documentation shows: the configuration file, or the program's path."""
+    """The configuration file or the program's path, for the documentation."""
     settings: Callable[[], Mapping[str, str]] = _nothing
-    """Environment variables."""
+    """The server's environment variables."""
     capabilities: frozenset[Capability] = frozenset()
     most: int = 10_000
-    """Subscribers up to which it is measured; a reason is in `most_because`."""
+    """The most subscribers with which it is measured; `most_because` gives the reason."""
     most_because: str = ""
     ordinary: bool = True
     """Whether it takes part wherever it can; otherwise only where a workload names it."""
     core: bool = True
-    """Whether it is in the core table, which is to take minutes."""
+    """Whether it is in the core table, which takes a few minutes."""
     baseline: bool = False
-    """Whether it is what the design departs from: in the broader workloads, where each of its turns
-    is long, it would show again what the others have shown."""
+    """Whether it is a baseline of the design. Broader workloads leave baselines out: their turns
+    are long there and show nothing new."""
     variant_of: str = ""
-    """The peer of which this is another way to subscribe, e.g. Repeater by Server-Sent Events."""
+    """The peer to which this is another way to subscribe, e.g. by Server-Sent Events."""
     quiet_first: bool = False
-    """Whether subscribers hear something when others subscribe (joins), to be waited out."""
+    """Whether subscribers hear when others subscribe (joins); the turn waits until that ends."""
     secure: bool = False
     """Whether it speaks TLS."""
     floor: bool = False
-    """Whether it is a lower bound, and no server that anyone could use."""
+    """Whether it is a lower bound and not a usable server."""
 
     @property
     def flooding(self) -> Callable[[Sequence[str]], Entry]:
-        """The way in for a flood."""
+        """The way in which a flood publishes."""
         return self.entry if self.flood is None else self.flood

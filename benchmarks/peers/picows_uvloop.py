@@ -1,4 +1,4 @@
-"""picows on uvloop: its core API, which has no task and no queue for a client.
+"""picows on uvloop, with its core API, which has neither task nor queue for a client.
 
 `send` copies a frame of up to 8 KiB into the connection's buffer, and writes it to the socket at
 once. Usage: python -m benchmarks.peers.picows_uvloop PORT

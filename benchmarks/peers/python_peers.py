@@ -1,7 +1,7 @@
 """The adapters of the other servers in Python, and of uWebSockets, which Python drives here.
 
-Those without an HTTP server of their own take events over one WebSocket, without an answer. That is
-cheaper than the REST call that Repeater is measured with, so it is in their favour.
+Servers without HTTP take events over one WebSocket, without an answer. This costs less than the
+REST call with which Repeater is measured, so it favours these servers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.peers.installed import INSTALL
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.repeater import plain, query
 
-_SATURATED: Final = "at 40 us a delivery or more, what is published to 5,000 is a whole core's work"
+_SATURATED: Final = "at 40 us a delivery or more, the deliveries to 5,000 need a whole core"
 
 
 def frames(channels: Sequence[str]) -> Entry:
-    """Each event a message on one WebSocket, unanswered."""
+    """Each event is a message on one WebSocket, without an answer."""
     return Entry(
         greeting=Greeting(request=handshake(f"/publish?{query(channels)}")),
         encode=lambda events, _before: b"".join(map(client_frame, events)),
@@ -32,7 +32,7 @@ def frames(channels: Sequence[str]) -> Entry:
 
 
 def post(channels: Sequence[str]) -> Entry:
-    """Each event a `POST /publish` on one connection."""
+    """Each event is a `POST /publish` on one connection."""
     target = f"/publish?{query(channels)}"
     return Entry(
         greeting=Greeting(request=b""),
@@ -84,8 +84,8 @@ QUART_TRIO: Final = Peer(
     capabilities=frozenset({"channels", "calls"}),
     baseline=True,
     most=1_000,
-    most_because="at more than 100 us a delivery a core delivers less than half of what is "
-    "published to 1,000 already; and it accepts 1,000 connections a second and ever fewer",
+    most_because="at more than 100 us a delivery, a core manages less than half of the deliveries "
+    "to 1,000 already; and it accepts 1,000 connections a second at first, then ever fewer",
 )
 
 WEBSOCKETS: Final = Peer(

@@ -1,10 +1,10 @@
-"""The literal shape, from which Repeater's design departs: every delivery through ASGI.
+"""The baseline of Repeater's design: every delivery goes through ASGI.
 
 A Quart-Trio route under Hypercorn owns a trio memory channel and a writer task for each client;
-`POST /publish` does a `send_nowait` into the channel of each. It is how one would write it first,
-and the baseline: 128 us of CPU a delivery when the design was chosen, where a bare `send()` took 7,
-because each event wakes a task for each client and passes Quart, Hypercorn and wsproto on its way.
-A full channel loses events for its client, as there is nobody to wait for room.
+`POST /publish` does a `send_nowait` into the channel of each. This is the obvious first design. It
+took 128 us of CPU a delivery when Repeater's design was chosen, where a bare `send()` took 7:
+each event wakes a task for each client and passes Quart, Hypercorn and wsproto on its way.
+A full channel loses events for its client, as no task waits for room.
 Usage: python -m benchmarks.peers.quart_trio_baseline PORT
 """
 
@@ -65,5 +65,5 @@ if __name__ == "__main__":
     config = Config()
     config.bind = [f"{HOST}:{begin()}"]
     config.backlog = BACKLOG
-    config.keep_alive_max_requests = 1_000_000  # by default it hangs up after 1,000
+    config.keep_alive_max_requests = 1_000_000  # by default Hypercorn hangs up after 1,000
     trio.run(serve, app, config)

@@ -1,4 +1,4 @@
-"""Every peer there is, in the order in which they are measured and shown."""
+"""All peers, in the order in which they are measured and shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repeater itself, and the other ways to subscribe to it."""
+"""The adapter of Repeater itself, and its variants with other ways to subscribe."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def query(channels: Sequence[str]) -> str:
 
 
 def plain(channels: Sequence[str]) -> Greeting:
-    """A WebSocket of which each message is an event."""
+    """A WebSocket; each of its messages is an event."""
     return Greeting(request=handshake(f"/ws?{query(channels)}"))
 
 
@@ -50,7 +50,7 @@ def events(channels: Sequence[str]) -> Greeting:
 def centrifugo(channels: Sequence[str], wishes: str = "") -> Greeting:
     """A Centrifugo client that connects and subscribes in one message.
 
-    `wishes` are more members of each subscribe request, each with a comma behind it.
+    `wishes` are more members of each subscribe request, each with a comma after it.
     """
     commands = ['{"connect":{},"id":1}'] + [
         f'{{"subscribe":{{{wishes}"channel":"{channel}"}},"id":{number}}}'
@@ -64,12 +64,12 @@ def centrifugo(channels: Sequence[str], wishes: str = "") -> Greeting:
 
 
 def recovering(channels: Sequence[str]) -> Greeting:
-    """The same, with positions and recovery."""
+    """A Centrifugo client with positions and recovery."""
     return centrifugo(channels, '"positioned":true,"recoverable":true,')
 
 
 def noticed(channels: Sequence[str]) -> Greeting:
-    """The same, with joins and leaves on top."""
+    """A Centrifugo client with positions, recovery, joins and leaves."""
     return centrifugo(channels, '"positioned":true,"recoverable":true,"join_leave":true,')
 
 
@@ -95,7 +95,7 @@ def rest(channels: Sequence[str], headers: bytes = b"") -> Entry:
 
 
 def commands(channels: Sequence[str]) -> Entry:
-    """Publish commands on one Centrifugo WebSocket, as many in a message as there are events."""
+    """Publish commands on one Centrifugo WebSocket; one message holds all events of a call."""
     (channel,) = channels
 
     def encode(data: Sequence[bytes], before: int) -> bytes:

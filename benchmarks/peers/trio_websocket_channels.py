@@ -1,6 +1,6 @@
 """trio-websocket, with a memory channel and a writer task for each client.
 
-The library is a main dependency of Repeater, as its client; this is what it would be as a server.
+Repeater depends on this library for its client; this program uses the library as a server.
 Usage: python -m benchmarks.peers.trio_websocket_channels PORT
 """
 
@@ -43,7 +43,7 @@ async def subscribe(connection: WebSocketConnection, channels: list[str]) -> Non
             await connection.get_message()
             nursery.cancel_scope.cancel()
     except* ConnectionClosed:
-        pass  # The reader or the writer noticed it, or both.
+        pass  # The reader or the writer noticed the end, or both.
     finally:
         for channel in channels:
             clients[channel].discard(send)

@@ -1,4 +1,4 @@
-"""uWebSockets (C++) through socketify: its topics do the fan-out, Python only hands events over.
+"""uWebSockets (C++) through socketify: its topics do the fan-out, and Python only passes events.
 
 Usage: python -m benchmarks.peers.uwebsockets PORT
 """
@@ -16,11 +16,11 @@ from benchmarks.peers.program import BACKLOG, HOST, begin, channels_of
 
 SETTINGS: Final = {
     "compression": CompressOptions.DISABLED,
-    # A message that would go over it is dropped, and here its receiver with it: nothing is lost
-    # without being seen. It is the bound of Repeater's outbox.
+    # A message beyond this bound is dropped. Here its receiver is cut as well, so no event is lost
+    # unseen. Repeater's outbox has the same bound.
     "max_backpressure": 1_048_576,
     "close_on_backpressure_limit": True,
-    "idle_timeout": 120,  # seconds; pings keep quiet subscribers
+    "idle_timeout": 120,  # seconds; pings keep quiet subscribers connected
     "send_pings_automatically": True,
     "max_payload_length": 1_048_576,
 }
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     app.post("/publish", post)
     app.listen(AppListenOptions(port=port, host=HOST))
     lengthen_queue()
-    # App.run() polls this loop from asyncio without ever sleeping under load: a whole core. There
-    # is no coroutine here, so uWebSockets' own loop can run alone, and the CPU counted is its work.
+    # App.run() polls this loop from asyncio without sleeping under load, which takes a whole core.
+    # Nothing here needs asyncio, so uWebSockets' own loop runs alone, and its work is counted.
     app.loop.uv_loop.run()

@@ -1,7 +1,7 @@
 """`websockets` on asyncio, as its documentation advises for broadcasts.
 
-That is: `broadcast()`, which writes to every connection without a task for each, uvloop, and no
-compression, which would cost memory and each frame a compressor.
+That means: uvloop; `broadcast()`, which writes to every connection without a task for each; and no
+compression, because it would cost memory, and a compressor's work for each frame.
 Usage: python -m benchmarks.peers.websockets_asyncio PORT
 """
 
@@ -37,7 +37,7 @@ async def subscribe(connection: ServerConnection, channels: list[str]) -> None:
 
 
 async def publish(connection: ServerConnection, channels: list[str]) -> None:
-    while True:  # until the publisher goes: ConnectionClosed
+    while True:  # until the publisher leaves: ConnectionClosed
         event = await connection.recv(decode=False)
         for channel in channels:
             broadcast(clients[channel], event, text=True)

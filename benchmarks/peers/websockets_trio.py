@@ -1,6 +1,6 @@
-"""`websockets` on Trio: its own `broadcast()`, no compression.
+"""`websockets` on Trio, with its own `broadcast()` and without compression.
 
-That starts a task for each connection and returns when every one of them was written to.
+`broadcast()` starts a task for each connection and returns when all connections were written to.
 Usage: python -m benchmarks.peers.websockets_trio PORT
 """
 
@@ -37,7 +37,7 @@ async def subscribe(connection: ServerConnection, channels: list[str]) -> None:
 
 
 async def publish(connection: ServerConnection, channels: list[str]) -> None:
-    while True:  # until the publisher goes: ConnectionClosed
+    while True:  # until the publisher leaves: ConnectionClosed
         event = await connection.recv(decode=False)
         for channel in channels:
             await broadcast(clients[channel], event, text=True)

@@ -1,1 +1,1 @@
-"""What is made of a run: a table, plots, pages, comparisons."""
+"""The reports of a run: a table, plots, pages, comparisons."""

@@ -1,4 +1,4 @@
-"""Writes `docs/capacity.md` from a run, so that its numbers are always some run's."""
+"""Writes `docs/capacity.md` from a run, so that all its numbers come from that run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIZES: Final = (1_000, 5_000, 9_000)
 
 
 def page(run: Run, given: Assumptions) -> str:
-    """The page.
+    """Return the page.
 
     Raises:
         NotMeasuredError: the run lacks a workload that the model needs.

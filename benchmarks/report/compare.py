@@ -2,21 +2,22 @@
 
 The rule, for each workload, server and metric:
 
-1. Each round gives one value. What is a time or a rate is divided by the floor's value of the same
-   round where the workload has a floor with that metric: the machine's speed cancels out. All
+1. Each round gives one value. A time or a rate is divided by the floor's value of the same round
+   if the workload has a floor with that metric: the machine's speed cancels out. All
    further sums are of logarithms, so that twice and half weigh the same.
 2. The noise is a standard deviation: of this series' own rounds in both runs, or of all servers'
-   rounds in this workload together (three rounds alone say little), whichever is more.
-3. The allowance is what the medians of two runs may differ by without cause: that noise, times
-   what a median of so many rounds leaves of it, times a factor so large that comparing two runs of
-   one program finds anything worse once in `ONE_IN` comparisons, however many rows there are. It
-   is never below `LEAST`, which is what the layout of memory and the clock of a core do to a run.
+   rounds in this workload together (three rounds alone say little), whichever is larger.
+3. The allowance is the difference that the medians of two runs may have without a cause: that
+   noise, times the part of it that a median of so many rounds keeps, times a factor. The factor is
+   so large that comparing two runs of one program finds anything worse once in `ONE_IN`
+   comparisons, for any number of rows. The allowance is never below `LEAST`, the effect of the
+   layout of memory and of a core's clock on a run.
 4. A change is real if the medians differ by more than the allowance and the ranges of the rounds
    do not overlap. Everything else is noise.
 
-An event lost, doubled or out of order, and a turn that failed, is no noise: one more is worse. Rows
-are not comparable across processors, Pythons or plans, with fewer than two rounds, or where
-the load generator was the limit (its core does not limit what a server's CPU costs).
+Events lost, doubled or out of order, and turns that failed, are not noise: one more is worse. Rows
+are not comparable across processors, Pythons or plans, with fewer than two rounds, or if the load
+generator was the limit (a metric of the server's CPU does not depend on the generator's core).
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ import msgspec
 from benchmarks.model import Metric, Run, Series
 
 ONE_IN: Final = 20
-"""Of so many comparisons of a program with itself, one at most says that something is worse."""
+"""Of so many comparisons of a program with itself, one at most finds something worse."""
 LEAST: Final = 0.03
 """The smallest relative difference that is ever called a change."""
 _ROUNDS: Final = 2  # fewer have no range
 _TIMED: Final = frozenset({"us", "ms", "s", "/s"})  # units that a slower machine changes
 _FAULTS: Final = "events"
-"""The unit of what must never happen."""
+"""The unit of faults, which must never happen."""
 _MUST_AGREE: Final = ("cpu", "cores", "python")
 _MEDIAN: Final = math.pi / 2  # a median's variance against a mean's, of many normal values
 
@@ -58,21 +59,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     change: float | None = None
     """New divided by old."""
     allowance: float | None = None
-    """A change is one from this factor on, or from its reciprocal down."""
+    """A change is real from this factor on, or from its reciprocal down."""
     reason: str = ""
-    """Why it is not comparable, or what is worse if it is no number."""
+    """Why the row is not comparable, or what got worse if that is not a number."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """All rows, and what must be known to read them."""
+    """All rows, and the differences that a reader of the rows must know."""
 
     rows: Sequence[Row]
     differences: Sequence[str]
-    """Of the machines, and what only one of the runs has."""
+    """Differences of the machines and versions, and the parts that only one run has."""
 
     @property
     def worse(self) -> bool:
-        """Whether anything is."""
+        """Whether any row is worse."""
         return any(row.finding == "worse" for row in self.rows)
 
 
@@ -137,7 +138,7 @@ def _judge(pair: _Pair, pooled: float, factor: float) -> Row:
 
 
 def _counted(pair: _Pair) -> Row:
-    """Of what must never happen, the worst round counts; its values are no logarithms."""
+    """Judge faults by their worst round; their values are not logarithms."""
     before, after = max(pair.old), max(pair.new)
     finding: Finding = "better" if after < before else "worse" if after > before else "noise"
     return Row(
@@ -159,12 +160,12 @@ def _finding(pair: _Pair, change: float, allowance: float) -> Finding:
 
 
 def _factor(rows: int) -> float:
-    """How many standard deviations: one-sided, and the chance shared out over all rows."""
+    """Return a number of standard deviations: one-sided, the chance divided among all rows."""
     return statistics.NormalDist().inv_cdf(1 - 1 / ONE_IN / max(rows, 1))
 
 
 def _deviation(*series: Sequence[float]) -> float:
-    """The standard deviation within series, whose means may differ."""
+    """Return the standard deviation within series, whose means may differ."""
     squares = sum((value - statistics.fmean(one)) ** 2 for one in series for value in one)
     freedom = sum(len(one) - 1 for one in series)
     return math.sqrt(squares / freedom) if freedom > 0 else 0.0
@@ -191,7 +192,7 @@ def _pairs(old: Run, new: Run, workload: str, apart: str) -> Iterator[_Pair]:
                 continue
             floor = _floor(floors, after.server, name, metric)
             if floor is None and metric.unit in _TIMED and new.servers[after.server].floor:
-                continue  # what the others are divided by is no result
+                continue  # the floor only divides the others
             olds, news = (
                 _summands(one.ratios(below, name) if below else one.values(name), metric)
                 for one, below in zip((before, after), floor or (None, None), strict=True)
@@ -210,7 +211,7 @@ def _pairs(old: Run, new: Run, workload: str, apart: str) -> Iterator[_Pair]:
 def _floor(
     floors: tuple[Series | None, Series | None], server: str, name: str, metric: Metric
 ) -> tuple[Series, Series] | None:
-    """Both runs' floor, if it is the same and has this metric."""
+    """Return both runs' floor, if it is the same and has this metric."""
     old, new = floors
     if old is None or new is None or old.server != new.server or server == new.server:
         return None
@@ -233,7 +234,7 @@ def _unfit(
 
 
 def _summands(values: Sequence[float], metric: Metric) -> list[float]:
-    """Logarithms; of faults the numbers themselves."""
+    """Return logarithms, or for faults the numbers themselves."""
     if metric.unit == _FAULTS:
         return list(values)
     return [math.log(value) for value in values if value > 0]

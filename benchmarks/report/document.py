@@ -1,7 +1,7 @@
 """Writes `docs/benchmarks.md` from a run: the same document gives the same page.
 
-What the page says of the machine, the servers, failures and limits is the document's. A compact
-copy of the document lies beside the plots, so that the page can be made again, and checked.
+All that the page says of the machine, the servers, failures and limits comes from the document. A
+compact copy of the document lies beside the plots, so that the page can be made again and checked.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from benchmarks.report.numbers import number
 from benchmarks.report.plots import PLOTS, Plot, write_plots
 from benchmarks.report.summary import Cell, Summary, summarise
 
-_DIGITS: Final = 2  # a histogram to one per cent is what a plot can show, at a third of the size
+_DIGITS: Final = 2  # to one per cent: a plot shows no more, and a histogram has a third of the size
 _PLOTTED: Final = "fanout-"
 
 
 def write(run: Run, path: Path) -> None:
-    """Write the page, and into the folder of its name the document, compact, and the plots."""
+    """Write the page, and the compact document and the plots into the folder of its name."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     save(compact(run), folder / "run.json")
@@ -33,7 +33,7 @@ def write(run: Run, path: Path) -> None:
 
 
 def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
-    """The page; `plots` are those that lie in the folder."""
+    """Return the page; `plots` are the plots in the folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -62,7 +62,7 @@ def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
 
 
 def compact(run: Run) -> Run:
-    """The same run with the histograms that plots need, to two digits; doing it twice is once."""
+    """Return the run with only the plots' histograms, to two digits; twice equals once."""
     series = [
         msgspec.structs.replace(one, turns=[_compact(turn, one.workload) for turn in one.turns])
         for one in run.series
@@ -88,13 +88,13 @@ def _coarse(text: str) -> str:
 
 
 def _loads(run: Run) -> tuple[float, float]:
-    """The least and the most that the load generator used of its core in a turn."""
+    """Return the least and the most that the load generator used of its core in a turn."""
     shares = [turn.generator for one in run.series for turn in one.turns if turn.generator]
     return (min(shares), max(shares)) if shares else (0.0, 0.0)
 
 
 def _main(summary: Summary) -> str:
-    """By what the peers are ordered, in words."""
+    """Return the metric by which the peers are ordered, in words."""
     return summary.metrics[0].title if summary.metrics else ""
 
 
@@ -106,5 +106,5 @@ def _cell(cell: Cell | None) -> str:
 
 
 def _line(text: str) -> str:
-    """In a cell of a table: one line without bars."""
+    """Return a text for a table's cell: one line without bars."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Numbers for people: no more digits than a measurement on a shared machine bears."""
+"""Numbers for people, with no more digits than a measurement on a shared machine has."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from typing import Final
 
 _DIGITS: Final = 3  # significant ones
-_DECIMALS: Final = 3  # at most, and three in any unit we use are beyond what can be repeated
+_DECIMALS: Final = 3  # at most; in our units a third decimal is beyond what can be repeated
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands with a comma: 0.012, 4.10, 56.0, 123,000."""
+    """Write three significant digits, thousands with a comma: 0.012, 4.10, 56.0, 123,000."""
     if not value or not math.isfinite(value):
         return f"{value:g}"
     decimals = _DIGITS - 1 - math.floor(math.log10(abs(value)))
@@ -21,13 +21,13 @@ def number(value: float) -> str:
 
 
 def spread(low: float, high: float) -> str:
-    """The least and the most of the rounds; empty if they read the same."""
+    """Write the least and the most of the rounds; empty if both look the same."""
     texts = number(low), number(high)
     return "" if texts[0] == texts[1] else "–".join(texts)  # noqa: RUF001 (a range)
 
 
 def change(factor: float) -> str:
-    """By how much something is more or less: +12.3 %, or 2.50 times from the double on."""
+    """Write a factor as a change: +12.3 %, or 2.50 x from the double on."""
     if factor >= 2:
         return f"{number(factor)} x"
     return f"{factor - 1:+.1%}".replace("%", " %")

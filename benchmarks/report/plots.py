@@ -55,7 +55,7 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 _THICK: Final = 0.72  # of a bar, in rows
 _LONGEST: Final = 6  # times the median bar
-_ENOUGH: Final = 10  # observations above a percentile, for it to be drawn
+_ENOUGH: Final = 10  # observations above a percentile; with fewer it is not drawn
 _PERCENTS: Final = (50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 
 
@@ -66,13 +66,13 @@ class Plot(msgspec.Struct, frozen=True):
     """Of the file, without `.svg`."""
     caption: str
     draw: Callable[[Run], Figure | None]
-    """None if the run has not what it needs."""
+    """Draws the plot; None if the run lacks its data."""
 
 
 def write_plots(run: Run, folder: Path) -> list[Plot]:
-    """Write what can be drawn into the folder; what was written.
+    """Write the plots that can be drawn into the folder; return them.
 
-    An older file of a plot that can't be drawn any more is removed.
+    An older file of a plot that cannot be drawn any more is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -195,7 +195,7 @@ def _bars(
 
 
 def _draw_bars(place: Axes, run: Run, bars: Sequence[tuple[str, Cell]]) -> None:
-    # Where the slowest dwarfs the others, a logarithmic axis would hide ratios: it is cut off.
+    # A very long bar is cut off; a logarithmic axis would hide the ratios of the others.
     end = _end([each for _, each in bars])
     for row, (server, each) in enumerate(bars):
         if each.median > end:
@@ -260,7 +260,7 @@ def _measured(run: Run, workload: str, metric: str, relative: bool) -> list[tupl
 
 
 def _shown(run: Run, workloads: Sequence[str]) -> list[str]:
-    """The servers of these plots: the variants' lines would lie on Repeater's own."""
+    """Return the servers without variants, whose lines would lie on Repeater's own."""
 
     def has(series: Series | None) -> bool:
         return series is not None and any("delivery" in turn.histograms for turn in series.turns)
@@ -284,7 +284,7 @@ def _line(run: Run, server: str) -> dict[str, Any]:
 
 
 def _colour(run: Run, server: str, *, bars: bool = False) -> str:
-    """The same in every plot; bars carry their names and need no more than three."""
+    """A server's colour, the same in every plot; bars have names and need only three colours."""
     kind = group(run, server)
     if kind == "floor":
         return _FLOOR
@@ -335,7 +335,7 @@ PLOTS: Final = (
     Plot(
         "latency",
         "Latency by number of subscribers: each delivery, and the last of all. Both axes are "
-        "logarithmic; dashed and dotted grey is what no server can go below.",
+        "logarithmic; no server can go below the dashed and dotted grey lines.",
         _latency,
     ),
     Plot(

@@ -1,4 +1,4 @@
-"""What a table of one workload says, whether a terminal or a page shows it.
+"""The content of one workload's table, for a terminal or a page.
 
 The order: floors first, then Repeater, its variants, then the peers by the workload's main metric,
 which is the first that its turns have. Medians of the rounds count; the least and the most of them
@@ -31,7 +31,7 @@ class Cell(msgspec.Struct, frozen=True):
     low: float
     high: float
     best: bool = False
-    """Whether no server that one could use did better, turns that failed not counted."""
+    """Whether it is the best median of the usable servers without failed turns."""
 
     @property
     def text(self) -> str:
@@ -56,7 +56,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     marked: str
     """A dagger if the generator was the bottleneck of any turn."""
     failed: bool
-    """Whether a turn is missing because it failed: its numbers are of those that did not."""
+    """Whether a turn failed; the numbers are those of the other turns."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +70,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Which floor the main metric is divided by; empty without one."""
     rows: Sequence[Row]
     notes: Sequence[str]
-    """Turns that failed or in which the generator was the bottleneck; who did not take part."""
+    """Failed turns, turns limited by the generator, and servers that did not take part."""
     rounds: int
 
 
 def summarise(run: Run, workload: str) -> Summary:
     """The table of one workload."""
     task, series = run.workloads[workload], run.of(workload)
-    # A floor may have fewer metrics than the servers; none is lost, and the order is theirs.
+    # A floor may have fewer metrics than the servers: all metrics stay, in the servers' order.
     names = list(
         dict.fromkeys(name for one in series for turn in one.turns for name in turn.values)
     )
@@ -114,7 +114,7 @@ def summarise(run: Run, workload: str) -> Summary:
 
 
 def group(run: Run, server: str) -> Group:
-    """Where this server stands in a table."""
+    """Return the group of this server in a table."""
     if run.servers[server].floor:
         return "floor"
     if server == REPEATER:
@@ -123,7 +123,7 @@ def group(run: Run, server: str) -> Group:
 
 
 def cell(values: Sequence[float], best: float | None = None) -> Cell | None:
-    """The median and the range; None without values."""
+    """Return the median and the range; None without values."""
     if not values:
         return None
     median = statistics.median(values)

@@ -23,7 +23,7 @@ _COLOURS: Final = {"pass": "green", "miss": "red", "not measured": "yellow"}
 
 
 def print_run(run: Run, console: Console) -> None:
-    """A table for each workload, then what was claimed and what was missing."""
+    """Print a table for each workload, then the claims and the missing servers."""
     for name in run.workloads:
         if run.of(name):
             print_summary(summarise(run, name), console)
@@ -34,7 +34,7 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """One workload, and one line beneath for whatever a number does not say."""
+    """Print one workload's table, and a line for each note."""
     console.print(f"[bold]{escape(summary.title)}[/] [dim]({summary.name})[/]")
     if summary.rows:
         console.print(_table(summary, wide=console.width >= _WIDE))

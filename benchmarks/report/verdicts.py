@@ -1,4 +1,4 @@
-"""A comparison at a terminal: what changed, and how small a change could have been seen."""
+"""A comparison at a terminal: the changes, and the smallest change that it could find."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLOURS: Final[dict[Finding, str]] = {
 
 
 def print_comparison(comparison: Comparison, console: Console, *, everything: bool) -> None:
-    """The rows that are more than noise, or all; then how many of each there are."""
+    """Print the rows that are more than noise, or all; then the number of each finding."""
     for line in comparison.differences:
         console.print(f"[yellow]differs[/] {escape(line)}")
     rows = [row for row in comparison.rows if everything or row.finding in ("worse", "better")]
@@ -36,7 +36,7 @@ def print_comparison(comparison: Comparison, console: Console, *, everything: bo
     seen = [row.allowance for row in comparison.rows if row.allowance and not row.reason]
     if seen:
         console.print(
-            f"A change is one if the rounds do not overlap and the medians differ by more than the "
+            f"A change is real if rounds do not overlap and the medians differ by more than the "
             f"noise allows: here {change(min(seen))} to {change(max(seen))}, for half of the rows "
             f"{change(statistics.median(seen))}, and never below {LEAST:.0%}. Of {ONE_IN} "
             "comparisons of a program with itself, one at most finds something worse."

@@ -1,1 +1,1 @@
-"""What is measured: one module for each kind of question."""
+"""The workloads: one module for each kind of question."""

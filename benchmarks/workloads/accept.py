@@ -1,6 +1,6 @@
 """Connection storm: connections a second, from the TCP handshake to a subscribed client.
 
-200 of them are under way at a time. Next to a bare Trio server that knows no WebSocket.
+200 of them are under way at a time. A bare Trio server without WebSocket is measured beside them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Channels: whether a delivery costs more when there are many channels.
 
-* Many channels with few subscribers each: publishing, which a large fan-out hides, is a tenth of
-  each delivery here. One event goes to one channel after the other, so that each has its turn.
-* One client on many channels: what a delivery costs does not depend on the channel it came by, as
-  long as nobody looks through the client's subscriptions.
+* Many channels with few subscribers each: publishing is a tenth of each delivery here; a large
+  fan-out hides it. Each channel gets one event, one channel after the other.
+* One client on many channels: a delivery's cost does not depend on the number of channels, as long
+  as the server does not search the client's subscriptions.
 
-An event's number tells to which channel it was published, and so who may get it, and after which.
+An event's number tells its channel, and so its subscribers and the event before it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _SECONDS: Final = 5
 
 
 def many_channels(peer: Peer, plan: Plan) -> Turn:
-    """1,000 channels of 10 subscribers each: an event to each of them."""
+    """One turn: 1,000 channels of 10 subscribers each, and an event to each channel."""
     channels = [f"channel{number:04}" for number in range(plan.of(_CHANNELS, 200))]
     interests = [(number,) for number in range(len(channels)) for _ in range(_EACH)]
     return _turn(peer, channels, interests, _MANY_RATE, len(channels))
 
 
 def many_subscriptions(peer: Peer, plan: Plan) -> Turn:
-    """100 clients, all on the same 100 channels."""
+    """One turn: 100 clients, all on the same 100 channels."""
     channels = [f"channel{number:04}" for number in range(_ON)]
     interests = [range(_ON)] * _CLIENTS
     return _turn(peer, channels, interests, _ONE_RATE, _ONE_RATE * plan.of(_SECONDS, 2))
@@ -74,7 +74,7 @@ def _turn(
 def _ways_in(
     stack: contextlib.ExitStack, port: int, peer: Peer, channels: Sequence[str]
 ) -> list[tuple[Publisher, Entry]]:
-    """For each channel: its entry, and the one connection for all, unless it must have its own."""
+    """Return each channel's publisher and entry; channels share a connection where they can."""
     publishers = dict[bytes, Publisher]()
     ways = list[tuple[Publisher, Entry]]()
     for channel in channels:
@@ -113,8 +113,8 @@ WORKLOADS: Final = (
     Workload(
         name="subscriptions-100",
         title=f"{_CLIENTS} clients on {_ON} channels each",
-        description=f"{_ONE_RATE * _SECONDS} events, {_ONE_RATE} a second, to one after the other "
-        f"of {_ON} channels, which {_CLIENTS} clients all hear on one connection each.",
+        description=f"{_ONE_RATE * _SECONDS} events, {_ONE_RATE} a second, to {_ON} channels in "
+        f"turn. Each of {_CLIENTS} clients hears all channels on one connection.",
         group="Channels",
         measure=many_subscriptions,
         needs=frozenset({"channels"}),

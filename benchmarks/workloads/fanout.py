@@ -1,7 +1,7 @@
 """Fan-out: one event, many subscribers, at a rate at which nothing queues.
 
-What one delivery costs the server in CPU, publishing included; when an event reaches a subscriber,
-and when it reaches the last of all.
+Measured are the server's CPU for one delivery, publishing included, the time until an event reaches
+a subscriber, and the time until it reaches the last subscriber.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def fan_out(
 def delivered(
     deliveries: Deliveries, child: Child, spent_ns: int, more: Mapping[str, float] | None = None
 ) -> Turn:
-    """What a fan-out's turn has to say: CPU per delivery, latencies, memory; and `more` values."""
+    """Return a fan-out's turn: CPU per delivery, latencies, memory, and `more` values."""
     return Turn(
         values={
             "cpu_us": spent_ns / 1e3 / len(deliveries.latencies_ns),
@@ -79,12 +79,12 @@ def delivered(
 def _workload(subscribers: int, rate: float, *, core: bool = False) -> Workload:
     variants = _VARIANTS if subscribers == 1_000 else ()
     events = round(rate * _SECONDS)
-    few = "" if events >= 100 else "; with so few, the last of all's 99th percentile is its worst"
+    few = "" if events >= 100 else "; with so few events the 99th percentile of 'last' is the worst"
     return Workload(
         name=f"fanout-{subscribers}",
         title=f"Fan-out to {subscribers:,}",
         description=f"{events} events of {EVENT_SIZE} bytes, {rate:g} a second, to {subscribers:,} "
-        f"subscribers of one channel. CPU is the server's whole, publishing included{few}.",
+        f"subscribers of one channel. CPU is the whole server's, publishing included{few}.",
         group="Fan-out",
         measure=lambda peer, plan: fan_out(
             peer, subscribers=subscribers, rate=rate, seconds=plan.of(_SECONDS, 2)

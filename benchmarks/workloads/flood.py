@@ -1,10 +1,10 @@
-"""Flood: one publisher sends as fast as it can, and nothing may be lost or change places.
+"""Flood: one publisher sends as fast as it can, and no event may be lost or change its place.
 
-As many events as a server takes in a few seconds, and how long the last of them needs to reach the
-last subscriber. The publisher stays within a lead of the slowest subscriber: half a second of what
-this server has managed so far, so that a slow one is soon done as well, and at most `_LEAD` events.
-That many lie in the kernel's buffers without its memory limits being reached; and it is what a
-server that drops or cuts whoever is behind must have room for, wherever it keeps it.
+The publisher sends as many events as the server takes in a few seconds, and the turn lasts until
+the last event has reached the last subscriber. The publisher's lead over the slowest subscriber is
+bounded: half a second of this server's pace so far, so that a slow server is soon done as well, and
+at most `_LEAD` events. The kernel's buffers hold so many events within the memory limits. A server
+that drops events of slow subscribers, or cuts them, must have room for so many too.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from benchmarks.servers import started
 from benchmarks.workloads.workload import Workload
 
 _SUBSCRIBERS: Final = 1_000
-_AT_ONCE: Final = 50  # events handed over together: below 16 KB, whatever they are wrapped in
+_AT_ONCE: Final = 50  # events sent together: below 16 KB in any framing
 _LEAD: Final = 4_000  # events: about half a megabyte a subscriber
-_LEAST: Final = 2 * _AT_ONCE  # with less, nothing would be under way while more is made
+_LEAST: Final = 2 * _AT_ONCE  # with less, no event is under way while more are made
 _AHEAD: Final = 0.5  # seconds
-_PATIENCE: Final = 30.0  # seconds for what is under way when the publisher stops
-_QUIET: Final = 0.1  # seconds in which something doubled would still arrive
+_PATIENCE: Final = 30.0  # seconds for the events under way when the publisher stops
+_QUIET: Final = 0.1  # seconds in which a doubled event would still arrive
 
 
 def flood(peer: Peer, *, seconds: float, subscribers: int = _SUBSCRIBERS) -> Turn:
-    """One turn: publish for so many seconds, then wait for everybody to have everything."""
+    """One turn: publish for so many seconds, then wait until all have every event."""
     greeting = peer.subscribe([CHANNEL])
     with started(peer) as child, Crowd(child.port) as crowd:
         crowd.open(subscribers, greeting)
@@ -61,13 +61,13 @@ def flood(peer: Peer, *, seconds: float, subscribers: int = _SUBSCRIBERS) -> Tur
 
 
 def lead(received: int, elapsed: float) -> int:
-    """How many events may be under way to a subscriber that received so many in so many seconds."""
+    """Return the events that may be under way, after so many `received` in `elapsed` seconds."""
     pace = received / max(elapsed, _AHEAD)
     return min(_LEAD, max(_LEAST, int(pace * _AHEAD)))
 
 
 def publish(streams: Streams, publisher: Publisher, seconds: float) -> None:
-    """Send what the server takes, within the lead."""
+    """Send as much as the server takes, within the lead."""
     start = time.monotonic()
     while (elapsed := time.monotonic() - start) < seconds:
         publisher.go_on()
@@ -80,7 +80,7 @@ def publish(streams: Streams, publisher: Publisher, seconds: float) -> None:
 
 
 def finish(streams: Streams, publisher: Publisher, patience: float) -> None:
-    """Wait until every event arrived everywhere, and every answer."""
+    """Wait until every event arrived everywhere, and every answer arrived."""
     deadline = time.monotonic() + patience
     while streams.received < streams.expected or publisher.waiting:
         if time.monotonic() > deadline:
@@ -103,9 +103,9 @@ WORKLOADS: Final = (
         name="flood",
         title=f"Flood to {_SUBSCRIBERS:,}",
         description="One connection publishes as fast as the server takes it, at most "
-        f"{_LEAD:,} events and half a second ahead of the slowest of {_SUBSCRIBERS:,} subscribers; "
-        f"{EVENT_SIZE} bytes each, and every one checked at every subscriber. Deliveries by the "
-        "time until the last one.",
+        f"{_LEAD:,} events and half a second ahead of the slowest of {_SUBSCRIBERS:,} subscribers. "
+        f"Each event has {EVENT_SIZE} bytes and is checked at every subscriber. The rate is the "
+        "deliveries divided by the time until the last one.",
         group="Throughput",
         measure=lambda peer, plan: flood(peer, seconds=plan.of(2, 1)),
         metrics={

@@ -1,7 +1,7 @@
-"""Idle: what clients cost that only stay connected, in CPU and in the kernel's memory.
+"""Idle: the cost of clients that only stay connected, in CPU and in the kernel's memory.
 
-Each is pinged and answers. The server is told to do that once a second instead of every 25, so
-that a few seconds show it; what the server does without clients is taken off.
+The server pings each client, and the client answers. The server is told to ping once a second
+instead of every 25, so that a few seconds are enough. Its CPU without clients is subtracted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _METRICS: Final = {
 
 
 def measure(peer: Peer, plan: Plan) -> Turn:
-    """One turn: a few seconds alone, then as many with everybody connected."""
+    """One turn: a few seconds without clients, then as many with all clients connected."""
     seconds, count = plan.of(4, 2), plan.of(4_000, 1_000)
     with started(msgspec.structs.replace(peer, settings=lambda: _often(peer))) as child:
         with Crowd(child.port) as crowd:

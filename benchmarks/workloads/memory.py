@@ -1,7 +1,7 @@
 """Memory: resident bytes that one idle connection adds to the server.
 
-A first crowd comes and goes before the baseline is taken, so that what is loaded and allocated
-once does not count. What the kernel keeps for a socket is in nobody's figure.
+A first crowd comes and leaves before the baseline is taken, so that memory which is allocated only
+once does not count. The kernel's memory for a socket is not included for any server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SETTLE: Final = 0.5  # seconds
 
 
 def idle_memory(peer: Peer, *, connections: int) -> Turn:
-    """One turn: so many connections to a fresh server."""
+    """One turn: open so many connections to a fresh server."""
     wrap = secured if peer.secure else None
     with started(peer) as child:
         before, after = resident(child, peer.subscribe([CHANNEL]), connections, wrap)
@@ -44,7 +44,7 @@ def resident(
     connections: int,
     wrap: Callable[[socket.socket], socket.socket] | None = None,
 ) -> tuple[int, int]:
-    """A fresh server's resident bytes without connections, and with so many."""
+    """Return a fresh server's resident bytes without connections, and with so many."""
     with Crowd(child.port, wrap) as first:
         first.open(_WARM_UP, greeting)
         first.idle(_SETTLE)

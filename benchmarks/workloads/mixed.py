@@ -1,8 +1,8 @@
-"""Mixed: how long a publish call takes while thousands of others get an event.
+"""Mixed: how long a publish call takes while thousands of subscribers get an event.
 
-A fan-out to 9,000 keeps a core busy for some 50 ms. A server that does it in one go makes a call
-that arrives meanwhile wait as long; one that gives way answers between two parts of it. The calls
-go to a channel that nobody hears, so that nothing but the waiting is measured.
+A fan-out to 9,000 keeps a core busy for some 50 ms. If a server does the fan-out in one go, a call
+that arrives meanwhile waits as long. If the server yields, it answers between two parts. The calls
+go to a channel without subscribers, so that only the waiting is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CALL_NS: Final = 1_000_000_000 // _CALLS
 
 
 def mixed(peer: Peer, plan: Plan) -> Turn:
-    """Calls to one channel beside events for 9,000 subscribers of another."""
+    """One turn: calls to one channel beside events for 9,000 subscribers of another."""
     with started(peer) as child, Crowd(child.port) as crowd:
         crowd.open(_SUBSCRIBERS, peer.subscribe([CHANNEL]))
         with (
@@ -71,9 +71,9 @@ def mixed(peer: Peer, plan: Plan) -> Turn:
 
 
 def corrected(latencies_ns: Sequence[int], interval_ns: int) -> list[int]:
-    """With the calls that were due every `interval_ns`, and not made while one was outstanding.
+    """Add the calls that were due every `interval_ns`, but not made while one was outstanding.
 
-    They would have waited as well, for what was left of that time (coordinated omission).
+    They would have waited as well, for the rest of that time (coordinated omission).
     """
     return [left for latency in latencies_ns for left in range(latency, 0, -interval_ns)]
 
@@ -82,7 +82,7 @@ WORKLOADS: Final = (
     Workload(
         name="mixed-9000",
         title=f"Publish calls beside a fan-out to {_SUBSCRIBERS:,}",
-        description=f"{_CALLS} publish calls a second to a channel that nobody hears, while "
+        description=f"{_CALLS} publish calls a second to a channel without subscribers, while "
         f"{_SUBSCRIBERS:,} subscribers of another get {_RATE} events a second. CPU per delivery "
         "includes the calls.",
         group="Publishing",

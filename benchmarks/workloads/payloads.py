@@ -1,9 +1,9 @@
-"""Payloads: what a delivery costs with small, middling and large events.
+"""Payloads: the cost of a delivery with small, medium and large events.
 
-A fan-out to 1,000, as `fanout` does it, with events of 100 B, 1 KiB and 16 KiB. Most of a small
-delivery is the kernel's work per segment, whatever the size; of a large one it is copying. What a
-server adds by copying or encoding an event once per subscriber shows in the ratio to the floor. At
-four large events a second 64 MiB go through loopback, a small part of what it carries.
+A fan-out to 1,000, as `fanout` does it, with events of 100 B, 1 KiB and 16 KiB. A small
+delivery is mostly the kernel's work per segment, a large one mostly copying. If a server copies or
+encodes an event once per subscriber, the ratio to the floor shows this cost. With four large events
+a second, 64 MiB go through loopback, a small part of its capacity.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Publish: HTTP calls on one keep-alive connection, with nobody subscribed.
+"""Publish: HTTP calls on one keep-alive connection, without subscribers.
 
-`publish` is a closed loop, each call after the answer to the last, against every server that
-answers calls. `batch` and `stream` are Repeater's: a closed loop of requests with many events in
-each, and one request whose body never waits for anything but TCP.
+`publish` is a closed loop: each call follows the answer to the last, on every server that answers
+calls. `batch` and `stream` are Repeater's own: a closed loop of requests with many events in each,
+and one request whose body waits only for TCP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.servers import started
 from benchmarks.workloads.workload import Plan, Workload, distribution, percentile_ms
 
 _WARM_UP: Final = 200
-_ITEMS: Final = 100  # events in one batch: what a back end gathers in some ten milliseconds
+_ITEMS: Final = 100  # events in one batch: a back end gathers as many in some ten milliseconds
 _ANSWER_SECONDS: Final = 60.0
 
 
@@ -100,7 +100,7 @@ def _ingest(
         for one in requests:
             sock.sendall(one)
             if not right(body := _answer(sock)):
-                raise WireError(f"not what was asked for: {body[:200]!r}")
+                raise WireError(f"unexpected answer: {body[:200]!r}")
         busy.end()
         took, spent = time.monotonic() - start, child.cpu_ns() - cpu
         return Turn(
@@ -110,7 +110,7 @@ def _ingest(
 
 
 def _answer(sock: socket.socket) -> bytes:
-    """The body of the next answer."""
+    """Return the body of the next answer."""
     received = b""
     while True:
         head, end, body = received.partition(b"\r\n\r\n")

@@ -1,13 +1,13 @@
-"""Slow readers: whether some who do not read delay those who do, and what becomes of them.
+"""Slow readers: whether they delay the subscribers that read, and what happens to slow readers.
 
-A slow reader hears what everybody hears, and a second channel that fills its socket beforehand:
-the kernel's queue tells when it is full (`generator.slow`), so that from then on each measured
-event has to wait in the server, be dropped, or cost the reader its connection. The healthy are
-measured without and beside slow readers in alternation, half a second each, and medians of the
+A slow reader hears the common channel, and a second channel that fills its socket beforehand; the
+kernel's queue shows when the socket is full (`generator.slow`). From then on each measured event
+has to wait in the server, be dropped, or cost the reader its connection. The healthy subscribers
+are measured without and beside slow readers in alternation, half a second each. Medians of the
 parts' 99th percentiles are compared: those of the whole would be the machine's two worst moments.
 
 At last 2 MiB more than the kernel holds are published to each slow reader, and the server shows
-its policy: slow readers are cut, or what is theirs is kept (memory grows), or it is dropped.
+its policy: it cuts slow readers, keeps their events (memory grows), or drops these events.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RATE: Final = 50
 _EVENTS: Final = 25  # in each part: half a second
 _FILLING: Final = "filling"
 _OFFERED: Final = 2 * 1_048_576  # bytes published to each slow reader in the end
-_REST: Final = 0.5  # seconds that the server then has to do about it what it will
+_REST: Final = 0.5  # seconds in which the server then applies its policy
 
 METRICS: Final = {
     "slow_ratio": Metric(
@@ -46,7 +46,7 @@ METRICS: Final = {
     ),
     "beside_p99_ms": Metric("the same beside slow readers", "ms", short="beside p99 ms"),
     "cut": Metric("slow readers cut in the end", "%", "neither", "cut %"),
-    "grown_mib": Metric("resident memory grown by in the end", "MiB", short="grown MiB"),
+    "grown_mib": Metric("growth of resident memory in the end", "MiB", short="grown MiB"),
 }
 
 
@@ -58,7 +58,7 @@ class _Parts(msgspec.Struct):
     """Empty where the slow readers had been cut before the end of the part."""
 
     def values(self) -> dict[str, float]:
-        """Percentiles, and the ratio of their medians; no ratio where nobody stayed slow."""
+        """Return percentiles, and the ratio of their medians if slow readers stayed connected."""
         values = {"without_p99_ms": percentile_ms(_joined(self.without), 99)}
         if beside := [part for part in self.beside if part]:
             values |= {
@@ -77,7 +77,7 @@ def _joined(parts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def slow_readers(peer: Peer, plan: Plan, count: int) -> Turn:
-    """1,000 subscribers, of whom so many do not read in every other part."""
+    """One turn: of 1,000 subscribers, `count` do not read in every other part."""
     with started(peer) as child, Crowd(child.port) as crowd:
         crowd.open(_SUBSCRIBERS - count, peer.subscribe([CHANNEL]))
         with (
@@ -97,7 +97,7 @@ def slow_readers(peer: Peer, plan: Plan, count: int) -> Turn:
                     parts.beside.append(part if slow.connected() == count else ())
                     if not left:
                         policy = _policy(child, slow, filler, crowd, resident)
-                crowd.idle(0.1)  # the server takes notice that they are gone
+                crowd.idle(0.1)  # the server notices that slow readers have left
                 parts.without.append(_part(deliveries, publisher))
         histograms = {"without": distribution(_joined(parts.without))}
         if beside := _joined(parts.beside):
@@ -118,7 +118,7 @@ def _part(deliveries: Deliveries, publisher: Publisher) -> Sequence[int]:
 def _policy(
     child: Child, slow: SlowReaders, filler: Publisher, crowd: Crowd, resident: int
 ) -> dict[str, float]:
-    """What the server does with more than it can get rid of."""
+    """Return what the server does with more bytes than it can send."""
     offer(filler, _OFFERED)
     crowd.idle(_REST)
     return {
@@ -135,16 +135,16 @@ def _workload(count: int, words: str) -> Workload:
     return Workload(
         name=f"slow-{count}",
         title=f"{words} of {_SUBSCRIBERS:,} subscribers not reading",
-        description=f"{_RATE} events a second to {_SUBSCRIBERS:,} subscribers of one channel, "
-        f"{words.lower()} of whom, in every other half second, does not read, its socket full. "
-        "In the end 2 MiB more are published to each that does not read.",
+        description=f"{_RATE} events a second to {_SUBSCRIBERS:,} subscribers of one channel. "
+        f"Slow readers ({words.lower()}) do not read in every other half second, and their "
+        "sockets are full. In the end 2 MiB more are published to each slow reader.",
         group="Slow readers",
         measure=_measure(count),
         metrics=METRICS,
         needs=frozenset({"channels"}),
         broad=True,
         subscribers=_SUBSCRIBERS,
-        rounds=3 if count == 1 else 2,  # a claim is made of the first
+        rounds=3 if count == 1 else 2,  # there is a claim about the first
     )
 
 

@@ -1,9 +1,9 @@
-"""Reconnect storm: everybody is cut off at once, misses 20 events, and comes back at once.
+"""Reconnect storm: all clients are cut off at once, miss 20 events, and come back at once.
 
-Next to as many bare handshakes with a Trio server that knows no WebSocket. Every client proves
-where it was and must get what it missed, once and in order, in the reply to its `subscribe`;
-events go on meanwhile, and must reach everybody once, by recovery or live. What is received is
-kept, and judged when the clock has stopped.
+As many bare handshakes with a Trio server without WebSocket are measured beside it. Every client
+gives its position and must get the missed events, once and in order, in the reply to its
+`subscribe`. Events go on meanwhile, and each must reach every client once, by recovery or live. The
+received bytes are kept, and judged when the clock has stopped.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks.workloads.storm_judge import AFTER, BEFORE, DURING, LAST, MISSED
 from benchmarks.workloads.workload import Workload, distribution, percentile_ms
 
 _CLIENTS: Final = 5_000
-_AT_ONCE: Final = 200  # under way when they come for the first time: that is not measured
-_PATIENCE: Final = 30.0  # seconds for everybody to hear the last event
+_AT_ONCE: Final = 200  # under way when the clients first connect, which is not measured
+_PATIENCE: Final = 30.0  # seconds until all clients must have the last event
 _BARE: Final = Greeting(request=handshake(CENTRIFUGO_PATH))
 
 
 def storm(peer: Peer, *, clients: int, channels: Sequence[str]) -> Turn:
-    """One turn, each client on one of the channels; only handshakes with a peer that knows none."""
+    """One turn, each client on one of the channels; a peer without recovery gets handshakes."""
     if "recovery" not in peer.capabilities:
         return _handshakes(peer, clients)
     names = [channels[number % len(channels)] for number in range(clients)]
@@ -52,7 +52,7 @@ def storm(peer: Peer, *, clients: int, channels: Sequence[str]) -> Turn:
 
 
 def _handshakes(peer: Peer, clients: int) -> Turn:
-    """The floor: the same return, with nobody behind the handshake."""
+    """The floor: the same return, with nothing but handshakes."""
     with started(peer) as child, Herd(child.port) as herd:
         herd.come([_BARE] * clients, at_once=_AT_ONCE)
         herd.vanish()
@@ -65,12 +65,12 @@ def _handshakes(peer: Peer, clients: int) -> Turn:
 
 
 def _return(child: Child, herd: Herd, publisher: Publisher, returning: Sequence[Greeting]) -> Turn:
-    """Everybody comes back, and events go on."""
+    """Connect all clients again, while events go on."""
     published = BEFORE + MISSED
     publisher.latencies_ns.clear()
 
     def publish_on(back: int) -> None:
-        """The next of the events during the storm, when its part of the clients is back."""
+        """Publish the storm's next event when its part of the clients is back."""
         nonlocal published
         number = published - BEFORE - MISSED
         due = len(returning) * number / DURING
@@ -114,13 +114,13 @@ def _publish(publisher: Publisher, first: int, count: int) -> None:
 
 
 def _greeting(channel: str, epoch: str = "") -> Greeting:
-    """Connect and subscribe, in one message; with an epoch, from where the cut was."""
+    """Connect and subscribe, in one message; with an epoch, recover from the cut."""
     since = f'"recover":true,"offset":{BEFORE},"epoch":"{epoch}",' if epoch else ""
     return centrifugo([channel], f'{since}"recoverable":true,')
 
 
 def event_mark(number: int) -> bytes:
-    """What only the event with this number contains."""
+    """Return bytes that only the event with this number contains."""
     return event(number).partition(b",")[0][1:]
 
 
@@ -134,9 +134,7 @@ def _workload(name: str, where: str, channels: Sequence[str]) -> Workload:
         group="Connections",
         measure=lambda peer, plan: storm(peer, clients=plan.of(_CLIENTS, 1_000), channels=channels),
         metrics={
-            "seconds": Metric(
-                "until everybody is back with all it missed", "s", short="all back s"
-            ),
+            "seconds": Metric("until all are back with all missed events", "s", short="all back s"),
             "client_us": Metric("server CPU per client", "us", short="CPU us"),
             "recovered_p50_ms": Metric("until a client is back, median", "ms", short="back p50 ms"),
             "recovered_p99_ms": Metric(

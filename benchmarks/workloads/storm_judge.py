@@ -1,6 +1,6 @@
-"""The reconnect storm's judge: what each client must have received, and what it did receive.
+"""The reconnect storm's judge: compares what each client received with what it must receive.
 
-Pure functions of a connection's bytes, for when the clock has stopped.
+Pure functions of a connection's bytes, which run when the clock has stopped.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import msgspec
 
 from benchmarks.generator.wire import TEXT_OPCODE, WireError, event_number, split_frames
 
-BEFORE: Final = 5  # events that everybody hears live before the cut
+BEFORE: Final = 5  # events that all clients hear live before the cut
 MISSED: Final = 20
-DURING: Final = 5  # while the clients come back, at even parts of them
+DURING: Final = 5  # events while the clients come back, one after each part of them
 AFTER: Final = 5
 LAST: Final = BEFORE + MISSED + DURING + AFTER - 1
 """The number of the last event."""
@@ -68,10 +68,10 @@ def epoch_of(received: bytes) -> str:
 
 
 def judge(received: bytes) -> tuple[int, int, int]:
-    """How many events one client lost, got twice, and got out of their place.
+    """Return how many events one client lost, got twice, and got out of order.
 
     Raises:
-        WireError: it was not recovered, or too little of what it missed is in the reply.
+        WireError: the client was not recovered, or the reply lacks missed events.
     """
     messages = _messages(received)
     answer = _subscribed(messages)

@@ -66,7 +66,7 @@ WORKLOADS: Final = (
         name="syscalls",
         title="System calls",
         description=f"{_EVENTS} events, one at a time, to {_SUBSCRIBERS} subscribers, counted by "
-        "strace: a server's whole, publishing and its own timers included.",
+        "strace for the whole server, publishing and timers included.",
         group="System calls",
         measure=measure,
         metrics=_METRICS,

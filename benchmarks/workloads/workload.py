@@ -1,4 +1,4 @@
-"""What a workload is: how it measures one server in one turn, and who takes part."""
+"""A workload: how it measures one server in one turn, and which servers take part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     quick: bool = False
     rounds: int = 3
-    """Most rounds that a workload takes; a quick one takes one."""
+    """The most rounds that a workload takes; a quick plan takes one."""
 
     def of(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -30,7 +30,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """For options and JSON, e.g. `fanout-1000`."""
     title: str
     description: str
-    """What is done, and what is counted: for the documentation."""
+    """What the workload does and counts, for the documentation."""
     group: str
     """The heading under which it is shown."""
     measure: Callable[[Peer, Plan], Turn]
@@ -42,19 +42,19 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     beside: Sequence[str] = ()
     """Peers that are not `ordinary` and take part here."""
     only: Sequence[str] = ()
-    """If not empty: nobody else takes part."""
+    """If not empty, only these peers take part."""
     broad: bool = False
-    """Whether it is one of many like it, in which baselines take no part."""
+    """Whether it is one of many similar workloads; baselines take no part in these."""
     subscribers: int = 0
-    """How many a server must bear to take part."""
+    """The number of subscribers that a server must support to take part."""
     tool: str = ""
-    """A program that it can't do without."""
+    """A program that the workload needs."""
     rounds: int = 3
     core: bool = False
     """Whether it belongs to the core table, which takes a few minutes."""
 
     def skips(self, peer: Peer) -> str | None:
-        """Why this peer does not take part; None if it does. Empty: it has no place here."""
+        """Return why this peer does not take part; None if it does, empty if it is not meant to."""
         named = peer.name in (*self.beside, *self.only)
         if not named and (self.only or not peer.ordinary):
             return ""
@@ -63,7 +63,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         if named:
             return None
         if self.broad and peer.baseline:
-            return "a baseline, which the other workloads show"
+            return "a baseline; other workloads show it"
         if lacking := self.needs - peer.capabilities:
             return f"it has no {', '.join(sorted(lacking))}"
         if self.subscribers > peer.most:

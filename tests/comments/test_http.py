@@ -173,7 +173,7 @@ async def test_the_cookie_is_the_browser_s_alone(sqlite_options: CommentsOptions
         tls = (await site.post("/api/signin", ANN, scheme="https")).headers["Set-Cookie"]
         assert "; Secure" in tls
         value = plain.partition("=")[2].partition(";")[0]
-        # Not the last character: some of its bits are no part of the signature.
+        # Not the last character: some of its bits do not belong to the signature.
         forged = value[:-10] + ("A" if value[-10] != "A" else "B") + value[-9:]
         stranger = site.app.test_client()
         for cookie in (forged, "", "x.y.z", value.partition(".")[0]):
@@ -299,7 +299,7 @@ async def test_large_forms_are_refused(sqlite_options: CommentsOptions) -> None:
 
 
 async def test_text_that_no_database_takes_is_cleaned(options: CommentsOptions) -> None:
-    """NUL and bytes that are no UTF-8 do no harm."""
+    """NUL and bytes that are not UTF-8 do no harm."""
     async with open_site(options) as site:
         await site.sign_in()
         answer = await site.browser.post(
@@ -317,7 +317,7 @@ async def test_text_that_no_database_takes_is_cleaned(options: CommentsOptions) 
 async def test_a_failing_database_is_503(
     sqlite_options: CommentsOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Try later, without a word of SQL; the server goes on."""
+    """The answer says "try later" and shows no SQL; the server goes on."""
     async with open_site(sqlite_options) as site:
 
         async def fail(*given: object) -> None:

@@ -119,7 +119,7 @@ async def test_what_is_stored_survives(options: CommentsOptions) -> None:
 
 
 async def test_a_broken_database_is_a_store_error(tmp_path: Path) -> None:
-    """A server that does not answer, and a file that is no database, are the database's fault."""
+    """A server that does not answer and a file that is not a database are the database's fault."""
     url = "postgresql+psycopg://user:secret@127.0.0.1:1/none"
     with pytest.raises(StoreError) as caught:
         async with open_store(CommentsOptions(data_dir=tmp_path, database_url=url)):

@@ -161,7 +161,7 @@ class Peer:
     async def heard(self, event: str, channel: str | None = None) -> Value:
         """The next event of this kind, in that channel if one is given; waits for it.
 
-        Events of other kinds stay where they are, for whoever asks for them.
+        Events of other kinds stay where they are, for later calls.
         """
         with trio.move_on_after(LOOP_ANSWERS):
             while not (matching := self.waiting(event, channel)):

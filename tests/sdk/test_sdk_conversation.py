@@ -109,7 +109,7 @@ async def test_subscriptions_made_before_the_connection(sdk: SDK) -> None:
 
 
 async def test_a_dropped_connection_is_made_again(sdk: SDK) -> None:
-    """Cut without a word: the SDK comes back under a new id and subscribes again."""
+    """After an unannounced cut, the SDK comes back under a new id and subscribes again."""
     async with running() as server, sdk.client(server) as client:
         await client.subscribe("news")
         before = only_client(server).id

@@ -137,7 +137,7 @@ async def test_asked_for_and_not_allowed(sdk: SDK) -> None:
 
 
 async def test_cache_recovery_brings_the_newest(sdk: SDK) -> None:
-    """In cache mode whoever comes back gets the newest publication, and no other."""
+    """In cache mode a client that comes back gets the newest publication, and no other."""
     cache = ChannelOptions(
         history_size=1, history_ttl=60, force_recovery=True, force_recovery_mode="cache"
     )
@@ -200,7 +200,7 @@ async def test_delta_where_it_is_not_allowed(sdk: SDK) -> None:
 
 
 async def test_tags_are_filtered(sdk: SDK) -> None:
-    """Only publications whose tags match arrive, and a gap in their offsets is none."""
+    """Only publications with matching tags arrive; a gap in their offsets is not a loss."""
     filtered = ChannelOptions(
         history_size=100, history_ttl=60, force_recovery=True, allow_tags_filter=True
     )

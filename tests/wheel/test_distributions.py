@@ -88,7 +88,7 @@ def test_wheel_is_the_package_and_nothing_beside_it() -> None:
 
 
 def test_metadata_is_true() -> None:
-    """Name, version, licence; Linux only; no address, because there is none yet."""
+    """Name, version, licence; Linux only; no address, because none exists yet."""
     seen = metadata()
     assert (seen["Name"], seen["Version"]) == ("repeater-server", repeater.__version__)
     assert (seen["License-Expression"], seen["License-File"]) == ("Apache-2.0", "LICENSE")
