@@ -155,7 +155,7 @@ class LimitOptions(Options, frozen=True, kw_only=True):
 
 
 class NodeOptions(Options, frozen=True, kw_only=True):
-    """What a node permits, and the bounds of its queues and waits. Sizes: bytes; times: seconds."""
+    """The permissions, bounds and deadlines of a node. Sizes are bytes, times seconds."""
 
     default_channel: str = "comments"
     """The channel of a plain subscriber that names none."""
@@ -203,7 +203,7 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """Publications waiting for fan-out. When full, publishers wait."""
 
     publish_timeout: float = 5.0
-    """How long a publisher waits for room in the intake; after that it is told to try later."""
+    """How long a publisher waits for room in the intake before the node says "try later"."""
 
     batch_limit: int = 65_536
     """Payload bytes taken from the intake at once. One batch must stay far below `outbox_limit`:
@@ -230,7 +230,7 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """How long a Centrifugo client may take to send `connect` (protocol, section 1)."""
 
     close_timeout: float = 2.0
-    """How long a client that is asked to leave may take to read the goodbye and to close."""
+    """How long a client that is asked to leave may take to read the goodbye and to disconnect."""
 
     shutdown_group: int = 128
     """Clients asked to leave at once at shutdown, so that they do not all return together."""
@@ -249,7 +249,7 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """Most publications that a client's `history` command gets (protocol, section 1)."""
 
     recovery_limit: int = 300
-    """Most publications that a recovery brings; a client that missed more is told (section 9.2)."""
+    """Most publications of one recovery; a client that missed more is told so (section 9.2)."""
 
     expired_close_delay: float = 25.0
     """How long after the expiry of a connection or subscription its client may still refresh it

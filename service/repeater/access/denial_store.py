@@ -31,10 +31,10 @@ class DenialStore(Protocol):
         """Tell `apply` what other nodes saved, until cancelled. Lives in the node's nursery."""
 
     async def save(self, denial: Denial) -> None:
-        """Keep a denial in place of the one with the same key; forget that one if it is `lifted`.
+        """Keep a denial in place of the one with the same key; a `lifted` one only removes it.
 
-        If cancelled, the denial was kept or not. After `save` has returned, a crash does not undo
-        the change.
+        If `save` is cancelled, the change was made or not. After `save` has returned, a crash does
+        not undo the change.
 
         Raises:
             BrokerError: the store failed, and nothing was kept.

@@ -5,8 +5,8 @@ wait that is too long into "try later". The repeater takes all waiting events at
 batch's bytes.
 
 The waiting time of events is measured without one clock reading for each event. The clock is read
-when an event comes into an empty queue, and when a batch leaves other events behind: the events
-that come later came after that time.
+when an event comes into an empty queue, and when a batch leaves other events behind: events that
+come later are younger than that reading.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Intake:
     async def wait_room(self) -> None:
         """Wait until one more event fits. The node sets the deadline.
 
-        A checkpoint only when it waits: so the room is still there when it returns.
+        This is a checkpoint only when it waits, so the room is still there when it returns.
 
         Raises:
             trio.ClosedResourceError: the node is shutting down.
@@ -83,7 +83,7 @@ class Intake:
             self._repeater.unpark()
 
     async def take_batch(self) -> list[Event]:
-        """Take all waiting events, up to the batch limit; empty once the intake ended.
+        """Take all waiting events, up to the batch limit; empty once closed and all are taken.
 
         No deadline: an idle node waits for its next event for ever.
         """

@@ -138,7 +138,7 @@ class KeySet:
         return KeySetStatistics(len(self._keys), self._fetches, self._failures)
 
     async def find(self, kid: str) -> list[Key]:
-        """The key with this `kid`, once for each algorithm that it allows; empty if unknown.
+        """The key with this `kid`, once for each algorithm it allows; empty if it does not exist.
 
         Waits for a fetch if the key is unknown or the set is old, for `jwks_timeout` at most.
         All callers share one fetch; a cancelled caller leaves it to the others.
@@ -161,7 +161,10 @@ class KeySet:
         return fresh and kid in self._keys
 
     def _note_absent(self, kid: str) -> None:
-        """Remember a missing key until the next fetch; when full, other keys mean "try again"."""
+        """Remember until the next fetch that the newest set does not have this key.
+
+        When the memory is full, the clients with other such keys are told to try again.
+        """
         if len(self._absent) < _ABSENT_LIMIT:
             self._absent.add(kid)
 

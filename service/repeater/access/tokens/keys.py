@@ -72,7 +72,7 @@ def public_keys(key: object) -> list[Key]:
 
 
 def pem_keys(pem: str) -> list[Key]:
-    """The keys of a public key in PEM form, as `public_keys`.
+    """The keys of a public key in PEM form; see `public_keys`.
 
     Raises:
         ValueError: it is not a public key in PEM form, or cannot be used.

@@ -38,7 +38,7 @@ class ReplaceableVerifier:
         return await self._verifier.verify_subscription(token)
 
     async def replace(self, connection: TokenOptions, subscription: TokenOptions) -> None:
-        """Prove tokens by these options from now on. If cancelled or failed, nothing has changed.
+        """Prove tokens by these options from now on. If cancelled or failed, nothing changes.
 
         Verifications that began with the old options end with the old options.
 

@@ -189,7 +189,7 @@ class JWTVerifier:
             return connection_grant(user, claims)
 
     async def verify_subscription(self, token: str) -> SubscriptionClaims:
-        """What a subscription token grants, and to whom. Cancelling it loses nothing.
+        """What a subscription token grants, and to which user. Cancelling it loses nothing.
 
         Waits only for an issuer's keys, for `jwks_timeout` at most.
 
@@ -249,7 +249,7 @@ async def open_verifier(
         _warn_of_short_secret(options)
     async with AsyncExitStack() as stack:
         if client is None and any(options.jwks_url for options in kinds):
-            # The key set has a deadline for a whole fetch; the client's are for parts of one.
+            # The key set has a deadline for the whole fetch; the client's would be for its parts.
             client = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
         async with trio.open_nursery() as nursery:
             key_sets = [

@@ -65,7 +65,7 @@ class Codec:
             name: For logs and metrics.
             say: Makes a message of a publication.
             wrap: Makes a message of a push; None for a client that gets publications only.
-            frame: None where each chunk must be one message, because the server below frames.
+            frame: None where each chunk must be one message, because the ASGI server frames.
             ping: The message that asks whether the client is still there; None if the client
                 cannot be asked.
             answered: Whether the client answers a ping. If not, a ping only keeps a stream from

@@ -86,7 +86,7 @@ def _check_comparison(node: TagsFilter) -> None:
     cmp = node.cmp
     _require(not node.nodes, "a comparison has no nodes")
     if cmp in _PRESENCE:
-        # An empty key is a key like any other here, as upstream.
+        # An empty key is a key like any other here, as in Centrifugo.
         _require(not node.val and not node.vals, f"{cmp} takes neither val nor vals")
         return
     if cmp in _LISTED:

@@ -50,7 +50,7 @@ def retry(milliseconds: int) -> bytes:
 
 
 def reset(channels: Sequence[str], position: bytes) -> bytes:
-    """The event that says: events of these channels are lost, so the client must load its state."""
+    """The event that tells a client to load its state anew: it missed events of these channels."""
     data = msgspec.json.encode({"channels": channels})
     return event(data, kind=b"reset", position=position)
 
