@@ -1,8 +1,8 @@
-"""The faults that are not ours, by whose they are.
+"""The errors for faults that are not our own, sorted by whose fault it is.
 
 A client's fault is a `ReplyError` (one command failed) or a `Disconnect` (the connection ends);
 a back end's is a `BrokerError`; an overload is `IntakeFullError`. Anything else is a bug of ours
-and is left to crash loudly. Codes and texts are Centrifugo's, since its SDKs act on them.
+and must crash loudly. Codes and texts are Centrifugo's, because Centrifugo's SDKs act on them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ReplyError(Exception):
 class ApplicationError(ReplyError):
     """The application's back end refused a command, with a code and a text of its own.
 
-    Its `code` is the protocol's, where `number` is one of those; else 100, for whoever knows no
-    others.
+    `number` is the application's code. `code` is the same number if the protocol has such a code,
+    else 100, for callers that know the protocol's codes only.
     """
 
     def __init__(self, number: int, message: str, *, temporary: bool) -> None:
@@ -68,11 +68,11 @@ class ApplicationError(ReplyError):
 
 
 class Disconnect(msgspec.Struct, frozen=True):
-    """Why a connection ends. The code's range carries the advice to the client.
+    """Why a connection ends. The code's range tells the client whether to reconnect.
 
-    3000-3499 and 4000-4499: come back; 3500-3999 and 4500-4999: stay away
+    3000-3499 and 4000-4499: reconnect; 3500-3999 and 4500-4999: do not reconnect
     (protocol, section 8.2). The reason is never empty, because the JavaScript SDK
-    ignores the code of a close frame without one.
+    ignores the code of a close frame without a reason.
     """
 
     code: int
@@ -101,7 +101,8 @@ NOT_AVAILABLE: Final = Disconnect(3508, "not available")
 
 
 REASONS: Final = {one.code: one.reason for one in tuple(vars().values()) if type(one) is Disconnect}
-"""The texts of our own codes. An application's have any, so they are no names for counters."""
+"""The reasons of our own codes. An application's reasons can be any text, so metrics do
+not count by them."""
 
 
 class Unsubscribed(msgspec.Struct, frozen=True):
@@ -113,14 +114,14 @@ class Unsubscribed(msgspec.Struct, frozen=True):
 
 CLIENT_UNSUBSCRIBE: Final = Unsubscribed(0, "client unsubscribe")
 DISCONNECTED: Final = Unsubscribed(1, "disconnect")
-"""These two are told to nobody but the application's back end."""
+"""Only the application's back end is told of these two; clients are not."""
 SERVER_UNSUBSCRIBE: Final = Unsubscribed(2000, "server unsubscribe")
 POSITION_LOST: Final = Unsubscribed(2500, "insufficient state")
 UNSUBSCRIBED_EXPIRED: Final = Unsubscribed(2501, "subscription expired")
 
 
 class DisconnectError(Exception):
-    """A client broke the protocol: its connection is to be ended with `disconnect`."""
+    """A client broke the protocol; its connection must be ended with `disconnect`."""
 
     def __init__(self, disconnect: Disconnect) -> None:
         super().__init__(f"{disconnect.code} {disconnect.reason}")
@@ -128,7 +129,7 @@ class DisconnectError(Exception):
 
 
 class BrokerError(Exception):
-    """A back end failed: what it was asked for may have happened or not."""
+    """A back end failed; the operation that it was asked for may have happened or not."""
 
 
 class IntakeFullError(Exception):

@@ -1,8 +1,8 @@
 """Logging: structlog in front of the standard library's, so that a library user is in charge.
 
-One line an event of a connection, never one a message. Unconfigured, only warnings show, as text;
-the command line configures the process's log, other libraries' lines included. Tracebacks are
-text without the variables' values, since those may be secrets.
+Events of a connection have one line each; messages have none. Without configuration only warnings
+are shown, as text. The command line configures the process's log, with other libraries' lines.
+Tracebacks are text without the variables' values, since these values may be secrets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LogFormat = Literal["console", "json"]
 def _printable(
     _logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Let no text end the line, or speak to the terminal: a user's id is the user's to choose."""
+    """Escape texts that would end the line or control the terminal: users choose their own ids."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable() and name != "exception":
             event[name] = repr(value)
@@ -47,7 +47,7 @@ def _json() -> tuple[Processor, ...]:
 
 
 class _LastStep:
-    """What every logger here ends with; exchanged as a whole by `configure_log`."""
+    """The last processor of every logger here; `configure_log` exchanges its steps as a whole."""
 
     def __init__(self) -> None:
         self.processors = _console()
@@ -79,9 +79,9 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def configure_log(level: str, form: LogFormat = "console") -> None:
-    """Send the process's log to standard error from this level on, in this form.
+    """Write the process's log to standard error, from this level on and in this form.
 
-    Called by the command line, and again when its configuration is read again.
+    The command line calls it at the start, and again when it reads the configuration again.
     """
     _last_step.processors = (structlog.stdlib.ProcessorFormatter.wrap_for_formatter,)
     formatter = structlog.stdlib.ProcessorFormatter(

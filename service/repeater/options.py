@@ -38,45 +38,49 @@ def secret_names(options: type[Options]) -> frozenset[str]:
 
 
 class ChannelOptions(Options, frozen=True, kw_only=True):
-    """What holds in the channels of one namespace (protocol, section 11). Times are seconds."""
+    """The options of the channels of one namespace (protocol, section 11). Times are seconds."""
 
     history_size: int = 100
-    """Publications kept per channel; 0 keeps none and numbers none."""
+    """Publications kept per channel; with 0 a channel keeps none and gives them no offsets."""
 
     history_ttl: float = 300.0
-    """How long a channel's publications outlive the newest of them."""
+    """How long a channel's publications are kept after the newest of them."""
 
     history_meta_ttl: float = 2_592_000.0
-    """How long offset and epoch outlive the publications (30 days; protocol, section 1)."""
+    """How long a channel's offset and epoch are kept after its newest publication (30 days;
+    protocol, section 1)."""
 
     presence: bool = False
-    """Whether it is known who is subscribed."""
+    """Whether the server keeps a list of the channel's subscribers."""
 
     join_leave: bool = False
-    """Whether it is announced who comes and goes."""
+    """Whether the channel announces each client that joins or leaves."""
 
     force_push_join_leave: bool = False
-    """Whether every subscriber gets these announcements, asked for or not."""
+    """Whether every subscriber gets these announcements, even without asking for them."""
 
     allow_positioning: bool = False
     force_positioning: bool = False
-    """Whether a client may ask, or need not ask, to be told of a gap in its stream."""
+    """Whether a client is told of a gap in its stream: if it asks (`allow_`), or always
+    (`force_`)."""
 
     allow_recovery: bool = False
     force_recovery: bool = False
-    """Whether a client may ask, or need not ask, to get what it missed."""
+    """Whether a client gets the publications that it missed: if it asks (`allow_`), or always
+    (`force_`)."""
 
     force_recovery_mode: Literal["stream", "cache"] = "stream"
-    """`cache`: whoever comes back gets the newest publication only (section 9.5)."""
+    """With `cache`, a client that comes back gets the newest publication only (section 9.5)."""
 
     auto_cache_recover: bool = False
-    """In cache mode: also whoever comes for the first time."""
+    """In cache mode: whether a client that comes for the first time gets the newest one, too."""
 
     allowed_delta_types: frozenset[Literal["fossil"]] = frozenset()
-    """The kinds of differences that a client may negotiate (section 10)."""
+    """The kinds of deltas that a client may negotiate (section 10). A delta is the difference to
+    the publication before."""
 
     delta_publish: bool = False
-    """Whether every publication is sent as a difference to those who negotiated it."""
+    """Whether every publication is sent as a delta to the subscribers that negotiated deltas."""
 
     allow_tags_filter: bool = False
     """Whether a client may ask for the publications with certain tags only."""
@@ -92,68 +96,69 @@ class ChannelOptions(Options, frozen=True, kw_only=True):
     allow_history_for_client: bool = False
     allow_history_for_anonymous: bool = False
     allow_history_for_subscriber: bool = False
-    """Who may: `client` any signed-in user, `anonymous` the others too, `subscriber` whoever
-    is subscribed. `anonymous` counts only together with `client`."""
+    """Who may do this. `client`: every signed-in user. `anonymous`: clients without a user id,
+    too; it has an effect only together with `client`. `subscriber`: every client that is
+    subscribed."""
 
     allow_user_limited_channels: bool = False
-    """Whether the user ids behind `#` in a channel's name may subscribe."""
+    """Whether a channel's name may list the only users that may subscribe, as in `chat#7,42`."""
 
     subscribe_proxy_enabled: bool = False
     publish_proxy_enabled: bool = False
     """Whether the back end decides who may subscribe or publish, in place of the `allow_`
-    settings. Channels that begin with the private prefix still need a token, and those with user
-    ids are those users'."""
+    settings. Channels that begin with the private prefix still need a token, and channels with
+    user ids in their names are still open to these users only."""
 
     sub_refresh_proxy_enabled: bool = False
     """Whether the back end is asked when a subscription expires, in place of the client."""
 
     channel_regex: re.Pattern[str] | None = None
-    """What the whole name must match, in place of the ASCII rule."""
+    """The pattern that a channel's whole name must match, in place of printable ASCII."""
 
     publication_data_format: Literal["json", "json_object"] = "json"
     """What a publication's data must be."""
 
 
 class LimitOptions(Options, frozen=True, kw_only=True):
-    """How much clients may take; 0 is no limit. Calls of the server API do not count."""
+    """Limits for clients; 0 means no limit. Calls of the server API do not count."""
 
     connections: int = 0
-    """Subscribers' connections in all; another gets 503 before its upgrade."""
+    """Subscribers' connections in all; one more gets 503 before its upgrade."""
 
     connections_per_address: int = 0
-    """From one address, an IPv6 one by its /64; another gets 429 before its upgrade."""
+    """Connections from one address (IPv6: from one /64); one more gets 429 before its upgrade."""
 
     connections_per_user: int = 0
-    """Of one user, the anonymous one not counted; another is closed with 3504."""
+    """Connections of one user, except the anonymous user; one more is closed with 3504."""
 
     connection_rate: int = 0
-    """New connections a second; one too many gets 503 before its upgrade."""
+    """New connections per second; one more gets 503 before its upgrade."""
 
     connection_burst: int = 0
-    """New connections at once; 0 for as many as a second may bring."""
+    """New connections at once; 0 means as many as `connection_rate`."""
 
     commands_per_second: int = 0
-    """Of one connection, pongs and `connect` not counted; one too many gets error 111."""
+    """Commands of one connection, without pongs and `connect`; one more gets error 111."""
 
     command_burst: int = 0
-    """Commands at once; 0 for as many as a second may bring."""
+    """Commands at once; 0 means as many as `commands_per_second`."""
 
     publishes_per_second: int = 0
-    """Of one connection; they are commands too."""
+    """Publishes of one connection; each counts as a command, too."""
 
     publish_burst: int = 0
-    """Publishes at once; 0 for as many as a second may bring."""
+    """Publishes at once; 0 means as many as `publishes_per_second`."""
 
     refusals_per_minute: int = 100
-    """Commands of one connection that these two refuse before it is closed with 3013; 0 to
-    refuse for ever."""
+    """Commands of one connection that `commands_per_second` and `publishes_per_second` refuse
+    before the connection is closed with 3013; 0 never closes it."""
 
 
 class NodeOptions(Options, frozen=True, kw_only=True):
-    """What a node permits and how far its queues and waits go. Sizes are bytes, times seconds."""
+    """The permissions, bounds and deadlines of a node. Sizes are bytes, times seconds."""
 
     default_channel: str = "comments"
-    """What a plain subscriber gets when it names no channel."""
+    """The channel of a plain subscriber that names none."""
 
     insecure: bool = False
     """Development: every client may do everything, with or without credentials."""
@@ -162,25 +167,25 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """Whether a connection without credentials may connect, as the user with the empty id."""
 
     public_channels: frozenset[str] = frozenset()
-    """Channels that plain subscribers hear without credentials, whatever else is closed."""
+    """Channels that plain subscribers hear without credentials, whatever other settings say."""
 
     channel: ChannelOptions = ChannelOptions()
-    """What holds in channels without a namespace."""
+    """The options of channels without a namespace."""
 
     namespaces: Mapping[str, ChannelOptions] = msgspec.field(default_factory=dict)
-    """What holds in the channels `<namespace>:...`; any other namespace is unknown (102)."""
+    """The options of the channels `<namespace>:...`; any other namespace is unknown (102)."""
 
     limits: LimitOptions = LimitOptions()
-    """How much clients may take."""
+    """The limits for clients."""
 
     denial_limit: int = 100_000
-    """Blocked users and revoked tokens kept; another is refused (106) until some expire."""
+    """Blocked users and revoked tokens kept; one more is refused (106) until some expire."""
 
     private_prefix: str = "$"
-    """Channels that begin so are subscribed with a token only; empty for none."""
+    """A channel that begins with this prefix needs a subscription token; empty for no prefix."""
 
     user_personal_channel: bool = False
-    """Whether a user's connections hear `#<user>`, in `personal_channel_namespace`."""
+    """Whether each user's connections hear `#<user>`, in `personal_channel_namespace`."""
 
     personal_channel_namespace: str = ""
     """The namespace of the personal channels; empty for none."""
@@ -198,24 +203,25 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """Publications waiting for fan-out. When full, publishers wait."""
 
     publish_timeout: float = 5.0
-    """How long a publisher waits for room in the intake before it is told to try later."""
+    """How long a publisher waits for room in the intake before the node says "try later"."""
 
     batch_limit: int = 65_536
-    """Payload bytes taken from the intake at once, so that one batch stays far below
-    `outbox_limit` and a subscriber in step is never cut by a single batch."""
+    """Payload bytes taken from the intake at once. One batch must stay far below `outbox_limit`:
+    then a single batch never cuts a subscriber that keeps up."""
 
     fanout_budget: float = 0.001
-    """How long fan-out runs before it lets pings, accepts and REST calls have a turn."""
+    """How long fan-out runs before pings, accepts and REST calls get a turn."""
 
     outbox_limit: int = 1_048_576
-    """Bytes waiting for one client; past it the client is cut as slow (protocol, section 1)."""
+    """Bytes that may wait for one client; a client with more is cut as slow (protocol,
+    section 1)."""
 
     write_timeout: float = 5.0
-    """How long a backlog may make no progress before the client is cut. Upstream's second is
-    shorter than many a phone's change of network."""
+    """How long a backlog may make no progress before the client is cut. Centrifugo's limit of one
+    second is shorter than a phone often needs to change networks."""
 
     ping_interval: float = 25.0
-    """Between two pings to a client; the first comes after 0.5 to 1 of it (section 6)."""
+    """Time between two pings to a client; the first comes after 0.5 to 1 times that (section 6)."""
 
     pong_timeout: float = 8.0
     """How long after a ping a client may stay silent (protocol, section 1)."""
@@ -224,29 +230,30 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """How long a Centrifugo client may take to send `connect` (protocol, section 1)."""
 
     close_timeout: float = 2.0
-    """How long a client that is asked to leave may take to read the goodbye and hang up."""
+    """How long a client that is asked to leave may take to read the goodbye and to disconnect."""
 
     shutdown_group: int = 128
     """Clients asked to leave at once at shutdown, so that they do not all return together."""
 
     shutdown_pause: float = 0.02
-    """Between two such groups; it shrinks when there are too many clients for the deadline."""
+    """Pause between two such groups; shorter when there are too many clients for the deadline."""
 
     shutdown_timeout: float = 10.0
-    """From the signal to the end of the process, whatever the clients do."""
+    """Longest time from the signal to the end of the process, whatever the clients do."""
 
     connection_log_limit: int = 20
-    """Lines a second about connections that come, and as many about those that go; the rest of
-    the second is told in one line. 0 for that line only."""
+    """Log lines per second about connections that open, and as many about those that close; one
+    line sums up the rest of the second. With 0 there is only that line."""
 
     history_limit: int = 300
-    """Most publications that a client's `history` gets (protocol, section 1)."""
+    """Most publications that a client's `history` command gets (protocol, section 1)."""
 
     recovery_limit: int = 300
-    """Most publications that a recovery brings; who missed more is told so (section 9.2)."""
+    """Most publications of one recovery; a client that missed more is told so (section 9.2)."""
 
     expired_close_delay: float = 25.0
-    """After a connection's or subscription's expiry, for the client to refresh (section 1)."""
+    """How long after the expiry of a connection or subscription its client may still refresh it
+    (section 1)."""
 
     idempotency_ttl: float = 300.0
-    """How long a repeated idempotency key gets the first result (protocol, section 9.1)."""
+    """How long a repeated idempotency key gets the first result again (protocol, section 9.1)."""

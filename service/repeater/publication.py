@@ -1,7 +1,7 @@
-"""Publications, positions and announcements: what travels from one client to the others.
+"""Publications, positions and announcements: the values that go from publisher to subscribers.
 
 A publication's data stays the JSON text that the publisher sent: nothing between the REST body
-and the subscriber's frame decodes it again.
+and the subscriber's frame decodes the data again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class StreamPosition(msgspec.Struct, frozen=True):
 
 
 class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who somebody is to the others: user id, connection id, and what was granted to be shown.
+    """What other clients see of one client: user id, connection id, and the infos of its grants.
 
-    The two infos are one-line JSON text.
+    `conn_info` and `chan_info` are one-line JSON text.
     """
 
     user: str
@@ -37,10 +37,10 @@ class Publication(msgspec.Struct, frozen=True):
     """One event in one channel.
 
     `data` is valid UTF-8 JSON text. `offset` 0 means that the publication is not in the
-    channel's history; `epoch` is set beside every other offset. `delta` asks for it to be sent as
-    a difference to those who negotiated that. `version`, where it is not 0, says how new the data
-    is: a channel's history takes it only if it is newer than the last with a version of the same
-    `version_epoch` (section 9.1).
+    channel's history; with every other offset, `epoch` is set too. With `delta` the publication is
+    sent as a delta to the subscribers that negotiated deltas. A `version` other than 0 says how
+    new the data is: a channel's history takes the publication only if its version is newer than
+    the last version of the same `version_epoch` (section 9.1).
     """
 
     channel: str
@@ -55,12 +55,12 @@ class Publication(msgspec.Struct, frozen=True):
 
     @property
     def position(self) -> StreamPosition | None:
-        """Its place in the stream; None if it is in none."""
+        """The publication's place in the stream; None if it is not in a stream."""
         return StreamPosition(self.offset, self.epoch) if self.offset else None
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """Somebody joined or left a channel: at most once, in no history (protocol, section 12)."""
+    """A client joined or left a channel: told at most once, never kept (protocol, section 12)."""
 
     channel: str
     info: ClientInfo
@@ -68,22 +68,22 @@ class Announcement(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> bytes:
-        """None of the publishers' bytes; what the intake counts."""
+        """Empty: an announcement carries no publisher's data. The intake counts these bytes."""
         return b""
 
 
 Event = Publication | Announcement
 START: Final = StreamPosition(0, "")
-"""Before everything, in whatever epoch."""
+"""The position before every publication, in any epoch."""
 
 
 def one_line(data: bytes) -> bytes:
-    """JSON text without raw line breaks, which separate messages (protocol, section 2.2)."""
+    """The same JSON text in one line: raw line breaks separate messages (protocol, section 2.2)."""
     if b"\n" in data or b"\r" in data:
         return msgspec.json.format(data, indent=-1)
     return data
 
 
 def embedded(data: bytes) -> msgspec.Raw | None:
-    """JSON text to stand inside a message, None for none."""
+    """JSON text as a part of a message; None for empty text."""
     return msgspec.Raw(one_line(data)) if data else None

@@ -1,4 +1,4 @@
-"""Channels by name: which options hold in one, and who may do what there (protocol, section 11).
+"""The rules of channels by name: their options, and who may do what (protocol, section 11).
 
 Pure decisions on names, users and options; knows no connection. `$` begins a private channel, `:`
 ends a namespace, `#` begins the list of the users that may subscribe.
@@ -27,10 +27,10 @@ class ChannelRules:
         self._known: dict[str, ChannelOptions] = {}
 
     def options(self, channel: str) -> ChannelOptions:
-        """What holds in this channel.
+        """The options of this channel.
 
         Raises:
-            ReplyError: 107 for what is no channel's name, 102 for an unknown namespace.
+            ReplyError: 107 for an invalid channel name, 102 for an unknown namespace.
         """
         known = self._known.get(channel)
         if known is None:
@@ -41,10 +41,10 @@ class ChannelRules:
         return known
 
     def check_kept(self, what: Kept, channel: str) -> ChannelOptions:
-        """Whether a channel keeps presence, or history; returns the channel's options.
+        """Check that a channel keeps presence, or history; returns the channel's options.
 
         Raises:
-            ReplyError: 108 if not, 107 or 102 for its name.
+            ReplyError: 108 if it does not, 107 or 102 for the channel's name.
         """
         options = self.options(channel)
         if not (options.presence if what == "presence" else options.history_size):
@@ -73,43 +73,43 @@ class ChannelRules:
         return options
 
     def _public(self, channel: str) -> str:
-        """The name without the private prefix, which is no part of the namespace."""
+        """The name without the private prefix, which does not belong to the namespace."""
         return channel.removeprefix(self._options.private_prefix)
 
     def is_private(self, channel: str) -> bool:
-        """Whether only a token opens it."""
+        """Whether a subscription to this channel needs a token."""
         prefix = self._options.private_prefix
         return bool(prefix) and channel.startswith(prefix)
 
     def personal_channel(self, user: str) -> str | None:
-        """The channel that this user's connections hear without asking, if there is one."""
+        """The channel that this user's connections hear without asking; None without one."""
         if not (user and self._options.user_personal_channel):
             return None
         namespace = self._options.personal_channel_namespace
         return f"{namespace}{_NAMESPACE_END if namespace else ''}{_USERS_BEGIN}{user}"
 
     def check_subscribe(self, channel: str, user: str) -> ChannelOptions:
-        """Whether a user may subscribe without a token; returns the channel's options.
+        """Check that a user may subscribe without a token; returns the channel's options.
 
         Raises:
-            ReplyError: 107, 102, or 103 if not.
+            ReplyError: 107 or 102 for the channel's name, 103 if the user may not.
         """
         if not self.may_subscribe(channel, user):
             raise ReplyError(ErrorCode.PERMISSION_DENIED)
         return self.options(channel)
 
     def may_subscribe(self, channel: str, user: str) -> bool:
-        """The permission alone, in upstream's order.
+        """Whether a user may subscribe without a token. Applies the rules in Centrifugo's order.
 
         Raises:
-            ReplyError: 107 or 102.
+            ReplyError: 107 or 102 for the channel's name.
         """
         options = self.options(channel)
         by_name = self.decided_by_name(channel, user)
         if by_name is not None:
             return by_name
         if options.subscribe_proxy_enabled:
-            return False  # The back end's to say, and whoever calls this has not asked it.
+            return False  # The back end decides this, and our caller has not asked it.
         if self._options.insecure:
             return True
         return options.allow_subscribe_for_client and (
@@ -117,10 +117,10 @@ class ChannelRules:
         )
 
     def decided_by_name(self, channel: str, user: str) -> bool | None:
-        """Whether the name alone lets a user subscribe without a token; None if it says nothing.
+        """Whether the name alone lets a user subscribe without a token; None if it does not decide.
 
         Raises:
-            ReplyError: 107 or 102.
+            ReplyError: 107 or 102 for the channel's name.
         """
         if self.is_private(channel):
             return False
@@ -130,10 +130,10 @@ class ChannelRules:
         return None
 
     def check(self, action: Action, channel: str, user: str, *, subscribed: bool) -> ChannelOptions:
-        """Whether a client may publish, or ask for presence or history; returns the options.
+        """Check that a client may publish, or ask for presence or history; returns the options.
 
         Raises:
-            ReplyError: 107, 102, or 103 if it may not.
+            ReplyError: 107 or 102 for the channel's name, 103 if the client may not.
         """
         options = self.options(channel)
         if not self.may(action, options, user, subscribed=subscribed):
@@ -141,7 +141,7 @@ class ChannelRules:
         return options
 
     def may(self, action: Action, options: ChannelOptions, user: str, *, subscribed: bool) -> bool:
-        """The permission alone, in upstream's order."""
+        """Whether a client may do this action. Applies the rules in Centrifugo's order."""
         client: bool = getattr(options, f"allow_{action}_for_client")
         anonymous: bool = getattr(options, f"allow_{action}_for_anonymous")
         subscriber: bool = getattr(options, f"allow_{action}_for_subscriber")

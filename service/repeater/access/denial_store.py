@@ -14,14 +14,14 @@ from repeater.access.grants import Denial
 
 
 class DenialStore(Protocol):
-    """Where blocked users and revoked tokens are kept, so that they outlive the process.
+    """Keeps blocked users and revoked tokens, so that they outlive the process.
 
-    The node itself knows those in force; it asks for all of them once and saves each change. A
-    store that nodes share tells each of the others' changes.
+    The node holds the denials in force in its memory; it loads all of them once and saves each
+    change. A store that several nodes share tells each node the other nodes' changes.
     """
 
     async def load(self) -> Sequence[Denial]:
-        """Everything that is in force. Called once, before `run` and before there are clients.
+        """All denials in force. Called once, before `run` and before the first client.
 
         Raises:
             BrokerError: the store failed.
@@ -31,16 +31,17 @@ class DenialStore(Protocol):
         """Tell `apply` what other nodes saved, until cancelled. Lives in the node's nursery."""
 
     async def save(self, denial: Denial) -> None:
-        """Keep it in place of one with the same key, or forget that if it is `lifted`.
+        """Keep a denial in place of the one with the same key; a `lifted` one only removes it.
 
-        Cancelled, it was kept or not. Once it returned, a crash does not undo it.
+        If `save` is cancelled, the change was made or not. After `save` has returned, a crash does
+        not undo the change.
 
         Raises:
             BrokerError: the store failed, and nothing was kept.
         """
 
     async def sweep(self, now: int) -> None:
-        """Forget what expired up to now, Unix seconds.
+        """Forget the denials that expired up to `now`, in Unix seconds.
 
         Raises:
             BrokerError: the store failed.
@@ -51,15 +52,15 @@ class MemoryDenials:
     """Keeps nothing: blocks and revocations end with the process."""
 
     async def load(self) -> Sequence[Denial]:
-        """There are none."""
+        """Nothing: this store never has denials."""
         return ()
 
     async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
-        """There are no other nodes to hear from."""
+        """Wait until cancelled: no other node uses this store."""
         await trio.sleep_forever()
 
     async def save(self, denial: Denial) -> None:
-        """The node knows it, which is all."""
+        """Do nothing: the node itself holds the denial."""
 
     async def sweep(self, now: int) -> None:
-        """There is nothing to forget."""
+        """Do nothing: this store has nothing to forget."""

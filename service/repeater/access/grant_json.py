@@ -1,7 +1,7 @@
 """Grants as applications write them, in tokens, callbacks and the server API alike (section 13).
 
-JSON that passes through (`info`, `data`, `meta`) leaves as one line without blanks, its numbers
-digit for digit as they came, so that it fits into a frame as it is.
+JSON that passes through (`info`, `data`, `meta`) becomes one line without blanks, so that it fits
+into a frame as it is. Its numbers keep every digit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from repeater.access.grants import Overrides, SubscriptionGrant
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """One overridden channel option. No value is false, as upstream has it."""
+    """One overridden channel option. A missing value is false, as in Centrifugo."""
 
     value: bool = False
 
@@ -42,10 +42,10 @@ class SubscriptionOptions(msgspec.Struct, frozen=True):
 def channels_of(
     subs: dict[str, SubscriptionOptions | None] | None, channels: list[str] | None
 ) -> dict[str, SubscriptionGrant]:
-    """The server-side subscriptions of a grant that has these two; `subs` wins.
+    """The server-side subscriptions that these two claims grant; if both are there, `subs` wins.
 
     Raises:
-        ValueError: base64 that is not base64 of JSON.
+        ValueError: a base64 claim is not base64 of JSON.
     """
     options = subs or dict.fromkeys(channels or ())
     return {name: _grant_of(one) for name, one in options.items()}
@@ -70,10 +70,10 @@ def overrides_of(claims: OverrideClaims | None) -> Overrides:
 
 
 def json_of(plain: msgspec.Raw, b64: str | None) -> bytes:
-    """The one of the two that is there; base64 wins, as upstream has it. Empty for neither.
+    """The JSON of one of these two claims; base64 wins, as in Centrifugo. Empty without both.
 
     Raises:
-        ValueError: it is not base64 of JSON.
+        ValueError: the base64 claim is not base64 of JSON.
     """
     if not b64:
         return one_line(bytes(plain))
@@ -86,10 +86,10 @@ def json_of(plain: msgspec.Raw, b64: str | None) -> bytes:
 
 
 def one_line(text: bytes) -> bytes:
-    """The same JSON without line breaks and blanks; empty for `null` and for nothing.
+    """The same JSON without line breaks and blanks; empty for `null` and for an empty text.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the text is not JSON.
     """
     if not text:
         return b""
@@ -101,5 +101,5 @@ def one_line(text: bytes) -> bytes:
 
 
 def reason_of(error: Exception) -> str:
-    """Where the mistake is; for what is not even text, nothing of it."""
+    """Where in the JSON the mistake is; input that is not text is only called "not JSON"."""
     return str(error) if isinstance(error, msgspec.DecodeError) else "not JSON"

@@ -1,6 +1,6 @@
-"""What a token, a callback or the server API grants: values, whoever made them.
+"""What a token, a callback or the server API grants: the same values from each of them.
 
-A grant says what a connection is or may hear; it does not say how that was proven.
+A grant says what a connection is or may hear; it does not say how the grant was proven.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SubscriptionGrant(msgspec.Struct, frozen=True):
     token_id: str = ""
     issued_at: int = 0
     by_token: bool = False
-    """The token that granted it, as in a `ConnectionGrant`."""
+    """These three describe the token that granted it, as in a `ConnectionGrant`."""
 
 
 class ConnectionGrant(msgspec.Struct, frozen=True):
@@ -55,31 +55,31 @@ class ConnectionGrant(msgspec.Struct, frozen=True):
     token_id: str = ""
     """The token's `jti`."""
     issued_at: int = 0
-    """The token's `iat`, Unix seconds; 0 if it says nothing."""
+    """The token's `iat`, Unix seconds; 0 without one."""
     by_token: bool = False
-    """Whether a token proved it, which can be revoked."""
+    """Whether a token proved this grant. A token can be revoked."""
 
 
 class PublicationGrant(msgspec.Struct, frozen=True):
-    """How a client's publication may be made."""
+    """How a client may publish, and with which data and tags."""
 
     data: bytes | None = None
-    """JSON text in place of the client's; None to leave it."""
+    """JSON text in place of the client's data; None keeps the client's data."""
     tags: dict[str, str] | None = None
     skip_history: bool = False
 
 
 class Renewal(msgspec.Struct, frozen=True):
-    """What becomes of a connection or subscription that expires."""
+    """What happens to a connection or subscription that expires."""
 
     expired: bool = False
-    """It ends now."""
+    """Whether it ends now."""
     expire_at: int = 0
     """When it expires next, Unix seconds; 0 for never."""
     info: bytes | None = None
-    """JSON text in place of what is shown to others; None to leave it."""
+    """JSON text in place of the info shown to others; None keeps the old info."""
     meta: bytes | None = None
-    """JSON text in place of a connection's; None to leave it."""
+    """JSON text in place of a connection's `meta`; None keeps the old one."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -89,40 +89,40 @@ class Caller(msgspec.Struct, frozen=True):
     transport: str
     user: str = ""
     meta: bytes = b""
-    """JSON text of its grant, empty for none."""
+    """JSON text from the connection's grant, empty for none."""
     headers: Mapping[str, str] = {}
-    """Those of its HTTP request that may be forwarded, by lower-case name."""
+    """The headers of its HTTP request that may be forwarded, by lower-case name."""
 
 
 class SubscriptionClaims(msgspec.Struct, frozen=True):
-    """A subscription token's contents: whom it allows to hear which channel."""
+    """A subscription token's contents: which user may hear which channel."""
 
     user: str
     channel: str
     client: str = ""
-    """The only connection that may use it; empty for any of the user's."""
+    """The only connection that may use the token; empty for every connection of the user."""
     grant: SubscriptionGrant = SubscriptionGrant()
     token_id: str = ""
     issued_at: int = 0
 
 
 class Denial(msgspec.Struct, frozen=True):
-    """Whom not to let in any more: a user, one token, or a user's tokens up to some time."""
+    """What is refused from now on: a user, one token, or a user's tokens up to some time."""
 
     user: str = ""
-    """Blocked, or with `issued_before` the one whose tokens are revoked."""
+    """The blocked user; with `issued_before`, the user whose tokens are revoked."""
     token_id: str = ""
-    """The `jti` of a revoked token; then there is no user."""
+    """The `jti` of a revoked token; `user` is empty then."""
     issued_before: int = 0
-    """Tokens of before this time are revoked, Unix seconds; 0 for the user as a whole."""
+    """Tokens issued before this time are revoked, Unix seconds; 0 blocks the user as a whole."""
     expire_at: int = 0
-    """When it is forgotten, Unix seconds; 0 for never."""
+    """When the denial is forgotten, Unix seconds; 0 for never."""
     lifted: bool = False
-    """It holds no longer."""
+    """Whether the denial is taken back."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is about: a later denial of the same takes the place of an earlier one."""
+        """What the denial is about; a later denial with the same key replaces the earlier one."""
         if self.token_id:
             return "token", self.token_id
         return ("tokens" if self.issued_before else "user"), self.user
@@ -140,7 +140,7 @@ class TokenVerifier(Protocol):
     """Proves tokens. May wait for the keys of an issuer (JWKS), with its own deadline.
 
     Raises `TokenExpiredError` or `TokenInvalidError` for the token's fault and `BrokerError`
-    when the keys can't be had now.
+    when the keys are not available now.
     """
 
     async def verify_connection(self, token: str) -> ConnectionGrant:

@@ -1,7 +1,7 @@
 """Blocked users and revoked tokens in an SQLite file: they outlive the process, however it ends.
 
-One writer, in a worker thread, since a commit waits for the disk. A small file: the node keeps
-what is in force in its memory and reads this one only at its start.
+One worker thread writes, since a commit waits for the disk. The file is small, and the node reads
+it only at its start: the node holds the denials in force in its memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SQLiteDenials:
         return await self._run(self._read)
 
     async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
-        """No other node writes here while we run."""
+        """Wait until cancelled: no other node writes into this file while we run."""
         await trio.sleep_forever()
 
     async def save(self, denial: Denial) -> None:
@@ -56,7 +56,7 @@ class SQLiteDenials:
         await self._run(lambda: self._execute(statement, (now,)))
 
     async def _run(self, call: Callable[[], Result]) -> Result:
-        """In a worker thread; a cancelled caller waits, so that it is known what was written."""
+        """Run a call in a worker thread; a cancelled caller waits, to know what was written."""
         try:
             return await trio.to_thread.run_sync(call, limiter=self._one)
         except sqlite3.Error as error:
@@ -86,10 +86,10 @@ def _denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Deni
 
 @asynccontextmanager
 async def open_sqlite_denials(path: Path) -> AsyncIterator[SQLiteDenials]:
-    """The store in this file, which is made if it is not there, for as long as the block lasts.
+    """Open the store in this file for as long as the block lasts; make a missing file.
 
     Raises:
-        BrokerError: the file can't be made or is none of ours.
+        BrokerError: the file cannot be made, or is not one of ours.
     """
     connection = await trio.to_thread.run_sync(_open, path)
     try:

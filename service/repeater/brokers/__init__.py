@@ -1,1 +1,1 @@
-"""Where publications are numbered and kept. A broker is handed an intake and knows no hub."""
+"""Where publications are numbered and kept. A broker gets an intake and knows no hub."""

@@ -1,7 +1,7 @@
 """The contracts of a broker and of a presence store.
 
-A broker knows no hub and no client: it is given a sink for what happened. Everything else relies
-on these few methods and on nothing more.
+A broker knows no hub and no client: it gets a sink for its events. The rest of the server relies on
+these few methods and on nothing more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from repeater.publication import Announcement, ClientInfo, Event, Publication, S
 
 
 class EventSink(Protocol):
-    """Where a broker puts what happened. `Intake` is the real one."""
+    """Where a broker puts its events. `Intake` is the real one."""
 
     async def wait_room(self) -> None:
         """Wait until one more event fits. Cancellation leaves nothing behind."""
@@ -23,19 +23,19 @@ class EventSink(Protocol):
         """`wait_room` without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room.
+            trio.WouldBlock: the sink is full.
         """
 
     def put_nowait(self, event: Event) -> None:
         """Hand one event to fan-out, in order, without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room; call `wait_room` first.
+            trio.WouldBlock: the sink is full; call `wait_room` first.
         """
 
 
 class Broker(Protocol):
-    """What happened in the channels: numbering, history and the way to fan-out."""
+    """Numbers a channel's publications, keeps its history and hands its events to fan-out."""
 
     async def run(self, intake: EventSink) -> None:
         """Own the back end's connections and house-keeping until cancelled.
@@ -55,8 +55,8 @@ class Broker(Protocol):
 
         A repeated idempotency key, or a `version` that is not newer than the stream's, publishes
         nothing (protocol, section 9.1). Returns before fan-out. None means that the channel keeps
-        no history. Between numbering and hand-over no other publication of the channel may come
-        in between. Cancelled before that point, nothing was published.
+        no history. No other publication of the channel may come between numbering and hand-over.
+        If it is cancelled before the numbering, nothing was published.
 
         Raises:
             BrokerError: the back end failed.
@@ -80,9 +80,9 @@ class Broker(Protocol):
     ) -> tuple[Sequence[Publication], StreamPosition]:
         """Publications after `since` and the stream's top, both of one moment.
 
-        Oldest first, at most `limit` of them, 0 for the position alone. With `reverse` newest
-        first, and those before `since`. An empty epoch in `since` is any; another epoch than the
-        stream's selects nothing. Makes an unseen stream.
+        Oldest first, at most `limit` of them; 0 gives the position alone. With `reverse`,
+        publications before `since`, newest first. An empty epoch in `since` matches any epoch; an
+        epoch other than the stream's selects nothing. Makes a stream that does not exist yet.
 
         Raises:
             BrokerError: the back end failed.
@@ -96,42 +96,43 @@ class Broker(Protocol):
         """
 
     def outage(self) -> str:
-        """Why it is of no use now, in a few words and without addresses or secrets; else empty.
+        """Why the broker is not available now, in a few words; empty if it is.
 
-        Asked by health checks: it says what is known and never waits to find out.
+        The text has no addresses or secrets. Health checks call this: it says what is known and
+        never waits to find out.
         """
 
 
 class PresenceStore(Protocol):
     """Who is in a channel: a map from connection id to its information.
 
-    Entries are removed by whoever put them; a store that outlives its process must expire them
-    by itself.
+    The node that added an entry also removes it; a store that outlives its process must expire
+    entries by itself.
     """
 
     async def add(self, channel: str, info: ClientInfo) -> None:
-        """Somebody is there, or still there.
+        """Note that a client is in the channel, or is still there.
 
         Raises:
             BrokerError: the back end failed.
         """
 
     async def remove(self, channel: str, client: str) -> None:
-        """This connection is no longer there. Idempotent.
+        """Note that this connection is not in the channel any more. Idempotent.
 
         Raises:
             BrokerError: the back end failed.
         """
 
     async def members(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Everybody who is there, by connection id.
+        """All clients in the channel, by connection id.
 
         Raises:
             BrokerError: the back end failed.
         """
 
     async def count(self, channel: str) -> tuple[int, int]:
-        """How many connections are there, and how many different users.
+        """How many connections are in the channel, and how many different users.
 
         Raises:
             BrokerError: the back end failed.
@@ -140,7 +141,7 @@ class PresenceStore(Protocol):
 
 @runtime_checkable
 class InstantBroker(Broker, Protocol):
-    """A broker that need not wait for anything but room in the intake."""
+    """A broker that waits for nothing but room in the intake."""
 
     def publish_nowait(
         self,
@@ -153,5 +154,5 @@ class InstantBroker(Broker, Protocol):
         """`publish` without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room in the intake; nothing was published.
+            trio.WouldBlock: the intake is full; nothing was published.
         """

@@ -1,8 +1,8 @@
-"""The default broker: streams in this process's memory, gone with it.
+"""The default broker: streams in this process's memory, which end with the process.
 
 Numbering, history and hand-over happen without an await between them, so a channel's order in
-history and in fan-out is the same. A restart makes new epochs, which is how a client learns that
-numbering began again.
+history and in fan-out is the same. A restart makes new epochs: from a new epoch a client learns
+that numbering began again.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class _Stream:
         self.epoch = secrets.token_urlsafe(6)
         self.top = 0
         self.version = ("", 0)
-        """The last publication's that had one, with its `version_epoch`."""
+        """`version_epoch` and `version` of the last publication that had a version."""
         self.publications: deque[Publication] = deque(maxlen=options.history_size)
         self.until = 0.0
-        """When the publications expire; on Trio's clock, like the next."""
+        """When the publications expire, on Trio's clock."""
         self.forgotten_at = 0.0
-        """When epoch and top do."""
+        """When epoch and top expire, on Trio's clock."""
         self.touch(options, trio.current_time())
 
     def touch(self, options: ChannelOptions, now: float) -> None:
-        """Something was published: publications, top and epoch live on from now."""
+        """Count the lifetimes of publications, top and epoch from now: something was published."""
         self.until = now + options.history_ttl
         self.forgotten_at = max(self.until, now + options.history_meta_ttl)
 
     def append(self, publication: Publication, options: ChannelOptions) -> Publication:
-        """Number and keep it; returns it with its number."""
+        """Number and keep a publication; returns it with its offset and epoch."""
         now = trio.current_time()
         self.expire(now)
         if self.publications.maxlen != options.history_size:  # the options were reloaded
@@ -65,12 +65,12 @@ class _Stream:
         return numbered
 
     def outdates(self, publication: Publication) -> bool:
-        """Whether it has a version, and one as new is known."""
+        """Whether a publication has a version that is not newer than the stream's."""
         epoch, version = self.version
         return 0 < publication.version <= version and publication.version_epoch == epoch
 
     def expire(self, now: float) -> None:
-        """Forget the publications, if it is time."""
+        """Forget the publications if they have expired."""
         if now >= self.until:
             self.publications.clear()
 
@@ -79,7 +79,7 @@ class _Stream:
         return StreamPosition(self.top, self.epoch)
 
     def after(self, offset: int, limit: int | None) -> Sequence[Publication]:
-        """Oldest first, those past `offset`."""
+        """The publications after `offset`, oldest first."""
         kept = self.publications
         start = max(0, offset - self.top + len(kept))
         end = len(kept) if limit is None else min(len(kept), start + limit)
@@ -88,7 +88,7 @@ class _Stream:
         return tuple(islice(kept, start, end))
 
     def before(self, offset: int, limit: int | None) -> Sequence[Publication]:
-        """Newest first, those before `offset`."""
+        """The publications before `offset`, newest first."""
         kept: Iterable[Publication] = reversed(self.publications)
         start = max(0, self.top - offset + 1)
         return tuple(islice(kept, start, None if limit is None else start + limit))
@@ -98,12 +98,12 @@ class MemoryBroker:
     """Implements `Broker` for one process. Lives inside `open_node`; ended with it."""
 
     def __init__(self, *, idempotency_ttl: float = 300.0) -> None:
-        """Keep the first result of an idempotency key for so many seconds (section 9.1)."""
+        """Keep an idempotency key's first result for `idempotency_ttl` seconds (section 9.1)."""
         self._idempotency_ttl = idempotency_ttl
         self._intake: EventSink | None = None
         self._running = trio.Event()
         self._streams: dict[str, _Stream] = {}
-        # When to look at which stream; one entry a stream, which may come too early.
+        # When to look at which stream: one entry per stream, whose time may be too early.
         self._due: list[tuple[float, str]] = []
         # Oldest first, so that expiry looks at the front only.
         self._results: OrderedDict[tuple[str, str], tuple[float, StreamPosition | None]] = (
@@ -126,9 +126,10 @@ class MemoryBroker:
         idempotency_key: str = "",
         skip_history: bool = False,
     ) -> StreamPosition | None:
-        """Number, keep and hand on; a repeated key returns the first result and does nothing.
+        """Number, keep and hand on one publication, as `Broker.publish`.
 
-        So does a `version` that is not newer than the stream's; it returns the stream's top.
+        A repeated idempotency key publishes nothing and returns the first result. A `version` that
+        is not newer than the stream's publishes nothing and returns the stream's top.
 
         Waits for room in the intake before anything is numbered; cancelled there, nothing
         was published.
@@ -149,7 +150,7 @@ class MemoryBroker:
         """`publish` without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room in the intake; nothing was published.
+            trio.WouldBlock: the intake is full; nothing was published.
         """
         if self._intake is None:
             raise trio.WouldBlock
@@ -165,7 +166,7 @@ class MemoryBroker:
     def _take(
         self, publication: Publication, options: ChannelOptions, *, skip_history: bool
     ) -> StreamPosition | None:
-        """Number, keep and hand on, unless the stream has a newer version; that's its top then."""
+        """Number, keep and hand on; only return the top if the stream's version is as new."""
         assert self._intake is not None
         if options.history_size > 0 and not skip_history:
             stream = self._stream(publication.channel, options)
@@ -176,11 +177,11 @@ class MemoryBroker:
         return publication.position
 
     async def announce(self, announcement: Announcement) -> None:
-        """Hand it on, once there is room."""
+        """Hand an announcement on once the intake has room."""
         (await self._room()).put_nowait(announcement)
 
     async def _room(self) -> EventSink:
-        """The intake, once it has room; nothing may be awaited before it is used."""
+        """The intake, once it has room. The caller must use the room before it awaits anything."""
         if self._intake is None:
             await self._running.wait()
         assert self._intake is not None
@@ -214,7 +215,7 @@ class MemoryBroker:
             self._streams[channel].publications.clear()
 
     def outage(self) -> str:
-        """Never: it is this process."""
+        """Always empty: this broker works inside this process."""
         return ""
 
     def _stream(self, channel: str, options: ChannelOptions) -> _Stream:

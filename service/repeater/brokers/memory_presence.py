@@ -1,4 +1,4 @@
-"""The default presence store: a map in this process's memory, gone with it."""
+"""The default presence store: a map in this process's memory, which ends with the process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class MemoryPresence:
         self._channels: dict[str, dict[str, ClientInfo]] = {}
 
     async def add(self, channel: str, info: ClientInfo) -> None:
-        """Somebody is there."""
+        """Note that a client is in the channel."""
         await trio.lowlevel.checkpoint()
         self._channels.setdefault(channel, {})[info.client] = info
 
     async def remove(self, channel: str, client: str) -> None:
-        """This connection is no longer there. Idempotent."""
+        """Note that this connection is not in the channel any more. Idempotent."""
         await trio.lowlevel.checkpoint()
         members = self._channels.get(channel, {})
         members.pop(client, None)
@@ -29,12 +29,12 @@ class MemoryPresence:
             self._channels.pop(channel, None)
 
     async def members(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Everybody who is there, by connection id."""
+        """All clients in the channel, by connection id."""
         await trio.lowlevel.checkpoint()
         return dict(self._channels.get(channel, {}))
 
     async def count(self, channel: str) -> tuple[int, int]:
-        """How many connections are there, and how many different users."""
+        """How many connections are in the channel, and how many different users."""
         await trio.lowlevel.checkpoint()
         members = self._channels.get(channel, {})
         return len(members), len({info.user for info in members.values()})

@@ -1,1 +1,1 @@
-"""One event to many: intake, repeater, hub, groups, outbox. Read it in this order."""
+"""One event to many: intake, repeater, hub, groups, outbox. Read the modules in this order."""

@@ -2,8 +2,8 @@
 
 Listeners are kept by codec, because a publication is encoded once for each codec that has a
 listener. Three kinds of listener are kept apart, so that the loop over the live ones has no test
-for the others: *joining* (its history is being read; what happens meanwhile gathers), *ahead* (its
-history reaches further than fan-out has come), and live.
+for the others: *joining* (its history is being read, and new publications gather meanwhile),
+*ahead* (its history reaches further than fan-out has come), and live.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Run(msgspec.Struct, frozen=True):
-    """Publications of one channel without a gap between them, and whether one is before them."""
+    """Publications of one channel without a gap between them; a gap may be before the first."""
 
     publications: list[Publication]
     gap_before: bool
@@ -41,18 +41,18 @@ class Channel:
         self.offset, self.epoch = 0, ""
         """How far fan-out has come; offset 0 while it has not begun."""
         self.base: Publication | None = None
-        """What was distributed last: what a difference is made against."""
+        """The publication that was distributed last; a delta is made against it."""
         self.version = 0
-        """Changes when a listener leaves: a fan-out that let others run looks again."""
+        """Changes when a listener leaves: fan-out looks again after it let other tasks run."""
 
     @property
     def empty(self) -> bool:
-        """Whether nobody listens any more."""
+        """Whether the channel has no listeners any more."""
         return not (self.listeners or self.joining or self.ahead)
 
     @property
     def size(self) -> int:
-        """How many listen, in whatever state."""
+        """The number of listeners: joining, ahead and live."""
         return len(self.joining) + len(self.ahead) + sum(map(len, self.listeners.values()))
 
     def live(self) -> Iterator[Listener]:
@@ -61,24 +61,24 @@ class Channel:
             yield from group
 
     def hears(self, listener: Listener) -> bool:
-        """Whether it may be told something now: it has been answered, and has not ended."""
+        """Whether a listener may get pushes now: it has been answered, and has not ended."""
         return not listener.ended and listener not in self.joining
 
     def everybody(self) -> Iterator[Listener]:
-        """Everybody who listens, in whatever state."""
+        """All listeners: joining, ahead and live."""
         yield from self.live()
         yield from self.joining
         yield from self.ahead
 
     def add(self, listener: Listener) -> None:
-        """Let a client hear this channel from now on."""
+        """Let a listener hear this channel from now on."""
         group = self.listeners.get(listener.codec)
         if group is None:
             group = self.listeners[listener.codec] = Group()
         group.add(listener)
 
     def remove(self, listener: Listener) -> None:
-        """Nothing of this channel goes to this client any more."""
+        """Let a listener hear nothing of this channel any more."""
         self.version += 1
         self.joining.pop(listener, None)
         self.ahead.pop(listener, None)
@@ -95,7 +95,7 @@ class Channel:
         self.add(listener)
 
     def go_live(self, listener: Listener, position: StreamPosition | None) -> None:
-        """End the joining: it has everything up to `position`; None where there is no stream."""
+        """End a listener's joining: it has everything up to `position`; None without a stream."""
         del self.joining[listener]
         if position is None or (position.offset, position.epoch) == (self.offset, self.epoch):
             self.add(listener)
@@ -103,10 +103,10 @@ class Channel:
             self.ahead[listener] = position
 
     def advance(self, publications: Sequence[Publication]) -> list[Run]:
-        """Move fan-out's position over these; split where there is a gap, drop what is old.
+        """Move fan-out's position over these; split at gaps, drop publications that are old.
 
-        One comparison for each publication, whatever the number of listeners. Those without an
-        offset are in no stream and are always in order.
+        One comparison for each publication, whatever the number of listeners. Publications without
+        an offset are not in the stream and are always in order.
         """
         for gathered in self.joining.values():
             gathered.extend(publications)
@@ -130,10 +130,11 @@ class Channel:
         return runs
 
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:
-        """Take out of `ahead` whom this run of publications reaches; others stay there.
+        """Take the listeners that this run reaches out of `ahead`; other listeners stay there.
 
-        Whoever it follows exactly is a live listener from here on, and hears the whole run. Of
-        the others those who need the same part of it, by the same codec, are one group.
+        If the run begins exactly after a listener's position, the listener is live from here on
+        and hears the whole run. The others get a part of the run: those that need the same part,
+        by the same codec, are one group.
         """
         caught_up = CaughtUp()
         groups: dict[tuple[Codec, int], Group] = {}
@@ -142,7 +143,8 @@ class Channel:
             if numbered:
                 first, last = numbered[0], numbered[-1]
                 if position.epoch != first.epoch or position.offset + 1 < first.offset:
-                    # Not taken out: ending it does that, and the channel goes with its last.
+                    # Not taken out here: the end of the listener does that, and removes the
+                    # channel with its last listener.
                     caught_up.lost.append(listener)
                     continue
                 if position.offset + 1 == first.offset:
@@ -163,11 +165,11 @@ class Channel:
 
 
 class CaughtUp(msgspec.Struct):
-    """What a run of publications means for those who were ahead of it."""
+    """What a run of publications means for the listeners that were ahead of fan-out."""
 
     lost: list[Listener] = []
-    """Something is missing between their position and the run: to be ended."""
+    """Publications are missing between their position and the run: they must be ended."""
     reached: list[Listener] = []
-    """To become live listeners after the run."""
+    """They become live listeners after the run."""
     pieces: list[tuple[Codec, Group, Sequence[Publication]]] = []
-    """Who gets only a part of the run, and which; it may be empty."""
+    """The groups that get only a part of the run, with that part; it may be empty."""

@@ -1,9 +1,9 @@
-"""Who hears a channel by one codec, laid out for fan-out.
+"""The listeners of a channel by one codec, laid out for fan-out.
 
-Fan-out goes over thousands of listeners for each event, and they seldom change between two. So it
-is given tuples that are kept until somebody comes or goes: it copies nothing and, of each listener,
-touches the outbox only. At 9,000 that is most of what there is to save: what isn't in the
-processor's cache costs more than the instructions.
+Fan-out goes over thousands of listeners for each event, and the listeners seldom change between two
+events. So fan-out gets tuples that are kept until a listener comes or goes: it copies nothing and
+touches only the outbox of each listener. With 9,000 listeners this is most of what can be saved:
+memory outside the processor's cache costs more than the instructions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Audience:
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self.listeners = listeners
         self.outboxes: tuple[Outbox, ...] = tuple(one.outbox for one in listeners)
-        """Theirs, in the same order."""
+        """The listeners' outboxes, in the same order."""
 
     def remaining(self, start: int = 0) -> Audience:
         """The listeners from `start` on that have not ended."""
@@ -47,12 +47,12 @@ class Group:
         return iter(self._listeners)
 
     def add(self, listener: Listener) -> None:
-        """Have one more."""
+        """Add one listener."""
         self._listeners[listener] = None
         self._audience = None
 
     def discard(self, listener: Listener) -> bool:
-        """Have one less; False if it was not there."""
+        """Remove one listener; False if it was not there."""
         if listener not in self._listeners:
             return False
         del self._listeners[listener]
@@ -60,7 +60,7 @@ class Group:
         return True
 
     def audience(self) -> Audience:
-        """Who listens now. Made anew only after somebody came or went."""
+        """The listeners of this moment. Made anew only after a listener came or went."""
         if self._audience is None:
             self._audience = Audience(tuple(self._listeners))
         return self._audience

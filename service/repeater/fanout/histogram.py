@@ -1,6 +1,6 @@
 """A histogram that costs the measured path one search and two additions.
 
-Plain numbers; who exports them reads a snapshot. The bounds are fixed when it is made.
+It holds plain numbers; exporters read a snapshot. The bounds are fixed when it is made.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class HistogramStatistics(msgspec.Struct, frozen=True):
     """What was observed so far."""
 
     bounds: tuple[float, ...]
-    """The buckets' upper bounds, which belong to them; ascending."""
+    """The buckets' upper bounds, ascending. A value equal to a bound counts in that bucket."""
 
     counts: tuple[int, ...]
-    """Observations in each bucket; one more than bounds, for what is above the last."""
+    """Observations in each bucket. There is one more bucket than bounds, for larger values."""
 
     total: float
     """The sum of all observed values."""
@@ -50,7 +50,7 @@ class Histogram:
         self._total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """The value was seen, so many times."""
+        """Count a value that was seen so many `times`."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 

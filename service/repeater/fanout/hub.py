@@ -1,7 +1,7 @@
 """Which channels have a listener on this node. All sync: a change is atomic until the next await.
 
-Knows no broker, no client, no socket and no protocol. What the listeners of a channel are is in
-`channel`.
+Knows no broker, no client, no socket and no protocol. The module `channel` keeps the listeners of
+one channel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ChannelEvents(Protocol):
-    """Is told which channels are heard. `backend.contract.Events` is the real one."""
+    """Learns which channels have listeners. `backend.contract.Events` is the real one."""
 
     def channel_occupied(self, channel: str) -> None:
         """A channel has its first listener on this node."""
@@ -27,18 +27,18 @@ class ChannelEvents(Protocol):
 
 
 class Hub:
-    """Every channel with a listener on this node. Lives inside the node; needs no end.
+    """Every channel with a listener on this node. Lives inside the node; needs no closing.
 
-    Its counts are kept as they change, so that a snapshot of a full node costs no walk.
+    It updates its counts with each change, so that a snapshot needs no loop over all listeners.
     """
 
     def __init__(self, events: ChannelEvents | None = None) -> None:
         self._events = events
         self.channels: dict[str, Channel] = {}
         self.distributed = trio.lowlevel.ParkingLot()
-        """Where to wait for fan-out to come further; all are woken after each batch."""
+        """Tasks wait here until fan-out has come further; each batch wakes all of them."""
         self.subscriptions = 0
-        """How many listeners all channels have together."""
+        """The number of listeners of all channels together."""
 
     def listen(self, name: str, listener: Listener) -> Channel:
         """Let a listener hear a channel from now on; returns the channel."""
@@ -62,7 +62,7 @@ class Hub:
         return channel
 
     def leave(self, channel: Channel, listener: Listener) -> None:
-        """Nothing of this channel goes to this listener any more. Called once for each."""
+        """Let a listener hear nothing of this channel any more. Called once for each listener."""
         listener.ended = True
         self.subscriptions -= 1
         channel.remove(listener)

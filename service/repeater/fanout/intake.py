@@ -1,10 +1,12 @@
 """The bounded queue between the brokers and the repeater.
 
-Full: publishers wait in `wait_room`, in order, and the node's publish deadline turns a wait that
-is too long into "try later". The repeater takes everything waiting at once, up to a batch's bytes.
+When it is full, publishers wait in `wait_room`, in order, and the node's publish deadline turns a
+wait that is too long into "try later". The repeater takes all waiting events at once, up to a
+batch's bytes.
 
-How long events wait is measured without a clock reading for each: one is read when an event comes
-into an empty queue, and one when a batch leaves others behind. What came later came after that.
+The waiting time of events is measured without one clock reading for each event. The clock is read
+when an event comes into an empty queue, and when a batch leaves other events behind: events that
+come later are younger than that reading.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ class Intake:
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
         self.batch_since = 0.0
-        """`perf_counter` of when the last batch's oldest event came; early by one batch's fan-out
-        at most, never late."""
+        """The `perf_counter` time at which the last batch's oldest event came. It is too early by
+        one batch's fan-out at most, and never too late."""
         self._since = 0.0  # the same for the oldest event that waits
         self._taken = 0
-        # Events from this number on came after this time; one entry for each batch that left some.
+        # Events from this number on came after this time; an entry for each batch that left some.
         self._marks: deque[tuple[int, float]] = deque()
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class Intake:
     async def wait_room(self) -> None:
         """Wait until one more event fits. The node sets the deadline.
 
-        A checkpoint only when it waits: the room that it saw is still there when it returns.
+        This is a checkpoint only when it waits, so the room is still there when it returns.
 
         Raises:
             trio.ClosedResourceError: the node is shutting down.
@@ -58,7 +60,7 @@ class Intake:
         """`wait_room` without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room.
+            trio.WouldBlock: the intake is full.
             trio.ClosedResourceError: the node is shutting down.
         """
         if self._closed:
@@ -70,7 +72,7 @@ class Intake:
         """Hand over one event, without waiting.
 
         Raises:
-            trio.WouldBlock: there is no room.
+            trio.WouldBlock: the intake is full.
             trio.ClosedResourceError: the node is shutting down.
         """
         self.check_room()
@@ -81,7 +83,7 @@ class Intake:
             self._repeater.unpark()
 
     async def take_batch(self) -> list[Event]:
-        """Everything waiting, up to the batch limit; empty once closed and taken.
+        """Take all waiting events, up to the batch limit; empty once closed and all are taken.
 
         No deadline: an idle node waits for its next event for ever.
         """
@@ -101,7 +103,7 @@ class Intake:
         return batch
 
     def _note_times(self, taken: int) -> None:
-        """A batch of so many left: since when has it waited, and since when what is left?"""
+        """Note since when a batch of `taken` events has waited, and since when the others wait."""
         self.batch_since = self._since
         self._taken += taken
         if not self._waiting:
@@ -112,7 +114,7 @@ class Intake:
             self._since = self._marks.popleft()[1]
 
     def close(self) -> None:
-        """Take nothing more; the repeater empties what is there and ends."""
+        """Accept no more events; the repeater takes the waiting ones and ends."""
         self._closed = True
         self._publishers.unpark_all()
         self._repeater.unpark_all()

@@ -1,7 +1,7 @@
 """One listener of one channel, as far as fan-out knows it.
 
-Fan-out knows no client: a listener is an outbox to write to, a codec to write by, and somebody to
-tell when something is missing in the stream. `clients.subscription` makes more of it.
+Fan-out knows no client: a listener is an outbox to write to, a codec to encode with, and a method
+to call when publications are missing in the stream. `clients.subscription` extends it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Listener:
         self.codec = codec
         self.outbox = outbox
         self.positioned = False
-        """Whether a gap in the stream must be told."""
+        """Whether this listener must be told of a gap in the stream."""
         self.join_leave = False
-        """Whether joins and leaves of others are pushed to it."""
+        """Whether joins and leaves of other clients are pushed to this listener."""
         self.ended = False
-        """Whether it listens no longer; set by the hub."""
+        """Whether it has left the channel; set by the hub."""
 
     def lose_position(self) -> None:
-        """Something is missing in the stream: have the client come back for it.
+        """Make the client come back, because publications are missing in its stream.
 
         Called by fan-out, for `positioned` listeners only. Must not await, and must not raise for
         anything that the client did.

@@ -1,13 +1,13 @@
-"""The way out to one client: straight to the socket, or behind a bounded backlog.
+"""The outbox of one client: chunks go straight to the socket, or behind a bounded backlog.
 
 Rule 1: while nothing waits, `send` is one non-blocking write of shared bytes; no task, no copy.
 Rule 2: once something waits, everything waits behind it, so order always holds; a memory channel
 is made and a drain task empties it, then both go away again.
-Rule 3: past its bound in bytes, or without progress for the write timeout, the client is cut, and
-nobody else notices.
+Rule 3: when the backlog passes its bound in bytes, or makes no progress for the write timeout, the
+client is cut, and no other client is affected.
 
-Which of the first two holds is not asked for each chunk: `write` is the socket's own method in the
-one case, and one that queues in the other. A delivery is one attribute and one call.
+No chunk has to ask whether rule 1 or rule 2 holds: `_write` is the socket's own method under rule
+1, and a method that queues under rule 2. A delivery is one attribute and one call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from repeater.errors import SLOW, WRITE_ERROR, Disconnect
 if TYPE_CHECKING:
     from repeater.fanout.transport import Transport
 
-_COALESCE = 65_536  # bytes joined into one write by the drain task: a socket buffer's order
+_COALESCE = 65_536  # bytes that the drain task joins into one write: about a socket's buffer
 
 
 class BacklogRoom:
@@ -54,7 +54,7 @@ class Outbox:
         self, transport: Transport, room: BacklogRoom, cut: Callable[[Disconnect], None]
     ) -> None:
         self._transport = transport
-        # What a chunk is given to now: the transport's `write`, `_queue` or `_drop`.
+        # The function that takes a chunk now: the transport's `write`, `_queue` or `_drop`.
         self._write = transport.write
         self._room = room
         self._cut = cut
@@ -69,11 +69,11 @@ class Outbox:
 
     @property
     def closed(self) -> bool:
-        """Whether the client is gone, so that chunks go nowhere."""
+        """Whether the client is gone, so that chunks are dropped."""
         return self._closed
 
     def send(self, chunk: bytes) -> None:
-        """Write one chunk now, or put it behind what already waits. Never raises for the peer."""
+        """Write one chunk now, or put it behind what waits. A peer's failure never raises."""
         send_to_all((self,), chunk)
 
     def push(self, chunk: bytes) -> bool:
@@ -99,7 +99,7 @@ class Outbox:
                 self.send(chunk)
 
     def _choose_write(self) -> None:
-        """What waits has changed."""
+        """Choose `_write` anew, because what waits has changed."""
         if self._closed:
             self._write = _drop
         elif self._pending is None and self._backlog is None:
@@ -108,20 +108,20 @@ class Outbox:
             self._write = self._queue
 
     def _queue(self, chunk: bytes) -> int:
-        """Take a chunk as a socket would, and put it behind what waits."""
+        """Take a chunk as a socket's `write` would, but put it behind what waits."""
         self.push(chunk)
         self.flush()
         return len(chunk)
 
     def _refused(self, chunk: bytes, error: OSError) -> None:
-        """The socket took nothing: for now, or for ever."""
+        """Queue a chunk that the socket did not take; cut the client if the socket failed."""
         if isinstance(error, BlockingIOError):
             self._wait(chunk)
         else:
             self._cut(WRITE_ERROR)
 
     def _wait(self, chunk: bytes) -> None:
-        """Behind the backlog with it. Full in bytes or in chunks: the client is cut as slow."""
+        """Put a chunk behind the backlog. If the backlog is full, the client is cut as slow."""
         if self._closed:
             return
         if self._backlog is None:
@@ -165,10 +165,11 @@ class Outbox:
             await self._backlog.emptied.wait()
 
     def close(self) -> None:
-        """Drop what waits and end the drain task; later chunks go nowhere. Idempotent."""
+        """Drop what waits and end the drain task; later chunks are dropped, too. Idempotent."""
         self._closed = True
         self._pending = None
-        # Nobody is left to be cut, and the client must not need the garbage collector to go.
+        # The client needs no cut any more, and without this reference to it no garbage collector
+        # is needed to free it.
         self._cut = _nobody
         self._room.backlogged.pop(self, None)
         if self._backlog is not None:
@@ -179,14 +180,14 @@ class Outbox:
 
 
 def send_to_all(outboxes: Iterable[Outbox], chunk: bytes) -> None:
-    """`Outbox.send` one chunk to each: the loop that fan-out spends its time in.
+    """`Outbox.send` one chunk to each outbox: the loop in which fan-out spends its time.
 
-    What it costs beside the system call is counted in instructions, so it is one loop without a
-    Python call in it. An outbox that is closed meanwhile drops the chunk.
+    The cost beside the system call is counted in instructions, so this is one loop without a
+    Python call inside. An outbox that is closed meanwhile drops the chunk.
     """
     size = len(chunk)
     for outbox in outboxes:
-        # Loaded apart from its call: as `outbox._write(chunk)` CPython would look for a method.
+        # Loaded before the call: with `outbox._write(chunk)` CPython would look for a method.
         write = outbox._write
         try:
             sent = write(chunk)
@@ -198,12 +199,12 @@ def send_to_all(outboxes: Iterable[Outbox], chunk: bytes) -> None:
 
 
 def _drop(chunk: bytes) -> int:
-    """What a closed outbox writes to."""
+    """The `_write` of a closed outbox: drops the chunk."""
     return len(chunk)
 
 
 def _nobody(_disconnect: Disconnect) -> None:
-    """What a closed outbox cuts."""
+    """The `_cut` of a closed outbox: does nothing."""
 
 
 class _Backlog:
@@ -221,7 +222,7 @@ class _Backlog:
         self.emptied = trio.Event()
 
     def add(self, chunk: bytes) -> bool:
-        """Put one chunk in; False, and not put in, when the limit would be passed."""
+        """Put one chunk in, or return False without doing so if the limit would be passed."""
         if self.size + len(chunk) > self._limit:
             return False
         self.size += len(chunk)
@@ -229,7 +230,7 @@ class _Backlog:
         return True
 
     def take(self, *, join: bool) -> bytes:
-        """The next chunk, with those behind it if they may be joined. It still counts as size."""
+        """The next chunk; with `join`, also chunks behind it. `size` still counts their bytes."""
         chunk = self._receive.receive_nowait()
         if not join:
             return chunk
@@ -244,6 +245,6 @@ class _Backlog:
         return b"".join(chunks)
 
     def progress(self, sent: int) -> None:
-        """The socket took this many bytes."""
+        """Note that the socket took this many bytes."""
         self.size -= sent
         self.moved_at = trio.current_time()

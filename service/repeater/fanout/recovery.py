@@ -1,7 +1,7 @@
-"""Joining history and live publications without a hole (protocol, sections 9.2 to 9.5).
+"""Joins history and live publications without a gap (protocol, sections 9.2 to 9.5).
 
-Pure: lists in, an outcome out. All that was missed, or the honest word that it was not recovered;
-never a part of it.
+Pure functions: lists in, a result out. The result has all publications that were missed, or says
+that they were not recovered; it never has a part of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from repeater.publication import Publication, StreamPosition
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """What a subscriber is given, and from which position it goes on."""
+    """What a subscriber gets, and from which position it goes on."""
 
     publications: Sequence[Publication]
-    """What it missed, oldest first; empty unless recovered."""
+    """The publications that it missed, oldest first; empty unless recovered."""
     position: StreamPosition
-    """How far it is served by this; fan-out goes on after it."""
+    """How far the subscriber is served; fan-out goes on after this position."""
     recovered: bool = False
 
 
 def join(top: StreamPosition, gathered: Sequence[Publication]) -> Joined:
-    """A subscriber that recovers nothing: from the top, or from what gathered meanwhile.
+    """Start a subscriber that recovers nothing: at the top, or after what gathered meanwhile.
 
     Args:
         top: The stream's position when its history was read.
@@ -42,10 +42,10 @@ def recover(
     top: StreamPosition,
     gathered: Sequence[Publication],
 ) -> Joined:
-    """A subscriber that comes back: everything after `since`, or not recovered.
+    """Start a subscriber that comes back: with everything after `since`, or not recovered.
 
     Args:
-        since: Where it was; an empty epoch is any.
+        since: The subscriber's position; an empty epoch matches any epoch.
         history: Publications after `since`, oldest first; a limit may have cut them short.
         top: The stream's position when that history was read.
         gathered: What fan-out distributed since the subscriber joined.
@@ -56,7 +56,7 @@ def recover(
         since.epoch in ("", top.epoch)
         and _follows(since.offset, missed, top.epoch)
         and (missed[-1].offset if missed else since.offset) >= top.offset
-        # Ahead of the top: the stream lost what this subscriber has seen.
+        # If `since` is above the top, the stream lost publications that this subscriber has seen.
         and since.offset <= top.offset
     )
     if complete:
@@ -75,16 +75,16 @@ def recover_newest(
 
 
 class GoneOn(msgspec.Struct, frozen=True):
-    """What is told right after the answer, and how far it reaches."""
+    """The publications that are sent right after the answer, and how far they reach."""
 
     publications: Sequence[Publication]
     position: StreamPosition
     gap: bool
-    """Whether something that gathered does not follow."""
+    """Whether a gathered publication does not follow the one before it."""
 
 
 def go_on(position: StreamPosition, gathered: Sequence[Publication]) -> GoneOn:
-    """From a position over what gathered after it was decided, as far as nothing is missing."""
+    """The publications that gathered after `position` was decided, up to the first gap."""
     publications, gap = [], False
     for publication in gathered:
         if publication.offset:
@@ -101,14 +101,14 @@ def go_on(position: StreamPosition, gathered: Sequence[Publication]) -> GoneOn:
 def _merge(
     offset: int, history: Sequence[Publication], gathered: Sequence[Publication]
 ) -> Sequence[Publication]:
-    """Both after `offset`, in order and without doubles; what is in no stream is left out."""
+    """Both lists after `offset`, in order and without doubles; only publications with offsets."""
     last = history[-1].offset if history else offset
     later = {one.offset: one for one in gathered if one.offset > last}
     return [*history, *(later[offset] for offset in sorted(later))]
 
 
 def _follows(offset: int, publications: Sequence[Publication], epoch: str) -> bool:
-    """Whether these are the ones right after `offset`, without a hole, all of one epoch."""
+    """Whether these publications come right after `offset`, without a gap, all of this epoch."""
     for publication in publications:
         offset += 1
         if publication.offset != offset or publication.epoch != epoch:

@@ -1,8 +1,8 @@
 """The repeater task: takes events in batches and gives each to every listener.
 
 It owns no connection and knows no broker. Nothing here waits for a client: an outbox takes a
-chunk without awaiting, and one that can't keep up is cut by its own bounds. A crash here ends the
-process loudly.
+chunk without awaiting, and cuts a client that cannot keep up. A crash here ends the process
+loudly.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     batch_events: HistogramStatistics
     """Events in a batch."""
     fanout_seconds: HistogramStatistics
-    """From a batch's taking to the last of its listeners."""
+    """From the moment when a batch is taken to the last of its listeners."""
     publish_to_write_seconds: HistogramStatistics
     """From the broker's hand-over to the end of fan-out. Each event counts with the age of the
-    oldest in its batch, so the truth is a little better."""
+    oldest event in its batch, so the real times are a little shorter."""
 
 
 class Chunks(msgspec.Struct, frozen=True):
-    """What a group of listeners is written, and how many publications and bytes that is."""
+    """The bytes that each listener of a group gets, and the numbers of publications and bytes."""
 
     bytes: Sequence[bytes]
     publications: int
@@ -56,7 +56,7 @@ class Chunks(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, codec: Codec, run: Sequence[Publication], base: Publication | None) -> Self:
-        """Encode a run; a filter may let nothing of it through, and is counted as all or none."""
+        """Encode a run. It counts as all its publications, or as none if a filter leaves none."""
         chunks = codec.publications(run, base)
         return cls(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
 
@@ -106,10 +106,10 @@ class Repeater:
             if self._hub.distributed:
                 self._hub.distributed.unpark_all()
             if len(self._intake):
-                await trio.lowlevel.checkpoint()  # Else the wait for the next event is one.
+                await trio.lowlevel.checkpoint()  # Else `take_batch` waits, which is a checkpoint.
 
     def _measure(self, events: int, since: float, taken_at: float) -> None:
-        """A batch was distributed: one reading of the clock more, however many events it had."""
+        """Measure a distributed batch: one more clock reading, however many events it had."""
         now = perf_counter()
         self._batch_events.observe(events)
         self._fanout_seconds.observe(now - taken_at)
@@ -131,7 +131,7 @@ class Repeater:
     def _by_channel(
         self, publications: Sequence[Publication]
     ) -> list[tuple[Channel, Sequence[Publication]]]:
-        """By channel, order kept within each; channels that nobody hears left out."""
+        """Publications by channel, in order within each; without channels that have no listener."""
         self._publications += len(publications)
         names: dict[str, list[Publication]] = {}
         for publication in publications:
@@ -145,10 +145,10 @@ class Repeater:
         publications: Sequence[Publication],
         touched: dict[Outbox, None] | None = None,
     ) -> None:
-        """Move the channel on; before a gap, end the live listeners that were promised none.
+        """Move the channel on; at a gap, end the live listeners that are `positioned`.
 
-        Those that join or are ahead go by a position of their own, which the gap may not touch.
-        With `touched` the chunks are only pushed, and the outboxes noted for one flush each.
+        Listeners that are joining or ahead have a position of their own, which the gap may not
+        affect. With `touched` the chunks are only pushed, and each outbox is noted for one flush.
         """
         for run in channel.advance(publications):
             if run.gap_before:
@@ -163,7 +163,7 @@ class Repeater:
     ) -> None:
         """Encode once per codec, and give the chunks to every live listener of this moment.
 
-        Whoever joins while this gives way to others has the run in its history already.
+        A listener that joins while this gives way to other tasks has the run in its history.
         """
         caught_up = channel.catch_up(run) if channel.ahead else None
         groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
@@ -174,7 +174,8 @@ class Repeater:
             for listener in caught_up.lost:
                 listener.lose_position()
             for codec, group, piece in caught_up.pieces:
-                # They had no base from fan-out; nor have all of them the run's last for one.
+                # Without a base, since fan-out gave these listeners none. They keep their codec:
+                # not all of them get the run's last publication, which is the next base.
                 chunks = Chunks.of(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
@@ -192,11 +193,14 @@ class Repeater:
         chunks: Chunks,
         touched: dict[Outbox, None] | None,
     ) -> None:
-        """Give chunks to those of a group, of this version, that listen still to the end."""
+        """Give chunks to a group's listeners, except to those that leave meanwhile.
+
+        `audience` has the group's listeners at this `version` of the channel.
+        """
         start = 0
         while True:
             if channel.version != version:
-                # Somebody left meanwhile: they must not hear what they left.
+                # A listener left meanwhile: it must not hear the channel any more.
                 audience, version, start = audience.remaining(start), channel.version, 0
             outboxes = audience.outboxes[start : start + _SLICE]
             if not outboxes:
@@ -219,13 +223,13 @@ class Repeater:
             for outbox in outboxes:
                 for chunk in chunks.bytes:
                     outbox.push(chunk)
-            # Also those in which a reply waits already: its command may take long.
+            # Also outboxes in which a reply waits already: the reply's command may take long.
             touched.update(dict.fromkeys(outboxes))
         self._deliveries += len(outboxes) * chunks.publications
         self._bytes_out += len(outboxes) * chunks.size
 
     async def _announce(self, announcement: Announcement) -> None:
-        """Push a join or leave to those who asked for it."""
+        """Push a join or leave to the listeners that asked for joins and leaves."""
         channel = self._hub.channels.get(announcement.channel)
         if channel is None:
             return
@@ -250,6 +254,6 @@ class Repeater:
             await self._give_way()
 
     async def _give_way(self) -> None:
-        """Let pings, accepts and REST calls have a turn: the time budget is used up."""
+        """Give pings, accepts and REST calls a turn, because the time budget is used up."""
         await trio.lowlevel.checkpoint()
         self._turn_ends = perf_counter() + self._budget

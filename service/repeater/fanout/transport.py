@@ -1,7 +1,7 @@
-"""The contract of a transport: how bytes leave for one client.
+"""The contract of a transport: how bytes go to one client.
 
 A transport knows no broker and no other client. Fan-out relies on these few methods and on nothing
-more; `transports/` has those of real sockets.
+more; `transports/` has the transports of real sockets.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from repeater.protocol.centrifugo.codecs import Codec
 
 
 class Transport(Protocol):
-    """How bytes leave for one client. Owned by the handler of its connection."""
+    """How bytes go to one client. Owned by the handler of its connection."""
 
     name: str
     codec: Codec
 
     def address(self) -> str:
-        """Where the peer is, for people; empty if that is not known (any more)."""
+        """The peer's address, for people; empty if it is not known (any more)."""
 
     @property
     def write(self) -> Callable[[bytes], int]:
         """Writes what the socket takes now; returns the number of bytes. A bound method.
 
         Raises:
-            BlockingIOError: it takes nothing now.
+            BlockingIOError: the socket takes nothing now.
             OSError: the peer is gone.
         """
 

@@ -1,4 +1,4 @@
-"""What a token says, and the grants that it makes (protocol, section 13). Sans I/O, no keys."""
+"""A token's claims, and the grants made of them (protocol, section 13). No I/O and no keys."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 
-_EXACT = 2**53  # Seconds past it are no date, and lose digits as a float.
+_EXACT = 2**53  # More seconds than this are not a date, and a float would lose their digits.
 
 NumericDate = Annotated[float, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 WholeDate = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What both kinds of token may say. A claim that is null is one left out."""
+    """The claims that both kinds of token may have. A claim that is null counts as missing."""
 
     sub: str | None = None
     exp: NumericDate | None = None
@@ -48,7 +48,7 @@ class Claims(msgspec.Struct, frozen=True):
 
     @property
     def audiences(self) -> list[str]:
-        """`aud` as the list that it may be."""
+        """`aud` as a list, also if the token has a single text; empty without one."""
         return [self.aud] if isinstance(self.aud, str) else self.aud or []
 
     @property
@@ -60,7 +60,7 @@ class Claims(msgspec.Struct, frozen=True):
 
 
 class ConnectionToken(Claims, frozen=True):
-    """What a connection token may say."""
+    """The claims of a connection token."""
 
     channels: list[str] | None = None
     subs: dict[str, SubscriptionOptions | None] | None = None
@@ -68,7 +68,7 @@ class ConnectionToken(Claims, frozen=True):
 
 
 class SubscriptionToken(Claims, frozen=True):
-    """What a subscription token may say."""
+    """The claims of a subscription token."""
 
     client: str | None = None
     data: msgspec.Raw = msgspec.Raw()
@@ -83,20 +83,20 @@ def decode_claims(payload: bytes, kind: type[C]) -> C:
     """Read a token's payload.
 
     Raises:
-        TokenInvalidError: it is not JSON, or a claim has the wrong type.
+        TokenInvalidError: the payload is not JSON, or a claim has the wrong type.
     """
     try:
-        payload.decode()  # What passes through unread is not checked by the decoder.
+        payload.decode()  # The JSON decoder does not check the claims that pass through unread.
         return msgspec.json.decode(payload, type=kind)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise TokenInvalidError(f"claims: {reason_of(error)}") from None
 
 
 def user_of(payload: bytes, claims: Claims, name: str) -> str:
-    """The user's id in the claim of this name; empty, so anonymous, if it is not there.
+    """The user's id in the claim of this name; empty (anonymous) if the claim is missing.
 
     Raises:
-        TokenInvalidError: it is neither text nor, in a claim other than `sub`, a whole number.
+        TokenInvalidError: the claim is neither text nor, unless it is `sub`, a whole number.
     """
     if name == "sub":
         return claims.sub or ""
@@ -104,7 +104,7 @@ def user_of(payload: bytes, claims: Claims, name: str) -> str:
     try:
         found = msgspec.json.decode(raw, type=str | int | None)
     except (msgspec.DecodeError, RecursionError):
-        raise TokenInvalidError(f"claims: {name} is no user id") from None
+        raise TokenInvalidError(f"claims: {name} is not a user id") from None
     return "" if found is None else str(found)
 
 
@@ -112,7 +112,7 @@ def check_times(claims: Claims, now: float) -> None:
     """Compare `exp` and `nbf` with the time, Unix seconds.
 
     Raises:
-        TokenExpiredError: past the one or before the other.
+        TokenExpiredError: the time is past `exp` or before `nbf`.
     """
     if claims.exp is not None and now >= claims.exp:
         raise TokenExpiredError("expired")
@@ -163,7 +163,7 @@ def subscription_claims(user: str, channel: str, claims: SubscriptionToken) -> S
 
 @contextmanager
 def _invalid_token() -> Iterator[None]:
-    """What is wrong with a grant is wrong with its token."""
+    """Raise a mistake in a grant as a mistake in its token."""
     try:
         yield
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""An issuer's published keys (JWKS): fetched when a token needs them, kept while they serve.
+"""An issuer's published keys (JWKS): fetched when a token needs them, kept until replaced.
 
 Rule 1: however many tokens come and whatever keys they name, there is one fetch at a time and a
-pause between two. Rule 2: no token is called invalid for a key that the issuer may have published
-since the last fetch; its client is told to try again. Keys outlive an issuer that is down.
+pause between two fetches. Rule 2: no token is called invalid for a key that the issuer may have
+published since the last fetch; its client is told to try again. While the issuer is down, the known
+keys stay in use.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from repeater.log import get_logger
 log = get_logger("tokens")
 
 KEY_ID_LIMIT = 255
-"""Longest `kid` in characters that is looked for; real ones are hashes and short names."""
+"""Longest `kid` that is looked up, in characters; real ones are hashes and short names."""
 
 _ABSENT_LIMIT = 1_024  # names of keys that the newest set does not have
 
@@ -45,7 +46,7 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
     @property
     def signs(self) -> bool:
-        """Whether its owner says, or at least does not deny, that it signs."""
+        """Whether the key may verify signatures; a key set that says nothing means yes."""
         return self.use in (None, "sig") and (self.key_ops is None or "verify" in self.key_ops)
 
 
@@ -61,15 +62,15 @@ _FACTORIES = {
 
 
 def parse_key_set(body: bytes) -> dict[str, list[Key]]:
-    """The usable keys of a set by their `kid`. Members that can't be used are left out.
+    """The usable keys of a set by their `kid`. Members that cannot be used are left out.
 
     Raises:
-        BrokerError: it is no key set at all.
+        BrokerError: the body is not a key set at all.
     """
     try:
         document = msgspec.json.decode(body, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BrokerError("the answer is no key set") from None
+        raise BrokerError("the answer is not a key set") from None
     found: dict[str, list[Key]] = {}
     for member in document.keys:
         try:
@@ -81,7 +82,7 @@ def parse_key_set(body: bytes) -> dict[str, list[Key]]:
 
 
 def _keys_of(published: PublishedKey) -> list[Key]:
-    """One key for each algorithm that the published one allows; none if it is of no use here."""
+    """One key for each algorithm that the published key allows; empty if it is not usable here."""
     factory = _FACTORIES.get(published.kty)
     if factory is None or not published.signs:
         return []
@@ -98,7 +99,7 @@ def _keys_of(published: PublishedKey) -> list[Key]:
 
 
 class KeySetStatistics(msgspec.Struct, frozen=True):
-    """What one issuer's key set did so far."""
+    """What one issuer's key set holds and did so far."""
 
     keys: int
     fetches: int
@@ -106,7 +107,7 @@ class KeySetStatistics(msgspec.Struct, frozen=True):
 
 
 class _Fetch:
-    """One fetch, as those who wait for it see it."""
+    """One fetch, as seen by the callers that wait for it."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -137,13 +138,13 @@ class KeySet:
         return KeySetStatistics(len(self._keys), self._fetches, self._failures)
 
     async def find(self, kid: str) -> list[Key]:
-        """The key of this name, once for each algorithm that it allows; empty for no such key.
+        """The key with this `kid`, once for each algorithm it allows; empty if it does not exist.
 
         Waits for a fetch if the key is unknown or the set is old, for `jwks_timeout` at most.
         All callers share one fetch; a cancelled caller leaves it to the others.
 
         Raises:
-            BrokerError: it can't be told now whether there is such a key.
+            BrokerError: the keys are not available now, so the key may exist or not.
         """
         if len(kid) > KEY_ID_LIMIT:
             return []
@@ -153,19 +154,22 @@ class KeySet:
             return self._keys[kid]
         if kid in self._absent:
             return []
-        raise BrokerError("the issuer's keys cannot be had now")
+        raise BrokerError("the issuer's keys are not available now")
 
     def _knows(self, kid: str) -> bool:
         fresh = trio.current_time() < self._fetched_at + self._options.jwks_ttl
         return fresh and kid in self._keys
 
     def _note_absent(self, kid: str) -> None:
-        """Remember the verdict until the next fetch; when full, the others are told to wait."""
+        """Remember until the next fetch that the newest set does not have this key.
+
+        When the memory is full, the clients with other such keys are told to try again.
+        """
         if len(self._absent) < _ABSENT_LIMIT:
             self._absent.add(kid)
 
     async def _refresh(self) -> bool:
-        """Join the fetch that is under way, or start one if it is time; whether it succeeded."""
+        """Join the current fetch, or start one if it is time; returns whether it succeeded."""
         fetch = self._under_way
         if fetch is None:
             if trio.current_time() < self._tried_at + self._options.jwks_retry_interval:
@@ -176,7 +180,7 @@ class KeySet:
         return fetch.succeeded
 
     async def _run(self, fetch: _Fetch) -> None:
-        """Replace the keys, or keep them if that fails. Wakes whoever waits in any case."""
+        """Fetch new keys, or keep the old ones if that fails. Always wakes the waiters."""
         self._fetches += 1
         try:
             self._keys = parse_key_set(await self._download())
@@ -186,7 +190,7 @@ class KeySet:
             self._failures += 1
             log.warning("issuer's keys not fetched", issuer=self._issuer, reason=str(error))
         finally:
-            # Also after a failure: then nobody knows what the issuer has by now.
+            # Also after a failure: the issuer may have published these keys by now.
             self._absent.clear()
             self._tried_at = trio.current_time()
             self._under_way = None
@@ -196,9 +200,9 @@ class KeySet:
         """The body of the issuer's answer.
 
         Raises:
-            BrokerError: no answer in time, no answer at all, or one that is too long.
+            BrokerError: no answer in time, no good answer, or an answer that is too long.
         """
-        # Compressed, a short body could be a long one.
+        # A compressed body that is short could become a long one.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         body = bytearray()
         with trio.move_on_after(self._options.jwks_timeout) as scope:
@@ -211,7 +215,7 @@ class KeySet:
                     async for chunk in response.aiter_raw():
                         body += chunk
                         if len(body) > self._options.jwks_size_limit:
-                            # Unlike an exception here, it ends the client's generators, too.
+                            # Unlike an exception, this also ends the client's generators.
                             scope.cancel()
             except httpx.HTTPError as error:
                 raise BrokerError(type(error).__name__) from error

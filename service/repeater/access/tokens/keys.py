@@ -1,7 +1,7 @@
 """Which key allows which algorithm: decided once, when a key is loaded, and by the key alone.
 
-This is what makes `alg: none` and an RSA key taken for an HMAC secret impossible rather than
-forbidden: an algorithm that no key allows is not in the ring.
+So `alg: none`, and an RSA key taken for an HMAC secret, are impossible rather than forbidden: an
+algorithm that no key allows is not in the ring.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 
 class Key:
-    """One key for one algorithm. Prints nothing of itself."""
+    """One key for one algorithm. Its `repr` shows nothing of the key."""
 
     __slots__ = ("_implementation", "_material", "algorithm")
 
@@ -46,12 +46,12 @@ class Key:
         self._material = material
 
     def proves(self, text: bytes, signature: bytes) -> bool:
-        """Whether whoever signed the text has this key's secret half."""
+        """Whether this key's secret half made the signature of the text."""
         return self._implementation.verify(text, self._material, signature)
 
 
 def hmac_keys(secret: str) -> list[Key]:
-    """The keys that a shared secret makes.
+    """The keys of a shared secret, one for each HMAC algorithm.
 
     Raises:
         ValueError: the secret is a public key, which anybody could sign with.
@@ -63,19 +63,19 @@ def hmac_keys(secret: str) -> list[Key]:
 
 
 def public_keys(key: object) -> list[Key]:
-    """The keys that a public key makes, by its type: RS*, the one ES* of its curve, EdDSA.
+    """The keys of a public key, one for each algorithm: RS*, the one ES* of its curve, or EdDSA.
 
     Raises:
-        ValueError: a type or curve that no algorithm takes, or an RSA key that is too short.
+        ValueError: no algorithm takes its type or curve, or it is an RSA key that is too short.
     """
     return [_key(name, key) for name in _algorithms_of(key)]
 
 
 def pem_keys(pem: str) -> list[Key]:
-    """The keys that a PEM public key makes.
+    """The keys of a public key in PEM form; see `public_keys`.
 
     Raises:
-        ValueError: it is none, or none that can be used.
+        ValueError: it is not a public key in PEM form, or cannot be used.
     """
     try:
         key = load_pem_public_key(pem.encode())
@@ -94,7 +94,7 @@ def _algorithms_of(key: object) -> tuple[str, ...]:
             return (CURVE_ALGORITHMS[key.curve.name],)
         case Ed25519PublicKey():
             return ("EdDSA",)
-    raise ValueError("a key of this type or curve signs no token")
+    raise ValueError("a key of this type or curve cannot sign tokens")
 
 
 def _key(name: str, material: object) -> Key:
@@ -103,7 +103,7 @@ def _key(name: str, material: object) -> Key:
 
 
 class KeyRing:
-    """The keys that the options themselves hold. Made once; waits for nothing."""
+    """The keys that the options themselves hold. Made once; never waits."""
 
     def __init__(self, options: TokenOptions) -> None:
         self._current = _by_algorithm(_configured(options))
@@ -134,7 +134,8 @@ def _configured(options: TokenOptions) -> list[Key]:
     """The options' current keys, each of the type that its option says.
 
     Raises:
-        ValueError: one is not; the text names the option and never holds the key.
+        ValueError: a key is not usable, or is of another type; the text names the option and
+            never holds the key.
     """
     keys = hmac_keys(options.hmac_secret_key) if options.hmac_secret_key else []
     for option, prefix in (("rsa", "RS"), ("ecdsa", "ES"), ("eddsa", "EdDSA")):

@@ -1,6 +1,6 @@
-"""What makes a token good: whose keys, for which audience, from which issuer. Values only.
+"""What a valid token needs: which keys, which audience, which issuer. Values only.
 
-A server has one set for connection tokens and may have another for subscription tokens.
+A server has one `TokenOptions` for connection tokens, and may have another for subscription tokens.
 """
 
 from __future__ import annotations
@@ -12,57 +12,57 @@ from repeater.options import Options, SecretText
 
 
 class TokenOptions(Options, frozen=True, kw_only=True):
-    """What one kind of token is proven with (protocol, section 13). Secrets stay out of `repr`.
+    """The keys and conditions of one kind of token (protocol, section 13). `repr` has no secrets.
 
-    The keys alone decide which algorithms are taken; what a token's header says decides nothing.
+    The keys alone decide which algorithms are accepted; a token's header decides nothing.
     Without any key every token is invalid. Times are seconds, sizes bytes.
 
     Raises:
-        ValueError: options that contradict each other; the text never holds a key.
+        ValueError: the options contradict each other; the text never holds a key.
     """
 
     hmac_secret_key: SecretText = ""
-    """Allows HS256, HS384 and HS512; empty for none."""
+    """The shared secret; allows HS256, HS384 and HS512. Empty for none."""
 
     hmac_previous_secret_key: SecretText = ""
-    """Also taken while the secret is being replaced; empty for none."""
+    """The old secret, accepted too while it is being replaced; empty for none."""
 
     hmac_previous_secret_key_valid_until: int = 0
-    """Unix seconds from which the previous secret is no longer taken; 0 for no end."""
+    """The time, in Unix seconds, from which the previous secret is refused; 0 for never."""
 
     rsa_public_key: str = ""
-    """PEM, of 2,048 bits at least; allows RS256, RS384 and RS512."""
+    """PEM of an RSA key with 2,048 bits or more; allows RS256, RS384 and RS512."""
 
     ecdsa_public_key: str = ""
-    """PEM; allows the one of ES256, ES384 and ES512 that is its curve's."""
+    """PEM of an elliptic curve key; allows ES256, ES384 or ES512, depending on its curve."""
 
     eddsa_public_key: str = ""
     """PEM of an Ed25519 key; allows EdDSA."""
 
     jwks_url: str = ""
-    """Where the issuer publishes its keys; a token names its key by `kid`. Each key allows its
-    own type's algorithms, so never HS*."""
+    """The URL where the issuer publishes its keys. A token names its key by `kid`. Each key allows
+    the algorithms of its own type, so never HS*."""
 
     jwks_ttl: float = 3_600.0
     """How long published keys are used before they are fetched again."""
 
     jwks_retry_interval: float = 10.0
-    """Between two fetches at least, however many unknown keys the tokens name."""
+    """Shortest time between two fetches, however many unknown keys the tokens name."""
 
     jwks_timeout: float = 2.0
-    """For one fetch; a client's SDK gives up on a connect after 5."""
+    """Longest time for one fetch; a client's SDK gives up on a connect after 5 seconds."""
 
     jwks_size_limit: int = 262_144
-    """Longest key set; real ones have a few KiB."""
+    """Longest key set that is accepted; real ones have a few KiB."""
 
     audience: str = ""
-    """What `aud` must be, or have among its values; empty for anything."""
+    """The value that `aud` must be, or contain if it is a list; empty allows any."""
 
     audience_regex: re.Pattern[str] | None = None
     """The same as a pattern, which the whole value must match."""
 
     issuer: str = ""
-    """What `iss` must be; empty for anything."""
+    """The value that `iss` must be; empty allows any."""
 
     issuer_regex: re.Pattern[str] | None = None
     """The same as a pattern, which the whole value must match."""
@@ -95,7 +95,7 @@ class TokenOptions(Options, frozen=True, kw_only=True):
 
 
 def is_http(url: str) -> bool:
-    """Whether this is an address with a host."""
+    """Whether this is an http or https URL with a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -16,7 +16,7 @@ _GRACE = 1.0  # seconds beyond the longest wait for an issuer's keys
 
 
 class ReplaceableVerifier:
-    """Implements `TokenVerifier` by the newest of several. Made by `open_replaceable_verifier`."""
+    """Implements `TokenVerifier` by its newest verifier. Made by `open_replaceable_verifier`."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -24,7 +24,7 @@ class ReplaceableVerifier:
         self._verifier: JWTVerifier | None = None
 
     def statistics(self) -> VerifierStatistics | None:
-        """What the newest did; its counts begin when it came into force."""
+        """The newest verifier's statistics; its counts begin when it came into force."""
         return None if self._verifier is None else self._verifier.statistics()
 
     async def verify_connection(self, token: str) -> ConnectionGrant:
@@ -38,15 +38,15 @@ class ReplaceableVerifier:
         return await self._verifier.verify_subscription(token)
 
     async def replace(self, connection: TokenOptions, subscription: TokenOptions) -> None:
-        """Prove tokens by these options from now on. Cancelled or failed, nothing has changed.
+        """Prove tokens by these options from now on. If cancelled or failed, nothing changes.
 
-        Verifications that began by the old options end by them.
+        Verifications that began with the old options end with the old options.
 
         Raises:
-            ValueError: a key is of no use; the text names its option and never holds the key.
+            ValueError: a key is not usable; the text names its option and never holds the key.
         """
         for options in (connection, subscription):
-            KeyRing(options)  # here, since an error in a task of the nursery is everybody's
+            KeyRing(options)  # here, since an error in the nursery would end its other tasks too
         retire = trio.Event()
         verifier = await self._nursery.start(_hold, connection, subscription, retire)
         self._retire.set()
@@ -59,10 +59,10 @@ async def _hold(
     retire: trio.Event,
     task_status: trio.TaskStatus[JWTVerifier],
 ) -> None:
-    """Keep a verifier open until it is replaced and nobody can still be waiting for it."""
+    """Keep a verifier open until it is replaced and no caller can still be waiting for it."""
     async with open_verifier(connection, subscription) as verifier:
         task_status.started(verifier)
-        await retire.wait()  # no deadline: as long as it is in force
+        await retire.wait()  # no deadline: lasts as long as the verifier is in force
         longest = max(connection.jwks_timeout, subscription.jwks_timeout)
         await trio.sleep(longest + _GRACE)
 
@@ -74,7 +74,7 @@ async def open_replaceable_verifier(
     """Open a verifier; it must not be used after the block.
 
     Raises:
-        ValueError: a key is of no use; the text names its option and never holds the key.
+        ValueError: a key is not usable; the text names its option and never holds the key.
     """
     async with trio.open_nursery() as nursery:
         verifier = ReplaceableVerifier(nursery)

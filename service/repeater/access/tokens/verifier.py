@@ -1,4 +1,4 @@
-"""Proves tokens: the signature first, then whom and when it is for, then what it grants.
+"""Proves tokens: first the signature, then audience, issuer and times, then the grant.
 
 Done in place, without a thread: measured, a whole verification takes 25 us with HS256, 50 to 110
 with RS256, ES256 and EdDSA, and below 400 with ES384 and ES512.
@@ -47,7 +47,7 @@ _LIBRARY = jwt.PyJWS()
 
 
 class _Parts(msgspec.Struct, frozen=True):
-    """A token taken apart; nothing of it is proven."""
+    """The parts of a token; nothing of them is proven yet."""
 
     algorithm: str
     kid: str | None
@@ -60,10 +60,10 @@ def _take_apart(token: str) -> _Parts:
     """Decode the three parts of a token.
 
     Raises:
-        TokenInvalidError: it is no token, or has a header that must be understood and is not.
+        TokenInvalidError: it is not a token, or its header has a critical part that is unknown.
     """
     try:
-        # Only taken apart here: which key may prove it is for `TokenProver.prove` to say.
+        # The signature is not checked here: `TokenProver.prove` decides which key may prove it.
         found = _LIBRARY.decode_complete(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenInvalidError("not a token") from None
@@ -87,11 +87,11 @@ class TokenProver:
         self._now = now
 
     async def prove(self, token: str) -> bytes:
-        """The payload of a token that somebody with one of our keys has signed.
+        """The payload of a token that was signed with one of our keys.
 
         Raises:
-            TokenInvalidError: nobody has.
-            BrokerError: the issuer's keys can't be had now.
+            TokenInvalidError: it is not a token, or was not signed with one of our keys.
+            BrokerError: the issuer's keys are not available now.
         """
         parts = _take_apart(token)
         if self._ring.proves(parts.algorithm, parts.signed, parts.signature, self._now()):
@@ -111,11 +111,11 @@ class TokenProver:
         )
 
     async def read(self, token: str, kind: type[C]) -> tuple[str, C]:
-        """The user and the claims of a token that is for us. Its times are not looked at.
+        """The user and the claims of a token that is for us. Its times are not checked.
 
         Raises:
-            TokenInvalidError: it is not proven, for somebody else, or says what it must not.
-            BrokerError: the issuer's keys can't be had now.
+            TokenInvalidError: it is not proven, has another audience or issuer, or bad claims.
+            BrokerError: the issuer's keys are not available now.
         """
         payload = await self.prove(token)
         claims = decode_claims(payload, kind)
@@ -128,14 +128,14 @@ class TokenProver:
 
 
 def _admits(exact: str, pattern: re.Pattern[str] | None, values: list[str]) -> bool:
-    """Whether one of the values is as the options want it; anything is if they say nothing."""
+    """Whether one of the values is as the options want it; with empty options, always True."""
     if exact:
         return exact in values
     return pattern is None or any(pattern.fullmatch(value) for value in values)
 
 
 class VerifierStatistics(msgspec.Struct, frozen=True):
-    """How many tokens ended how, and what the issuers' key sets did."""
+    """How many verifications had which result, and the statistics of the issuers' key sets."""
 
     proven: int
     expired: int
@@ -178,25 +178,25 @@ class JWTVerifier:
         Raises:
             TokenExpiredError: past its `exp` or before its `nbf`.
             TokenInvalidError: it is not proven, not for us, malformed, or a subscription token.
-            BrokerError: the issuer's keys can't be had now.
+            BrokerError: the issuer's keys are not available now.
         """
         await trio.lowlevel.checkpoint()
         with self._counted():
             user, claims = await self._connection.read(token, ConnectionToken)
             if claims.channel:
-                raise TokenInvalidError("a subscription token is no connection token")
+                raise TokenInvalidError("a subscription token is not a connection token")
             check_times(claims, self._now())
             return connection_grant(user, claims)
 
     async def verify_subscription(self, token: str) -> SubscriptionClaims:
-        """What a subscription token grants, and to whom. Cancelling it loses nothing.
+        """What a subscription token grants, and to which user. Cancelling it loses nothing.
 
         Waits only for an issuer's keys, for `jwks_timeout` at most.
 
         Raises:
             TokenExpiredError: past its `exp` or before its `nbf`.
             TokenInvalidError: it is not proven, not for us, malformed, or names no channel.
-            BrokerError: the issuer's keys can't be had now.
+            BrokerError: the issuer's keys are not available now.
         """
         await trio.lowlevel.checkpoint()
         with self._counted():
@@ -234,14 +234,14 @@ async def open_verifier(
     """Open a verifier; it must not be used after the block.
 
     Args:
-        connection: What proves connection tokens.
-        subscription: What proves subscription tokens; the same if None.
+        connection: The options of connection tokens.
+        subscription: The options of subscription tokens; the same options if None.
         now: The time in Unix seconds.
-        client: What fetches the issuers' keys. The caller's stays the caller's to close;
-            otherwise one is made if a key set needs it, and closed at the end of the block.
+        client: Fetches the issuers' keys; the caller must close it. If None, a client is made
+            when a key set needs one, and closed at the end of the block.
 
     Raises:
-        ValueError: a key is of no use; the text names its option and never holds the key.
+        ValueError: a key is not usable; the text names its option and never holds the key.
     """
     kinds = [connection] if subscription is None else [connection, subscription]
     rings = [KeyRing(options) for options in kinds]
@@ -249,7 +249,7 @@ async def open_verifier(
         _warn_of_short_secret(options)
     async with AsyncExitStack() as stack:
         if client is None and any(options.jwks_url for options in kinds):
-            # The deadline of a whole fetch is the key set's; the client's are for less.
+            # The key set has a deadline for the whole fetch; the client's would be for its parts.
             client = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
         async with trio.open_nursery() as nursery:
             key_sets = [
@@ -265,6 +265,6 @@ async def open_verifier(
 
 
 def _warn_of_short_secret(options: TokenOptions) -> None:
-    """Say that a secret is weak. It is taken: back ends that have it should keep working."""
+    """Warn of a weak secret. It is accepted, so that back ends that use it keep working."""
     if 0 < len(options.hmac_secret_key.encode()) < HMAC_SAFE_LENGTH:
         log.warning("HMAC secret is short and may be guessed", safe_bytes=HMAC_SAFE_LENGTH)

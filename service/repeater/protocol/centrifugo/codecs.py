@@ -1,8 +1,8 @@
-"""From publications to the bytes of a client's protocol, once per batch and not per client.
+"""Encodes publications as the bytes of a client's protocol: once per batch, not once per client.
 
-A codec is what is said (plain data, or Centrifugo pushes) times how messages are told apart
-(WebSocket frames, lines of a response, or one ASGI message each). It returns chunks: where messages
-are framed a whole batch is one chunk, which goes to every subscriber in one system call.
+A codec combines a message format (plain data, or Centrifugo pushes) with a framing (WebSocket
+frames, lines of a response, or one ASGI message each). It returns chunks: with framing a whole
+batch is one chunk, which goes to each subscriber in one system call.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ Wrap = Callable[[bytes], bytes]
 """The message that carries a push, from the push object."""
 
 Frame = Callable[[bytes], bytes]
-"""What tells a message apart from the next."""
+"""The framed message: the frame separates the message from the next one."""
 
 
 def bare(push: bytes) -> bytes:
-    """A unidirectional client gets push objects as they are (protocol, section 15)."""
+    """The push object as it is, for a unidirectional client (protocol, section 15)."""
     return push
 
 
 def enveloped(push: bytes) -> bytes:
-    """A bidirectional client gets them inside `push`, apart from replies (section 5)."""
+    """The push object inside `push`, which tells it from a reply (protocol, section 5)."""
     return b'{"push":' + push + b"}"
 
 
 class Codec:
-    """How one kind of client is spoken to. Stateless; shared by all clients of the kind.
+    """The message format and framing of one kind of client. Stateless; all these clients share it.
 
-    Compared by identity: listeners are grouped by codec, and each group is encoded for once.
+    Compared by identity: listeners are grouped by codec, and each group needs one encoding only.
     """
 
     __slots__ = ("_frame", "_say", "_wrap", "answered", "delta", "following", "name", "ping")
@@ -59,22 +59,23 @@ class Codec:
         ping: bytes | None,
         answered: bool = True,
     ) -> None:
-        """Put a way of speaking together.
+        """Combine a message format and a framing.
 
         Args:
-            name: For people.
-            say: A publication as a message.
-            wrap: A push as a message; None for a client that hears nothing but publications.
-            frame: None where each chunk must be one message, because the server below frames.
-            ping: The message that asks for a sign of life; None where there is no way to ask.
-            answered: Whether a ping has an answer. Without one it only keeps a stream from being
-                idle, and who has vanished is for TCP to find.
+            name: For logs and metrics.
+            say: Makes a message of a publication.
+            wrap: Makes a message of a push; None for a client that gets publications only.
+            frame: None where each chunk must be one message, because the ASGI server frames.
+            ping: The message that asks whether the client is still there; None if the client
+                cannot be asked.
+            answered: Whether the client answers a ping. If not, a ping only keeps a stream from
+                being idle, and TCP must find out that a client has vanished.
         """
         self.name = name
         self.ping = ping
         self.answered = answered
         self.delta: Codec | None = None
-        """The codec of a subscription that negotiated differences, if this one has them."""
+        """The codec of a subscription that negotiated deltas; None if this kind has no deltas."""
         self.following: Codec = self
         """The codec of a subscription after its first batch."""
         self._say = say
@@ -91,13 +92,16 @@ class Codec:
 
     @property
     def pushes(self) -> bool:
-        """Whether it can say anything but publications."""
+        """Whether the codec can encode pushes other than publications."""
         return self._wrap is not None
 
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
     ) -> list[bytes]:
-        """The chunks that carry these, in order; `base` is what the listeners had before."""
+        """The chunks of these publications, in order.
+
+        `base` is the publication that the listeners got before these.
+        """
         messages = self._messages(publications, base)
         if self._frame is None or not messages:
             return messages
@@ -115,7 +119,7 @@ class Codec:
         return payload if self._frame is None else self._frame(payload)
 
     def push(self, push: Push) -> bytes:
-        """The chunk that carries one push; empty for a client that hears none."""
+        """The chunk that carries one push; empty for a client that gets publications only."""
         return b"" if self._wrap is None else self.message(self._wrap(encode_push(push)))
 
     def farewell(self, disconnect: Disconnect) -> bytes:
@@ -123,21 +127,22 @@ class Codec:
         return self.push(Push(disconnect=disconnect))
 
     def announcement(self, announcement: Announcement) -> bytes:
-        """The chunk that says who joined or left."""
+        """The chunk that says which client joined or left."""
         info = {"info": announcement.info}
         if announcement.joined:
             return self.push(Push(announcement.channel, join=info))
         return self.push(Push(announcement.channel, leave=info))
 
     def filtered(self, tags: TagsFilter) -> Codec:
-        """The codec of subscriptions that hear only what this filter lets through."""
+        """The codec of subscriptions that get only the publications that match this filter."""
         return FilteredCodec(self, tags)
 
 
 class FilteredCodec(Codec):
-    """Another codec, for the publications whose tags match. Equal to any other of equal parts.
+    """Another codec, for the publications whose tags match a filter.
 
-    That is what puts subscriptions with the same filter into one group.
+    Two filtered codecs are equal if their codec is the same and their filters are equal. So the
+    subscriptions with equal filters form one group.
     """
 
     __slots__ = ("_codec", "_matches", "_tags")
@@ -173,9 +178,9 @@ class FilteredCodec(Codec):
 
 
 class DeltaCodec(Codec):
-    """Centrifugo pushes whose data is a JSON string: the text, or the difference to the last one.
+    """Centrifugo pushes whose data is a JSON string: the full text, or the delta to the last one.
 
-    The first publication after subscribing is whole, whoever asked for differences (section 10).
+    The first publication after subscribing is always the full text (section 10).
     """
 
     __slots__ = ("_rely",)
@@ -183,13 +188,13 @@ class DeltaCodec(Codec):
     def __init__(
         self, name: str, *, wrap: Wrap, frame: Frame | None, ping: bytes | None, rely: bool
     ) -> None:
-        """As a codec; `rely` on the listeners having the base of the first difference."""
+        """As `Codec`; `rely` says that the listeners have the base of the first delta."""
         super().__init__(name, say=lambda p: wrap(say_whole(p)), wrap=wrap, frame=frame, ping=ping)
         self._rely = rely
 
     @classmethod
     def of(cls, codec: Codec, wrap: Wrap) -> Self:
-        """The delta codec beside another; its groups settle after their first batch."""
+        """The delta codec that belongs to `codec`; listeners get its `following` after a batch."""
         frame, ping = codec._frame, codec.ping
         first = cls(f"{codec.name} delta first", wrap=wrap, frame=frame, ping=ping, rely=False)
         first.following = cls(f"{codec.name} delta", wrap=wrap, frame=frame, ping=ping, rely=True)
@@ -207,7 +212,7 @@ class DeltaCodec(Codec):
 
 
 def say_data(publication: Publication) -> bytes:
-    """A plain subscriber gets the data as it was published, verbatim."""
+    """The data exactly as it was published, for a plain subscriber."""
     return publication.data
 
 
@@ -222,12 +227,12 @@ def say_push(publication: Publication) -> bytes:
 
 
 def say_whole(publication: Publication) -> bytes:
-    """As a subscriber with deltas gets a whole publication: its JSON text in a string."""
+    """The push object of a full publication for a subscriber with deltas: JSON text in a string."""
     return _push_object(publication, _encode(one_line(publication.data).decode()))
 
 
 def say_delta(publication: Publication, base: Publication | None) -> bytes:
-    """As the difference to `base`, where the publisher allows that and it is shorter."""
+    """The push object with the delta to `base`, if the publisher allows it and it is shorter."""
     if base is None or not publication.delta:
         return say_whole(publication)
     text, is_delta = delta_or_full(one_line(base.data), one_line(publication.data))
@@ -235,7 +240,7 @@ def say_delta(publication: Publication, base: Publication | None) -> bytes:
 
 
 def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> bytes:
-    """The epoch goes with offset 1 only, so that a client that had none learns it."""
+    """Write a push object. A client without an epoch learns it here, with offset 1 only."""
     parts = [b'{"channel":', _encode(publication.channel), b',"pub":{"data":', data, more]
     if publication.offset:
         parts.append(b',"offset":%d' % publication.offset)
@@ -250,7 +255,7 @@ def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> by
 
 
 def line(message: bytes) -> bytes:
-    """A message of an HTTP stream, which never has a line break in it (section 14.1)."""
+    """A message as one line of an HTTP stream; a message has no line breaks (section 14.1)."""
     return message + b"\n"
 
 
@@ -267,7 +272,8 @@ def _centrifuge(name: str, *, frame: Frame | None, ping: bytes) -> Codec:
 
 PLAIN: Final = Codec("plain", say=say_data, wrap=None, frame=text_frame, ping=PING_FRAME)
 CENTRIFUGE_JSON: Final = _centrifuge("centrifuge-json", frame=text_frame, ping=text_frame(b"{}"))
-# Nobody answers a unidirectional ping, so a WebSocket one goes with it, which every peer answers.
+# Clients do not answer a unidirectional ping. So a WebSocket ping goes with it: every peer answers
+# that one.
 CENTRIFUGE_UNI: Final = Codec(
     "centrifuge-uni",
     say=say_bare,
@@ -282,7 +288,7 @@ CENTRIFUGE_UNI_ASGI: Final = Codec(
     "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}"
 )
 
-# A response body may be joined and split as one likes, so behind an ASGI server these are the same.
+# The chunks of a response body may be joined and split, so these serve behind ASGI servers, too.
 CENTRIFUGE_SSE: Final = _centrifuge("centrifuge-sse", frame=event, ping=event(b"{}"))
 CENTRIFUGE_STREAM: Final = _centrifuge("centrifuge-stream", frame=line, ping=line(b"{}"))
 CENTRIFUGE_UNI_SSE: Final = Codec(

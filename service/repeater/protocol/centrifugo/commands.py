@@ -1,4 +1,4 @@
-"""What a Centrifugo client sends: JSON commands, one a line (protocol, sections 2 to 4)."""
+"""The commands of a Centrifugo client: JSON objects, one per line (protocol, sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     name: str = ""
     version: str = ""
     headers: dict[str, str] = {}
-    """What a browser can't send as HTTP headers; the back end gets those that it may."""
+    """Headers that a browser cannot send over HTTP; the back end gets the forwardable ones."""
 
 
 class SubscribeRequest(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class UnsubscribeRequest(msgspec.Struct, frozen=True):
 
 
 class PublishRequest(msgspec.Struct, frozen=True):
-    """Publish into a channel; empty data is data left out. A `type` belongs to map channels."""
+    """Publish into a channel; empty data counts as missing. `type` belongs to map channels."""
 
     channel: str = ""
     data: msgspec.Raw = msgspec.Raw()
@@ -79,7 +79,7 @@ class ChannelRequest(msgspec.Struct, frozen=True):
 
 
 class HistoryRequest(msgspec.Struct, frozen=True):
-    """Ask for past publications (section 4.6); a negative limit is the most there may be."""
+    """Ask for past publications (section 4.6); a negative limit asks for the allowed maximum."""
 
     channel: str = ""
     limit: int = 0
@@ -95,7 +95,7 @@ class RPCRequest(msgspec.Struct, frozen=True):
 
 
 class SendRequest(msgspec.Struct, frozen=True):
-    """A message that nobody answers."""
+    """A message without a reply."""
 
     data: msgspec.Raw = msgspec.Raw()
 
@@ -131,7 +131,7 @@ class Command(msgspec.Struct, frozen=True):
 
     @property
     def valid_id(self) -> bool:
-        """Whether it may be answered: ids are positive uint32 numbers."""
+        """Whether the command may get a reply: valid ids are positive uint32 numbers."""
         return 0 < self.id <= _UINT32
 
 
@@ -141,10 +141,10 @@ _decode_connect = msgspec.json.Decoder(ConnectRequest | None).decode
 
 
 def parse_commands(message: str) -> Iterator[Command]:
-    """The commands of one message, lazily: those before a bad one still take effect.
+    """The commands of one message, lazily: commands before an invalid one still take effect.
 
     Raises:
-        DisconnectError: 3501 for an empty line, anything that is not a JSON object of the
+        DisconnectError: 3501 for an empty line or a line that is not a JSON object of the
             protocol (protocol, section 2.2).
     """
     if message.endswith("\n"):
@@ -157,7 +157,7 @@ def parse_commands(message: str) -> Iterator[Command]:
 
 
 def parse_connect(message: str) -> ConnectRequest:
-    """The bare first message of a unidirectional client; `null` is `{}` (section 15).
+    """The bare first message of a unidirectional client; `null` counts as `{}` (section 15).
 
     Raises:
         DisconnectError: 3501 for anything else.
@@ -169,6 +169,6 @@ def parse_connect(message: str) -> ConnectRequest:
 def _parsed(decode: Any, line: str) -> Any:
     try:
         return decode(line)
-    # A `str` with a lone surrogate has no UTF-8 form, and msgspec encodes what it decodes.
+    # msgspec encodes a `str` before decoding it, and a lone surrogate cannot be encoded as UTF-8.
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         raise DisconnectError(BAD_REQUEST) from None

@@ -1,9 +1,9 @@
 """Tags filters: which publications of a channel a subscriber wants (protocol, section 4.1).
 
-A filter looks at a publication's tags and at nothing else, so no data is ever parsed for it. It is
-a frozen value, so that subscribers with equal filters can be grouped and a filter evaluated once
-for a publication. Rule 1: a filter is checked when a client hands it in; evaluation then cannot
-fail. Saving bytes is its purpose; it is no access control.
+A filter looks at a publication's tags and at nothing else, so no data is ever parsed for it.
+Filters are frozen values: subscribers with equal filters form a group, and the group's filter is
+evaluated once for a publication. Rule 1: a filter is checked when a client hands it in; evaluation
+then cannot fail. Filters save bytes; they do not control access.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ORDERS: Final[dict[str, Callable[[Decimal, Decimal], bool]]] = {
     "gte": operator.ge,
 }
 
-# What Centrifugo takes for a number: decimal digits, no exponent.
+# What Centrifugo accepts as a number: decimal digits, no exponent.
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]{1,19})?")
 _NUMBER_LENGTH_LIMIT: Final = 200
 
@@ -40,8 +40,8 @@ _NUMBER_LENGTH_LIMIT: Final = 200
 class TagsFilter(msgspec.Struct, frozen=True):
     """A comparison (`op` empty) or an `and`, `or`, `not` of other filters.
 
-    A comparison has a `key`, a `cmp`, and by its kind a `val`, `vals` or neither. Decoding it from
-    JSON checks types only: see `check_filter`.
+    A comparison has a `key`, a `cmp` and, depending on `cmp`, a `val`, `vals` or neither. Decoding
+    a filter from JSON checks types only; `check_filter` checks the rest.
     """
 
     op: str = ""
@@ -53,10 +53,10 @@ class TagsFilter(msgspec.Struct, frozen=True):
 
 
 def check_filter(filter_: TagsFilter) -> None:
-    """Pass if the filter is well-formed and within the limits.
+    """Check that the filter is well-formed and within the limits.
 
     Raises:
-        ValueError: with the reason, which repeats nothing of the filter itself.
+        ValueError: with the reason; its text repeats nothing of the filter.
     """
     level, depth, count = [filter_], 0, 0
     while level:
@@ -86,7 +86,7 @@ def _check_comparison(node: TagsFilter) -> None:
     cmp = node.cmp
     _require(not node.nodes, "a comparison has no nodes")
     if cmp in _PRESENCE:
-        # An empty key is a key like any other here, as upstream.
+        # An empty key is a key like any other here, as in Centrifugo.
         _require(not node.val and not node.vals, f"{cmp} takes neither val nor vals")
         return
     if cmp in _LISTED:
@@ -105,9 +105,9 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def matches(filter_: TagsFilter, tags: Mapping[str, str] | None) -> bool:
-    """Whether a checked filter wants a publication with these tags; None is no tags.
+    """Whether a checked filter wants a publication with these tags; None means that it has none.
 
-    For one publication. Whoever evaluates a filter again and again keeps `compile_filter`'s result.
+    This is for one publication. To evaluate a filter often, keep the result of `compile_filter`.
     """
     return compile_filter(filter_)(tags or {})
 
@@ -115,9 +115,9 @@ def matches(filter_: TagsFilter, tags: Mapping[str, str] | None) -> bool:
 def compile_filter(filter_: TagsFilter) -> Predicate:
     """A checked filter as a function, which is 1.5 to 3 times faster than walking the tree.
 
-    Missing tags count as upstream: `neq`, `nin` and `nex` want a publication without the tag, the
-    other comparisons do not, except that to `in` and `nin` a missing tag is an empty one. A tag
-    that says no number is neither below nor above anything.
+    Missing tags count as in Centrifugo: `neq`, `nin` and `nex` want a publication without the tag,
+    the other comparisons do not. One exception: for `in` and `nin`, a missing tag is an empty text.
+    A tag that is not a number is neither below nor above any number.
     """
     tests = tuple(map(compile_filter, filter_.nodes))
     match filter_.op:
@@ -157,7 +157,7 @@ def _none_of(test: Predicate) -> Predicate:
 
 def _compile_comparison(node: TagsFilter) -> Predicate:
     key, val, vals = node.key, node.val, frozenset(node.vals)
-    # A checked `val` is never empty, so that no missing tag starts with it, ends so or holds it.
+    # A checked `val` is never empty: a missing tag cannot start with, end with or contain it.
     match node.cmp:
         case "eq":
             return lambda tags: tags.get(key) == val
@@ -192,7 +192,7 @@ def _compile_order(
 
 
 def _number(text: str) -> Decimal | None:
-    """The exact number that the text says; None if it says none."""
+    """The text as an exact number; None if it is not a number."""
     if len(text) <= _NUMBER_LENGTH_LIMIT and _NUMBER.fullmatch(text):
         return Decimal(text)
     return None

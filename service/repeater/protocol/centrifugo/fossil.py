@@ -1,8 +1,8 @@
-"""Fossil deltas: one text said as copies from the text before it (protocol, section 10).
+"""Fossil deltas: one text written as copies from the text before it (protocol, section 10).
 
-A delta is text itself, since a client gets it inside a JSON string. Rule 1: no segment begins or
-ends within a character. Rule 2: the work is bounded whatever the texts are: one dictionary look-up
-for a byte of the target at most, and a limited number of tries to make a match longer.
+A delta is itself valid text, since a client gets it inside a JSON string. Rule 1: no segment
+begins or ends within a character. Rule 2: the work is bounded for all texts: at most one dictionary
+look-up per byte of the target, and a limited number of tries to make a match longer.
 Written here because no maintained library makes deltas; the SDKs only apply them.
 """
 
@@ -80,7 +80,7 @@ def _segments(target: bytes, copies: Iterable[_Copy]) -> Iterator[bytes]:
 
 
 def _copies(base: bytes, target: bytes) -> Iterator[_Copy]:
-    """The common beginning, matches in the middle, the common end: each only if worth it."""
+    """The common beginning, matches in the middle, the common end: each only if it saves bytes."""
     shorter = min(len(base), len(target))
     head = _character_at_or_before(target, _run(base, 0, target, 0, shorter))
     if head >= _WORTH:
@@ -123,7 +123,7 @@ def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
 
 
 def _index(base: bytes) -> dict[bytes, list[int]]:
-    """Where each block of the base is, in order; every `_BLOCK` bytes, not at every byte."""
+    """The places of each block of the base, in order; a block begins every `_BLOCK` bytes."""
     index: dict[bytes, list[int]] = {}
     for place in range(0, len(base) - _BLOCK + 1, _BLOCK):
         block = base[place : place + _BLOCK]
@@ -153,7 +153,7 @@ def _grow(base: bytes, place: int, target: bytes, at: int, done: int, end: int) 
 
 
 def _run(base: bytes, place: int, target: bytes, at: int, limit: int) -> int:
-    """How many bytes are equal from here on: in doubling steps, then in halving ones."""
+    """How many bytes are equal from here on: compares in doubling steps, then in halving ones."""
     size, step = 0, 32
     while size + step <= limit and (
         base[place + size : place + size + step] == target[at + size : at + size + step]

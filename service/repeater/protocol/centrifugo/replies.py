@@ -1,4 +1,4 @@
-"""What a Centrifugo client is answered and told: JSON objects, never with a raw newline.
+"""The replies and pushes to a Centrifugo client: JSON objects without raw line breaks.
 
 Zero values are left out (protocol, section 2.4), except where an SDK needs them.
 """
@@ -21,9 +21,9 @@ class PublicationResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SubscribeResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Answer to `subscribe`, and what a server-side subscription is told by (section 4.1).
+    """Answer to `subscribe`; it also announces a server-side subscription (section 4.1).
 
-    `ttl` is seconds, beside `expires` always, since the Python SDK needs it there.
+    `ttl` is seconds. It always stands beside `expires`, because the Python SDK needs it there.
     """
 
     expires: bool = False
@@ -40,7 +40,7 @@ class SubscribeResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ConnectResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Answer to `connect`; `ping` is the whole seconds between pings, 0 for none."""
+    """Answer to `connect`; `ping` is the whole seconds between pings, 0 without pings."""
 
     client: str
     version: str
@@ -89,11 +89,11 @@ class HistoryResult(msgspec.Struct, frozen=True):
 
 
 class Empty(msgspec.Struct, frozen=True):
-    """An empty result is still there: `{}`."""
+    """A result without fields: the reply still has it, as `{}`."""
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Code and message always: the Python SDK raises KeyError without them."""
+    """An error. It always has code and message: without them the Python SDK raises KeyError."""
 
     code: int
     message: str
@@ -118,7 +118,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Push(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is told unasked, publications apart (section 5)."""
+    """A message that the server sends unasked, except publications (section 5)."""
 
     channel: str = ""
     join: dict[str, ClientInfo] | None = None
@@ -142,14 +142,14 @@ def failure(code: ErrorCode) -> Failure:
 
 
 def failure_of(error: ReplyError) -> Failure:
-    """The same for an error, which may be the application's own."""
+    """The error object of a `ReplyError`, which may be the application's own."""
     if isinstance(error, ApplicationError):
         return Failure(error.number, error.message, error.temporary)
     return failure(error.code)
 
 
 def publication_result(publication: Publication, *, delta: bool = False) -> PublicationResult:
-    """A publication in a list; with `delta` negotiated its data is a string (section 10)."""
+    """A publication in a list; with `delta` negotiated its data is a JSON string (section 10)."""
     text = one_line(publication.data)
     data = msgspec.json.encode(text.decode()) if delta else text
     return PublicationResult(

@@ -1,9 +1,10 @@
-"""Plain Server-Sent Events: a publication's data as a `message`, its client's position as the id.
+"""Plain Server-Sent Events: a publication's data as a `message`, the client's position as the id.
 
-An id must cover every channel of its client, since a browser keeps the last one only; and the bytes
-must be the same for many clients. Both hold for one channel: its position is all. For several, a
-`SetCodec` is what the clients in the very same positions share: the repeater, which encodes with
-it in the order in which they are given the events, moves it on.
+A browser keeps the last id only, so an id must cover every channel of its client. The bytes must
+also be the same for many clients. With one channel both are easy: its position is the whole id.
+With several channels, the clients with exactly the same positions share a `SetCodec`. The repeater
+encodes with this codec in the order in which the clients get the events, and so moves the codec's
+positions on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from repeater.protocol.sse.event_id import position_text
 from repeater.publication import Publication, StreamPosition
 
 COMMENT: Final = b":\n\n"
-"""Says nothing, and keeps a stream from being idle."""
+"""A comment line, which clients ignore; it keeps a stream from being idle."""
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
@@ -39,23 +40,23 @@ def event(data: bytes, *, kind: bytes = b"", position: bytes = b"") -> bytes:
 
 
 def silent_id(position: bytes) -> bytes:
-    """Moves the client's last event id on, and is no event (it has no data)."""
+    """An id without data: it moves the client's last event id on, and the client sees no event."""
     return b"id: " + position + b"\n\n" if position else b""
 
 
 def retry(milliseconds: int) -> bytes:
-    """How long a browser waits before it comes back."""
+    """The field that tells a browser how long to wait before it reconnects."""
     return b"retry: %d\n\n" % milliseconds
 
 
 def reset(channels: Sequence[str], position: bytes) -> bytes:
-    """What was missed in these channels is not to be had: the client must load its state anew."""
+    """The event that tells a client to load its state anew: it missed events of these channels."""
     data = msgspec.json.encode({"channels": channels})
     return event(data, kind=b"reset", position=position)
 
 
 class EventStreamCodec(Codec):
-    """Events without ids: for channels that nobody can come back to."""
+    """Events without ids, for channels in which no client can resume."""
 
     __slots__ = ()
 
@@ -65,35 +66,38 @@ class EventStreamCodec(Codec):
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
     ) -> list[bytes]:
-        """One chunk, in which each event has the id of the moment after it."""
+        """One chunk; the id of each event is the client's position after this event."""
         events = [event(one.data, position=self.position(one)) for one in publications]
         return [b"".join(events)] if events else []
 
     def position(self, _publication: Publication) -> bytes:
-        """The id of a publication's event; empty for none."""
+        """The id of a publication's event; empty for no id."""
         return b""
 
     def farewell(self, disconnect: Disconnect) -> bytes:
-        """Why the stream ends. A browser comes back by itself, so a page may want to stop it."""
+        """The event that says why the stream ends.
+
+        A browser reconnects by itself; a page that gets this event can stop it.
+        """
         return event(msgspec.json.encode(disconnect), kind=b"disconnect")
 
 
 class ChannelCodec(EventStreamCodec):
-    """For clients with one channel to come back to. Stateless."""
+    """For clients that can resume in exactly one channel. Stateless."""
 
     __slots__ = ()
 
     def position(self, publication: Publication) -> bytes:
-        """The publication's own place in its stream."""
+        """The publication's own position in its stream; empty if it has none."""
         position = publication.position
         return b"" if position is None else position_text(publication.channel, position)
 
 
 class SetCodec(EventStreamCodec):
-    """For the clients that are in the same place in the same channels. Lives with its clients.
+    """For clients with the same positions in the same channels. Lives as long as its clients.
 
-    Rule: whoever joins it has exactly its positions at that moment. From there on all of them
-    are given the same, so the positions stay theirs.
+    Rule: a client joins only when it has exactly the codec's positions. From then on all clients
+    of the codec get the same events, so the codec's positions hold for each of them.
     """
 
     __slots__ = ("_texts", "positions")
@@ -104,7 +108,7 @@ class SetCodec(EventStreamCodec):
         self._texts = {name: position_text(name, one) for name, one in positions.items()}
 
     def position(self, publication: Publication) -> bytes:
-        """All positions, after this publication."""
+        """All positions after this publication, as an id."""
         position, name = publication.position, publication.channel
         if position is None:
             return b""
