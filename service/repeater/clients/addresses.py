@@ -1,4 +1,4 @@
-"""The address of a peer, and what of it a limit counts. The one place that asks a socket for it."""
+"""The address of a peer, and the part of it that limits count. No other module asks a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOCAL: Final = "local"
 
 
 def client_address(sock: socket.socket) -> str:
-    """Where a connection comes from; `unix` for a Unix socket, empty for a peer that is gone."""
+    """The peer's address: empty for a peer that is gone, and for a Unix socket."""
     try:
         name = sock.getpeername()
     except OSError:
@@ -19,7 +19,10 @@ def client_address(sock: socket.socket) -> str:
 
 
 def address_key(address: str | None) -> str:
-    """The peer as limits count it: an IPv6 one by its /64, which is one customer's."""
+    """The name under which limits count an address: an IPv6 address by its /64.
+
+    A provider gives each customer a /64, so all addresses in one /64 are the same customer.
+    """
     try:
         parsed = ip_address(address or "")
     except ValueError:

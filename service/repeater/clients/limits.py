@@ -1,8 +1,8 @@
-"""How many subscribers there may be: in all, from one address, and new ones a second.
+"""Limits on the number of subscribers: in all, from one address, and new ones a second.
 
-Asked before a connection is upgraded, whatever way it comes in, and not for calls of the server
-API: who is at the limit can still publish. Nothing is remembered of a client while its limit is
-off; one that is switched on counts those who come from then on.
+Checked before a connection is upgraded, for every transport, and not for calls of the server API:
+a back end can publish even when the limit is reached. While a limit is off, nothing is counted for
+it; a limit that is switched on counts the clients that come from then on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Who may still come in. Lives inside the node; needs no end."""
+    """Checks whether one more connection is allowed. Lives inside the node; needs no end."""
 
     def __init__(self, connections: Callable[[], int], refused: Counter[str]) -> None:
         self._connections = connections
@@ -32,11 +32,11 @@ class Admission:
         self._from: Counter[str] = Counter()
 
     def check(self, limits: LimitOptions, address: str) -> None:
-        """Let one more in, from this address, which counts only where addresses do.
+        """Allow one more connection. The address matters only if a limit counts addresses.
 
         Raises:
-            RefusedError: 503 for too many in all or too many at once, 429 for too many from
-                there.
+            RefusedError: 503 for too many in all or too many new ones a second, 429 for too many
+                from this address.
         """
         if limits.connections and self._connections() >= limits.connections:
             self._refuse("connections", HTTPStatus.SERVICE_UNAVAILABLE)
@@ -52,13 +52,13 @@ class Admission:
         raise RefusedError(status)
 
     def arrive(self, limits: LimitOptions, client: Client, address: str) -> None:
-        """It came in from there, where addresses count."""
+        """Count a client that came from this address, if a limit counts addresses."""
         if limits.connections_per_address and client.end is None:
             key = self._addresses[client] = address_key(address)
             self._from[key] += 1
 
     def leave(self, client: Client) -> None:
-        """It has left. Idempotent; also for who never arrived."""
+        """Stop counting a client that has left. Idempotent, and fine for one never counted."""
         key = self._addresses.pop(client, None)
         if key is None:
             return
