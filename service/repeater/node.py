@@ -52,8 +52,8 @@ from repeater.publication import ClientInfo, Publication, StreamPosition
 
 _log = get_logger("node")
 
-_EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within it
-_SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
+_EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
+_SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
 _UINT64: Final = 2**64 - 1
@@ -66,7 +66,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     kinds: dict[tuple[str, str], int]
     """Clients by the names of their transport and codec."""
     users: int
-    """Different users with a connection, the anonymous one not counted."""
+    """Different users with a connection, not counting the anonymous user."""
     channels: int
     subscriptions: int
     backlogged: int
@@ -100,7 +100,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
 
 
 class Node(UserConnections):
-    """A running node. Made and ended by `open_node`; hold it, never make it."""
+    """A running node. Made and ended by `open_node`, and never by other code."""
 
     def __init__(
         self,
@@ -374,9 +374,9 @@ class Node(UserConnections):
             nursery.cancel_scope.cancel()
 
     async def shut_down(self) -> None:
-        """Finish what was accepted, then ask every client to leave, in paced groups (3001).
+        """Finish the fan-out of accepted events, then disconnect clients in paced groups (3001).
 
-        The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
+        The caller sets the deadline. The clients' handlers say goodbye meanwhile. Idempotent.
         """
         if self.events is not None and not self.draining:
             seconds = self.options.shutdown_timeout * _EVENTS_UNTIL

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class BatchBody(msgspec.Struct, frozen=True):
     """`POST /api/batch`: commands of one method each, `{"publish": {...}}`.
 
-    `parallel` is accepted and changes nothing: on one processor the items would be no faster, and
+    `parallel` is accepted and changes nothing: on one processor the items would not be faster, and
     would lose their order.
     """
 

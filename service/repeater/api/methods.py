@@ -118,7 +118,7 @@ def _parse(chosen: Method, text: bytes) -> Any:
         _NotJsonError: the text is not UTF-8, not JSON, or nested too deeply to decode.
     """
     try:
-        text.decode()  # the decoder skips `data` without a look at its encoding
+        text.decode()  # the decoder does not check the encoding of `data`
         return chosen.decode(text)
     except msgspec.ValidationError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None

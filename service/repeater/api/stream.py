@@ -148,7 +148,7 @@ def _parse(line: bytes) -> PublishBody:
         ReplyError: the line is not a JSON object of this shape (107).
     """
     try:
-        line.decode()  # the decoder skips `data` without a look at its encoding
+        line.decode()  # the decoder does not check the encoding of `data`
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ReplyError(ErrorCode.BAD_REQUEST) from None

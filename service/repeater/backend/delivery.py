@@ -22,7 +22,7 @@ from repeater.log import get_logger
 
 _log = get_logger("events")
 
-_FIRST_PAUSE: Final = 0.5  # seconds at most before the first retry; doubled for each further one
+_FIRST_PAUSE: Final = 0.5  # longest pause before the first retry, seconds; doubled with each retry
 _LAST_PAUSE: Final = 0.5  # the longest pause at shutdown, when time is short
 _DOUBLINGS: Final = 20  # enough for any longest pause; without a bound the number would overflow
 

@@ -42,7 +42,7 @@ class UnusableError(BrokerError):
 
 
 class UnansweredError(BrokerError):
-    """There was no whole answer. `timeout` is true if the deadline passed."""
+    """The answer did not come, or not all of it. `timeout` is true if the deadline passed."""
 
     def __init__(self, reason: str, *, timeout: bool = False) -> None:
         super().__init__(reason)

@@ -170,7 +170,7 @@ class EventQueue:
     async def wait_noted(self) -> bool:
         """Wait until an event is noted; False if the queue is closed and empty.
 
-        No deadline: there may be no event for days. Cancellation leaves nothing behind.
+        No deadline: the next event may come in days. Cancellation leaves nothing behind.
         """
         while not self._events:
             if self._closed:

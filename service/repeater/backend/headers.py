@@ -28,7 +28,7 @@ def forwarded(headers: Iterable[tuple[str, str]], allowed: Collection[str]) -> M
 
 
 def headers_of(head: bytes) -> Iterator[tuple[str, str]]:
-    """The header lines of a request head that was found correct."""
+    """Yield the name and value of each header line of a valid request head."""
     for line in head.decode("latin-1").split("\r\n")[1:]:
         name, colon, value = line.partition(":")
         if colon:

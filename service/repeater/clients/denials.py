@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("denials")
 
-_SWEEP_INTERVAL: Final = 60.0  # seconds between two looks for what has expired
+_SWEEP_INTERVAL: Final = 60.0  # seconds between two searches for expired denials
 _CLIENTS_PER_TURN: Final = 1_000
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.conversation import Conversation
 
-_MESSAGES: Final = 128  # waiting in one session: an SDK's whole set of subscriptions, one by one
-_BYTES: Final = 262_144  # in them: four messages of the largest size
+# Most messages that wait in one session: an SDK may send all its subscriptions one by one.
+_MESSAGES: Final = 128
+_BYTES: Final = 262_144  # most bytes in these messages: four messages of the largest size
 
 
 class UnknownSessionError(Exception):
@@ -83,7 +84,10 @@ class Emulation:
 
 
 class EmulatedSession:
-    """One session's queue. Lives inside `Emulation.open`. Without work it has no task."""
+    """The queue of one session, with a task only while messages wait.
+
+    Lives inside `Emulation.open`.
+    """
 
     def __init__(
         self, client: Client, conversation: Conversation, nursery: trio.Nursery, credentials: str

@@ -48,7 +48,7 @@ class Heartbeat:
             self.sweep()
 
     def schedule(self, client: Timed, due: float) -> None:
-        """Have the client's turn come at this Trio time, a tick late at most."""
+        """Schedule the client's turn for this Trio time. It comes at most one tick late."""
         slot = max(self._now + 1, math.ceil(due / self._tick))
         client.heartbeat_slot = slot
         self._slots.setdefault(slot, {})[client] = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("renewals")
 
-_PAUSE: Final = 2.0  # seconds between two questions at most; half of it at least
+_PAUSE: Final = 2.0  # longest time between two questions, in seconds; the shortest is half of it
 
 
 class RenewingNode(Protocol):
