@@ -1,8 +1,8 @@
 """The node: the one object that web, command line, library users and tests hold.
 
-It ties broker, intake, repeater, hub and clients together and owns their tasks. What may be
-published is checked here, whoever asks. This file is longer than others because what a node can be
-asked for is one class; the work is done in the rooms below.
+`Node` ties broker, intake, repeater, hub and clients together and owns their tasks. It checks every
+publication, from every caller. This file is longer than others because all that a node offers is
+one class; the rooms below do the work.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from repeater.publication import ClientInfo, Publication, StreamPosition
 
 _log = get_logger("node")
 
-_EVENTS_UNTIL = 0.95  # of the shutdown timeout, so that the process ends within it
-_SWEEPS_PER_TIMEOUT = 5  # so that a timeout is kept to a fifth of itself
+_EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
+_SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
 _UINT64: Final = 2**64 - 1
@@ -66,11 +66,11 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     kinds: dict[tuple[str, str], int]
     """Clients by the names of their transport and codec."""
     users: int
-    """Different users with a connection, the anonymous one not counted."""
+    """Different users with a connection, not counting the anonymous user."""
     channels: int
     subscriptions: int
     backlogged: int
-    """Clients with something waiting."""
+    """Clients with bytes waiting in their outbox."""
     backlog_bytes: int
     draining: bool
     ended: dict[int, int]
@@ -78,15 +78,15 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     refused: int
     """Publishes told to try later: no room in time, or the node is shutting down."""
     broker_errors: dict[str, int]
-    """Failures of broker and presence store, by what was asked of them."""
+    """Failures of broker and presence store, by the call."""
     outage: str
-    """Why the broker is of no use now; empty while it is."""
+    """Why the broker does not work now; empty while it works."""
     loop_lag: float
-    """Seconds by which the last tick of the heartbeat was late: what everything else waits."""
+    """Seconds by which the last tick of the heartbeat was late. Every task waits about as long."""
     limited: dict[str, int]
-    """What was refused, by the setting that it ran into, or as `blocked` or `revoked`."""
+    """Refusals by the setting that caused them, or by `blocked` or `revoked`."""
     denials: int
-    """Blocked users and revoked tokens that are kept."""
+    """The number of blocked users and revoked tokens that are kept."""
     repeater: RepeaterStatistics
     backend: BackendStatistics | None = None
     """None without callbacks."""
@@ -95,12 +95,12 @@ class NodeStatistics(msgspec.Struct, frozen=True):
 
     @property
     def connected(self) -> int:
-        """Connections ever taken in: each is here or has ended."""
+        """All connections since the start: those that are open and those that have ended."""
         return self.clients + sum(self.ended.values())
 
 
 class Node(UserConnections):
-    """A running node. Made and ended by `open_node`; hold it, never make it."""
+    """A running node. Made and ended by `open_node`, and never by other code."""
 
     def __init__(
         self,
@@ -121,12 +121,12 @@ class Node(UserConnections):
         self.backend = backend
         self.events = events
         self.broker_errors: Counter[str] = Counter()
-        """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+        """Failures of broker and presence store, by the call. The code that handles one counts."""
         self.limited: Counter[str] = Counter()
-        """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+        """Refusals by the name of the limit or the denial. The code that refuses counts."""
         self.channels = ChannelRules(options)
         self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
-        """What is to be kept of a client's HTTP request (`Client.headers`)."""
+        """The headers of a client's HTTP request to keep (`Client.headers`)."""
         self.draining = False
         self._since = trio.current_time()
         self._started = time.time() - self._since
@@ -151,7 +151,7 @@ class Node(UserConnections):
             lambda: self.options,
             self.unix_time,
         )
-        """Every connection, and what a client knows of this node."""
+        """Every connection. It is also the `Home` of every client."""
         self.denials = Denials(
             self.registry,
             denials or MemoryDenials(),
@@ -167,7 +167,7 @@ class Node(UserConnections):
         self._refused = 0
 
     def statistics(self) -> NodeStatistics:
-        """A snapshot of everything that this node counts."""
+        """A snapshot of all counts of this node."""
         registry = self.registry
         return NodeStatistics(
             clients=len(registry.clients),
@@ -191,7 +191,7 @@ class Node(UserConnections):
         )
 
     def reload(self, options: NodeOptions) -> None:
-        """Let other options hold from now on; no connection is touched.
+        """Use other options from now on, without closing a connection.
 
         Subscriptions keep what they were granted. Options that are built into running parts
         (intake, batches, heartbeat, timeouts of backlogs) stay as they were until a restart.
@@ -202,7 +202,7 @@ class Node(UserConnections):
         self.connection_log.limit = options.connection_log_limit
 
     def asks(self, kind: CallbackKind) -> Backend | None:
-        """The back end, where it is to be asked this kind of question."""
+        """The back end, if it is to be asked this kind of question, else None."""
         if self.backend is None or kind not in self.backend.kinds:
             return None
         return self.backend
@@ -212,16 +212,17 @@ class Node(UserConnections):
         return self._started + trio.current_time()
 
     def uptime(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since the node was made."""
         return trio.current_time() - self._since
 
     async def publish(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
     ) -> StreamPosition | None:
-        """Publish one event; returns its position as soon as the broker has taken it.
+        """Publish one event, and return its position as soon as the broker has taken it.
 
-        Does not wait for fan-out. Waits for room in the intake for at most the publish
-        timeout. Cancelled while it waits, nothing was published. None: no history kept.
+        The position is None if the channel keeps no history. Does not wait for fan-out. Waits for
+        room in the intake for at most the publish timeout. Cancelled while it waits, nothing was
+        published.
 
         Raises:
             ReplyError: the channel's name or the data is missing or wrong (107), or its
@@ -249,10 +250,10 @@ class Node(UserConnections):
     def publish_nowait(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
     ) -> StreamPosition | None:
-        """`publish` without waiting, for whoever publishes many events in a row.
+        """Do `publish` without waiting, for code that publishes many events in a row.
 
         Raises:
-            trio.WouldBlock: it would have to wait, and nothing was published: `publish` instead.
+            trio.WouldBlock: a wait is needed, and nothing was published. Call `publish` instead.
             ReplyError, IntakeFullError, BrokerError: as `publish`.
         """
         publication, options = self._checked(publication)
@@ -288,19 +289,19 @@ class Node(UserConnections):
         limit: int | None = None,
         reverse: bool = False,
     ) -> tuple[Sequence[Publication], StreamPosition]:
-        """What was published in a channel that keeps history, and the stream's top, of one moment.
+        """Return past publications of a channel, and the stream's top at the same moment.
 
         Cancelled, nothing has changed.
 
         Args:
-            channel: Its name.
+            channel: The name of a channel that keeps history.
             since: Only publications after this position; with `reverse` those before it. An
-                empty epoch is any.
+                empty epoch stands for any epoch.
             limit: At most so many publications; None for all, 0 for the top alone.
             reverse: Newest first instead of oldest first.
 
         Raises:
-            ReplyError: 107 or 102 for the channel's name, 108 where no history is kept, 112 for a
+            ReplyError: 107 or 102 for the channel's name, 108 if it keeps no history, 112 for a
                 position of another epoch, 107 for an invalid position and for a reverse read
                 from before the first publication.
             BrokerError: the broker failed.
@@ -319,7 +320,7 @@ class Node(UserConnections):
         return publications, top
 
     async def remove_history(self, channel: str) -> None:
-        """Forget the publications of a channel that keeps them; its top and epoch stay.
+        """Forget the publications of a channel that keeps history; its top and epoch stay.
 
         Raises:
             ReplyError, BrokerError: as `history`.
@@ -329,10 +330,10 @@ class Node(UserConnections):
             await self.broker.remove_history(channel)
 
     async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Who is in a channel that keeps presence, by connection id.
+        """Return the members of a channel by connection id.
 
         Raises:
-            ReplyError: 107 or 102 for the channel's name, 108 where presence is not kept.
+            ReplyError: 107 or 102 for the channel's name, 108 if it does not keep presence.
             BrokerError: the presence store failed.
         """
         self.channels.check_kept("presence", channel)
@@ -340,7 +341,7 @@ class Node(UserConnections):
             return await self.presence_store.members(channel)
 
     async def presence_stats(self, channel: str) -> tuple[int, int]:
-        """How many connections, and how many different users, are in a channel.
+        """Return how many connections, and how many different users, are in a channel.
 
         Raises:
             ReplyError, BrokerError: as `presence`.
@@ -358,7 +359,7 @@ class Node(UserConnections):
             raise
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The node's own tasks, until `shut_down` has let fan-out finish."""
+        """Run the node's own tasks until `shut_down` has let fan-out finish."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.heartbeat.run)
             nursery.start_soon(self.broker.run, self._intake)
@@ -368,13 +369,13 @@ class Node(UserConnections):
             try:
                 await self._repeater.run()
             finally:
-                self._repeated.set()  # crashed or cancelled too: nobody waits for it in vain
+                self._repeated.set()  # after a crash too, so that `shut_down` does not hang
             nursery.cancel_scope.cancel()
 
     async def shut_down(self) -> None:
-        """Finish what was accepted, then ask every client to leave, in paced groups (3001).
+        """Finish the fan-out of accepted events, then disconnect clients in paced groups (3001).
 
-        The caller sets the deadline. Clients' handlers say their goodbyes meanwhile. Idempotent.
+        The caller sets the deadline. The clients' handlers say goodbye meanwhile. Idempotent.
         """
         if self.events is not None and not self.draining:
             seconds = self.options.shutdown_timeout * _EVENTS_UNTIL
@@ -396,7 +397,7 @@ class Node(UserConnections):
 
 
 def _well_formed(data: bytes, options: ChannelOptions) -> bool:
-    """Whether there is data, and of the format that the channel wants; it is JSON already."""
+    """Whether the data, which is JSON already, is not empty and has the channel's format."""
     if options.publication_data_format == "json_object":
         return data.lstrip()[:1] == b"{"
     return bool(data)
@@ -423,13 +424,13 @@ async def open_node(
         broker: Defaults to a `MemoryBroker`. Its `run` is called and ended by the node.
         presence: Defaults to a `MemoryPresence`.
         verifier: Proves tokens; without one no token is accepted. Its owner outlives the node.
-        backend: Is asked what the options leave to it. Its owner outlives the node.
-        events: Is told what happens. Its owner outlives the node.
-        denials: Where blocked users and revoked tokens are kept, by default nowhere: they are
+        backend: Answers the questions that the options leave to it. Its owner outlives the node.
+        events: Is told of connections and channels. Its owner outlives the node.
+        denials: Stores blocked users and revoked tokens. By default they are kept in memory, and
             forgotten with the node. Its owner outlives the node.
 
     Raises:
-        BrokerError: blocked users and revoked tokens can't be read.
+        BrokerError: blocked users and revoked tokens cannot be read.
     """
     options = options or NodeOptions()
     denials = denials or MemoryDenials()

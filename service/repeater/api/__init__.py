@@ -1,6 +1,6 @@
 """The server API: what back ends call (protocol, section 18), as functions on a node.
 
-A call is a method's name and a body's bytes; what comes back is an `Answer`. No HTTP server is
-known here: the native transport and the Quart routes both put requests in and answers out. A new
+A call takes a method's name and a body's bytes, and returns an `Answer`. This room knows no HTTP
+server: the native transport and the Quart routes both make calls here and send the answers. A new
 method is a small function in its group's module, and a line in the table of `methods.py`.
 """

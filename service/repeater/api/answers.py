@@ -1,7 +1,7 @@
-"""What a call is answered: a status, a body, and the protocol's error objects.
+"""The answers to calls: a status, a body, and the protocol's error objects.
 
-API errors are 200 with `error`, as Centrifugo's libraries expect; whoever asks for it by header
-gets them as HTTP statuses instead (protocol, section 18.1).
+API errors are 200 with `error`, as Centrifugo's libraries expect. A request with the header
+`X-Centrifugo-Error-Mode: transport` gets HTTP statuses instead (protocol, section 18.1).
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from repeater.protocol.http.answer import Answer
 ERROR_MODE_HEADER: Final = "X-Centrifugo-Error-Mode"
 TRANSPORT_MODE: Final = "transport"
 
-# By number, because not every code of the protocol is one of the client protocol's.
+# Keyed by number, because the server API has codes that the client protocol does not have.
 _STATUSES: Final = {
     **{100: 500, 102: 404, 104: 404, 106: 409, 107: 400, 108: 400, 111: 429, 112: 416, 113: 409}
 }
 
 
 class ApiError(msgspec.Struct, frozen=True):
-    """The error object: code and text, always both."""
+    """The error object. Code and text are always present."""
 
     code: int
     message: str
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a call brought."""
+    """The answer of a call that succeeded."""
 
     result: object
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why it brought nothing."""
+    """The answer of a call that failed."""
 
     error: ApiError
 
@@ -61,14 +61,14 @@ def statuses() -> dict[int, list[int]]:
 
 
 def api_error(code: ErrorCode) -> ApiError:
-    """The error object of a code; one text differs from the client protocol's."""
+    """The error object of a code. The text of 104 differs from the client protocol's."""
     if code is ErrorCode.METHOD_NOT_FOUND:
         return ApiError(int(code), "not found")
     return ApiError(int(code), code.message)
 
 
 def failed(code: ErrorCode) -> Failure:
-    """The outcome of a call, or of an item of one, that failed."""
+    """The answer for a failed call, or for one failed item of a call."""
     return Failure(api_error(code))
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class BatchBody(msgspec.Struct, frozen=True):
     """`POST /api/batch`: commands of one method each, `{"publish": {...}}`.
 
-    `parallel` is accepted and changes nothing: on one processor the items would only lose
-    their order.
+    `parallel` is accepted and changes nothing: on one processor the items would not be faster, and
+    would lose their order.
     """
 
     commands: list[msgspec.Raw] = []
@@ -30,7 +30,7 @@ class BatchBody(msgspec.Struct, frozen=True):
 
 
 class BatchReplies(msgspec.Struct, frozen=True):
-    """One reply an item, in their order: `{"publish": {...}}` or `{"error": {...}}`."""
+    """One reply for each item, in their order: `{"publish": {...}}` or `{"error": {...}}`."""
 
     replies: list[dict[str, object] | Failure]
 
@@ -41,9 +41,9 @@ _decode_command = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 async def batch(
     node: Node, body: BatchBody, budget: Budget, methods: Mapping[str, Method]
 ) -> BatchReplies:
-    """Make each call of `methods`, one after the other; a bad item fails alone.
+    """Make several calls, one after the other; a bad item fails alone.
 
-    Once the intake stayed full for the publish timeout, the items that are left wait no more.
+    If the intake stays full for the publish timeout, the remaining items do not wait for it.
     """
     replies = []
     for item in body.commands:

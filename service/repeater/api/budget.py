@@ -1,7 +1,7 @@
-"""How long one call may hold the processor, and how often it may wait for a full intake.
+"""The time for which one call may use the processor, and its one wait for a full intake.
 
-A call of many events publishes most of them without a checkpoint; fan-out, pings and other calls
-get their turn by this clock.
+A call with many events publishes most of them without a checkpoint. This clock makes it give
+fan-out, pings and other calls their turn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import trio
 
 
 class Budget:
-    """One call's share. Lives inside one call, or one connection that makes calls."""
+    """The budget of one call. Lives inside one call, or one connection that makes calls."""
 
     __slots__ = ("_ends", "_seconds", "patient")
 
@@ -20,7 +20,7 @@ class Budget:
         self._seconds = seconds
         self._ends = perf_counter() + seconds
         self.patient = True
-        """Whether it may still wait for room in the intake: once in vain is enough."""
+        """Whether the call may still wait for room in the intake. False after one timeout."""
 
     @property
     def spent(self) -> bool:
@@ -28,11 +28,11 @@ class Budget:
         return perf_counter() >= self._ends
 
     async def give_way(self) -> None:
-        """Checkpoint if the turn is over; none otherwise."""
+        """Checkpoint and begin a new turn if the turn is over; else no checkpoint."""
         if self.spent:
             await trio.lowlevel.checkpoint()
             self.renew()
 
     def renew(self) -> None:
-        """Begin a turn: the task has just waited for something."""
+        """Begin a new turn, because the task has just waited and others had their turn."""
         self._ends = perf_counter() + self._seconds

@@ -1,4 +1,4 @@
-"""`presence`, `presence_stats`, `history` and `history_remove`: what is kept of one channel."""
+"""`presence`, `presence_stats`, `history` and `history_remove`: calls about one channel."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _EMPTY: Final = Empty()
 
 
 class ChannelBody(msgspec.Struct, frozen=True):
-    """A call about one channel and nothing more."""
+    """The body of a call that takes only a channel."""
 
     channel: str = ""
 
 
 async def presence(node: Node, body: ChannelBody, _budget: Budget) -> PresenceResult:
-    """Who is in a channel.
+    """Return the members of a channel.
 
     Raises:
-        ReplyError: no channel or a wrong name (107), an unknown namespace (102), or one where
-            presence is not kept (108).
+        ReplyError: the channel is missing or its name is wrong (107), its namespace is unknown
+            (102), or it does not keep presence (108).
         BrokerError: the store failed.
     """
     return PresenceResult(dict(await node.presence(body.channel)))
 
 
 async def presence_stats(node: Node, body: ChannelBody, _budget: Budget) -> PresenceStatsResult:
-    """How many are in a channel.
+    """Return the numbers of connections and of users in a channel.
 
     Raises:
         ReplyError, BrokerError: as `presence`.
@@ -49,11 +49,11 @@ async def presence_stats(node: Node, body: ChannelBody, _budget: Budget) -> Pres
 
 
 async def history(node: Node, body: HistoryRequest, _budget: Budget) -> HistoryResult:
-    """Past publications, as many as asked for; a limit below 0 is for all of them.
+    """Return past publications, at most `limit`. A limit below 0 means all of them.
 
     Raises:
-        ReplyError: as `presence`, 108 where no history is kept; 112 for a position of another
-            epoch.
+        ReplyError: as `presence`, 108 if the channel keeps no history; 112 for a position of
+            another epoch.
         BrokerError: the back end failed.
     """
     return await read(node, body, None if body.limit < 0 else body.limit)

@@ -1,7 +1,8 @@
-"""`subscribe`, `unsubscribe`, `disconnect`, `refresh`: what is done to users' connections.
+"""`subscribe`, `unsubscribe`, `disconnect`, `refresh`: calls that change users' connections.
 
-`user` selects the connections of exactly that user, none given those of nobody in particular;
-`client` and `session` narrow it down (protocol, section 18.2). No such connection is no error.
+`user` selects the connections of exactly that user, and an empty `user` the anonymous ones.
+`client` and `session` select one of them (protocol, section 18.2). It is not an error to select
+nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ UnixTime = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class TargetBody(msgspec.Struct, frozen=True):
-    """Whose connections; the part that these methods share."""
+    """The selection of connections, which the bodies of these methods share."""
 
     user: str = ""
     client: str = ""
@@ -51,13 +52,13 @@ class SubscribeBody(TargetBody, frozen=True):
 
 
 class UnsubscribeBody(TargetBody, frozen=True):
-    """`POST /api/unsubscribe`; no channel is every channel."""
+    """`POST /api/unsubscribe`. Without a channel, all channels are unsubscribed."""
 
     channel: str = ""
 
 
 class CloseCode(msgspec.Struct, frozen=True):
-    """What a connection is ended with."""
+    """The code and the reason for the end of a connection."""
 
     code: int = 0
     reason: str = ""
@@ -79,12 +80,12 @@ class RefreshBody(TargetBody, frozen=True):
 
 
 async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
-    """Have connections hear a channel.
+    """Subscribe connections to a channel.
 
     Raises:
         ReplyError: the channel, the grant or the position is missing or wrong (107), or the
             namespace is unknown (102).
-        BrokerError: history or presence can't be had for some.
+        BrokerError: history or presence cannot be read for some.
     """
     grant = SubscriptionGrant(
         info=_json(body.info, body.b64info),
@@ -109,7 +110,7 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
 
 
 async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Empty:
-    """Stop connections' hearing of a channel, or of all.
+    """Unsubscribe connections from a channel, or from all of theirs.
 
     Raises:
         ReplyError: the channel's name is wrong (107), or its namespace unknown (102).
@@ -119,10 +120,10 @@ async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Emp
 
 
 async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty:
-    """End connections, by default with 3503, so that they stay away.
+    """End connections, by default with 3503, so that the clients do not reconnect.
 
     Raises:
-        ReplyError: 107 for a code or reason that no close frame could carry.
+        ReplyError: 107 for a code that SDKs do not act on, or a reason that is too long or JSON.
     """
     why = FORCE_DISCONNECT if body.disconnect is None else _checked(body.disconnect)
     await node.disconnect(
@@ -136,11 +137,11 @@ async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty
 
 
 async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
-    """Let connections expire at another time, or now.
+    """Give connections another expiry, or end them as expired.
 
     Raises:
         ReplyError: the info is not JSON (107).
-        BrokerError: the new info did not get into the presence of some channels.
+        BrokerError: the presence of some channels does not have the new info.
     """
     if body.expired:
         await node.disconnect(body.user, client=body.client, session=body.session, why=EXPIRED)
@@ -164,7 +165,7 @@ def _json(plain: msgspec.Raw, b64: str) -> bytes:
 
 
 def _checked(close: CloseCode) -> Disconnect:
-    """A code that SDKs take advice from, and a reason that they can read (section 8.2)."""
+    """The disconnect, if SDKs act on its code and can read its reason (section 8.2)."""
     code = close.code or FORCE_DISCONNECT.code
     reason = close.reason or FORCE_DISCONNECT.reason
     if not 3_000 <= code < 5_000 or len(reason.encode()) > _REASON_LIMIT or _is_json(reason):
@@ -173,7 +174,8 @@ def _checked(close: CloseCode) -> Disconnect:
 
 
 def _is_json(reason: str) -> bool:
-    """The JavaScript SDK would take it for advice of an older protocol."""
+    """Whether a reason is JSON text."""
+    # The JavaScript SDK would read such a reason as reconnect advice of an older protocol.
     try:
         msgspec.json.decode(reason)
     except (msgspec.DecodeError, RecursionError):

@@ -1,7 +1,8 @@
-"""`block_user`, `unblock_user` and `revoke_token`: whom not to let in any more.
+"""`block_user`, `unblock_user` and `revoke_token`: refuse users and tokens.
 
-What they say holds at once, for those who are connected, too. Each may end by itself, at a time
-(`expire_at`, Unix seconds) or after some (`ttl`); without either it holds until it is lifted.
+A call takes effect at once, for open connections too. A block or revocation may end by itself, at
+a time (`expire_at`, Unix seconds) or after `ttl` seconds. Without either, a block lasts until
+`unblock_user` and a revocation for ever.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ class BlockUserBody(_Ending, frozen=True):
 
 
 class UnblockUserBody(msgspec.Struct, frozen=True):
-    """`POST /api/unblock_user`. A user that is not blocked is no mistake."""
+    """`POST /api/unblock_user`. It is not an error if the user is not blocked."""
 
     user: Name = ""
 
 
 class RevokeTokenBody(_Ending, frozen=True):
-    """`POST /api/revoke_token`: one token by its `jti` (or `uid`), or all of a `user`.
+    """`POST /api/revoke_token`: one token by its `jti` (or `uid`), or the tokens of a `user`.
 
-    Those of a user that were issued before `issued_before`, by default up to now, the second
-    under way included. Connections that they proved are closed with 3500, subscriptions ended.
+    A user's tokens are revoked if they were issued before `issued_before`. The default is the end
+    of the current second. Connections by revoked tokens are closed with 3500, and subscriptions
+    by revoked tokens are ended.
     """
 
     jti: Name = ""
@@ -53,15 +55,16 @@ class RevokeTokenBody(_Ending, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """It holds; there is nothing to tell."""
+    """The empty result: the call has taken effect."""
 
 
 async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Done:
-    """Close a user's connections and let in no other until it is over, or lifted.
+    """Close a user's connections, and refuse new ones until the block expires or is lifted.
 
     Raises:
-        ReplyError: there is no user, or no time that lies ahead (107); too many already (106).
-        BrokerError: it could not be kept, and does not hold.
+        ReplyError: the user is missing, or the time is not in the future (107); there are too
+            many denials already (106).
+        BrokerError: the block could not be saved, and is not in force.
     """
     if not body.user:
         raise ReplyError(ErrorCode.BAD_REQUEST)
@@ -70,11 +73,11 @@ async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Done:
 
 
 async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Done:
-    """Let a user in again. Its revoked tokens stay revoked.
+    """Accept a blocked user again. The user's revoked tokens stay revoked.
 
     Raises:
-        ReplyError: there is no user (107).
-        BrokerError: it could not be kept; the user is still blocked.
+        ReplyError: the user is missing (107).
+        BrokerError: the change could not be saved; the user is still blocked.
     """
     if not body.user:
         raise ReplyError(ErrorCode.BAD_REQUEST)
@@ -83,12 +86,12 @@ async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Don
 
 
 async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Done:
-    """Have a token, or a user's tokens up to a time, prove nothing any more.
+    """Refuse a token, or a user's tokens issued up to a time, from now on.
 
     Raises:
-        ReplyError: not exactly one token or user is named, or there is no time that lies ahead
-            (107); too many already (106).
-        BrokerError: it could not be kept, and does not hold.
+        ReplyError: not exactly one token or user is named, or the time is not in the future
+            (107); there are too many denials already (106).
+        BrokerError: the revocation could not be saved, and is not in force.
     """
     named = [one for one in (body.jti, body.uid, body.user) if one]
     if len(named) != 1 or (body.issued_before and not body.user):
@@ -103,7 +106,7 @@ async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Don
 
 
 def _end(node: Node, body: _Ending) -> int:
-    """When it ends by itself, Unix seconds; 0 for never."""
+    """The Unix time at which the denial expires; 0 for never."""
     now = node.unix_time()
     if body.expire_at and (body.ttl or body.expire_at <= now):
         raise ReplyError(ErrorCode.BAD_REQUEST)

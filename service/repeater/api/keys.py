@@ -1,6 +1,7 @@
-"""The API key: who may call at all (protocol, section 18.1).
+"""The API key, which a request needs to make calls (protocol, section 18.1).
 
-Compared in constant time, as the bytes that came; never logged, never part of an answer.
+Keys are compared in constant time, as the bytes that came. A key is never logged and never part of
+an answer.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ _PARAMETER: Final = b"api_key"
 
 
 class ApiKey:
-    """The keys of a server, one or, while it is replaced, two. Without any nobody may call.
+    """The keys of a server: one, or two while a key is being replaced.
 
-    Unless it is `insecure`.
+    Without a key, no request may call, unless the server is `insecure`.
     """
 
     def __init__(self, keys: Sequence[bytes], *, insecure: bool) -> None:
@@ -26,17 +27,17 @@ class ApiKey:
         self.replace(keys)
 
     def replace(self, keys: Sequence[bytes]) -> None:
-        """Let these be the keys from now on."""
-        self._keys = tuple(key for key in keys if key)  # an empty key is no key
+        """Accept these keys, and no others, from now on."""
+        self._keys = tuple(key for key in keys if key)  # an empty key would admit every request
 
     def admits(self, header: bytes | None, authorization: bytes | None, query: bytes) -> bool:
         """Whether a request may call.
 
         Args:
             header: The value of `X-API-Key`.
-            authorization: The value of `Authorization`; `apikey <key>` counts where there is
+            authorization: The value of `Authorization`; `apikey <key>` counts if the request has
                 no `X-API-Key`.
-            query: The query string; `api_key=<key>` counts where neither header is right.
+            query: The query string; `api_key=<key>` counts if neither header is right.
         """
         if not self._keys:
             return self._insecure
@@ -46,7 +47,7 @@ class ApiKey:
         return self._matches(header) or (bool(query) and self._matches(_parameter(query)))
 
     def _matches(self, given: bytes | None) -> bool:
-        # Every key is compared, so that the time tells nothing of which one it was.
+        # Compare every key, so that the time does not tell which key matched.
         matches = [hmac.compare_digest(given or b"", key) for key in self._keys]
         return any(matches)
 

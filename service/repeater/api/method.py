@@ -1,4 +1,4 @@
-"""What a method of the API is: how its body is read, and what it does."""
+"""A method of the API: how its body is decoded, and the function that carries out a call."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 Call = Callable[["Node", Any, "Budget"], Awaitable[object]]
-"""Carries out one call with its decoded body; returns what is encoded as its result.
+"""Carries out one call with its decoded body, and returns the result to encode.
 
 Raises ReplyError, BrokerError or IntakeFullError. Checkpoints only when it waits, or when the
-budget is spent: whoever calls in a loop relies on that.
+budget is spent. Code that makes calls in a loop, such as `batch`, relies on that.
 """
 
 
@@ -26,11 +26,11 @@ class Method(msgspec.Struct, frozen=True):
     decode: Callable[[bytes | msgspec.Raw], Any]
     call: Call
     fields: frozenset[str]
-    """The names that its body may have."""
+    """The names of the fields that the body may have."""
     wrapped: bool = True
-    """Whether its result stands in `result`: all do but `batch`."""
+    """Whether the answer has the result inside `result`: true for all methods but `batch`."""
     needs: tuple[str, ...] = ()
-    """The fields that must not be left out, for whoever describes it; the call checks itself."""
+    """The required fields, for descriptions of the method only. The call checks them itself."""
 
 
 def method(

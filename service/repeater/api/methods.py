@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 BODY_TIMEOUT: Final = 30.0
-"""Seconds from a request's head to the end of its body; a stream's body has none."""
+"""Seconds from a request's head to the end of its body. A stream's body has no such limit."""
 
 COMMANDS: Final[Mapping[str, Method]] = {
     "publish": method(PublishBody, publish, needs=("channel",)),
@@ -75,7 +75,7 @@ COMMANDS: Final[Mapping[str, Method]] = {
     "unblock_user": method(UnblockUserBody, unblock_user, needs=("user",)),
     "revoke_token": method(RevokeTokenBody, revoke_token),
 }
-"""What may stand in a batch."""
+"""The methods that a batch may call."""
 
 METHODS: Final[Mapping[str, Method]] = {
     **COMMANDS,
@@ -83,18 +83,18 @@ METHODS: Final[Mapping[str, Method]] = {
         BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
     ),
 }
-"""What may be called as `POST /api/<name>`."""
+"""The methods that may be called as `POST /api/<name>`."""
 
 
 class _NotJsonError(Exception):
-    """The body is no JSON text."""
+    """The body is not JSON text."""
 
 
 async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = False) -> Answer:
     """Make one call of a known method.
 
-    Never fails for what a body holds. Checkpoints only where it waits, or holds the processor
-    for long. Cancelled, what it published is published.
+    No body makes it raise. Checkpoints only when it waits, or when it has used the processor for
+    long. Cancelled, the events published so far stay published.
     """
     chosen = METHODS[name]
     try:
@@ -111,14 +111,14 @@ async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = Fal
 
 
 def _parse(chosen: Method, text: bytes) -> Any:
-    """The decoded body.
+    """Decode a body.
 
     Raises:
-        ReplyError: the JSON text is of another shape (107).
-        _NotJsonError: it is not UTF-8, not JSON, or nested too deeply to tell.
+        ReplyError: the JSON text has another shape (107).
+        _NotJsonError: the text is not UTF-8, not JSON, or nested too deeply to decode.
     """
     try:
-        text.decode()  # the decoder skips `data` without a look at its encoding
+        text.decode()  # the decoder does not check the encoding of `data`
         return chosen.decode(text)
     except msgspec.ValidationError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None

@@ -1,7 +1,7 @@
 """The description of the HTTP interface (OpenAPI 3.1), made of the table of methods.
 
-Nothing is said twice: a new method is in it by its line in the table, its texts are the docstrings.
-It knows no settings, so there is no secret in it.
+Nothing is written twice: each method comes from the table, and its texts are the docstrings. The
+description is made without the settings, so it cannot contain a secret.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from repeater.api.stream import STREAM, Summary
 _JSON: Final = "application/json"
 _NDJSON: Final = "application/x-ndjson"
 _ABOUT: Final = """\
-Calls for back ends. Every call is a `POST` with a JSON object; unknown fields are ignored. What
-can't be done is answered 200 with `error`, or, to whoever sends
-`X-Centrifugo-Error-Mode: transport`, with a status of its own and the bare error object.
+Calls for back ends. Every call is a `POST` with a JSON object; unknown fields are ignored. A call
+that fails is answered 200 with `error`. With the header `X-Centrifugo-Error-Mode: transport`, it
+is answered with the error's own status and the bare error object.
 Subscribers come by WebSocket and are not described here."""
 
-# What is answered before a call is made, or instead of it.
+# Answers that are sent before a call is made, or instead of one.
 _PLAIN_ANSWERS: Final = {
     "400": "The body is not JSON",
     "401": "No API key, or a wrong one",
@@ -37,14 +37,14 @@ _PLAIN_ANSWERS: Final = {
 }
 _HEALTH: Final = {
     "health": ("/health", "The node takes clients", "It shuts down"),
-    "live": ("/health/live", "The process lives", ""),
+    "live": ("/health/live", "The process runs", ""),
     "ready": (
         "/health/ready",
-        "The node takes clients and its broker is of use",
+        "The node takes clients and its broker works",
         "It shuts down, or the broker is down",
     ),
 }
-"""By operation: the path, what 200 says, and what 503 says, if it may be."""
+"""By operation: the path, the meaning of 200, and the meaning of 503 or empty without one."""
 _SECURITY: Final = {
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "authorization": {
@@ -59,7 +59,7 @@ _SECURITY: Final = {
 
 @cache
 def document() -> bytes:
-    """The description as JSON text; made once a process."""
+    """The description as JSON text, made once for each process."""
     schemas = Schemas()
     paths = {f"/api/{name}": {"post": _call(name, one, schemas)} for name, one in METHODS.items()}
     paths[f"/api/{STREAM}"] = {"post": _stream(schemas)}
@@ -103,7 +103,7 @@ def _call(name: str, method: Method, schemas: Schemas) -> dict[str, Any]:
 
 
 def _responses(schemas: Schemas) -> dict[str, Any]:
-    """What is not 200: before a call, and in transport mode."""
+    """The responses other than 200: those before a call, and those of transport mode."""
     error = {_JSON: {"schema": schemas.of(ApiError, written=True)}}
     text = {"text/plain": {"schema": {"type": "string"}}}
     found: dict[str, Any] = {
@@ -121,7 +121,7 @@ def _responses(schemas: Schemas) -> dict[str, Any]:
 
 
 def _stream(schemas: Schemas) -> dict[str, Any]:
-    """The operation of the stream, whose body is no JSON object but a row of them."""
+    """The operation of the stream, whose body is many JSON objects, one a line."""
     summary = _object(result=schemas.of(Summary, written=True))
     meanings = {
         "200": "The whole body was taken",
@@ -136,9 +136,9 @@ def _stream(schemas: Schemas) -> dict[str, Any]:
     return {
         "operationId": STREAM,
         "tags": ["Server API"],
-        "summary": "Events without end on one request, a JSON object a line.",
-        "description": "Each line is a body of `publish`, published as it arrives; it fails alone. "
-        "The answer comes when the body ends.",
+        "summary": "Publish events without end on one request, a JSON object a line.",
+        "description": "Each line is a body of `publish`. The line is published as it arrives, and "
+        "fails alone. The answer comes when the body ends.",
         "requestBody": {"required": True, "content": {_NDJSON: {"schema": {"type": "string"}}}},
         "responses": responses,
     }
@@ -154,14 +154,17 @@ def _health(name: str, up: str, down: str) -> dict[str, Any]:
         "operationId": name,
         "tags": ["Operations"],
         "summary": f"{up}?",
-        "description": "For load balancers and orchestrators; open to everybody.",
+        "description": "For load balancers and orchestrators. No API key is needed.",
         "security": [],
         "responses": responses,
     }
 
 
 def _describe_batch(components: dict[str, Any]) -> None:
-    """An item of a batch has the name and the body of a method; its reader decides that later."""
+    """Describe a batch's items: each has the name and the body of a method.
+
+    The type of an item says only JSON, because `batch` decodes each item later.
+    """
     choices = [
         _object(**{name: {"$ref": f"{PREFIX}{one.body.__name__}"}})
         for name, one in COMMANDS.items()
@@ -187,7 +190,10 @@ def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(call: Any) -> tuple[str, str]:
-    """A docstring's first sentence, and the rest up to its sections; what is raised is ours."""
+    """A docstring's first paragraph, and the others up to `Args` or `Raises`.
+
+    Those two sections are for people who change the server.
+    """
     text = inspect.getdoc(getattr(call, "func", call)) or ""
     text = text.partition("\n\nRaises:")[0].partition("\n\nArgs:")[0]
     summary, _, rest = text.partition("\n\n")

@@ -21,36 +21,36 @@ _SLICE: Final = 256  # channels between two looks at the clock
 
 
 class ChannelsBody(msgspec.Struct, frozen=True):
-    """`POST /api/channels`; no pattern is every channel."""
+    """`POST /api/channels`. Without a pattern, every channel matches."""
 
     pattern: str = ""
 
 
 class ChannelInfo(msgspec.Struct, frozen=True):
-    """How many connections hear a channel."""
+    """The number of connections that hear a channel."""
 
     num_clients: int
 
 
 class ChannelsResult(msgspec.Struct, frozen=True):
-    """The channels that somebody hears, by name."""
+    """The channels that have subscribers, by name."""
 
     channels: dict[str, ChannelInfo]
 
 
 class InfoBody(msgspec.Struct, frozen=True):
-    """`POST /api/info`: nothing to say."""
+    """`POST /api/info`. It has no fields."""
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """What was counted during the last `interval` seconds, which is since the start."""
+    """Counts of the last `interval` seconds. The interval begins at the start of the node."""
 
     interval: float
     items: dict[str, float]
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """One node; all of it is always there. `uptime` is whole seconds."""
+    """One node. Every field is always present. `uptime` is in whole seconds."""
 
     uid: str
     name: str
@@ -64,13 +64,15 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
 
 class InfoResult(msgspec.Struct, frozen=True):
-    """Every node, which is this one."""
+    """The list of nodes. It holds this node only."""
 
     nodes: list[NodeInfo]
 
 
 async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsResult:
-    """The channels that somebody hears and whose names match: `*`, `?` and `[abc]` as in a shell.
+    """Return the channels with subscribers whose names match, with `*`, `?` and `[abc]`.
+
+    The signs mean the same as in a shell.
 
     Raises:
         ReplyError: the pattern is too long (107).
@@ -80,7 +82,7 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
     matches = re.compile(translate(body.pattern or "*")).match
     found: dict[str, ChannelInfo] = {}
     for number, (name, channel) in enumerate(tuple(node.hub.channels.items())):
-        # One that emptied while others had their turn is none any more.
+        # A channel may have lost its last subscriber while other tasks had their turn.
         if matches(name) and not channel.empty:
             found[name] = ChannelInfo(channel.size)
         if number % _SLICE == 0:
@@ -89,7 +91,7 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
 
 
 async def info(node: Node, _body: InfoBody, _budget: Budget) -> InfoResult:
-    """What this node is and how much there is on it."""
+    """Return the node's name, version, numbers of clients and channels, and counts."""
     statistics = node.statistics()
     repeater = statistics.repeater
     uptime = node.uptime()

@@ -1,6 +1,6 @@
 """`publish` and `broadcast`: one event into one channel, or into many.
 
-A body is parsed once; `data` stays the text that it arrived as.
+A body is parsed once. The text of `data` is passed on as it arrived.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BroadcastBody(PublishBody, frozen=True):
 
 
 class Responses(msgspec.Struct, frozen=True):
-    """What came of each channel, in the order of the request."""
+    """The outcome for each channel, in the order of the request."""
 
     responses: list[Result | Failure]
 
@@ -50,14 +50,14 @@ class Responses(msgspec.Struct, frozen=True):
 async def publish(
     node: Node, body: PublishBody, budget: Budget
 ) -> StreamPosition | dict[str, object]:
-    """One publication; its position, or nothing where the channel keeps no history.
+    """Publish one event, and return its position if the channel keeps history.
 
-    An idempotency key that was used gets the first position, a version that is not newer the
-    stream's top; both publish nothing.
+    Two cases publish nothing. An idempotency key that was used before returns the position of the
+    first publication. A version that is not newer than the last returns the stream's top.
 
     Raises:
-        ReplyError: the channel or the data is missing or wrong (107), or its namespace is
-            unknown (102).
+        ReplyError: the channel or the data is missing or wrong (107), or the channel's namespace
+            is unknown (102).
         BrokerError: the back end failed.
         IntakeFullError: fan-out made no room in time.
     """
@@ -65,13 +65,13 @@ async def publish(
 
 
 async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Responses:
-    """The same event into each channel, in their order; each has its own outcome.
+    """Publish the same event into each channel, in their order; each has its own outcome.
 
-    Once the intake stayed full for the publish timeout, the channels that are left wait no
-    more: each is published if there is room, or fails with 111.
+    If the intake stays full for the publish timeout, the remaining channels do not wait: each is
+    published if there is room, or fails with 111.
 
     Raises:
-        ReplyError: there is no channel (107).
+        ReplyError: the list of channels is empty (107).
     """
     if not body.channels:
         raise ReplyError(ErrorCode.BAD_REQUEST)
@@ -85,7 +85,7 @@ async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Response
 
 
 def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:
-    """The code by which one item of several failed."""
+    """The error code for one failed item of several."""
     if isinstance(error, ReplyError):
         return error.code
     if isinstance(error, IntakeFullError):
@@ -123,7 +123,7 @@ def publication_of(body: PublishBody, channel: str) -> Publication:
 
 
 def _decoded(text: str) -> bytes:
-    """Binary data, which here must be JSON: that is what the subscribers' frames carry."""
+    """Decode Base64 data, which must be JSON because the subscribers' frames carry JSON."""
     try:
         data = b64decode(text, validate=True)
         data.decode()
@@ -136,10 +136,10 @@ def _decoded(text: str) -> bytes:
 def publish_nowait(
     node: Node, body: PublishBody, publication: Publication
 ) -> StreamPosition | None:
-    """Publish if that needs no waiting.
+    """Publish if no wait is needed.
 
     Raises:
-        trio.WouldBlock: it does; nothing was published. And the errors of `publish`.
+        trio.WouldBlock: a wait is needed; nothing was published. And the errors of `publish`.
     """
     return node.publish_nowait(
         publication, idempotency_key=body.idempotency_key, skip_history=body.skip_history
@@ -149,10 +149,10 @@ def publish_nowait(
 async def publish_patiently(
     node: Node, body: PublishBody, publication: Publication, budget: Budget
 ) -> StreamPosition | None:
-    """Publish, and wait for room in the intake, unless this call did so in vain before.
+    """Publish, and wait for room in the intake unless an earlier wait of this call timed out.
 
     Raises:
-        IntakeFullError: there is no room. And the errors of `publish`.
+        IntakeFullError: the intake is full. And the errors of `publish`.
     """
     if not budget.patient:
         raise IntakeFullError

@@ -1,4 +1,4 @@
-"""`rpc`: calls of extensions of the server, of which there are none."""
+"""`rpc`: calls of extensions of the server. This server has no extensions, so every call fails."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class RPCBody(msgspec.Struct, frozen=True):
 
 
 class RPCResult(msgspec.Struct, frozen=True):
-    """What an extension would answer."""
+    """The result that an extension would return."""
 
     data: msgspec.Raw
 
 
 async def rpc(_node: Node, body: RPCBody, _budget: Budget) -> RPCResult:
-    """Fail, as upstream does where nobody has registered the method (protocol, section 18.2).
+    """Fail, as upstream does for a method without an extension (protocol, section 18.2).
 
     Raises:
-        ReplyError: 104; without a method 107.
+        ReplyError: always: 104, or 107 without a method.
     """
     raise ReplyError(ErrorCode.METHOD_NOT_FOUND if body.method else ErrorCode.BAD_REQUEST)

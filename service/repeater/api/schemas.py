@@ -1,8 +1,9 @@
-"""JSON Schema of bodies and results, by msgspec, out of the very types that read and write them.
+"""JSON Schema of bodies and results, made by msgspec from the types that decode and encode them.
 
-Two things it can't describe are put in other words first: text that passes through unread
-(`msgspec.Raw`) is any JSON, and a union of several objects, which only an encoder may have, is
-what it is in JSON Schema. What is written has all its fields unless its type leaves out defaults.
+msgspec cannot describe two kinds of type, so each type is first copied with them replaced. Text
+that passes through unread (`msgspec.Raw`) becomes any JSON. A union of several objects, which only
+an encoder may have, becomes `anyOf`. A written object has all its fields, unless its type leaves
+out defaults.
 """
 
 from __future__ import annotations
@@ -16,33 +17,33 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 import msgspec
 
 PREFIX: Final = "#/components/schemas/"
-# Docstrings cite docs/protocol.md for people who change the server; the page has the rule alone.
+# Docstrings cite docs/protocol.md for people who change the server. The page leaves citations out.
 _CITATION: Final = re.compile(r" \((?:protocol, )?sections? [0-9., and]+\)")
 
 
 def result_of(call: Callable[..., object]) -> Any:
-    """The type that a method's function says it returns."""
+    """The return type in the annotations of a method's function."""
     function: Any = call.func if isinstance(call, partial) else call
-    # Alone, since the parameters' types may be there for type checkers only.
+    # The return type alone: the parameters' types may be imported for type checkers only.
     alone = type("Alone", (), {"__annotations__": {"return": function.__annotations__["return"]}})
     return get_type_hints(alone, function.__globals__)["return"]
 
 
 class Schemas:
-    """Gathers types; `components` then has all of them, and whatever they are made of."""
+    """Gathers types. `components` returns the schemas of all of them and of their parts."""
 
     def __init__(self) -> None:
         self._mirrors: dict[tuple[type, bool], type[msgspec.Struct]] = {}
 
     def of(self, kind: Any, *, written: bool) -> dict[str, Any]:
-        """The schema of a type that is `written`, or read."""
+        """The schema of a type that the server writes if `written`, otherwise reads."""
         (schema,), _ = msgspec.json.schema_components(
             (self._mirror(kind, written),), ref_template=PREFIX + "{name}"
         )
         return schema
 
     def components(self) -> dict[str, Any]:
-        """Every object that was asked for, by its name."""
+        """The schemas of all objects that `of` was called for, by name."""
         _, found = msgspec.json.schema_components(
             tuple(self._mirrors.values()), ref_template=PREFIX + "{name}"
         )
@@ -52,7 +53,7 @@ class Schemas:
         return found
 
     def _mirror(self, kind: Any, written: bool) -> Any:
-        """The same type in words that msgspec can describe."""
+        """A copy of the type that msgspec can describe."""
         origin, arguments = get_origin(kind), get_args(kind)
         if kind in (object, msgspec.Raw):
             return Any
@@ -86,7 +87,7 @@ class Schemas:
     def _field(
         self, hint: Any, field: msgspec.structs.FieldInfo, always: bool, written: bool
     ) -> tuple[Any, ...]:
-        """A field's type, and its default unless it is always there or its default says nothing."""
+        """A field's type and default; no default if the field is always there."""
         mirror = self._mirror(hint, written)
         if field.required or always:
             return (mirror,)
@@ -106,7 +107,7 @@ class Schemas:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether it is no JSON object."""
+    """Whether a type is not written as a JSON object."""
     return get_origin(kind) is not dict and not (
         isinstance(kind, type) and issubclass(kind, (dict, msgspec.Struct))
     )

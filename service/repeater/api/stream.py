@@ -1,8 +1,8 @@
 """`stream`: events without end on one request, a JSON object a line, published as they arrive.
 
-Each line is a `publish` body of its own, and fails alone. A full intake is felt by the sender:
-`feed` waits, so nobody reads the connection, and TCP does the rest. Nothing is kept but the line
-under way.
+Each line is a `publish` body of its own, and fails alone. A full intake slows the sender down:
+`feed` waits, so the connection is not read, and TCP makes the sender wait. Only the unfinished line
+is kept in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STREAM: Final = "stream"
 STREAM_TIMEOUT: Final = 75.0
-"""Seconds that a stream may send nothing; a blank line counts as something."""
+"""Seconds that a stream may send nothing. A blank line resets the time."""
 
 _ERRORS: Final = 10  # failed lines that the summary names; the others are only counted
 
@@ -37,14 +37,14 @@ _decode = msgspec.json.Decoder(PublishBody).decode
 
 
 class LineError(msgspec.Struct, frozen=True):
-    """One line that failed; lines count from 1, blank ones too."""
+    """A line that failed. Lines are numbered from 1, including blank ones."""
 
     line: int
     error: ApiError
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of a stream. `stopped_at` is the first line that was not looked at."""
+    """The outcome of a stream. `stopped_at` is the first line that was not processed."""
 
     accepted: int = msgspec.field(default=-1)
     failed: int = msgspec.field(default=-1)
@@ -67,12 +67,13 @@ class EventStream:
         self._failed = 0
         self._errors: list[LineError] = []
         self.stopped = False
-        """Whether fan-out made no room in time: nothing more is taken."""
+        """Whether fan-out made no room in time, so that no more lines are published."""
 
     async def feed(self, data: bytes) -> None:
         """Publish the lines that `data` completes; waits while the intake is full.
 
-        A checkpoint at least once in a turn's time. Cancelled, what was published is published.
+        A checkpoint at least once in a turn's time. Cancelled, the events published so far stay
+        published.
         """
         *lines, rest = data.split(b"\n")
         if lines:
@@ -86,12 +87,12 @@ class EventStream:
                 self._partial, self._partial_size, self._skipping = [], 0, True
 
     async def end(self) -> None:
-        """The body is complete: its last line may have no line feed."""
+        """Publish the last line, which may have no line feed: the body is complete."""
         if self._partial or self._skipping:
             await self.feed(b"\n")
 
     def answer(self, status: int = 200) -> Answer:
-        """The summary: 200 for a whole body, 503 if it stopped, or why it was broken off."""
+        """The summary: 200 for a whole body, 503 if it stopped, or the `status` of a break."""
         if self.stopped:
             status = 503
         summary = Summary(
@@ -142,13 +143,13 @@ class EventStream:
 
 
 def _parse(line: bytes) -> PublishBody:
-    """One line's event.
+    """Decode one line.
 
     Raises:
-        ReplyError: it is no JSON object of this shape (107).
+        ReplyError: the line is not a JSON object of this shape (107).
     """
     try:
-        line.decode()  # the decoder skips `data` without a look at its encoding
+        line.decode()  # the decoder does not check the encoding of `data`
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ReplyError(ErrorCode.BAD_REQUEST) from None

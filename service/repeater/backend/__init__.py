@@ -1,1 +1,1 @@
-"""Callbacks: an application's back end is asked and told over HTTP (protocol, section 19)."""
+"""Callbacks: questions and events for an application's back end, by HTTP (protocol, section 19)."""

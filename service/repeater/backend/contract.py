@@ -1,7 +1,7 @@
-"""The contract of an application's back end: what it is asked, and what it is told.
+"""The contract of an application's back end: the questions it answers, and the events it gets.
 
-`backend.http` asks over HTTP and `backend.events` tells; a library user may give `open_node` other
-ones.
+`backend.http` and `backend.events` implement the two halves over HTTP. A library user may give
+`open_node` other implementations.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from repeater.protocol.centrifugo.commands import ConnectRequest
 
 
 class EndpointStatistics(msgspec.Struct, frozen=True):
-    """What became of one address's questions; `asked` is all of them.
+    """Counts of the questions to one address; `asked` is the number of all questions.
 
-    `answered` counts refusals, too. `timeouts` are part of `failed`. `refused` were not sent
-    because the circuit was open, `crowded` because their turn did not come in time.
+    `answered` includes answers that refuse. `failed` includes `timeouts`. `refused` questions were
+    not sent because the circuit was open, `crowded` ones because their turn did not come in time.
     """
 
     asked: int
@@ -41,17 +41,17 @@ class EndpointStatistics(msgspec.Struct, frozen=True):
     circuit: str
     """`closed`, `open` or `probing`."""
     opened: int
-    """How often the circuit did."""
+    """The number of times that the circuit opened."""
 
 
 class BackendStatistics(msgspec.Struct, frozen=True):
-    """The back end's addresses, by what they are asked."""
+    """The statistics of the back end's addresses, by the kind of question."""
 
     endpoints: Mapping[CallbackKind, EndpointStatistics]
 
 
 class EventStatistics(msgspec.Struct, frozen=True):
-    """How many events wait, were delivered and dropped; `attempts` and `failures` are batches."""
+    """Counts of events, except `attempts` and `failures`, which are counts of batches."""
 
     waiting: int
     delivered: int
@@ -61,55 +61,55 @@ class EventStatistics(msgspec.Struct, frozen=True):
 
 
 class Backend(Protocol):
-    """The application's say in what its clients do. `HTTPBackend` is the real one.
+    """Answers whether an application's clients may act. `HTTPBackend` implements it.
 
-    Each question may wait, with deadlines of its own, and only for the client that asks.
-    Cancelled, it leaves nothing behind; whether the back end got it is not known. Each raises
-    `BrokerError` when there is no answer or none that can be used, `ReplyError` or
-    `DisconnectError` when that is the answer. `data` is JSON text, empty for none.
+    Each question may wait, with deadlines of its own, and delays only the client that asks.
+    Cancelled, it leaves nothing behind; the back end may have got the question or not. Each raises
+    `BrokerError` if the answer is missing or unusable, and `ReplyError` or `DisconnectError` if
+    the back end answers with one of these. `data` is JSON text, or empty without data.
     """
 
     kinds: frozenset[CallbackKind]
-    """What it is to be asked; the rest must not be called."""
+    """The kinds of question to ask. Methods of other kinds must not be called."""
 
     forward_headers: frozenset[str]
     """Headers of a client's HTTP request to be kept for its `Caller`, in lower case."""
 
     forward_emulated_headers: frozenset[str]
-    """The same for those in its connect command."""
+    """Headers in a client's connect command to be kept likewise."""
 
     async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
-        """Who is it that connects?"""
+        """Who is the caller, and which channels does the caller hear?"""
 
     async def refresh(self, caller: Caller) -> Renewal:
-        """Does a connection that expires go on?"""
+        """May a connection go on after its expiry?"""
 
     async def subscribe(
         self, caller: Caller, channel: str, token: str, data: bytes
     ) -> SubscriptionGrant:
-        """May it hear this channel?"""
+        """May the caller hear this channel?"""
 
     async def publish(self, caller: Caller, channel: str, data: bytes) -> PublicationGrant:
-        """May it publish this?"""
+        """May the caller publish this data?"""
 
     async def sub_refresh(self, caller: Caller, channel: str) -> Renewal:
-        """Does a subscription that expires go on?"""
+        """May a subscription go on after its expiry?"""
 
     async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
-        """The answer to a call, JSON text, empty for none."""
+        """Answer a call: JSON text, or empty without a result."""
 
     def statistics(self) -> BackendStatistics:
-        """A snapshot of what was asked."""
+        """A snapshot of the counts of questions."""
 
 
 class Events(Protocol):
-    """Is told what happens to connections and channels. All sync, cheap, and never fails."""
+    """Gets the events of connections and channels. Every method is sync, cheap and never fails."""
 
     def connected(self, caller: Caller) -> None:
-        """A client is there, after its `connect`."""
+        """A client has connected, after its `connect`."""
 
     def disconnected(self, caller: Caller, why: Disconnect) -> None:
-        """A client is gone. Nothing, if it was never connected."""
+        """A client has ended. Does nothing if the client was never connected."""
 
     def subscribed(self, caller: Caller, channel: str) -> None:
         """A client hears a channel."""
@@ -124,7 +124,7 @@ class Events(Protocol):
         """A channel's last listener on this node is gone."""
 
     def shut_down_by(self, deadline: float) -> None:
-        """The node shuts down: what is not told by this Trio time won't be."""
+        """The node shuts down: events not delivered by this Trio time are dropped."""
 
     def statistics(self) -> EventStatistics:
-        """A snapshot of what was told."""
+        """A snapshot of the counts of events."""

@@ -1,7 +1,7 @@
 """Delivers events: one batch after the other, each until it is accepted.
 
-One task and one request at a time is what keeps the order, for every connection and altogether,
-also over retries. It delivers at least once: a batch whose acceptance got lost comes again.
+One task sends one request at a time. This keeps the order of all events, also over retries. Events
+are delivered at least once: if the answer to a batch is lost, the batch is sent again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from repeater.log import get_logger
 
 _log = get_logger("events")
 
-_FIRST_PAUSE: Final = 0.5  # seconds at most before the first retry; doubled for each further one
+_FIRST_PAUSE: Final = 0.5  # longest pause before the first retry, seconds; doubled with each retry
 _LAST_PAUSE: Final = 0.5  # the longest pause at shutdown, when time is short
-_DOUBLINGS: Final = 20  # enough for any longest pause, and no number grows without end
+_DOUBLINGS: Final = 20  # enough for any longest pause; without a bound the number would overflow
 
 
 class Delivery:
-    """Takes batches out of the queue. Lives inside `open_events`, whose nursery runs it."""
+    """Sends the queue's batches. Lives inside `open_events`, whose nursery runs it."""
 
     def __init__(
         self, queue: EventQueue, options: CallbackOptions, client: httpx.AsyncClient
@@ -38,7 +38,7 @@ class Delivery:
         self._client = client
 
     async def run(self) -> None:
-        """Deliver until the queue is closed and empty. Cancelled, what is left stays in it."""
+        """Deliver until the queue is closed and empty. Cancelled, the rest stays in the queue."""
         while await self._queue.wait_noted():
             if len(self._queue) < self._options.event_batch:
                 with trio.move_on_after(self._options.event_delay):
@@ -47,7 +47,7 @@ class Delivery:
             await self._deliver()
 
     async def _deliver(self) -> None:
-        """Send the batch until it is accepted. No deadline: what waits behind it has a bound."""
+        """Send the batch until it is accepted. No deadline: the queue behind it has a bound."""
         failures = 0
         while reason := await self._try():
             if not failures:
@@ -58,7 +58,7 @@ class Delivery:
             _log.info("events are accepted again", failures=failures)
 
     async def _try(self) -> str:
-        """Send the batch once; why it was not accepted, empty if it was."""
+        """Send the batch once, and return why it was not accepted, or the empty text."""
         reason = await self._send()
         self._queue.tried(accepted=not reason)
         return reason
@@ -77,11 +77,14 @@ class Delivery:
         except UnansweredError as error:
             return str(error)
         except UnusableError:
-            return ""  # Accepted, at length.
+            return ""  # Accepted, with an answer that is too long to read.
         return "" if 200 <= answer.status < 300 else f"answered {answer.status}"
 
     async def _pause(self, failures: int) -> None:
-        """Full jitter, so that many servers do not all come back at once; cut short by the end."""
+        """Wait before a retry, for a random time, so that many servers do not retry at once.
+
+        The end of the queue cuts the pause short.
+        """
         closing = self._queue.closing
         longest = _LAST_PAUSE if closing.is_set() else self._options.event_retry_max
         pause = random.uniform(0, min(longest, _FIRST_PAUSE * 2 ** min(failures, _DOUBLINGS)))
@@ -95,14 +98,15 @@ class Delivery:
 async def open_events(
     options: CallbackOptions, *, client: httpx.AsyncClient
 ) -> AsyncIterator[EventQueue]:
-    """Deliver events for as long as the block lasts, and then what is left.
+    """Deliver events for as long as the block lasts, and then those that are left.
 
-    The end, also of a cancelled block, takes until the deadline of the node's shutdown at most;
-    without one, as long as one batch may take. What is not accepted by then is dropped.
+    The end, also of a cancelled block, takes until the deadline of the node's shutdown at most.
+    Without that deadline, it takes as long as one batch may take. Events that are not accepted by
+    then are dropped.
 
     Args:
-        options: Which events, where to, and how they are signed.
-        client: What posts them; its owner outlives this.
+        options: The kinds of events, their address and their secret.
+        client: Posts the events. Its owner outlives this.
     """
     queue = EventQueue(options)
     delivering = trio.CancelScope(shield=True)
@@ -119,6 +123,6 @@ async def open_events(
 
 
 async def _run_within(scope: trio.CancelScope, delivery: Delivery) -> None:
-    """Deliver whatever is cancelled around it, until the scope's deadline."""
+    """Deliver until the scope's deadline, even if the code around it is cancelled."""
     with scope:
         await delivery.run()

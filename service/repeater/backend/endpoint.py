@@ -1,7 +1,7 @@
-"""One address of the back end: a body is posted, a body comes back, or it failed.
+"""One address of the back end: post a body, and get a body or an error.
 
-Rule: whatever the other side does, whoever asks is let go within `wait_timeout` and `timeout`,
-and nobody who asks at another address notices.
+Rule: whatever the back end does, each call returns within `wait_timeout` plus `timeout`, and calls
+to other addresses are not delayed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _log = get_logger("callbacks")
 
 G = TypeVar("G")
 
-_DOWN: Final = frozenset({502, 503, 504})  # what proxies say of a server behind them that is down
+_DOWN: Final = frozenset({502, 503, 504})  # a proxy's answers when the server behind it is down
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A status and a body, which is left out for every status that is no success."""
+    """A status and a body. The body is empty unless the status is a success."""
 
     status: int
     body: bytes
 
 
 class UnusableError(BrokerError):
-    """There was an answer, but none to go by."""
+    """There was an answer, but it has no usable meaning."""
 
 
 class UnansweredError(BrokerError):
-    """There was no answer; `timeout` if it was only too late."""
+    """The answer did not come, or not all of it. `timeout` is true if the deadline passed."""
 
     def __init__(self, reason: str, *, timeout: bool = False) -> None:
         super().__init__(reason)
@@ -59,17 +59,17 @@ async def post(
     timeout: float,
     limit: int,
 ) -> Answer:
-    """Post JSON, signed where there is a secret. Redirects are answers like any other.
+    """Post JSON, signed if there is a secret. Redirects are answers like any other.
 
     Raises:
-        UnansweredError: nothing, or not all of it, came within the timeout.
+        UnansweredError: no answer, or not all of it, came within the timeout.
         UnusableError: the answer is longer than the limit.
     """
     sent = {
         "user-agent": f"repeater/{__version__}",
         **headers,
         "accept": "application/json",
-        # Compressed, a short body could be a long one.
+        # A compressed body could be short on the wire and long in memory.
         "accept-encoding": "identity",
         "content-type": "application/json",
     }
@@ -85,7 +85,7 @@ async def post(
                     async for chunk in response.aiter_raw():
                         received += chunk
                         if len(received) > limit:
-                            # Unlike an exception here, it ends the client's generators, too.
+                            # Cancel instead of raise: only this ends the client's generators too.
                             scope.cancel()
         except httpx.HTTPError as error:
             raise UnansweredError(type(error).__name__) from error
@@ -97,7 +97,7 @@ async def post(
 
 
 class Endpoint:
-    """One address with its turns, its circuit and its counters. Lives inside a backend."""
+    """One address with its turns, circuit and counters. Lives inside an `HTTPBackend`."""
 
     def __init__(
         self, kind: CallbackKind, options: CallbackOptions, client: httpx.AsyncClient
@@ -107,7 +107,7 @@ class Endpoint:
         self._options = options
         self._meanings = options.meanings
         self._client = client
-        # First come, first served. Those who wait are connections, one each, for a time.
+        # First come, first served. The waiting questions belong to connections, and time out.
         self._turns = trio.Semaphore(options.concurrency)
         self._circuit = Circuit(options.circuit_failures, options.circuit_pause)
         self._asked = self._answered = self._failed = self._timeouts = 0
@@ -132,20 +132,20 @@ class Endpoint:
     async def ask(
         self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], G | Refusal]
     ) -> G | Refusal:
-        """Post a question; what `read` makes of the answer, or what its status means.
+        """Post a question, and return what `read` makes of the body, or the status's meaning.
 
         Waits for its turn, then for the answer, each with its own deadline. Cancelled, the
         question may have been asked.
 
         Raises:
-            BrokerError: there is no answer, or none that can be used (`read` raises ValueError).
+            BrokerError: the answer is missing, or unusable (`read` raises ValueError).
         """
         self._asked += 1
         if self._circuit.refuses:
             raise self._refusal()
         await self._wait_turn()
         try:
-            if self._circuit.refuses:  # by now
+            if self._circuit.refuses:  # the circuit opened during the wait
                 raise self._refusal()
             found = self._understand(await self._send(body, headers), read)
         except UnansweredError as error:
@@ -166,7 +166,7 @@ class Endpoint:
         return BrokerError("taken for down")
 
     def _note_failure(self, error: BrokerError) -> None:
-        """Count it; say it, if the last one before it went well."""
+        """Count a failure, and log it if the question before it did not fail."""
         self._failed += 1
         if not self._failing:
             _log.warning("callbacks fail", kind=self._kind, reason=str(error))
@@ -184,7 +184,7 @@ class Endpoint:
             self._waiting -= 1
 
     async def _send(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Post it, and let the circuit know whether there was an answer, whatever it was."""
+        """Post the question, and tell the circuit whether there was an answer, of any kind."""
         probe = self._circuit.admit()
         options = self._options
         try:
@@ -220,4 +220,4 @@ class Endpoint:
         try:
             return read(answer.body)
         except ValueError as error:
-            raise UnusableError(f"the answer is of no use: {error}") from None
+            raise UnusableError(f"the answer is not usable: {error}") from None

@@ -1,7 +1,8 @@
-"""What happened to connections and channels, in order, until it is delivered.
+"""The queue of events of connections and channels, in order, until they are delivered.
 
-Rule 1: noting is sync and costs an append, so that it may happen anywhere. Rule 2: an event leaves
-the queue to be delivered, by one task, or because the queue is full; in order either way.
+Rule 1: to note an event is sync and costs one append, so any code may do so. Rule 2: an event
+leaves the queue because the one delivery task takes it or because the queue is full. In both cases
+the oldest event leaves first.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NotedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event as the back end reads it; what does not belong to its kind is left out."""
+    """One event as the back end reads it. Fields that its kind does not have are left out."""
 
     id: str
-    """Unique for ever: whoever has seen it has seen the event."""
+    """Unique for ever, so that a back end can ignore an event that it gets twice."""
     time: int
     """Unix milliseconds."""
     event: EventKind
     seq: int = 0
-    """1, 2, 3... within a connection: a number left out is an event that was dropped."""
+    """1, 2, 3... within a connection. A missing number means that an event was dropped."""
     client: str = ""
     user: str | None = None
     transport: str = ""
@@ -43,10 +44,10 @@ class NotedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A POST's body. `dropped` counts the events lost so far since the server started."""
+    """A POST's body. `dropped` counts the events dropped since the server started."""
 
     run: str
-    """Changes when the server starts again: what was connected is not any more."""
+    """Another one after each start of the server: connections of an earlier run have ended."""
     dropped: int
     events: Sequence[NotedEvent]
 
@@ -54,14 +55,14 @@ class Batch(msgspec.Struct, frozen=True):
 class EventQueue:
     """Implements `Events`. Made and ended by `open_events`; one task takes batches out.
 
-    When it is full the oldest go: the newest say best how things are now.
+    When the queue is full, it drops the oldest events.
     """
 
     def __init__(self, options: CallbackOptions) -> None:
         self.closing = trio.Event()
-        """Set when the node shuts down: there is no time to gather any more."""
+        """Set when the node shuts down: delivery stops waiting for fuller batches."""
         self.deadline = math.inf
-        """When the process has to be done, Trio time; infinite while it runs on."""
+        """The Trio time by which delivery must end; infinite before the shutdown."""
         self._run = uuid4().hex
         self._wanted = options.events or EVENT_KINDS
         self._limit = options.event_queue
@@ -74,7 +75,7 @@ class EventQueue:
         self._delivered = self._dropped = self._attempts = self._failures = 0
 
     def __len__(self) -> int:
-        """How many wait, without those in the batch that is being delivered."""
+        """The number of waiting events, without those of the batch under way."""
         return len(self._events)
 
     def statistics(self) -> EventStatistics:
@@ -88,30 +89,30 @@ class EventQueue:
         )
 
     def connected(self, caller: Caller) -> None:
-        """A client is there, after its `connect`."""
+        """Note that a client has connected, after its `connect`."""
         self._sequences[caller.client] = 0
         self._note_of("connected", caller)
 
     def disconnected(self, caller: Caller, why: Disconnect) -> None:
-        """A client is gone. Nothing, if it was never connected."""
+        """Note that a client has ended. Does nothing if the client was never connected."""
         self._note_of("disconnected", caller, code=why.code, reason=why.reason)
         self._sequences.pop(caller.client, None)
 
     def subscribed(self, caller: Caller, channel: str) -> None:
-        """A client hears a channel."""
+        """Note that a client hears a channel."""
         self._note_of("subscribed", caller, channel)
 
     def unsubscribed(self, caller: Caller, channel: str, why: Unsubscribed) -> None:
-        """A client does not hear a channel any more."""
+        """Note that a client does not hear a channel any more."""
         self._note_of("unsubscribed", caller, channel, code=why.code, reason=why.reason)
 
     def channel_occupied(self, channel: str) -> None:
-        """A channel has its first listener on this node."""
+        """Note that a channel has its first listener on this node."""
         if "channel_occupied" in self._wanted:
             self._append(NotedEvent(*self._stamp(), "channel_occupied", channel=channel))
 
     def channel_vacated(self, channel: str) -> None:
-        """A channel's last listener on this node is gone."""
+        """Note that a channel's last listener on this node is gone."""
         if "channel_vacated" in self._wanted:
             self._append(NotedEvent(*self._stamp(), "channel_vacated", channel=channel))
 
@@ -124,7 +125,7 @@ class EventQueue:
         code: int | None = None,
         reason: str = "",
     ) -> None:
-        """Note an event of a connection, under its next number."""
+        """Note an event of a connection, with the connection's next number."""
         before = self._sequences.get(caller.client)
         if before is None or kind not in self._wanted:
             return
@@ -149,26 +150,27 @@ class EventQueue:
 
     def _append(self, event: NotedEvent) -> None:
         if len(self._events) >= self._limit:
+            # Drop the oldest: the newest events show best which clients are connected now.
             self._events.popleft()
             self._dropped += 1
         self._events.append(event)
         self._noted.set()
 
     def shut_down_by(self, deadline: float) -> None:
-        """The node shuts down: what is not told by this Trio time won't be."""
+        """Set the Trio time by which delivery must end, because the node shuts down."""
         self.deadline = deadline
         self.closing.set()
 
     def close(self) -> None:
-        """Nothing will be noted any more: the last batch may be taken."""
+        """Let delivery take the last batch and end, because no more events will be noted."""
         self._closed = True
         self.closing.set()
         self._noted.set()
 
     async def wait_noted(self) -> bool:
-        """Wait until there is something to tell; False when there is not and won't be.
+        """Wait until an event is noted; False if the queue is closed and empty.
 
-        No deadline: there may be nothing for days. Cancellation leaves nothing behind.
+        No deadline: the next event may come in days. Cancellation leaves nothing behind.
         """
         while not self._events:
             if self._closed:
@@ -178,15 +180,15 @@ class EventQueue:
         return True
 
     def take(self, most: int) -> None:
-        """Make the oldest the batch, which is to be delivered next."""
+        """Move at most `most` of the oldest events to the batch, which is delivered next."""
         self._batch = [self._events.popleft() for _ in range(min(most, len(self._events)))]
 
     def body(self) -> bytes:
-        """What is posted to deliver the batch."""
+        """The body to post for the batch."""
         return _encode(Batch(self._run, self._dropped, self._batch))
 
     def tried(self, *, accepted: bool) -> None:
-        """The batch was sent once."""
+        """Count an attempt to send the batch, and drop the batch if it was accepted."""
         self._attempts += 1
         if accepted:
             self._delivered += len(self._batch)
@@ -195,7 +197,7 @@ class EventQueue:
             self._failures += 1
 
     def give_up(self) -> int:
-        """Drop what is left, since there is no time for it any more; how much that was."""
+        """Drop all events that are left, because time is over, and return their number."""
         lost = len(self._events) + len(self._batch)
         self._events.clear()
         self._batch = []

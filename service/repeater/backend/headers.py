@@ -1,4 +1,4 @@
-"""Which of a client's HTTP headers its back end gets to see. Pure."""
+"""The HTTP headers of a client that its back end gets. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 NONE: Final[Mapping[str, str]] = {}
-"""What nearly every connection keeps: nothing, and all of them the same nothing."""
+"""The headers of a connection that keeps none. Nearly all connections share this one object."""
 
 
 def forwarded(headers: Iterable[tuple[str, str]], allowed: Collection[str]) -> Mapping[str, str]:
-    """Those of the lower-case names that are allowed, by name; a repeated one is joined.
+    """The headers whose lower-case names are allowed, by name. Repeated headers are joined.
 
-    A value that is not printable ASCII is left out: it might be read as more than one header.
+    A value that is not printable ASCII is left out, because the back end might read such a value
+    as more than one header.
     """
     if not allowed:
         return NONE

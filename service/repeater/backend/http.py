@@ -1,6 +1,6 @@
 """The back end behind HTTP: each kind of question has an address of its own.
 
-Knows nothing of connections: what a verdict does to one is its caller's business.
+This module does not know connections. Its callers act on the answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ G = TypeVar("G")
 
 
 class HTTPBackend:
-    """Implements `Backend`. Has nothing to end; `client`'s owner outlives it."""
+    """Implements `Backend`. It needs no end; the owner of `client` outlives it."""
 
     def __init__(self, options: CallbackOptions, client: httpx.AsyncClient) -> None:
         self.kinds = options.kinds
@@ -44,7 +44,7 @@ class HTTPBackend:
         )
 
     async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
-        """Who is it that connects? Raises as `Backend` says."""
+        """Who is the caller, and which channels does the caller hear? Raises as `Backend` says."""
         body = wire.encode_question(
             caller,
             token=request.token,
@@ -55,28 +55,28 @@ class HTTPBackend:
         return await self._ask("connect", caller, body, wire.read_connect)
 
     async def refresh(self, caller: Caller) -> Renewal:
-        """Does a connection that expires go on? Raises as `Backend` says."""
+        """May a connection go on after its expiry? Raises as `Backend` says."""
         return await self._ask("refresh", caller, wire.encode_question(caller), wire.read_refresh)
 
     async def subscribe(
         self, caller: Caller, channel: str, token: str, data: bytes
     ) -> SubscriptionGrant:
-        """May it hear this channel? Raises as `Backend` says."""
+        """May the caller hear this channel? Raises as `Backend` says."""
         body = wire.encode_question(caller, channel=channel, token=token, data=data)
         return await self._ask("subscribe", caller, body, wire.read_subscribe)
 
     async def publish(self, caller: Caller, channel: str, data: bytes) -> PublicationGrant:
-        """May it publish this? Raises as `Backend` says."""
+        """May the caller publish this data? Raises as `Backend` says."""
         body = wire.encode_question(caller, channel=channel, data=data)
         return await self._ask("publish", caller, body, wire.read_publish)
 
     async def sub_refresh(self, caller: Caller, channel: str) -> Renewal:
-        """Does a subscription that expires go on? Raises as `Backend` says."""
+        """May a subscription go on after its expiry? Raises as `Backend` says."""
         body = wire.encode_question(caller, channel=channel)
         return await self._ask("sub_refresh", caller, body, wire.read_refresh)
 
     async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
-        """The answer to a call. Raises as `Backend` says."""
+        """Answer a call: JSON text, or empty without a result. Raises as `Backend` says."""
         body = wire.encode_question(caller, method=method, data=data)
         return await self._ask("rpc", caller, body, wire.read_rpc)
 
@@ -94,12 +94,12 @@ class HTTPBackend:
 
 
 def make_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client that proves certificates, follows no redirect and remembers no cookie.
+    """Make a client that verifies certificates, follows no redirect and keeps no cookie.
 
-    How many requests it has under way, and for how long, is for its users to bound.
+    The client has no limits of its own: its users bound the number and the time of requests.
 
     Args:
-        transport: What carries requests in place of the network, for tests.
+        transport: Carries requests in place of the network, for tests.
     """
     nobody = DefaultCookiePolicy(allowed_domains=[])
     return httpx.AsyncClient(

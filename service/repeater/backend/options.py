@@ -1,7 +1,7 @@
-"""What is asked of and told to an application's back end, and where. Values only.
+"""The options of callbacks to an application's back end. Values only.
 
-Two kinds: a *request* callback is a question whose answer a client waits for; an *event* callback
-is news that nobody waits for.
+There are two kinds. A *request* callback is a question, and a client waits for its answer. An
+*event* callback tells the back end what happened, and no client waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EventKind = Literal[
 EVENT_KINDS: Final[frozenset[EventKind]] = frozenset(get_args(EventKind))
 
 _HEADER: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9a-z]+")  # RFC 9110, in lower case
-# Those that belong to one hop or to the request's own body, and ours.
+# Headers of one hop, headers of the request's own body, and the signature that Repeater adds.
 _NOT_FORWARDED: Final = frozenset(
     {
         "accept",
@@ -59,14 +59,14 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     Secrets stay out of `repr`.
 
     Raises:
-        ValueError: an address, a header or a status that is none; the text holds no secret.
+        ValueError: an address, a header or a status is invalid. The text holds no secret.
     """
 
     connect_url: str = ""
-    """Asked who a connection without a token is; empty for no such callback."""
+    """Asked for the user of a connection without a token. Empty for no such callback."""
 
     refresh_url: str = ""
-    """Asked whether a connection that expires goes on, in place of the client's refreshing."""
+    """Asked whether a connection goes on after its expiry. The client does not refresh it then."""
 
     subscribe_url: str = ""
     """Asked whether a client may subscribe, in namespaces with `subscribe_proxy_enabled`."""
@@ -75,68 +75,69 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     """Asked whether a client may publish, in namespaces with `publish_proxy_enabled`."""
 
     sub_refresh_url: str = ""
-    """Asked whether a subscription that expires goes on, in namespaces with
-    `sub_refresh_proxy_enabled`, in place of the client's refreshing."""
+    """Asked whether a subscription goes on after its expiry, in namespaces with
+    `sub_refresh_proxy_enabled`. The client does not refresh it then."""
 
     rpc_url: str = ""
-    """Answers the clients' `rpc` commands; empty for error 108."""
+    """Answers the clients' `rpc` commands. If empty, they get error 108."""
 
     timeout: float = 1.0
-    """For one answer, its body included; then the client gets error 100."""
+    """Time for one answer, including its body. After it the client gets error 100."""
 
     concurrency: int = 64
     """Questions under way at once, for each address."""
 
     wait_timeout: float = 1.0
-    """How long one more question waits for its turn; then the client gets error 100. Together
-    with `timeout` below the five seconds after which SDKs give up."""
+    """Time that a question waits for its turn. After it the client gets error 100. The sum with
+    `timeout` should stay below the five seconds after which SDKs give up."""
 
     response_limit: int = 65_536
-    """Longest answer; as long as a client's longest message."""
+    """Longest answer. The default is as long as a client's longest message."""
 
     forward_headers: frozenset[str] = frozenset()
     """Headers of a client's HTTP request that the back end gets too: `cookie` for example."""
 
     forward_emulated_headers: frozenset[str] = frozenset()
-    """The same for those in the `headers` of its connect command, where a browser can't send
-    real ones; real ones win. Whoever lists a header here lets clients set it, whatever a reverse
-    proxy in front strips."""
+    """Headers in the `headers` of a client's connect command that the back end gets too, for
+    browsers, which cannot send real headers. A real header of the same name wins. A client can
+    set a header that is listed here, even if a reverse proxy in front strips the real one."""
 
     status_codes: frozenset[str] = frozenset()
-    """What a status other than 200 means to the client: `404=104` an error (100 to 1999),
-    `403=4500` a disconnect (3000 to 4999). Any other is error 100."""
+    """The meaning of a status other than 200 for the client: `404=104` is an error (100 to 1999),
+    `403=4500` a disconnect (3000 to 4999). Any other status is error 100."""
 
     circuit_failures: int = 5
-    """After so many failures in a row (no answer in time, none at all, or 502, 503, 504) an
-    address is taken for down, and clients get error 100 at once."""
+    """After this number of failures in a row (a late answer, a missing one, or 502, 503, 504) an
+    address counts as down, and clients get error 100 at once."""
 
     circuit_pause: float = 5.0
-    """How long, before one question is let through to see whether it is back."""
+    """Time before one question is sent to an address that is down, to see whether it answers."""
 
     secret: SecretText = ""
-    """Signs every callback's body (`X-Repeater-Signature`); events need it."""
+    """Signs every callback's body (`X-Repeater-Signature`). Events need a secret."""
 
     event_url: str = ""
-    """Told of events; empty for none."""
+    """Gets the events. Empty for no events."""
 
     events: frozenset[EventKind] = frozenset()
-    """Which events; empty for all of them."""
+    """The kinds of events to send. Empty for all of them."""
 
     event_delay: float = 0.1
-    """How long after an event its batch is sent, so that others can join it."""
+    """Time from an event until its batch is sent, so that other events can join the batch."""
 
     event_batch: int = 500
     """Most events in one batch."""
 
     event_queue: int = 100_000
-    """Events waiting to be delivered; at some 300 bytes each. When full, the oldest are dropped,
-    counted and told of."""
+    """Most events that wait for delivery, of about 300 bytes each. When the queue is full, the
+    oldest are dropped and counted, and the next batch tells the count."""
 
     event_timeout: float = 5.0
-    """For one batch to be accepted."""
+    """Time for one batch to be accepted."""
 
     event_retry_max: float = 30.0
-    """Longest pause before a batch is sent again; each is random up to twice that before."""
+    """Longest pause before a batch is sent again. A pause is random, and its longest value
+    doubles with each retry up to this one."""
 
     def __post_init__(self) -> None:
         for name in ("forward_headers", "forward_emulated_headers"):
@@ -151,15 +152,15 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
             raise ValueError("event_url needs a secret")
         for header in self.forward_headers | self.forward_emulated_headers:
             if not _HEADER.fullmatch(header):
-                raise ValueError("a header to be forwarded has no header's name")
+                raise ValueError("a header to be forwarded has an invalid name")
             if header in _NOT_FORWARDED:
                 raise ValueError(f"the header {header} is never forwarded")
         if unknown := self.events - EVENT_KINDS:
-            raise ValueError(f"events: {min(unknown)} is no event")
-        _ = self.meanings  # raises for what can't be read
+            raise ValueError(f"events: {min(unknown)} is not an event")
+        _ = self.meanings  # raises for an invalid one
 
     def url(self, kind: CallbackKind) -> str:
-        """The address of one kind of request callback, empty for none."""
+        """The address of one kind of request callback, or empty without one."""
         address: str = getattr(self, f"{kind}_url")
         return address
 
@@ -171,7 +172,7 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
 
     @property
     def meanings(self) -> Mapping[int, int]:
-        """`status_codes` as numbers."""
+        """The `status_codes` as numbers: the codes by status."""
         found: dict[int, int] = {}
         for text in self.status_codes:
             match = _STATUS.fullmatch(text.strip())
@@ -179,7 +180,7 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
                 raise ValueError("status_codes must be like 404=104")
             status, code = int(match[1]), int(match[2])
             if status == 200 or not (100 <= code <= 1_999 or 3_000 <= code <= 4_999):
-                raise ValueError(f"status_codes: {text} is no status with an error or disconnect")
+                raise ValueError(f"status_codes: {text} has an invalid status or code")
             if found.setdefault(status, code) != code:
                 raise ValueError(f"status_codes: {status} twice")
         return found

@@ -1,4 +1,4 @@
-"""The signature that shows a back end who calls: an HMAC over the time and the body."""
+"""The signature by which a back end knows that Repeater calls: an HMAC over time and body."""
 
 from __future__ import annotations
 

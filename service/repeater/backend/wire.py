@@ -1,7 +1,7 @@
-"""What a back end is sent and what it may answer, as JSON (protocol, section 19). Sans I/O.
+"""The questions to a back end and its answers, as JSON (protocol, section 19). Sans I/O.
 
-An answer is exactly what it says it is: a result, an error or a disconnect. One that has none of
-them permits nothing; nor does one with a wrong type anywhere.
+An answer holds a result, an error or a disconnect. An answer without any of them permits nothing.
+An answer with a wrong type in any field permits nothing either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ R = TypeVar("R")
 G = TypeVar("G")
 
 _DISCONNECTS_FROM: Final = 3_000
-_EXACT: Final = 2**53  # Seconds past it are no date.
+_EXACT: Final = 2**53  # A number of seconds past it is not a date.
 
 Date = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 ApplicationCode = Annotated[int, msgspec.Meta(ge=100, le=1_999)]
@@ -41,7 +41,7 @@ DisconnectCode = Annotated[int, msgspec.Meta(ge=3_000, le=4_999)]
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every kind of question may hold; which kind it is, its address says."""
+    """The fields of every kind of question. The address tells the kind."""
 
     client: str
     transport: str
@@ -58,7 +58,7 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
-    """One command is refused."""
+    """An answer that refuses one command."""
 
     code: ApplicationCode
     message: str = ""
@@ -66,14 +66,14 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 class DisconnectAnswer(msgspec.Struct, frozen=True):
-    """The connection is to end."""
+    """An answer that ends the connection."""
 
     code: DisconnectCode
     reason: str = ""
 
 
 class ConnectAnswer(msgspec.Struct, frozen=True):
-    """Who it is, and what it hears without asking."""
+    """The user of a connection, and its server-side subscriptions."""
 
     user: str = ""
     info: msgspec.Raw = msgspec.Raw()
@@ -98,7 +98,7 @@ class ConnectAnswer(msgspec.Struct, frozen=True):
 
 
 class SubscribeAnswer(msgspec.Struct, frozen=True):
-    """It may hear the channel."""
+    """The permission to hear a channel."""
 
     info: msgspec.Raw = msgspec.Raw()
     b64info: str | None = None
@@ -118,7 +118,7 @@ class SubscribeAnswer(msgspec.Struct, frozen=True):
 
 
 class PublishAnswer(msgspec.Struct, frozen=True):
-    """It may publish, perhaps something else."""
+    """The permission to publish. `data` replaces the client's data, if given."""
 
     data: msgspec.Raw = msgspec.Raw()
     b64data: str | None = None
@@ -132,7 +132,7 @@ class PublishAnswer(msgspec.Struct, frozen=True):
 
 
 class RefreshAnswer(msgspec.Struct, frozen=True):
-    """It goes on or ends."""
+    """A connection or subscription goes on until another expiry, or ends."""
 
     expired: bool = False
     expire_at: Date | None = None
@@ -141,7 +141,7 @@ class RefreshAnswer(msgspec.Struct, frozen=True):
     meta: msgspec.Raw = msgspec.Raw()
 
     def grant(self) -> Renewal:
-        """The same as a value."""
+        """The same as a `Renewal`."""
         return Renewal(
             expired=self.expired,
             expire_at=_until(self.expire_at),
@@ -151,18 +151,18 @@ class RefreshAnswer(msgspec.Struct, frozen=True):
 
 
 class RPCAnswer(msgspec.Struct, frozen=True):
-    """What was called for."""
+    """The result of a call."""
 
     data: msgspec.Raw = msgspec.Raw()
     b64data: str | None = None
 
     def grant(self) -> bytes:
-        """The data as one line of JSON, empty for none."""
+        """The data as one line of JSON, or empty without data."""
         return json_of(self.data, self.b64data)
 
 
 class Verdict(msgspec.Struct, Generic[R], frozen=True):
-    """A whole answer. The first that is there counts: disconnect, error, result."""
+    """A whole answer. If it holds several, disconnect wins over error, and error over result."""
 
     result: R | None = None
     error: ErrorAnswer | None = None
@@ -179,7 +179,7 @@ def encode_question(
     version: str = "",
     data: bytes = b"",
 ) -> bytes:
-    """A question about a caller."""
+    """Encode a question about a caller as JSON text."""
     question = Question(
         caller.client,
         caller.transport,
@@ -198,16 +198,16 @@ def encode_question(
 
 
 Refusal = ApplicationError | DisconnectError
-"""An answer that is not a result: a value here, for others to raise."""
+"""An answer that is not a result. This module returns it, and callers raise it."""
 
 
 def reader(kind: type[R], grant: Callable[[R], G]) -> Callable[[bytes], G | Refusal]:
-    """A function that reads answers of a kind; it raises ValueError for what is none."""
+    """Make a function that reads answers of one kind. It raises ValueError for other texts."""
     decode = msgspec.json.Decoder(Verdict[kind]).decode  # type: ignore[valid-type]
 
     def read(body: bytes) -> G | Refusal:
         try:
-            body.decode()  # What passes through unread is not checked by the decoder.
+            body.decode()  # The decoder does not check `Raw` fields, which pass through unread.
             verdict: Verdict[R] = decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(reason_of(error)) from None
@@ -231,17 +231,17 @@ read_rpc: Final = reader(RPCAnswer, RPCAnswer.grant)
 
 
 def meaning(code: int) -> Refusal:
-    """The answer that a status stands for: codes from 3000 on are disconnects."""
+    """The answer that a status's code means. Codes from 3000 on are disconnects."""
     return disconnection(code) if code >= _DISCONNECTS_FROM else refusal(code)
 
 
 def refusal(code: int, message: str = "", *, temporary: bool = False) -> ApplicationError:
-    """An error with a text always, since an SDK breaks without one."""
+    """An error that always has a text, because an SDK breaks without one."""
     return ApplicationError(code, message or "refused", temporary=temporary)
 
 
 def disconnection(code: int, reason: str = "") -> DisconnectError:
-    """A disconnect with a reason always, since an SDK ignores the code without one."""
+    """A disconnect that always has a reason, because an SDK ignores a code without one."""
     return DisconnectError(Disconnect(code, reason or "disconnected by the application"))
 
 

@@ -1,1 +1,1 @@
-"""One connection's life, whatever its transport and protocol."""
+"""One connection from its first byte to its end, for every transport and protocol."""

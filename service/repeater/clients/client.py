@@ -1,12 +1,13 @@
-"""One connection's life, whatever its transport and protocol.
+"""One connection from its first byte to its end, for every transport and protocol.
 
 Owned by the handler of its connection, which reads inside `scope` and calls `leave` at the end.
-Ending a client from elsewhere is one of two: *cut* (slow, silent, broken: out of the hub, abort
-the socket, cancel the scope) or *disconnect* (asked: out of the hub, cancel the reading, and the
-handler says goodbye under a deadline). Both are sync, so nothing can come between their halves.
+Other code ends a client in one of two ways. *Cut*, for a slow, silent or broken client: leave
+the hub, abort the socket, cancel the scope. *Disconnect*, for a client that is asked to go: leave
+the hub, cancel the reading, and the handler says goodbye under a deadline. Both are sync, so
+nothing can come between their halves.
 
-A client knows no node: what it may ask of one is `Home`. Both are in this file, which is longer
-than others for it, because each names the other.
+A client does not know the node. `Home` is what a client may ask of the node. `Client` and `Home`
+name each other, so both are in this file, which is therefore longer than others.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ ANONYMOUS = ConnectionGrant()
 
 
 class Home(Protocol):
-    """What a client may ask of its node, and has to tell it. `Registry` is the real one.
+    """What a client asks of its node and tells its node. `Registry` implements it.
 
-    Everything here is sync and never raises for anything that a client did.
+    Every method is sync, and no action of a client makes a method raise.
     """
 
     hub: Hub
@@ -60,41 +61,41 @@ class Home(Protocol):
 
     @property
     def options(self) -> NodeOptions:
-        """Those in force now."""
+        """The options in force now."""
 
     def unix_time(self) -> float:
         """Unix seconds."""
 
     def arrived(self, client: Client) -> None:
-        """A connection is there, with or without a user by now."""
+        """Register a new connection, whether its user is known yet or not."""
 
     def identify(self, client: Client, grant: ConnectionGrant) -> None:
-        """Give a connection its grant, and find it by the user of that from now on."""
+        """Give a connection its grant, and list the connection under the grant's user."""
 
     def connected(self, client: Client) -> None:
-        """A client is a subscriber from now on: tell the application."""
+        """Tell the application that a client is a subscriber from now on."""
 
     def subscribed(self, client: Client, subscription: Subscription) -> None:
-        """A subscription is live: tell the application."""
+        """Tell the application that a subscription is live."""
 
     def unsubscribed(self, client: Client, subscription: Subscription, why: Unsubscribed) -> None:
-        """A live subscription is about to end: tell the application."""
+        """Tell the application that a live subscription is about to end."""
 
     def departed(self, subscription: Subscription) -> None:
         """Have a `noticed` subscription leave presence, after the socket is gone."""
 
     def ended(self, client: Client, why: Disconnect) -> None:
-        """A connection has ended: forget it everywhere. Called once for each."""
+        """Forget a connection that has ended, everywhere. Called once for each connection."""
 
     def renewal_due(self, target: Client | Subscription) -> bool:
-        """Whether the back end has yet to be asked to renew what expires."""
+        """Whether the back end renews this target and is not being asked already."""
 
     def renew(self, client: Client, target: Client | Subscription) -> None:
-        """Ask the back end to renew it; afterwards `Client.expiry_changed` is called."""
+        """Ask the back end to renew the target, then call `Client.expiry_changed`."""
 
 
 class Client:
-    """A connected client. In the hub from its making to `leave`, a cut or a disconnect."""
+    """A connected client. In the hub from its creation until `leave`, a cut or a disconnect."""
 
     __slots__ = (
         "_departing",
@@ -125,11 +126,11 @@ class Client:
         """Take a new connection into the hub.
 
         Args:
-            home: What its node is to it.
-            transport: How bytes leave for it.
+            home: The client's view of its node.
+            transport: Sends bytes to the client.
             scope: Around everything the connection's handler does until the goodbye.
-            ready: Whether it is a subscriber already; a Centrifugo client becomes one by its
-                `connect` command and is cut as stale without one.
+            ready: Whether the client is a subscriber already. A Centrifugo client becomes one by
+                its `connect` command, and is disconnected as stale if the command does not come.
         """
         self._home = home
         self._id = ""
@@ -149,7 +150,7 @@ class Client:
         """What it holds of the node's limits, if it came in by a way that has some."""
         self.ready = ready
         self.session = ""
-        """What addresses this connection from outside; empty where nothing does. A secret."""
+        """The id by which requests and API calls name this connection, or empty. A secret."""
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         home.arrived(self)
@@ -160,7 +161,7 @@ class Client:
 
     @property
     def id(self) -> str:
-        """The connection's id, a random UUID made when first asked for."""
+        """The connection's id, a random UUID. Reading it for the first time makes it."""
         if not self._id:
             self._id = str(uuid4())
         return self._id
@@ -172,41 +173,41 @@ class Client:
 
     @property
     def known_id(self) -> str:
-        """The connection's id if anybody asked for it; else empty, and none is made."""
+        """The connection's id if `id` has made one, else empty. Reading this makes no id."""
         return self._id
 
     def age(self) -> float:
-        """Seconds since it came."""
+        """Seconds since the connection came."""
         return trio.current_time() - self._since
 
     def caller(self) -> Caller:
-        """What the application's back end is told of it."""
+        """The description of this connection that the application's back end gets."""
         return Caller(self.id, self.transport.name, self.user, self.grant.meta, self.headers)
 
     def heard(self) -> None:
-        """Something arrived, whatever it was: the peer is alive."""
+        """Note that bytes arrived, of any kind: the peer is alive."""
         self._heard = True
 
     def subscribe(self, channel: str) -> None:
-        """Hear a channel from now on: a plain subscriber, without positions or presence."""
+        """Hear a channel from now on as a plain subscriber, without positions or presence."""
         subscription = Subscription(self, self.codec)
         subscription.channel = self._home.hub.listen(channel, subscription)
         self.channels[channel] = subscription
         self._home.subscribed(self, subscription)
 
     def join(self, channel: str, codec: Codec) -> Subscription:
-        """Let a channel's publications gather until its history is read; see `joining`."""
+        """Begin a subscription whose publications gather until history is read; see `joining`."""
         subscription = Subscription(self, codec)
         subscription.channel = self._home.hub.join(channel, subscription)
         self.channels[channel] = subscription
         return subscription
 
     def unsubscribe(self, channel: str, why: Unsubscribed = CLIENT_UNSUBSCRIBE) -> bool:
-        """Stop hearing it; False if it was not heard."""
+        """Stop hearing a channel; False if the client did not hear the channel."""
         subscription = self.channels.get(channel)
         if subscription is None:
             return False
-        if not subscription.joining:  # else the application was never told that it began
+        if not subscription.joining:  # the application is told of a subscription once it is live
             self._home.unsubscribed(self, subscription, why)
         self.forget(subscription)
         if subscription.noticed:
@@ -214,15 +215,15 @@ class Client:
         return True
 
     def forget(self, subscription: Subscription) -> None:
-        """End a subscription without telling anybody."""
+        """End a subscription without telling the client or the application."""
         del self.channels[subscription.channel.name]
         self._home.hub.leave(subscription.channel, subscription)
 
     def end_subscription(self, subscription: Subscription, why: Unsubscribed) -> None:
-        """Stop a subscription by the server's will, and tell the client.
+        """End a subscription on the server's decision, and tell the client.
 
-        One that joins is told of later, by `Joining.finish`: a client takes no notice of the end
-        of what it does not know to have begun.
+        While the subscription joins, the client is told later, behind the subscribe reply (see
+        `joining`): an SDK ignores the end of a subscription whose start it was not told.
         """
         channel, joining = subscription.channel, subscription.joining
         self.unsubscribe(channel.name, why)
@@ -232,19 +233,19 @@ class Client:
             self.outbox.send(self.codec.push(Push(channel.name, unsubscribe=why)))
 
     def lose_position(self, subscription: Subscription) -> None:
-        """Something is missing in a stream: have the client come back for it (section 9.4)."""
+        """Have the client come back for publications that are missing (section 9.4)."""
         if subscription.server_side:
             self.disconnect(INSUFFICIENT_STATE)
         else:
             self.end_subscription(subscription, POSITION_LOST)
 
     def identify(self, grant: ConnectionGrant) -> None:
-        """It is known whose connection this is. One that was ended meanwhile stays forgotten."""
+        """Give the connection its grant. A connection that ended meanwhile stays forgotten."""
         if self.end is None:
             self._home.identify(self, grant)
 
     def became_ready(self) -> None:
-        """The `connect` command succeeded: pings begin."""
+        """Begin pings, because the `connect` command succeeded."""
         self.ready = True
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
@@ -258,9 +259,9 @@ class Client:
         return options.ping_interval * random.uniform(0.5, 1.0)
 
     def expiry_changed(self) -> None:
-        """The connection or a subscription expires at another time than before."""
+        """Schedule again, because the connection or a subscription got another expiry."""
         if self.end is not None:
-            return  # Ended in the very turn in which its command went on.
+            return  # The client ended in the same turn of the loop in which its command went on.
         targets: list[Client | Subscription] = [self, *self.channels.values()]
         times = [self._expiry_due(one) for one in targets if one.expire_at]
         self._expires_at = math.inf
@@ -276,13 +277,16 @@ class Client:
         return self.grant.expire_at
 
     def _expiry_due(self, target: Client | Subscription) -> float:
-        """When something is to be done about an expiry, Unix seconds."""
+        """The Unix time at which to act on an expiry.
+
+        This is the expiry itself if the back end is to be asked then, otherwise a delay later.
+        """
         if self._home.renewal_due(target):
             return target.expire_at
         return target.expire_at + self._home.options.expired_close_delay
 
     def heartbeat(self) -> float | None:
-        """This client's turn: ping it, or cut it for its silence; when its next turn is."""
+        """Ping, cut for silence, or expire; return the next turn, as `Timed.heartbeat`."""
         now = trio.current_time()
         if now >= self._ping_at and not self._ping(now):
             return None
@@ -291,11 +295,11 @@ class Client:
             if self.end is not None:
                 return None
             self.expiry_changed()
-            return None  # It has scheduled its next turn.
+            return None  # `expiry_changed` has scheduled the next turn.
         return min(self._ping_at, self._expires_at)
 
     def _ping(self, now: float) -> bool:
-        """The ping or the judgement that is due; False if the client was ended."""
+        """Send a ping, or end a client that did not answer; False if the client was ended."""
         options = self._home.options
         if not self.ready:
             self.disconnect(STALE)
@@ -318,20 +322,20 @@ class Client:
         return True
 
     def _expire(self) -> None:
-        """Have renewed, or end, what expires: the connection or subscriptions."""
+        """Renew or end the connection and the subscriptions whose expiry has come."""
         now = self._home.unix_time()
         if self._judge(self, now):
             self.disconnect(EXPIRED)
             return
         for subscription in tuple(self.channels.values()):
-            # One that joins still has to be answered first; `finish` looks at its expiry again.
+            # A joining subscription must be answered first; going live looks at its expiry again.
             if not subscription.joining and self._judge(subscription, now):
                 self.expire_subscription(subscription)
                 if self.end is not None:
                     return
 
     def _judge(self, target: Client | Subscription, now: float) -> bool:
-        """Whether it is to end: it was not refreshed within the delay."""
+        """Whether a target must end now. Asks the back end first, where the back end renews."""
         if not target.expire_at or self._expiry_due(target) > now:
             return False
         if not self._home.renewal_due(target):
@@ -347,14 +351,14 @@ class Client:
             self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
 
     def cut(self, disconnect: Disconnect) -> None:
-        """End it now, without a word: out of the hub, abort the socket, cancel. Idempotent."""
+        """End the client now, without a goodbye: abort the socket, cancel. Idempotent."""
         if self._remove(disconnect):
             self.outbox.close()
             self.transport.abort()
             self.scope.cancel()
 
     def disconnect(self, disconnect: Disconnect) -> None:
-        """Ask it to leave: out of the hub, then its handler says goodbye. Idempotent."""
+        """End the client with a goodbye, which its handler says. Idempotent."""
         if self._remove(disconnect):
             self.scope.cancel()
 
@@ -367,17 +371,20 @@ class Client:
         return True
 
     def depart(self) -> None:
-        """The peer said goodbye: nothing more for it, but what is on its way. Idempotent."""
+        """Take the client out of the hub, because the peer said goodbye. Idempotent.
+
+        Bytes that are already in the outbox are still sent.
+        """
         self._remove(CONNECTION_CLOSED)
 
     async def leave(self) -> None:
-        """The handler's last word: out of the hub, then the goodbye if one is owed.
+        """Leave the hub, then say goodbye if the client was not cut. The handler's last call.
 
-        Shielded, with the close timeout: a cancelled handler still says why. The connection
-        is gone afterwards in any case.
+        Shielded, with the close timeout, so a cancelled handler still tells the client why. The
+        connection is gone afterwards in any case.
         """
         self._remove(CONNECTION_CLOSED)
-        if not self.outbox.closed:  # else it was cut, and there is nobody to speak to
+        if not self.outbox.closed:  # a closed outbox means that the client was cut
             await self._part()
         # Only now: a mass reconnect must not wait for the leaves of the connections it replaces.
         for subscription in self._departing:
@@ -399,4 +406,4 @@ class Client:
             if self.end is not None and self.end is not CONNECTION_CLOSED:
                 await self.transport.close(self.end)
         except (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
-            return  # The peer went first.
+            return  # The peer closed the connection first.

@@ -1,7 +1,7 @@
-"""One line for each connection that comes and for each that goes, until there are too many.
+"""A log line for each connection that comes and for each that ends, up to a limit a second.
 
-Ten thousand clients that leave at once are one line with their number by code, and not ten
-thousand. A line says who and why: never a token, a key or a header.
+When ten thousand clients leave at once, one more line gives their number by code, and the log has
+no ten thousand lines. A line says who and why, and never holds a token, a key or a header.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _WINDOW = 1.0  # seconds
 
 
 class ConnectionLog:
-    """Lives inside the node; its task is ended by the node's nursery, and tells what is left."""
+    """Lives inside the node; the node's nursery ends its task, which then logs what is left."""
 
     def __init__(self, limit: int) -> None:
-        """Write so many lines a second of each kind at most."""
+        """Write at most `limit` lines a second of each kind."""
         self.limit = limit
         self._lines = Counter[str]()
         self._untold_connects = 0
@@ -44,7 +44,7 @@ class ConnectionLog:
             self._end_window()
 
     def connected(self, client: Client) -> None:
-        """A client is a subscriber from now on."""
+        """Log that a client is a subscriber from now on."""
         if not _stdlib.isEnabledFor(logging.INFO):
             return
         if self._within_limit("connects"):
@@ -53,7 +53,7 @@ class ConnectionLog:
             self._untold_connects += 1
 
     def ended(self, client: Client, disconnect: Disconnect) -> None:
-        """A client is none any more; called while its transport still knows its peer."""
+        """Log that a client has ended. Called while the transport still knows its peer."""
         if not _stdlib.isEnabledFor(logging.INFO):
             return
         if self._within_limit("ends"):
@@ -83,7 +83,7 @@ class ConnectionLog:
 
 
 def _whose(client: Client) -> dict[str, str]:
-    """Who it is, as far as that is known; what is not known is left out."""
+    """The fields that say who the client is. Unknown ones are left out."""
     known = {
         "user": client.user,
         "client": client.known_id,

@@ -1,8 +1,8 @@
 """What a back end may do to its users' connections: subscribe, unsubscribe, disconnect, refresh.
 
-A part of `Node`, whose methods these are; kept in a file of its own because it is an idea of its
-own. Nothing here runs in a client's own task, so whatever is known of a client before an `await` is
-looked at again behind it: it may have ended, or have done the same by itself.
+These are methods of `Node`, in a file of their own because they are an idea of their own. They
+run in the caller's task and not in the client's. So what was true of a client before an `await` is
+checked again after it: the client may have ended, or may have subscribed by itself.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _NOTHING_GRANTED: Final = SubscriptionGrant()
 class UserConnections:
     """The methods of a node that act on connections by their user (protocol, section 18.2).
 
-    `user` selects the connections of exactly that user, the empty text those of anonymous users,
-    the connections without a protocol included; `client` only the connection with this id,
-    `session` only the connection with this session. No such connection is not an error.
+    `user` selects the connections of exactly that user. The empty text selects the anonymous
+    connections, those without a protocol included. `client` selects only the connection with this
+    id, `session` only the connection with this session. It is not an error to select nothing.
     """
 
     __slots__ = ()
@@ -61,22 +61,22 @@ class UserConnections:
     ) -> None:
         """Have connections hear a channel from now on, as server-side subscriptions.
 
-        Each is told by a `subscribe` push, before anything of the channel. Connections that hear
-        the channel already, that have no protocol to be told by, or whose `connect` is not answered
-        yet stay as they are. A connection at its limit of channels is closed (3505). Cancelled,
-        some are subscribed and the others are not.
+        Each connection gets a `subscribe` push before the channel's publications. A connection
+        stays as it is if it hears the channel already, if its protocol has no pushes, or if its
+        `connect` is not answered yet. A connection at its limit of channels is closed (3505).
+        Cancelled, some are subscribed and the others are not.
 
         Args:
-            user: Whose connections, with `client` and `session`.
-            channel: What they are to hear, whatever they may hear by themselves.
-            client: See above.
-            session: See above.
+            user: Selects connections, with `client` and `session`.
+            channel: The channel; the connections need no permission of their own for it.
+            client: See `UserConnections`.
+            session: See `UserConnections`.
             grant: What goes with the subscription.
-            since: Where to recover from.
+            since: The position to recover from.
 
         Raises:
             ReplyError: 107 or 102, for the channel's name; 107 for a grant that has expired.
-            BrokerError: history or presence can't be had for some; the others are subscribed.
+            BrokerError: history or presence cannot be read for some; the others are subscribed.
         """
         self.channels.options(channel)
         if 0 < grant.expire_at <= self.unix_time():
@@ -97,9 +97,9 @@ class UserConnections:
     async def unsubscribe(
         self: ClientNode, user: str, channel: str = "", *, client: str = "", session: str = ""
     ) -> None:
-        """Stop connections hearing a channel, or all of their channels, and tell each (2000).
+        """Unsubscribe connections from a channel, or from all of theirs, and tell each (2000).
 
-        A checkpoint only where they are many. Cancelled, some are unsubscribed.
+        A checkpoint only for more than 64 connections. Cancelled, some are unsubscribed.
 
         Raises:
             ReplyError: 107 or 102, for the channel's name.
@@ -126,8 +126,8 @@ class UserConnections:
     ) -> None:
         """End connections, except those whose ids are in the whitelist.
 
-        Does not wait for goodbyes. A checkpoint only where they are many. Cancelled, some are
-        ended.
+        Does not wait for goodbyes. A checkpoint only for more than 64 connections. Cancelled, some
+        are ended.
         """
 
         def disconnect_one(one: Client) -> None:
@@ -145,17 +145,17 @@ class UserConnections:
         expire_at: int = 0,
         info: bytes | None = None,
     ) -> None:
-        """Give connections another expiry, and tell each; one in the past ends them (3005).
+        """Give connections another expiry, and tell each. A past expiry ends them (3005).
 
         Args:
-            user: Whose connections, with `client` and `session`.
-            client: See above.
-            session: See above.
+            user: Selects connections, with `client` and `session`.
+            client: See `UserConnections`.
+            session: See `UserConnections`.
             expire_at: Unix seconds; 0 for never.
-            info: JSON text in place of what is shown to others; None to leave that.
+            info: New JSON text to show to other clients; None keeps the old one.
 
         Raises:
-            BrokerError: the new info did not get into the presence of some channels.
+            BrokerError: the presence of some channels does not have the new info.
         """
         chosen = selected(self, user, client, session)
         if 0 < expire_at <= self.unix_time():
@@ -167,11 +167,11 @@ class UserConnections:
 
 
 def selected(node: ClientNode, user: str, client: str, session: str) -> list[Client]:
-    """The connections that are there now."""
+    """The selected connections that are open now."""
     return [
         one
         for one in node.registry.users.get(user, ())
-        # The id is asked for only where it matters: it is made when it is.
+        # Read `one.id` only if `client` is given: the first reading makes a UUID.
         if (not client or client == one.id) and session in ("", one.session)
     ]
 
@@ -183,7 +183,7 @@ async def _subscribe(
     grant: SubscriptionGrant,
     since: StreamPosition | None,
 ) -> bool:
-    """One connection; False if history or presence can't be had."""
+    """Subscribe one connection; False if history or presence cannot be read."""
     if client.end is not None or not client.ready or channel in client.channels:
         return True
     if not client.codec.pushes:
@@ -194,7 +194,7 @@ async def _subscribe(
     try:
         joining = await open_subscription(node, client, channel, grant, server_side_wish(since))
     except (DisconnectError, ReplyError):
-        return False  # it was told nothing, so it need not come back
+        return False  # the client was told nothing, so it need not come back
     joining.tell()
     await node.attendance.announce_join(joining.subscription)
     return True
@@ -240,7 +240,7 @@ async def _renew_presence(node: ClientNode, clients: Sequence[Client]) -> None:
 
 
 async def _for_each(clients: Sequence[Client], act: Callable[[Client], None]) -> None:
-    """Do it to each; pings and fan-out get their turn between groups of many."""
+    """Call `act` for each client; pings and fan-out get their turn between groups."""
     for group in _groups(clients):
         for client in group:
             act(client)

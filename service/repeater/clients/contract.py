@@ -1,6 +1,6 @@
 """The node as conversations and their commands see it.
 
-`Node` is the real one. It is above this room, so what commands may use of it is written here.
+`Node` implements it. `Node` is above this room, so this file lists what commands may use of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from repeater.publication import ClientInfo, Publication, StreamPosition
 
 
 class ClientNode(Protocol):
-    """What conversations and commands may use of their node."""
+    """The part of a node that conversations and commands may use."""
 
     id: str
     options: NodeOptions
@@ -48,12 +48,12 @@ class ClientNode(Protocol):
     draining: bool
     """Whether it shuts down, and takes nobody in."""
     limited: Counter[str]
-    """What was refused, by the name of the limit or the denial; whoever refuses counts."""
+    """Refusals by the name of the limit or the denial. The code that refuses counts."""
     broker_errors: Counter[str]
-    """Failures of broker and presence store, by what was asked; whoever handles one counts."""
+    """Failures of broker and presence store, by the call. The code that handles one counts."""
 
     def asks(self, kind: CallbackKind) -> Backend | None:
-        """The back end, where it is to be asked this kind of question."""
+        """The back end, if it is to be asked this kind of question, else None."""
 
     def unix_time(self) -> float:
         """Unix seconds."""
@@ -74,7 +74,7 @@ class ClientNode(Protocol):
         """Past publications and the stream's top; see `Node.history`."""
 
     async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Who is in a channel; see `Node.presence`."""
+        """The members of a channel by connection id; see `Node.presence`."""
 
     async def presence_stats(self, channel: str) -> tuple[int, int]:
-        """How many are in a channel; see `Node.presence_stats`."""
+        """The numbers of connections and users in a channel; see `Node.presence_stats`."""

@@ -11,6 +11,6 @@ class Conversation(Protocol):
     async def receive(self, message: str | bytes) -> None:
         """Carry out one whole message: text is a `str`, binary is `bytes`.
 
-        The caller waits for the end of it before it gives the next one. A broken rule
-        disconnects the client and raises nothing. Cancelled with its connection.
+        The caller waits for the end of one call before it makes the next. A message that breaks
+        the protocol disconnects the client and raises nothing. Cancelled with its connection.
         """

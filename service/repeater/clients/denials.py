@@ -1,8 +1,8 @@
-"""Blocked users and revoked tokens: who is not let in, and put out at once if already inside.
+"""Blocked users and revoked tokens: their connections are refused, and ended if already open.
 
-Rule: what is in force is looked up in this process's memory, so that a connect or a refresh costs
-two dictionary look-ups and no wait. A denial is saved first, then it holds, then those whom it
-meets are ended; nothing can come in between the last two.
+Rule: the denials in force are in this process's memory, so a connect or a refresh costs two
+dictionary look-ups and no wait. A change has three steps: the denial is saved, then it is in force,
+then the connections that it refuses are ended. No client can connect between the last two.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 _log = get_logger("denials")
 
-_SWEEP_INTERVAL: Final = 60.0  # seconds between two looks for what has expired
+_SWEEP_INTERVAL: Final = 60.0  # seconds between two searches for expired denials
 _CLIENTS_PER_TURN: Final = 1_000
 
 
 class Denials:
-    """What is in force on this node. Lives inside the node, whose nursery runs and ends `run`."""
+    """The denials in force on a node. Lives inside the node, whose nursery runs and ends `run`."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Denials:
         limit: Callable[[], int],
         now: Callable[[], float],
     ) -> None:
-        """Take `limit` for the number that may be in force, and `now` for Unix seconds."""
+        """Take `limit` for the number of denials allowed, and `now` for Unix seconds."""
         self._registry = registry
         self._store = store
         self._limit = limit
@@ -55,15 +55,15 @@ class Denials:
         self._changing = trio.Lock()
 
     def __len__(self) -> int:
-        """How many are kept, those that have just expired included."""
+        """The number of denials kept, including expired ones that are not swept yet."""
         return len(self._denials)
 
     def restore(self, kept: Iterable[Denial]) -> None:
-        """Take over what the store kept. Called once, before there are clients."""
+        """Take over the denials that the store kept. Called once, before there are clients."""
         self._denials = {one.key: one for one in kept}
 
     async def run(self) -> None:
-        """Hear from other nodes, and forget what expires, until cancelled."""
+        """Apply the denials of other nodes, and forget expired ones, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._store.run, self._apply)
             while True:
@@ -71,7 +71,7 @@ class Denials:
                 await self._sweep()
 
     def refusal(self, grant: ConnectionGrant) -> Disconnect | None:
-        """Why a connection is not let in; None if it is."""
+        """The disconnect of a connection that is refused; None if it is accepted."""
         if not self._denials:
             return None
         if self._in_force(("user", grant.user)) is not None:
@@ -79,9 +79,9 @@ class Denials:
         return INVALID_TOKEN if self.revoked(grant.user, grant) else None
 
     def revoked(self, user: str, grant: ConnectionGrant | SubscriptionGrant) -> bool:
-        """Whether the token that granted this is revoked.
+        """Whether the token behind this grant is revoked.
 
-        One that does not say when it was issued counts as older than any time.
+        A token without an issue time counts as older than any time.
         """
         if not self._denials or not grant.by_token:
             return False
@@ -97,12 +97,12 @@ class Denials:
         return denial
 
     async def change(self, denial: Denial) -> None:
-        """Have a denial hold from now on, or no longer; whom it meets is ended when this returns.
+        """Put a denial in force, or lift it. On return the connections it refuses are ended.
 
-        Cancelled, it holds everywhere or nowhere.
+        Cancelled, the denial is in force everywhere or nowhere.
 
         Raises:
-            ReplyError: there are too many (106).
+            ReplyError: there are too many denials (106).
             BrokerError: the store failed, and nothing has changed.
         """
         async with self._changing:  # so that two changes of one key are kept in their order
@@ -120,7 +120,11 @@ class Denials:
             raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
 
     def _merged(self, denial: Denial) -> Denial:
-        """Revoking a user's tokens again never makes older ones good that were revoked."""
+        """The denial, widened so that no token revoked by an earlier one becomes valid again.
+
+        Example: tokens issued before noon are revoked. A second revocation, of those issued before
+        11, still revokes the ones before noon.
+        """
         earlier = self._in_force(denial.key)
         if earlier is None or not denial.issued_before or denial.lifted:
             return denial
@@ -142,7 +146,7 @@ class Denials:
         await self._end(tuple(met))
 
     async def _end(self, clients: Iterable[Client]) -> None:
-        """End those who would not be let in now; fan-out gets its turn between many."""
+        """End clients that would be refused now; fan-out gets its turn every 1,000 clients."""
         for count, client in enumerate(clients, 1):
             refusal = self.refusal(client.grant)
             if refusal is not None:

@@ -1,8 +1,8 @@
 """Client-to-server messages of clients whose connection goes one way only (protocol, section 14).
 
-A message comes by a request of its own, for the session that the stream's connect reply named.
-Rule: whatever the requests do, a session's messages are carried out one after the other, in order
-of arrival, and only inside the stream's own nursery, so that they end with it.
+Each message comes in its own HTTP request, which names a session by the id from the connect reply.
+Rule: a session's messages are carried out one after the other, in order of arrival, even when their
+requests overlap. They run only inside the stream's own nursery, so that they end with the stream.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.conversation import Conversation
 
-_MESSAGES: Final = 128  # waiting in one session: an SDK's whole set of subscriptions, one by one
-_BYTES: Final = 262_144  # in them: four messages of the largest size
+# Most messages that wait in one session: an SDK may send all its subscriptions one by one.
+_MESSAGES: Final = 128
+_BYTES: Final = 262_144  # most bytes in these messages: four messages of the largest size
 
 
 class UnknownSessionError(Exception):
-    """There is no such session, or it is not the asker's."""
+    """The session does not exist, or belongs to another client than the one that asks."""
 
 
 class OverflowedError(Exception):
-    """More waits in a session than may; its client was asked to come back (3013)."""
+    """A session's queue is full, and its client was disconnected to come back (3013)."""
 
 
 class Emulation:
@@ -53,11 +54,11 @@ class Emulation:
         """Give a client its session, for as long as the block lasts.
 
         Args:
-            client: Whose `session` becomes the new id, which nobody can guess.
-            conversation: What its messages are for.
-            nursery: The stream's own, in which they are carried out.
-            credentials: What the stream's request proved itself with, if anything: a later
-                request must have the same, so that a leaked id alone is of no use.
+            client: Its `session` becomes the new id, which cannot be guessed.
+            conversation: Carries out the messages.
+            nursery: The stream's own, in which the messages are carried out.
+            credentials: The credentials of the stream's request, or empty. A later request must
+                have the same ones, so a leaked session id alone is not enough to send messages.
         """
         client.session = str(uuid4())
         session = EmulatedSession(client, conversation, nursery, credentials)
@@ -68,13 +69,13 @@ class Emulation:
             del self._sessions[client.session]
 
     def take(self, session_id: str, message: str, credentials: str = "") -> None:
-        """Have a message carried out, behind those before it. Returns at once.
+        """Queue a message behind the session's earlier ones. Returns at once.
 
         Raises:
-            UnknownSessionError: no such session, its client is ending, or it was opened with
-                other credentials.
-            OverflowedError: its queue is full; the client is disconnected, because a message
-                that is left out must not be followed by later ones.
+            UnknownSessionError: the session does not exist, its client is ending, or the stream
+                was opened with other credentials.
+            OverflowedError: the session's queue is full; the client is disconnected, because no
+                later message may be carried out after one that was left out.
         """
         session = self._sessions.get(session_id)
         if session is None or not session.belongs_to(credentials):
@@ -83,7 +84,10 @@ class Emulation:
 
 
 class EmulatedSession:
-    """One session's queue. Lives inside `Emulation.open`. Without work it has no task."""
+    """The queue of one session, with a task only while messages wait.
+
+    Lives inside `Emulation.open`.
+    """
 
     def __init__(
         self, client: Client, conversation: Conversation, nursery: trio.Nursery, credentials: str
@@ -97,11 +101,11 @@ class EmulatedSession:
         self._working = False
 
     def belongs_to(self, credentials: str) -> bool:
-        """Whether the client is there, and this request may speak for it."""
+        """Whether the client is still open, and a request with these credentials may use it."""
         return self._client.end is None and self._credentials in ("", credentials)
 
     def take(self, message: str) -> None:
-        """Put a message behind the others, and see that somebody carries them out."""
+        """Put a message behind the others, and start the task that carries them out."""
         self._client.heard()
         size = len(message.encode())
         self._bytes += size
@@ -114,7 +118,7 @@ class EmulatedSession:
             self._nursery.start_soon(self._work)
 
     async def _work(self) -> None:
-        """Carry out what waits, then end. A command's own deadlines are what bounds it."""
+        """Carry out the waiting messages, then end. Each command has deadlines of its own."""
         while self._waiting:
             message, size = self._waiting.popleft()
             self._bytes -= size

@@ -1,7 +1,7 @@
-"""One sweep for all clients: who is to be pinged, who kept silent, whose backlog is stuck.
+"""One sweep for all clients: ping them, cut silent ones, and cut those with a stuck backlog.
 
-A wheel of deadlines instead of a task or a timer for each client. It decides nothing itself: a
-client that is due says what to do and when it is due again.
+A wheel of deadlines instead of a task or a timer for each client. The wheel calls each client that
+is due. The client decides what to do, and returns the time at which it is due again.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 
 class Timed(Protocol):
-    """Who has turns. `Client` is the real one."""
+    """An object that takes turns. `Client` implements it."""
 
     heartbeat_slot: int
-    """Where the wheel keeps it; the wheel's to write."""
+    """The wheel's slot for this object. Only the wheel writes it."""
 
     def heartbeat(self) -> float | None:
-        """Take the turn; the Trio time of the next one, None where that is scheduled or none is."""
+        """Take the turn, and return the Trio time of the next one.
+
+        None if the client has ended or has scheduled its next turn itself.
+        """
 
 
 class Heartbeat:
@@ -45,7 +48,7 @@ class Heartbeat:
             self.sweep()
 
     def schedule(self, client: Timed, due: float) -> None:
-        """Have the client's turn come at this Trio time, a tick late at most."""
+        """Schedule the client's turn for this Trio time. It comes at most one tick late."""
         slot = max(self._now + 1, math.ceil(due / self._tick))
         client.heartbeat_slot = slot
         self._slots.setdefault(slot, {})[client] = None

@@ -1,8 +1,8 @@
-"""How a subscription goes live: history, position, presence, then the reply with no await behind.
+"""How a subscription goes live: presence, history, then the reply and the start in one step.
 
 Rule 1: from `Client.join` on, publications gather. Rule 2: the reply is queued and the subscription
 goes live with no await between, so nothing is lost, doubled or told before the reply. Both halves
-are one sync call, `Joining.complete`, so that the rule can't be broken by a caller.
+are one sync call, `Joining.complete`, so that a caller cannot break the rule.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscriber asks for; granted only where it is allowed, never an error."""
+    """The options that a subscriber asks for. Those that are not allowed are off; no error."""
 
     positioned: bool = False
     recoverable: bool = False
     join_leave: bool = False
     delta: bool = False
     since: StreamPosition | None = None
-    """Where it was, if it comes back."""
+    """The position to recover from; None for a new subscriber."""
     tags: TagsFilter | None = None
     server_side: bool = False
 
 
 class Joining:
-    """A subscription between its history and its life. Made by `open_subscription`.
+    """A subscription whose history is read but which is not live yet. Made by `open_subscription`.
 
-    Whoever opened it calls `complete`, once, or `drop`.
+    The code that opened it calls `complete`, `complete_all` or `tell` once, or `drop`.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Joining:
         self._wish = wish
 
     def complete(self, say: Callable[[SubscribeResult], bytes]) -> None:
-        """Answer, and go live: what gathered since the history was read comes right behind.
+        """Queue the answer, go live, and queue the publications that gathered meanwhile.
 
-        Nothing is flushed. If the client was ended meanwhile, only the answer is queued; if the
-        subscription was, its end is told behind the answer.
+        Nothing is flushed. If the client was ended meanwhile, only the answer is queued. If only
+        the subscription was ended, the client is told its end behind the answer.
 
         Args:
-            say: Makes the bytes of the answer from what the subscriber is told.
+            say: Encodes the result as the bytes of the answer.
         """
         complete_all(self._client, (self,), lambda: say(self.result()))
 
     def result(self) -> SubscribeResult:
-        """What the subscriber is told, with everything that it missed or nothing of it.
+        """The subscribe result, with all missed publications or, if some are lost, with none.
 
-        True at this moment only: call it while `complete` or `complete_all` asks for the answer.
+        Valid at this moment only: call it while `complete` or `complete_all` asks for the answer.
         """
         subscription, joined, since = self.subscription, self.joined, self._wish.since
         expires, ttl = time_left(self._node, subscription)
@@ -107,15 +107,15 @@ class Joining:
 
     @property
     def reached(self) -> StreamPosition | None:
-        """Where the subscriber will be when it goes live now; None where there is no stream."""
+        """The subscriber's position if it goes live now; None for a channel without a stream."""
         if self.joined is None:
             return None
         return go_on(self.joined.position, self._gathered()).position
 
     def absorb(self) -> Sequence[Publication]:
-        """Take what gathered of the stream since it was read, to be told with the answer.
+        """Take the publications that gathered since the history was read, for the answer.
 
-        What does not follow stays, for `complete` to find the gap.
+        Those behind a gap in the offsets stay, so that `complete` finds the gap.
         """
         if self.joined is None:
             return ()
@@ -128,7 +128,7 @@ class Joining:
         return self.subscription.channel.joining.get(self.subscription, ())
 
     def _go_live(self) -> None:
-        """The answer is queued: hear the channel. Nothing for what was ended meanwhile."""
+        """Hear the channel, after the answer is queued. Nothing if ended meanwhile."""
         subscription, client = self.subscription, self._client
         channel = subscription.channel
         gathered = channel.joining.get(subscription)
@@ -151,10 +151,10 @@ class Joining:
             client.lose_position(subscription)
 
     def tell(self) -> None:
-        """Tell a client that did not ask that it is subscribed, then what it missed; go live.
+        """Push the subscription to a client that did not ask for it, and go live.
 
-        What it missed comes as publications of their own, because the SDKs look for none inside
-        a `subscribe` push (section 5). Nothing, if the client or the subscription was ended.
+        Missed publications follow as pushes of their own, because the SDKs read none from inside
+        a `subscribe` push (section 5). Does nothing if the client or the subscription was ended.
         """
         if self.subscription.ended:
             return
@@ -168,12 +168,12 @@ class Joining:
 
 
 def complete_all(client: Client, joinings: Sequence[Joining], say: Callable[[], bytes]) -> None:
-    """`Joining.complete` for several subscriptions of one client, or none, told by one answer.
+    """Do `Joining.complete` for any number of subscriptions of one client, with one answer.
 
     Args:
-        client: Whose they are.
+        client: The client of every subscription.
         joinings: In the order in which they go live.
-        say: Makes the bytes of the answer; it may ask each joining for its `result`.
+        say: Makes the bytes of the answer. It may ask each joining for its `result`.
     """
     client.outbox.push(say())
     for joining in joinings:
@@ -187,7 +187,7 @@ def _push_publications(client: Client, codec: Codec, publications: Sequence[Publ
 
 
 def server_side_wish(since: StreamPosition | None) -> Wish:
-    """A server-side subscription asks for all there is; where it was, if it comes back."""
+    """The wish of a server-side subscription: position and recovery, from `since` if given."""
     return Wish(positioned=True, recoverable=True, since=since, server_side=True)
 
 
@@ -196,13 +196,13 @@ async def open_subscription(
 ) -> Joining:
     """Join a channel that a client may hear and does not hear yet, and read its history.
 
-    Cancelled, it leaves nothing behind. The client's task need not be the caller's: the client,
-    or the subscription, may have ended by the time this returns.
+    Cancelled, it leaves nothing behind. It may be called from a task other than the client's. So
+    the client or the subscription may have ended by the time it returns.
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
-        DisconnectError: 3004, when history or presence can't be had: the client comes back;
-            or the client was ended already, in the turn in which its last await went on.
+        DisconnectError: 3004, if history or presence cannot be read: the client comes back. Or
+            the client's own disconnect, if it has already ended.
     """
     if client.end is not None:
         raise DisconnectError(client.end)
@@ -225,14 +225,14 @@ async def open_subscription(
         node.broker_errors["subscribe"] += 1
         drop(client, subscription)
         raise DisconnectError(SERVER_ERROR) from None
-    except BaseException:  # cancelled, or a bug: nobody will finish it
+    except BaseException:  # cancelled, or a bug: the caller gets no `Joining` to drop
         drop(client, subscription)
         raise
     return Joining(node, client, subscription, joined, wish)
 
 
 def drop(client: Client, subscription: Subscription) -> None:
-    """End a subscription that nobody was told of; somebody else may have done so before."""
+    """End a subscription whose start was not told. Does nothing if it has ended already."""
     if not subscription.ended:
         client.unsubscribe(subscription.channel.name)
 
@@ -244,7 +244,7 @@ def _settle(
     options: ChannelOptions,
     wish: Wish,
 ) -> None:
-    """What of the wish is granted, by options, the grant's overrides and permissions."""
+    """Grant the parts of the wish that options, the grant's overrides and permissions allow."""
     rules, overrides = node.channels, subscription.grant.overrides
     subscription.presence = _either(overrides.presence, options.presence)
     subscription.announced = _either(overrides.join_leave, options.join_leave)
@@ -270,14 +270,14 @@ def _either(override: bool | None, option: bool) -> bool:
 
 
 def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
-    """Whether recovery is of the newest publication only."""
+    """Whether the channel recovers its newest publication only."""
     return options.force_recovery_mode == "cache" and subscription.recoverable
 
 
 async def _read(
     node: ClientNode, subscription: Subscription, options: ChannelOptions, wish: Wish
 ) -> Joined | None:
-    """History and position, where they are wanted, merged with what gathered meanwhile."""
+    """Read history and position, if wanted, and merge the publications that gathered meanwhile."""
     if not subscription.positioned:
         return None
     name, since = subscription.channel.name, wish.since
@@ -294,7 +294,7 @@ async def _read(
 
 
 def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
-    """What gathered of the stream until now; what is in no stream stays for later."""
+    """Take the gathered publications that have an offset; those without one stay for later."""
     gathered = subscription.channel.joining.get(subscription, [])
     taken = [publication for publication in gathered if publication.offset]
     gathered[:] = [publication for publication in gathered if not publication.offset]
@@ -302,9 +302,9 @@ def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
 
 
 def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:
-    """Whether the client has to refresh something, and in how many seconds.
+    """Whether the client has to refresh the target, and in how many seconds.
 
-    At least one, since 0 is left out.
+    At least one second, because the encoder leaves out 0.
     """
     if not target.expire_at or node.renewals.covers(target):
         return False, 0

@@ -1,7 +1,7 @@
-"""A plain subscriber that can come back: everything that it missed, or the word that it is lost.
+"""A plain subscriber that can come back: it gets all events that it missed, or a `reset`.
 
-All its channels go live in one moment: histories are read one after the other while publications
-gather, then, with no await between, it is told what it missed and hears the rest.
+All its channels go live at one moment. Histories are read one after the other while publications
+gather. Then, with no await between, the missed events are queued and the channels go live.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
 
 _PATIENCE: Final = 1.0
-"""Seconds that a subscriber waits to be where others are already, so that they share a codec.
-It takes one batch of fan-out; without that it is served on its own."""
+"""Seconds that a subscriber waits for other subscribers to reach its positions, to share a codec.
+One batch of fan-out brings them there; after the wait the subscriber gets a codec of its own."""
 
 Positions = Mapping[str, StreamPosition]
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plain subscriber is to hear, and where it was."""
+    """The channels that a plain subscriber is to hear, and its old positions in them."""
 
     grant: ConnectionGrant
     channels: Mapping[str, SubscriptionGrant]
     since: Positions = {}
-    """By channel; none for those that it hears for the first time."""
+    """By channel; a channel that is heard for the first time has no entry."""
 
 
 def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, StreamPosition]:
-    """Where a client was in these channels; `UNKNOWN` in all of them for an id that is none."""
+    """The client's positions in these channels; `UNKNOWN` in all of them for an invalid id."""
     positions = parse_event_id(last_event_id)
     if positions is None:
         return dict.fromkeys(channels, UNKNOWN)
@@ -59,7 +59,8 @@ def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, Strea
 async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIterator[None]:
     """Have a client hear its channels for as long as the block lasts.
 
-    Its codec is `EVENT_STREAM`. Where history can't be had it is disconnected, and comes back.
+    The client's codec is `EVENT_STREAM`. If history cannot be read, the client is disconnected
+    and comes back.
     """
     client.identify(wanted.grant)
     if wanted.grant.expire_at:
@@ -67,14 +68,15 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     since = wanted.since
     try:
         joinings = [
-            # Server-side: losing its place ends the connection, since that is what comes back.
+            # Server-side, so that a lost position ends the connection: a plain client recovers
+            # by connecting again.
             await open_subscription(node, client, name, grant, server_side_wish(since.get(name)))
             for name, grant in wanted.channels.items()
         ]
     except DisconnectError as error:
         client.disconnect(error.disconnect)
         joinings = []
-    except ReplyError:  # what was allowed a moment ago is not any more
+    except ReplyError:  # the options changed after the channel was allowed
         client.disconnect(PERMISSION_DENIED)
         joinings = []
     tracked = [one for one in joinings if one.subscription.recoverable]
@@ -95,7 +97,7 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
 
 
 async def _codec(node: ClientNode, tracked: Sequence[Joining]) -> EventStreamCodec:
-    """The codec of the channels with positions: shared, as soon as the positions are equal."""
+    """The codec of the channels with positions: the shared one once the positions are equal."""
     if len(tracked) < 2:
         return EVENT_STREAM_CHANNEL
     names = _names(tracked)
@@ -112,7 +114,7 @@ def _names(joinings: Sequence[Joining]) -> tuple[str, ...]:
 
 
 def _positions(tracked: Sequence[Joining]) -> dict[str, StreamPosition]:
-    """Where a client will be when it goes live now, by channel in the order of the names."""
+    """The positions of a client if it goes live now, sorted by channel name."""
     names = {one.subscription.channel.name: one.reached for one in tracked}
     return {name: reached for name, reached in sorted(names.items()) if reached is not None}
 
@@ -120,10 +122,11 @@ def _positions(tracked: Sequence[Joining]) -> dict[str, StreamPosition]:
 def _missed(
     tracked: Sequence[Joining], joinings: Sequence[Joining], since: Positions, limit: int
 ) -> bytes:
-    """What is said before the live events: each recovered one, and which channels are lost.
+    """The bytes before the live events: each recovered event, and a `reset` for lost channels.
 
-    More than `limit` bytes of events are none: the client would be cut for them, again and again.
+    More than `limit` bytes of events count as lost.
     """
+    # A client would be cut as slow for more, come back, and be cut again.
     at, events, recovered = dict[str, StreamPosition](), list[Publication](), set[str]()
     for joining in sorted(tracked, key=lambda one: one.subscription.channel.name):
         joined, name = joining.joined, joining.subscription.channel.name

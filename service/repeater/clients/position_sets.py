@@ -1,7 +1,7 @@
-"""The codecs that plain subscribers of several channels share, while they are in the same place.
+"""The codecs that plain subscribers of several channels share, while their positions are equal.
 
-One for each set of channels: it is the first subscriber's, and whoever comes later joins it when
-their positions are equal. All sync, like the hub.
+Each set of channels has one shared codec, which the first subscriber made. A later subscriber uses
+it if its own positions are equal to the codec's. All sync, like the hub.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class PositionSets:
         return len(self._sets)
 
     def get(self, channels: tuple[str, ...]) -> SetCodec | None:
-        """The codec that subscribers of these channels share, if there is one."""
+        """The codec that subscribers of these channels share, or None."""
         found = self._sets.get(channels)
         return None if found is None else found[0]
 
     @contextmanager
     def use(self, channels: tuple[str, ...], codec: SetCodec) -> Iterator[None]:
-        """Use a codec for as long as the block lasts; the first of its channels is shared."""
+        """Use a codec while the block lasts. The first codec of a set of channels is shared."""
         shared, users = self._sets.get(channels, (codec, 0))
         if shared is not codec:
-            yield  # Its subscriber is elsewhere than the others, and stays alone.
+            yield  # The subscriber's positions differ from the shared ones, so it stays alone.
             return
         self._sets[channels] = (codec, users + 1)
         try:

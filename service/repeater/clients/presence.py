@@ -1,8 +1,8 @@
-"""Who is in which channel, and the announcing of it (protocol, section 12).
+"""Presence of subscriptions in channels, and their joins and leaves (protocol, section 12).
 
-Coming is awaited by whoever subscribes, since the reply must not come before it. Going is decided
-without awaiting anywhere (a sweep, a cut, another client's command), so departures wait here for
-the one task that carries them out: after the socket is gone, never before.
+The subscribing task awaits the arrival, because the reply must come after it. A departure begins in
+sync code (a sweep, a cut, another client's command), so it waits here for the one task that
+carries departures out. That happens after the socket is gone, never before.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _log = get_logger("presence")
 
 
 class Attendance:
-    """Carries out comings and goings. Lives inside the node; its task is ended by the node.
+    """Carries out arrivals and departures. Lives inside the node; its task is ended by the node.
 
-    The departures that wait have no bound of their own: each was a subscription, so there are
+    The waiting departures have no bound of their own: each was a subscription, so there are
     never more than connections times channels.
     """
 
     def __init__(self, store: PresenceStore, broker: Broker, errors: Counter[str]) -> None:
-        """Of a node's store and broker, whose failures are counted in `errors`."""
+        """Use a node's store and broker, and count their failures in `errors`."""
         self._store = store
         self._broker = broker
         self._errors = errors
@@ -39,12 +39,12 @@ class Attendance:
         self._woken = trio.Event()
 
     async def enter(self, subscription: Subscription) -> None:
-        """Have a subscription counted as present, where its channel keeps presence.
+        """Add a subscription to its channel's presence, if the channel keeps presence.
 
-        Cancelled, it may be counted or not; its departure mends that. Ended meanwhile by
-        somebody else, it departs afterwards, so that nobody stays counted who has left. A
-        connection that comes back to a channel waits until its last departure from it is done;
-        the store sets the deadline of that.
+        Cancelled, the subscription may be in the store or not; its departure removes it. If other
+        code ends the subscription meanwhile, it departs after this call, so that no ended
+        subscription stays in the store. A connection that comes back to a channel first waits
+        until its last departure from that channel is done; the store sets that deadline.
 
         Raises:
             BrokerError: the store failed.
@@ -62,24 +62,25 @@ class Attendance:
             self._entered(subscription)
 
     def _entered(self, subscription: Subscription) -> None:
-        """See to its departure, if it has ended by now and nobody else did."""
+        """Start the departure of a subscription that ended while it was being added."""
         if subscription.ended and subscription.noticed:
             following = subscription.client.channels.get(subscription.channel.name)
-            if following is None or not following.presence:  # else the entry is its own by now
+            # Otherwise the store's entry belongs to the client's next subscription by now.
+            if following is None or not following.presence:
                 self.leave_soon(subscription)
 
     async def announce_join(self, subscription: Subscription) -> None:
-        """Tell the channel, where it is to be told. At most once: a failure is logged only."""
+        """Announce a join, if the channel announces them. A failure is logged, not retried."""
         if subscription.announced and not subscription.ended:
             subscription.arrived = True
             await self._announce(subscription, joined=True)
 
     def leave_soon(self, subscription: Subscription) -> None:
-        """Have the departure of a `noticed` subscription carried out.
+        """Queue the departure of a `noticed` subscription.
 
-        Behind another one of the same client and channel it has nothing to undo: it waited for
-        that one in `enter`, and was neither counted nor announced.
+        While an earlier departure of the same client and channel waits, a second one is dropped.
         """
+        # The second subscription waited in `enter`: it is neither in the store nor announced.
         key = (subscription.client.id, subscription.channel.name)
         self._leaving.setdefault(key, (subscription, trio.Event()))
         self._woken.set()
@@ -101,7 +102,7 @@ class Attendance:
             try:
                 await self._store.remove(subscription.channel.name, subscription.client.id)
             except BrokerError as error:
-                # The store's own expiry mends it.
+                # The store's own expiry removes the entry later.
                 self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
         if subscription.arrived:
@@ -115,4 +116,4 @@ class Attendance:
             self._errors["announce"] += 1
             _log.warning("a join or leave was not announced", reason=str(error))
         except trio.ClosedResourceError:
-            return  # The node is shutting down; nobody listens any more.
+            return  # The node is shutting down, and no subscriber is left to tell.

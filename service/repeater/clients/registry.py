@@ -1,7 +1,7 @@
-"""Every connection of this node, and all that has to happen when one comes or goes. All sync.
+"""Every connection of this node, and everything to do when one comes or goes. All sync.
 
-It is what a client knows of its node (`Home`): whoever ends a client, and why, what has to forget
-it is written once, in `ended`.
+`Registry` is the `Home` of every client. Whatever ends a client, `ended` is the one place that
+makes every part of the node forget the client.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Registry:
     """Implements `Home`. Lives inside the node; needs no end.
 
-    Its counts are kept as they change, so that a snapshot of a full node costs no walk.
+    Counts are updated with each change, so a snapshot of a full node needs no walk over clients.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Registry:
         options: Callable[[], NodeOptions],
         unix_time: Callable[[], float],
     ) -> None:
-        """Take `options` for those in force, and `unix_time` for Unix seconds."""
+        """Call `options` for the options in force, and `unix_time` for Unix seconds."""
         self.hub = hub
         self.backlogs = backlogs
         self.heartbeat = heartbeat
@@ -57,26 +57,26 @@ class Registry:
         self.unix_time = unix_time
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
-        """The connections whose user is known, by that; the anonymous user is the empty text."""
+        """Connections by user id, once their user is known. An anonymous user's id is empty."""
         self.kinds: Counter[tuple[str, str]] = Counter()
-        """How many clients there are by transport and codec."""
+        """The number of clients by names of transport and codec."""
         self.ends: Counter[int] = Counter()
         """Connections that ended, by disconnect code."""
 
     @property
     def options(self) -> NodeOptions:
-        """Those in force now."""
+        """The options in force now."""
         return self._options()
 
     def arrived(self, client: Client) -> None:
-        """Take a connection in; one that is a subscriber already has a user, the anonymous one."""
+        """Register a connection. One that is ready already counts as an anonymous user's."""
         self.clients[client] = None
         self.kinds[_kind(client)] += 1
         if client.ready:
             self._index(client)
 
     def identify(self, client: Client, grant: ConnectionGrant) -> None:
-        """Give a connection its grant, and find it by the user of that from now on."""
+        """Give a connection its grant, and list the connection under the grant's user."""
         self._forget_user(client)
         client.grant = grant
         self._index(client)
@@ -92,17 +92,17 @@ class Registry:
                 del self.users[client.grant.user]
 
     def connected(self, client: Client) -> None:
-        """A client is a subscriber from now on: tell the application."""
+        """Tell the application that a client is a subscriber from now on."""
         if self._events is not None:
             self._events.connected(client.caller())
 
     def subscribed(self, client: Client, subscription: Subscription) -> None:
-        """A subscription is live: tell the application."""
+        """Tell the application that a subscription is live."""
         if self._events is not None:
             self._events.subscribed(client.caller(), subscription.channel.name)
 
     def unsubscribed(self, client: Client, subscription: Subscription, why: Unsubscribed) -> None:
-        """A live subscription is about to end: tell the application."""
+        """Tell the application that a live subscription is about to end."""
         if self._events is not None:
             self._events.unsubscribed(client.caller(), subscription.channel.name, why)
 
@@ -111,7 +111,7 @@ class Registry:
         self._attendance.leave_soon(subscription)
 
     def ended(self, client: Client, why: Disconnect) -> None:
-        """A connection has ended: forget it everywhere, count it, log it."""
+        """Forget a connection that has ended everywhere, count it and log it."""
         if self._events is not None:
             for subscription in client.channels.values():
                 if not subscription.joining:
@@ -127,11 +127,11 @@ class Registry:
         self._connection_log.ended(client, why)
 
     def renewal_due(self, target: Client | Subscription) -> bool:
-        """Whether the back end has yet to be asked to renew what expires."""
+        """Whether the back end renews this target and is not being asked already."""
         return self._renewals.due_at(target)
 
     def renew(self, client: Client, target: Client | Subscription) -> None:
-        """Ask the back end to renew it; afterwards `Client.expiry_changed` is called."""
+        """Ask the back end to renew the target, then call `Client.expiry_changed`."""
         self._renewals.begin(client, target)
 
 

@@ -1,7 +1,7 @@
-"""Connections and subscriptions that expire and that the back end renews, not the client.
+"""Renewal of connections and subscriptions by the back end instead of by the client.
 
-Asked for when the moment comes, and again until there is an answer or the delay after expiry is
-over, when the sweep ends them like any other. One task for each that is being renewed.
+The back end is asked at the expiry, and again until it answers or the delay after the expiry is
+over. Then the sweep ends the target, as it ends every expired one. Each renewal has its own task.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 _log = get_logger("renewals")
 
-_PAUSE: Final = 2.0  # seconds between two questions at most; half of it at least
+_PAUSE: Final = 2.0  # longest time between two questions, in seconds; the shortest is half of it
 
 
 class RenewingNode(Protocol):
-    """What renewals ask of their node."""
+    """The part of a node that renewals use."""
 
     channels: ChannelRules
 
     def asks(self, kind: CallbackKind) -> Backend | None:
-        """The back end, where it is to be asked this kind of question."""
+        """The back end, if it is to be asked this kind of question, else None."""
 
     def unix_time(self) -> float:
         """Unix seconds."""
 
 
 class Renewals:
-    """What is being renewed. Lives inside the node, whose nursery runs and ends the tasks.
+    """The renewals under way. Lives inside the node, whose nursery runs and ends the tasks.
 
-    They have no bound of their own: each is for a connection or subscription that is there, and
+    The tasks have no bound of their own: each belongs to an open connection or subscription, and
     the back end's own bound sets their pace.
     """
 
@@ -53,18 +53,18 @@ class Renewals:
         self._under_way: set[Client | Subscription] = set()
 
     def covers(self, target: Client | Subscription) -> bool:
-        """Whether the back end renews it, and the client must not."""
+        """Whether the back end renews the target, so that the client must not."""
         if isinstance(target, Subscription):
             options = self._node.channels.options(target.channel.name)
             return options.sub_refresh_proxy_enabled and bool(self._node.asks("sub_refresh"))
         return self._node.asks("refresh") is not None
 
     def due_at(self, target: Client | Subscription) -> bool:
-        """Whether something is to be done about it at its very expiry, and not a delay later."""
+        """Whether to call `begin` at the target's expiry: it is covered and not under way."""
         return target not in self._under_way and self.covers(target)
 
     def begin(self, client: Client, target: Client | Subscription) -> None:
-        """Have a client, or a subscription of it, renewed. Ask `due_at` first."""
+        """Start to renew a client, or a subscription of that client. Check `due_at` first."""
         self._under_way.add(target)
         self._nursery.start_soon(self._renew, client, target)
 
@@ -77,14 +77,14 @@ class Renewals:
             client.expiry_changed()
 
     async def _ask_until_answered(self, client: Client, target: Client | Subscription) -> None:
-        """Returns also when it has ended; the sweep sees to that."""
+        """Ask until there is an answer or the target has ended; the sweep ends expired ones."""
         while _is_there(client, target):
             if await self._ask(client, target):
                 return
             await trio.sleep(_PAUSE * random.uniform(0.5, 1.0))
 
     async def _ask(self, client: Client, target: Client | Subscription) -> bool:
-        """Ask once, and do as the answer says; whether there was one."""
+        """Ask once, and do as the answer says; return whether there was an answer."""
         try:
             renewal = await self._answer(client, target)
         except DisconnectError as error:

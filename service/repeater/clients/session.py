@@ -1,8 +1,8 @@
 """The Centrifugo conversation of one client: a message in, commands in order, replies out.
 
-Replies are pushed to the outbox as they come about and flushed once a message, so a pipelined
-burst is answered in one write, and a reply is always queued before what it announces. Commands
-wait for those before them: whatever comes with `connect` is carried out when that has finished.
+Each reply is pushed to the outbox when it is ready, and the outbox is flushed once a message, so a
+pipelined burst is answered in one write. A reply is always queued before what it announces. A
+command waits for the commands before it: those that come with `connect` run after `connect`.
 """
 
 from __future__ import annotations
@@ -56,22 +56,23 @@ class Session:
     async def receive(self, message: str | bytes) -> None:
         """Carry out the commands of one message, one after the other.
 
-        A publish may wait for room in the intake, which is how back-pressure reaches the
-        client through TCP. A broken rule disconnects the client; commands before it count.
+        A publish may wait for room in the intake. The connection is not read meanwhile, and so
+        back-pressure reaches the client through TCP. A command that breaks the protocol
+        disconnects the client; the commands before it stay carried out.
         """
         try:
             if isinstance(message, bytes):
                 raise DisconnectError(BAD_REQUEST)  # a binary frame on a JSON connection
             for command in parse_commands(message):
                 if self._client.end is not None:
-                    return  # Ended while the last one waited: nothing may enter the hub.
+                    return  # The client ended during the last command, and must not join the hub.
                 await self._execute(command)
         except DisconnectError as error:
             self._client.disconnect(error.disconnect)
         self._client.outbox.flush()
 
     async def _execute(self, command: Command) -> None:
-        """One command, checked in upstream's order (protocol, section 2.5)."""
+        """Carry out one command, checked in upstream's order (protocol, section 2.5)."""
         if not self._client.ready:
             await self._connect(command)
         elif command is PONG:
@@ -88,11 +89,11 @@ class Session:
                 self._push(Reply(command.id, error=failure_of(error)))
 
     def _throttle(self, command: Command) -> None:
-        """Count the command, where there is a limit to them.
+        """Count the command, if there is a limit to commands.
 
         Raises:
-            ReplyError: there were too many in too short a time (111).
-            DisconnectError: too many of those (3013): the client does not listen.
+            ReplyError: too many commands in too short a time (111).
+            DisconnectError: too many such refusals (3013): the client ignores them.
         """
         limits = self._node.options.limits
         if not (limits.commands_per_second or limits.publishes_per_second):
@@ -125,7 +126,7 @@ class Session:
         await connected.announce()
 
     async def _answer(self, command: Command) -> None:
-        """Carry out the first method that is there, in the protocol's order, and reply."""
+        """Carry out the command's first method, in the protocol's order, and reply."""
         node, client, number = self._node, self._client, command.id
         if command.subscribe is not None:
             await self._subscribe(number, command.subscribe)

@@ -1,6 +1,6 @@
-"""One client's subscription to one channel: what fan-out knows of it, and what was granted.
+"""One client's subscription to one channel: the listener that fan-out uses, and its grant.
 
-Made by `Client.join` and `Client.subscribe`; `joining` settles what it gets.
+Made by `Client.join` and `Client.subscribe`; `joining` settles its options.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NOTHING_GRANTED = SubscriptionGrant()
 
 
 class Subscriber(Protocol):
-    """What a subscription asks of its client. `Client` is the real one."""
+    """The part of a client that a subscription uses. `Client` implements it."""
 
     outbox: Outbox
     grant: ConnectionGrant
@@ -32,7 +32,7 @@ class Subscriber(Protocol):
         """The connection's id."""
 
     def lose_position(self, subscription: Subscription) -> None:
-        """Something is missing in the stream of this subscription."""
+        """Have the client come back for publications missing in this subscription's stream."""
 
 
 class Subscription(Listener):
@@ -53,7 +53,7 @@ class Subscription(Listener):
     )
 
     channel: Channel
-    """Set by the client, as soon as the hub has it."""
+    """The channel, set by the client as soon as the hub has the subscription."""
 
     def __init__(self, client: Subscriber, codec: Codec) -> None:
         super().__init__(codec, client.outbox)
@@ -64,36 +64,36 @@ class Subscription(Listener):
         self.recoverable = False
         self.server_side = False
         self.presence = False
-        """Whether it is counted in the channel's presence."""
+        """Whether the subscription is counted in the channel's presence."""
         self.announced = False
-        """Whether its own coming and going is told to the others."""
+        """Whether the channel's subscribers are told of this subscription's join and leave."""
         self.arrived = False
-        """Whether its coming was told: only then its going is."""
+        """Whether the join was announced. The leave is announced only if the join was."""
         self.entering = 0
-        """How many tasks put it into the channel's presence now; they see to its departure."""
+        """The number of tasks that are adding it to presence now. They start its departure."""
         self.why_ended: Unsubscribed | None = None
-        """Why the server ended it while it joined: to be told behind the reply."""
+        """Why the server ended it while it joined. The client is told behind the reply."""
 
     @property
     def joining(self) -> bool:
-        """Whether its history is being read: it has not been answered yet."""
+        """Whether the subscription is not answered yet, because its history is being read."""
         return self in self.channel.joining
 
     @property
     def noticed(self) -> bool:
-        """Whether the presence task must see to the end of this subscription.
+        """Whether the presence task must carry out this subscription's departure.
 
-        A task that is just entering it into the channel's presence does so by itself.
+        False while another task adds it to presence: that task then starts the departure.
         """
         return (self.presence or self.announced) and not self.entering
 
     def info(self) -> ClientInfo:
-        """What the others see of it."""
+        """The information that other subscribers of the channel see."""
         grant = self.client.grant
         return ClientInfo(
             grant.user, self.client.id, embedded(grant.info), embedded(self.grant.info)
         )
 
     def lose_position(self) -> None:
-        """Something is missing in its stream: the client decides how to come back for it."""
+        """Have the client come back for missing publications; `Client.lose_position` says how."""
         self.client.lose_position(self)

@@ -1,8 +1,8 @@
-"""Token buckets, and what the limits of one client are made of.
+"""Token buckets, and the limits of one client that use them.
 
-Knows no client and no setting: whoever takes says how much there may be, so that a limit that was
-changed holds from the next token on. A kept library (`limits`) was looked at: its in-memory storage
-runs a thread of its own and goes by the wall clock, which Trio's test clock can't move.
+This module knows no client and no setting. The caller passes the limit with each `take`, so a
+changed limit holds from the next token on. The library `limits` does not fit: its in-memory storage
+runs a thread of its own and uses the wall clock, which Trio's test clock cannot move.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from repeater.options import LimitOptions
 
 
 class TokenBucket:
-    """So many at once, then so many a second. A new one is full."""
+    """A bucket of `burst` tokens, refilled by `per_second`. A new bucket is full."""
 
     __slots__ = ("_seen", "_tokens")
 
@@ -25,7 +25,7 @@ class TokenBucket:
         self._seen = 0.0
 
     def take(self, burst: float, per_second: float) -> float:
-        """Take one token: 0 if there was one, else the seconds until there is."""
+        """Take one token. Return 0 if there was one, else the seconds until there is one."""
         now = trio.current_time()
         self._tokens = min(burst, self._tokens + (now - self._seen) * per_second)
         self._seen = now
@@ -36,7 +36,7 @@ class TokenBucket:
 
 
 class TokenBuckets:
-    """One bucket for each key. The longest unseen key is forgotten when there are too many."""
+    """One bucket for each key. Above `memory` keys, the key unseen for longest is forgotten."""
 
     def __init__(self, burst: float, per_second: float, memory: int) -> None:
         self._burst = burst
@@ -45,7 +45,7 @@ class TokenBuckets:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def take(self, key: str) -> float:
-        """Take one token; a key never seen has a full bucket. As `TokenBucket.take`."""
+        """Take one token of a key, as `TokenBucket.take`. A new key has a full bucket."""
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = TokenBucket()
@@ -56,7 +56,7 @@ class TokenBuckets:
 
 
 class Throttle:
-    """What one client may still ask for. Lives inside its session, once there is a limit."""
+    """The buckets of one client's commands. Lives inside its session, once there is a limit."""
 
     __slots__ = ("_commands", "_publishes", "_refusals")
 
@@ -66,7 +66,7 @@ class Throttle:
         self._refusals = TokenBucket()
 
     def refuse(self, limits: LimitOptions, *, publish: bool) -> str:
-        """The name of the limit that a command runs into; empty, and counted, if it is none."""
+        """Count a command, and return the name of the limit it exceeds, or the empty text."""
         commands, publishes = limits.commands_per_second, limits.publishes_per_second
         if commands and self._commands.take(limits.command_burst or commands, commands):
             return "commands_per_second"
@@ -77,6 +77,6 @@ class Throttle:
         return ""
 
     def exhausted(self, limits: LimitOptions) -> bool:
-        """Count a refused command; whether there were too many of them."""
+        """Count a refused command, and return whether there were too many refusals."""
         most = limits.refusals_per_minute
         return bool(most and self._refusals.take(most, most / 60))

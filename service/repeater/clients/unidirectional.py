@@ -1,7 +1,7 @@
-"""The unidirectional conversation: a client says who it is, and then only listens (section 15).
+"""The unidirectional conversation: a client sends `connect` and then only listens (section 15).
 
-It hears pushes without their envelope, its own connect result first; what it may hear are
-server-side subscriptions. Errors of `connect` become disconnects, since there are no replies.
+The client gets pushes without their envelope, its own connect result first. All its subscriptions
+are server-side. The protocol has no replies, so errors of `connect` become disconnects.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DISCONNECTS: Final = {
 
 
 class UnidirectionalSession:
-    """A client that says who it is and then only listens (protocol, section 15)."""
+    """The conversation of one unidirectional client. Lives inside its connection's handler."""
 
     __slots__ = ("_client", "_node")
 
@@ -46,7 +46,7 @@ class UnidirectionalSession:
         self._client = client
 
     async def receive(self, message: str | bytes) -> None:
-        """The first message is the connect request; what comes later is not listened to."""
+        """Carry out the first message, the connect request. Later messages are ignored."""
         if self._client.ready or self._client.end is not None:
             return
         try:

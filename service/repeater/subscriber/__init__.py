@@ -1,8 +1,8 @@
 """The Trio client: subscribe to a server's channels and iterate over their events.
 
-For users, tests, benchmarks and the command line. Speaks the Centrifugo JSON protocol through
-trio-websocket; comes back by itself with full-jitter back-off, unless the server said to stay
-away, and gets what was published meanwhile from the channels' history.
+For users, tests, benchmarks and the command line. The client speaks the Centrifugo JSON protocol
+through trio-websocket. It reconnects by itself with full-jitter back-off, unless the server told
+it not to. Then it recovers missed events from the channels' history.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OnGap = Callable[[str], None]
 """Called with a channel's name when its events of an interruption could not be recovered."""
 
 GetToken = Callable[[], Awaitable[str]]
-"""Asked for a connection token before each connect."""
+"""Called before each connect; returns a connection token."""
 
 
 class Subscriber:
@@ -47,7 +47,10 @@ class Subscriber:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event. No deadline: there may never be one. Cancelled, no event is lost."""
+        """Return the next event. Cancelled, no event is lost.
+
+        No deadline: a channel may never get another event.
+        """
         try:
             return await self._events.receive()
         except trio.EndOfChannel:
@@ -67,20 +70,21 @@ async def open_subscriber(
     backoff: tuple[float, float] = _BACKOFF,
     buffer: int = 1_000,
 ) -> AsyncIterator[Subscriber]:
-    """Subscribe for as long as the block lasts; inside it every channel is subscribed already.
+    """Subscribe for as long as the block lasts. When the block begins, all channels are subscribed.
 
     Args:
         url: The server's base, `http://host:port` or `https://...` (`ws`, `wss` work too).
-        channels: What to hear.
-        get_token: Who to connect as; nobody in particular without it.
-        reconnect: Whether to come back after a lost connection; else the iteration ends.
-        on_reconnect: Told before each attempt to come back.
-        on_gap: Told when events of an interruption are lost to this client: they are no longer
-            in the history, or the channel has none that it may recover from.
+        channels: The names of the channels.
+        get_token: Returns a token for each connect; without it the connection is anonymous.
+        reconnect: Whether to reconnect after a lost connection; otherwise the iteration ends.
+        on_reconnect: Called before each attempt to reconnect.
+        on_gap: Called when this client has lost events of an interruption: the history does not
+            hold them any more, or the channel has no history that the client may recover from.
         connect_timeout: Seconds for one attempt to connect and subscribe.
         backoff: Shortest and longest delay before an attempt, in seconds.
-        buffer: Events that wait for the consumer. When full, the reader stops reading, and the
-            server ends up cutting this client as slow (3008); it then comes back and recovers.
+        buffer: Number of events that may wait for the consumer. When the buffer is full, the
+            client stops reading, and the server at some point cuts the client as slow (3008). The
+            client then reconnects and recovers.
 
     Raises:
         SubscriberError: the first connection failed, or the server ended it for good.
@@ -103,7 +107,7 @@ async def open_subscriber(
 
 
 def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The error that our nursery wrapped; None if there are several."""
+    """The single error in a nursery's group; None if there are several."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         if len(error.exceptions) != 1:

@@ -1,8 +1,8 @@
-"""The connections of one subscriber, one after the other, and what carries over between them.
+"""The connections of one subscriber, one after the other, and the state that they share.
 
-After a lost connection every channel goes on from its position, so that what was published
-meanwhile comes first. Rule 1: an event is handed on before its position is moved, so a cancelled
-hand-over is asked for again.
+After a lost connection every channel is subscribed from its last position, so missed events come
+before new ones. Rule 1: an event is handed to the consumer before its position is stored. So an
+event whose hand-over was cancelled is requested again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from repeater.subscriber.wire import (
     websocket_url,
 )
 
-_PING_GRACE: Final = 10.0  # seconds a server's ping may be late, as in the SDKs
-_RESUBSCRIBE: Final = 2_500  # unsubscribe codes from here on ask the client to come again
+_PING_GRACE: Final = 10.0  # seconds by which a server's ping may be late, as in the SDKs
+_RESUBSCRIBE: Final = 2_500  # unsubscribe codes from here on ask the client to subscribe again
 _TOKEN_EXPIRED: Final = 109
 
 
@@ -52,11 +52,11 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class LostError(Exception):
-    """A connection ended in a way that allows to come back."""
+    """A connection ended in a way that allows the client to reconnect."""
 
 
 class Hooks(msgspec.Struct, frozen=True):
-    """What the user wants to be asked or told."""
+    """The user's callbacks."""
 
     on_reconnect: Callable[[str, float], None] | None = None
     on_gap: Callable[[str], None] | None = None
@@ -80,7 +80,7 @@ class Link:
         self._timeout = timeout
         self._hooks = hooks
         self._positions: dict[str, Position] = {}
-        self._asked: dict[int, str] = {}  # subscribe commands without their reply yet
+        self._asked: dict[int, str] = {}  # channels of unanswered subscribe commands, by number
         self._heard: set[str] = set()
         self._number = 0
 
@@ -90,7 +90,7 @@ class Link:
         backoff: tuple[float, float],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Stay connected until cancelled, or until the server said to stay away."""
+        """Stay connected until cancelled, or until the server tells the client to stay away."""
         started, attempts = False, 0
         async with self._events, trio.open_nursery() as readers:
             while True:
@@ -116,9 +116,9 @@ class Link:
     async def _connected(
         self, readers: trio.Nursery
     ) -> AsyncIterator[tuple[trio_websocket.WebSocketConnection, float]]:
-        """A connection with every channel subscribed, and its ping interval.
+        """Open a connection with every channel subscribed; yields it and its ping interval.
 
-        The stream is ours to close: the library leaves it open when the server hung up first.
+        Closes the stream, because the library leaves it open if the server closes first.
         """
         try:
             with trio.fail_after(self._timeout) as connecting:
@@ -137,7 +137,7 @@ class Link:
             raise LostError(f"cannot connect to {self._url}: {_reason(error)}") from None
 
     async def _subscribe(self, socket: trio_websocket.WebSocketConnection) -> float:
-        """Connect and subscribe in one message; returns once all is answered."""
+        """Send connect and subscribe commands in one message, and wait for all the replies."""
         token = "" if self._hooks.get_token is None else await self._hooks.get_token()
         self._asked.clear()
         commands = [connect_command(self._next(), token)]
@@ -161,7 +161,7 @@ class Link:
         return self._number
 
     async def _read(self, socket: trio_websocket.WebSocketConnection, ping: float) -> None:
-        """Hand on events until the connection is lost; a missing ping is a lost one."""
+        """Hand on events until the connection is lost. A missing ping means that it is lost."""
         patience = ping + _PING_GRACE if ping else math.inf
         while True:
             with trio.move_on_after(patience) as waiting:
@@ -177,7 +177,7 @@ class Link:
         elif reply.id:
             await self._answered(reply)
         else:
-            await socket.send_message("{}")  # its ping
+            await socket.send_message("{}")  # the answer to the server's ping
 
     async def _pushed(self, socket: trio_websocket.WebSocketConnection, push: Push) -> None:
         if push.pub is not None:
@@ -228,7 +228,7 @@ def _host_and_resource(url: str) -> tuple[str, str]:
 
 
 def _lost(closed: trio_websocket.ConnectionClosed) -> Exception:
-    """Whether to come back, by the close code's range."""
+    """The error for a closed connection: its class says whether to reconnect, by the code."""
     reason = closed.reason
     if reason is None:
         return LostError("connection lost")

@@ -1,6 +1,6 @@
-"""The client's side of the Centrifugo JSON protocol: what is sent, and what comes back.
+"""The client's side of the Centrifugo JSON protocol: commands out, replies and pushes in.
 
-Values and pure functions only; unknown fields are ignored, as the protocol asks.
+Values and pure functions only. Unknown fields are ignored, as the protocol demands.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _PATH: Final = "/connection/websocket"
 
 
 class SubscriberError(Exception):
-    """The connection can't be made, or the server ended it for good."""
+    """The connection cannot be made, or the server ended it for good."""
 
 
 class SubscriptionError(SubscriberError):
-    """The server refused a subscription, or ended it; `code` is the protocol's."""
+    """The server refused or ended a subscription. `code` is a code of the protocol."""
 
     def __init__(self, channel: str, code: int, message: str) -> None:
         super().__init__(f"cannot subscribe to {channel}: {code} {message}")
@@ -34,14 +34,14 @@ class Pub(msgspec.Struct):
 
 
 class Unsubscribe(msgspec.Struct):
-    """The server ended a subscription; from 2500 on it wants the client to subscribe again."""
+    """The server ended a subscription. From code 2500 on, the client must subscribe again."""
 
     code: int = 0
     reason: str = ""
 
 
 class Push(msgspec.Struct):
-    """What comes unasked."""
+    """A message from the server that answers no command."""
 
     channel: str = ""
     pub: Pub | None = None
@@ -49,7 +49,7 @@ class Push(msgspec.Struct):
 
 
 class Failure(msgspec.Struct):
-    """Why a command was refused."""
+    """The error of a command that was refused."""
 
     code: int
     message: str
@@ -57,7 +57,7 @@ class Failure(msgspec.Struct):
 
 
 class Connected(msgspec.Struct):
-    """The result of `connect`; `ping` is the seconds between the server's pings."""
+    """The result of `connect`. `ping` is the seconds between the server's pings."""
 
     ping: float = 0
 
@@ -73,7 +73,7 @@ class Subscribed(msgspec.Struct):
 
 
 class Reply(msgspec.Struct):
-    """One line from the server; `{}` is its ping."""
+    """One line from the server. `{}` is a ping."""
 
     id: int = 0
     error: Failure | None = None
@@ -83,7 +83,7 @@ class Reply(msgspec.Struct):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where a subscription stands in its channel's stream."""
+    """The position of a subscription in its channel's stream."""
 
     offset: int
     epoch: str
@@ -99,12 +99,12 @@ def replies(message: str | bytes) -> list[Reply]:
 
 
 def connect_command(number: int, token: str) -> str:
-    """The first command of a connection."""
+    """The `connect` command, the first one of a connection."""
     return _command(number, connect={"token": token} if token else {})
 
 
 def subscribe_command(number: int, channel: str, position: Position | None) -> str:
-    """Subscribe, from a position on if there is one."""
+    """The `subscribe` command, with recovery if a position is given."""
     request: dict[str, object] = {"channel": channel, "recoverable": True, "positioned": True}
     if position is not None:
         request |= {"recover": True, "offset": position.offset, "epoch": position.epoch}
@@ -116,7 +116,7 @@ def _command(number: int, **method: object) -> str:
 
 
 def joined(commands: Sequence[str]) -> str:
-    """Several commands as one message."""
+    """One message made of several commands."""
     return "\n".join(commands)
 
 
@@ -124,7 +124,7 @@ def websocket_url(url: str) -> str:
     """The Centrifugo endpoint of a server's base URL.
 
     Raises:
-        SubscriberError: it is no http, https, ws or wss URL.
+        SubscriberError: the URL is not an http, https, ws or wss URL.
     """
     parts = urlsplit(url)
     schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
@@ -134,5 +134,5 @@ def websocket_url(url: str) -> str:
 
 
 def stays_away(code: int) -> bool:
-    """Whether a close code means that the client must not come back (section 8.2)."""
+    """Whether a close code means that the client must not reconnect (section 8.2)."""
     return 3500 <= code < 4000 or 4500 <= code < 5000

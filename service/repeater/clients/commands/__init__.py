@@ -1,1 +1,1 @@
-"""One file for each command of a client: a parsed request in, a reply out."""
+"""One file for each command of a client: it takes a parsed request and returns a reply."""

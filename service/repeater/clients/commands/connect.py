@@ -1,7 +1,7 @@
-"""The `connect` command: how a connection becomes somebody's (protocol, section 3).
+"""The `connect` command: a connection gets its user and subscriptions (protocol, section 3).
 
-Credentials are proven first, then every server-side subscription is opened; a failure in any
-fails the connect. Then one sync call answers and lets all of them go live.
+Credentials are proven first, then every server-side subscription is opened. If one of them fails,
+the connect fails. Then one sync call answers and lets all subscriptions go live.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Connected:
         self._joinings = joinings
 
     def complete(self, say: Callable[[ConnectResult], bytes]) -> None:
-        """Answer; pings begin and the subscriptions go live. Nothing is flushed.
+        """Queue the answer, begin pings, and let the subscriptions go live. Nothing is flushed.
 
         Args:
-            say: Makes the bytes of the answer.
+            say: Encodes the result as the bytes of the answer.
         """
 
         def answer() -> bytes:
@@ -94,19 +94,19 @@ class Connected:
         )
 
     async def announce(self) -> None:
-        """Tell the channels who came, where that is told. At most once."""
+        """Announce the joins, in channels that announce them. At most once."""
         for joining in self._joinings:
             await self._node.attendance.announce_join(joining.subscription)
 
 
 async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> Connected:
-    """Carry out `connect`: whose connection it is, and what it hears without asking.
+    """Carry out `connect`: identify the user, and open the server-side subscriptions.
 
     Raises:
-        ReplyError: 109 or 110 for a token that has expired, 100 when its keys or the back end
-            can't be had, or what the back end answered.
+        ReplyError: 109 or 110 for an expired token, 100 if its keys or the back end are not
+            available, or the back end's own error.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
-            for an anonymous token where none is allowed, 3503 for a blocked user, 3504 for too
+            for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
             many connections of one user, 3505 for too many channels.
     """
     grant = await _identify(node, client, request)
@@ -142,7 +142,7 @@ def refuse_denied(node: ClientNode, grant: ConnectionGrant) -> None:
     """Refuse a blocked user (3503) and a revoked token (3500), and count it.
 
     Raises:
-        DisconnectError: it is one of these.
+        DisconnectError: the user is blocked, or the token is revoked.
     """
     refusal = node.denials.refusal(grant)
     if refusal is not None:
@@ -151,9 +151,9 @@ def refuse_denied(node: ClientNode, grant: ConnectionGrant) -> None:
 
 
 async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -> ConnectionGrant:
-    """Who it is: by its token, its HTTP request, the back end, or nobody (section 3.3).
+    """The grant by token, HTTP request or back end, or the anonymous one (section 3.3).
 
-    A token that nothing here can prove is the back end's to judge, if that is asked.
+    Without a verifier for tokens, the token goes to the back end, if the back end is asked.
     """
     options = node.options
     if node.backend is not None and request.headers:
@@ -175,12 +175,12 @@ async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -
 
 
 async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
-    """Whom a connection token names, and what it grants.
+    """Verify a connection token, and return its grant.
 
     Raises:
-        ReplyError: 109 for a token that has expired, 100 when its keys can't be had.
-        DisconnectError: 3500 for a token that proves nothing, 3507 for an anonymous one where
-            none is allowed.
+        ReplyError: 109 for an expired token, 100 if its keys are not available.
+        DisconnectError: 3500 for a token that proves nothing, 3507 for an anonymous token if
+            anonymous clients are not allowed.
     """
     options, verifier = node.options, node.verifier
     if verifier is None:
@@ -201,10 +201,10 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
 def _server_side_channels(
     node: ClientNode, client: Client, positions: Mapping[str, SubscriptionPosition]
 ) -> dict[str, SubscriptionGrant]:
-    """Granted, personal, and those that the client names and may hear (section 3.3).
+    """The granted channels, the personal one, and named ones the client may hear (section 3.3).
 
     Raises:
-        DisconnectError: 3501 for a name that is none or of an unknown namespace.
+        DisconnectError: 3501 for an invalid name, or a name of an unknown namespace.
     """
     rules = node.channels
     channels = dict(client.grant.channels)

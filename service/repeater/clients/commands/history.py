@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 async def history(node: ClientNode, client: Client, request: HistoryRequest) -> HistoryResult:
-    """Past publications, at most the limit for clients, and the stream's top.
+    """Return past publications, at most the limit for clients, and the stream's top.
 
     Raises:
-        ReplyError: 108 without history, 103 for a client that may not read it, 112 for a position
-            of another epoch, 107 for an invalid one and for a reverse read from before the first
-            publication, 100 when the broker failed.
+        ReplyError: 108 without history, 103 for a client without permission, 112 for a position
+            of another epoch, 107 for an invalid position and for a reverse read from before the
+            first publication, 100 if the broker failed.
     """
     node.channels.check_kept("history", request.channel)
     subscribed = request.channel in client.channels
@@ -34,7 +34,7 @@ async def history(node: ClientNode, client: Client, request: HistoryRequest) -> 
 
 
 async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> HistoryResult:
-    """What a request selects, at most `limit` publications; None for all.
+    """Return the publications that a request selects, at most `limit`; None for all.
 
     Raises:
         ReplyError, BrokerError: as `Node.history`.

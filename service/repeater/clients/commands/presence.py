@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 async def presence(node: ClientNode, client: Client, channel: str) -> PresenceResult:
-    """Who is in a channel.
+    """Return the members of a channel.
 
     Raises:
-        ReplyError: 108 where presence is not kept, 103 for a client that may not know, 102, 107,
-            or 100 when the store failed.
+        ReplyError: 108 if presence is not kept, 103 for a client without permission, 102 or 107
+            for the channel's name, 100 if the store failed.
     """
     _check(node, client, channel)
     try:
@@ -27,7 +27,7 @@ async def presence(node: ClientNode, client: Client, channel: str) -> PresenceRe
 
 
 async def presence_stats(node: ClientNode, client: Client, channel: str) -> PresenceStatsResult:
-    """How many are in a channel. Raises as `presence`."""
+    """Return the numbers of connections and users in a channel. Raises as `presence`."""
     _check(node, client, channel)
     try:
         return PresenceStatsResult(*await node.presence_stats(channel))
@@ -36,7 +36,7 @@ async def presence_stats(node: ClientNode, client: Client, channel: str) -> Pres
 
 
 def _check(node: ClientNode, client: Client, channel: str) -> None:
-    """Upstream's order: whether presence is kept, then whether this client may know."""
+    """Check in upstream's order: presence is kept, then this client has permission."""
     node.channels.check_kept("presence", channel)
     subscribed = channel in client.channels
     node.channels.check("presence", channel, client.user, subscribed=subscribed)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 async def publish(node: ClientNode, client: Client, request: PublishRequest) -> None:
-    """Publish in the client's name. Waits for room, which is how back-pressure reaches it.
+    """Publish in the client's name.
+
+    Waits for room in the intake; see `Session.receive` for the back-pressure of that.
 
     Raises:
-        ReplyError: it may not (103), the request is wrong (102, 107, 108), later (111, 100), or
-            what the back end answered.
-        DisconnectError: no channel is named, or the back end says so.
+        ReplyError: the client may not publish (103), the request is wrong (102, 107, 108), try
+            later (111, 100), or the back end's own error.
+        DisconnectError: the channel is missing, or the back end disconnects the client.
     """
     if not request.channel:
         raise DisconnectError(BAD_REQUEST)
@@ -52,7 +54,7 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
 async def _publish_grant(
     node: ClientNode, client: Client, request: PublishRequest
 ) -> PublicationGrant:
-    """What the back end says of it, where it is asked; else the options (section 11)."""
+    """The grant of the back end, if it is asked, otherwise that of the options (section 11)."""
     options = node.channels.options(request.channel)
     if not options.publish_proxy_enabled:
         node.channels.check(

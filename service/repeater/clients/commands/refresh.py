@@ -1,6 +1,6 @@
 """The `refresh` and `sub_refresh` commands: a new token in place of one that expires.
 
-What the back end renews (`renewals`) a client must not.
+A client must not refresh a target that the back end renews (see `renewals`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ async def refresh(node: ClientNode, client: Client, request: RefreshRequest) -> 
     """Carry out `refresh`: a new token in place of one that expires (section 4.8).
 
     Raises:
-        ReplyError: 100 when the token's keys can't be had.
-        DisconnectError: 3501 without a token or where the back end is asked instead, 3500 for
-            one that is not this user's or is revoked, 3503 for a blocked user, 3005 for one
-            that has expired, 3010 when its channels are others: the client comes back.
+        ReplyError: 100 if the token's keys are not available.
+        DisconnectError: 3501 without a token or if the back end renews instead, 3500 for a
+            token that belongs to another user or is revoked, 3503 for a blocked user, 3005 for
+            an expired token, 3010 for a token with other channels: the client comes back.
     """
     if not request.token or node.renewals.covers(client):
         raise DisconnectError(BAD_REQUEST)
@@ -63,9 +63,9 @@ async def sub_refresh(
     """Carry out `sub_refresh`: a new token in place of one that expires (section 4.9).
 
     Raises:
-        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 where the
-            back end is asked instead, 109 for a token that has expired itself.
-        DisconnectError: 3500 for a token that is not this subscription's.
+        ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 if the
+            back end renews instead, 109 for a token that has itself expired.
+        DisconnectError: 3500 for a token that does not belong to this subscription.
     """
     subscription = client.channels.get(request.channel)
     if subscription is None:

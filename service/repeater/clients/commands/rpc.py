@@ -1,4 +1,4 @@
-"""The `rpc` command: the back end answers a call (protocol, section 4.7)."""
+"""The `rpc` command: the back end answers a client's call (protocol, section 4.7)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResult:
-    """Have the back end answer a call.
+    """Have the back end answer a call, and return its result.
 
     Raises:
-        ReplyError: 108 without a back end for it, 100 when it can't be had, or what it answered.
-        DisconnectError: the back end says so.
+        ReplyError: 108 without a back end for calls, 100 if the back end is not available, or the
+            back end's own error.
+        DisconnectError: the back end disconnects the client.
     """
     backend = node.asks("rpc")
     if backend is None:

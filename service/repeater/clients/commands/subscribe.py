@@ -1,6 +1,6 @@
-"""The `subscribe` command: who may hear a channel, and why not (protocol, section 4.1).
+"""The `subscribe` command: check the permission to hear a channel (protocol, section 4.1).
 
-A token, the back end, the channel's name or its options grant it; `joining` does the rest.
+A token, the back end, the channel's name or its options grant it. `joining` does the rest.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     """Carry out a client's `subscribe` command (protocol, section 4.1).
 
     Raises:
-        ReplyError: it may not, or the request can't be served.
-        DisconnectError: the request breaks the protocol, or the history can't be read.
+        ReplyError: the client may not hear the channel, or the request cannot be carried out.
+        DisconnectError: the request breaks the protocol, or the history cannot be read.
     """
     name = request.channel
     if not name or request.delta not in ("", "fossil"):
@@ -58,7 +58,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
         grant = await grant_of_token(node, client, name, request.token)
     else:
         grant = await _grant_without_token(node, client, request, options)
-    if name in client.channels:  # by now: somebody else's doing
+    if name in client.channels:  # the server subscribed the client while the grant was awaited
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     since = StreamPosition(request.offset, request.epoch) if request.recover else None
     wish = Wish(
@@ -92,7 +92,7 @@ def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsF
 async def _grant_without_token(
     node: ClientNode, client: Client, request: SubscribeRequest, options: ChannelOptions
 ) -> SubscriptionGrant:
-    """What the name, the back end or the options grant, whoever comes first (section 11)."""
+    """The grant of the channel's name, the back end or the options, in this order (section 11)."""
     name = request.channel
     asked = options.subscribe_proxy_enabled
     if not asked or node.channels.decided_by_name(name, client.user) is not None:
@@ -113,12 +113,12 @@ async def _grant_without_token(
 async def grant_of_token(
     node: ClientNode, client: Client, channel: str, token: str
 ) -> SubscriptionGrant:
-    """What a subscription token grants, if it is for this user, connection and channel.
+    """Return the grant of a subscription token for this user, connection and channel.
 
     Raises:
-        ReplyError: 109 or 110 for a token or grant that has expired, 100 when its keys can't be
-            had.
-        DisconnectError: 3500 for a token that proves nothing, is revoked or is somebody else's.
+        ReplyError: 109 or 110 for an expired token or grant, 100 if its keys are not available.
+        DisconnectError: 3500 for a token that proves nothing, is revoked, or is for another user,
+            connection or channel.
     """
     try:
         claims = await _verified(node, token)
