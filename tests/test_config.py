@@ -519,25 +519,6 @@ def test_secret_that_is_no_text_is_not_shown() -> None:
     assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a valid string",)
 
 
-def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
-    """Its channel is open and its pings are every 20 s where it is on; a weak secret is none."""
-    on, off = load_settings(dev=True, comments=None), load_settings(dev=True, comments=False)
-    assert on.comments_on
-    assert not off.comments_on
-    assert not load_settings(comments=None).comments_on
-    assert on.node_options().public_channels == {"comments"}
-    assert on.node_options().ping_interval == 20
-    assert off.node_options().public_channels == set()
-    assert off.node_options().ping_interval == 25
-    for secret in (None, "too short"):
-        with pytest.raises(ConfigError, match="comments_secret_key"):
-            load_settings(comments=True, comments_secret_key=secret)
-    served = load_settings(comments=True, comments_secret_key="long enough to be one")
-    options = served.comments_options()
-    assert options is not None
-    assert options.secret_key == "long enough to be one"
-
-
 def test_secrets_stay_out_of_repr() -> None:
     """Neither `repr` nor rich's traceback shows an option that is a secret."""
     for options in (TokenOptions(hmac_secret_key="hush-hush"), CallbackOptions(secret="hush-hush")):

@@ -34,7 +34,6 @@ STILL = {
     "repeater.config.settings",
     "repeater.transports.asgi_stream",
     "repeater.transports.http_stream",
-    "repeater.web.app",
 }
 
 

@@ -152,8 +152,8 @@ class LimitOptions(Options, frozen=True, kw_only=True):
 class NodeOptions(Options, frozen=True, kw_only=True):
     """What a node permits and how far its queues and waits go. Sizes are bytes, times seconds."""
 
-    default_channel: str = "comments"
-    """What a plain subscriber gets when it names no channel."""
+    default_channel: str = ""
+    """What a plain subscriber gets when it names no channel; empty: it gets 400."""
 
     insecure: bool = False
     """Development: every client may do everything, with or without credentials."""

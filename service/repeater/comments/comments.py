@@ -18,7 +18,7 @@ from repeater.comments.announcer import Announcer
 from repeater.comments.cache import MemoryCache, Pages
 from repeater.comments.identity import Identity, load_secret_key
 from repeater.comments.limits import RateLimit
-from repeater.comments.options import CommentsError, CommentsOptions, Rate
+from repeater.comments.options import CHANNEL, CommentsError, CommentsOptions, Rate
 from repeater.comments.passwords import Passwords
 from repeater.comments.problems import SIGN_IN, TAKEN, WRONG, ProblemError
 from repeater.comments.rules import (
@@ -190,11 +190,10 @@ async def _open_pages(options: CommentsOptions, stack: AsyncExitStack) -> Pages:
 
 
 def _check_channel(node: Node) -> None:
-    channel = node.options.default_channel
     try:
-        node.channels.options(channel)
+        node.channels.options(CHANNEL)
     except ReplyError as error:
-        raise CommentsError(f"comments can't be published in {channel!r}: {error}") from None
+        raise CommentsError(f"comments can't be published in {CHANNEL!r}: {error}") from None
 
 
 def _make_directory(path: Path) -> None:

@@ -21,7 +21,7 @@ try:
     from coredis.exceptions import RedisError
 except ModuleNotFoundError as error:
     raise CommentsError(
-        f"the comments' cache needs {error.name}: pip install 'repeater-server[valkey]'"
+        f"the comments' cache needs {error.name}: pip install 'repeater-server[comments,valkey]'"
     ) from None
 
 _log = get_logger("comments")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from repeater.backend.options import CallbackKind, CallbackOptions
-from repeater.comments.options import CommentsOptions
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.config.errors import Mistake
 from repeater.front.trusted_proxies import TrustedProxies
@@ -52,16 +51,6 @@ def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mi
         return
     if proxy_protocol and not trusted:
         yield Mistake(("proxy_protocol",), "needs trusted_proxies")
-
-
-def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:
-    """A generated secret is for development: servers behind one name must share theirs."""
-    given = options.secret_key
-    if len(given) < 16 and (given or not dev):
-        yield Mistake(
-            ("comments_secret_key",),
-            "the comments application needs a secret of 16 characters or more",
-        )
 
 
 def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:

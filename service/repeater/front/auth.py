@@ -97,16 +97,19 @@ def plain_channels(
 ) -> dict[str, SubscriptionGrant]:
     """The channels of a plain subscriber: those that its request names, each once.
 
-    Without a name those of its token, and without such the default.
+    Without a name those of its token, and without such the default, if there is one.
 
     Raises:
         RefusedError: 401 for nobody, where nobody is not allowed; 403 where this user may not
-            subscribe; 400 for a name that is none, or for more channels than a connection may
-            have; 503 at shutdown.
+            subscribe; 400 without any name, for an invalid one, or for more channels than a
+            connection may have; 503 at shutdown.
     """
     refuse_while_draining(node)
     names = list(dict.fromkeys(query.get("channel", ())))
-    names = names or list(grant.channels) or [node.options.default_channel]
+    default = [node.options.default_channel] if node.options.default_channel else []
+    names = names or list(grant.channels) or default
+    if not names:
+        raise RefusedError(HTTPStatus.BAD_REQUEST)
     if node.options.public_channels.issuperset(names):
         return dict.fromkeys(names, SubscriptionGrant())
     if not (grant.user or node.options.insecure or node.options.allow_anonymous):
