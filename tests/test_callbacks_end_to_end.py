@@ -32,8 +32,8 @@ from repeater.errors import BrokerError
 from repeater.front.accept import Door
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import open_listeners
-from repeater.serving.server import open_server
 from repeater.serving.application import create_app
+from repeater.serving.server import open_server
 from tests.answering import answering, http
 from tests.application import Application, open_asking_node
 from tests.deadlines import LOOP_ANSWERS

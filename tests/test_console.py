@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from quart import Blueprint
 
 from repeater.config import CurrentSettings, load_settings
-from repeater.testing import open_test_node
 from repeater.serving.application import create_app
+from repeater.testing import open_test_node
 from tests.browsing import Site
 from tests.deadlines import LOOP_ANSWERS
 

@@ -31,7 +31,6 @@ SPEAKS_HTTP = {"repeater.access.tokens", "repeater.backend"}
 STILL = {
     "repeater.clients.limits",
     "repeater.config.checks",
-    "repeater.config.settings",
     "repeater.transports.asgi_stream",
     "repeater.transports.http_stream",
 }

@@ -25,9 +25,9 @@ from repeater.comments.store import StoreError
 from repeater.config import CurrentSettings
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.serving.application import create_app
 from repeater.serving.extension import EXTENSION, load_settings
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.deadlines import LOOP_ANSWERS
 
 STATIC = Path(repeater.comments.__file__).parent / "static"
@@ -374,7 +374,9 @@ async def test_the_api_key_is_not_the_application_s(sqlite_options: CommentsOpti
 
 async def test_a_channel_that_is_none_stops_the_start(sqlite_options: CommentsOptions) -> None:
     """Said in one line, not at the first comment."""
-    async with open_test_node(NodeOptions(channel=ChannelOptions(channel_regex=re.compile("x")))) as node:
+    async with open_test_node(
+        NodeOptions(channel=ChannelOptions(channel_regex=re.compile("x")))
+    ) as node:
         with pytest.raises(CommentsError, match="can't be published in 'comments'"):
             async with open_comments(node, sqlite_options):
                 pass
