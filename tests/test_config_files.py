@@ -81,11 +81,19 @@ def test_show_has_no_secret() -> None:
     """Secrets are stars in the effective configuration."""
     text = effective(
         load_settings(
-            api_key="hunter2", token={"hmac_secret_key": "hunter2"}, allowed_origins="https://a"
+            api_key="hunter2",
+            token={
+                "hmac_secret_key": "hunter2",
+                "jwks_url": "https://a",
+                "jwks_proxy": "http://me:hunter2@proxy:3128",
+            },
+            callbacks={"rpc_url": "https://a", "proxy": "http://me:hunter2@proxy:3128"},
+            allowed_origins="https://a",
         )
     )
     assert "hunter2" not in text
     assert tomllib.loads(text)["token"]["hmac_secret_key"] == STARS
+    assert tomllib.loads(text)["callbacks"]["proxy"] == STARS
     assert tomllib.loads(text)["allowed_origins"] == ["https://a"]
 
 
@@ -185,7 +193,7 @@ def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     assert wrong.exit_code == 1
     assert wrong.stderr.splitlines() == [
         f"{file}: prt: unknown setting; did you mean port?",
-        f"{file}: dev: must be a valid boolean, unable to interpret input",
+        f"{file}: dev: must be true or false",
     ]
     assert CliRunner().invoke(main, ["config", "check"]).exit_code == 0
 

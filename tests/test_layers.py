@@ -24,7 +24,7 @@ RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 WEB = {"quart", "quart_trio", "hypercorn", "click", "werkzeug"}
 # Client libraries of what is outside: each only where its calls are made.
 OUTSIDE = {"httpx", "coredis", "sqlalchemy", "psycopg"}
-SPEAKS_HTTP = {"repeater.access.tokens", "repeater.backend"}
+SPEAKS_HTTP = {"repeater.access.http_client", "repeater.access.tokens", "repeater.backend"}
 
 
 # The front and the configuration still look up here and there.

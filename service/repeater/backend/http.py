@@ -6,7 +6,6 @@ Knows nothing of connections: what a verdict does to one is its caller's busines
 from __future__ import annotations
 
 from collections.abc import Callable
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 
 import httpx
@@ -91,21 +90,3 @@ class HTTPBackend:
         if isinstance(found, ApplicationError | DisconnectError):
             raise found
         return found
-
-
-def make_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client that proves certificates, follows no redirect and remembers no cookie.
-
-    How many requests it has under way, and for how long, is for its users to bound.
-
-    Args:
-        transport: What carries requests in place of the network, for tests.
-    """
-    nobody = DefaultCookiePolicy(allowed_domains=[])
-    return httpx.AsyncClient(
-        timeout=None,
-        follow_redirects=False,
-        cookies=CookieJar(nobody),
-        transport=transport,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-    )

@@ -5,14 +5,18 @@ Pure checks on options, so that the settings' model stays a list of fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from repeater.access.http_client import trusted_certificates
+from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.config.errors import Mistake
 from repeater.front.trusted_proxies import TrustedProxies
-from repeater.options import ChannelOptions, NodeOptions
+from repeater.options import ChannelOptions, NodeOptions, OptionsError
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
 _ACTIONS = ("subscribe", "publish", "presence", "history")
@@ -78,14 +82,47 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
         yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
 
 
-def callback_mistakes(options: NodeOptions, callbacks: CallbackOptions) -> Iterator[Mistake]:
-    """What a namespace leaves to the back end, the back end has an address for."""
+def table_mistakes(
+    table: str, make: Callable[[], TokenOptions | CallbackOptions]
+) -> Iterator[Mistake]:
+    """What the options of a table say of themselves, and files and keys that are unusable."""
+    try:
+        options = make()
+    except OptionsError as error:
+        for name, text in error.mistakes:
+            yield Mistake((table, name), text)
+        return
+    if isinstance(options, TokenOptions):
+        yield from _key_mistakes(table, options)
+        name, file = "jwks_ca_file", options.jwks_ca_file
+    else:
+        name, file = "ca_file", options.ca_file
+    try:
+        trusted_certificates(file)
+    except ValueError as error:
+        yield Mistake((table, name), str(error))
+
+
+def _key_mistakes(table: str, options: TokenOptions) -> Iterator[Mistake]:
+    """Keys that prove no token."""
+    if not options.enabled:
+        return
+    from repeater.access.tokens.keys import KeyRing  # the cryptography, for those who need it
+
+    try:
+        KeyRing(options)
+    except ValueError as error:  # names its option, and never holds the key
+        yield Mistake((table,), str(error))
+
+
+def callback_mistakes(options: NodeOptions, callbacks: BaseModel) -> Iterator[Mistake]:
+    """What a namespace leaves to the back end, the back end has a URL for."""
     tables: dict[tuple[str, ...], ChannelOptions] = {("channel",): options.channel}
     tables |= {("namespaces", name): one for name, one in options.namespaces.items()}
     for path, channel in tables.items():
         for kind in _ASKED:
             setting = f"{kind}_proxy_enabled"
-            if getattr(channel, setting) and not callbacks.url(kind):
+            if getattr(channel, setting) and not getattr(callbacks, f"{kind}_url"):
                 yield Mistake((*path, setting), f"needs {kind}_url in [callbacks]")
 
 

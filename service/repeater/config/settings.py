@@ -6,7 +6,7 @@ it), `LIVE` that a running server can take it over. A field that is a model is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -31,6 +31,7 @@ from repeater.config.checks import (
     listen_mistakes,
     node_mistakes,
     proxy_mistakes,
+    table_mistakes,
     tls_mistakes,
 )
 from repeater.config.errors import Mistake, MistakesError
@@ -265,18 +266,15 @@ class Settings(NodeSettings):
         yield from tls_mistakes(self.tls_cert, self.tls_key)
         yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
         yield from node_mistakes(self.node_options())
-        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        tables: dict[str, Callable[[], TokenOptions | CallbackOptions]] = {
+            "token": self.token_options,
+            "callbacks": self.callback_options,
+        }
         if self.subscription_token is not None:
             tables["subscription_token"] = self.subscription_token_options
-        wrong = []
         for name, options in tables.items():
-            try:
-                options()
-            except ValueError as error:  # they check themselves, and keep secrets out of it
-                wrong.append(Mistake((name,), str(error)))
-        yield from wrong
-        if not wrong:
-            yield from callback_mistakes(self.node_options(), self.callback_options())
+            yield from table_mistakes(name, options)
+        yield from callback_mistakes(self.node_options(), self.callbacks)
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 

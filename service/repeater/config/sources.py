@@ -17,10 +17,21 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
-from repeater.config.errors import ConfigError, MistakesError
+from repeater.config.errors import ConfigError, Mistake, MistakesError
 from repeater.config.settings import Settings
-from repeater.config.tables import SettingPath, leaves_of, nearest
+from repeater.config.tables import SettingPath, leaves_of, nearest, table_in
 
+_TRUTH: Final = "must be true or false"
+_WHOLE: Final = "must be a whole number"
+_TIME: Final = "must be seconds, or a number with ms, s, m, h or d, such as 10m"
+# In place of pydantic's own words, which speak of parsing.
+_TEXTS: Final = {
+    **{"bool_parsing": _TRUTH, "bool_type": _TRUTH},
+    **{"int_parsing": _WHOLE, "int_type": _WHOLE, "int_from_float": _WHOLE},
+    **{"float_parsing": _TIME, "float_type": _TIME},  # every float is a time
+    "finite_number": _TIME,
+    "string_type": "must be a text",
+}
 PREFIX: Final = "REPEATER_"
 DELIMITER: Final = "__"
 DEFAULT_FILE: Final = Path("repeater.toml")
@@ -107,7 +118,7 @@ class _Sources:
             cause = one.get("ctx", {}).get("error")
             path = tuple(str(part) for part in one["loc"] if part != "[key]")
             if isinstance(cause, MistakesError):
-                yield from (f"{self._where(place)}: {text}" for place, text in cause.mistakes)
+                yield from map(self._told, cause.mistakes)
             elif one["type"] == "extra_forbidden":
                 yield self._unknown(path)
             else:
@@ -125,7 +136,7 @@ class _Sources:
         rest = copy.deepcopy(values)
         for path in wrong:
             _leave_out(rest, path)
-        names = {str(part) for path in wrong for part in path}
+        names = {[str(part) for part in path if isinstance(part, str)][-1] for path in wrong}
         try:
             self._model(**rest)
         except ValidationError as second:
@@ -135,13 +146,25 @@ class _Sources:
                     for mistake in cause.mistakes:
                         words = {*mistake.path, *re.findall(r"\w+", mistake.text)}
                         if not words & names:
-                            yield f"{self._where(mistake.path)}: {mistake.text}"
+                            yield self._told(mistake)
+
+    def _told(self, mistake: Mistake) -> str:
+        """A line; where another setting is needed, with that one's variable."""
+        text = mistake.text
+        if text.startswith("needs "):
+            needed = (*mistake.path[:-1], text.removeprefix("needs "))
+            table = table_in(self._model, needed[:-1])
+            if table is not None and needed[-1] in table.model_fields:
+                text += f" (variable {variable_of(needed)})"
+        return f"{self._where(mistake.path)}: {text}"
 
     def _text(self, path: SettingPath, error: Mapping[str, Any]) -> str:
         if error["type"] in ("model_type", "dict_type"):
             variable = variable_of(path)
             more = f"; its settings are {variable}{DELIMITER}<NAME>"
             return f"is a table{more if variable in self._variables else ''}"
+        if error["type"] in _TEXTS:
+            return _TEXTS[error["type"]]
         text: str = error["msg"].removeprefix("Value error, ")
         return text.replace("Input should", "must").replace("String should", "must")
 

@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from repeater.access.http_client import make_client
 from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
-from repeater.backend.http import HTTPBackend, make_client
+from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.config import (
     Changes,
@@ -115,7 +116,11 @@ async def _callbacks(
     """None each, where no address is configured for it."""
     if not (options.kinds or options.event_url):
         return None, None
-    client = await stack.enter_async_context(make_client())
+    try:
+        client = make_client(proxy=options.proxy, ca_file=options.ca_file)
+    except ValueError as error:
+        raise ConfigError(f"callbacks.ca_file: {error}") from None
+    await stack.enter_async_context(client)
     backend = HTTPBackend(options, client) if options.kinds else None
     if not options.event_url:
         return backend, None

@@ -22,6 +22,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.access.http_client import make_client
 from repeater.access.tokens.claims import (
     C,
     ConnectionToken,
@@ -241,19 +242,28 @@ async def open_verifier(
             otherwise one is made if a key set needs it, and closed at the end of the block.
 
     Raises:
-        ValueError: a key is of no use; the text names its option and never holds the key.
+        ValueError: a key or `jwks_ca_file` is unusable; the text never holds a key.
     """
     kinds = [connection] if subscription is None else [connection, subscription]
     rings = [KeyRing(options) for options in kinds]
     for options in kinds:
         _warn_of_short_secret(options)
     async with AsyncExitStack() as stack:
-        if client is None and any(options.jwks_url for options in kinds):
-            # The deadline of a whole fetch is the key set's; the client's are for less.
-            client = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
+        clients = {}
+        for options in kinds:
+            way = options.jwks_proxy, options.jwks_ca_file
+            if client is None and options.jwks_url and way not in clients:
+                made = make_client(proxy=options.jwks_proxy, ca_file=options.jwks_ca_file)
+                clients[way] = await stack.enter_async_context(made)
         async with trio.open_nursery() as nursery:
             key_sets = [
-                KeySet(options, client, nursery) if client and options.jwks_url else None
+                KeySet(
+                    options,
+                    client or clients[options.jwks_proxy, options.jwks_ca_file],
+                    nursery,
+                )
+                if options.jwks_url
+                else None
                 for options in kinds
             ]
             provers = [
