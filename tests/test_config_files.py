@@ -112,7 +112,7 @@ _CHANNEL = st.fixed_dictionaries(
 _GIVEN = st.fixed_dictionaries(
     {},
     optional={
-        "host": _TEXT,
+        "host": _TEXT.filter(bool),
         "port": st.integers(0, 65_535),
         "allow_anonymous": st.booleans(),
         "allowed_origins": st.lists(_TEXT),

@@ -80,7 +80,7 @@ def serve(
         overrides = {
             "host": host,
             "port": port,
-            "listen": (*listen, f"unix:{unix}") if unix else listen or None,
+            "listen": (*listen, f"unix:{unix}") if unix is not None else listen or None,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "dev": dev,
@@ -88,6 +88,11 @@ def serve(
         }
         load = partial(load_settings, config_file, **overrides)
         settings = load()
+        if settings.listen and not (host is None and port is None):
+            raise click.ClickException(
+                "--host and --port do nothing beside --listen, --unix or the setting listen: "
+                "leave them out"
+            )
         configure_log(settings.log_level, settings.log_format)
         settle_heap()
         trio.run(run_server, settings, load)

@@ -153,7 +153,7 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
     at the end is announced or left for the next start.
 
     Raises:
-        CommentsError: the data directory, the database or an address of one is no good.
+        CommentsError: the data directory, the database or the URL of one is unusable.
     """
     _check_channel(node)
     _make_directory(options.data_dir)

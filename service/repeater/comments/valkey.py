@@ -82,7 +82,7 @@ async def open_valkey_cache(options: CommentsOptions) -> AsyncIterator[ValkeyCac
     """A cache at the configured URL for as long as the block lasts. Connects when first used.
 
     Raises:
-        CommentsError: the URL is none of Redis or Valkey.
+        CommentsError: the URL is not one of Redis or Valkey.
     """
     scheme, _, rest = options.cache_url.partition("://")
     names = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss"}

@@ -19,11 +19,12 @@ from repeater.front.trusted_proxies import TrustedProxies
 from repeater.options import ChannelOptions, NodeOptions, OptionsError
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
+_NO_TABLE = "names a namespace that has no table: add [namespaces.{}]"
 _ACTIONS = ("subscribe", "publish", "presence", "history")
 
 
 def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mistake]:
-    """Endpoints that are none; and development mode must not be reachable from elsewhere."""
+    """Invalid endpoints; and development mode must not be reachable from elsewhere."""
     endpoints = []
     for text in listen:
         try:
@@ -47,7 +48,7 @@ def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake
 
 
 def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
-    """Networks that are none, and a header that nobody may send."""
+    """Invalid networks, and a header that nobody may send."""
     try:
         trusted = TrustedProxies(networks)
     except ValueError as error:
@@ -75,11 +76,14 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
     """Namespaces that other settings speak of exist."""
     name = options.personal_channel_namespace
     if name and name not in options.namespaces:
-        yield Mistake(("personal_channel_namespace",), f"there is no [namespaces.{name}]")
+        yield Mistake(
+            ("personal_channel_namespace",),
+            _NO_TABLE.format(name),
+        )
     default = options.default_channel.removeprefix(options.private_prefix)
     name, end, _ = default.partition(":")
     if end and name not in options.namespaces:
-        yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
+        yield Mistake(("default_channel",), _NO_TABLE.format(name))
 
 
 def table_mistakes(

@@ -140,7 +140,7 @@ class Settings(NodeSettings):
     title: ClassVar[str] = "Server"
     """Stands above the settings of this class in the documentation."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
 
     port: Integer = Field(default=8000, ge=0, le=65_535)

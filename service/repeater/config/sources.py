@@ -31,11 +31,12 @@ _TEXTS: Final = {
     **{"float_parsing": _TIME, "float_type": _TIME},  # every float is a time
     "finite_number": _TIME,
     "string_type": "must be a text",
+    "string_too_short": "must not be empty",
 }
 PREFIX: Final = "REPEATER_"
 DELIMITER: Final = "__"
 DEFAULT_FILE: Final = Path("repeater.toml")
-# Variables of the command line that are no settings.
+# Variables of the command line, which are not settings.
 OTHER_VARIABLES: Final = frozenset({"REPEATER_CONFIG", "REPEATER_URL"})
 
 

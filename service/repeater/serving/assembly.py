@@ -48,7 +48,7 @@ class Assembly:
         No connection is touched. Cancelled, nothing has changed.
 
         Raises:
-            ConfigError: a token key is of no use, or what can be applied at once does not go
+            ConfigError: a token key is unusable, or what can be applied at once does not go
                 with what needs a restart. The old settings stay.
         """
         old = self._settings()
@@ -75,7 +75,7 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
     Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
-        ConfigError: a token key is of no use, or `data_dir` is.
+        ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
         # First, since what a nursery below raises comes as a group.

@@ -67,8 +67,8 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
 
     Raises:
-        ServeError: the certificate is of no use, or an address can't be listened on.
-        ConfigError: a token key is of no use.
+        ServeError: the certificate is unusable, or an address can't be listened on.
+        ConfigError: a token key is unusable.
         ExtensionError: the application that the settings ask for can't start.
     """
     gate = _make_gate(settings)

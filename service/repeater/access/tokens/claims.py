@@ -25,7 +25,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 
-_EXACT = 2**53  # Seconds past it are no date, and lose digits as a float.
+_EXACT = 2**53  # Seconds past it are not a date, and lose digits as a float.
 
 NumericDate = Annotated[float, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 WholeDate = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
@@ -104,7 +104,7 @@ def user_of(payload: bytes, claims: Claims, name: str) -> str:
     try:
         found = msgspec.json.decode(raw, type=str | int | None)
     except (msgspec.DecodeError, RecursionError):
-        raise TokenInvalidError(f"claims: {name} is no user id") from None
+        raise TokenInvalidError(f"claims: {name} is not a user id") from None
     return "" if found is None else str(found)
 
 

@@ -13,7 +13,7 @@ from jwt.warnings import InsecureKeyLengthWarning
 def issue_token(claims: Mapping[str, Any], hmac_secret_key: str) -> str:
     """A token with these claims, signed with HS256.
 
-    A short secret is no error here; who wants to warn compares it with `HMAC_SAFE_LENGTH`.
+    A short secret is not an error here; who wants to warn compares it with `HMAC_SAFE_LENGTH`.
 
     Raises:
         ValueError: the secret is empty, or is a public key.

@@ -64,12 +64,12 @@ def parse_key_set(body: bytes) -> dict[str, list[Key]]:
     """The usable keys of a set by their `kid`. Members that can't be used are left out.
 
     Raises:
-        BrokerError: it is no key set at all.
+        BrokerError: it is not a key set at all.
     """
     try:
         document = msgspec.json.decode(body, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BrokerError("the answer is no key set") from None
+        raise BrokerError("the answer is not a key set") from None
     found: dict[str, list[Key]] = {}
     for member in document.keys:
         try:
@@ -81,7 +81,7 @@ def parse_key_set(body: bytes) -> dict[str, list[Key]]:
 
 
 def _keys_of(published: PublishedKey) -> list[Key]:
-    """One key for each algorithm that the published one allows; none if it is of no use here."""
+    """One key for each algorithm that the published one allows; empty if Repeater cannot use it."""
     factory = _FACTORIES.get(published.kty)
     if factory is None or not published.signs:
         return []

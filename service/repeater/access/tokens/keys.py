@@ -75,7 +75,7 @@ def pem_keys(pem: str) -> list[Key]:
     """The keys that a PEM public key makes.
 
     Raises:
-        ValueError: it is none, or none that can be used.
+        ValueError: the text is not a public key, or not one that can be used.
     """
     try:
         key = load_pem_public_key(pem.encode())

@@ -44,7 +44,7 @@ class ReplaceableVerifier:
         Verifications that began by the old options end by them.
 
         Raises:
-            ValueError: a key is of no use; the text names its option and never holds the key.
+            ValueError: a key is unusable; the text names its option and never holds the key.
         """
         for options in (connection, subscription):
             # Here, since an error in a task of the nursery is everybody's.
@@ -77,7 +77,7 @@ async def open_replaceable_verifier(
     """Open a verifier; it must not be used after the block.
 
     Raises:
-        ValueError: a key is of no use; the text names its option and never holds the key.
+        ValueError: a key is unusable; the text names its option and never holds the key.
     """
     async with trio.open_nursery() as nursery:
         verifier = ReplaceableVerifier(nursery)

@@ -61,7 +61,7 @@ def _take_apart(token: str) -> _Parts:
     """Decode the three parts of a token.
 
     Raises:
-        TokenInvalidError: it is no token, or has a header that must be understood and is not.
+        TokenInvalidError: it is not a token, or has a header that must be understood and is not.
     """
     try:
         # Only taken apart here: which key may prove it is for `TokenProver.prove` to say.
@@ -185,7 +185,7 @@ class JWTVerifier:
         with self._counted():
             user, claims = await self._connection.read(token, ConnectionToken)
             if claims.channel:
-                raise TokenInvalidError("a subscription token is no connection token")
+                raise TokenInvalidError("this is a subscription token, not a connection token")
             check_times(claims, self._now())
             return connection_grant(user, claims)
 
