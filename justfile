@@ -106,7 +106,7 @@ format: (_sync "requirements-dev.txt")
 
 # Renew the reference in docs/configuration.md from the settings
 docs: (_sync "requirements.txt")
-    {{ python }} -m repeater.config.documentation docs/configuration.md
+    {{ python }} -m repeater config document docs/configuration.md
 
 # Run the core benchmarks, a few minutes, e.g. `just bench --json run.json` or `just bench --help`
 [positional-arguments]
@@ -151,11 +151,12 @@ lock *ARGS:
             --no-header --no-emit-index-url --no-emit-find-links "$@"
     }
     compile --group build -o requirements-build.txt "$@"
-    compile pyproject.toml -o requirements.txt "$@"
+    # The comments application is an extra; `just serve` and the demo run it.
+    compile pyproject.toml --extra comments -o requirements.txt "$@"
     # Each set keeps the pins of those before it, so that all fit into one .venv.
-    compile pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt "$@"
-    compile pyproject.toml --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
-    compile pyproject.toml --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
+    compile pyproject.toml --extra comments --group dev -c requirements.txt -o requirements-dev.txt "$@"
+    compile pyproject.toml --extra comments --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
+    compile pyproject.toml --extra comments --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 
 # Fail if a file has the markers that git leaves where a merge did not succeed
 _markers:

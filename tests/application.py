@@ -11,7 +11,8 @@ import httpx
 import trio
 
 from repeater.access.grants import TokenVerifier
-from repeater.backend.http import HTTPBackend, make_client
+from repeater.access.http_client import make_client
+from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions

@@ -56,12 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_bundled_application(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Development servers run without the comments application, but in its own tests."""
-    monkeypatch.setenv("REPEATER_COMMENTS", "false")
-
-
-@pytest.fixture(autouse=True)
 def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After the test: no new socket, and every node's hub, wheel and backlogs are empty.
 

@@ -22,9 +22,9 @@ from repeater.config import CurrentSettings, Settings, load_settings
 from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, LimitOptions, NodeOptions
+from repeater.serving.application import create_app
 from repeater.serving.server import Server
 from repeater.testing import open_test_node
-from repeater.web.app import create_app
 from repeater.web.subscriptions import SubscriptionRoutes
 from tests.conversation import FakeVerifier
 from tests.serving import Peer, frame, peer, running

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
 
 from repeater.access.grants import Caller
-from repeater.backend.http import HTTPBackend, make_client
+from repeater.access.http_client import make_client
+from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import sign
 from repeater.config import CurrentSettings, load_settings
@@ -32,22 +33,14 @@ from repeater.errors import BrokerError
 from repeater.front.accept import Door
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import open_listeners
+from repeater.serving.application import create_app
 from repeater.serving.server import open_server
-from repeater.web.app import create_app
 from tests.answering import answering, http
 from tests.application import Application, open_asking_node
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback is loopback, whatever the machine's proxy."""
-    for name in ("HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from repeater.access.grants import Caller
+from repeater.access.http_client import make_client
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
-from repeater.backend.http import make_client
 from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import HEADER
 from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED

@@ -17,7 +17,7 @@ def run(*_):
     print(gc.get_threshold()[0], gc.get_freeze_count() > 10_000, gc.isenabled())
 
 trio.run = run
-result = CliRunner().invoke(main, ["serve", "--dev", "--port", "0"])
+result = CliRunner().invoke(main, ["serve", "--dev", "--no-comments", "--port", "0"])
 print(result.output, end="")
 """
 

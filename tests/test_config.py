@@ -387,6 +387,33 @@ def test_every_mistake_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_combinations_are_told_beside_wrong_values() -> None:
+    """Also while a value is wrong: all but those that the wrong value may be the reason of."""
+    written("""
+        dev = "maybe"
+        port = "x"
+        tls_cert = "a.pem"
+        api_previous_key = "x"
+        [channel]
+        history_ttl = "5 minutes"
+        history_meta_ttl = 5
+        delta_publish = true
+        [callbacks]
+        event_url = "http://a/events"
+        connect_url = "a"
+    """)
+    assert sorted(line.removeprefix("repeater.toml: ") for line in mistakes()) == [
+        "api_previous_key: needs api_key (variable REPEATER_API_KEY)",
+        "callbacks.connect_url: must be an http or https URL",
+        "callbacks.event_url: needs secret (variable REPEATER_CALLBACKS__SECRET)",
+        'channel.delta_publish: needs allowed_delta_types = ["fossil"]',
+        "channel.history_ttl: must be seconds, or a number with ms, s, m, h or d, such as 10m",
+        "dev: must be true or false",
+        "port: must be a whole number",
+        "tls_cert: needs tls_key (variable REPEATER_TLS_KEY)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -404,17 +431,24 @@ def test_every_mistake_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[channel]\nauto_cache_recover = true", "channel.auto_cache_recover"),
         ("[channel]\ndelta_publish = true", "channel.delta_publish"),
         ("[channel]\nallow_publish_for_anonymous = true", "channel.allow_publish_for_anonymous"),
-        ("[token]\naudience = 'a'\naudience_regex = 'a'", "token"),
-        ("[token]\nhmac_previous_secret_key = 'x'", "token"),
-        ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token"),
-        ("[callbacks]\nrpc_url = 'ftp://x'", "callbacks"),
-        ("[callbacks]\nevent_url = 'http://x'", "callbacks"),
-        ("[callbacks]\nforward_headers = ['Host']", "callbacks"),
-        ("[callbacks]\nforward_emulated_headers = ['a b']", "callbacks"),
-        ("[callbacks]\nstatus_codes = ['404']", "callbacks"),
-        ("[callbacks]\nstatus_codes = ['404=2000']", "callbacks"),
-        ("[callbacks]\nstatus_codes = ['404=104', '404=103']", "callbacks"),
-        ("[callbacks]\nstatus_codes = ['200=104']", "callbacks"),
+        ("[token]\naudience = 'a'\naudience_regex = 'a'", "token.audience"),
+        ("[token]\nhmac_previous_secret_key = 'x'", "token.hmac_previous_secret_key"),
+        ("[subscription_token]\njwks_url = 'ftp://x'", "subscription_token.jwks_url"),
+        ("[callbacks]\nrpc_url = 'ftp://x'", "callbacks.rpc_url"),
+        ("[callbacks]\nevent_url = 'http://x'", "callbacks.event_url"),
+        ("[callbacks]\nforward_headers = ['Host']", "callbacks.forward_headers"),
+        ("[callbacks]\nforward_emulated_headers = ['a b']", "callbacks.forward_emulated_headers"),
+        ("[callbacks]\nstatus_codes = ['404']", "callbacks.status_codes"),
+        ("[callbacks]\nstatus_codes = ['404=2000']", "callbacks.status_codes"),
+        ("[callbacks]\nstatus_codes = ['404=104', '404=103']", "callbacks.status_codes"),
+        ("[callbacks]\nstatus_codes = ['200=104']", "callbacks.status_codes"),
+        ("[callbacks]\nrpc_url = 'http://x'\nproxy = 'socks5://x'", "callbacks.proxy"),
+        ("[callbacks]\nproxy = 'http://x'", "callbacks.proxy"),
+        ("[callbacks]\nrpc_url = 'https://x'\nca_file = 'missing.pem'", "callbacks.ca_file"),
+        ("[token]\njwks_url = 'https://x'\njwks_ca_file = 'missing.pem'", "token.jwks_ca_file"),
+        ("[token]\njwks_url = 'https://x'\njwks_proxy = 'x:1'", "token.jwks_proxy"),
+        ("[token]\njwks_ca_file = 'missing.pem'", "token.jwks_ca_file"),
+        ("[token]\nrsa_public_key = 'nonsense'", "token"),
         ("[channel]\npublish_proxy_enabled = true", "channel.publish_proxy_enabled"),
         (
             "[namespaces.chat]\nsubscribe_proxy_enabled = true",
@@ -516,26 +550,7 @@ def test_subscription_tokens_are_proven_as_others_unless_they_have_a_table() -> 
 def test_secret_that_is_no_text_is_not_shown() -> None:
     """A key of the wrong kind is one line without it."""
     written("[token]\nhmac_secret_key = 123456789")
-    assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a valid string",)
-
-
-def test_the_bundled_application_is_for_development_unless_asked_for() -> None:
-    """If it is on, its channel is open and its pings are every 20 s; a weak secret is refused."""
-    on, off = load_settings(dev=True, comments=None), load_settings(dev=True, comments=False)
-    assert on.comments_on
-    assert not off.comments_on
-    assert not load_settings(comments=None).comments_on
-    assert on.node_options().public_channels == {"comments"}
-    assert on.node_options().ping_interval == 20
-    assert off.node_options().public_channels == set()
-    assert off.node_options().ping_interval == 25
-    for secret in (None, "too short"):
-        with pytest.raises(ConfigError, match="comments_secret_key"):
-            load_settings(comments=True, comments_secret_key=secret)
-    served = load_settings(comments=True, comments_secret_key="long enough to be one")
-    options = served.comments_options()
-    assert options is not None
-    assert options.secret_key == "long enough to be one"
+    assert mistakes() == ("repeater.toml: token.hmac_secret_key: must be a text",)
 
 
 def test_secrets_stay_out_of_repr() -> None:

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repeater.cli.main import main
-from repeater.config import Settings, load_settings, reloadable
+from repeater.config import Settings, reloadable
 from repeater.config.descriptions import descriptions
 from repeater.config.documentation import STARS, effective, renew, template
 from repeater.config.tables import ANY_NAME, leaves_of, tables_of
+from repeater.serving.extension import EXTENSION, load_settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -31,7 +32,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_setting_says_what_it_is_for() -> None:
     """Settings and tables have a description, or the reference would be silent on them."""
-    for _, model in tables_of(Settings):
+    for _, model in tables_of(EXTENSION.settings):
         for name in model.model_fields:
             assert descriptions(model).get(name), f"{name} needs a docstring"
 
@@ -39,8 +40,8 @@ def test_every_setting_says_what_it_is_for() -> None:
 def test_reference_is_what_the_settings_say() -> None:
     """docs/configuration.md has every setting and default; `just docs` renews it."""
     page = PAGE.read_text(encoding="utf-8")
-    assert page == renew(page), "run `just docs`"
-    for path, model in tables_of(Settings):
+    assert page == renew(page, EXTENSION.settings), "run `just docs`"
+    for path, model in tables_of(EXTENSION.settings):
         assert not path or f"`[{'.'.join(path)}]`" in page
         for name in leaves_of(model):
             assert f"| `{name}` |" in page
@@ -55,7 +56,7 @@ def test_examples_of_the_reference_are_right(tmp_path: Path) -> None:
 
 def test_template_changes_nothing() -> None:
     """As it is written, it is the defaults; so it is with every setting uncommented."""
-    text = template()
+    text = template(EXTENSION.settings)
     assert tomllib.loads(text) == {}
     uncommented = re.sub(r"^#(?=[^ ])", "", text, flags=re.MULTILINE)
     Path("all.toml").write_text(uncommented, encoding="utf-8")
@@ -63,7 +64,7 @@ def test_template_changes_nothing() -> None:
     alone = load_settings(namespaces={"chat": {}}, subscription_token={})
     assert loaded == alone
     written = tomllib.loads(uncommented)
-    for path, model in tables_of(Settings):
+    for path, model in tables_of(EXTENSION.settings):
         table = written
         for part in path:
             table = table[part.replace(ANY_NAME, "chat")]
@@ -73,18 +74,26 @@ def test_template_changes_nothing() -> None:
 
 def test_lines_of_the_template_fit() -> None:
     """No comment is wider than a hundred characters."""
-    assert all(len(line) <= 100 for line in template().splitlines())
+    assert all(len(line) <= 100 for line in template(EXTENSION.settings).splitlines())
 
 
 def test_show_has_no_secret() -> None:
     """Secrets are stars in the effective configuration."""
     text = effective(
         load_settings(
-            api_key="hunter2", token={"hmac_secret_key": "hunter2"}, allowed_origins="https://a"
+            api_key="hunter2",
+            token={
+                "hmac_secret_key": "hunter2",
+                "jwks_url": "https://a",
+                "jwks_proxy": "http://me:hunter2@proxy:3128",
+            },
+            callbacks={"rpc_url": "https://a", "proxy": "http://me:hunter2@proxy:3128"},
+            allowed_origins="https://a",
         )
     )
     assert "hunter2" not in text
     assert tomllib.loads(text)["token"]["hmac_secret_key"] == STARS
+    assert tomllib.loads(text)["callbacks"]["proxy"] == STARS
     assert tomllib.loads(text)["allowed_origins"] == ["https://a"]
 
 
@@ -103,7 +112,7 @@ _CHANNEL = st.fixed_dictionaries(
 _GIVEN = st.fixed_dictionaries(
     {},
     optional={
-        "host": _TEXT,
+        "host": _TEXT.filter(bool),
         "port": st.integers(0, 65_535),
         "allow_anonymous": st.booleans(),
         "allowed_origins": st.lists(_TEXT),
@@ -153,7 +162,7 @@ def test_init_writes_once(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["config", "init", "new.toml"])
     assert run.exit_code == 0
     file = tmp_path / "new.toml"
-    assert file.read_text(encoding="utf-8") == template()
+    assert file.read_text(encoding="utf-8") == template(EXTENSION.settings)
     assert file.stat().st_mode & 0o077 == 0
     file.write_text("port = 1")
     again = CliRunner().invoke(main, ["config", "init", "new.toml"])
@@ -164,7 +173,7 @@ def test_init_writes_once(tmp_path: Path) -> None:
 
 def test_init_without_a_file_prints() -> None:
     """The template goes to standard output."""
-    assert CliRunner().invoke(main, ["config", "init"]).stdout == template()
+    assert CliRunner().invoke(main, ["config", "init"]).stdout == template(EXTENSION.settings)
 
 
 def test_init_says_why_it_cannot_write() -> None:
@@ -184,7 +193,7 @@ def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     assert wrong.exit_code == 1
     assert wrong.stderr.splitlines() == [
         f"{file}: prt: unknown setting; did you mean port?",
-        f"{file}: dev: must be a valid boolean, unable to interpret input",
+        f"{file}: dev: must be true or false",
     ]
     assert CliRunner().invoke(main, ["config", "check"]).exit_code == 0
 

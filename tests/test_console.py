@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from quart import Blueprint
 
 from repeater.config import CurrentSettings, load_settings
+from repeater.serving.application import create_app
 from repeater.testing import open_test_node
-from repeater.web.app import create_app
 from tests.browsing import Site
 from tests.deadlines import LOOP_ANSWERS
 
@@ -86,6 +86,8 @@ async def test_it_is_static_and_strict() -> None:
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             etag = {"If-None-Match": answer.headers["ETag"]}
             assert (await client.get(path, headers=etag)).status_code == 304
+        front = await (await client.get("/")).get_data(as_text=True)
+        assert set(re.findall(r'<a href="([^"]*)"', front)) == {"/console", "/docs"}
         page = await (await client.get("/console")).get_data(as_text=True)
         assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {*PATHS[2:], "/docs"}
         assert not re.search(r"style=|\son\w+=", page)
@@ -244,9 +246,9 @@ def test_a_long_message_is_shown_on_demand(context: BrowserContext, site: Site) 
 
 
 def test_the_address_remembers(context: BrowserContext, site: Site) -> None:
-    """Channels and transport survive a reload, on the front page too; `news` is the beginning."""
+    """Channels and transport survive a reload; `news` is the beginning."""
     page = context.new_page()
-    page.goto("/")
+    page.goto("/console")
     expect(page.locator("#channels .name")).to_have_text(["news"])
     page.get_by_label("Channel", exact=True).fill("a&b")
     page.keyboard.press("Enter")

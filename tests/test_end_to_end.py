@@ -112,10 +112,10 @@ async def test_a_broken_frame_is_answered_with_its_code(sent: bytes, code: int) 
 async def test_strangers_stay_out() -> None:
     """Without development mode: no anonymous subscriber, no page of another origin."""
     async with running(dev=False) as server, peer(server) as client, peer(server) as page:
-        await client.stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+        await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         assert b" 401 " in await client.rest()
         origin = "Origin: http://evil.example\r\n"
-        await page.stream.send_all(UPGRADE.format(path="/ws", more=origin).encode())
+        await page.stream.send_all(UPGRADE.format(path="/ws?channel=news", more=origin).encode())
         assert b" 403 " in await page.rest()
 
 
@@ -143,8 +143,8 @@ async def test_a_vanished_peer_is_found() -> None:
     """Silent after a ping: gone within ping and pong; one that answers stays."""
     async with (
         running(ping_interval=1.5, pong_timeout=1.0) as server,
-        peer(server, "/ws") as alive,
-        peer(server, "/ws"),
+        peer(server, "/ws?channel=news") as alive,
+        peer(server, "/ws?channel=news"),
     ):
         while 3012 not in server.node.statistics().ended:
             await alive.until(b"\x89\x00")
@@ -173,7 +173,7 @@ async def test_shutdown_says_goodbye() -> None:
     async with running() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         client, idle = Peer(stream), Peer(await trio.open_tcp_stream("127.0.0.1", server.port))
-        await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+        await stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         await client.until(b"\r\n\r\n")
         await idle.call("GET", "/health")
     async with stream, idle.stream:
@@ -211,7 +211,19 @@ async def test_nothing_is_left_of_a_handed_over_websocket() -> None:
     async with running() as server:
         async with peer(server) as client:
             assert b" 200 " in await client.call("GET", "/health")
-            await client.stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+            await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
             await client.until(b"\r\n\r\n")
             assert server.door.statistics().open == 1
         await server.door.wait_empty()
+
+
+@pytest.mark.parametrize(
+    ("path", "opened"), [("/ws", b" 101 "), ("/events", b" 200 ")], ids=["WebSocket", "SSE"]
+)
+async def test_a_plain_subscriber_without_a_channel(path: str, opened: bytes) -> None:
+    """Without a default channel it gets 400, with one it hears that channel."""
+    request = UPGRADE if path == "/ws" else "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n{more}"
+    for settings, status in (({}, b" 400 "), ({"default_channel": "news"}, opened)):
+        async with running(**settings) as server, peer(server) as client:
+            await client.stream.send_all(request.format(path=path, more="").encode())
+            assert status in await client.until(b"\r\n")

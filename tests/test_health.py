@@ -6,8 +6,8 @@ import trio
 
 from repeater.brokers.memory import MemoryBroker
 from repeater.config import CurrentSettings, load_settings
+from repeater.serving.application import create_app
 from repeater.testing import open_test_node
-from repeater.web.app import create_app
 from tests.deadlines import LOOP_ANSWERS
 
 

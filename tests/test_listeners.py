@@ -152,7 +152,7 @@ async def test_a_path_taken_over_meanwhile_is_left_alone(tmp_path: Path) -> None
 
 async def test_no_delay_is_for_tcp() -> None:
     """An accepted TCP connection sends small frames at once."""
-    async with running() as server, peer(server, "/ws"):
+    async with running() as server, peer(server, "/ws?channel=news"):
         (sock,) = server.door._sockets
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
@@ -164,7 +164,7 @@ def started(*sockets: socket.socket, arguments: tuple[str, ...] = ()) -> subproc
     moves = [f"exec {90 + at}<&{number}" for at, number in enumerate(numbers)]
     moves += [f"exec {3 + at}<&{90 + at} {90 + at}<&-" for at, _ in enumerate(numbers)]
     script = "; ".join([*moves, f'LISTEN_FDS={len(numbers)} LISTEN_PID=$$ exec "$@"'])
-    command = [sys.executable, "-m", "repeater", "serve", "--dev", *arguments]
+    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--no-comments", *arguments]
     return subprocess.Popen(
         ["bash", "-c", script, "bash", *command], stderr=subprocess.PIPE, text=True,
         pass_fds=numbers,
@@ -221,7 +221,16 @@ def test_another_process_s_sockets_are_not_taken(monkeypatch: pytest.MonkeyPatch
 def test_the_command_listens_on_a_unix_socket(tmp_path: Path) -> None:
     """`--unix` and `--listen` together; the first line says where, and the file goes at the end."""
     path = tmp_path / "a.sock"
-    command = [sys.executable, "-m", "repeater", "serve", "--dev", "--unix", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "repeater",
+        "serve",
+        "--dev",
+        "--no-comments",
+        "--unix",
+        str(path),
+    ]
     with subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
     ) as process:

@@ -194,7 +194,7 @@ async def test_the_proxy_protocol_of_nginx(tmp_path: Path) -> None:
         block = block.replace("127.0.0.1:8443", f"127.0.0.1:{server.port}")
         with nginx(tmp_path, f"stream {{\n{block}\n}}"):
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+                await stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
                 assert b" 101 " in await Peer(stream).until(b"\r\n\r\n")
                 (subscriber,) = server.node.registry.clients
                 host, own = stream.socket.getsockname()

@@ -129,7 +129,9 @@ async def test_a_subscriber_s_address_is_the_client_s() -> None:
                 client = Peer(stream)
                 if before:
                     await client.call("GET", "/health")
-                head = UPGRADE.format(path="/ws", more="X-Forwarded-For: 203.0.113.7\r\n")
+                head = UPGRADE.format(
+                    path="/ws?channel=news", more="X-Forwarded-For: 203.0.113.7\r\n"
+                )
                 await stream.send_all(head.encode())
                 assert b" 101 " in await client.until(b"\r\n\r\n")
                 while not server.node.registry.clients:
@@ -165,7 +167,9 @@ async def test_a_proxy_header_names_the_client(header: bytes) -> None:
             await stream.send_all(header[-1:] + b"GET /who HTTP/1.1\r\nHost: t\r\n\r\n")
             assert await Peer(stream).until(b"203.0.113.7 http")
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
-            await stream.send_all(header + UPGRADE.format(path="/ws", more="").encode())
+            await stream.send_all(
+                header + UPGRADE.format(path="/ws?channel=news", more="").encode()
+            )
             assert b" 101 " in await Peer(stream).until(b"\r\n\r\n")
             (subscriber,) = server.node.registry.clients
             assert subscriber.transport.address() == "203.0.113.7:4711"
@@ -215,7 +219,7 @@ async def test_limits_count_clients_and_not_their_proxy() -> None:
         for address, status in arrivals:
             stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await streams.enter_async_context(stream)
-            head = UPGRADE.format(path="/ws", more=f"X-Forwarded-For: {address}\r\n")
+            head = UPGRADE.format(path="/ws?channel=news", more=f"X-Forwarded-For: {address}\r\n")
             await stream.send_all(head.encode())
             assert status in await Peer(stream).until(b"\r\n\r\n")
 

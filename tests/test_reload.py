@@ -14,7 +14,14 @@ import trio.testing
 import trio_websocket
 
 from repeater.access.grants import TokenInvalidError
-from repeater.config import ConfigError, CurrentSettings, load_settings, reloadable, with_live_of
+from repeater.config import (
+    ConfigError,
+    CurrentSettings,
+    TokenSettings,
+    load_settings,
+    reloadable,
+    with_live_of,
+)
 from repeater.errors import ReplyError
 from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
@@ -121,7 +128,9 @@ async def test_token_keys_change() -> None:
 async def test_a_key_of_no_use_changes_nothing() -> None:
     """With a wrong key the whole configuration is refused: the API key stays, too."""
     async with assembled(api_key="old", token={"hmac_secret_key": SECRET}) as assembly:
-        new = load_settings(api_key="new", token={"rsa_public_key": PEM})
+        # As it would be if the key had been right when the configuration was read.
+        wrong = TokenSettings(rsa_public_key=PEM)  # type: ignore[call-arg]
+        new = load_settings(api_key="new").model_copy(update={"token": wrong})
         with pytest.raises(ConfigError, match="rsa_public_key"):
             await assembly.reload(new)
         assert assembly._settings().api_keys == (b"old",)

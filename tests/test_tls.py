@@ -101,7 +101,7 @@ async def test_a_vanished_peer_is_found(authority: Authority) -> None:
     """Silent after a ping: gone within ping and pong."""
     async with (
         running(ping_interval=0.3, pong_timeout=0.2, **authority.settings) as server,
-        secure_peer(server, authority, "/ws") as client,
+        secure_peer(server, authority, "/ws?channel=news") as client,
     ):
         assert await client.until(b"\x89\x00")
         await client.rest()
@@ -113,7 +113,7 @@ async def test_shutdown_says_goodbye(authority: Authority) -> None:
     async with running(**authority.settings) as server:
         stream = await connect(server, authority)
         client = Peer(stream)  # type: ignore[arg-type]
-        await stream.send_all(UPGRADE.format(path="/ws", more="").encode())
+        await stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         await client.until(b"\r\n\r\n")
         silent = await trio.open_tcp_stream("127.0.0.1", server.port)
         while server.door.statistics().open < 2:

@@ -225,7 +225,7 @@ async def test_statistics() -> None:
     [
         ({"audience": "a", "audience_regex": re.compile("a")}, "exclude"),
         ({"issuer": "a", "issuer_regex": re.compile("a")}, "exclude"),
-        ({"hmac_previous_secret_key": SECRET}, "needs an hmac_secret_key"),
+        ({"hmac_previous_secret_key": SECRET}, "needs hmac_secret_key"),
         ({"jwks_url": "ftp://id.example/keys"}, "jwks_url"),
         ({"jwks_url": "http:///keys"}, "jwks_url"),
         ({"jwks_url": "http://[/keys"}, "jwks_url"),

@@ -392,14 +392,6 @@ async def test_closing_ends_a_fetch(autojump_clock: MockClock) -> None:
 # Over real sockets, with the verifier's own client.
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback is loopback, whatever the machine's proxy."""
-    for name in ("HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @asynccontextmanager
 async def serve(answer: bytes | None) -> AsyncIterator[TokenOptions]:
     """An HTTP server that says this to everybody; options for it. None says nothing."""

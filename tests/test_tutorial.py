@@ -70,7 +70,7 @@ async def test_the_guestbook_runs(folder: Path) -> None:
                         break
                     except httpx.TransportError:
                         await trio.sleep(0.1)
-                async with open_websocket_url(f"ws://127.0.0.1:{port}/ws") as page:
+                async with open_websocket_url(f"ws://127.0.0.1:{port}/ws?channel=comments") as page:
                     answer = await client.post("/comments", data={"text": " hello <b> "})
                     assert answer.status_code == 302
                     assert await page.get_message() == '{"id": 1, "text": "hello <b>"}'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import msgspec
@@ -28,6 +28,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         shown = (name for name in self.__struct_fields__ if name not in secret_names(type(self)))
         return [(name, getattr(self, name)) for name in shown]
+
+
+class OptionsError(ValueError):
+    """Options that are wrong, or do not go together. No text holds a value."""
+
+    def __init__(self, mistakes: Iterable[tuple[str, str]]) -> None:
+        self.mistakes = tuple(mistakes)
+        """Names of options with what is wrong about each."""
+        super().__init__("; ".join(f"{name} {text}" for name, text in self.mistakes))
 
 
 @functools.cache
@@ -157,8 +166,8 @@ class LimitOptions(Options, frozen=True, kw_only=True):
 class NodeOptions(Options, frozen=True, kw_only=True):
     """The permissions, bounds and deadlines of a node. Sizes are bytes, times seconds."""
 
-    default_channel: str = "comments"
-    """The channel of a plain subscriber that names none."""
+    default_channel: str = ""
+    """The channel of a plain subscriber that names none. If empty, such a subscriber gets 400."""
 
     insecure: bool = False
     """Development: every client may do everything, with or without credentials."""

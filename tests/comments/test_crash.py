@@ -16,7 +16,8 @@ import trio
 from trio_websocket import open_websocket_url
 
 from repeater.comments.options import CommentsOptions
-from repeater.config import Settings, load_settings
+from repeater.config import Settings
+from repeater.serving.extension import load_settings
 from repeater.serving.server import Server, open_server
 from tests.deadlines import PROCESS_STARTS
 from tests.processes import starts_processes
@@ -30,7 +31,7 @@ KILLED = """
 import os, signal, sys
 import trio
 from repeater.comments.store import Store
-from repeater.config import load_settings
+from repeater.serving.extension import load_settings
 from repeater.node import Node
 from repeater.serving.server import serve
 

@@ -20,12 +20,14 @@ from repeater.comments import problems
 from repeater.comments.comments import Comments, open_comments
 from repeater.comments.options import CommentsError, CommentsOptions, Rate
 from repeater.comments.problems import Problem
+from repeater.comments.settings import CommentsSettings
 from repeater.comments.store import StoreError
-from repeater.config import CurrentSettings, load_settings
+from repeater.config import CurrentSettings
 from repeater.node import Node
-from repeater.options import NodeOptions
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.serving.application import create_app
+from repeater.serving.extension import EXTENSION, load_settings
 from repeater.testing import MemoryTransport, connect, open_test_node
-from repeater.web.app import create_app
 from tests.deadlines import LOOP_ANSWERS
 
 STATIC = Path(repeater.comments.__file__).parent / "static"
@@ -61,7 +63,8 @@ async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
     settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
     with trio.fail_after(LOOP_ANSWERS):
         async with open_test_node() as node, open_comments(node, options) as comments:
-            app = create_app(node, CurrentSettings(settings), comments)
+            blueprints = EXTENSION.blueprints(lambda: comments)
+            app = create_app(node, CurrentSettings(settings), blueprints)
             yield Site(app, node, comments, app.test_client())
 
 
@@ -359,10 +362,11 @@ async def test_the_api_key_is_not_the_application_s(sqlite_options: CommentsOpti
         data_dir=str(sqlite_options.data_dir),
         api_key="the key",
     )
+    assert isinstance(settings, CommentsSettings)
     options = settings.comments_options()
-    assert options is not None
     async with open_test_node() as node, open_comments(node, options) as comments:
-        browser = create_app(node, CurrentSettings(settings), comments).test_client()
+        blueprints = EXTENSION.blueprints(lambda: comments)
+        browser = create_app(node, CurrentSettings(settings), blueprints).test_client()
         assert (await browser.get("/api/comments")).status_code == 200
         assert (await browser.post("/api/signup", form=ANN)).location == "/login.html"
         assert (await browser.post("/api/publish", data=b"{}")).status_code == 401
@@ -370,8 +374,10 @@ async def test_the_api_key_is_not_the_application_s(sqlite_options: CommentsOpti
 
 async def test_a_channel_that_is_none_stops_the_start(sqlite_options: CommentsOptions) -> None:
     """Said in one line, not at the first comment."""
-    async with open_test_node(NodeOptions(default_channel="unknown:x")) as node:
-        with pytest.raises(CommentsError, match="unknown:x"):
+    async with open_test_node(
+        NodeOptions(channel=ChannelOptions(channel_regex=re.compile("x")))
+    ) as node:
+        with pytest.raises(CommentsError, match="can't be published in 'comments'"):
             async with open_comments(node, sqlite_options):
                 pass
 

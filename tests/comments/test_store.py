@@ -137,3 +137,18 @@ def test_a_wrong_url_is_one_line(url: str, tmp_path: Path) -> None:
     with pytest.raises(CommentsError) as caught:
         make_engine(CommentsOptions(data_dir=tmp_path, database_url=url))
     assert url not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mysql", "oracle", "mssql+pyodbc"])
+def test_only_sqlite_and_postgresql_are_databases(kind: str, tmp_path: Path) -> None:
+    """No other kind is said to be a driver's matter."""
+    url = f"{kind}://user:secret@host/x"
+    with pytest.raises(CommentsError, match=r"is PostgreSQL or SQLite, not (mysql|oracle|mssql)$"):
+        make_engine(CommentsOptions(data_dir=tmp_path, database_url=url))
+
+
+def test_postgresql_without_a_driver_is_psycopg(tmp_path: Path) -> None:
+    """The one that the extra `postgresql` installs, whatever SQLAlchemy's own default is."""
+    engine = make_engine(CommentsOptions(data_dir=tmp_path, database_url="postgresql://host/x"))
+    assert engine.driver == "psycopg"
+    engine.dispose()

@@ -6,7 +6,6 @@ This module does not know connections. Its callers act on the answers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 
 import httpx
@@ -91,21 +90,3 @@ class HTTPBackend:
         if isinstance(found, ApplicationError | DisconnectError):
             raise found
         return found
-
-
-def make_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """Make a client that verifies certificates, follows no redirect and keeps no cookie.
-
-    The client has no limits of its own: its users bound the number and the time of requests.
-
-    Args:
-        transport: Carries requests in place of the network, for tests.
-    """
-    nobody = DefaultCookiePolicy(allowed_domains=[])
-    return httpx.AsyncClient(
-        timeout=None,
-        follow_redirects=False,
-        cookies=CookieJar(nobody),
-        transport=transport,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-    )

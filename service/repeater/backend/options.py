@@ -7,13 +7,13 @@ There are two kinds. A *request* callback is a question, and a client waits for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, get_args
 
 import msgspec
 
 from repeater.access.tokens.options import is_http
-from repeater.options import Options, SecretText
+from repeater.options import Options, OptionsError, SecretText
 
 CallbackKind = Literal["connect", "refresh", "subscribe", "publish", "sub_refresh", "rpc"]
 EventKind = Literal[
@@ -59,7 +59,7 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     Secrets stay out of `repr`.
 
     Raises:
-        ValueError: an address, a header or a status is invalid. The text holds no secret.
+        OptionsError: an invalid URL, header or status; the text holds no secret.
     """
 
     connect_url: str = ""
@@ -113,6 +113,14 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     circuit_pause: float = 5.0
     """Time before one question is sent to an address that is down, to see whether it answers."""
 
+    proxy: SecretText = ""
+    """The HTTP proxy that all callbacks go through, `http://user:password@proxy:3128`; empty for
+    none. Variables such as HTTPS_PROXY do not count."""
+
+    ca_file: str = ""
+    """Certificates of the authorities that the back end's certificate is proven with, PEM; empty
+    for the public ones. Variables such as SSL_CERT_FILE do not count."""
+
     secret: SecretText = ""
     """Signs every callback's body (`X-Repeater-Signature`). Events need a secret."""
 
@@ -143,21 +151,33 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
         for name in ("forward_headers", "forward_emulated_headers"):
             # Names of headers have no case.
             msgspec.structs.force_setattr(self, name, _lower(getattr(self, name)))
-        names = ("connect", "refresh", "subscribe", "publish", "sub_refresh", "rpc", "event")
-        for name in names:
-            url: str = getattr(self, f"{name}_url")
+        if mistakes := list(self._mistakes()):
+            raise OptionsError(mistakes)
+
+    def _mistakes(self) -> Iterator[tuple[str, str]]:
+        for name in (*(f"{kind}_url" for kind in get_args(CallbackKind)), "event_url"):
+            url: str = getattr(self, name)
             if url and not is_http(url):
-                raise ValueError(f"{name}_url must be an http or https address")
+                yield name, "must be an http or https URL"
+        if self.proxy and not is_http(self.proxy):
+            yield "proxy", "must be the http or https URL of a proxy"
+        for name in ("proxy", "ca_file"):
+            if getattr(self, name) and not (self.kinds or self.event_url):
+                yield name, "needs the URL of a callback"
         if self.event_url and not self.secret:
-            raise ValueError("event_url needs a secret")
-        for header in self.forward_headers | self.forward_emulated_headers:
-            if not _HEADER.fullmatch(header):
-                raise ValueError("a header to be forwarded has an invalid name")
-            if header in _NOT_FORWARDED:
-                raise ValueError(f"the header {header} is never forwarded")
-        if unknown := self.events - EVENT_KINDS:
-            raise ValueError(f"events: {min(unknown)} is not an event")
-        _ = self.meanings  # raises for an invalid one
+            yield "event_url", "needs secret"
+        for name in ("forward_headers", "forward_emulated_headers"):
+            for header in sorted(getattr(self, name)):
+                if not _HEADER.fullmatch(header):
+                    yield name, "has a name that a header cannot have"
+                elif header in _NOT_FORWARDED:
+                    yield name, f"cannot have {header}, which is never forwarded"
+        for event in sorted(self.events - EVENT_KINDS):
+            yield "events", f"has {event}, which is not an event"
+        try:
+            _ = self.meanings
+        except ValueError as error:
+            yield "status_codes", str(error)
 
     def url(self, kind: CallbackKind) -> str:
         """The address of one kind of request callback, or empty without one."""
@@ -177,10 +197,10 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
         for text in self.status_codes:
             match = _STATUS.fullmatch(text.strip())
             if match is None:
-                raise ValueError("status_codes must be like 404=104")
+                raise ValueError("must be like 404=104")
             status, code = int(match[1]), int(match[2])
             if status == 200 or not (100 <= code <= 1_999 or 3_000 <= code <= 4_999):
-                raise ValueError(f"status_codes: {text} has an invalid status or code")
+                raise ValueError(f"{text} is not a status with the code of an error or disconnect")
             if found.setdefault(status, code) != code:
-                raise ValueError(f"status_codes: {status} twice")
+                raise ValueError(f"has {status} twice")
         return found

@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from repeater.access.tokens.options import is_http
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT: Final = 10.0  # seconds
@@ -32,14 +34,16 @@ def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
     """The result of one call.
 
     Raises:
-        click.ClickException: there is none; one line about why.
+        click.ClickException: the call failed; one line about why.
     """
+    if not is_http(url):
+        raise click.ClickException(f"not a server's URL: {url}")
     url = f"{url.rstrip('/')}/api/{method}"
     answer = _post(url, body, api_key)
     if "error" in answer:
         raise click.ClickException(f"{answer['error']['code']} {answer['error']['message']}")
     if "result" not in answer:
-        raise click.ClickException(f"{url} is no Repeater")
+        raise click.ClickException(f"{url} did not answer as Repeater does")
     return answer["result"]
 
 

@@ -27,9 +27,11 @@ def init(file: Path | None) -> None:
     is where secrets go.
     """
     from repeater.config.documentation import template
+    from repeater.serving.extension import EXTENSION
 
+    text = template(EXTENSION.settings)
     if file is None:
-        click.echo(template(), nl=False)
+        click.echo(text, nl=False)
         return
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -38,7 +40,7 @@ def init(file: Path | None) -> None:
     except OSError as error:
         raise click.ClickException(f"{file}: {error.strerror}") from None
     with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(template())
+        stream.write(text)
     click.echo(f"wrote {file}", err=True)
 
 
@@ -46,7 +48,8 @@ def init(file: Path | None) -> None:
 @config_option
 def check(config_file: Path | None) -> None:
     """Say whether the configuration is right; a line for each mistake if not."""
-    from repeater.config import ConfigError, find_config, load_settings
+    from repeater.config import ConfigError, find_config
+    from repeater.serving.extension import load_settings
 
     try:
         load_settings(config_file)
@@ -62,10 +65,22 @@ def check(config_file: Path | None) -> None:
 @config_option
 def show(config_file: Path | None) -> None:
     """Print the settings in force, from file and environment, as TOML. Secrets are stars."""
-    from repeater.config import ConfigError, load_settings
+    from repeater.config import ConfigError
     from repeater.config.documentation import effective
+    from repeater.serving.extension import load_settings
 
     try:
         click.echo(effective(load_settings(config_file)), nl=False)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
+
+
+@config_group.command(hidden=True)
+@click.argument("page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def document(page: Path) -> None:
+    """Renew the reference in PAGE, Markdown, from the settings."""
+    from repeater.config.documentation import renew
+    from repeater.serving.extension import EXTENSION
+
+    text = renew(page.read_text(encoding="utf-8"), EXTENSION.settings)
+    page.write_text(text, encoding="utf-8")

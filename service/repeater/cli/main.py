@@ -47,7 +47,7 @@ for _command in COMMANDS:
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
 @click.option(
     "--comments/--no-comments", default=None,
-    help="Run the bundled application too.  [default: with --dev]",
+    help="Run the comments application too.  [default: with --dev, if it is installed]",
 )  # fmt: skip
 def serve(
     config_file: Path | None,
@@ -68,10 +68,11 @@ def serve(
     """
     import trio
 
-    from repeater.comments.options import CommentsError
-    from repeater.config import ConfigError, load_settings
+    from repeater.config import ConfigError
+    from repeater.config.extension import ExtensionError
     from repeater.log import configure_log
     from repeater.serving.collector import settle_heap
+    from repeater.serving.extension import load_settings
     from repeater.serving.server import ServeError
     from repeater.serving.server import serve as run_server
 
@@ -79,7 +80,7 @@ def serve(
         overrides = {
             "host": host,
             "port": port,
-            "listen": (*listen, f"unix:{unix}") if unix else listen or None,
+            "listen": (*listen, f"unix:{unix}") if unix is not None else listen or None,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "dev": dev,
@@ -87,13 +88,18 @@ def serve(
         }
         load = partial(load_settings, config_file, **overrides)
         settings = load()
+        if settings.listen and not (host is None and port is None):
+            raise click.ClickException(
+                "--host and --port do nothing beside --listen, --unix or the setting listen: "
+                "leave them out"
+            )
         configure_log(settings.log_level, settings.log_format)
         settle_heap()
         trio.run(run_server, settings, load)
-    except (ConfigError, ServeError) as error:
+    except (ConfigError, ServeError, ExtensionError) as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:
-        _explain(group, (ServeError, CommentsError))
+        _explain(group, (ServeError, ExtensionError))
 
 
 @main.command()

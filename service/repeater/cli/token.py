@@ -137,7 +137,7 @@ def _options(
     """The keys that the command line gives.
 
     Raises:
-        ValueError: they are of no use, or there are none.
+        ValueError: a key is unusable, or none is given.
         OSError: the file can't be read.
     """
     from repeater.access.tokens.keys import pem_keys

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from repeater.comments.options import CHANNEL
 from repeater.comments.problems import ProblemError
 from repeater.comments.store import Announcement, Store, StoreError
 from repeater.errors import BrokerError, IntakeFullError
@@ -68,7 +69,7 @@ class Announcer:
         published = 0
         try:
             for row in rows:
-                publication = Publication(self._node.options.default_channel, row.data)
+                publication = Publication(CHANNEL, row.data)
                 await self._node.publish(publication, idempotency_key=row.key)
                 published += 1
         finally:

@@ -18,7 +18,7 @@ from repeater.comments.announcer import Announcer
 from repeater.comments.cache import MemoryCache, Pages
 from repeater.comments.identity import Identity, load_secret_key
 from repeater.comments.limits import RateLimit
-from repeater.comments.options import CommentsError, CommentsOptions, Rate
+from repeater.comments.options import CHANNEL, CommentsError, CommentsOptions, Rate
 from repeater.comments.passwords import Passwords
 from repeater.comments.problems import SIGN_IN, TAKEN, WRONG, ProblemError
 from repeater.comments.rules import (
@@ -153,7 +153,7 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
     at the end is announced or left for the next start.
 
     Raises:
-        CommentsError: the data directory, the database or an address of one is no good.
+        CommentsError: the data directory, the database or the URL of one is unusable.
     """
     _check_channel(node)
     _make_directory(options.data_dir)
@@ -190,11 +190,10 @@ async def _open_pages(options: CommentsOptions, stack: AsyncExitStack) -> Pages:
 
 
 def _check_channel(node: Node) -> None:
-    channel = node.options.default_channel
     try:
-        node.channels.options(channel)
+        node.channels.options(CHANNEL)
     except ReplyError as error:
-        raise CommentsError(f"comments can't be published in {channel!r}: {error}") from None
+        raise CommentsError(f"comments can't be published in {CHANNEL!r}: {error}") from None
 
 
 def _make_directory(path: Path) -> None:

@@ -7,13 +7,21 @@ from typing import Final
 
 import msgspec
 
+from repeater.config.extension import ExtensionError
 from repeater.options import Options, SecretText
+
+CHANNEL: Final = "comments"
+"""Where comments are published, and what the pages subscribe to."""
+
+DATABASES: Final = ("sqlite", "postgresql")
+CACHES: Final = ("redis", "rediss", "valkey", "valkeys")
+"""What the address of a database, or of a cache, may begin with."""
 
 PING_INTERVAL: Final = 20.0
 """Seconds at most between two pings to a page of the application."""
 
 
-class CommentsError(Exception):
+class CommentsError(ExtensionError):
     """The application can't start; the text is one line for whoever started it."""
 
 

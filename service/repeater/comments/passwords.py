@@ -1,4 +1,4 @@
-"""Passwords: argon2 in a few worker threads, and no telling whether an account exists.
+"""Passwords: argon2 in a few worker threads, and a sign-in does not tell whether an account exists.
 
 Rule: every sign-in costs one verification, against a dummy hash where there is no account.
 """

@@ -39,7 +39,7 @@ def check_address(given: str) -> str:
     """The address as it is stored and compared: trimmed, in lower case.
 
     Raises:
-        ProblemError: it is none.
+        ProblemError: the text is not an address.
     """
     address = normal_address(given)
     if len(address) > _ADDRESS_LIMIT or not _ADDRESS.fullmatch(address):

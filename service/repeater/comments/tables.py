@@ -21,9 +21,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from repeater.comments.options import CommentsError, CommentsOptions
+from repeater.comments.options import DATABASES, CommentsError, CommentsOptions
 
 _TIMEOUT: Final = 5  # seconds for a connection, a lock or a statement
+_WITH_DRIVER: Final = "repeater-server[comments,postgresql]"
 _Id: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up Integers only
 
 metadata: Final = MetaData()
@@ -67,7 +68,12 @@ def make_engine(options: CommentsOptions) -> Engine:
     path = options.data_dir.absolute() / "comments.sqlite3"
     try:
         url = make_url(options.database_url or f"sqlite:///{path}")
-        postgresql = url.get_backend_name() == "postgresql"
+        kind = url.get_backend_name()
+        if kind not in DATABASES:
+            raise CommentsError(f"the comments' database is PostgreSQL or SQLite, not {kind}")
+        if url.drivername == "postgresql":  # SQLAlchemy would take the driver before psycopg
+            url = url.set(drivername="postgresql+psycopg")
+        postgresql = kind == "postgresql"
         engine = create_engine(
             url,
             hide_parameters=True,
@@ -78,11 +84,12 @@ def make_engine(options: CommentsOptions) -> Engine:
             connect_args=_postgresql_arguments() if postgresql else {"timeout": _TIMEOUT},
         )
     except ArgumentError:
-        raise CommentsError("the comments' database URL is none that SQLAlchemy knows") from None
-    except ModuleNotFoundError as error:
         raise CommentsError(
-            f"the comments' database needs {error.name}: pip install 'repeater-server[postgresql]'"
+            "SQLAlchemy does not know the kind of the comments' database URL"
         ) from None
+    except ModuleNotFoundError as error:
+        hint = f": pip install '{_WITH_DRIVER}'" if error.name == "psycopg" else ""
+        raise CommentsError(f"the comments' database needs {error.name}{hint}") from None
     if not postgresql:
         event.listen(engine, "connect", _prepare_sqlite)
     return engine

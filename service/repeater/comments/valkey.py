@@ -21,7 +21,7 @@ try:
     from coredis.exceptions import RedisError
 except ModuleNotFoundError as error:
     raise CommentsError(
-        f"the comments' cache needs {error.name}: pip install 'repeater-server[valkey]'"
+        f"the comments' cache needs {error.name}: pip install 'repeater-server[comments,valkey]'"
     ) from None
 
 _log = get_logger("comments")
@@ -82,7 +82,7 @@ async def open_valkey_cache(options: CommentsOptions) -> AsyncIterator[ValkeyCac
     """A cache at the configured URL for as long as the block lasts. Connects when first used.
 
     Raises:
-        CommentsError: the URL is none of Redis or Valkey.
+        CommentsError: the URL is not one of Redis or Valkey.
     """
     scheme, _, rest = options.cache_url.partition("://")
     names = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss"}

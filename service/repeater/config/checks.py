@@ -5,22 +5,26 @@ Pure checks on options, so that the settings' model stays a list of fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from repeater.access.http_client import trusted_certificates
+from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackKind, CallbackOptions
-from repeater.comments.options import CommentsOptions
 from repeater.config.endpoints import Endpoint, parse_endpoint
 from repeater.config.errors import Mistake
-from repeater.options import ChannelOptions, NodeOptions
+from repeater.options import ChannelOptions, NodeOptions, OptionsError
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
+_NO_TABLE = "names a namespace that has no table: add [namespaces.{}]"
 _ACTIONS = ("subscribe", "publish", "presence", "history")
 
 
 def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mistake]:
-    """Endpoints that are none; and development mode must not be reachable from elsewhere."""
+    """Invalid endpoints; and development mode must not be reachable from elsewhere."""
     endpoints = []
     for text in listen:
         try:
@@ -44,7 +48,7 @@ def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake
 
 
 def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
-    """Networks that are none, and a header that nobody may send."""
+    """Invalid networks, and a header that nobody may send."""
     names = set(networks)
     try:
         for name in sorted(names - {"unix"}):  # whoever comes by a Unix socket
@@ -54,16 +58,6 @@ def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mi
         return
     if proxy_protocol and not names:
         yield Mistake(("proxy_protocol",), "needs trusted_proxies")
-
-
-def comments_mistakes(options: CommentsOptions, dev: bool) -> Iterator[Mistake]:
-    """A generated secret is for development: servers behind one name must share theirs."""
-    given = options.secret_key
-    if len(given) < 16 and (given or not dev):
-        yield Mistake(
-            ("comments_secret_key",),
-            "the comments application needs a secret of 16 characters or more",
-        )
 
 
 def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
@@ -84,21 +78,57 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
     """Namespaces that other settings speak of exist."""
     name = options.personal_channel_namespace
     if name and name not in options.namespaces:
-        yield Mistake(("personal_channel_namespace",), f"there is no [namespaces.{name}]")
+        yield Mistake(
+            ("personal_channel_namespace",),
+            _NO_TABLE.format(name),
+        )
     default = options.default_channel.removeprefix(options.private_prefix)
     name, end, _ = default.partition(":")
     if end and name not in options.namespaces:
-        yield Mistake(("default_channel",), f"there is no [namespaces.{name}]")
+        yield Mistake(("default_channel",), _NO_TABLE.format(name))
 
 
-def callback_mistakes(options: NodeOptions, callbacks: CallbackOptions) -> Iterator[Mistake]:
-    """What a namespace leaves to the back end, the back end has an address for."""
+def table_mistakes(
+    table: str, make: Callable[[], TokenOptions | CallbackOptions]
+) -> Iterator[Mistake]:
+    """What the options of a table say of themselves, and files and keys that are unusable."""
+    try:
+        options = make()
+    except OptionsError as error:
+        for name, text in error.mistakes:
+            yield Mistake((table, name), text)
+        return
+    if isinstance(options, TokenOptions):
+        yield from _key_mistakes(table, options)
+        name, file = "jwks_ca_file", options.jwks_ca_file
+    else:
+        name, file = "ca_file", options.ca_file
+    try:
+        trusted_certificates(file)
+    except ValueError as error:
+        yield Mistake((table, name), str(error))
+
+
+def _key_mistakes(table: str, options: TokenOptions) -> Iterator[Mistake]:
+    """Keys that prove no token."""
+    if not options.enabled:
+        return
+    from repeater.access.tokens.keys import KeyRing  # the cryptography, for those who need it
+
+    try:
+        KeyRing(options)
+    except ValueError as error:  # names its option, and never holds the key
+        yield Mistake((table,), str(error))
+
+
+def callback_mistakes(options: NodeOptions, callbacks: BaseModel) -> Iterator[Mistake]:
+    """What a namespace leaves to the back end, the back end has a URL for."""
     tables: dict[tuple[str, ...], ChannelOptions] = {("channel",): options.channel}
     tables |= {("namespaces", name): one for name, one in options.namespaces.items()}
     for path, channel in tables.items():
         for kind in _ASKED:
             setting = f"{kind}_proxy_enabled"
-            if getattr(channel, setting) and not callbacks.url(kind):
+            if getattr(channel, setting) and not getattr(callbacks, f"{kind}_url"):
                 yield Mistake((*path, setting), f"needs {kind}_url in [callbacks]")
 
 

@@ -6,6 +6,7 @@ Only `config init` and the reference need them. A server that starts does not pa
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from repeater.config.fields import MADE_OF
 
 
+@functools.cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """The text of every field of a settings model that has one, inherited fields included."""
     texts: dict[str, str] = {}

@@ -33,7 +33,7 @@ def parse_endpoint(text: str) -> Endpoint:
     """Read one endpoint.
 
     Raises:
-        ValueError: it is none; says what one looks like.
+        ValueError: the text is not an endpoint; the error says what one looks like.
     """
     if text.startswith(_UNIX):
         path = text.removeprefix(_UNIX)
@@ -45,5 +45,5 @@ def parse_endpoint(text: str) -> Endpoint:
     bare = host[1:-1] if bracketed else host
     number = int(port) if port.isascii() and port.isdigit() else 65_536
     if not (colon and bare) or number > 65_535 or (":" in bare and not bracketed):
-        raise ValueError(f"{text!r} is no host:port, [ipv6]:port or unix:/path")
+        raise ValueError(f"{text!r} is not host:port, [ipv6]:port or unix:/path")
     return Endpoint(bare, number)

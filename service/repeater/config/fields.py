@@ -35,7 +35,7 @@ LIVE: Final = Live()
 
 
 def _number(value: object) -> object:
-    """What pydantic would take for 0 or 1 is no number here."""
+    """Refuse true and false, which pydantic would take for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return value
@@ -126,7 +126,7 @@ def _kind_of(hint: Any, least: int | None) -> Any:
 
 
 def options_of(settings: BaseModel, options: type[AnyOptions], **more: object) -> AnyOptions:
-    """The options with the settings' values, secrets in the clear; `more` are no settings.
+    """The options with the settings' values, secrets in the clear; `more` are not settings.
 
     Raises what the options' class raises.
     """

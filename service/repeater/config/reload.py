@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from repeater.config.errors import ConfigError
+from repeater.config.errors import ConfigError, MistakesError
 from repeater.config.fields import LIVE
 from repeater.config.settings import Settings
 
@@ -41,14 +41,18 @@ def with_live_of(old: Settings, new: Settings) -> Settings:
     try:
         return type(old)(**_merged(old, new))
     except ValidationError as error:
-        raise ConfigError(
-            *(
-                "not without a restart: "
-                + ".".join(str(part) for part in one["loc"])
-                + f"{': ' if one['loc'] else ''}{one['msg'].removeprefix('Value error, ')}"
-                for one in error.errors(include_url=False, include_input=False)
-            )
-        ) from None
+        raise ConfigError(*_lines(error)) from None
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    for one in error.errors(include_url=False, include_input=False):
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, MistakesError):
+            for path, text in cause.mistakes:
+                yield f"not without a restart: {'.'.join(path)}: {text}"
+        else:
+            path = tuple(str(part) for part in one["loc"])
+            yield f"not without a restart: {'.'.join(path)}: {one['msg']}"
 
 
 def _merged(old: BaseModel, new: BaseModel) -> dict[str, Any]:

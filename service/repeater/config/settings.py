@@ -6,16 +6,15 @@ it), `LIVE` that a running server can take it over. A field that is a model is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    SecretStr,
     model_validator,
 )
 from pydantic_settings import (
@@ -27,13 +26,12 @@ from pydantic_settings import (
 from repeater.access.tokens.options import TokenOptions
 from repeater.api.keys import ApiKey
 from repeater.backend.options import CallbackOptions
-from repeater.comments.options import PING_INTERVAL, CommentsOptions
 from repeater.config.checks import (
     callback_mistakes,
-    comments_mistakes,
     listen_mistakes,
     node_mistakes,
     proxy_mistakes,
+    table_mistakes,
     tls_mistakes,
 )
 from repeater.config.errors import Mistake, MistakesError
@@ -94,6 +92,8 @@ class Table(BaseModel):
 
 
 class _Base(BaseSettings):
+    title: ClassVar[str] = "Clients and channels"
+
     model_config = SettingsConfigDict(
         env_prefix="REPEATER_",
         env_nested_delimiter="__",
@@ -133,10 +133,14 @@ class Settings(NodeSettings):
     """What a server is started with. Sizes are bytes, times seconds.
 
     Reads nothing by itself: `Settings(port=0)` is the defaults but for the port. Use
-    `load_settings` for file and environment.
+    `load_settings` for file and environment. An extension (`repeater/config/extension.py`) adds
+    its own settings in a class below this one.
     """
 
-    host: str = "127.0.0.1"
+    title: ClassVar[str] = "Server"
+    """Stands above the settings of this class in the documentation."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
 
     port: Integer = Field(default=8000, ge=0, le=65_535)
@@ -221,22 +225,9 @@ class Settings(NodeSettings):
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
     """How subscription tokens are proven, if not by `[token]`."""
 
-    comments: Annotated[bool | None, BeforeValidator(unless_empty)] = None
-    """Whether the bundled application runs, and `default_channel` is open to its pages; by
-    default in development mode only."""
-
     data_dir: str = Field(default=".repeater", min_length=1)
     """Where blocked users and revoked tokens are kept across restarts, if this is set; and where
-    the application keeps its SQLite file, and its secret in development mode."""
-
-    comments_secret_key: Secret = None
-    """Signs the application's cookies: 16 characters or more; needed outside development mode."""
-
-    comments_database_url: Secret = None
-    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
-
-    comments_cache_url: Secret = None
-    """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
+    the comments application keeps its SQLite file, and its secret in development mode."""
 
     callbacks: CallbackSettings = CallbackSettings()
     """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
@@ -264,41 +255,35 @@ class Settings(NodeSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        mistakes = list(self._mistakes())
+        mistakes = list(self.mistakes())
         if mistakes:
             raise MistakesError(mistakes)
         return self
 
-    def _mistakes(self) -> Iterator[Mistake]:
+    def mistakes(self) -> Iterator[Mistake]:
+        """What does not go together. An extension's settings add theirs."""
         yield from listen_mistakes(self.listen, self.host, self.dev)
         yield from tls_mistakes(self.tls_cert, self.tls_key)
         yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
         yield from node_mistakes(self.node_options())
-        comments = self.comments_options()
-        if comments is not None:
-            yield from comments_mistakes(comments, self.dev)
-        tables = {"token": self.token_options, "callbacks": self.callback_options}
+        tables: dict[str, Callable[[], TokenOptions | CallbackOptions]] = {
+            "token": self.token_options,
+            "callbacks": self.callback_options,
+        }
         if self.subscription_token is not None:
             tables["subscription_token"] = self.subscription_token_options
-        wrong = []
         for name, options in tables.items():
-            try:
-                options()
-            except ValueError as error:  # they check themselves, and keep secrets out of it
-                wrong.append(Mistake((name,), str(error)))
-        yield from wrong
-        if not wrong:
-            yield from callback_mistakes(self.node_options(), self.callback_options())
+            yield from table_mistakes(name, options)
+        yield from callback_mistakes(self.node_options(), self.callbacks)
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
     def node_options(self) -> NodeOptions:
-        """The node's part of the configuration."""
+        """The node's part of the configuration. An extension's settings add what it needs."""
         return options_of(
             self,
             NodeOptions,
             insecure=self.dev,
-            **self._comments_node_options(),
             channel=options_of(self.channel, ChannelOptions),
             limits=options_of(self.limits, LimitOptions),
             namespaces={
@@ -307,36 +292,9 @@ class Settings(NodeSettings):
         )
 
     @property
-    def comments_on(self) -> bool:
-        """Whether the bundled application runs."""
-        return self.dev if self.comments is None else self.comments
-
-    def _comments_node_options(self) -> dict[str, object]:
-        """What its pages need of the node: their channel, and a ping every 20 seconds."""
-        options = options_of(self, NodeOptions)
-        if not self.comments_on:
-            return {}
-        interval = options.ping_interval
-        if options.pong_timeout < PING_INTERVAL:
-            interval = min(interval, PING_INTERVAL)
-        channels = options.public_channels | {options.default_channel}
-        return {"ping_interval": interval, "public_channels": channels}
-
-    @property
     def kept_in(self) -> Path | None:
         """Where the node may keep what outlives it; None where nobody chose a place."""
         return Path(self.data_dir) if "data_dir" in self.model_fields_set else None
-
-    def comments_options(self) -> CommentsOptions | None:
-        """The bundled application's part of the configuration; None if it is off."""
-        if not self.comments_on:
-            return None
-        return CommentsOptions(
-            data_dir=Path(self.data_dir),
-            secret_key=_clear(self.comments_secret_key),
-            database_url=_clear(self.comments_database_url),
-            cache_url=_clear(self.comments_cache_url),
-        )
 
     def token_options(self) -> TokenOptions:
         """How connection tokens are proven."""
@@ -364,7 +322,3 @@ class Settings(NodeSettings):
     def origins(self) -> tuple[str, ...]:
         """The globs in force: any page in development mode."""
         return ("*",) if self.dev else self.allowed_origins
-
-
-def _clear(secret: SecretStr | None) -> str:
-    return "" if secret is None else secret.get_secret_value()

@@ -6,40 +6,62 @@ say where its setting was written. No line of an error holds a value: it may be 
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
-from repeater.config.errors import ConfigError, MistakesError
+from repeater.config.errors import ConfigError, Mistake, MistakesError
 from repeater.config.settings import Settings
-from repeater.config.tables import SettingPath, leaves_of, nearest
+from repeater.config.tables import SettingPath, leaves_of, nearest, table_in
 
+_TRUTH: Final = "must be true or false"
+_WHOLE: Final = "must be a whole number"
+_TIME: Final = "must be seconds, or a number with ms, s, m, h or d, such as 10m"
+# In place of pydantic's own words, which speak of parsing.
+_TEXTS: Final = {
+    **{"bool_parsing": _TRUTH, "bool_type": _TRUTH},
+    **{"int_parsing": _WHOLE, "int_type": _WHOLE, "int_from_float": _WHOLE},
+    **{"float_parsing": _TIME, "float_type": _TIME},  # every float is a time
+    "finite_number": _TIME,
+    "string_type": "must be a text",
+    "string_too_short": "must not be empty",
+}
 PREFIX: Final = "REPEATER_"
 DELIMITER: Final = "__"
 DEFAULT_FILE: Final = Path("repeater.toml")
-# Variables of the command line that are no settings.
+# Variables of the command line, which are not settings.
 OTHER_VARIABLES: Final = frozenset({"REPEATER_CONFIG", "REPEATER_URL"})
 
 
-def load_settings(config: Path | str | None = None, /, **overrides: object) -> Settings:
+def load_settings(
+    config: Path | str | None = None, model: type[Settings] = Settings, /, **overrides: object
+) -> Settings:
     """Read the file (see `find_config`) and the environment; `overrides` win, but for None.
+
+    Args:
+        config: The file.
+        model: Which settings there are: the server's own, unless an extension adds some.
+        overrides: Values from elsewhere, the command line for example.
 
     Raises:
         ConfigError: a line for each mistake, with its file or variable and its setting.
     """
     file = find_config(config)
-    sources = _Sources(file, {name: one for name, one in overrides.items() if one is not None})
+    given = {name: one for name, one in overrides.items() if one is not None}
+    sources = _Sources(model, file, given)
     lines = [*sources.unknown_variables(), *sources.unknown_at_the_top()]
+    values = sources.merged()
     try:
-        settings = Settings(**sources.merged())
+        settings = model(**values)
     except ValidationError as error:
-        lines += sources.lines(error)
+        lines += [*sources.lines(error), *sources.combinations(values, error)]
     else:
         if not lines:
             return settings
@@ -62,30 +84,33 @@ def variable_of(path: SettingPath) -> str:
 class _Sources:
     """What was written where, while one configuration is being read."""
 
-    def __init__(self, file: Path | None, overrides: dict[str, object]) -> None:
+    def __init__(
+        self, model: type[Settings], file: Path | None, overrides: dict[str, object]
+    ) -> None:
+        self._model = model
         self._file = file
-        self._written = _read(file) if file else {}
+        self._written = _read(file, model) if file else {}
         self._variables = {name.upper() for name in os.environ if _is_ours(name)}
-        self._environment: dict[str, Any] = EnvSettingsSource(Settings)()
+        self._environment: dict[str, Any] = EnvSettingsSource(self._model)()
         self._overrides = overrides
 
     def merged(self) -> dict[str, Any]:
-        """What `Settings` is made of, without the names that it has not."""
+        """What the model is made of, without the names that it does not have."""
         all_of_it = _merge(_merge(self._written, self._environment), self._overrides)
-        return {name: one for name, one in all_of_it.items() if name in Settings.model_fields}
+        return {name: one for name, one in all_of_it.items() if name in self._model.model_fields}
 
     def unknown_variables(self) -> Iterator[str]:
         """Variables that begin as ours do and belong to no setting."""
         for variable in sorted(self._variables - OTHER_VARIABLES):
             path = tuple(variable.removeprefix(PREFIX).lower().split(DELIMITER))
-            inside_a_leaf = len(path) > 1 and path[0] in leaves_of(Settings)
-            if inside_a_leaf or path[0] not in Settings.model_fields:
+            inside_a_leaf = len(path) > 1 and path[0] in leaves_of(self._model)
+            if inside_a_leaf or path[0] not in self._model.model_fields:
                 yield self._unknown(path)
 
     def unknown_at_the_top(self) -> Iterator[str]:
         """Unknown names of the file or the command line; pydantic finds those in tables."""
         for name in [*self._written, *self._overrides]:
-            if name not in Settings.model_fields:
+            if name not in self._model.model_fields:
                 yield self._unknown((name,))
 
     def lines(self, error: ValidationError) -> Iterator[str]:
@@ -94,23 +119,59 @@ class _Sources:
             cause = one.get("ctx", {}).get("error")
             path = tuple(str(part) for part in one["loc"] if part != "[key]")
             if isinstance(cause, MistakesError):
-                yield from (f"{self._where(place)}: {text}" for place, text in cause.mistakes)
+                yield from map(self._told, cause.mistakes)
             elif one["type"] == "extra_forbidden":
                 yield self._unknown(path)
             else:
                 yield f"{self._where(path)}: {self._text(path, one)}"
 
-    def _text(self, path: SettingPath, error: ErrorDetails) -> str:
+    def combinations(self, values: dict[str, Any], error: ValidationError) -> Iterator[str]:
+        """What does not go together, where single values are wrong too.
+
+        pydantic looks at combinations only when each value is right. So the wrong ones are left
+        out, and what the rest is told because of that is not repeated.
+        """
+        wrong = [one["loc"] for one in error.errors(include_url=False, include_input=False)]
+        if () in wrong:
+            return  # These were combinations already.
+        rest = copy.deepcopy(values)
+        for path in wrong:
+            _leave_out(rest, path)
+        names = {[str(part) for part in path if isinstance(part, str)][-1] for path in wrong}
+        try:
+            self._model(**rest)
+        except ValidationError as second:
+            for one in second.errors(include_url=False, include_input=False):
+                cause = one.get("ctx", {}).get("error")
+                if isinstance(cause, MistakesError):
+                    for mistake in cause.mistakes:
+                        words = {*mistake.path, *re.findall(r"\w+", mistake.text)}
+                        if not words & names:
+                            yield self._told(mistake)
+
+    def _told(self, mistake: Mistake) -> str:
+        """A line; where another setting is needed, with that one's variable."""
+        text = mistake.text
+        if text.startswith("needs "):
+            needed = (*mistake.path[:-1], text.removeprefix("needs "))
+            table = table_in(self._model, needed[:-1])
+            if table is not None and needed[-1] in table.model_fields:
+                text += f" (variable {variable_of(needed)})"
+        return f"{self._where(mistake.path)}: {text}"
+
+    def _text(self, path: SettingPath, error: Mapping[str, Any]) -> str:
         if error["type"] in ("model_type", "dict_type"):
             variable = variable_of(path)
             more = f"; its settings are {variable}{DELIMITER}<NAME>"
             return f"is a table{more if variable in self._variables else ''}"
-        text = error["msg"].removeprefix("Value error, ")
+        if error["type"] in _TEXTS:
+            return _TEXTS[error["type"]]
+        text: str = error["msg"].removeprefix("Value error, ")
         return text.replace("Input should", "must").replace("String should", "must")
 
     def _unknown(self, path: SettingPath) -> str:
         where = self._where(path)
-        near = nearest(path, Settings)
+        near = nearest(path, self._model)
         if near is None:
             return f"{where}: unknown setting"
         if where in self._variables:
@@ -131,7 +192,7 @@ class _Sources:
         return name
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, model: type[Settings]) -> dict[str, Any]:
     """The file's contents.
 
     Raises:
@@ -140,13 +201,25 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb"):
             pass  # pydantic-settings takes a missing file for an empty one
-        return TomlConfigSettingsSource(Settings, file)()
+        return TomlConfigSettingsSource(model, file)()
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: must be UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
+
+
+def _leave_out(table: dict[str, Any], path: tuple[Any, ...]) -> None:
+    """Take the setting, or the nearest table or list around it, out of the values."""
+    inner = table
+    for part in path[:-1]:
+        if not isinstance(inner.get(part), dict):
+            break
+        inner = inner[part]
+    else:
+        part = path[-1]
+    inner.pop(part, None)
 
 
 def _is_ours(variable: str) -> bool:

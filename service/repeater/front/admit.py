@@ -178,12 +178,16 @@ class Admission(msgspec.Struct, eq=False):
     def _channels(self, grant: ConnectionGrant) -> dict[str, SubscriptionGrant]:
         """The channels that the request names, each once; else its token's, else the default.
 
-        Refuses with 401 nobody, where nobody is not allowed; with 403 whoever may not subscribe;
-        with 400 an invalid name, or more channels than a connection may have.
+        Refuses with 401 an anonymous user, where none is allowed; with 403 a user that may not
+        subscribe; with 400 a request that leaves no channel, an invalid name, or more channels
+        than a connection may have.
         """
         node = self._node
         names = list(dict.fromkeys(self._request.query.get("channel", ())))
-        names = names or list(grant.channels) or [node.options.default_channel]
+        default = [node.options.default_channel] if node.options.default_channel else []
+        names = names or list(grant.channels) or default
+        if not names:
+            raise self._refused(HTTPStatus.BAD_REQUEST)
         if node.options.public_channels.issuperset(names):
             return dict.fromkeys(names, SubscriptionGrant())
         if not (grant.user or node.options.insecure or node.options.allow_anonymous):

@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from repeater.access.http_client import make_client
 from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
-from repeater.backend.http import HTTPBackend, make_client
+from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.config import (
     Changes,
@@ -47,7 +48,7 @@ class Assembly:
         No connection is touched. Cancelled, nothing has changed.
 
         Raises:
-            ConfigError: a token key is of no use, or what can be applied at once does not go
+            ConfigError: a token key is unusable, or what can be applied at once does not go
                 with what needs a restart. The old settings stay.
         """
         old = self._settings()
@@ -74,7 +75,7 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
     Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
-        ConfigError: a token key is of no use, or `data_dir` is.
+        ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
         # First, since what a nursery below raises comes as a group.
@@ -115,7 +116,11 @@ async def _callbacks(
     """None each, where no address is configured for it."""
     if not (options.kinds or options.event_url):
         return None, None
-    client = await stack.enter_async_context(make_client())
+    try:
+        client = make_client(proxy=options.proxy, ca_file=options.ca_file)
+    except ValueError as error:
+        raise ConfigError(f"callbacks.ca_file: {error}") from None
+    await stack.enter_async_context(client)
     backend = HTTPBackend(options, client) if options.kinds else None
     if not options.event_url:
         return backend, None

@@ -25,8 +25,9 @@ from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import configure_log, get_logger
 from repeater.node import Node
+from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, open_assembly
-from repeater.web.app import create_app, open_bundled
+from repeater.serving.extension import EXTENSION, open_extension
 
 _log = get_logger("server")
 
@@ -66,20 +67,21 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
 
     Raises:
-        ServeError: the certificate is of no use, or an address can't be listened on.
-        ConfigError: a token key is of no use.
-        CommentsError: the bundled application can't start.
+        ServeError: the certificate is unusable, or an address can't be listened on.
+        ConfigError: a token key is unusable.
+        ExtensionError: the application that the settings ask for can't start.
     """
     gate = _make_gate(settings)
     current = CurrentSettings(settings)
     async with (
         _listening(settings) as listeners,
         open_assembly(current) as assembly,
-        open_bundled(assembly.node, settings) as comments,
+        open_extension(assembly.node, settings) as running,
         trio.open_nursery() as connections,
     ):
         node = assembly.node
-        app = create_app(node, current, comments, door=lambda: door.statistics())
+        blueprints = EXTENSION.blueprints(lambda: running) if EXTENSION.is_on(settings) else ()
+        app = create_app(node, current, blueprints, door=lambda: door.statistics())
         handover = Handover(app, settings, gate.proxies)
         door = Door(node, handover, current, gate)
         with trio.CancelScope() as accepting:
@@ -209,9 +211,11 @@ def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:
             f"  (REST {base}/api/publish, WebSocket {socket_base}/ws?channel=..., "
             f"Centrifugo SDKs {socket_base}/connection/websocket, health {base}/health)"
         )
-        if settings.comments_on:
-            lines.append(f"Comments, to try it in a browser: {base}/")
+        if EXTENSION.is_on(settings):
+            lines.append(EXTENSION.greeting(base))
     print(*lines, sep="\n", file=sys.stderr, flush=True)
+    if notice := EXTENSION.notice(settings):
+        _log.info(notice)
     if settings.dev:
         _log.warning(
             "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"

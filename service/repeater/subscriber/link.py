@@ -8,6 +8,7 @@ event whose hand-over was cancelled is requested again.
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -241,4 +242,11 @@ def _reason(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(error, trio_websocket.ConnectionRejected):
         return f"the server answered {error.status_code}"
-    return str(error.__cause__ or error) or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        # Trio tells of each address that it tried in a group behind its error.
+        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+        cause = error.__cause__
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # the rest is the address, which the caller names
+    return str(error) or type(error).__name__

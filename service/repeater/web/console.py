@@ -19,7 +19,7 @@ _FOLDER: Final = Path(__file__).parent / "static"
 
 
 def create_console() -> Blueprint:
-    """`/console`, what it needs under `/console/`, and `/` where nothing else is."""
+    """`/console`, what it needs under `/console/`, and a page for `/` where nothing else is."""
     console = Blueprint("console", __name__)
     assets = Assets(_FOLDER)
 
@@ -31,11 +31,11 @@ def create_console() -> Blueprint:
     async def part(name: str) -> ResponseReturnValue:
         return await assets.send(name)
 
-    # An application may be mounted on `/` later, and wins; so this is no route.
+    # An application may be mounted on `/` later, and wins; so this is not a route.
     @console.app_errorhandler(NotFound)
     async def front(error: NotFound) -> ResponseReturnValue | NotFound:
         if request.path == "/" and request.method in ("GET", "HEAD"):
-            return await assets.send("console.html")
+            return await assets.send("front.html")
         return error
 
     return console

@@ -6,9 +6,10 @@ A server has one `TokenOptions` for connection tokens, and may have another for 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from repeater.options import Options, SecretText
+from repeater.options import Options, OptionsError, SecretText
 
 
 class TokenOptions(Options, frozen=True, kw_only=True):
@@ -18,7 +19,7 @@ class TokenOptions(Options, frozen=True, kw_only=True):
     Without any key every token is invalid. Times are seconds, sizes bytes.
 
     Raises:
-        ValueError: the options contradict each other; the text never holds a key.
+        OptionsError: options that contradict each other; the text never holds a key.
     """
 
     hmac_secret_key: SecretText = ""
@@ -55,6 +56,14 @@ class TokenOptions(Options, frozen=True, kw_only=True):
     jwks_size_limit: int = 262_144
     """Longest key set that is accepted; real ones have a few KiB."""
 
+    jwks_proxy: SecretText = ""
+    """The HTTP proxy that fetches go through, `http://user:password@proxy:3128`; empty for none.
+    Variables such as HTTPS_PROXY do not count."""
+
+    jwks_ca_file: str = ""
+    """Certificates of the authorities that the issuer's certificate is proven with, PEM; empty
+    for the public ones. Variables such as SSL_CERT_FILE do not count."""
+
     audience: str = ""
     """The value that `aud` must be, or contain if it is a list; empty allows any."""
 
@@ -71,16 +80,25 @@ class TokenOptions(Options, frozen=True, kw_only=True):
     """The claim that holds the user's id."""
 
     def __post_init__(self) -> None:
+        if mistakes := list(self._mistakes()):
+            raise OptionsError(mistakes)
+
+    def _mistakes(self) -> Iterator[tuple[str, str]]:
         if self.audience and self.audience_regex:
-            raise ValueError("audience and audience_regex exclude each other")
+            yield "audience", "excludes audience_regex"
         if self.issuer and self.issuer_regex:
-            raise ValueError("issuer and issuer_regex exclude each other")
+            yield "issuer", "excludes issuer_regex"
         if self.hmac_previous_secret_key and not self.hmac_secret_key:
-            raise ValueError("hmac_previous_secret_key needs an hmac_secret_key")
+            yield "hmac_previous_secret_key", "needs hmac_secret_key"
         if self.jwks_url and not is_http(self.jwks_url):
-            raise ValueError("jwks_url must be an http or https address")
+            yield "jwks_url", "must be an http or https URL"
+        if self.jwks_proxy and not is_http(self.jwks_proxy):
+            yield "jwks_proxy", "must be the http or https URL of a proxy"
+        for name in ("jwks_proxy", "jwks_ca_file"):
+            if getattr(self, name) and not self.jwks_url:
+                yield name, "needs jwks_url"
         if not self.user_id_claim:
-            raise ValueError("user_id_claim must not be empty")
+            yield "user_id_claim", "must not be empty"
 
     @property
     def enabled(self) -> bool:

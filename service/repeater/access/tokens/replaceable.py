@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims
+from repeater.access.http_client import trusted_certificates
 from repeater.access.tokens.keys import KeyRing
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
@@ -46,7 +47,9 @@ class ReplaceableVerifier:
             ValueError: a key is not usable; the text names its option and never holds the key.
         """
         for options in (connection, subscription):
-            KeyRing(options)  # here, since an error in the nursery would end its other tasks too
+            # Here, since an error in a task of the nursery is everybody's.
+            KeyRing(options)
+            trusted_certificates(options.jwks_ca_file)
         retire = trio.Event()
         verifier = await self._nursery.start(_hold, connection, subscription, retire)
         self._retire.set()

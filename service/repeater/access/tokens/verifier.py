@@ -22,6 +22,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.access.http_client import make_client
 from repeater.access.tokens.claims import (
     C,
     ConnectionToken,
@@ -184,7 +185,7 @@ class JWTVerifier:
         with self._counted():
             user, claims = await self._connection.read(token, ConnectionToken)
             if claims.channel:
-                raise TokenInvalidError("a subscription token is not a connection token")
+                raise TokenInvalidError("this is a subscription token, not a connection token")
             check_times(claims, self._now())
             return connection_grant(user, claims)
 
@@ -241,19 +242,28 @@ async def open_verifier(
             when a key set needs one, and closed at the end of the block.
 
     Raises:
-        ValueError: a key is not usable; the text names its option and never holds the key.
+        ValueError: a key or `jwks_ca_file` is unusable; the text never holds a key.
     """
     kinds = [connection] if subscription is None else [connection, subscription]
     rings = [KeyRing(options) for options in kinds]
     for options in kinds:
         _warn_of_short_secret(options)
     async with AsyncExitStack() as stack:
-        if client is None and any(options.jwks_url for options in kinds):
-            # The key set has a deadline for the whole fetch; the client's would be for its parts.
-            client = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
+        clients = {}
+        for options in kinds:
+            way = options.jwks_proxy, options.jwks_ca_file
+            if client is None and options.jwks_url and way not in clients:
+                made = make_client(proxy=options.jwks_proxy, ca_file=options.jwks_ca_file)
+                clients[way] = await stack.enter_async_context(made)
         async with trio.open_nursery() as nursery:
             key_sets = [
-                KeySet(options, client, nursery) if client and options.jwks_url else None
+                KeySet(
+                    options,
+                    client or clients[options.jwks_proxy, options.jwks_ca_file],
+                    nursery,
+                )
+                if options.jwks_url
+                else None
                 for options in kinds
             ]
             provers = [

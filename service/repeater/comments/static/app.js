@@ -115,7 +115,7 @@ async function stayConnected() {
 // Live from its first moment to its last; says whether it ever was.
 function connection() {
   return new Promise((resolve) => {
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws?channel=comments`);
     let live = false;
     const end = () => { socket.onclose = socket.onmessage = null; socket.close(); finish(); };
     const deaf = setInterval(() => isDeaf().then((yes) => yes && end(), end), CHECK);

@@ -1,0 +1,56 @@
+"""How other servers are asked: an issuer of tokens for its keys, an application for its verdicts.
+
+Nothing but the options decides where a request goes and whom it trusts. The environment of the
+process (HTTP_PROXY, SSL_CERT_FILE and others) does not count.
+"""
+
+from __future__ import annotations
+
+import ssl
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+
+
+def make_client(
+    transport: httpx.AsyncBaseTransport | None = None, *, proxy: str = "", ca_file: str = ""
+) -> httpx.AsyncClient:
+    """A client that proves certificates, follows no redirect and remembers no cookie.
+
+    How many requests it has under way, and for how long, is for its users to bound.
+
+    Args:
+        transport: What carries requests in place of the network, for tests.
+        proxy: The URL of the HTTP proxy that every request goes through; empty for none.
+        ca_file: Certificates of the authorities to trust, PEM; empty for those of `certifi`.
+
+    Raises:
+        ValueError: the file can't be read or holds no certificate.
+    """
+    trusted = trusted_certificates(ca_file)
+    return httpx.AsyncClient(
+        timeout=None,
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        transport=transport,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        proxy=httpx.Proxy(proxy, ssl_context=trusted) if proxy else None,
+        verify=trusted or True,
+        trust_env=False,
+    )
+
+
+def trusted_certificates(ca_file: str) -> ssl.SSLContext | None:
+    """Who is trusted by this file; None without one.
+
+    Raises:
+        ValueError: the file can't be read or holds no certificate; the text says which.
+    """
+    if not ca_file:
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:  # one of the OSErrors, with a text that helps nobody
+        raise ValueError("the file does not hold a certificate in PEM") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the file: {error.strerror}") from None

@@ -1,0 +1,57 @@
+"""The comments application as the server knows it: see `repeater/config/extension.py`.
+
+What needs the extra's libraries is imported when the application starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from repeater.comments.settings import INSTALL, CommentsSettings, is_installed
+from repeater.config import Settings
+from repeater.node import Node
+
+if TYPE_CHECKING:
+    from quart import Blueprint
+
+    from repeater.comments.comments import Comments
+
+
+class CommentsExtension:
+    """Implements `Extension`."""
+
+    settings = CommentsSettings
+
+    def is_on(self, settings: Settings) -> bool:
+        """Whether these settings ask for the application."""
+        return isinstance(settings, CommentsSettings) and settings.comments_on
+
+    def notice(self, settings: Settings) -> str | None:
+        """Development mode has the application only where its extra is installed."""
+        if not isinstance(settings, CommentsSettings) or settings.comments is not None:
+            return None
+        if not settings.dev or is_installed():
+            return None
+        return f"the comments application is not installed: {INSTALL}"
+
+    @asynccontextmanager
+    async def open(self, node: Node, settings: Settings) -> AsyncIterator[Comments]:
+        """Run the application; see `open_comments`."""
+        from repeater.comments.comments import open_comments
+
+        assert isinstance(settings, CommentsSettings)
+        async with open_comments(node, settings.comments_options()) as comments:
+            yield comments
+
+    def blueprints(self, running: Callable[[], Comments]) -> Sequence[Blueprint]:
+        """The application's routes and pages."""
+        from repeater.comments.pages import create_pages
+        from repeater.comments.routes import create_comments
+
+        return create_comments(running), create_pages()
+
+    def greeting(self, base: str) -> str:
+        """The line that says where the application is."""
+        return f"Comments, to try it in a browser: {base}/"

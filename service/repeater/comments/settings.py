@@ -1,0 +1,114 @@
+"""The application's settings, beside the server's. Needs none of the application's libraries."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, ClassVar, Final
+
+import msgspec
+from pydantic import BeforeValidator, SecretStr
+
+from repeater.comments.options import CACHES, CHANNEL, DATABASES, PING_INTERVAL, CommentsOptions
+from repeater.config.errors import Mistake
+from repeater.config.fields import Secret, unless_empty
+from repeater.config.settings import Settings
+from repeater.options import NodeOptions
+
+INSTALL: Final = "pip install 'repeater-server[comments]'"
+
+# Of the extra. The third, itsdangerous, comes with Quart in any case.
+_LIBRARIES: Final = ("sqlalchemy", "argon2")
+_SHORTEST_SECRET: Final = 16  # characters
+
+
+class CommentsSettings(Settings):
+    """A server's settings with those of the comments application."""
+
+    title: ClassVar[str] = "Comments application"
+
+    comments: Annotated[bool | None, BeforeValidator(unless_empty)] = None
+    """Whether the comments application runs, and its channel `comments` is open to its pages. By
+    default in development mode, where the extra `comments` is installed."""
+
+    comments_secret_key: Secret = None
+    """Signs the application's cookies: 16 characters or more; needed outside development mode."""
+
+    comments_database_url: Secret = None
+    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
+
+    comments_cache_url: Secret = None
+    """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
+
+    @property
+    def comments_on(self) -> bool:
+        """Whether the application runs."""
+        return self.dev and is_installed() if self.comments is None else self.comments
+
+    def comments_options(self) -> CommentsOptions:
+        """What the application is started with."""
+        return CommentsOptions(
+            data_dir=Path(self.data_dir),
+            secret_key=_clear(self.comments_secret_key),
+            database_url=_clear(self.comments_database_url),
+            cache_url=_clear(self.comments_cache_url),
+        )
+
+    def node_options(self) -> NodeOptions:
+        """Also what the pages need: their channel is open, and there is a ping in 20 seconds."""
+        options = super().node_options()
+        if not self.comments_on:
+            return options
+        interval = options.ping_interval
+        if options.pong_timeout < PING_INTERVAL:
+            interval = min(interval, PING_INTERVAL)
+        return msgspec.structs.replace(
+            options,
+            default_channel=options.default_channel or CHANNEL,
+            ping_interval=interval,
+            public_channels=options.public_channels | {CHANNEL},
+        )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """Also a missing library; and a generated secret is for development only.
+
+        Servers behind one name must share their secret.
+        """
+        yield from super().mistakes()
+        if not self.comments_on:
+            return
+        if not is_installed():
+            yield Mistake(("comments",), f"the comments application is not installed: {INSTALL}")
+        if not _begins_with(DATABASES, self.comments_database_url):
+            text = "must begin with postgresql+psycopg:// or sqlite:///"
+            yield Mistake(("comments_database_url",), text)
+        if not _begins_with(CACHES, self.comments_cache_url):
+            text = "must begin with redis:// or valkey:// (with TLS, rediss:// or valkeys://)"
+            yield Mistake(("comments_cache_url",), text)
+        given = _clear(self.comments_secret_key)
+        if len(given) < _SHORTEST_SECRET and (given or not self.dev):
+            yield Mistake(
+                ("comments_secret_key",),
+                "the comments application needs a secret of 16 characters or more",
+            )
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether the libraries of the extra `comments` can be imported."""
+    try:
+        return all(find_spec(name) is not None for name in _LIBRARIES)
+    except ImportError:
+        return False
+
+
+def _begins_with(schemes: Collection[str], url: SecretStr | None) -> bool:
+    """Whether the address is one of these kinds of server, or not set. `a+b://` is an `a`."""
+    scheme, colon, _ = _clear(url).partition("://")
+    return not url or (bool(colon) and scheme.partition("+")[0] in schemes)
+
+
+def _clear(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()

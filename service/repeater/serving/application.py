@@ -1,0 +1,66 @@
+"""The ASGI application: around a node that somebody else runs, or with a node of its own.
+
+A stock ASGI server takes the second:  hypercorn -k trio 'repeater.serving.application:create_app()'
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint
+from quart_trio import QuartTrio
+
+from repeater.config import CurrentSettings
+from repeater.node import Node
+from repeater.serving.assembly import open_assembly
+from repeater.serving.extension import EXTENSION, load_settings, open_extension
+from repeater.web.app import Holder, make_app
+
+if TYPE_CHECKING:
+    from repeater.front.accept import DoorStatistics
+
+
+def create_app(
+    node: Node | None = None,
+    settings: CurrentSettings | None = None,
+    blueprints: Sequence[Blueprint] = (),
+    *,
+    door: Callable[[], DoorStatistics] | None = None,
+) -> QuartTrio:
+    """Make the application.
+
+    Args:
+        node: A running node, whose owner outlives the application. None to open one, and the
+            application that the settings ask for, while the ASGI server serves.
+        settings: Those in force; defaults to what file and environment say.
+        blueprints: Routes of an application that runs in the same process.
+        door: What our own server's door counts.
+    """
+    current = settings or CurrentSettings(load_settings())
+    if node is not None:
+        return make_app(Holder(node, door), current, blueprints)
+    lifespan = _Lifespan(current)
+    if EXTENSION.is_on(current()):
+        blueprints = (*blueprints, *EXTENSION.blueprints(lambda: lifespan.application))
+    app = make_app(lifespan.holder, current, blueprints)
+    app.while_serving(lifespan.run)
+    return app
+
+
+class _Lifespan:
+    """A node and an application that run for as long as an ASGI server serves."""
+
+    def __init__(self, settings: CurrentSettings) -> None:
+        self._settings = settings
+        self.holder = Holder()
+        self.application: Any = None
+
+    async def run(self) -> AsyncGenerator[None, None]:
+        """Quart's lifespan: once, around all requests."""
+        async with (
+            open_assembly(self._settings) as assembly,
+            open_extension(assembly.node, self._settings()) as self.application,
+        ):
+            self.holder.node = assembly.node
+            yield
