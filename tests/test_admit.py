@@ -101,7 +101,9 @@ TOKENS: Final = FakeVerifier(
 async def guarded(**settings: Any) -> AsyncIterator[Server]:
     """A server that knows a few tokens, and lets nobody in without one."""
     channel = {"allow_subscribe_for_client": True}
-    async with running(**{"dev": False, "channel": channel, **settings}) as server:
+    async with running(
+        **{"dev": False, "default_channel": "news", "channel": channel, **settings}
+    ) as server:
         server.node.verifier = TOKENS
         yield server
 
@@ -273,7 +275,9 @@ async def test_a_chunked_emulation_body_has_a_bound(size: int) -> None:
 @every_kind
 async def test_under_a_stock_hypercorn(kind: str) -> None:
     """The application alone admits the same, without our server in front of it."""
-    current = CurrentSettings(load_settings(dev=True, comments=False, allowed_origins=()))
+    current = CurrentSettings(
+        load_settings(dev=True, default_channel="news", allowed_origins=())
+    )
     config, done = Config(), trio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -336,7 +340,7 @@ class SlowServer:
 @asynccontextmanager
 async def slow_server(**limits: int) -> AsyncIterator[tuple[Node, SlowServer, trio.Nursery]]:
     channel = ChannelOptions(allow_subscribe_for_client=True)
-    options = NodeOptions(limits=LimitOptions(**limits), channel=channel)
+    options = NodeOptions(default_channel="news", limits=LimitOptions(**limits), channel=channel)
     settings = load_settings(dev=True)
     async with open_test_node(options, verifier=TOKENS) as node, trio.open_nursery() as nursery:
         yield node, SlowServer(node, settings), nursery
