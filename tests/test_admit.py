@@ -275,9 +275,7 @@ async def test_a_chunked_emulation_body_has_a_bound(size: int) -> None:
 @every_kind
 async def test_under_a_stock_hypercorn(kind: str) -> None:
     """The application alone admits the same, without our server in front of it."""
-    current = CurrentSettings(
-        load_settings(dev=True, default_channel="news", allowed_origins=())
-    )
+    current = CurrentSettings(load_settings(dev=True, default_channel="news", allowed_origins=()))
     config, done = Config(), trio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -456,7 +456,9 @@ async def test_limits_hold_for_streams(path: str, end: str) -> None:
 async def test_a_token_means_nothing_in_development() -> None:
     """Everybody may do everything there, so who brings a useless one is nobody, as without it."""
     async with running() as server, peer(server) as client:
-        response = await client.request("GET", "/events?channel=news&token=x", Authorization="Bearer y")
+        response = await client.request(
+            "GET", "/events?channel=news&token=x", Authorization="Bearer y"
+        )
         assert response.status_code == 200
         await client.until(b"id: ")
         assert [one.user for one in server.node.registry.clients] == [""]
