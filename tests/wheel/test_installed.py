@@ -122,3 +122,28 @@ def test_application_runs_with_its_extra(with_comments: Environment) -> None:
             ):
                 assert browser.post(path, data=form).status_code == 302, path
             assert "from a wheel" in browser.get("/api/comments").text
+
+
+def test_without_its_extra_a_page_of_links_stands_in_for_the_application(
+    bare: Environment,
+) -> None:
+    """The server starts all the same, says what to install, and `/` leads to the other pages."""
+    with bare.started("repeater", "serve", "--dev", "--port", "0") as process:
+        assert process.stdout is not None
+        # Ends by the test's timeout if the line never comes.
+        assert any("pip install 'repeater-server[comments]'" in line for line in process.stdout)
+    with bare.serving() as url:
+        page = check_page(url)
+        assert '"/console"' in page
+        assert '"/docs"' in page
+
+
+def test_asking_for_the_application_without_its_extra_is_an_error_of_one_line(
+    bare: Environment,
+) -> None:
+    """It names what installs the extra, and nothing is served."""
+    refused = bare.run("repeater", "serve", "--dev", "--comments", "--port", "0")
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    (line,) = refused.stderr.strip().splitlines()
+    assert "pip install 'repeater-server[comments]'" in line
