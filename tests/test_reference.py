@@ -100,8 +100,9 @@ async def test_the_page_needs_nothing_from_elsewhere() -> None:
 async def test_calls_made_from_the_description(tmp_path: Path) -> None:
     """Hundreds of calls, right and wrong: no 5xx, only documented statuses and shapes."""
     settings = load_settings(api_key="secret", port=0)
-    async with open_server(settings) as server:
-        result = await schemathesis(server.port, tmp_path)
+    with trio.fail_after(4 * PROCESS_STARTS):
+        async with open_server(settings) as server:
+            result = await schemathesis(server.port, tmp_path)
     assert result.returncode == 0, result.stdout.decode()
     assert b"Tested: %d" % len(DESCRIPTION["paths"]) in result.stdout
 

@@ -111,7 +111,7 @@ async def test_a_crash_loses_and_repeats_no_announcement(
     So a client that heard it from the ended process does not hear it again; any other client
     finds it in the list and in the channel's history.
     """
-    with trio.fail_after(PROCESS_STARTS):
+    with trio.fail_after(2 * PROCESS_STARTS):
         await posted_and_killed(options, where)
         async with open_server(settings(options)) as server:
             assert await announced(server) == ["not lost"]
@@ -131,7 +131,7 @@ async def test_what_is_posted_at_the_very_end_is_announced_at_the_next_start(
     options: CommentsOptions,
 ) -> None:
     """A comment stored while the node shuts down can't be published any more; it is not lost."""
-    with trio.fail_after(PROCESS_STARTS):
+    with trio.fail_after(2 * PROCESS_STARTS):
         async with open_server(settings(options)) as server, signed_in(server.port) as client:
             server.node._intake.close()  # as shutdown does, before the last requests end
             answer = await client.post("/api/new_comment", data={"text": "late"})
@@ -147,7 +147,7 @@ async def test_outside_development_the_page_s_channel_is_open(
     closed = load_settings(
         port=0, comments=True, comments_secret_key="x" * 16, data_dir=str(sqlite_options.data_dir)
     )
-    with trio.fail_after(PROCESS_STARTS):
+    with trio.fail_after(2 * PROCESS_STARTS):
         async with open_server(closed) as server, signed_in(server.port) as client:
             assert server.node.options.ping_interval == 20
             async with open_websocket_url(f"ws://127.0.0.1:{server.port}/ws") as page:
