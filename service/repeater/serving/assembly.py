@@ -78,7 +78,6 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
         ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
-        # First, since what a nursery below raises comes as a group.
         denials = await _denials(settings().kept_in, stack)
         verifier = await _verifier(settings(), stack)
         backend, events = await _callbacks(settings().callback_options(), stack)

@@ -17,6 +17,7 @@ import trio
 from repeater import __version__
 from repeater.config import Changes, ConfigError, CurrentSettings, Settings
 from repeater.config.endpoints import Endpoint
+from repeater.errors import RepeaterError, open_service_nursery
 from repeater.front.accept import Door
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import ListenError, Listeners, open_all
@@ -35,7 +36,7 @@ _log = get_logger("server")
 _RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 
 
-class ServeError(Exception):
+class ServeError(RepeaterError):
     """The server can't start; the text is one line for whoever started it."""
 
 
@@ -66,6 +67,8 @@ class Server:
 async def open_server(settings: Settings) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
 
+    An error of the block comes out as it is (see `open_service_nursery`).
+
     Raises:
         ServeError: the certificate is unusable, or an address can't be listened on.
         ConfigError: a token key is unusable.
@@ -77,24 +80,21 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
         _listening(settings) as listeners,
         open_assembly(current) as assembly,
         open_extension(assembly.node, settings) as running,
-        trio.open_nursery() as connections,
+        open_service_nursery() as connections,
     ):
         node = assembly.node
         blueprints = EXTENSION.blueprints(lambda: running) if EXTENSION.is_on(settings) else ()
         app = create_app(node, current, blueprints, door=lambda: door.statistics())
         handover = Handover(app, settings, gate.proxies)
         door = Door(node, handover, current, gate)
-        with trio.CancelScope() as accepting:
-            async with trio.open_nursery() as acceptors:
+        try:
+            async with open_service_nursery() as acceptors:
                 for listener in listeners.sockets:
                     acceptors.start_soon(door.accept, listener, connections)
-                try:
-                    yield Server(assembly, door, listeners, gate)
-                finally:
-                    accepting.cancel()
-                    listeners.close()
-                    await _shut_down(node, handover, door, node.options.shutdown_timeout)
-                    connections.cancel_scope.cancel()
+                yield Server(assembly, door, listeners, gate)
+        finally:
+            listeners.close()
+            await _shut_down(node, handover, door, node.options.shutdown_timeout)
 
 
 def _make_gate(settings: Settings) -> Gate:
