@@ -216,7 +216,7 @@ async def test_the_servers_last_word_beside_an_error_of_the_block() -> None:
 
 
 def disconnect_all(node: Node) -> None:
-    for client in tuple(node.hub.clients):
+    for client in tuple(node.registry.clients):
         client.disconnect(FORCE_DISCONNECT)
 
 

@@ -211,7 +211,7 @@ async def test_an_error_of_a_hook_is_the_users() -> None:
     async with running() as server:
         with pytest.raises(OSError, match="the disk is full") as caught:  # noqa: PT012
             async with open_subscriber(url(server), ["news"], on_reconnect=on_reconnect):
-                for client in tuple(server.node.hub.clients):
+                for client in tuple(server.node.registry.clients):
                     client.disconnect(SHUTDOWN)
                 await trio.sleep_forever()
     assert caught.value is error
