@@ -36,7 +36,7 @@ async def open_connected() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_subscribed() -> AsyncIterator[None]:
-    settings = Settings(dev=True, port=0, comments=False)
+    settings = Settings(dev=True, port=0)
     async with (
         open_server(settings) as server,
         open_subscriber(f"http://127.0.0.1:{server.port}", ["c"]),
@@ -194,7 +194,7 @@ async def test_what_fails_at_the_start_is_no_group() -> None:
 
 async def test_what_the_server_says_at_last_is_no_group() -> None:
     """A subscriber that is told to stay away raises SubscriberError, though the block waits."""
-    settings = Settings(dev=True, port=0, comments=False)
+    settings = Settings(dev=True, port=0)
     async with open_server(settings) as server:
         with pytest.raises(SubscriberError, match="3503"):  # noqa: PT012
             async with open_subscriber(f"http://127.0.0.1:{server.port}", ["c"]):
@@ -204,7 +204,7 @@ async def test_what_the_server_says_at_last_is_no_group() -> None:
 
 async def test_the_servers_last_word_beside_an_error_of_the_block() -> None:
     """Both come as a group."""
-    settings = Settings(dev=True, port=0, comments=False)
+    settings = Settings(dev=True, port=0)
     async with open_server(settings) as server:
         with pytest.RaisesGroup(ValueError, SubscriberError):
             async with open_subscriber(f"http://127.0.0.1:{server.port}", ["c"]):

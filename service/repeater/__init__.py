@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from repeater.node import Node, open_node
     from repeater.options import ChannelOptions, LimitOptions, NodeOptions
     from repeater.publication import Publication, StreamPosition
+    from repeater.serving.application import create_app
     from repeater.serving.server import open_server
     from repeater.subscriber import open_subscriber
-    from repeater.web.app import create_app
 
 # Where each name is at home; the imports above say the same to type checkers.
 _HOMES: Final = {
@@ -54,7 +54,7 @@ _HOMES: Final = {
     "ReplyError": "repeater.errors",
     "StreamPosition": "repeater.publication",
     "Transport": "repeater.fanout.transport",
-    "create_app": "repeater.web.app",
+    "create_app": "repeater.serving.application",
     "open_node": "repeater.node",
     "open_server": "repeater.serving.server",
     "open_subscriber": "repeater.subscriber",

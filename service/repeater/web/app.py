@@ -64,13 +64,16 @@ def make_app(
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     key = settings.api_key
-    app.register_blueprint(create_api(holder, key))
-    app.register_blueprint(create_observe(holder, settings, holder.registry))
-    if settings().dev:
-        app.register_blueprint(create_console())
-    app.register_blueprint(create_reference())
-    for blueprint in blueprints:
+    for blueprint in blueprints:  # first: of two routes for one path Quart takes the earlier
         app.register_blueprint(blueprint)
+    ours = [
+        create_api(holder, key),
+        create_observe(holder, settings, holder.registry),
+        create_reference(),
+        *([create_console()] if settings().dev else []),
+    ]
+    for blueprint in ours:  # under names that nobody else's have
+        app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]
         app.asgi_app, holder, key, settings().body_limit
     )
