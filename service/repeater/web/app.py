@@ -19,6 +19,7 @@ from repeater.web.api import create_api
 from repeater.web.console import create_console
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
+from repeater.web.paced_websocket import PacedWebsockets, paced
 from repeater.web.reference import create_reference
 from repeater.web.stream import StreamRoute
 from repeater.web.subscriptions import SubscriptionRoutes
@@ -74,6 +75,8 @@ def make_app(
     ]
     for blueprint in ours:  # under names that nobody else's have
         app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
+    app.websocket_class = paced(app.websocket_class)
+    app.asgi_app = PacedWebsockets(app.asgi_app)  # type: ignore[method-assign]
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]
         app.asgi_app, holder, key, settings().body_limit
     )
