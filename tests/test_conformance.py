@@ -40,6 +40,7 @@ from repeater.testing import (
     open_test_node,
 )
 from repeater.transports.asgi_stream import ASGIStreamTransport
+from repeater.transports.asgi_websocket import ASGIWebSocketTransport
 from repeater.transports.http_stream import HTTPStreamTransport
 from repeater.transports.websocket import UnidirectionalTransport, WebSocketTransport
 from tests.deadlines import PROCESS_STARTS
@@ -113,7 +114,10 @@ def asgi(make: Callable[[Callable[[Any], Any]], Transport]) -> Open:
         sending, receiving = trio.open_memory_channel[bytes](1_000)
 
         async def send(message: Any) -> None:
-            await sending.send(message["body"])
+            if message["type"] == "http.response.body":
+                await sending.send(message["body"])
+            elif message["type"] == "websocket.send":
+                await sending.send(message["text"].encode())
 
         yield make(send), ASGIPeer(receiving)
 
@@ -126,6 +130,7 @@ TRANSPORTS = {
     "websocket": native(lambda sock: WebSocketTransport(sock, PLAIN)),
     "uni_websocket": native(lambda sock: UnidirectionalTransport(sock, CENTRIFUGE_JSON)),
     "http_stream": native(lambda sock: HTTPStreamTransport(sock, EVENT_STREAM)),
+    "asgi_websocket": asgi(lambda send: ASGIWebSocketTransport(send, PLAIN_ASGI, "websocket")),
     "asgi_stream": asgi(lambda send: ASGIStreamTransport(send, CENTRIFUGE_STREAM, "http_stream")),
 }
 

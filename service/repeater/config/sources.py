@@ -172,7 +172,7 @@ class _Sources:
         text = mistake.text
         if text.startswith("needs "):
             needed = (*mistake.path[:-1], text.removeprefix("needs "))
-            table = table_in(self._model, needed[:-1])
+            table = table_in(self.model, needed[:-1])
             if table is not None and needed[-1] in table.model_fields:
                 text += f" (variable {variable_of(needed)})"
         return f"{self._where(mistake.path)}: {text}"
