@@ -19,15 +19,17 @@ from repeater.subscriber import (
     open_subscriber,
     websocket_url,
 )
+from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS
 
 SOON = (0.001, 0.01)  # seconds between attempts: a test does not wait
 
 
 @asynccontextmanager
-async def running(port: int = 0, **settings: object) -> AsyncIterator[Server]:
+async def running(**settings: object) -> AsyncIterator[Server]:
     with trio.fail_after(LOOP_ANSWERS):
-        async with open_server(load_settings(dev=True, port=port, **settings)) as server:
+        chosen = {"dev": True, "port": 0, **settings}
+        async with open_server(load_settings(**chosen)) as server:
             yield server
 
 
@@ -183,3 +185,58 @@ def test_no_server(base: str) -> None:
     """An invalid URL is named as such."""
     with pytest.raises(SubscriberError, match="not a server's URL"):
         websocket_url(base)
+
+
+@pytest.mark.parametrize("error", [OSError("no token today"), trio.TooSlowError()], ids=repr)
+async def test_an_error_of_get_token_is_the_users(error: Exception) -> None:
+    """What the user's own function raises comes out as it is, and is not "cannot connect"."""
+
+    async def get_token() -> str:
+        raise error
+
+    async with running() as server:
+        with pytest.raises(type(error)) as caught:
+            async with open_subscriber(url(server), ["news"], get_token=get_token):
+                pass
+    assert caught.value is error
+
+
+async def test_an_error_of_a_hook_is_the_users() -> None:
+    """A hook that fails while the block waits ends it with the hook's own exception."""
+    error = OSError("the disk is full")
+
+    def on_reconnect(_reason: str, _delay: float) -> None:
+        raise error
+
+    async with running() as server:
+        with pytest.raises(OSError, match="the disk is full") as caught:  # noqa: PT012
+            async with open_subscriber(url(server), ["news"], on_reconnect=on_reconnect):
+                for client in tuple(server.node.registry.clients):
+                    client.disconnect(SHUTDOWN)
+                await trio.sleep_forever()
+    assert caught.value is error
+
+
+async def test_a_get_token_that_takes_too_long() -> None:
+    """Asking for a token has the deadline of connecting."""
+    async with running() as server:
+        with pytest.raises(SubscriberError, match="no answer in time"):
+            async with open_subscriber(
+                url(server),
+                ["news"],
+                get_token=trio.sleep_forever,
+                connect_timeout=0.01,
+            ):
+                pass
+
+
+async def test_a_certificate_of_ones_own(authority: Authority) -> None:
+    """`ssl_context` verifies the server's certificate; Python's authorities do not know it."""
+    async with running(**authority.settings) as server:
+        base = f"https://localhost:{server.port}"
+        async with open_subscriber(base, ["news"], ssl_context=authority.client()) as events:
+            await publish(server, "1")
+            assert await take(events, 1) == ["1"]
+        with pytest.raises(SubscriberError, match=r"cannot connect.*certificate"):
+            async with open_subscriber(base, ["news"]):
+                pass

@@ -1,9 +1,9 @@
-"""What every transport does, the fakes included."""
+"""What only one kind of transport does; what all do is in test_conformance.py."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,9 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.protocol import CLIENT, Protocol
 
 from repeater.errors import SHUTDOWN
-from repeater.fanout.transport import Transport
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM, PLAIN
-from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.testing import MemoryTransport, StallingTransport
 from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.http_stream import HTTPStreamTransport
@@ -33,86 +31,6 @@ def pair() -> Iterator[Pair]:
     theirs.close()
 
 
-def open_memory(_pair: Pair) -> Transport:
-    return MemoryTransport()
-
-
-def open_stalling(_pair: Pair) -> Transport:
-    transport = StallingTransport()
-    transport.allow(100)
-    return transport
-
-
-def open_websocket(pair: Pair) -> Transport:
-    return WebSocketTransport(pair[0], PLAIN)
-
-
-def open_http_stream(pair: Pair) -> Transport:
-    return HTTPStreamTransport(pair[0], EVENT_STREAM)
-
-
-OPEN = {
-    "memory": open_memory,
-    "stalling": open_stalling,
-    "websocket": open_websocket,
-    "http_stream": open_http_stream,
-}
-
-
-@pytest.fixture(params=OPEN)
-def transport(request: pytest.FixtureRequest, pair: Pair) -> Transport:
-    make: Callable[[Pair], Transport] = OPEN[request.param]
-    return make(pair)
-
-
-def fill(transport: Transport) -> None:
-    """Write until it takes nothing more."""
-    with pytest.raises(BlockingIOError):  # noqa: PT012
-        while True:
-            assert transport.write(b"x" * 65_536) > 0
-
-
-async def test_write_takes_what_it_says(transport: Transport) -> None:
-    """`write` and `send_some` return how many bytes they took, at least one."""
-    assert transport.write(b"abc") == 3
-    assert await transport.send_some(b"de") == 2
-
-
-async def test_abort_ends_writing(transport: Transport) -> None:
-    """After `abort`, which may come twice, both ways of writing raise."""
-    transport.abort()
-    transport.abort()
-    with pytest.raises(OSError):  # noqa: PT011  # any errno is right
-        transport.write(b"x")
-    with pytest.raises((OSError, trio.ClosedResourceError)):
-        await transport.send_some(b"x")
-
-
-async def test_release_is_idempotent(transport: Transport) -> None:
-    """`release` may come twice, and before or after `abort`."""
-    transport.release()
-    transport.release()
-    transport.abort()
-    transport.release()
-
-
-@pytest.mark.parametrize("kind", ["stalling", "websocket", "http_stream"])
-async def test_abort_wakes_who_waits(kind: str, pair: Pair) -> None:
-    """A `send_some` that waits for a full socket ends when the transport is aborted."""
-    transport = OPEN[kind](pair)
-    fill(transport)
-
-    async def send() -> None:
-        with pytest.raises((OSError, trio.ClosedResourceError)):
-            await transport.send_some(b"x")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        await wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        transport.abort()
-
-
 async def test_stalled_send_goes_on_when_the_peer_reads() -> None:
     """The fake's `send_some` waits for `allow`."""
     transport = StallingTransport()
@@ -122,20 +40,6 @@ async def test_stalled_send_goes_on_when_the_peer_reads() -> None:
         assert not transport.sent
         transport.allow(2)
     assert transport.sent == [b"ab"]
-
-
-@pytest.mark.parametrize("kind", ["websocket", "http_stream"])
-async def test_full_socket_goes_on_when_the_peer_reads(kind: str, pair: Pair) -> None:
-    """The native `send_some` waits until the peer has read."""
-    transport = OPEN[kind](pair)
-    fill(transport)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.send_some, b"x")
-        await wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        with pytest.raises(BlockingIOError):  # noqa: PT012
-            while True:
-                pair[1].recv(1 << 20)
 
 
 async def test_native_goodbye_is_read_before_the_end(pair: Pair) -> None:

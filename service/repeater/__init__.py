@@ -1,35 +1,103 @@
 """Repeater: back ends publish events over REST, subscribers get them within milliseconds.
 
-Library use starts here: `open_node` inside a Trio program; `repeater.subscriber` is the client and
-`repeater.testing` the fakes.
+This is the library: everything a program needs to run a node or a server, and to subscribe.
+`repeater.testing` has what its tests need, `docs/library.md` shows how it goes together. A name is
+imported when it is first used, so that `import repeater` costs nothing and loads no web framework.
+This file alone may import upwards; it defines nothing but the version.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from repeater.access.denial_store import DenialStore
+    from repeater.backend.contract import Backend, Events
+    from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.brokers.memory import MemoryBroker
+    from repeater.errors import (
+        BrokerError,
+        Disconnect,
+        ErrorCode,
+        IntakeFullError,
+        RepeaterError,
+        ReplyError,
+    )
+    from repeater.fanout.transport import Transport
     from repeater.node import Node, open_node
-    from repeater.options import NodeOptions
+    from repeater.options import ChannelOptions, LimitOptions, NodeOptions
     from repeater.publication import Publication, StreamPosition
+    from repeater.serving.application import create_app
+    from repeater.serving.server import open_server
+    from repeater.subscriber import open_subscriber
 
-__all__ = ["Node", "NodeOptions", "Publication", "StreamPosition", "__version__", "open_node"]
-
-_HOMES = {
+# Where each name is at home; the imports above say the same to type checkers.
+_HOMES: Final = {
+    "Backend": "repeater.backend.contract",
+    "Broker": "repeater.brokers.contract",
+    "BrokerError": "repeater.errors",
+    "ChannelOptions": "repeater.options",
+    "DenialStore": "repeater.access.denial_store",
+    "Disconnect": "repeater.errors",
+    "ErrorCode": "repeater.errors",
+    "Events": "repeater.backend.contract",
+    "IntakeFullError": "repeater.errors",
+    "LimitOptions": "repeater.options",
+    "MemoryBroker": "repeater.brokers.memory",
     "Node": "repeater.node",
-    "open_node": "repeater.node",
     "NodeOptions": "repeater.options",
+    "PresenceStore": "repeater.brokers.contract",
     "Publication": "repeater.publication",
+    "RepeaterError": "repeater.errors",
+    "ReplyError": "repeater.errors",
     "StreamPosition": "repeater.publication",
+    "Transport": "repeater.fanout.transport",
+    "create_app": "repeater.serving.application",
+    "open_node": "repeater.node",
+    "open_server": "repeater.serving.server",
+    "open_subscriber": "repeater.subscriber",
 }
+
+__all__ = [
+    "Backend",
+    "Broker",
+    "BrokerError",
+    "ChannelOptions",
+    "DenialStore",
+    "Disconnect",
+    "ErrorCode",
+    "Events",
+    "IntakeFullError",
+    "LimitOptions",
+    "MemoryBroker",
+    "Node",
+    "NodeOptions",
+    "PresenceStore",
+    "Publication",
+    "RepeaterError",
+    "ReplyError",
+    "StreamPosition",
+    "Transport",
+    "__version__",
+    "create_app",
+    "open_node",
+    "open_server",
+    "open_subscriber",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use, so that `repeater --version` does not load the server."""
+    """Import a name on its first use."""
     from importlib import import_module
 
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,10 +7,17 @@ and must crash loudly. Codes and texts are Centrifugo's, because Centrifugo's SD
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import IntEnum
 from typing import Final
 
 import msgspec
+import trio
+
+
+class RepeaterError(Exception):
+    """The base of every exception that Repeater raises for others to handle."""
 
 
 class ErrorCode(IntEnum):
@@ -43,7 +50,7 @@ class ErrorCode(IntEnum):
         return self in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
 
 
-class ReplyError(Exception):
+class ReplyError(RepeaterError):
     """One command, or one REST call, cannot be carried out; the connection goes on."""
 
     def __init__(self, code: ErrorCode) -> None:
@@ -68,7 +75,9 @@ class ApplicationError(ReplyError):
 
 
 class Disconnect(msgspec.Struct, frozen=True):
-    """Why a connection ends. The code's range tells the client whether to reconnect.
+    """Why a connection ends: a value. The exception that carries one is `DisconnectError`.
+
+    The code's range tells the client whether to reconnect.
 
     3000-3499 and 4000-4499: reconnect; 3500-3999 and 4500-4999: do not reconnect
     (protocol, section 8.2). The reason is never empty, because the JavaScript SDK
@@ -120,7 +129,7 @@ POSITION_LOST: Final = Unsubscribed(2500, "insufficient state")
 UNSUBSCRIBED_EXPIRED: Final = Unsubscribed(2501, "subscription expired")
 
 
-class DisconnectError(Exception):
+class DisconnectError(RepeaterError):
     """A client broke the protocol; its connection must be ended with `disconnect`."""
 
     def __init__(self, disconnect: Disconnect) -> None:
@@ -128,9 +137,56 @@ class DisconnectError(Exception):
         self.disconnect = disconnect
 
 
-class BrokerError(Exception):
+class BrokerError(RepeaterError):
     """A back end failed; the operation that it was asked for may have happened or not."""
 
 
-class IntakeFullError(Exception):
+class IntakeFullError(RepeaterError):
     """Fan-out did not make room within the publish deadline; nothing was published."""
+
+
+@asynccontextmanager
+async def open_service_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery whose tasks serve the block: they are cancelled when the block ends.
+
+    For the context managers of the library. An error of the block comes out as it is, never
+    wrapped in a group: whoever writes `except ValueError` around `open_node` means the block.
+    A group that the block raised is the block's own and stays one exception. When tasks failed
+    as well, one group holds the block's error and the errors of the tasks. When only tasks
+    failed, their group comes out, as from any nursery of Trio.
+
+    The nursery's own scope is not for the block to cancel: the end of the block does.
+    """
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as error:
+                raised = error
+            nursery.cancel_scope.cancel("the block has ended")
+    except BaseException as error:
+        failures = _without_cancelled(error)
+        if raised is None:
+            raise
+        if failures is not None:
+            # A task failed, so the Cancelled in the block may be this nursery's: it ends here.
+            mine = _without_cancelled(raised)
+            if mine is None:
+                raise
+            failed = failures.exceptions if isinstance(failures, BaseExceptionGroup) else [failures]
+            message = "the block failed, and tasks that served it"
+            raise BaseExceptionGroup(message, [mine, *failed]) from None
+    try:
+        # No task failed: if this is a Cancelled, its scope is one around the block.
+        if raised is not None:
+            raise raised
+    finally:
+        del raised  # its traceback refers to this frame
+
+
+def _without_cancelled(error: BaseException) -> BaseException | None:
+    """The error, or what is left of a group without its Cancelled; None if nothing is."""
+    if isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None:
+        return error.split(trio.Cancelled)[1]
+    return None if isinstance(error, trio.Cancelled) else error

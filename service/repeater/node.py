@@ -41,6 +41,7 @@ from repeater.errors import (
     ErrorCode,
     IntakeFullError,
     ReplyError,
+    open_service_nursery,
 )
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
@@ -417,7 +418,8 @@ async def open_node(
     """Run a node inside any Trio program, for as long as the block lasts.
 
     At the end, also of a cancelled block, it finishes the fan-out of what it accepted and asks
-    the clients to leave, within the shutdown timeout; then its tasks are cancelled.
+    the clients to leave, within the shutdown timeout; then its tasks are cancelled. An error of
+    the block comes out as it is (see `open_service_nursery`).
 
     Args:
         options: Defaults to `NodeOptions()`, in which anonymous clients may not subscribe.
@@ -435,7 +437,7 @@ async def open_node(
     options = options or NodeOptions()
     denials = denials or MemoryDenials()
     kept = await denials.load()
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         node = Node(
             options,
             broker or MemoryBroker(idempotency_ttl=options.idempotency_ttl),
@@ -455,4 +457,3 @@ async def open_node(
             deadline = trio.current_time() + node.options.shutdown_timeout
             with trio.CancelScope(shield=True, deadline=deadline):
                 await node.shut_down()
-            nursery.cancel_scope.cancel()

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from repeater.errors import RepeaterError
+
 
 class Overrides(msgspec.Struct, frozen=True):
     """Channel options that a grant sets for one subscription; None leaves the channel's own."""
@@ -128,11 +130,11 @@ class Denial(msgspec.Struct, frozen=True):
         return ("tokens" if self.issued_before else "user"), self.user
 
 
-class TokenExpiredError(Exception):
+class TokenExpiredError(RepeaterError):
     """The token was good once, or is not good yet; the client should fetch a new one (109)."""
 
 
-class TokenInvalidError(Exception):
+class TokenInvalidError(RepeaterError):
     """The token proves nothing: wrong signature, algorithm, issuer, audience or shape (3500)."""
 
 

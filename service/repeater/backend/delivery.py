@@ -18,6 +18,7 @@ import trio
 from repeater.backend.endpoint import UnansweredError, UnusableError, post
 from repeater.backend.events import EventQueue
 from repeater.backend.options import CallbackOptions
+from repeater.errors import open_service_nursery
 from repeater.log import get_logger
 
 _log = get_logger("events")
@@ -110,7 +111,7 @@ async def open_events(
     """
     queue = EventQueue(options)
     delivering = trio.CancelScope(shield=True)
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         nursery.start_soon(_run_within, delivering, Delivery(queue, options, client))
         try:
             yield queue

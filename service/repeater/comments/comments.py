@@ -31,7 +31,7 @@ from repeater.comments.rules import (
 from repeater.comments.store import Comment, Store, StoreError, User
 from repeater.comments.tables import make_engine
 from repeater.comments.threads import Workers
-from repeater.errors import ReplyError
+from repeater.errors import ReplyError, open_service_nursery
 from repeater.node import Node
 
 _RESUME_TIMEOUT: Final = 5.0  # seconds at start for what the last process left unannounced
@@ -172,12 +172,9 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
         await pages.forget()  # The last process may have died between storing and this.
         with trio.move_on_after(_RESUME_TIMEOUT):
             await announcer.announce_all()
-        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery = await stack.enter_async_context(open_service_nursery())
         nursery.start_soon(announcer.run)
-        try:
-            yield Comments(options, store, passwords, pages, announcer, identity)
-        finally:
-            nursery.cancel_scope.cancel()
+        yield Comments(options, store, passwords, pages, announcer, identity)
 
 
 async def _open_pages(options: CommentsOptions, stack: AsyncExitStack) -> Pages:

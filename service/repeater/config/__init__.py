@@ -7,6 +7,7 @@ they print as stars wherever they end up.
 
 from repeater.config.current import CurrentSettings
 from repeater.config.errors import ConfigError
+from repeater.config.given import ServerSettings, given_settings
 from repeater.config.inherited import inherited_descriptors
 from repeater.config.reload import Changes, reloadable, with_live_of
 from repeater.config.settings import Settings, TokenSettings
@@ -16,9 +17,11 @@ __all__ = [
     "Changes",
     "ConfigError",
     "CurrentSettings",
+    "ServerSettings",
     "Settings",
     "TokenSettings",
     "find_config",
+    "given_settings",
     "inherited_descriptors",
     "load_settings",
     "reloadable",

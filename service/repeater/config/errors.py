@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from repeater.errors import RepeaterError
 
-class ConfigError(Exception):
+
+class ConfigError(RepeaterError):
     """The configuration is wrong; the text is one line for each mistake, without values."""
 
     def __init__(self, *lines: str) -> None:

@@ -11,13 +11,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from repeater.config.settings import Settings
+from repeater.errors import RepeaterError
 from repeater.node import Node
 
 if TYPE_CHECKING:
     from quart import Blueprint
 
 
-class ExtensionError(Exception):
+class ExtensionError(RepeaterError):
     """An application can't start; the text is one line for whoever started the server."""
 
 

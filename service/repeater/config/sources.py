@@ -55,11 +55,23 @@ def load_settings(
     """
     file = find_config(config)
     given = {name: one for name, one in overrides.items() if one is not None}
-    sources = _Sources(model, file, given)
+    return _settings(_Sources(model, file, given))
+
+
+def settings_alone(values: Mapping[str, object], model: type[Settings] = Settings) -> Settings:
+    """Settings with these values and the defaults: neither a file nor the environment is read.
+
+    Raises:
+        ConfigError: a line for each mistake, with its setting.
+    """
+    return _settings(_Sources(model, None, dict(values), environment=False))
+
+
+def _settings(sources: _Sources) -> Settings:
     lines = [*sources.unknown_variables(), *sources.unknown_at_the_top()]
     values = sources.merged()
     try:
-        settings = model(**values)
+        settings = sources.model(**values)
     except ValidationError as error:
         lines += [*sources.lines(error), *sources.combinations(values, error)]
     else:
@@ -85,32 +97,38 @@ class _Sources:
     """What was written where, while one configuration is being read."""
 
     def __init__(
-        self, model: type[Settings], file: Path | None, overrides: dict[str, object]
+        self,
+        model: type[Settings],
+        file: Path | None,
+        overrides: dict[str, object],
+        *,
+        environment: bool = True,
     ) -> None:
-        self._model = model
+        self.model = model
         self._file = file
         self._written = _read(file, model) if file else {}
-        self._variables = {name.upper() for name in os.environ if _is_ours(name)}
-        self._environment: dict[str, Any] = EnvSettingsSource(self._model)()
+        variables = os.environ if environment else ()
+        self._variables = {name.upper() for name in variables if _is_ours(name)}
+        self._environment: dict[str, Any] = EnvSettingsSource(model)() if environment else {}
         self._overrides = overrides
 
     def merged(self) -> dict[str, Any]:
         """What the model is made of, without the names that it does not have."""
         all_of_it = _merge(_merge(self._written, self._environment), self._overrides)
-        return {name: one for name, one in all_of_it.items() if name in self._model.model_fields}
+        return {name: one for name, one in all_of_it.items() if name in self.model.model_fields}
 
     def unknown_variables(self) -> Iterator[str]:
         """Variables that begin as ours do and belong to no setting."""
         for variable in sorted(self._variables - OTHER_VARIABLES):
             path = tuple(variable.removeprefix(PREFIX).lower().split(DELIMITER))
-            inside_a_leaf = len(path) > 1 and path[0] in leaves_of(self._model)
-            if inside_a_leaf or path[0] not in self._model.model_fields:
+            inside_a_leaf = len(path) > 1 and path[0] in leaves_of(self.model)
+            if inside_a_leaf or path[0] not in self.model.model_fields:
                 yield self._unknown(path)
 
     def unknown_at_the_top(self) -> Iterator[str]:
         """Unknown names of the file or the command line; pydantic finds those in tables."""
         for name in [*self._written, *self._overrides]:
-            if name not in self._model.model_fields:
+            if name not in self.model.model_fields:
                 yield self._unknown((name,))
 
     def lines(self, error: ValidationError) -> Iterator[str]:
@@ -139,7 +157,7 @@ class _Sources:
             _leave_out(rest, path)
         names = {[str(part) for part in path if isinstance(part, str)][-1] for path in wrong}
         try:
-            self._model(**rest)
+            self.model(**rest)
         except ValidationError as second:
             for one in second.errors(include_url=False, include_input=False):
                 cause = one.get("ctx", {}).get("error")
@@ -154,7 +172,7 @@ class _Sources:
         text = mistake.text
         if text.startswith("needs "):
             needed = (*mistake.path[:-1], text.removeprefix("needs "))
-            table = table_in(self._model, needed[:-1])
+            table = table_in(self.model, needed[:-1])
             if table is not None and needed[-1] in table.model_fields:
                 text += f" (variable {variable_of(needed)})"
         return f"{self._where(mistake.path)}: {text}"
@@ -171,7 +189,7 @@ class _Sources:
 
     def _unknown(self, path: SettingPath) -> str:
         where = self._where(path)
-        near = nearest(path, self._model)
+        near = nearest(path, self.model)
         if near is None:
             return f"{where}: unknown setting"
         if where in self._variables:

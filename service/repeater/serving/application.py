@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint
 from quart_trio import QuartTrio
 
-from repeater.config import CurrentSettings
+from repeater.config import CurrentSettings, Settings, given_settings
 from repeater.node import Node
 from repeater.serving.assembly import open_assembly
 from repeater.serving.extension import EXTENSION, load_settings, open_extension
@@ -23,21 +23,25 @@ if TYPE_CHECKING:
 
 def create_app(
     node: Node | None = None,
-    settings: CurrentSettings | None = None,
+    settings: CurrentSettings | Settings | None = None,
     blueprints: Sequence[Blueprint] = (),
     *,
     door: Callable[[], DoorStatistics] | None = None,
 ) -> QuartTrio:
-    """Make the application.
+    """Make the application, for an ASGI server.
 
     Args:
         node: A running node, whose owner outlives the application. None to open one, and the
             application that the settings ask for, while the ASGI server serves.
-        settings: Those in force; defaults to what file and environment say.
+        settings: Those in force. With a node the default follows from its options: whoever is
+            `insecure` has an open server API, and another node has none without an `api_key` in
+            settings. Without a node the default is what file and environment say.
         blueprints: Routes of an application that runs in the same process.
         door: What our own server's door counts.
     """
-    current = settings or CurrentSettings(load_settings())
+    if settings is None:
+        settings = load_settings() if node is None else given_settings(node.options)
+    current = settings if isinstance(settings, CurrentSettings) else CurrentSettings(settings)
     if node is not None:
         return make_app(Holder(node, door), current, blueprints)
     lifespan = _Lifespan(current)

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
+from repeater.access.denial_store import DenialStore
+from repeater.access.grants import TokenVerifier
 from repeater.access.http_client import make_client
 from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
+from repeater.backend.contract import Backend, Events
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
 from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
+from repeater.brokers.contract import Broker, PresenceStore
 from repeater.config import (
     Changes,
     ConfigError,
@@ -68,9 +72,22 @@ def _token_options(settings: Settings) -> tuple[TokenOptions, TokenOptions]:
     return settings.token_options(), settings.subscription_token_options()
 
 
+class NodeParts(TypedDict, total=False):
+    """Parts of a node that a program brings along; see `open_node`. They win over the settings."""
+
+    broker: Broker | None
+    presence: PresenceStore | None
+    verifier: TokenVerifier | None
+    backend: Backend | None
+    events: Events | None
+    denials: DenialStore | None
+
+
 @asynccontextmanager
-async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
-    """Run a node for as long as the block lasts; see `open_node` for its end.
+async def open_assembly(
+    settings: CurrentSettings, **parts: Unpack[NodeParts]
+) -> AsyncIterator[Assembly]:
+    """Run a node for as long as the block lasts; see `open_node` for its end and its parts.
 
     Events that are left at the end are delivered, within the shutdown timeout.
 
@@ -78,17 +95,17 @@ async def open_assembly(settings: CurrentSettings) -> AsyncIterator[Assembly]:
         ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
-        # First, since what a nursery below raises comes as a group.
         denials = await _denials(settings().kept_in, stack)
         verifier = await _verifier(settings(), stack)
         backend, events = await _callbacks(settings().callback_options(), stack)
-        node = open_node(
-            settings().node_options(),
-            verifier=verifier,
-            backend=backend,
-            events=events,
-            denials=denials,
-        )
+        made: NodeParts = {
+            "verifier": verifier,
+            "backend": backend,
+            "events": events,
+            "denials": denials,
+        }
+        made.update(parts)
+        node = open_node(settings().node_options(), **made)
         yield Assembly(await stack.enter_async_context(node), settings, verifier)
 
 

@@ -10,13 +10,22 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Unpack, cast
 
 import trio
+from quart import Blueprint
 
 from repeater import __version__
-from repeater.config import Changes, ConfigError, CurrentSettings, Settings
+from repeater.config import (
+    Changes,
+    ConfigError,
+    CurrentSettings,
+    ServerSettings,
+    Settings,
+    given_settings,
+)
 from repeater.config.endpoints import Endpoint
+from repeater.errors import RepeaterError, open_service_nursery
 from repeater.front.accept import Door
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import ListenError, Listeners, open_all
@@ -25,9 +34,11 @@ from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import configure_log, get_logger
 from repeater.node import Node
+from repeater.options import NodeOptions
 from repeater.serving.application import create_app
-from repeater.serving.assembly import Assembly, open_assembly
+from repeater.serving.assembly import Assembly, NodeParts, open_assembly
 from repeater.serving.extension import EXTENSION, open_extension
+from repeater.web.lifespan import open_lifespan
 
 _log = get_logger("server")
 
@@ -35,7 +46,14 @@ _log = get_logger("server")
 _RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 
 
-class ServeError(Exception):
+_PAGES_END: Final = 0.1  # of the shutdown timeout, for Quart's hooks behind the last request
+
+
+class ServerParts(ServerSettings, NodeParts, total=False):
+    """What `open_server` takes by name."""
+
+
+class ServeError(RepeaterError):
     """The server can't start; the text is one line for whoever started it."""
 
 
@@ -63,38 +81,62 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings) -> AsyncIterator[Server]:
+async def open_server(
+    options: NodeOptions | Settings | None = None,
+    *,
+    blueprints: Sequence[Blueprint] = (),
+    **more: Unpack[ServerParts],
+) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
+
+    Reads neither a file nor the environment: `load_settings()` does, for whoever passes its
+    result. An error of the block comes out as it is (see `open_service_nursery`).
+
+    Args:
+        options: The node's options, or all settings of a server.
+        blueprints: One's own pages, served by Quart-Trio beside Repeater's routes; a route of
+            theirs wins. What belongs to subscribers and to `/api/` keeps its native path. Quart's
+            hooks around serving and its background tasks run.
+        more: Settings of the server by their names, `port=0` for a free port, and parts of the
+            node as `open_node` takes them, `broker=...`.
 
     Raises:
         ServeError: the certificate is unusable, or an address can't be listened on.
-        ConfigError: a token key is unusable.
+        ConfigError: a setting or a token key is unusable.
         ExtensionError: the application that the settings ask for can't start.
     """
+    parts, chosen = _split(more)
+    settings = given_settings(options, **chosen)
     gate = _make_gate(settings)
     current = CurrentSettings(settings)
     async with (
         _listening(settings) as listeners,
-        open_assembly(current) as assembly,
+        open_assembly(current, **parts) as assembly,
         open_extension(assembly.node, settings) as running,
-        trio.open_nursery() as connections,
+        open_service_nursery() as connections,
     ):
         node = assembly.node
-        blueprints = EXTENSION.blueprints(lambda: running) if EXTENSION.is_on(settings) else ()
+        if EXTENSION.is_on(settings):
+            blueprints = (*blueprints, *EXTENSION.blueprints(lambda: running))
         app = create_app(node, current, blueprints, door=lambda: door.statistics())
         handover = Handover(app, settings, gate.proxies)
         door = Door(node, handover, current, gate)
-        with trio.CancelScope() as accepting:
-            async with trio.open_nursery() as acceptors:
-                for listener in listeners.sockets:
-                    acceptors.start_soon(door.accept, listener, connections)
-                try:
+        async with open_lifespan(app, node.options.shutdown_timeout * _PAGES_END):
+            try:
+                async with open_service_nursery() as acceptors:
+                    for listener in listeners.sockets:
+                        acceptors.start_soon(door.accept, listener, connections)
                     yield Server(assembly, door, listeners, gate)
-                finally:
-                    accepting.cancel()
-                    listeners.close()
-                    await _shut_down(node, handover, door, node.options.shutdown_timeout)
-                    connections.cancel_scope.cancel()
+            finally:
+                listeners.close()
+                await _shut_down(node, handover, door, node.options.shutdown_timeout)
+
+
+def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
+    """What is the node's, and what the server's."""
+    parts = {name: one for name, one in more.items() if name in NodeParts.__annotations__}
+    chosen = {name: one for name, one in more.items() if name not in parts}
+    return cast("NodeParts", parts), cast("ServerSettings", chosen)
 
 
 def _make_gate(settings: Settings) -> Gate:

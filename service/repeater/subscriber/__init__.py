@@ -7,12 +7,14 @@ it not to. Then it recovers missed events from the channels' history.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
 import trio
 
+from repeater.errors import open_service_nursery
 from repeater.subscriber.link import Event, Hooks, Link
 from repeater.subscriber.wire import SubscriberError, SubscriptionError, websocket_url
 
@@ -69,13 +71,16 @@ async def open_subscriber(
     connect_timeout: float = 10.0,
     backoff: tuple[float, float] = _BACKOFF,
     buffer: int = 1_000,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Subscriber]:
     """Subscribe for as long as the block lasts. When the block begins, all channels are subscribed.
 
     Args:
         url: The server's base, `http://host:port` or `https://...` (`ws`, `wss` work too).
         channels: The names of the channels.
-        get_token: Returns a token for each connect; without it the connection is anonymous.
+        get_token: Returns a token for each connect; without it the connection is anonymous. A call
+            may take as long as `connect_timeout`. An error of this function, or of one of the
+            next two, ends the block as it is.
         reconnect: Whether to reconnect after a lost connection; otherwise the iteration ends.
         on_reconnect: Called before each attempt to reconnect.
         on_gap: Called when this client has lost events of an interruption: the history does not
@@ -85,32 +90,31 @@ async def open_subscriber(
         buffer: Number of events that may wait for the consumer. When the buffer is full, the
             client stops reading, and the server at some point cuts the client as slow (3008). The
             client then reconnects and recovers.
+        ssl_context: Verifies the server's certificate, for `https`. By default the authorities
+            that Python trusts do.
 
     Raises:
         SubscriberError: the first connection failed, or the server ended it for good.
-        SubscriptionError: the server refused a channel, or ended its subscription.
+        SubscriptionError: the server refused the connection or a channel, or ended a subscription.
+
+    An error of the block comes out as it is (see `repeater.errors.open_service_nursery`).
     """
     send, receive = trio.open_memory_channel[Event](buffer)
-    link = Link(url, channels, send, connect_timeout, Hooks(on_reconnect, on_gap, get_token))
-    error: BaseException | None = None
+    hooks = Hooks(on_reconnect, on_gap, get_token)
+    link = Link(url, channels, send, connect_timeout, hooks, ssl_context)
     try:
-        async with trio.open_nursery() as nursery, receive:
-            await nursery.start(link.run, reconnect, backoff)
-            yield Subscriber(receive)
-            nursery.cancel_scope.cancel()
+        async with open_service_nursery() as nursery:
+            # Not `async with`: its checkpoint would put a Cancelled in the place of an error.
+            with receive:
+                await nursery.start(link.run, reconnect, backoff)
+                yield Subscriber(receive)
     except BaseExceptionGroup as group:
-        error = _only_error(group)
-        if error is None:
+        # The link is the nursery's one task: of its errors no caller expects a group.
+        if link.failure is None or len(group.exceptions) > 1:
             raise
-    if error is not None:
-        raise error
-
-
-def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The single error in a nursery's group; None if there are several."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1:
-            return None
-        error = error.exceptions[0]
-    return error
+    else:
+        return
+    try:
+        raise link.failure
+    finally:
+        link.failure = None  # its traceback refers to this frame

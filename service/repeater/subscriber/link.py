@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -19,6 +20,7 @@ import msgspec
 import trio
 import trio_websocket
 
+from repeater.errors import open_service_nursery
 from repeater.subscriber.wire import (
     Position,
     Pub,
@@ -37,6 +39,8 @@ from repeater.subscriber.wire import (
 _PING_GRACE: Final = 10.0  # seconds by which a server's ping may be late, as in the SDKs
 _RESUBSCRIBE: Final = 2_500  # unsubscribe codes from here on ask the client to subscribe again
 _TOKEN_EXPIRED: Final = 109
+
+_Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -74,7 +78,11 @@ class Link:
         events: trio.MemorySendChannel[Event],
         timeout: float,
         hooks: Hooks,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
+        self.failure: BaseException | None = None
+        """What `run` raised, other than that it was cancelled."""
+        self._ssl_context = ssl_context
         self._url = websocket_url(url)
         self._channels = tuple(dict.fromkeys(channels))
         self._events = events
@@ -92,26 +100,44 @@ class Link:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Stay connected until cancelled, or until the server tells the client to stay away."""
+        try:
+            async with open_service_nursery() as readers:
+                await self._stay_connected(readers, reconnect, backoff, task_status)
+        except trio.Cancelled:
+            raise
+        except BaseException as error:
+            # The channel stays open: the iteration is cancelled, and does not end as if all
+            # had been well.
+            self.failure = error
+            raise
+        self._events.close()
+
+    async def _stay_connected(
+        self,
+        readers: trio.Nursery,
+        reconnect: bool,
+        backoff: tuple[float, float],
+        task_status: trio.TaskStatus[None],
+    ) -> None:
         started, attempts = False, 0
-        async with self._events, trio.open_nursery() as readers:
-            while True:
-                try:
-                    async with self._connected(readers) as (socket, ping):
-                        if not started:
-                            started = True
-                            task_status.started()
-                        attempts = 0
-                        await self._read(socket, ping)
-                except LostError as lost:
+        while True:
+            try:
+                async with self._connected(readers) as (socket, ping):
                     if not started:
-                        raise SubscriberError(str(lost)) from None
-                    if not reconnect:
-                        return
-                    delay = random.uniform(0, min(backoff[1], backoff[0] * 2**attempts))
-                    attempts = min(attempts + 1, 30)
-                    if self._hooks.on_reconnect is not None:
-                        self._hooks.on_reconnect(str(lost), delay)
-                    await trio.sleep(delay)
+                        started = True
+                        task_status.started()
+                    attempts = 0
+                    await self._read(socket, ping)
+            except LostError as lost:
+                if not started:
+                    raise SubscriberError(str(lost)) from None
+                if not reconnect:
+                    return
+                delay = random.uniform(0, min(backoff[1], backoff[0] * 2**attempts))
+                attempts = min(attempts + 1, 30)
+                if self._hooks.on_reconnect is not None:
+                    self._hooks.on_reconnect(str(lost), delay)
+                await trio.sleep(delay)
 
     @asynccontextmanager
     async def _connected(
@@ -120,26 +146,53 @@ class Link:
         """Open a connection with every channel subscribed; yields it and its ping interval.
 
         Closes the stream, because the library leaves it open if the server closes first.
+        Errors of the user's own calls pass: only what opens the connection is "cannot connect".
         """
-        try:
-            with trio.fail_after(self._timeout) as connecting:
-                async with await _open_stream(self._url) as stream:
-                    socket = await trio_websocket.wrap_client_stream(
-                        readers, stream, *_host_and_resource(self._url)
-                    )
-                    ping = await self._subscribe(socket)
+        with trio.move_on_after(self._timeout) as connecting:
+            token = "" if self._hooks.get_token is None else await self._hooks.get_token()
+            async with await self._open_stream() as stream:
+                try:
+                    socket = await self._shake_hands(readers, stream)
+                    ping = await self._subscribe(socket, token)
                     connecting.deadline = math.inf
                     yield socket, ping
-                    with trio.move_on_after(self._timeout):
-                        await socket.aclose()
-        except trio_websocket.ConnectionClosed as closed:
-            raise _lost(closed) from None
-        except (trio_websocket.HandshakeError, trio.TooSlowError, OSError) as error:
-            raise LostError(f"cannot connect to {self._url}: {_reason(error)}") from None
+                except trio_websocket.ConnectionClosed as closed:
+                    raise _lost(closed) from None
+                with trio.move_on_after(self._timeout):
+                    await socket.aclose()
+        if connecting.cancelled_caught:
+            raise self._no_connection("no answer in time")
 
-    async def _subscribe(self, socket: trio_websocket.WebSocketConnection) -> float:
+    async def _open_stream(self) -> _Stream:
+        parts = urlsplit(self._url)
+        host, port = parts.hostname or "", parts.port
+        try:
+            if parts.scheme != "wss":
+                return await trio.open_tcp_stream(host, port or 80)
+            return await trio.open_ssl_over_tcp_stream(
+                host, port or 443, https_compatible=True, ssl_context=self._ssl_context
+            )
+        except OSError as error:
+            raise self._no_connection(_reason(error)) from None
+
+    async def _shake_hands(
+        self, readers: trio.Nursery, stream: _Stream
+    ) -> trio_websocket.WebSocketConnection:
+        try:
+            if isinstance(stream, trio.SSLStream):
+                # Left to the library's reader, a failure here would not be told before the timeout.
+                await stream.do_handshake()
+            return await trio_websocket.wrap_client_stream(
+                readers, stream, *_host_and_resource(self._url)
+            )
+        except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
+            raise self._no_connection(_reason(error)) from None
+
+    def _no_connection(self, reason: str) -> LostError:
+        return LostError(f"cannot connect to {self._url}: {reason}")
+
+    async def _subscribe(self, socket: trio_websocket.WebSocketConnection, token: str) -> float:
         """Send connect and subscribe commands in one message, and wait for all the replies."""
-        token = "" if self._hooks.get_token is None else await self._hooks.get_token()
         self._asked.clear()
         commands = [connect_command(self._next(), token)]
         commands += [self._ask(channel) for channel in self._channels]
@@ -195,8 +248,7 @@ class Link:
         if reply.error is not None:
             if reply.error.temporary or reply.error.code == _TOKEN_EXPIRED:
                 raise LostError(f"{reply.error.code} {reply.error.message}")
-            name = channel or "the server"
-            raise SubscriptionError(name, reply.error.code, reply.error.message)
+            raise SubscriptionError(channel, reply.error.code, reply.error.message)
         if reply.subscribe is None:
             return
         if reply.subscribe.recoverable:
@@ -215,14 +267,6 @@ class Link:
             self._positions[channel] = Position(pub.offset, position.epoch)
 
 
-async def _open_stream(url: str) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "wss":
-        return await trio.open_ssl_over_tcp_stream(host, parts.port or 443, https_compatible=True)
-    return await trio.open_tcp_stream(host, parts.port or 80)
-
-
 def _host_and_resource(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.netloc.rpartition("@")[2], parts.path
@@ -238,8 +282,6 @@ def _lost(closed: trio_websocket.ConnectionClosed) -> Exception:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, trio.TooSlowError):
-        return "no answer in time"
     if isinstance(error, trio_websocket.ConnectionRejected):
         return f"the server answered {error.status_code}"
     cause: BaseException | None = error
@@ -247,6 +289,8 @@ def _reason(error: BaseException) -> str:
         # Trio tells of each address that it tried in a group behind its error.
         error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
         cause = error.__cause__
+    if isinstance(error, ssl.SSLError):  # an OSError whose number is OpenSSL's
+        return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)  # the rest is the address, which the caller names
     return str(error) or type(error).__name__

@@ -11,18 +11,24 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from repeater.errors import RepeaterError
+
 _PATH: Final = "/connection/websocket"
 
 
-class SubscriberError(Exception):
+class SubscriberError(RepeaterError):
     """The connection cannot be made, or the server ended it for good."""
 
 
 class SubscriptionError(SubscriberError):
-    """The server refused or ended a subscription. `code` is a code of the protocol."""
+    """The server refused or ended a subscription. `code` is a code of the protocol.
+
+    With an empty channel the server refused the connection itself, and so all subscriptions.
+    """
 
     def __init__(self, channel: str, code: int, message: str) -> None:
-        super().__init__(f"cannot subscribe to {channel}: {code} {message}")
+        what = f"cannot subscribe to {channel}" if channel else "the server refused the connection"
+        super().__init__(f"{what}: {code} {message}")
         self.code = code
 
 

@@ -19,6 +19,7 @@ from repeater.web.api import create_api
 from repeater.web.console import create_console
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
+from repeater.web.paced_websocket import PacedWebsockets, paced
 from repeater.web.reference import create_reference
 from repeater.web.stream import StreamRoute
 from repeater.web.subscriptions import SubscriptionRoutes
@@ -64,13 +65,18 @@ def make_app(
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     key = settings.api_key
-    app.register_blueprint(create_api(holder, key))
-    app.register_blueprint(create_observe(holder, settings, holder.registry))
-    if settings().dev:
-        app.register_blueprint(create_console())
-    app.register_blueprint(create_reference())
-    for blueprint in blueprints:
+    for blueprint in blueprints:  # first: of two routes for one path Quart takes the earlier
         app.register_blueprint(blueprint)
+    ours = [
+        create_api(holder, key),
+        create_observe(holder, settings, holder.registry),
+        create_reference(),
+        *([create_console()] if settings().dev else []),
+    ]
+    for blueprint in ours:  # under names that nobody else's have
+        app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
+    app.websocket_class = paced(app.websocket_class)
+    app.asgi_app = PacedWebsockets(app.asgi_app)  # type: ignore[method-assign]
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]
         app.asgi_app, holder, key, settings().body_limit
     )

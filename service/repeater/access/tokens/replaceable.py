@@ -12,6 +12,7 @@ from repeater.access.http_client import trusted_certificates
 from repeater.access.tokens.keys import KeyRing
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import JWTVerifier, VerifierStatistics, open_verifier
+from repeater.errors import open_service_nursery
 
 _GRACE = 1.0  # seconds beyond the longest wait for an issuer's keys
 
@@ -79,8 +80,7 @@ async def open_replaceable_verifier(
     Raises:
         ValueError: a key is not usable; the text names its option and never holds the key.
     """
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         verifier = ReplaceableVerifier(nursery)
         await verifier.replace(connection, subscription)
         yield verifier
-        nursery.cancel_scope.cancel("the verifier is closed")

@@ -36,7 +36,7 @@ from repeater.access.tokens.claims import (
 from repeater.access.tokens.jwks import KeySet, KeySetStatistics
 from repeater.access.tokens.keys import HMAC_SAFE_LENGTH, PUBLIC_KEY_ALGORITHMS, KeyRing
 from repeater.access.tokens.options import TokenOptions
-from repeater.errors import BrokerError
+from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
 
 log = get_logger("tokens")
@@ -255,7 +255,7 @@ async def open_verifier(
             if client is None and options.jwks_url and way not in clients:
                 made = make_client(proxy=options.jwks_proxy, ca_file=options.jwks_ca_file)
                 clients[way] = await stack.enter_async_context(made)
-        async with trio.open_nursery() as nursery:
+        async with open_service_nursery() as nursery:
             key_sets = [
                 KeySet(
                     options,
@@ -271,7 +271,6 @@ async def open_verifier(
                 for options, ring, key_set in zip(kinds, rings, key_sets, strict=True)
             ]
             yield JWTVerifier(provers[0], provers[-1], tuple(one for one in key_sets if one), now)
-            nursery.cancel_scope.cancel("the verifier is closed")
 
 
 def _warn_of_short_secret(options: TokenOptions) -> None:

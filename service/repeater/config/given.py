@@ -1,0 +1,72 @@
+"""Settings that a program gives: a node's options, and keywords. Nothing else is read.
+
+For `open_server` inside somebody's own program, whose file and environment are not ours to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import msgspec
+
+from repeater.config.settings import Settings
+from repeater.config.sources import settings_alone
+from repeater.options import NodeOptions, Options
+
+
+class ServerSettings(TypedDict, total=False):
+    """A server's settings beside its node's options. `Settings` says what each is for."""
+
+    host: str
+    port: int
+    listen: Sequence[str]
+    unix_mode: str
+    tls_cert: Path | str
+    tls_key: Path | str
+    trusted_proxies: Sequence[str]
+    forwarded_header: Literal["x-forwarded", "forwarded"]
+    proxy_protocol: bool
+    api_key: str
+    api_previous_key: str
+    allowed_origins: Sequence[str]
+    metrics_token: str
+    metrics_open: bool
+    body_limit: int
+    head_limit: int
+    head_timeout: float
+    backlog: int
+    data_dir: str
+
+
+def given_settings(
+    options: NodeOptions | Settings | None = None, /, **chosen: Unpack[ServerSettings]
+) -> Settings:
+    """Settings of a node's options, or other settings, with those that are chosen beside them.
+
+    `insecure` of the options is the settings' `dev`: open to everybody, on loopback only.
+
+    Raises:
+        ConfigError: a line for each mistake, with its setting.
+    """
+    if not isinstance(options, Settings):
+        return settings_alone({**_values_of(options or NodeOptions()), **chosen})
+    if not chosen:
+        return options
+    written = {name: getattr(options, name) for name in options.model_fields_set}
+    return settings_alone({**written, **chosen}, type(options))
+
+
+def _values_of(options: NodeOptions) -> dict[str, Any]:
+    """What the settings are called that make just these options."""
+    values = _fields(options)
+    values["dev"] = values.pop("insecure")
+    for table in ("channel", "limits"):
+        values[table] = _fields(values[table])
+    values["namespaces"] = {name: _fields(one) for name, one in options.namespaces.items()}
+    return values
+
+
+def _fields(options: Options) -> dict[str, Any]:
+    return msgspec.structs.asdict(options)

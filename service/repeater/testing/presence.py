@@ -1,0 +1,121 @@
+"""The conformance suite of `PresenceStore`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+
+from repeater.brokers.contract import PresenceStore
+from repeater.publication import ClientInfo
+from repeater.testing.rules import expect, hold
+
+OpenPresenceStore = Callable[[], AbstractAsyncContextManager[PresenceStore]]
+"""Opens one store. Stores may share what they keep: the suite uses channels of its own."""
+
+
+async def check_presence_store(open_store: OpenPresenceStore) -> None:
+    """Check that a presence store keeps its contract.
+
+    Args:
+        open_store: Opens a store for each rule, and closes it at the end of the block.
+
+    Raises:
+        AssertionError: a rule is broken; the text says which.
+    """
+    await hold(RULES, open_store)
+
+
+def _channel() -> str:
+    return f"check:{uuid4()}"
+
+
+async def an_empty_channel(open_store: OpenPresenceStore) -> None:
+    """Nobody is in a channel that nobody was added to."""
+    async with open_store() as store:
+        channel = _channel()
+        expect("members", dict(await store.members(channel)), {})
+        expect("count", await store.count(channel), (0, 0))
+
+
+async def who_was_added(open_store: OpenPresenceStore) -> None:
+    """Who was added is there by connection id, with everything that was said."""
+    info = ClientInfo("ann", "1", msgspec.Raw(b'{"n":1}'), msgspec.Raw(b'["c"]'))
+    async with open_store() as store:
+        channel = _channel()
+        await store.add(channel, info)
+        expect("members", dict(await store.members(channel)), {"1": info})
+        expect("count", await store.count(channel), (1, 1))
+
+
+async def connections_of_a_user(open_store: OpenPresenceStore) -> None:
+    """Each connection is counted, and its user once."""
+    async with open_store() as store:
+        channel = _channel()
+        for user, client in (("ann", "1"), ("ann", "2"), ("bob", "3")):
+            await store.add(channel, ClientInfo(user, client))
+        expect("members", set(await store.members(channel)), {"1", "2", "3"})
+        expect("count", await store.count(channel), (3, 2))
+
+
+async def added_twice(open_store: OpenPresenceStore) -> None:
+    """A connection that is added again is there once, with what was said last."""
+    later = ClientInfo("ann", "1", msgspec.Raw(b"2"))
+    async with open_store() as store:
+        channel = _channel()
+        await store.add(channel, ClientInfo("ann", "1", msgspec.Raw(b"1")))
+        await store.add(channel, later)
+        expect("members", dict(await store.members(channel)), {"1": later})
+        expect("count", await store.count(channel), (1, 1))
+
+
+async def who_was_removed(open_store: OpenPresenceStore) -> None:
+    """Who was removed is not there; the others are. Removing twice, or nobody, does nothing."""
+    async with open_store() as store:
+        channel = _channel()
+        await store.remove(channel, "nobody")
+        for client in ("1", "2"):
+            await store.add(channel, ClientInfo("ann", client))
+        for _ in range(2):
+            await store.remove(channel, "1")
+        expect("members", set(await store.members(channel)), {"2"})
+        expect("count", await store.count(channel), (1, 1))
+        await store.remove(channel, "2")
+        expect("members after the last", dict(await store.members(channel)), {})
+        expect("count after the last", await store.count(channel), (0, 0))
+
+
+async def channels_are_apart(open_store: OpenPresenceStore) -> None:
+    """A connection in two channels that leaves one is in the other."""
+    async with open_store() as store:
+        first, second = _channel(), _channel()
+        for channel in (first, second):
+            await store.add(channel, ClientInfo("ann", "1"))
+        await store.remove(first, "1")
+        expect("members of the one left", dict(await store.members(first)), {})
+        expect("members of the other", set(await store.members(second)), {"1"})
+
+
+async def an_answer_does_not_change(open_store: OpenPresenceStore) -> None:
+    """An answer is of one moment: what happens later does not change it."""
+    async with open_store() as store:
+        channel = _channel()
+        await store.add(channel, ClientInfo("ann", "1"))
+        before = await store.members(channel)
+        await store.add(channel, ClientInfo("bob", "2"))
+        await store.remove(channel, "1")
+        expect("the earlier answer", set(before), {"1"})
+
+
+RULES: Final = (
+    an_empty_channel,
+    who_was_added,
+    connections_of_a_user,
+    added_twice,
+    who_was_removed,
+    channels_are_apart,
+    an_answer_does_not_change,
+)
