@@ -47,6 +47,7 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
+_NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -187,7 +188,7 @@ class Admission(msgspec.Struct, eq=False):
         default = [node.options.default_channel] if node.options.default_channel else []
         names = names or list(grant.channels) or default
         if not names:
-            raise self._refused(HTTPStatus.BAD_REQUEST)
+            raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
         if node.options.public_channels.issuperset(names):
             return dict.fromkeys(names, SubscriptionGrant())
         if not (grant.user or node.options.insecure or node.options.allow_anonymous):
@@ -256,8 +257,10 @@ class Admission(msgspec.Struct, eq=False):
         except LimitError as error:
             raise self._refused(_TOO_MANY[error.limit], counted=True) from None
 
-    def _refused(self, status: HTTPStatus, *, counted: bool = False) -> _RefusedError:
-        return _RefusedError(Refusal(answer_status(status, self._cors), counted))
+    def _refused(
+        self, status: HTTPStatus, *, counted: bool = False, text: str = ""
+    ) -> _RefusedError:
+        return _RefusedError(Refusal(answer_status(status, self._cors, text), counted))
 
 
 def admit(

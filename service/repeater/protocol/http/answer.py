@@ -36,9 +36,9 @@ class Answer(msgspec.Struct, frozen=True):
         return lines
 
 
-def answer_status(status: HTTPStatus, headers: Headers = ()) -> Answer:
-    """A status with its phrase as the body."""
-    body = f"{status.phrase}\n".encode()
+def answer_status(status: HTTPStatus, headers: Headers = (), text: str = "") -> Answer:
+    """A status with a line of text as the body, its own phrase if there is none."""
+    body = f"{text or status.phrase}\n".encode()
     return Answer(int(status), body, "text/plain; charset=utf-8", tuple(headers))
 
 
