@@ -198,7 +198,7 @@ def test_an_inherited_socket_of_another_kind_is_refused() -> None:
     """One line: a datagram socket, and in development mode one open to other machines."""
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams, started(datagrams) as process:
         _, said = process.communicate(timeout=PROCESS_STARTS)
-        assert said == "Error: cannot take over descriptor 3: it is no listening stream socket\n"
+        assert said == "Error: cannot take over descriptor 3: it is not a listening stream socket\n"
     with socket.create_server(("0.0.0.0", 0)) as public, started(public) as process:
         _, said = process.communicate(timeout=PROCESS_STARTS)
         assert said.startswith("Error: cannot take over descriptor 3: development mode")

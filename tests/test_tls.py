@@ -264,14 +264,14 @@ async def test_a_wrong_new_certificate_is_refused(authority: Authority) -> None:
     async with running(**authority.settings) as server:
         authority.certificate.write_bytes(b"nonsense")
         assert server.certificate is not None
-        with pytest.raises(TLSError, match="no certificate with its key"):
+        with pytest.raises(TLSError, match="not a certificate and its key"):
             server.certificate.reload()
         async with secure_peer(server, authority) as client:
             assert b" 200 " in await client.call("GET", "/health")
 
 
 async def test_a_wrong_certificate_at_the_start_is_one_line(authority: Authority) -> None:
-    """Missing, no PEM, another's key: each said in a line, and nothing listens."""
+    """Missing, not PEM, another's key: each said in a line, and nothing listens."""
 
     async def reason() -> str:
         with pytest.raises(ServeError) as caught:
@@ -284,7 +284,7 @@ async def test_a_wrong_certificate_at_the_start_is_one_line(authority: Authority
     authority.key.write_bytes(key)
     assert "key values mismatch" in await reason()
     authority.key.write_bytes(b"nonsense")
-    assert "no certificate with its key" in await reason()
+    assert "not a certificate and its key" in await reason()
     authority.key.unlink()
     assert (await reason()).endswith("key.pem: No such file or directory")
     with pytest.raises(ConfigError, match="needs tls_key"):

@@ -1,1 +1,1 @@
-"""From accept() to a served request."""
+"""The way of a connection from accept() to a served request."""

@@ -1,7 +1,7 @@
-"""Accepts every connection, reads the first request head, and sends it the right way.
+"""Accepts every connection, reads its first request head, and chooses the code that serves it.
 
-A subscription or a plain API call is served natively, by the very task that read its head;
-anything else goes to Hypercorn with the bytes already read. Each connection is one task inside
+A subscription or a plain API call is served natively, by the same task that read its head; any
+other request goes to Hypercorn, with the bytes already read. Each connection is one task inside
 one cancel scope.
 """
 
@@ -45,7 +45,7 @@ _TOO_LARGE: Final = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"", "")
 
 
 class DoorStatistics(msgspec.Struct, frozen=True):
-    """Connections accepted, open now, turned away for their first bytes, and pauses taken."""
+    """Connections accepted, open now, rejected for their first bytes, and pauses of accepting."""
 
     accepted: int
     open: int
@@ -55,7 +55,7 @@ class DoorStatistics(msgspec.Struct, frozen=True):
 
 
 class _RejectedError(Exception):
-    """The first bytes are no request head; `answer` may be empty."""
+    """The first bytes are not a request head; `answer` may be empty."""
 
     def __init__(self, reason: str, answer: bytes = b"") -> None:
         super().__init__(reason)
@@ -68,7 +68,7 @@ class Door:
     def __init__(
         self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate | None = None
     ) -> None:
-        """Take `settings` for what they are at each connection."""
+        """Keep `settings`, a function; each connection calls it for the settings then in force."""
         self._node = node
         self._gate = gate or Gate()
         self._handover = handover
@@ -99,10 +99,10 @@ class Door:
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept connections of one listener until cancelled; each is a task in `nursery`.
 
-        No deadline: waiting for clients is what it is for. Out of descriptors it pauses, and
-        those who are there are served on.
+        No deadline: this task exists to wait for clients. When descriptors run out, it pauses
+        accepting; open connections are still served.
         """
-        while listener.fileno() >= 0:  # closed at shutdown, also in the turn of an accept
+        while listener.fileno() >= 0:  # closed at shutdown, perhaps between two accepts
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
@@ -111,10 +111,10 @@ class Door:
             except BlockingIOError:
                 continue
             except ConnectionAbortedError:
-                continue  # The peer gave up while it waited in the kernel's queue.
+                continue  # The peer hung up while its connection waited in the kernel's queue.
             except OSError as error:
                 if listener.fileno() < 0:
-                    return  # closed at shutdown, just when somebody came
+                    return  # closed at shutdown, just when a client connected
                 if error.errno not in _EXHAUSTED:
                     raise
                 await self._pause(error)
@@ -139,31 +139,31 @@ class Door:
             await self._emptied.wait()
 
     def abort_all(self) -> None:
-        """Reset every connection still open: the end of a shutdown's patience."""
+        """Reset every connection that is still open when the shutdown's time is over."""
         for sock in tuple(self._sockets):
             abort_socket(sock)
 
     async def _serve(self, sock: socket.socket) -> None:
-        """One connection, from its first byte to its last."""
+        """Serve one connection, from its first byte to its last."""
         self._accepted += 1
         try:
             sock = self._gate.take(sock)
         except OSError as error:
             sock.close()
-            _log.debug("lost before it was let in", reason=str(error))
+            _log.debug("lost as it was accepted", reason=str(error))
             return
         self._sockets[sock] = None
         try:
             with trio.CancelScope() as scope:
-                # Who serves is decided in a call of its own, which is over by then: a frame that
-                # lived as long as an idle subscriber would be paid for by each of them.
+                # `_route` decides in a call of its own, which has returned before the serving
+                # begins: a frame kept for each idle subscriber would cost memory for each of them.
                 await (await self._route(sock, scope))
         except _RejectedError as rejection:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
             send_last(sock, rejection.answer)
         except (OSError, trio.ClosedResourceError) as error:
-            _log.debug("lost while it was let in", reason=str(error))
+            _log.debug("lost before it was served", reason=str(error))
         finally:
             del self._sockets[sock]
             sock.close()
@@ -171,13 +171,13 @@ class Door:
                 self._emptied.set()
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
-        """Read the first head; what serves the connection from there on, still to be awaited."""
+        """Read the first head; return the call that serves the connection, not yet awaited."""
         if not self._gate.is_open(sock) and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
             return self._handover.serve(sock, b"")
         received = await self._read_head(sock, scope)
         if received.startswith(PREFIX):
-            _lift_deadline(scope)  # from here on each way in has its own
+            _lift_deadline(scope)  # from here on each path sets its own deadlines
             return self._serve_calls(sock, received)
         end = received.index(HEAD_END) + len(HEAD_END)
         head = read_head(received[:end])
@@ -191,12 +191,12 @@ class Door:
         return self._handover.serve(sock, received)
 
     async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
-        """Calls of the server API, then whatever else comes on their connection."""
+        """Serve calls of the server API; at the first other request hand the connection over."""
         if received := await self._rest.serve(sock, received):
             await self._handover.serve(sock, received)
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
-        """Everything up to the head's end, and what came with it."""
+        """Return the bytes up to the head's end, and those that arrived with them."""
         received = b""
         while True:
             try:
@@ -221,17 +221,17 @@ class Door:
             await trio.lowlevel.checkpoint()
 
     def _set_deadline(self, scope: trio.CancelScope) -> None:
-        """From the first wait on, unless it is set: mostly a request comes without a wait."""
+        """Set the head's deadline once, at the first wait: most heads arrive without one."""
         if scope.deadline == math.inf:
             scope.deadline = trio.current_time() + self._head_timeout
 
     async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
-        """Wait for a connection's first bytes; `drain` does not wait for them."""
+        """Wait for a connection's first bytes; `drain` ends this wait."""
         with self._no_request_yet(scope):
             await trio.lowlevel.wait_readable(sock)
 
     async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
-        """Pass the gate; the protocol that TLS chose."""
+        """Read the PROXY header and do the TLS handshake; return the protocol that TLS chose."""
         self._set_deadline(scope)
         try:
             with self._no_request_yet(scope):
@@ -241,7 +241,7 @@ class Door:
 
     @contextmanager
     def _no_request_yet(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Whatever waits in this block, `drain` ends."""
+        """While the block waits, `drain` may cancel it."""
         if self._draining:
             raise _RejectedError("no request before the shutdown")
         self._silent[scope] = None
@@ -257,7 +257,7 @@ def _lift_deadline(scope: trio.CancelScope) -> None:
 
 
 def _is_request(received: bytes) -> bool:
-    """Whether this can be the begin of `METHOD target`: TLS and noise are not."""
+    """Whether these bytes can begin `METHOD target`; TLS and noise cannot."""
     method, space, rest = received[:32].partition(b" ")
     if not (method.isalpha() and method.isupper() and method.isascii()):
         return False

@@ -1,8 +1,9 @@
-"""Who may subscribe: the one transcript of questions, for every transport and both servers.
+"""Decides who may subscribe: the one list of checks, for every transport and both servers.
 
-Origin, method, shutdown, token, denial, limits of a user, channels, limits in all. Rule: a token's
-verifier and a request's body are waited for first; from there on nothing waits, so what was decided
-holds when the client arrives, and the place that was checked is the place that is held.
+In this order: origin, method, shutdown, token, denial, limits of a user, channels, limits in all.
+Rule: only a token's verifier and a request's body are waited for, and both come first. Nothing
+after them waits, so a decision still holds when the client arrives, and the place that was checked
+is the place that is held.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """What a request is answered instead of being opened: a refusal, or a preflight's answer."""
+    """The answer to a request that is not opened: a refusal, or the answer to a preflight."""
 
     answer: Answer
     counted: bool = False
-    """Whether a limit or a denial has counted it, so that it must not be asked again."""
+    """Whether a limit or a denial has counted the request, which must not be counted twice."""
 
 
 class _RefusedError(Exception):
@@ -85,7 +86,7 @@ class Admission(msgspec.Struct, eq=False):
         """Return the `Opening` to serve inside the block, or the `Refusal` to answer; call it once.
 
         Waits for the verifier of a plain subscriber's token, with the verifier's own deadline, and
-        for the request's body, with its reader's. Cancelled, nothing is held.
+        for the request's body, with its reader's deadline. If cancelled, no place is held.
         """
         request, route = self._request, self._route
         try:
@@ -104,11 +105,11 @@ class Admission(msgspec.Struct, eq=False):
             self._place.leave()
             return error.refusal
         finally:
-            # Nothing of the request is kept for as long as its client lives.
+            # The client may stay for days; no part of its request is kept so long.
             self._request, self._read_body, self._cors = _NOTHING, None, ()
 
     def _admit_centrifuge(self, first: str | bytes) -> Opening:
-        """Decide on a client that says later who it is; sync, see the module's rule."""
+        """Decide on a client whose user is not known yet; sync, see the module's rule."""
         request, kind = self._request, self._route.kind
         self._ask_draining()
         self._take_place()
@@ -140,21 +141,21 @@ class Admission(msgspec.Struct, eq=False):
         return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
 
     def _ask_page(self) -> None:
-        """What HTTP asks of a stream's request: its page's origin, a preflight, its method."""
+        """Check a stream's request as HTTP demands: its page's origin, a preflight, its method."""
         answer = answer_page(self._request, self._origins, self._route.methods)
         if answer is not None:
             raise _RefusedError(Refusal(answer))
         self._cors = cors_headers(self._request)
 
     def _ask_draining(self) -> None:
-        """A node that shuts down takes nobody in."""
+        """Refuse with 503 while the node shuts down."""
         if self._node.draining:
             raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _prove(self, token: str) -> ConnectionGrant:
-        """Return whom a plain subscriber's token names.
+        """Return the grant in a plain subscriber's token.
 
-        In development mode a token that proves nothing is as good as none.
+        In development mode an invalid or expired token counts as a missing one.
         """
         verifier, insecure = self._node.verifier, self._node.options.insecure
         try:
@@ -170,18 +171,18 @@ class Admission(msgspec.Struct, eq=False):
         return msgspec.structs.replace(grant, by_token=True)
 
     def _ask_denials(self, grant: ConnectionGrant) -> None:
-        """As for a Centrifugo client, by HTTP's statuses."""
+        """Refuse blocked users and revoked tokens, with 403."""
         refusal = self._node.denials.refusal(grant)
         if refusal is not None:
             self._node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
             raise self._refused(HTTPStatus.FORBIDDEN, counted=True)
 
     def _channels(self, grant: ConnectionGrant) -> dict[str, SubscriptionGrant]:
-        """The channels that the request names, each once; else its token's, else the default.
+        """Return the channels of the request, each once; else the token's, else the default.
 
-        Refuses with 401 an anonymous user, where none is allowed; with 403 a user that may not
-        subscribe; with 400 a request that leaves no channel, an invalid name, or more channels
-        than a connection may have.
+        Refuses with 401 an anonymous user, unless those are allowed; with 403 a user without the
+        permission to subscribe; with 400 a request for no channel, for an invalid name, or for
+        more channels than a connection may have.
         """
         node = self._node
         names = list(dict.fromkeys(self._request.query.get("channel", ())))
@@ -208,14 +209,15 @@ class Admission(msgspec.Struct, eq=False):
         return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
 
     def _parameter(self) -> str:
-        """The message in the address, of a client that says nothing later; empty for none."""
+        """The first message, in the query; empty if missing, or if the client sends it later."""
         bidirectional = self._route.kind == "bidirectional"
         return "" if bidirectional else self._request.parameter("cf_connect")
 
     async def _first_of_stream(self) -> str | bytes:
-        """The message that comes with a stream's request: a parameter or, of a POST, the body.
+        """Return the message that comes with a stream's request: a parameter or a POST's body.
 
-        A missing one is 400, and so is a broken one where no reply could say it.
+        An emulated stream is refused with 400 if the message is missing; a unidirectional one if
+        it is malformed, since its client gets no replies that could name the error.
         """
         route, request = self._route, self._request
         if request.length > self._node.options.message_limit:
@@ -247,10 +249,10 @@ class Admission(msgspec.Struct, eq=False):
             raise self._refused(_TOO_MANY[error.limit], counted=True) from None
 
     def _take_place(self) -> None:
-        """The last question, since it counts who came in."""
+        """Take the place. The last check, since it counts the connection."""
         limits = self._node.options.limits
         try:
-            # Asking a socket for its peer is a system call: only where addresses count.
+            # Asking a socket for its peer is a system call: made only if addresses are limited.
             self._place.take(
                 limits, self._request.address if limits.connections_per_address else ""
             )
@@ -271,10 +273,10 @@ def admit(
     Enter the admission, then await its `decide`, and serve inside the block.
 
     Args:
-        node: Where it wants to subscribe.
+        node: The node that the client wants to subscribe to.
         origins: Globs of the pages that may connect.
-        request: What came, without its body.
-        read_body: Reads the body of a POST; called once, and only where it is wanted.
+        request: The request, without its body.
+        read_body: Reads the body of a POST; called at most once, and only if it is needed.
     """
     route = ROUTES[request.path]
     return Admission(node, origins, request, read_body, route, Place(node.places))

@@ -1,8 +1,8 @@
-"""The hand-over of a connection to Hypercorn: the one module that knows its insides.
+"""The hand-over of a connection to Hypercorn: the one module that knows Hypercorn's internals.
 
-Hypercorn's minor version is pinned for this module's sake. It uses the per-connection `TCPServer`
-(which expects a stream, so the bytes already read are put in front), `WorkerContext`, `Config` and
-`wrap_app`; the tests talk REST through it.
+Hypercorn's minor version is pinned because of this module, which uses the per-connection
+`TCPServer` (it expects a stream, so the bytes already read are put in front), `WorkerContext`,
+`Config` and `wrap_app`. The tests send REST calls through all of them.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ _RECEIVE = 65_536
 
 
 class BoundedBuffer(StreamBuffer):
-    """What waits in one stream of HTTP/2 until its peer opens the window.
+    """The bytes that wait in one stream of HTTP/2 until its peer opens the window.
 
-    Hypercorn's own lets its writer go on whenever little was *taken*, also where that was nothing
-    because the window is closed; so it grows without a bound. This one does when little is left.
+    Hypercorn's own buffer wakes its writer whenever few bytes were *taken*, even if the window is
+    closed and none were; so it grows without a bound. This one wakes the writer when few bytes
+    are left.
     """
 
     async def pop(self, max_length: int) -> bytes:
-        """Take what the window lets out."""
+        """Take up to `max_length` bytes, the room in the window."""
         data = bytes(self.buffer[:max_length])
         del self.buffer[: len(data)]
         if len(self.buffer) < BUFFER_LOW_WATER:
@@ -67,9 +68,10 @@ h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
 class HandedStream:
     """A Trio stream whose first bytes were already read. Has the methods that Hypercorn uses.
 
-    It also ends connections, since with quart-trio Hypercorn can't: closing a request's stream
-    cancels the very call that would start its idle task, or close the connection. So `send_eof`
-    and `aclose` have no checkpoint before they took effect, and the reader does the rest.
+    It also ends connections, because Hypercorn cannot with quart-trio: closing a request's stream
+    cancels the very call that would start Hypercorn's idle task or close the connection. So
+    `send_eof` and `aclose` have no checkpoint before they take effect, and the reader, in
+    `receive_some`, does the rest.
     """
 
     def __init__(self, stream: RawStream, received: bytes, idle_timeout: float) -> None:
@@ -87,14 +89,14 @@ class HandedStream:
         self.socket = stream.socket
 
     def end_if_idle(self) -> None:
-        """Have the reader look now whether a request is under way, and end it if not."""
+        """Make the reader check now: without a request under way it ends the connection."""
         self._draining = True
         self._hurried = self.is_idle()
         self._waiting.cancel()
         self._leave_nothing()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The bytes already read, then the socket's; nothing (the end) once idle for too long."""
+        """The bytes already read, then the socket's; `b""`, the end, after the idle timeout."""
         if self._received:
             await trio.lowlevel.checkpoint()
             received, self._received = self._received, b""
@@ -108,9 +110,12 @@ class HandedStream:
         return received
 
     def _leave_nothing(self) -> None:
-        """Hypercorn forgets tasks: pings of a peer that is gone, a reader paused by what nobody
-        will serve, a WebSocket whose peer hung up without a word. Once either side ended nothing
-        is owed, since Quart cancels a request whose peer has ended; no shutdown waits for the dead.
+        """Give everything a deadline once either side has ended the connection.
+
+        Hypercorn leaves tasks behind: the pings to a peer that is gone, a reader paused by bytes
+        that nothing will serve, a WebSocket whose peer hung up without a close frame. No answer is
+        owed by then, since Quart cancels a request whose peer has ended; and a shutdown must not
+        wait for such tasks.
         """
         seconds = _LEFTOVER
         if not self._draining and self.socket.fileno() >= 0:  # not reset by us
@@ -130,10 +135,10 @@ class HandedStream:
         return b""
 
     async def _linger(self) -> None:
-        """Read into nothing until the peer hung up, or had its time to read the last answer.
+        """Read and discard until the peer hangs up, or had its time to read the last answer.
 
-        Closed at once, with a body on its way that nobody wants (413), the peer would be reset
-        before it saw why.
+        A socket that is closed while an unwanted body still arrives (413) resets its peer, before
+        the peer has read the answer.
         """
         with trio.move_on_after(_LINGER):
             try:
@@ -162,7 +167,7 @@ class HandedStream:
 
 
 class HandedTLSStream(HandedStream):
-    """The same with TLS; Hypercorn takes `https` and the protocol from it."""
+    """A handed stream with TLS; Hypercorn learns the scheme and the protocol from it."""
 
     def __init__(self, sock: TLSSocket, received: bytes, idle_timeout: float) -> None:
         stream = RawStream(sock)
@@ -171,11 +176,11 @@ class HandedTLSStream(HandedStream):
         self.transport_stream = stream
 
     async def do_handshake(self) -> None:
-        """It was done at the gate."""
+        """Do nothing: `Gate.enter` did the handshake."""
         await trio.lowlevel.checkpoint()
 
     def selected_alpn_protocol(self) -> str:
-        """What the client chose; HTTP/1.1 if it did not."""
+        """The protocol that the client chose; HTTP/1.1 if it chose none."""
         return self._protocol or "http/1.1"
 
 
@@ -202,7 +207,7 @@ class Handover:
     async def serve(self, sock: socket.socket, received: bytes) -> None:
         """Serve one connection until it ends. Owns the socket from here on.
 
-        An error in it ends this connection only: it is logged with its traceback.
+        An error while serving is logged with its traceback and ends this connection only.
         """
         handed: HandedStream
         if isinstance(sock, TLSSocket):
@@ -223,7 +228,7 @@ class Handover:
             with handed.scope:
                 await server.run()
         except Exception:
-            # A request's failure, or Hypercorn's, is not the other connections' trouble.
+            # A failure of a request, or of Hypercorn, must not end other connections.
             _log.exception("an HTTP connection failed")
         finally:
             del self._streams[handed]
@@ -231,7 +236,7 @@ class Handover:
             abort_socket(handed.socket)
 
     async def drain(self) -> None:
-        """Let requests under way finish, and close connections that are idle."""
+        """Let requests under way finish, and close idle connections."""
         await self._context.terminated.set()
         for handed in self._streams:
             handed.end_if_idle()

@@ -1,7 +1,7 @@
-"""The listening sockets: TCP, Unix, or inherited from whoever started the process.
+"""The listening sockets: TCP, Unix, or inherited from the process that started this one.
 
-Owned by the server, which opens them before anything else, so that a mistake is known at once, and
-closes them first when it ends.
+Owned by the server. It opens them before anything else, so that a mistake in the settings is
+reported at once, and closes them first when it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ListenError(Exception):
-    """There is no listening there; the text is one line for whoever asked for it."""
+    """The server cannot listen where the settings say; the text is one line for the operator."""
 
 
 class Listeners:
@@ -35,35 +35,35 @@ class Listeners:
 
     @property
     def port(self) -> int:
-        """The first TCP port; 0 without one."""
+        """The first TCP port; 0 if none is open."""
         names = [one.getsockname() for one in self.sockets if one.family != socket.AF_UNIX]
         return int(names[0][1]) if names else 0
 
     def endpoints(self) -> list[Endpoint]:
-        """Where the sockets listen, really: with the ports that the system has chosen."""
+        """The addresses in use, with the ports that the system chose for port 0."""
         return [_endpoint_of(one) for one in self.sockets]
 
     def add_tcp(self, endpoint: Endpoint, backlog: int) -> None:
         """Listen on every address of a host.
 
         Raises:
-            OSError: the port is taken, or the host is not ours.
+            OSError: the port is taken, or the host is not an address of this machine.
         """
         self.sockets += open_listeners(endpoint.host, endpoint.port, backlog)
 
     def add_unix(self, path: Path, mode: int, backlog: int) -> None:
-        """Listen on a Unix socket that those whom `mode` lets write may connect to.
+        """Listen on a Unix socket with this mode: users with write permission may connect.
 
-        A socket that nobody listens on, left by a crash, is replaced.
+        A socket file left by a crash, on which no process listens, is replaced.
 
         Raises:
-            OSError: somebody listens there, or it can't be made.
+            OSError: a process listens there, or the socket cannot be created.
         """
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(os.fspath(path))
-            # Before `listen` nobody can connect, so there is no moment with another mode.
+            # Clients cannot connect before `listen`, so none ever sees another mode.
             path.chmod(mode)
             listener.listen(backlog)
             listener.setblocking(False)
@@ -77,7 +77,7 @@ class Listeners:
         """Take over a listening socket that was open when the process began.
 
         Raises:
-            OSError: it is none, or it is not local.
+            OSError: it is not a listening stream socket, or not a local one.
         """
         listener = socket.socket(fileno=descriptor)
         self.sockets.append(listener)
@@ -85,15 +85,15 @@ class Listeners:
         listener.setblocking(False)
         listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if listener.type != socket.SOCK_STREAM or not listening:
-            raise OSError("it is no listening stream socket")
+            raise OSError("it is not a listening stream socket")
         if local_only and not _endpoint_of(listener).is_local:
             raise OSError("development mode listens on loopback only")
 
     def close(self) -> None:
-        """Stop listening. Idempotent. A path that somebody else has taken since is left alone."""
+        """Stop listening. Idempotent. A path that another process has taken since is kept."""
         for listener in self.sockets:
             if listener.fileno() >= 0:
-                with contextlib.suppress(RuntimeError):  # outside Trio nobody waits for it
+                with contextlib.suppress(RuntimeError):  # outside Trio no task waits for it
                     trio.lowlevel.notify_closing(listener)
                 listener.close()
         for path, inode in self._paths:
@@ -104,10 +104,10 @@ class Listeners:
 
 
 def open_all(settings: Settings) -> Listeners:
-    """Listen where the settings say, or on what was inherited instead of host and port.
+    """Listen where the settings say; inherited sockets replace the settings' host and port.
 
     Raises:
-        ListenError: it can't; nothing stays open.
+        ListenError: one of them failed; none stays open.
     """
     listeners = Listeners()
     inherited = inherited_descriptors()
@@ -140,15 +140,15 @@ def _saying(what: str) -> Iterator[None]:
 
 
 def _reason(error: OSError) -> str:
-    """The system's words alone; Python adds its own to some."""
+    """The system's words alone, without those that Python adds to some errors."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket]:
-    """Bound, listening, non-blocking sockets for every address of `host`, all on one port.
+    """Open bound, listening, non-blocking sockets for every address of `host`, all on one port.
 
     Raises:
-        OSError: the port is taken, or the host is not ours.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
@@ -167,7 +167,7 @@ def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody answers at; leave everything else as it is."""
+    """Remove a socket file that no process answers on; leave everything else as it is."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -177,7 +177,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except OSError:
-            return  # bind will say what is wrong
+            return  # `bind` will raise the error
 
 
 def _endpoint_of(listener: socket.socket) -> Endpoint:

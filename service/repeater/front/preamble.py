@@ -1,7 +1,7 @@
-"""What a connection passes before its first request: a PROXY header, then TLS.
+"""The steps of a connection before its first request: a PROXY header, then TLS.
 
-A socket that has passed says who the client is by `getpeername`, whoever is in between; so nothing
-behind the gate need know of proxies, or of TLS.
+Afterwards the socket's `getpeername` returns the client's address, even if a proxy is in between;
+so the code behind the `Gate` need not know of proxies or of TLS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLAIN_TO_TLS: Final = Answer(400, b"This port speaks HTTPS only.\n", "text/plai
 
 
 class GateError(Exception):
-    """A connection does not pass; it may have been told why."""
+    """A connection failed in one of the steps; the client may have been told why."""
 
 
 class ProxiedSocket(socket.socket):
@@ -44,7 +44,7 @@ class ProxiedSocket(socket.socket):
 
 
 class Gate:
-    """Lives inside the door. The certificate is its owner's to reload."""
+    """Lives inside the `Door`. The owner of the certificate reloads it, not the gate."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class Gate:
         self._proxy_protocol = proxy_protocol
 
     def take(self, sock: socket.socket) -> socket.socket:
-        """Take an accepted socket over, and return the one to use; non-blocking, without delay.
+        """Take over an accepted socket; return the one to use, non-blocking and with `TCP_NODELAY`.
 
-        Unix sockets get no TLS: nobody but a proxy on this machine is at their other end.
+        Unix sockets get no TLS: only a proxy on this machine can be at their other end.
 
         Raises:
-            OSError: it is broken already.
+            OSError: the connection is broken already.
         """
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
@@ -78,20 +78,23 @@ class Gate:
         return sock
 
     def is_open(self, sock: socket.socket) -> bool:
-        """Whether this connection has nothing to pass."""
+        """Whether this connection needs neither a PROXY header nor TLS."""
         return not isinstance(sock, ssl.SSLSocket) and not self._expects_header(sock)
 
     def _expects_header(self, sock: socket.socket) -> bool:
-        """From a trusted address always, from any other never: its sender must not choose."""
+        """Whether a header must come: always from a trusted address, never from another.
+
+        The bytes received do not decide it, because their sender must not choose its own address.
+        """
         return self._proxy_protocol and self.proxies.trusts(_peer(sock))
 
     async def enter(self, sock: socket.socket) -> str:
-        """Pass the header and the handshake; the protocol that was chosen, empty without TLS.
+        """Read the header, do the handshake; return the protocol chosen, empty without TLS.
 
         The caller sets the deadline.
 
         Raises:
-            GateError: it does not pass.
+            GateError: the header or the handshake failed.
             OSError: the peer is gone.
         """
         if self._expects_header(sock):
@@ -103,18 +106,18 @@ class Gate:
         except ssl.SSLError as error:
             if error.reason == "HTTP_REQUEST":
                 _answer_plainly(sock)
-            raise GateError(f"no TLS: {error.reason}") from None
+            raise GateError(f"TLS handshake failed: {error.reason}") from None
 
     def forwarded_client(self, sock: socket.socket, headers: Headers) -> str:
-        """The client that a request's headers name, if they are believed; else empty."""
+        """The client's address in a request's headers, if its peer is trusted; else empty."""
         if not self.proxies:
             return ""
         return self.proxies.forwarded(_peer(sock), headers).address
 
     def name_client(self, sock: socket.socket, address: str) -> None:
-        """Have the socket say from here on that its client is at `address`.
+        """Make the socket's `getpeername` return `address` from here on.
 
-        For a connection that serves one request; others ask at each request of theirs.
+        For a connection that serves one request; others look at the headers of each request.
         """
         if isinstance(sock, ProxiedSocket | TLSSocket):
             sock.forwarded = (address, 0)
@@ -134,9 +137,10 @@ def _peer(sock: socket.socket) -> str:
 
 
 async def _read_proxy_header(sock: socket.socket) -> None:
-    """Take exactly the header from the socket, and note whom it names. Plain, also before TLS.
+    """Read exactly the header from the socket, and note the client that it names.
 
-    What was peeked at and holds no end is taken at once: waiting for more would spin on it.
+    The header is plain, even before TLS. Bytes that were peeked at without an end among them are
+    read at once: if they stayed, the wait for more bytes would return at once, again and again.
     """
     header = b""
     while True:
@@ -161,9 +165,9 @@ async def _read_proxy_header(sock: socket.socket) -> None:
 
 
 def _answer_plainly(sock: socket.socket) -> None:
-    """Tell a client that speaks HTTP to a TLS port."""
+    """Tell a client that sent plain HTTP to a TLS port about its mistake."""
     try:
         socket.socket.recv(sock, _RECEIVE)  # unread, it would turn the close into a reset
         socket.socket.send(sock, write_answer(_PLAIN_TO_TLS, keep_alive=False))
     except OSError:
-        return  # It is gone.
+        return  # The client is gone.

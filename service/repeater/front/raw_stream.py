@@ -1,6 +1,6 @@
-"""A non-blocking socket as the stream that Hypercorn wants, TLS or not.
+"""A non-blocking socket, TLS or not, as the stream that Hypercorn expects.
 
-`trio.SocketStream` takes the standard library's plain sockets and no subclass of them.
+`trio.SocketStream` accepts plain sockets of the standard library only, not subclasses of them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _RECEIVE: Final = 65_536
 
 
 class RawStream:
-    """What Hypercorn uses of `trio.SocketStream`. One sender and one receiver at a time."""
+    """The methods of a Trio stream that Hypercorn uses. One sender and one receiver at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As `trio.SocketStream.receive_some`, but for the rest of a TLS record."""
+        """As `trio.SocketStream.receive_some`, but a TLS record may exceed `max_bytes`."""
         await trio.lowlevel.checkpoint()
         while True:
             try:
@@ -48,7 +48,7 @@ class RawStream:
         await ready(self.socket)
 
     async def aclose(self) -> None:
-        """Close it; whoever waits for it wakes."""
+        """Close the socket; tasks that wait for it wake."""
         if self.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()

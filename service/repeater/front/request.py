@@ -1,7 +1,7 @@
-"""One request for a subscription, whatever way it came: the value that `admit` decides on.
+"""One request for a subscription, native or from an ASGI server: the value that `admit` decides on.
 
-The native path makes it of a head that was read, the ASGI entry of a scope. Rule: a header or a
-parameter is looked up here and nowhere else, so that both read the same bytes alike.
+The native path makes a `Request` from a head, the ASGI path from a scope. Rule: headers and
+parameters are looked up here and nowhere else, so that both paths read the same bytes alike.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ReadBody = Callable[[], Awaitable[bytes]]
 
 
 class Request(msgspec.Struct, eq=False):
-    """A request without its body. Lives until it is answered; nothing of it is kept longer.
+    """A request without its body. Lives until it is answered; no part of it is kept longer.
 
     The query is parsed when first asked for. Header names are in lower case.
     """
@@ -40,32 +40,32 @@ class Request(msgspec.Struct, eq=False):
     pairs: Sequence[tuple[bytes, bytes]]
     """The headers in their order."""
     headers: Mapping[bytes, bytes]
-    """The headers by name; of a repeated one the last counts."""
+    """The headers by name; of a repeated header the last value counts."""
     peer: str | socket.socket = ""
-    """An address, or the socket to ask for it."""
+    """An address, or the socket that knows it."""
     subprotocol: str | None = None
-    """The one that a WebSocket's handshake chose."""
+    """The subprotocol that a WebSocket's handshake chose."""
     _query: Query | None = None
 
     @property
     def address(self) -> str:
-        """Where the request comes from: an IP address, `unix`, or empty if that is not known."""
+        """The client's IP address; `unix` for a Unix socket, empty if it is not known."""
         return self.peer if isinstance(self.peer, str) else client_address(self.peer)
 
     @property
     def query(self) -> Query:
-        """The parameters of the address, each with its values."""
+        """The parameters of the URL, each with its values."""
         if self._query is None:
             self._query = parse_qs(self.query_string.decode("latin-1"))
         return self._query
 
     def parameter(self, name: str) -> str:
-        """A parameter's first value; empty for none."""
+        """A parameter's first value; empty if the parameter is missing."""
         values = self.query.get(name)
         return values[0] if values else ""
 
     def header(self, name: bytes) -> str | None:
-        """The header with this lower-case name as text; None without one."""
+        """The header with this lower-case name as text; None if it is missing."""
         value = self.headers.get(name)
         return None if value is None else _text_of(value)
 
@@ -75,21 +75,21 @@ class Request(msgspec.Struct, eq=False):
             yield name.decode("latin-1"), value.decode("latin-1")
 
     def origin_and_host(self) -> tuple[str | None, str | None]:
-        """What the origin rule compares. A repeated one of the two is nobody's own page.
+        """The `Origin` and `Host` headers, which the origin rule compares; None for a missing one.
 
-        Which of two values counts is guesswork, and a guess decides whether a foreign page may
-        connect: so a doubled header is an origin that no glob but `*` allows.
+        If either is repeated, the origin is empty, and only the glob `*` allows it: a guess which
+        of two values counts must not decide whether a foreign page may connect.
         """
         if len(self.headers) != len(self.pairs):
             names = [name for name, _ in self.pairs]
             if names.count(b"origin") > 1 or names.count(b"host") > 1:
                 return "", None
         if b"origin" not in self.headers:
-            return None, None  # as most requests, and then the host is not asked for
+            return None, None  # like most requests; the host is not needed then
         return self.header(b"origin"), self.header(b"host")
 
     def credentials(self) -> str:
-        """The connection token among the headers, `Bearer` or a cookie; empty for none."""
+        """The connection token in the headers, `Bearer` or a cookie; empty if it is missing."""
         if b"authorization" not in self.headers and b"cookie" not in self.headers:
             return ""
         authorization = self.header(b"authorization")
@@ -113,20 +113,20 @@ class Request(msgspec.Struct, eq=False):
 
     @property
     def length(self) -> int:
-        """The body's length in bytes as announced; 0 where nothing is."""
+        """The body's announced length in bytes; 0 if it is missing or malformed."""
         text = self.headers.get(b"content-length", b"")
         return int(text) if text.isdigit() and len(text) <= _LENGTH_DIGITS else 0
 
 
 def request_of_head(head: Head, peer: str | socket.socket) -> Request:
-    """A native request. Its path is as it came, since no path of ours needs an escape."""
+    """Make a native request. Its path stays as received, since no path of ours needs an escape."""
     path, _, query = head.target.partition(b"?")
     method = head.method.decode()
     return Request(method, path.decode("latin-1"), query, head.headers, head.by_name, peer)
 
 
 def request_of_scope(scope: Any) -> Request:
-    """A request of an ASGI server; a WebSocket's method is GET."""
+    """Make a request from an ASGI scope; a WebSocket's method is GET."""
     pairs = [(name.lower(), value) for name, value in scope["headers"]]
     client = scope.get("client")
     peer = str(client[0]) if client else ""
@@ -137,10 +137,10 @@ def request_of_scope(scope: Any) -> Request:
 
 
 def is_plain(head: Head) -> bool:
-    """Whether the native path may judge a request for a stream.
+    """Whether the native path may serve this request for a stream.
 
-    It may not where the syntax is bad, a header is repeated, `Host` is missing, or the body is not
-    delimited by its length alone: such a request is for the server that knows all of HTTP.
+    It may not if the syntax is bad, a header is repeated, `Host` is missing, or the body is not
+    delimited by its length alone: such a request goes to Hypercorn, which knows all of HTTP.
     """
     if not head.sound or head.upgrades or head.repeats or b"host" not in head.by_name:
         return False
@@ -148,7 +148,7 @@ def is_plain(head: Head) -> bool:
 
 
 def client_address(sock: socket.socket) -> str:
-    """Where a connection comes from; `unix` for a Unix socket, empty for a peer that is gone."""
+    """The client's address; `unix` for a Unix socket, empty if the peer is gone."""
     try:
         name = sock.getpeername()
     except OSError:
@@ -157,7 +157,7 @@ def client_address(sock: socket.socket) -> str:
 
 
 def _text_of(value: bytes) -> str:
-    """UTF-8 where it can be, since that is how a browser sends `Last-Event-ID`."""
+    """Decode a header's value as UTF-8, as browsers send `Last-Event-ID`, else as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""The HTTP around a stream: which pages may ask, what they are told, and the headers of the answer.
+"""The HTTP around a stream: the check of the page that asks, and the headers of the answer.
 
-The same natively and behind an ASGI server, and for `/emulation`. Also the clock of the `date`
-header, which the native writer of answers is given.
+The same for the native path, behind an ASGI server, and for `/emulation`. Also the clock of the
+`date` header, for the native writer of answers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from repeater.front.routes import Route
 
 OCTETS: Final = "application/octet-stream"
-"""The media type of the binary protocol, which is not spoken here."""
+"""The media type of the binary protocol, which the HTTP transports do not speak."""
 
 # A length-prefixed protobuf push of disconnect 3506, which stops an SDK for good (section 16).
 PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropriate protocol"
 
 _PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
 _RETRY: Final = (1_000, 3_000)
-"""Milliseconds before a browser comes back, drawn for each, so that they do not come at once."""
+"""Milliseconds before a browser reconnects: random, so that browsers do not return all at once."""
 
 _date = (0, "")
 
@@ -44,7 +44,7 @@ def http_date() -> str:
 
 
 def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]) -> Answer | None:
-    """What is answered on every path of HTTP: foreign origins, preflights, other methods."""
+    """Return the answer to a foreign origin, a preflight or another method; None for the rest."""
     if not origin_allowed(*request.origin_and_host(), origins):
         return answer_status(HTTPStatus.FORBIDDEN)
     cors = cors_headers(request)
@@ -64,7 +64,7 @@ def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]
 
 
 def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
-    """What lets the page that asks, which is an allowed one, read the answer."""
+    """The headers that let the requesting page, whose origin was allowed, read the answer."""
     origin = request.header(b"origin")
     if origin is None:
         return ()
@@ -76,7 +76,7 @@ def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
 
 
 def stream_headers(route: Route, request: Request) -> Headers:
-    """How a stream is answered: no cache may keep it, and no proxy may gather it (section 14.1)."""
+    """A stream's headers: no cache may keep it, and no proxy may buffer it (section 14.1)."""
     return (
         *cors_headers(request),
         ("Content-Type", route.media_type),
@@ -87,5 +87,5 @@ def stream_headers(route: Route, request: Request) -> Headers:
 
 
 def opening_bytes(route: Route) -> bytes:
-    """What a stream says before its client is anybody: for an `EventSource` its pause, too."""
+    """A stream's first bytes; those of a plain one are its `EventSource`'s reconnection pause."""
     return retry(randint(*_RETRY)) if route.kind == "plain" else route.opening

@@ -1,9 +1,9 @@
 """The native REST path: plain API calls on kept-alive connections, without ASGI in between.
 
 It serves the common case only: an authorised `POST` to a known method, its body delimited by a
-length (a stream's may be chunked). At the first request that is anything else,
-`serve` returns with the bytes that it has not consumed, and the caller hands them over; so all odd
-cases have one implementation. One task a connection, its own.
+length (a stream's may be chunked). At the first other request, `serve` returns the bytes that it
+has not consumed, and the caller hands them over; so all unusual cases have one implementation.
+Each connection has one task.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TRANSPORT_MODE: Final = TRANSPORT_MODE.encode()
 
 
 class RestOptions(msgspec.Struct, frozen=True):
-    """What a request may be. Sizes are bytes, times seconds; a stream's line is a body, too."""
+    """Limits of a request, in bytes and seconds; a stream's line counts as a body."""
 
     body_limit: int
     head_limit: int
@@ -66,7 +66,7 @@ class _EndedError(Exception):
 
 
 class Rest:
-    """Serves API calls on raw connections. Lives inside the door; ended by `drain`."""
+    """Serves API calls on raw connections. Lives inside the `Door`; ended by `drain`."""
 
     def __init__(self, node: Node, key: ApiKey, options: RestOptions) -> None:
         self.node = node
@@ -82,9 +82,9 @@ class Rest:
         return RestStatistics(len(self._connections), self.requests, self._handed_over)
 
     async def serve(self, sock: socket.socket, received: bytes) -> bytes:
-        """Serve one connection's plain calls; the bytes to hand over, or none if it is over.
+        """Serve one connection's plain calls; return the bytes to hand over, or `b""` at its end.
 
-        The caller owns the socket and closes it. An error in a call is answered 500, logged
+        The caller owns the socket and closes it. An error in a call is answered with 500, logged
         with its traceback, and ends this connection only.
         """
         if not PREFIX.startswith(received[: len(PREFIX)]):
@@ -104,7 +104,7 @@ class Rest:
         return rest
 
     def drain(self) -> None:
-        """End what is idle at once, streams that wait for more included; let calls finish."""
+        """End idle connections and streams that wait for bytes at once; let calls finish."""
         self.draining = True
         for connection in self._connections:
             connection.end_if_idle()
@@ -122,12 +122,12 @@ class _Connection:
         self._waiting: trio.CancelScope | None = None
 
     def end_if_idle(self) -> None:
-        """End it if it waits for a request, or for more of a stream."""
+        """End the connection if it waits for a request, or for more bytes of a stream."""
         if self._waiting is not None:
             self._waiting.cancel()
 
     async def serve(self) -> bytes:
-        """Serve requests until one is not plain, and return its bytes; none at the end."""
+        """Serve requests until one is not plain, and return its bytes; `b""` at the end."""
         while True:
             head = await self._next_head()
             if head is None:
@@ -142,7 +142,7 @@ class _Connection:
                 return b""
 
     async def _next_head(self) -> CallHead | None:
-        """The next request's head, consumed; None, and nothing consumed, if it is not plain."""
+        """Consume and return the next head; None, consuming nothing, if it is not plain."""
         deadline = trio.current_time() + _IDLE_TIMEOUT
         begun = False
         while (end := self._received.find(HEAD_END)) < 0:
@@ -172,7 +172,7 @@ class _Connection:
         return self._rest.key.admits(head.api_key, head.authorization, head.query)
 
     async def _serve_call(self, head: CallHead, name: str) -> bool:
-        """One call; whether the connection goes on."""
+        """Serve one call; return whether the connection goes on."""
         assert head.length is not None
         if head.length > self._rest.options.body_limit:
             await self._send(TOO_LARGE, keep_alive=False)
@@ -187,13 +187,13 @@ class _Connection:
         try:
             answer = await call(self._node, name, body, transport_mode=transport_mode)
         except Exception:
-            # A bug in one method is not the other connections' trouble.
+            # A bug in one method must not end other connections.
             _log.exception("a call failed", method=name)
             answer, keep_alive = FAILED, False
         return await self._send(answer, keep_alive=keep_alive)
 
     async def _body(self, length: int) -> bytes | None:
-        """The body, consumed; None if it did not come in time."""
+        """Consume and return the body; None if it did not come in time."""
         if len(self._received) < length:
             parts, missing = [self._received], length - len(self._received)
             self._received = b""
@@ -209,7 +209,7 @@ class _Connection:
         return body
 
     async def _serve_stream(self, head: CallHead) -> bool:
-        """One stream; whether the connection goes on, which it does after a whole body only."""
+        """Serve one stream; return whether the connection goes on: only after a whole body."""
         stream = EventStream(self._node, self._rest.options.body_limit)
         status = await self._feed(stream, head.length)
         if status == 200 and not stream.stopped:
@@ -221,7 +221,7 @@ class _Connection:
         return going_on
 
     async def _feed(self, stream: EventStream, length: int | None) -> int:
-        """Feed the body to the stream; the status that its end deserves."""
+        """Feed the body to the stream; return the status of its answer."""
         chunked = ChunkedReader() if length is None else None
         missing = length or 0
         data, self._received = self._received, b""
@@ -247,7 +247,7 @@ class _Connection:
             data = part
 
     async def _receive(self, deadline: float, *, idle: bool = False) -> bytes:
-        """What the socket has, as soon as it has something.
+        """Wait until the socket has bytes, and return them.
 
         Raises:
             _EndedError: the peer hung up, or nothing came in time.
@@ -258,7 +258,7 @@ class _Connection:
         return data
 
     async def _receive_or_none(self, deadline: float, *, idle: bool = False) -> bytes | None:
-        """As `_receive`; None where nothing came in time, or at shutdown if `idle`."""
+        """As `_receive`, but return None if nothing came in time, or at shutdown if `idle`."""
         await self._budget.give_way()
         while True:
             try:
@@ -283,7 +283,7 @@ class _Connection:
         return not scope.cancelled_caught
 
     async def _send(self, answer: Answer, *, keep_alive: bool) -> bool:
-        """Send one answer; whether the connection goes on."""
+        """Send one answer; return whether the connection goes on."""
         keep_alive = keep_alive and not self._rest.draining
         await self._send_all(write_answer(answer, keep_alive=keep_alive, date=http_date()))
         if not keep_alive:
@@ -291,10 +291,10 @@ class _Connection:
         return keep_alive
 
     async def _send_all(self, data: bytes) -> None:
-        """Write; a peer that takes nothing for the write timeout is reset.
+        """Write; reset a peer that takes no bytes for the write timeout.
 
         Raises:
-            _EndedError: it was.
+            _EndedError: the peer was reset.
         """
         while True:
             try:
@@ -312,8 +312,11 @@ class _Connection:
                 raise _EndedError
 
     async def _linger(self) -> None:
-        """Read into nothing until the peer hung up: closing at once would reset it, answer and
-        all, while it still sends. It gets the close timeout for that."""
+        """Read and discard until the peer hangs up, at most for the close timeout.
+
+        If the socket were closed at once, a peer that still sends would be reset, and might lose
+        the answer.
+        """
         with trio.move_on_after(self._node.options.close_timeout):
             while True:
                 await trio.lowlevel.wait_readable(self._socket)

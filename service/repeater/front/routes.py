@@ -1,4 +1,4 @@
-"""The addresses that subscribers connect to: each with its conversation and its codecs."""
+"""The paths that subscribers connect to, each with its kind of conversation and its codecs."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _JSON: Final = "application/json; charset=utf-8"
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One address for subscribers."""
+    """One path for subscribers."""
 
     name: str
-    """The transport's, for metrics and logs."""
+    """The transport's name, for metrics and logs."""
     kind: Kind
     codec: Codec
-    """What the native transport writes."""
+    """For the native transport."""
     asgi_codec: Codec
-    """What is given to an ASGI server, which makes the frames of a WebSocket itself."""
+    """For an ASGI server, which makes the frames of a WebSocket itself."""
     methods: tuple[str, ...] = ("GET",)
     media_type: str = ""
-    """A stream's; empty for a WebSocket."""
+    """A stream's content type; empty for a WebSocket."""
     opening: bytes = b""
-    """Sent at once, so that whoever waits for the first byte sees the stream open."""
+    """Sent at once, so that a client that waits for the first byte sees the stream open."""
 
 
 def _stream(

@@ -1,7 +1,7 @@
 """Subscriptions on raw sockets: an admitted request becomes a client of a native transport.
 
-Whatever is not plain HTTP beyond doubt is handed over to the server that knows all of HTTP, with
-every byte that was read.
+A request that is not certainly plain HTTP is handed over to Hypercorn, which knows all of HTTP,
+with every byte that was read.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _BODILESS: Final = ("GET", "OPTIONS")
 
 
 class Subscriptions:
-    """Serves subscribers natively. Lives inside the door, and keeps nothing of anybody."""
+    """Serves subscribers natively. Lives inside the `Door`; keeps no state of its clients."""
 
     def __init__(
         self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate
     ) -> None:
-        """Take `settings` for what they are at each connection."""
+        """Keep `settings`, a function; each connection calls it for the settings then in force."""
         self._node = node
         self._handover = handover
         self._settings = settings
@@ -48,9 +48,10 @@ class Subscriptions:
     async def serve_websocket(
         self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
     ) -> None:
-        """Answer the handshake, and serve the client that it makes until it leaves.
+        """Answer the handshake, and serve its client until the client leaves.
 
-        The caller owns the socket. `received` came behind the head; `scope` surrounds the call.
+        The caller owns the socket. `received` are the bytes after the head; `scope` surrounds the
+        call.
         """
         handshake = answer_handshake(head)
         if not handshake.accepted:
@@ -72,7 +73,7 @@ class Subscriptions:
             client.outbox.send(handshake.answer)
             session = begin(self._node, client, opening)
             first = opening.first
-            # This frame lives as long as its client: nothing of the request may stay in it.
+            # This frame lives as long as its client: no part of the request may stay in it.
             del request, forwarded, handshake, opening, route, transport
             await websocket.serve(self._node, client, sock, session, received, first)
 
@@ -81,8 +82,8 @@ class Subscriptions:
     ) -> None:
         """Serve a stream until its client leaves, or hand its connection over.
 
-        As `serve_websocket`. The deadline of `scope`, the head's, holds for the request's body,
-        too, and is lifted behind it.
+        The arguments are those of `serve_websocket`. The deadline of `scope`, set for the head,
+        also holds for the request's body, and is lifted after that.
         """
         if not is_plain(head):
             _lift_deadline(scope)
@@ -104,9 +105,9 @@ class Subscriptions:
                 await http_stream.serve(self._node, sock, scope, opening, codec, answer)
                 return
         if opening.counted or (request.method in _BODILESS and not body.announced):
-            # After a preflight the browser would send what it asked for on the same connection,
-            # which would be the ASGI server's from then on; and what was counted is not asked
-            # again.
+            # Answered here, and the connection ends. Handed over instead, a preflight would take
+            # the request that follows it to the ASGI server; and a counted refusal would be
+            # counted twice.
             send_last(sock, _last_answer(opening))
         else:
             await self._handover.serve(sock, head.raw + body.received)
@@ -139,12 +140,12 @@ class _Body:
         self._socket = sock
         self._length = length
         self.received = received
-        """What came behind the head so far."""
+        """The bytes after the head so far."""
         self.announced = bool(length or received)
-        """Whether there is a body, or anything else behind the head."""
+        """Whether there is a body, or other bytes after the head."""
 
     async def read(self) -> bytes:
-        """Wait for the whole of it. The caller sets the deadline.
+        """Wait for the whole body. The caller sets the deadline.
 
         Raises:
             OSError: the peer hung up.

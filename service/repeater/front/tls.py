@@ -1,8 +1,8 @@
-"""TLS on non-blocking sockets: the standard library's, with the manners of a plain socket.
+"""TLS on non-blocking sockets: the standard library's TLS, used like a plain socket.
 
-A `TLSSocket` reads, writes and would block like any other, so every native way in works on it as
-it is, direct write included. Rule: whatever was decrypted leaves with the `recv` that decrypted
-it; nothing stays where `wait_readable`, which asks the kernel, can't see it.
+A `TLSSocket` reads, writes and raises `BlockingIOError` like a plain socket, so every native path
+works on it without a change, direct writes included. Rule: `recv` returns all the bytes that it
+decrypted. None may stay behind, because `wait_readable` asks the kernel and cannot see them.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _RECORD: Final = 16_384  # the most that one TLS record holds (RFC 8446, section
 
 
 class TLSError(Exception):
-    """The certificate or its key is of no use; the text is one line for whoever configured it."""
+    """The certificate or its key is unusable; the text is one line for the operator."""
 
 
 class TLSSocket(ssl.SSLSocket):
-    """The server's end of a connection. Made by `Certificate.wrap`; owned as the plain one was."""
+    """The server's end of a connection. Made by `Certificate.wrap`; the plain socket's owner owns it."""
 
     client: tuple[str, int] | None = None
-    """Whom a PROXY header named; None for the peer itself."""
+    """The client named by a PROXY header; None if the peer itself is the client."""
     forwarded: tuple[str, int] | None = None
-    """Whom the headers of the connection's only request named."""
+    """The client named by the headers of the connection's only request."""
 
     def getpeername(self) -> object:
         """The client's address and port; the port is 0 where it is not known."""
         return self.forwarded or self.client or super().getpeername()
 
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
-        """What has arrived; a whole record, even where that is more than asked for.
+        """Return what has arrived: a whole record, even if that is more than `buflen`.
 
         Raises:
-            BlockingIOError: nothing yet.
+            BlockingIOError: nothing has arrived yet.
         """
         try:
             return super().recv(max(buflen, _RECORD), flags)
@@ -50,11 +50,11 @@ class TLSSocket(ssl.SSLSocket):
             raise BlockingIOError from None
 
     def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
-        """Encrypt and write what the kernel takes; how much of `data` that was.
+        """Encrypt and write what the kernel takes; return how many bytes of `data` that was.
 
         Raises:
-            BlockingIOError: nothing was taken. OpenSSL keeps a record of it, so the next call
-                must begin with the same bytes, as a backlog does.
+            BlockingIOError: nothing was taken. OpenSSL keeps a record of `data`, so the next call
+                must begin with the same bytes; a client's backlog does.
         """
         if not data:
             return 0
@@ -65,20 +65,20 @@ class TLSSocket(ssl.SSLSocket):
 
     def shutdown(self, how: int) -> None:
         """Say that nothing more will come (`close_notify`), and end our side of the socket."""
-        # It would also wait for the peer's, which is not there yet; or there is no session.
+        # `unwrap` raises: the peer's own close_notify has not come yet, or the session never began.
         with contextlib.suppress(OSError, ValueError):
             self.unwrap()
         super().shutdown(how)
 
 
 class Certificate:
-    """The certificate in force. Lives inside the server; connections keep the one they met."""
+    """The certificate in force. Lives inside the server; a reload leaves open connections alone."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Load it.
+        """Load the certificate and its key.
 
         Raises:
-            TLSError: a file can't be read, or the two do not fit.
+            TLSError: a file cannot be read, or the two do not match.
         """
         self._files = certificate, key
         self._context = _load_context(certificate, key)
@@ -87,7 +87,7 @@ class Certificate:
         """Read the files again, for the connections to come.
 
         Raises:
-            TLSError: they are of no use, and the old certificate stays.
+            TLSError: they are unusable, and the old certificate stays.
         """
         self._context = _load_context(*self._files)
 
@@ -95,7 +95,7 @@ class Certificate:
         """Take over an accepted socket. The handshake is yet to come.
 
         Raises:
-            OSError: it is broken, and closed.
+            OSError: the connection is broken, and the socket is closed.
         """
         wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         assert isinstance(wrapped, TLSSocket)
@@ -106,34 +106,35 @@ def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
     for file in (certificate, key):
         try:
             with file.open("rb"):
-                pass  # OpenSSL would not say which of the two it was
+                pass  # OpenSSL would not say which of the two failed
         except OSError as error:
             raise TLSError(f"{file}: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslsocket_class = TLSSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # HTTP/2 forbids them (RFC 9113, section 9.2.1), and a write that must read could spin.
+    # HTTP/2 forbids both (RFC 9113, section 9.2.1). And with renegotiation a write may have to
+    # wait for a read, while our writers wait for a writable socket: they could spin.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(_PROTOCOLS)
     try:
         # Without a password OpenSSL would ask for one at the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
     except ssl.SSLError as error:
-        reason = (error.reason or "no PEM").lower().replace("_", " ")
+        reason = (error.reason or "not PEM").lower().replace("_", " ")
         raise TLSError(
-            f"{certificate} and {key} are no certificate with its key: {reason}"
+            f"{certificate} and {key} are not a certificate and its key: {reason}"
         ) from None
     return context
 
 
 async def shake_hands(sock: TLSSocket) -> str:
-    """The handshake; the protocol that the peer chose. The caller sets the deadline.
+    """Do the handshake; return the protocol agreed on. The caller sets the deadline.
 
     Raises:
-        ssl.SSLError: it failed.
+        ssl.SSLError: the handshake failed.
         OSError: the peer is gone.
     """
-    socket.socket.getpeername(sock)  # a peer that was gone at once never got a session
+    socket.socket.getpeername(sock)  # raises if the peer was gone at once, before a session
     while True:
         try:
             sock.do_handshake()

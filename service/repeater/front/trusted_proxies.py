@@ -1,7 +1,8 @@
-"""Whom the proxies in front speak for. Only trusted ones are believed, and only in one header.
+"""The client's address in a proxy's headers. Only trusted proxies are believed, in one header only.
 
-A list of addresses is read from its end, where the nearest proxy wrote: the first one that is no
-trusted proxy's is the client's. What is left of it anybody may have sent.
+A list of addresses is read from its end, where the nearest proxy wrote: the first address of no
+trusted proxy is the client's. For example, with 10.0.0.9 trusted, the client in `6.6.6.6, 1.2.3.4,
+10.0.0.9` is 1.2.3.4. The addresses to the left of it may be forged: any client can send them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
 
 UNIX: Final = "unix"
-"""Stands for whoever comes by a Unix socket, in the list of trusted proxies and as an address."""
+"""Stands for the peer of a Unix socket, in the list of trusted proxies and as an address."""
 
 ForwardedHeader = Literal["x-forwarded", "forwarded"]
 Headers = Iterable[tuple[str, str]]
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """What a request's headers say of its client; empty for what they do not say."""
+    """A client's address and scheme by a request's headers; empty if they do not say."""
 
     address: str = ""
     scheme: str = ""
@@ -33,13 +34,13 @@ NOTHING: Final = Forwarded()
 
 
 class TrustedProxies:
-    """The networks that are believed. Frozen; pure."""
+    """The networks of the trusted proxies. Frozen; pure."""
 
     def __init__(self, networks: Iterable[str], header: ForwardedHeader = "x-forwarded") -> None:
-        """Take the networks, and `unix`.
+        """Take the networks, one of which may be `unix`.
 
         Raises:
-            ValueError: one of them is none.
+            ValueError: an entry is not a network.
         """
         names = set(networks)
         self._unix = UNIX in names
@@ -60,7 +61,7 @@ class TrustedProxies:
         return any(parsed in network for network in self._networks)
 
     def forwarded(self, peer: str, headers: Headers) -> Forwarded:
-        """What the request of this peer says of its client; nothing if the peer is not trusted."""
+        """The client by the headers of this peer's request; `NOTHING` from an untrusted peer."""
         if not self.trusts(peer):
             return NOTHING
         written = list(headers)
@@ -72,7 +73,7 @@ class TrustedProxies:
         return Forwarded((addresses and found) or "", _scheme(schemes[-1] if schemes else ""))
 
     def _of_forwarded(self, values: Sequence[str]) -> Forwarded:
-        """The header of RFC 7239."""
+        """Read the `Forwarded` header of RFC 7239."""
         elements = [dict(_pairs(one)) for one in _items(values)]
         if not elements:
             return NOTHING
@@ -80,7 +81,7 @@ class TrustedProxies:
         return Forwarded(found, _scheme(elements[-1].get("proto", "")))
 
     def _nearest(self, addresses: Sequence[str]) -> str:
-        """The last one that is not trusted; what is no address ends the search."""
+        """The last address that is not trusted; an entry that is not an address ends the search."""
         nearest = ""
         for address in reversed(addresses):
             if not address:
@@ -96,7 +97,7 @@ def _values(headers: Sequence[tuple[str, str]], name: str) -> list[str]:
 
 
 def _items(values: Iterable[str]) -> list[str]:
-    """The items of a list header, also where it is repeated. Addresses hold no commas."""
+    """The items of a list header, even if it is repeated. Addresses contain no commas."""
     return [item.strip() for value in values for item in value.split(",") if item.strip()]
 
 
@@ -119,7 +120,7 @@ def _address(text: str) -> str:
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """An IPv4 address as such, also where a socket for both wrote it as IPv6."""
+    """The address; an IPv4 address that a dual-stack socket wrote as IPv6 becomes IPv4 again."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
@@ -132,12 +133,12 @@ def _scheme(text: str) -> str:
 class ForwardedApp:
     """The application as one connection sees it. Lives as long as the connection.
 
-    Hypercorn's own (`ProxyFixMiddleware`) believes whoever sends the headers; this one asks who
-    it was.
+    Hypercorn's own `ProxyFixMiddleware` believes the headers of every peer; this class believes
+    those of trusted peers only.
     """
 
     def __init__(self, app: AppWrapper, peer: tuple[str, int], proxies: TrustedProxies) -> None:
-        """Take what the connection itself says of its client; its requests may know more."""
+        """Take the connection's peer; the headers of a request may name another client."""
         self._app = app
         self._peer = peer
         self._proxies = proxies
@@ -150,7 +151,7 @@ class ForwardedApp:
         sync_spawn: Callable[..., Any],
         call_soon: Callable[..., Any],
     ) -> None:
-        """One request, with the address and scheme of its client."""
+        """Serve one request, with the address and scheme of its client."""
         if scope["type"] != "lifespan":
             self._correct(scope)  # type: ignore[arg-type]
         await self._app(scope, receive, send, sync_spawn, call_soon)
