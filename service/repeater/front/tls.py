@@ -27,7 +27,7 @@ class TLSError(Exception):
 
 
 class TLSSocket(ssl.SSLSocket):
-    """The server's end of a connection. Made by `Certificate.wrap`; the plain socket's owner owns it."""
+    """The server's end of a connection. Made by `Certificate.wrap` for the plain one's owner."""
 
     client: tuple[str, int] | None = None
     """The client named by a PROXY header; None if the peer itself is the client."""

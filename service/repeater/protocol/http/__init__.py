@@ -1,1 +1,1 @@
-"""HTTP/1.1: request heads, chunked bodies, and the header that a proxy puts in front."""
+"""HTTP/1.1: request heads, chunked bodies, answers, and the header of the PROXY protocol."""

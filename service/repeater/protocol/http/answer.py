@@ -1,7 +1,7 @@
-"""HTTP/1.1 answers as bytes: the one writer of what is answered natively.
+"""HTTP/1.1 answers as bytes: the one writer of the native paths' answers.
 
-An answer with a body of known length is `write_answer`; a response that ends with its connection
-has its head from `write_head`.
+`write_answer` writes an answer whose body has a known length; `write_head` writes the head of a
+response that ends with its connection.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 Headers = Iterable[tuple[str, str]]
 
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
-_NO_CONTENT: Final = 204  # whose answer has no length (RFC 9110, section 8.6)
+_NO_CONTENT: Final = 204  # its answer has no Content-Length (RFC 9110, section 8.6)
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One HTTP answer. `headers` come on top of content type and length."""
+    """One HTTP answer. `headers` are sent in addition to content type and length."""
 
     status: int
     body: bytes = b""
@@ -28,7 +28,7 @@ class Answer(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
 
     def header_lines(self) -> list[tuple[str, str]]:
-        """All headers that describe this answer, whoever writes it. Names are in lower case."""
+        """All headers of this answer, for any writer. Names are in lower case."""
         lines = [("content-type", self.content_type)] if self.content_type else []
         if self.status != _NO_CONTENT:
             lines.append(("content-length", str(len(self.body))))
@@ -37,17 +37,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answer_status(status: HTTPStatus, headers: Headers = (), text: str = "") -> Answer:
-    """A status with a line of text as the body, its own phrase if there is none."""
+    """Make an answer with a line of text as the body; without `text`, the status's phrase."""
     body = f"{text or status.phrase}\n".encode()
     return Answer(int(status), body, "text/plain; charset=utf-8", tuple(headers))
 
 
 def write_answer(answer: Answer, *, keep_alive: bool, date: str = "") -> bytes:
-    """Status line, headers and body; without `keep_alive` it says that the connection ends.
+    """Return status line, headers and body; without `keep_alive` add `connection: close`.
 
-    `date` is the time for the header of that name, left out where it is empty.
+    `date` is the value of the header of that name; if it is empty, the header is left out.
     """
-    # Written out, since every call of the API passes here: the same lines as `header_lines`.
+    # The lines of `header_lines`, written out for speed: every call of the API passes here.
     text = f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}\r\n"
     if answer.content_type:
         text += f"content-type: {answer.content_type}\r\n"
@@ -62,6 +62,6 @@ def write_answer(answer: Answer, *, keep_alive: bool, date: str = "") -> bytes:
 
 
 def write_head(status: int, headers: Headers) -> bytes:
-    """Status line and headers, up to and including the empty line."""
+    """Return status line and headers, up to and including the empty line."""
     lines = [f"{name}: {value}\r\n" for name, value in headers]
     return f"HTTP/1.1 {status} {_PHRASES[status]}\r\n{''.join(lines)}\r\n".encode("latin-1")

@@ -1,4 +1,4 @@
-"""Chunked request bodies of HTTP/1.1, taken apart by llhttp (`httptools`) in its strict mode."""
+"""Chunked request bodies of HTTP/1.1, decoded by llhttp (`httptools`) in its strict mode."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import httptools
 from repeater.protocol.http.head import HEAD_END
 
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-_SILENT_LIMIT: Final = 16_384  # bytes of a chunked body without a byte of content: trailers
+_SILENT_LIMIT: Final = 16_384  # bytes in a row without a byte of content, such as trailers
 
 
 class ChunkedReader:
-    """Takes a chunked body apart (RFC 9112, section 7.1). Lives inside one request.
+    """Decodes a chunked body (RFC 9112, section 7.1). Lives inside one request.
 
-    The parser would go on into the next request and not say where that began. So it is fed up
-    to each empty line and no further, since a chunked body ends with one.
+    The parser would go on into the next request without saying where that request began. So it is
+    fed up to each empty line and no further, since a chunked body ends with an empty line.
     """
 
     def __init__(self) -> None:
         self._content: list[bytes] = []
-        self._last = b""  # up to three bytes of an empty line that may be under way
+        self._last = b""  # up to three bytes, perhaps the beginning of an empty line
         self._silent = 0
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_CHUNKED_HEAD)
         self.complete = False
         """Whether the body ended."""
         self.broken = False
-        """Whether it is no chunked body; what follows can't be understood either."""
+        """Whether the framing is invalid; the bytes that follow cannot be parsed either."""
         self.rest = b""
-        """What followed the end."""
+        """The bytes after the body's end."""
 
     def on_body(self, content: bytes) -> None:
         """Called by the parser."""
@@ -41,9 +41,9 @@ class ChunkedReader:
         self.complete = True
 
     def feed(self, data: bytes) -> bytes:
-        """Take received bytes; returns the content among them, then look at `broken`.
+        """Take received bytes and return the content among them; the caller then checks `broken`.
 
-        Bad framing breaks a body, and so do trailers and extensions beyond all measure.
+        Bad framing breaks a body; so do trailers and extensions of more than 16 KiB.
         """
         text = self._last + data
         start = len(self._last)

@@ -1,8 +1,8 @@
-"""Request heads by llhttp (`httptools`), in its strict mode: what they say, not what it means.
+"""Request heads, parsed by llhttp (`httptools`) in its strict mode, and not interpreted.
 
 The one reader of heads: subscriptions, API calls and WebSocket handshakes all start from the same
-`Head`. Each way in decides for itself which heads are plain enough for it; any other goes to the
-server that knows all of HTTP.
+`Head`. Each native path decides for itself which heads are plain enough for it; any other head
+goes to Hypercorn, which knows all of HTTP.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import msgspec
 
 HEAD_END: Final = b"\r\n\r\n"
 
-# Headers of which a second one would change the meaning of an API call.
+# Headers that, if repeated, would change the meaning of an API call.
 _USED: Final = frozenset({
     b"host", b"content-length", b"transfer-encoding", b"connection",
     b"x-api-key", b"authorization", b"x-centrifugo-error-mode",
 })  # fmt: skip
 _NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings")
-_REMEMBERED: Final = 64  # heads; each is within the limit of a head, 16 KiB by default
+_REMEMBERED: Final = 64  # heads; each has at most the size of `head_limit`, 16 KiB by default
 
 
 class Head:
-    """A request head as it came: target and headers in their order. The parser fills it.
+    """A request head as received: target and headers in their order. The parser fills it.
 
-    Header names are in lower case. `sound` is False for bad syntax; then the parts before the
-    mistake are there, and nothing may be concluded from them but where the request belongs.
+    Header names are in lower case. `sound` is False for bad syntax. The parts before the mistake
+    are there nevertheless, but may be used only to choose the server for the request.
     """
 
     __slots__ = ("_by_name", "headers", "method", "raw", "sound", "target", "upgrades", "version")
@@ -41,11 +41,11 @@ class Head:
         self.headers: list[tuple[bytes, bytes]] = []
         self.sound = True
         self.upgrades = False
-        """Whether it asks for another protocol."""
+        """Whether the request asks for another protocol."""
         self._by_name: dict[bytes, bytes] | None = None
 
     def on_url(self, url: bytes) -> None:
-        """Called by the parser, once for each piece of the target that it was fed."""
+        """Called by the parser, once for each piece of the target."""
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -54,19 +54,19 @@ class Head:
 
     @property
     def by_name(self) -> dict[bytes, bytes]:
-        """The headers by lower-case name; of a repeated one the last counts."""
+        """The headers by lower-case name; of a repeated header the last value counts."""
         if self._by_name is None:
             self._by_name = dict(self.headers)
         return self._by_name
 
     @property
     def repeats(self) -> bool:
-        """Whether any header is there more than once."""
+        """Whether any header occurs more than once."""
         return len(self.by_name) != len(self.headers)
 
 
 def read_head(raw: bytes) -> Head:
-    """Read a head, which goes up to and including its empty line."""
+    """Read a head; `raw` ends with the head's empty line."""
     head = Head(raw)
     parser = httptools.HttpRequestParser(head)
     try:
@@ -81,7 +81,7 @@ def read_head(raw: bytes) -> Head:
 
 
 class CallHead(msgspec.Struct, frozen=True):
-    """The head of one plain API call: where it goes, who sends it, and how its body is delimited.
+    """The head of one plain API call: its path, its credentials, and how its body is delimited.
 
     `length` is the body's bytes, None for a chunked body.
     """
@@ -97,13 +97,12 @@ class CallHead(msgspec.Struct, frozen=True):
 
 @lru_cache(_REMEMBERED)
 def read_call_head(raw: bytes) -> CallHead | None:
-    """Read the head of an API call, which goes up to and including its empty line.
+    """Read the head of an API call; `raw` ends with the head's empty line.
 
-    A back end's heads are the same bytes again and again, so the last ones are remembered.
-
-    None for whatever is not a plain POST of HTTP/1.1: bad syntax, a missing or repeated header
-    that decides something, an upgrade, an expectation, a coding other than chunked.
+    Returns None unless it is a plain POST of HTTP/1.1: for bad syntax, for a missing or repeated
+    header that matters here, for an upgrade, an expectation, or a coding other than chunked.
     """
+    # Cached, because a back end sends the same bytes as a head again and again.
     head = read_head(raw)
     if not head.sound or head.upgrades or head.method != b"POST" or head.version != "1.1":
         return None

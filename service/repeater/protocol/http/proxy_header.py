@@ -1,7 +1,7 @@
-"""The PROXY protocol's header, versions 1 and 2: who it is that a proxy speaks for. Sans-I/O.
+"""The PROXY protocol's header, versions 1 and 2: it names the client of a proxy. Sans-I/O.
 
-The specification is haproxy's doc/proxy-protocol.txt. A header comes before everything else, TLS
-included, so a reader must take exactly its bytes: `header_end` says where it ends.
+The specification is haproxy's doc/proxy-protocol.txt. The header comes before all other bytes, TLS
+included, so a reader must take exactly the header's bytes: `header_end` returns where it ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 _V1: Final = b"PROXY "
 _V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
-_LONGEST_V1: Final = 107  # with its CR LF, as the specification counts
+_LONGEST_V1: Final = 107  # bytes with CR LF, the specification's own limit
 _V2_FIXED: Final = 16
 _LONGEST_V2: Final = 4_096  # addresses and extensions; the format allows 64 KiB
 _V1_FAMILIES: Final = {b"TCP4": 4, b"TCP6": 6}
@@ -19,14 +19,14 @@ _V2_FAMILIES: Final = {0x1: 4, 0x2: 16}  # the bytes of an address
 
 
 class ProxyHeaderError(Exception):
-    """What a proxy was to begin with is no PROXY header."""
+    """The first bytes of a proxy's connection are not a valid PROXY header."""
 
 
 def header_end(received: bytes) -> int | None:
-    """Where the header ends; None while that can't be told yet.
+    """Return where the header ends; None while more bytes are needed to know.
 
     Raises:
-        ProxyHeaderError: it is none.
+        ProxyHeaderError: it is not a PROXY header, or it is too long.
     """
     if received.startswith(_V2):
         if len(received) < _V2_FIXED:
@@ -42,14 +42,14 @@ def header_end(received: bytes) -> int | None:
         return end if end >= 2 else None
     if _V1.startswith(received) or _V2.startswith(received):
         return None
-    raise ProxyHeaderError("no PROXY header")
+    raise ProxyHeaderError("not a PROXY header")
 
 
 def parse_proxy_header(header: bytes) -> tuple[str, int] | None:
-    """The client's address and port; None where the proxy speaks for itself, or does not know.
+    """Return the client's address and port; None if the proxy itself is the client or knows none.
 
     Raises:
-        ProxyHeaderError: it is malformed.
+        ProxyHeaderError: the header is malformed.
     """
     try:
         return _parse_v2(header) if header.startswith(_V2) else _parse_v1(header)
@@ -59,10 +59,10 @@ def parse_proxy_header(header: bytes) -> tuple[str, int] | None:
 
 def _parse_v1(header: bytes) -> tuple[str, int] | None:
     if not (header.startswith(_V1) and header.endswith(b"\r\n")):
-        raise ValueError("no header")
+        raise ValueError("not a PROXY header")
     family, *words = header[len(_V1) : -2].split(b" ")
     if family == b"UNKNOWN":
-        return None  # whatever follows is to be ignored
+        return None  # the specification: ignore the rest of the line
     if family not in _V1_FAMILIES or len(words) != 4:
         raise ValueError("malformed")
     source, _destination, port, _to = (word.decode("ascii") for word in words)
@@ -78,7 +78,7 @@ def _parse_v2(header: bytes) -> tuple[str, int] | None:
         raise ValueError("malformed")
     size = _V2_FAMILIES.get(header[13] >> 4)
     if command == 0 or size is None:
-        return None  # the proxy's own health check, or not from the Internet
+        return None  # the proxy's own health check, or a connection without IP addresses
     block = header[_V2_FIXED : _V2_FIXED + 2 * size + 4]
     if len(block) < 2 * size + 4:
         raise ValueError("malformed")

@@ -1,9 +1,9 @@
 """WebSocket frames on the server's side: writing is ours, reading is the `websockets` library's.
 
-A server frame is a header and the payload, unmasked (RFC 6455, section 5.2), so the same bytes
-serve every subscriber: sharing them is the point of this project. Inbound bytes go through the
-library's sans-I/O parser, which is made when the first byte of a message arrives and dropped when
-the buffer is empty, so that an idle subscriber keeps no parser.
+A server frame is a header and the payload, unmasked (RFC 6455, section 5.2), so all subscribers
+share the same bytes; that is the point of this project. Received bytes go through the library's
+sans-I/O parser. The parser is made when the first byte of a message arrives and dropped when the
+buffer is empty, so that an idle subscriber keeps no parser.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from websockets.typing import BytesLike
 _LOGGER = logging.getLogger("repeater.websocket.frames")
 _LOGGER.setLevel(logging.CRITICAL + 1)
 
-_REASON_LIMIT: Final = 123  # a control frame's 125 bytes less the code's two
+_REASON_LIMIT: Final = 123  # the 125 bytes of a control frame, minus two for the code
 
 PING_FRAME: Final = b"\x89\x00"
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One unfragmented, unmasked text frame."""
+    """Return one unfragmented, unmasked text frame."""
     size = len(payload)
     if size < 126:
         return b"\x81" + size.to_bytes(1) + payload
@@ -36,43 +36,43 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """A close frame; the reason is cut to the 123 bytes that fit."""
+    """Return a close frame; the reason is cut to the 123 bytes that fit."""
     text = reason.encode()[:_REASON_LIMIT].decode(errors="ignore")
     return Frame(Opcode.CLOSE, Close(code, text).serialize()).serialize(mask=False)
 
 
 class _Receiving(Protocol):
-    """The library's protocol, without its ban on leaving in the middle of a message."""
+    """The library's protocol, but a peer may close in the middle of a message."""
 
     def recv_frame(self, frame: Frame) -> None:
-        """A close frame between fragments is correct (RFC 6455, section 5.4) and is echoed."""
+        """Accept a close frame between fragments (RFC 6455, section 5.4), which is echoed."""
         if frame.opcode is Opcode.CLOSE:
             self.current_size = None
         super().recv_frame(frame)
 
 
 class FrameReader:
-    """Turns received bytes into messages and into the answers that the protocol owes.
+    """Turns received bytes into messages, and into the answers that the protocol demands.
 
-    Lives inside one connection's read loop; dropped by it whenever `idle`.
+    Lives inside one connection's read loop, which drops it whenever it is `idle`.
     """
 
     __slots__ = ("_closing", "_opcode", "_payload", "_pongs", "_protocol", "_text", "_unread")
 
     def __init__(self, message_limit: int) -> None:
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
-        self._opcode: Opcode | None = None  # of the fragmented message that has begun
-        self._payload = bytearray()  # not a list: empty fragments without end must cost nothing
-        self._text: IncrementalDecoder | None = None  # checks the fragments of a text
+        self._opcode: Opcode | None = None  # of a fragmented message, until it is whole
+        self._payload = bytearray()  # not a list, which endless empty fragments would grow
+        self._text: IncrementalDecoder | None = None  # checks the fragments of a text message
         self._unread = 0  # bytes that belong to no whole frame yet
         self._pongs = b""
         self._closing = b""
 
     def feed(self, data: bytes) -> list[str | bytes]:
-        """Take received bytes; returns the whole messages.
+        """Take received bytes and return the messages that are whole.
 
-        A text message is a `str`, a binary one `bytes`. Afterwards send `pongs`, carry out the
-        messages, and send `closing`.
+        A text message is a `str`, a binary one `bytes`. Afterwards the caller sends `pongs`,
+        carries out the messages, and sends `closing`.
         """
         self._protocol.receive_data(data)
         self._unread += len(data)
@@ -97,7 +97,7 @@ class FrameReader:
         """Return the message that this frame completes; None while fragments are missing.
 
         Raises:
-            UnicodeDecodeError: the message cannot be text any more.
+            UnicodeDecodeError: the bytes so far are not UTF-8.
         """
         if self._opcode is None and frame.fin:
             return _decoded(frame.opcode, frame.data)
@@ -106,7 +106,7 @@ class FrameReader:
             self._text = _utf8_decoder() if frame.opcode is Opcode.TEXT else None
         self._payload += frame.data
         if self._text is not None:
-            # Each fragment is checked when it comes: broken text must not be waited for.
+            # Each fragment is checked on arrival: the rest of a broken text may never come.
             self._text.decode(frame.data, frame.fin)
         if not frame.fin:
             return None
@@ -115,7 +115,7 @@ class FrameReader:
         return message
 
     def _take_answers(self) -> None:
-        """The library writes frames in order, a close frame last; empty bytes mean EOF."""
+        """Take the frames to send. The library gives a close frame last, and `b""` for EOF."""
         frames = [frame for frame in self._protocol.data_to_send() if frame]
         if frames and self.closed:
             self._closing = frames.pop()
@@ -123,37 +123,37 @@ class FrameReader:
 
     @property
     def pongs(self) -> bytes:
-        """What the pings of the last `feed` are owed; empty mostly."""
+        """The answers to the pings of the last `feed`; usually empty."""
         return self._pongs
 
     @property
     def closing(self) -> bytes:
-        """The close frame that answers a close or a violation; empty while the reader is open."""
+        """The close frame that answers a close or a violation; empty until then."""
         return self._closing
 
     @property
     def closed(self) -> bool:
-        """Whether the closing handshake began; nothing more is to be read."""
+        """Whether the closing handshake began; then there is nothing more to read."""
         return self._protocol.state is not ProtocolState.OPEN
 
     @property
     def close(self) -> Close | None:
-        """What we closed with after a violation, or what the peer closed with."""
+        """The code and reason of our close after a violation, or of the peer's close."""
         return self._protocol.close_sent
 
     @property
     def idle(self) -> bool:
-        """Whether nothing half-read is kept, so that the reader may be dropped.
+        """Whether no part of a message is kept, so that the reader may be dropped.
 
-        The library's buffer does not say it: that is empty behind a header read already.
+        The library's buffer does not show this: it is empty after a frame's header was read.
         """
         return self._opcode is None and not self._unread
 
 
 def _received_size(frame: Frame) -> int:
-    """The bytes of a client's frame, at the least: its length may be written longer than needed.
+    """The least size of a client's frame in bytes: its length may be written longer than needed.
 
-    Whoever does that keeps a reader, and loses nothing.
+    The reader of a client that writes longer lengths never becomes idle; the client loses nothing.
     """
     size = len(frame.data)
     return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)

@@ -1,9 +1,9 @@
 """The WebSocket opening handshake of the native path, judged by the `websockets` library.
 
-The library's own way reads the head again and makes a protocol's whole state, for a verdict that
-depends on four headers which are alike for nearly everybody, and on a key. So a head that is plain
-and correct is answered by its remembered verdict; any other goes the library's way from its bytes,
-and each refusal is the library's.
+The library's own way reads the head again and makes the whole state of a protocol. But the verdict
+depends only on a key and on four headers, which are the same for most clients. So verdicts are
+remembered for the values of these four headers, and a plain and correct head is answered from that
+memory. Any other head goes through the library from its bytes; every refusal is the library's.
 No extension is ever negotiated: permessage-deflate costs some 93 KiB per connection, and a
 compressed frame could not be shared between subscribers.
 """
@@ -46,11 +46,11 @@ _JUDGED: Final = (
 _WITH_BODY: Final = (b"content-length", b"transfer-encoding")
 _SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 _KEY_SIZE: Final = 16  # bytes (RFC 6455, section 4.1)
-_VERDICTS: Final = 64  # remembered: some for each browser and library
+_VERDICTS: Final = 64  # remembered; each browser and each library needs a few
 
 
 class Handshake(msgspec.Struct, frozen=True):
-    """The bytes to answer with, whether they accept, and the chosen subprotocol."""
+    """The answer's bytes, whether they accept the handshake, and the chosen subprotocol."""
 
     answer: bytes
     accepted: bool
@@ -58,30 +58,30 @@ class Handshake(msgspec.Struct, frozen=True):
 
 
 def choose_subprotocol(offered: Sequence[str]) -> Subprotocol | None:
-    """Return JSON before protobuf; None where none of ours is offered."""
+    """Return JSON before protobuf; None if the client offers neither."""
     return next((one for one in _KNOWN if one in offered), None)
 
 
 class _Server(ServerProtocol):
-    """The library's object, with our choice of a subprotocol.
+    """The library's server protocol, with our choice of a subprotocol."""
 
-    A method and not the library's argument for it, which makes the object refer to itself: it
-    would stay, with the whole request, until the garbage collector came by.
-    """
+    # We override the method instead of passing the library's argument `select_subprotocol`. The
+    # argument makes the object refer to itself, so that it would stay in memory, with the whole
+    # request, until the garbage collector ran.
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
-        """JSON before protobuf; none where none of ours is offered."""
+        """Return JSON before protobuf; None if the client offers neither."""
         return choose_subprotocol(subprotocols)
 
 
 _judge: Final = _Server(subprotocols=_KNOWN, logger=_LOGGER)
-"""Asked for verdicts only, never given a connection."""
+"""Gives verdicts only; it never gets a connection."""
 
 
 def answer_handshake(head: Head) -> Handshake:
     """Answer a request head: 101 for a correct handshake, else the library's 400, 405, 426...
 
-    Who may have the WebSocket is another question, asked of a correct handshake only.
+    Whether the client may have the WebSocket is decided elsewhere, after a correct handshake.
     """
     headers = _plain_headers(head)
     accept = None if headers is None else _accept_value(headers.get(b"sec-websocket-key", b""))
@@ -89,7 +89,7 @@ def answer_handshake(head: Head) -> Handshake:
         return _answer_bytes(head.raw)
     try:
         subprotocol = _verdict(*map(headers.get, _JUDGED))
-    except Exception:  # whatever it is, the library makes an answer of it
+    except Exception:  # the library answers every error below
         return _answer_bytes(head.raw)
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     answer = f"{_ACCEPTED % accept}{chosen}\r\n".encode()
@@ -99,7 +99,8 @@ def answer_handshake(head: Head) -> Handshake:
 def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
     """The headers of a request that llhttp and the library read alike; else None.
 
-    That is one without a body or a repeated header, within the library's limits.
+    Both read a request alike that has no body and no repeated header, and keeps the library's
+    limits.
     """
     if not head.sound or not head.upgrades or len(head.raw) > MAX_LINE_LENGTH:
         return None
@@ -113,7 +114,7 @@ def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
 
 
 def _accept_value(key: bytes) -> str | None:
-    """What answers a client's key; None for one that is none (RFC 6455, section 4.2.1)."""
+    """The answer to a client's key; None if the key is invalid (RFC 6455, section 4.2.1)."""
     key = key.strip(b" \t")
     try:
         size = len(b64decode(key, validate=True))
@@ -127,7 +128,7 @@ def _verdict(*values: bytes | None) -> Subprotocol | None:
     """The subprotocol for these values of the judged headers. A refusal is not remembered.
 
     Raises:
-        InvalidHandshake: they are not correct.
+        InvalidHandshake: the values are not those of a correct handshake.
     """
     headers = Headers({"Sec-WebSocket-Key": _SAMPLE_KEY})
     for name, value in zip(_JUDGED, values, strict=True):
@@ -138,12 +139,12 @@ def _verdict(*values: bytes | None) -> Subprotocol | None:
 
 
 def _text(value: bytes | None) -> str | None:
-    """A header's value as the library reads it; None where there is none."""
+    """A header's value as the library reads it; None if the header is missing."""
     return None if value is None else value.decode("latin-1").strip(" \t")
 
 
 def _answer_bytes(head: bytes) -> Handshake:
-    """The library's own way, for whatever is not plain or not accepted."""
+    """Answer by the library alone, for a head that is not plain or not accepted."""
     server = _Server(subprotocols=_KNOWN, logger=_LOGGER)
     server.receive_data(head)
     requests = server.events_received()
