@@ -1,1 +1,1 @@
-"""How bytes leave for one client. A transport knows no broker."""
+"""Transports: each sends bytes to one client. A transport does not know brokers."""

@@ -1,8 +1,8 @@
-"""What the transports behind an ASGI server share: for what the native path cannot serve.
+"""The common base of the transports behind an ASGI server, used where the native path cannot serve.
 
-That is HTTP/2, a request on a reused keep-alive connection, and the application under a stock
-`hypercorn -k trio`. Every chunk passes through the ASGI server, so each waits in the client's
-backlog for the drain task; it is correct, not fast.
+These cases are HTTP/2, a request on a reused keep-alive connection, and the application under a
+stock `hypercorn -k trio`. Every chunk waits in the client's backlog for the drain task, because it
+passes through the ASGI server: correct, but not fast.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Send = Callable[[Any], Awaitable[None]]
 abort_connection: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "abort_connection", default=None
 )
-"""Resets the TCP connection that the running request came by; set where it was handed over.
+"""Resets the TCP connection of the running request; set by the hand-over to Hypercorn.
 
-Hypercorn writes under a shielded scope: with a peer that never reads, a cancel does nothing, and
-only closing the socket ends the write. Under a stock Hypercorn nobody sets it.
+Hypercorn writes under a shielded scope: if the peer never reads, a cancel does nothing, and only
+closing the socket ends the write. Under a stock Hypercorn the variable is not set.
 """
 
 
 class ASGITransport(ABC):
-    """What an ASGI server writes for one client. Owned by the handler of its request."""
+    """Writes to one client through an ASGI server. Owned by the handler of the client's request."""
 
     def __init__(self, send: Send, codec: Codec, name: str, address: str = "") -> None:
         self.codec = codec
@@ -50,18 +50,18 @@ class ASGITransport(ABC):
 
     @abstractmethod
     async def close(self, disconnect: Disconnect) -> None:
-        """Say why it ends, in the way of this transport, and end it."""
+        """Send the client the reason, in this transport's form, and end the response."""
 
     async def begin(self, event: Any) -> None:
         """Have the ASGI server answer the request, before there is a client."""
         await self._send(event)
 
     def write(self, _chunk: bytes) -> int:
-        """ASGI has no way to write without waiting."""
+        """Raise `BlockingIOError`, since ASGI cannot write without waiting."""
         raise BlockingIOError
 
     def address(self) -> str:
-        """What the ASGI server says, where it knows."""
+        """The peer's address by the ASGI server; empty if the server does not know it."""
         return self._address
 
     async def send_some(self, chunk: bytes) -> int:
@@ -72,22 +72,22 @@ class ASGITransport(ABC):
         return len(chunk)
 
     def abort(self) -> None:
-        """Reset the connection, where it was handed over to us. Idempotent."""
+        """Reset the connection, if the hand-over gave us the means. Idempotent."""
         if not self._aborted and self._abort is not None:
             self._abort()
         self._aborted = True
 
-    def release(self) -> None:  # noqa: B027  # every transport's, and nothing for these
-        """Nothing to give back: the connection is the ASGI server's."""
+    def release(self) -> None:  # noqa: B027  # other transports have work here
+        """Do nothing: the ASGI server owns the connection."""
 
 
 async def send_answer(send: Send, answer: Answer, prefix: str = "http") -> None:
-    """Send an ordinary answer; `prefix` is `websocket.http` for a WebSocket that is denied."""
+    """Send an ordinary answer; `prefix` is `websocket.http` to deny a WebSocket."""
     await send(start(answer.status, answer.header_lines(), prefix))
     await send({"type": f"{prefix}.response.body", "body": answer.body, "more_body": False})
 
 
 def start(status: int, headers: Headers, prefix: str = "http") -> dict[str, Any]:
-    """The event that begins a response."""
+    """Return the event that begins a response."""
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
     return {"type": f"{prefix}.response.start", "status": int(status), "headers": raw}

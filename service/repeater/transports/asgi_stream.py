@@ -1,4 +1,4 @@
-"""The same stream as the response body of an ASGI server."""
+"""The HTTP stream behind an ASGI server, as the body of its response."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ASGIStreamTransport(ASGITransport):
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def close(self, disconnect: Disconnect) -> None:
-        """Say why as the body's last bytes, and end it."""
+        """Send the reason as the body's last bytes, and end the body."""
         last = self.codec.farewell(disconnect)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
@@ -39,7 +39,7 @@ async def serve(
 ) -> None:
     """Serve an admitted stream until its client leaves or is ended.
 
-    `headers` are the response's, `greeting` is said before all else.
+    `headers` are the response's; `greeting` is sent before all other bytes.
     """
 
     async def wait_hang_up(client: Client) -> None:

@@ -1,7 +1,7 @@
-"""The same WebSocket behind an ASGI server, which makes the frames.
+"""The WebSocket behind an ASGI server, which makes the frames.
 
-Messages are taken from the server's own bounded queue, one at a time, and the next one only when
-the last was carried out: so the peer of a command that waits is held back by TCP.
+Messages are taken from the server's own bounded queue one at a time, and the next one only after
+the last was carried out. So while a command waits, TCP holds its sender back.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ async def serve(
 ) -> None:
     """Serve an admitted WebSocket until its client leaves or is ended.
 
-    A plain subscriber has no heartbeat of ours, since ASGI has no ping: the server's finds a dead
-    peer.
+    A plain subscriber gets no heartbeat from us, since ASGI has no ping: the server's own pings
+    find a dead peer.
     """
     with trio.CancelScope() as scope:
         accept: dict[str, Any] = {
@@ -63,7 +63,7 @@ async def serve(
 
 
 async def _read(client: Client, receive: Receive, session: Conversation | None) -> None:
-    """Give each message to the session until the peer leaves. No deadline, as natively."""
+    """Give each message to the session until the peer leaves. No deadline: see `serve`."""
     while (event := await receive())["type"] == "websocket.receive":
         client.heard()
         if session is not None and client.end is None:
@@ -71,6 +71,6 @@ async def _read(client: Client, receive: Receive, session: Conversation | None) 
 
 
 def _message_of(event: Any) -> str | bytes:
-    """Text or binary: an ASGI server may leave the other key out, or set it to None."""
+    """Return the text or bytes: an ASGI server may leave the other key out, or set it to None."""
     text: str | None = event.get("text")
     return text if text is not None else bytes(event.get("bytes") or b"")

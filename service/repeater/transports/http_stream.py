@@ -1,9 +1,9 @@
-"""The native HTTP stream: a response without end, written like a WebSocket's frames.
+"""The native HTTP stream: an endless response, written like a WebSocket's frames.
 
 The response has no length and no chunks: it ends with its connection (RFC 9112, section 6.3). So
-what is written is the event and nothing else, the same bytes for every subscriber. One task a
-client, which only waits for the hang-up; for a client that sends commands by other requests, one
-more while it has some.
+only the event itself is written, the same bytes for every subscriber. Each client has one task,
+which only waits for the hang-up. A client that sends commands by other requests has a second task
+while commands wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HTTPStreamTransport(SocketTransport):
         self.name = name
 
     async def close(self, disconnect: Disconnect) -> None:
-        """Say why as the stream's last message, and end it (protocol, section 8.2)."""
+        """Send the reason as the last message, and end the stream (protocol, section 8.2)."""
         await self.part(self.codec.farewell(disconnect))
 
 
@@ -48,12 +48,12 @@ async def serve(
     """Serve an admitted stream until its client leaves or is ended.
 
     Args:
-        node: Where the client belongs.
-        sock: Its socket, which the caller closes.
+        node: The client's node.
+        sock: The client's socket, which the caller closes.
         scope: Surrounds the call; cancelled to end the client.
-        opening: What was admitted.
-        codec: How it is written to.
-        answer: The head of the response, and what is said before all else.
+        opening: The admitted request.
+        codec: Encodes for this client.
+        answer: The head of the response, and the stream's first bytes.
     """
     transport = HTTPStreamTransport(sock, codec, opening.name)
     client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
@@ -72,7 +72,7 @@ async def serve(
 
 
 async def _read_into_nothing(client: Client, sock: socket.socket) -> None:
-    """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
+    """Read and discard until the peer leaves. No deadline: the heartbeat finds a dead peer."""
     while not client.outbox.closed:
         try:
             await trio.lowlevel.wait_readable(sock)
@@ -85,10 +85,10 @@ async def _read_into_nothing(client: Client, sock: socket.socket) -> None:
 
 
 def _notice_silence(sock: socket.socket, seconds: float) -> None:
-    """Have TCP give up a peer that has not acknowledged what was sent for so long.
+    """Make TCP give up a peer that has not acknowledged sent bytes for so many seconds.
 
-    It stands for the pong that a stream can't have: heartbeats are what is sent.
+    A stream has no pongs; TCP's acknowledgements of our heartbeats take their place.
     """
-    option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it, and Darwin not
+    option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # on Linux, not on Darwin
     if option is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))

@@ -1,4 +1,4 @@
-"""One client's non-blocking socket: what every native transport does with it."""
+"""One client's non-blocking socket, as every native transport uses it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import trio
 from repeater.protocol.centrifugo.codecs import Codec
 
 RECEIVE: Final = 65_536
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: RST, nothing waits
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends a reset
 
 
 class SocketTransport:
-    """Writes to one socket. Owned by the connection's handler, which answered its request."""
+    """Writes to one socket. Owned by the connection's handler, which answered the request."""
 
     __slots__ = ("_socket", "codec", "write")
 
     def __init__(self, sock: socket.socket, codec: Codec) -> None:
         self._socket = sock
         self.codec = codec
-        # The C method itself: a delivery must not pay for a Python call around its system call.
-        # After `abort` it raises OSError (EBADF), never writes to a recycled descriptor.
+        # The C method itself, so that a delivery costs no Python call around its system call.
+        # After `abort` it raises OSError (EBADF) and never writes to a recycled descriptor.
         self.write = sock.send
 
     def address(self) -> str:
-        """The peer's address and port, asked of the kernel: none is kept for an idle client."""
+        """The peer's address and port, from the kernel, so that an idle client keeps none."""
         try:
             name = self._socket.getpeername()
         except OSError:
             return ""
         if not isinstance(name, tuple):
-            return str(name)  # a Unix socket's peer, which mostly has no name
+            return str(name)  # a Unix socket's peer, which usually has no name
         host, port, *_ = name
         if not port:
-            return str(host)  # all that a proxy said
+            return str(host)  # a proxy's header may name an address without a port
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def send_some(self, chunk: bytes) -> int:
-        """Wait until the socket takes something, and write it."""
+        """Wait until the socket takes bytes, write, and return how many it took."""
         while True:
             if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
                 raise trio.ClosedResourceError
@@ -51,24 +51,24 @@ class SocketTransport:
                 continue
 
     def abort(self) -> None:
-        """Reset the connection: unsent data is dropped, every waiter wakes. Idempotent."""
+        """Reset the connection: unsent data is dropped, every waiting task wakes. Idempotent."""
         abort_socket(self._socket)
 
     def release(self) -> None:
-        """Give the socket back after an orderly end. Idempotent."""
+        """Close the socket after an orderly end. Idempotent."""
         self._socket.close()
 
     async def part(self, last: bytes) -> None:
-        """Send the last bytes, then wait until the peer hung up (the caller's deadline).
+        """Send the last bytes, then wait until the peer hangs up. The caller sets the deadline.
 
-        The half-close and the wait keep those bytes from being overtaken by a reset.
+        Without the half-close and the wait, a reset could overtake these bytes.
         """
         while last:
             last = last[await self.send_some(last) :]
         await self.linger()
 
     async def linger(self) -> None:
-        """Half-close, and read into nothing until the peer hung up."""
+        """Half-close, then read and discard until the peer hangs up."""
         self._socket.shutdown(socket.SHUT_WR)
         while True:
             await trio.lowlevel.wait_readable(self._socket)
@@ -77,7 +77,7 @@ class SocketTransport:
 
 
 def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Close a socket with a reset, and wake whoever waits for it. Idempotent."""
+    """Close a socket with a reset, and wake the tasks that wait for it. Idempotent."""
     if sock.fileno() < 0:
         return
     trio.lowlevel.notify_closing(sock)

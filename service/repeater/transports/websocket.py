@@ -1,7 +1,7 @@
-"""The native WebSocket: one task and one non-blocking socket a client, nothing in between.
+"""The native WebSocket: one task and one non-blocking socket per client, nothing in between.
 
-Bytes never pass through ASGI here: that is what makes a delivery cost little more than its system
-call. The read loop is the client's only task; writing happens wherever an event comes about.
+Bytes never pass through ASGI here, so a delivery costs little more than its system call. The read
+loop is the client's only task; the task that has an event for the client writes it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class WebSocketTransport(SocketTransport):
     name = "websocket"
 
     async def close(self, disconnect: Disconnect) -> None:
-        """Send the close frame, then wait until the peer hung up (the caller's deadline)."""
+        """Send the close frame, then wait until the peer hangs up. The caller sets the deadline."""
         await self.part(close_frame(disconnect.code, disconnect.reason))
 
 
 class UnidirectionalTransport(WebSocketTransport):
-    """The same for a client that only listens."""
+    """The transport of a client that only listens."""
 
     __slots__ = ()
 
@@ -52,11 +52,11 @@ async def serve(
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:
-        node: Where the client belongs.
-        client: Made of an accepted handshake, which is answered.
+        node: The client's node.
+        client: Made after an accepted handshake, which is already answered.
         sock: The client's socket.
-        session: What its messages are for; None to ignore them.
-        received: What arrived behind the request head.
+        session: Receives the client's messages; None to ignore them.
+        received: The bytes that arrived after the request head.
         first: A message that came with the request itself, before all others.
     """
     try:
@@ -74,7 +74,7 @@ async def _read(
     session: Conversation | None,
     received: bytes,
 ) -> None:
-    """Read until the peer leaves. No deadline: an idle peer is the heartbeat's to find."""
+    """Read until the peer leaves. No deadline: the heartbeat finds a dead peer."""
     reader: FrameReader | None = None
     limit = node.options.message_limit
     while True:
@@ -88,7 +88,7 @@ async def _read(
             if reader.idle:
                 reader = None
         if client.outbox.closed:
-            return  # Cut while it was served; the socket is closed.
+            return  # The client was cut while it was served; the socket is closed.
         try:
             await trio.lowlevel.wait_readable(sock)
             received = sock.recv(RECEIVE)
@@ -104,7 +104,7 @@ async def _read(
 async def _take(
     client: Client, session: Conversation | None, reader: FrameReader, received: bytes
 ) -> None:
-    """Pongs at once, then the messages, and the close frame behind their replies."""
+    """Send pongs at once, carry out the messages, and send a close frame after their replies."""
     messages = reader.feed(received)
     if reader.pongs:
         client.outbox.send(reader.pongs)
@@ -117,8 +117,8 @@ async def _take(
 
 
 async def _answer_close(client: Client, seconds: float) -> None:
-    """The closing handshake is under way: let our half of it reach the peer."""
-    client.depart()  # before the socket is half closed: an event written then were an error
+    """Let our half of the closing handshake, already begun, reach the peer."""
+    client.depart()  # before the half-close, after which writing an event would fail
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
     with trio.move_on_after(seconds):
