@@ -160,7 +160,7 @@ def test_what_can_t_be_published_is_said(context: BrowserContext, site: Site) ->
     page = console(context)
     page.get_by_label("Data").fill("hello")
     page.get_by_role("button", name="Publish").click()
-    expect(page.locator("#outcome")).to_contain_text("That is no JSON")
+    expect(page.locator("#outcome")).to_contain_text("Not JSON")
     expect(page.get_by_label("Data")).to_be_focused()
     page.get_by_label("Data").fill('"hello"')
     page.get_by_label("To channel").fill("nowhere:news")

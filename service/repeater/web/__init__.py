@@ -1,1 +1,1 @@
-"""Everything over HTTP that is not a native subscription: ordinary, readable Quart-Trio."""
+"""HTTP that the native paths do not serve, in ordinary, readable Quart-Trio."""

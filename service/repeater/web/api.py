@@ -1,6 +1,6 @@
-"""The server API as Quart routes: for the requests that the native path does not take.
+"""The server API as Quart routes, for requests that the native path does not serve.
 
-Only HTTP is here; what a call does is in `repeater.api`.
+Only the HTTP is here; `repeater.api` carries out the calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from repeater.protocol.http.answer import Answer
 
 
 def create_api(node: Callable[[], Node], key: ApiKey) -> Blueprint:
-    """`POST /api/<method>` for every method of the table, behind the API key."""
+    """Make `POST /api/<method>` for every method of the table, protected by the API key."""
     api = Blueprint("api", __name__, url_prefix="/api")
 
     @api.before_request
@@ -40,12 +40,12 @@ def _view(node: Callable[[], Node], name: str) -> Callable[[], Awaitable[Respons
 
 
 def admits(key: ApiKey) -> bool:
-    """Whether the running request may call."""
+    """Whether the running request may call the API."""
     return key.admits(_header("X-API-Key"), _header("Authorization"), request.query_string or b"")
 
 
 def _header(name: str) -> bytes | None:
-    """A header's bytes, as they came."""
+    """A header's bytes as received; None if it is missing."""
     value = request.headers.get(name)
     return None if value is None else value.encode("latin-1")
 

@@ -1,6 +1,6 @@
 """The Quart-Trio application around a node: REST, health, pages, and the subscription paths.
 
-It runs nothing by itself: who makes it runs the node (`repeater/serving/`).
+The application runs no tasks of its own: `repeater/serving/` makes it and runs the node.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Holder:
-    """Where the routes find the node, which a stock ASGI server has running only later."""
+    """Holds the node for the routes: a stock ASGI server starts the node after the routes exist."""
 
     def __init__(
         self, node: Node | None = None, door: Callable[[], DoorStatistics] | None = None
@@ -39,12 +39,12 @@ class Holder:
         self._registry: CollectorRegistry | None = None
 
     def __call__(self) -> Node:
-        """The running node."""
+        """Return the running node."""
         assert self.node is not None, "the application was not started"
         return self.node
 
     def registry(self) -> CollectorRegistry:
-        """The metrics, made when first asked for."""
+        """Return the metrics, which are made at the first call."""
         if self._registry is None:
             self._registry = create_registry(self(), self._door)
         return self._registry
@@ -56,8 +56,8 @@ def make_app(
     """Make the application.
 
     Args:
-        holder: Gives the node, from the first request on.
-        settings: Those in force.
+        holder: Returns the node, from the first request on.
+        settings: Returns the settings in force.
         blueprints: Routes of an application that runs in the same process.
     """
     app = QuartTrio("repeater.web", static_folder=None)

@@ -14,7 +14,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _HEADERS: Final = {
-    # No script or style but ours, no frame around us: markup that got in would be inert.
+    # Only our own scripts and styles, and no frame around us: injected markup can do nothing.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -25,7 +25,7 @@ _HEADERS: Final = {
 
 
 class Assets:
-    """The pages of one folder and what they need. Owns nothing but their bytes."""
+    """The pages of one folder, with their scripts, styles and images. Owns only their bytes."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {
@@ -33,12 +33,12 @@ class Assets:
         }
 
     async def send(self, name: str) -> Response:
-        """The file of this name, or 304 to who has it."""
+        """Return the file of this name, or 304 if the browser already has it."""
         return await send_bytes(self._files[name], _TYPES[Path(name).suffix])
 
 
 async def send_bytes(content: bytes, kind: str) -> Response:
-    """What does not change while the process lives; 304 to who has it."""
+    """Return content that never changes while the process runs, or 304 if the browser has it."""
     response = Response(content, 200, _HEADERS, content_type=kind)
     await response.add_etag()
     conditional: Response = await response.make_conditional(request)

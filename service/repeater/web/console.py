@@ -1,7 +1,7 @@
-"""The console: a page to subscribe, publish and watch with. For development mode only.
+"""The console: a page to subscribe, to publish, and to watch messages. In development mode only.
 
-It has no rights of its own. What it does goes through the same `/ws`, `/events` and `/api/publish`
-as everybody's requests, which development mode leaves open.
+The console has no rights of its own. It uses the same `/ws`, `/events` and `/api/publish` as every
+other client; development mode leaves these open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FOLDER: Final = Path(__file__).parent / "static"
 
 
 def create_console() -> Blueprint:
-    """`/console`, what it needs under `/console/`, and a page for `/` where nothing else is."""
+    """Make `/console`, its files under `/console/`, and a page for `/` if no other route has it."""
     console = Blueprint("console", __name__)
     assets = Assets(_FOLDER)
 
@@ -31,7 +31,7 @@ def create_console() -> Blueprint:
     async def part(name: str) -> ResponseReturnValue:
         return await assets.send(name)
 
-    # An application may be mounted on `/` later, and wins; so this is not a route.
+    # Not a route, because an application that is mounted on `/` later must win.
     @console.app_errorhandler(NotFound)
     async def front(error: NotFound) -> ResponseReturnValue | NotFound:
         if request.path == "/" and request.method in ("GET", "HEAD"):

@@ -1,7 +1,7 @@
-"""What `/metrics` shows: the counters that node, door and verifier keep anyhow, read on request.
+"""The metrics of `/metrics`: counters of the node, the `Door` and the verifier, read on request.
 
-Nothing is counted here, and no label has values that a client or a publisher chooses: not channels,
-not users. A name here is a name in docs/operations.md; a test compares them.
+Nothing is counted here. No label has values that a client or a publisher chooses, so neither
+channels nor users are labels. docs/operations.md lists every name; a test compares the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics
     from repeater.front.accept import DoorStatistics
 
-_APPLICATION = "application"  # the reason of a code that is not ours
+_APPLICATION = "application"  # the reason shown for an application's own code
 
 
 class ServerCollector(Collector):
@@ -41,8 +41,8 @@ class ServerCollector(Collector):
         self._door = door
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric of ours, all of one moment."""
-        yield InfoMetricFamily("repeater_build", "What runs.", {"version": __version__})
+        """Yield all our metrics, read at the same moment."""
+        yield InfoMetricFamily("repeater_build", "The version that runs.", {"version": __version__})
         statistics = self._node.statistics()
         yield from _connections(statistics)
         yield from _channels(statistics)
@@ -62,7 +62,7 @@ class ServerCollector(Collector):
 def create_registry(
     node: Node, door: Callable[[], DoorStatistics] | None = None
 ) -> CollectorRegistry:
-    """A registry of our own metrics and the process's; a library user's default one stays his."""
+    """Make a registry of our and the process's metrics; Prometheus's default one is not touched."""
     registry = CollectorRegistry()
     registry.register(ServerCollector(node, door))
     ProcessCollector(registry=registry)
@@ -77,7 +77,7 @@ def _connections(seen: NodeStatistics) -> Iterator[Metric]:
     for kind, clients in seen.kinds.items():
         now.add_metric(kind, clients)
     yield now
-    yield _count("repeater_connections_opened", "Clients ever taken in.", seen.connected)
+    yield _count("repeater_connections_opened", "Clients accepted so far.", seen.connected)
     ended = CounterMetricFamily(
         "repeater_connections_ended",
         "Clients that left or were ended, by disconnect code.",
@@ -111,14 +111,14 @@ def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
     work = seen.repeater
     yield _count("repeater_publications", "Publications taken for fan-out.", work.publications)
     yield _count(
-        "repeater_publications_refused", "Publishes that were told to try later.", seen.refused
+        "repeater_publications_refused", "Publishes refused, to be tried later.", seen.refused
     )
     yield _count("repeater_deliveries", "Publications given to subscribers.", work.deliveries)
-    yield _count("repeater_delivered_bytes", "Bytes of these, with framing.", work.bytes_out)
+    yield _count("repeater_delivered_bytes", "Bytes of deliveries, with framing.", work.bytes_out)
     yield _gauge("repeater_intake_events", "Events waiting for fan-out.", work.waiting)
     yield _histogram("repeater_batch_events", "Events in one batch.", work.batch_events)
     yield _histogram(
-        "repeater_fanout_seconds", "Distribution of one batch to all.", work.fanout_seconds
+        "repeater_fanout_seconds", "Time to distribute one batch.", work.fanout_seconds
     )
     yield _histogram(
         "repeater_publish_to_write_seconds",
@@ -129,12 +129,12 @@ def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
 
 def _health(seen: NodeStatistics) -> Iterator[Metric]:
     errors = CounterMetricFamily(
-        "repeater_broker_errors", "Failures of broker or presence store.", labels=("operation",)
+        "repeater_broker_errors", "Failures of the broker or presence store.", labels=("operation",)
     )
     for operation, failures in sorted(seen.broker_errors.items()):
         errors.add_metric((operation,), failures)
     yield errors
-    yield _gauge("repeater_broker_up", "1 while the broker is of use.", not seen.outage)
+    yield _gauge("repeater_broker_up", "1 while the broker is available.", not seen.outage)
     yield _gauge("repeater_draining", "1 while the node shuts down.", seen.draining)
     yield _gauge("repeater_loop_lag_seconds", "Lateness of the last tick.", seen.loop_lag)
 
@@ -142,29 +142,29 @@ def _health(seen: NodeStatistics) -> Iterator[Metric]:
 def _door(seen: DoorStatistics) -> Iterator[Metric]:
     yield _count("repeater_door_accepted", "TCP connections accepted.", seen.accepted)
     yield _gauge("repeater_door_open", "TCP connections open now.", seen.open)
-    yield _count("repeater_door_rejected", "Turned away for their first bytes.", seen.rejected)
-    yield _count("repeater_door_pauses", "Pauses for want of descriptors.", seen.pauses)
+    yield _count("repeater_door_rejected", "Rejected for their first bytes.", seen.rejected)
+    yield _count("repeater_door_pauses", "Pauses without free descriptors.", seen.pauses)
     yield _count("repeater_api_requests", "API requests answered natively.", seen.rest.requests)
-    yield _gauge("repeater_api_connections", "Connections that make them.", seen.rest.open)
+    yield _gauge("repeater_api_connections", "Connections of API requests.", seen.rest.open)
 
 
 def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
     outcomes = CounterMetricFamily(
-        "repeater_tokens", "Tokens looked at, by what came of it.", labels=("outcome",)
+        "repeater_tokens", "Tokens verified, by outcome.", labels=("outcome",)
     )
     for outcome in ("proven", "expired", "invalid", "unavailable"):
         outcomes.add_metric((outcome,), getattr(seen, outcome))
     yield outcomes
     sets = seen.key_sets
     yield _count("repeater_jwks_fetches", "Fetches of key sets.", sum(one.fetches for one in sets))
-    yield _count("repeater_jwks_failures", "Those that failed.", sum(one.failures for one in sets))
+    yield _count("repeater_jwks_failures", "Failed fetches.", sum(one.failures for one in sets))
 
 
 def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:
-    """What the application's back end was asked, by kind of question."""
+    """Yield the metrics of the questions to the application's back end, by kind."""
     asked = CounterMetricFamily(
         "repeater_callbacks",
-        "Questions to the back end, by what came of it.",
+        "Questions to the back end, by outcome.",
         labels=("kind", "outcome"),
     )
     pending = GaugeMetricFamily(
@@ -174,7 +174,7 @@ def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:
         "repeater_callback_circuit_open", "1 unless the circuit is closed.", labels=("kind",)
     )
     opened = CounterMetricFamily(
-        "repeater_callback_circuit_opened", "How often it opened.", labels=("kind",)
+        "repeater_callback_circuit_opened", "How often the circuit opened.", labels=("kind",)
     )
     for kind, one in seen.endpoints.items():
         outcomes = {
@@ -193,11 +193,11 @@ def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:
 
 
 def _events(seen: EventStatistics) -> Iterator[Metric]:
-    yield _gauge("repeater_events_waiting", "Events to be told to the back end.", seen.waiting)
-    yield _count("repeater_events_delivered", "Events that it took.", seen.delivered)
-    yield _count("repeater_events_dropped", "Events lost for want of room.", seen.dropped)
+    yield _gauge("repeater_events_waiting", "Events that wait for the back end.", seen.waiting)
+    yield _count("repeater_events_delivered", "Events that the back end took.", seen.delivered)
+    yield _count("repeater_events_dropped", "Events lost to a full queue.", seen.dropped)
     yield _count("repeater_event_batches", "Tries to deliver a batch.", seen.attempts)
-    yield _count("repeater_event_batches_failed", "Those that failed.", seen.failures)
+    yield _count("repeater_event_batches_failed", "Failed tries.", seen.failures)
 
 
 def _count(name: str, text: str, value: float) -> Metric:
@@ -209,7 +209,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _histogram(name: str, text: str, seen: HistogramStatistics) -> Metric:
-    """Prometheus's buckets hold what is in the smaller ones, too."""
+    """Make a histogram; each bucket of Prometheus includes the smaller ones."""
     family = HistogramMetricFamily(name, text)
     so_far, buckets = 0, list[tuple[str, float]]()
     for bound, count in zip((*map(str, map(float, seen.bounds)), "+Inf"), seen.counts, strict=True):

@@ -1,4 +1,4 @@
-"""How the server is: for load balancers, orchestrators, Prometheus and people."""
+"""The server's health and metrics, for load balancers, orchestrators, Prometheus and people."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def create_observe(
     settings: CurrentSettings,
     registry: Callable[[], CollectorRegistry],
 ) -> Blueprint:
-    """`/health`, `/health/live`, `/health/ready` and `/metrics`.
+    """Make `/health`, `/health/live`, `/health/ready` and `/metrics`.
 
     Args:
-        node: The running node.
-        settings: Those in force.
-        registry: What `/metrics` shows.
+        node: Returns the running node.
+        settings: Returns the settings in force.
+        registry: Returns the metrics for `/metrics`.
     """
     observe = Blueprint("observe", __name__)
 
@@ -37,7 +37,7 @@ def create_observe(
 
     @observe.get("/health/live")
     async def live() -> ResponseReturnValue:
-        return {"status": "ok"}, 200  # Who can answer lives.
+        return {"status": "ok"}, 200  # A process that answers is alive.
 
     @observe.get("/health/ready")
     async def ready() -> ResponseReturnValue:
@@ -58,7 +58,7 @@ def create_observe(
 
 
 def _may_read_metrics(settings: CurrentSettings) -> bool:
-    """Its own token or the API key, unless it is open."""
+    """Whether the request has the metrics' token or the API key, or the metrics are open."""
     if settings().dev or settings().metrics_open or admits(settings.api_key):
         return True
     token = settings().metrics_token

@@ -1,6 +1,6 @@
-"""`/openapi.json`, and `/docs`, a page that shows it: our own, without a byte from elsewhere.
+"""`/openapi.json`, and `/docs`, our own page that shows it without files from other sites.
 
-Open to everybody: there is nothing in it that is not in the source code.
+Open to everybody, since the description holds nothing that is not in the source code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FOLDER: Final = Path(__file__).parent / "static"
 
 
 def create_reference() -> Blueprint:
-    """The description, the page, and the files that it needs."""
+    """Make the routes of the description, of the page, and of the page's files."""
     reference = Blueprint("reference", __name__)
     assets = Assets(_FOLDER)
 

@@ -1,7 +1,7 @@
-"""`POST /api/stream` under an ASGI server: in front of Quart, which would gather the body.
+"""`POST /api/stream` under an ASGI server, in front of Quart, which would buffer the whole body.
 
-Quart's request takes in a body as fast as it comes, whoever reads it; here the ASGI server's own
-bounded queue is the back-pressure.
+Quart's request takes a body in as fast as it arrives, even if the view does not read it. Here the
+ASGI server's own bounded queue is the back-pressure.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 _PATH = f"/api/{STREAM}"
-_LOOK = 1.0  # seconds between two looks whether the node drains
+_LOOK = 1.0  # seconds between two checks whether the node drains
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class StreamRoute:
-    """An ASGI application: the stream itself, and `app` for everything else."""
+    """An ASGI application: serves the stream itself, and gives all other requests to `app`."""
 
     def __init__(
         self, app: Application, node: Callable[[], Node], key: ApiKey, line_limit: int
@@ -55,7 +55,7 @@ class StreamRoute:
             await send_answer(send, answer)
 
     async def _consume(self, receive: Receive) -> Answer | None:
-        """Take the body in; its summary, or None if the peer is gone."""
+        """Take the body in; return the answer, or None if the peer is gone."""
         stream = EventStream(self._node(), self._line_limit)
         while not stream.stopped:
             event = await self._event(receive)
@@ -70,7 +70,7 @@ class StreamRoute:
         return stream.answer()
 
     async def _event(self, receive: Receive) -> dict[str, Any] | None:
-        """The next of the body; None if none came in time, or the node drains."""
+        """Return the body's next event; None if none came in time, or if the node drains."""
         deadline = trio.current_time() + STREAM_TIMEOUT
         while not self._node().draining and trio.current_time() < deadline:
             with trio.move_on_after(_LOOK):

@@ -1,9 +1,9 @@
-"""Subscriptions and emulation under an ASGI server: in front of Quart, which would gather them.
+"""Subscriptions and emulation under an ASGI server, in front of Quart, which would buffer them.
 
-The native path serves plain requests itself; here is everything else about subscriptions: HTTP/2,
-requests on a reused connection, preflights and refusals, and `/emulation` in any case. Rule: no
-message is taken from the ASGI server before the last one was carried out, so its bounded queue is
-the back-pressure. Quart's own queue of a WebSocket has no bound (quart-trio 0.13).
+The native path serves plain requests; this module serves all others for subscriptions: HTTP/2,
+requests on a reused connection, preflights and refusals, and every `/emulation`. Rule: no message
+is taken from the ASGI server before the last one was carried out, so that the server's bounded
+queue is the back-pressure. Quart's own queue of a WebSocket has no bound (quart-trio 0.13).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class EmulationRequest(msgspec.Struct, frozen=True):
-    """The body of `POST /emulation`; `data` is commands, joined by line ends."""
+    """The body of `POST /emulation`; `data` holds commands, joined by line ends."""
 
     session: str = ""
     node: str = ""
@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder(EmulationRequest).decode
 
 
 class _GoneError(Exception):
-    """The peer hung up before its body was whole."""
+    """The peer hung up before the whole body came."""
 
 
 class _RefusedBodyError(Exception):
@@ -66,7 +66,7 @@ class _RefusedBodyError(Exception):
 
 
 class SubscriptionRoutes:
-    """An ASGI application: subscriptions and emulation, and `app` for everything else."""
+    """An ASGI application: serves subscriptions and emulation, and gives the rest to `app`."""
 
     def __init__(
         self, app: Application, node: Callable[[], Node], settings: Callable[[], Settings]
@@ -87,7 +87,7 @@ class SubscriptionRoutes:
 
     async def _websocket(self, scope: Any, receive: Receive, send: Send) -> None:
         if (await receive())["type"] != "websocket.connect":
-            return  # It hung up before it was anybody.
+            return  # The peer hung up before there was a client.
         request, node = request_of_scope(scope), self._node()
         with admit(node, self._settings().origins, request) as admission:
             opening = await admission.decide()
@@ -155,10 +155,10 @@ class SubscriptionRoutes:
         return Answer(HTTPStatus.NO_CONTENT, b"", "", cors)
 
     async def _body(self, receive: Receive) -> bytes:
-        """The whole body, within the deadline that a head has.
+        """Wait for the whole body and return it; the deadline is that of a head.
 
         Raises:
-            _RefusedBodyError: it is too large, or too slow.
+            _RefusedBodyError: the body is too large, or too slow.
             _GoneError: the peer hung up.
         """
         limit = self._node().options.message_limit
@@ -177,7 +177,7 @@ class SubscriptionRoutes:
 
 
 async def _deny(scope: Any, send: Send, answer: Answer) -> None:
-    """Refuse a WebSocket by an HTTP answer, where the server can; else it answers 403."""
+    """Refuse a WebSocket with this HTTP answer; an ASGI server that cannot send it answers 403."""
     if f"{_DENIAL}.response" in (scope.get("extensions") or {}):
         await send_answer(send, answer, _DENIAL)
     else:
@@ -185,7 +185,7 @@ async def _deny(scope: Any, send: Send, answer: Answer) -> None:
 
 
 def _upgrade_required(scope: Any) -> Answer:
-    """What a request without an upgrade is answered, as natively."""
+    """Return the native path's answer to a WebSocket request without an upgrade."""
     # HTTP/2 forbids the header (RFC 9113, section 8.2.2).
     headers = (("Upgrade", "websocket"),) if scope["http_version"].startswith("1") else ()
     return answer_status(HTTPStatus.UPGRADE_REQUIRED, headers)

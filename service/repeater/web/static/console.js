@@ -1,12 +1,12 @@
 // Watch channels and publish to them.
 //
-// Every text goes into the page as text (textContent), never as markup. What comes over /ws and
-// /events is the bare data and does not say where it was published, so each channel has a
-// connection of its own. Whatever grows has a bound: the list, what waits for the next frame or
-// for the end of a pause, and the publications whose arrival is being timed.
+// Every text goes into the page as text (textContent), never as markup. Messages over /ws and
+// /events are the bare data and do not name their channel, so each channel has a connection of its
+// own. Everything that grows has a bound: the list, the rows that wait for the next frame or for
+// the end of a pause, and the publications whose arrival is being timed.
 
-const ROWS = 200;                      // messages shown, and as many that wait to be; the oldest go
-const LONG = 4000;                     // characters of a message that are shown without asking
+const ROWS = 200;                      // messages shown, and messages waiting to be; the oldest go first
+const LONG = 4000;                     // characters of a message shown before a click on "Show all"
 const WIDE = 64;                       // characters of JSON that stay on one line
 const MOST = { websocket: 50, sse: 4 };  // channels; a browser has six HTTP/1.1 connections per server
 const PAUSES = [300, 5000];            // milliseconds before the first and the slowest new attempt
@@ -37,7 +37,7 @@ const ways = {
     return () => { socket.onopen = socket.onmessage = socket.onclose = null; socket.close(); };
   },
 
-  // The browser comes back by itself and recovers what it missed, unless the server refused.
+  // The browser reconnects by itself and recovers missed messages, unless the server refused.
   sse(channel, on) {
     const events = new EventSource(`/events?channel=${encodeURIComponent(channel)}`);
     events.onopen = on.open;
@@ -79,7 +79,7 @@ class Subscription {
 
   open() {
     let opened = false;
-    if (this.state !== "refused") this.tell("connecting");  // it would flicker
+    if (this.state !== "refused") this.tell("connecting");  // a repeated attempt would make it flicker
     this.cut = ways[transport](this.channel, {
       open: () => { opened = true; this.pause = PAUSES[0]; this.tell("live"); },
       wait: () => this.tell("connecting"),
@@ -95,10 +95,10 @@ class Subscription {
     const again = this.again = setTimeout(() => this.open(), this.pause * (0.5 + Math.random()));
     this.pause = Math.min(PAUSES[1], this.pause * 1.7);
     if (opened) return;
-    // The browser does not tell a refusal from a server that is not there.
+    // The browser gives the same error for a refusal and for an unreachable server.
     const there = await isThere();
     if (again !== this.again || this.state === "connecting" || this.state === "live") return;
-    if (there) this.tell("refused", `The server takes no ${transport === "sse" ? "event stream" : "WebSocket"} for it.`);
+    if (there) this.tell("refused", `The server refuses ${transport === "sse" ? "an event stream" : "a WebSocket"} for this channel.`);
     else this.tell("lost");
   }
 
@@ -125,7 +125,7 @@ async function isThere() {
   }
 }
 
-// ---- which channels; the address remembers them
+// ---- the channels, which are kept in the page's address
 
 const subscriptions = new Map();  // by channel
 let transport = "websocket";
@@ -202,10 +202,10 @@ function summarize() {
   const place = find("state");
   place.dataset.state = worst;
   const text = NAMES[worst] ?? "Not connected";
-  if (place.textContent !== text) place.textContent = text;  // it is read out
+  if (place.textContent !== text) place.textContent = text;  // a screen reader reads every change
 }
 
-// ---- what arrives
+// ---- messages that arrive
 
 const timed = [];      // own publications that have not arrived: { key, at }
 const latencies = [];  // milliseconds
@@ -227,7 +227,7 @@ function arrived(subscription, text) {
   enqueue({ subscription, text, length, latency, date: new Date() });
 }
 
-// An own publication is known by channel and content, the older of two that are alike first.
+// An own publication is recognised by channel and content; of two equal ones the older is first.
 function ownLatency(key, now) {
   const place = timed.findIndex((one) => one.key === key);
   if (place < 0) return null;
@@ -328,14 +328,14 @@ find("data").addEventListener("keydown", (event) => {
   }
 });
 
-// The data goes out as it was typed: parsed and written again, long numbers would change.
+// The data is sent as typed: parsing and writing it again would change long numbers.
 const command = (channel, text) => `{"channel": ${JSON.stringify(channel)}, "data": ${text}}`;
 
 async function publish(channel, text) {
   try {
     JSON.parse(text);
   } catch (error) {
-    outcome(`That is no JSON: ${error.message}`, true);
+    outcome(`Not JSON: ${error.message}`, true);
     find("data").focus();
     return;
   }
@@ -358,7 +358,7 @@ async function publish(channel, text) {
     outcome(`Published to ${channel}${offset}, answered in ${took}.`, false);
   } catch (error) {
     forget(one);
-    outcome(error instanceof TypeError ? "The server can't be reached." : `Not published: ${error.message}`, true);
+    outcome(error instanceof TypeError ? "The server cannot be reached." : `Not published: ${error.message}`, true);
   }
 }
 
@@ -377,7 +377,7 @@ function sketch() {
   find("curl").textContent = `curl -d '${quoted}' ${location.origin}/api/publish`;
 }
 
-// ---- JSON as it came: its own tokens, laid out and coloured
+// ---- JSON as received: its own tokens, laid out and coloured
 
 const TOKENS = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]:,]|[^\s{}[\]:,"]+/g;
 
@@ -393,7 +393,7 @@ function pretty(text) {
   }
   const tokens = text.match(TOKENS);
   const ends = closings(tokens);
-  const open = [];  // for each container around us: whether it is on one line
+  const open = [];  // for each container around the token: whether it is on one line
   const parts = [];
   const wrap = () => (open.at(-1) ? " " : `\n${"  ".repeat(open.length)}`);
   tokens.forEach((token, place) => {
@@ -415,7 +415,7 @@ function pretty(text) {
   return parts;
 }
 
-// For each opening bracket the place of its closing one.
+// For each opening bracket: the index of its closing bracket.
 function closings(tokens) {
   const ends = [];
   const open = [];
@@ -452,7 +452,7 @@ function median(values) {
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }
 
-// ---- begin
+// ---- start
 
 const query = new URLSearchParams(location.search);
 if (query.get("transport") === "sse") change("sse");

@@ -12,7 +12,7 @@ function nameOf(reference) {
   return reference.split("/").pop();
 }
 
-// What a value of this schema is, in a few words; objects by their names, which are links.
+// Describes a value of this schema in a few words; objects are links with their names.
 function kindOf(schema) {
   if (schema.$ref) {
     const name = nameOf(schema.$ref);
