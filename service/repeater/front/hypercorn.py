@@ -79,9 +79,9 @@ class HandedStream:
         self._received = received
         self._idle_timeout = idle_timeout
         self._waiting = trio.CancelScope()
-        self._ended = False  # by our side
+        self._ended = False  # whether our side ended
         self._draining = False
-        self._hurried = False  # by a shutdown, while no request was under way
+        self._hurried = False  # ended by a shutdown, while no request was under way
         self._over = False  # the reader has returned the end
         self.scope = trio.CancelScope()
         """Surrounds everything that Hypercorn does for this connection."""
@@ -145,7 +145,7 @@ class HandedStream:
                 while await self._stream.receive_some(_RECEIVE):
                     pass
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # It is gone already.
+                return  # The peer is gone already.
 
     async def send_all(self, data: bytes) -> None:
         """As `trio.SocketStream.send_all`."""

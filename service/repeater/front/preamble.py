@@ -31,7 +31,7 @@ class GateError(Exception):
 
 
 class ProxiedSocket(socket.socket):
-    """A plain connection that comes by a proxy or a Unix socket, with its client's address."""
+    """A plain connection from a proxy or a Unix socket, with its client's address."""
 
     __slots__ = ("client", "forwarded")
 
@@ -39,7 +39,7 @@ class ProxiedSocket(socket.socket):
     forwarded: tuple[str, int] | None
 
     def getpeername(self) -> tuple[str, int]:
-        """The client's address and port; the port is 0 where it is not known."""
+        """The client's address and port; the port is 0 if it is not known."""
         return self.forwarded or self.client
 
 
@@ -167,7 +167,7 @@ async def _read_proxy_header(sock: socket.socket) -> None:
 def _answer_plainly(sock: socket.socket) -> None:
     """Tell a client that sent plain HTTP to a TLS port about its mistake."""
     try:
-        socket.socket.recv(sock, _RECEIVE)  # unread, it would turn the close into a reset
+        socket.socket.recv(sock, _RECEIVE)  # unread bytes would turn the close into a reset
         socket.socket.send(sock, write_answer(_PLAIN_TO_TLS, keep_alive=False))
     except OSError:
         return  # The client is gone.

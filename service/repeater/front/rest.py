@@ -40,7 +40,7 @@ _log = get_logger("rest")
 PREFIX: Final = b"POST /api/"
 _PATHS: Final = {f"/api/{name}".encode(): name for name in (*METHODS, STREAM)}
 _RECEIVE: Final = 65_536
-_IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in handover.py
+_IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in hypercorn.py
 _ERROR_MODE: Final = ERROR_MODE_HEADER.lower().encode()
 _TRANSPORT_MODE: Final = TRANSPORT_MODE.encode()
 

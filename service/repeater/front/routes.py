@@ -77,7 +77,7 @@ STREAMS: Final = {
         "uni_http_stream", "unidirectional", CENTRIFUGE_UNI_STREAM, _JSON, ("POST",)
     ),
 }
-"""HTTP responses without an end, by path."""
+"""Endless HTTP responses, by path."""
 
 WEBSOCKETS: Final = {
     "/ws": Route(name="websocket", kind="plain", codec=PLAIN, asgi_codec=PLAIN_ASGI),

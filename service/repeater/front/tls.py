@@ -35,7 +35,7 @@ class TLSSocket(ssl.SSLSocket):
     """The client named by the headers of the connection's only request."""
 
     def getpeername(self) -> object:
-        """The client's address and port; the port is 0 where it is not known."""
+        """The client's address and port; the port is 0 if it is not known."""
         return self.forwarded or self.client or super().getpeername()
 
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
@@ -84,7 +84,7 @@ class Certificate:
         self._context = _load_context(certificate, key)
 
     def reload(self) -> None:
-        """Read the files again, for the connections to come.
+        """Read the files again, for later connections.
 
         Raises:
             TLSError: they are unusable, and the old certificate stays.
@@ -92,7 +92,7 @@ class Certificate:
         self._context = _load_context(*self._files)
 
     def wrap(self, sock: socket.socket) -> TLSSocket:
-        """Take over an accepted socket. The handshake is yet to come.
+        """Take over an accepted socket. The handshake comes later, in `shake_hands`.
 
         Raises:
             OSError: the connection is broken, and the socket is closed.

@@ -53,7 +53,7 @@ class ASGITransport(ABC):
         """Send the client the reason, in this transport's form, and end the response."""
 
     async def begin(self, event: Any) -> None:
-        """Have the ASGI server answer the request, before there is a client."""
+        """Make the ASGI server answer the request, before the client is made."""
         await self._send(event)
 
     def write(self, _chunk: bytes) -> int:

@@ -64,7 +64,7 @@ class FrameReader:
         self._opcode: Opcode | None = None  # of a fragmented message, until it is whole
         self._payload = bytearray()  # not a list, which endless empty fragments would grow
         self._text: IncrementalDecoder | None = None  # checks the fragments of a text message
-        self._unread = 0  # bytes that belong to no whole frame yet
+        self._unread = 0  # bytes of a frame that is not whole yet
         self._pongs = b""
         self._closing = b""
 
