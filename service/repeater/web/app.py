@@ -65,7 +65,7 @@ def make_app(
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     key = settings.api_key
-    for blueprint in blueprints:  # first: of two routes for one path Quart takes the earlier
+    for blueprint in blueprints:  # first, because of two routes for a path Quart takes the earlier
         app.register_blueprint(blueprint)
     ours = [
         create_api(holder, key),
@@ -73,7 +73,7 @@ def make_app(
         create_reference(),
         *([create_console()] if settings().dev else []),
     ]
-    for blueprint in ours:  # under names that nobody else's have
+    for blueprint in ours:  # under names that no other blueprint has
         app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
     app.websocket_class = paced(app.websocket_class)
     app.asgi_app = PacedWebsockets(app.asgi_app)  # type: ignore[method-assign]

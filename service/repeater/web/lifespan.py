@@ -1,7 +1,7 @@
-"""What Quart runs around serving, run by our server: it serves without ASGI's lifespan.
+"""Quart's lifespan, run by our server, which serves without the lifespan protocol of ASGI.
 
-That is an application's nursery, in which `add_background_task` starts tasks, and the hooks of
-blueprints (`before_app_serving`, `while_app_serving`, `after_app_serving`).
+It consists of the application's nursery, in which `add_background_task` starts tasks, and the hooks
+of blueprints (`before_app_serving`, `while_app_serving`, `after_app_serving`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from repeater.errors import open_service_nursery
 
 @asynccontextmanager
 async def open_lifespan(app: QuartTrio, grace: float) -> AsyncIterator[None]:
-    """Run the hooks before the block, and those behind it, also of a cancelled one.
+    """Run the hooks that come before serving, then the block, then the hooks that come after it.
 
-    These and the background tasks get `grace` seconds. An error of a hook comes out as from any
-    task.
+    The hooks after the block run even if the block is cancelled; they and the background tasks get
+    `grace` seconds. An error of a hook is raised as the error of any task would be.
     """
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = grace
     stopping, ended = trio.Event(), trio.Event()
@@ -46,11 +46,11 @@ async def _live(
             await app.startup()
             serving = True
             task_status.started()
-            await stopping.wait()  # no deadline: as long as the server serves
+            await stopping.wait()  # no deadline: it waits as long as the server serves
             await app.shutdown()
     except BaseExceptionGroup as group:
         if serving or len(group.exceptions) > 1:
             raise
-        raise group.exceptions[0] from None  # a hook's, before there was anything to serve
+        raise group.exceptions[0] from None  # from a hook, before serving began
     finally:
         ended.set()
