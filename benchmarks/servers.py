@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.peers.peer import Peer
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_START: Final = 20.0  # seconds until a child must accept connections
+_START: Final = 60.0  # seconds until a child must accept connections; it takes one
 _STOP: Final = 15.0  # seconds from SIGTERM to SIGKILL; the server's own bound is 10
 
 

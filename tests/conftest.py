@@ -6,6 +6,7 @@ And the browser, for the tests that have a `site` to browse to.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
+from repeater.log import _last_step
 from repeater.node import Node
 from tests.browsing import FLAGS, MISSING, Site, chromium
 from tests.certificates import Authority
@@ -53,6 +55,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
             item.add_marker(pytest.mark.timeout(3 * PROCESS_STARTS))
+
+
+@pytest.fixture(autouse=True)
+def _log_is_as_before() -> Iterator[None]:
+    """What a test changes of the process's log ends with it: commands configure it."""
+    root, ours = logging.getLogger(), logging.getLogger("repeater")
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
+    processors = _last_step.processors
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    ours.setLevel(our_level)
+    _last_step.processors = processors
 
 
 @pytest.fixture(autouse=True)

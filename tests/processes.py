@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.deadlines import PROCESS_STARTS
 
 SERVE = (sys.executable, "-m", "repeater", "serve")
 
@@ -61,7 +61,7 @@ class ServerProcess:
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal that ends it; its status."""
         self.process.send_signal(number)
-        with trio.fail_after(LOOP_ANSWERS):
+        with trio.fail_after(PROCESS_STARTS):
             return await self.process.wait()
 
 

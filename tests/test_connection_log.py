@@ -141,26 +141,6 @@ async def test_address_and_no_secret(lines: pytest.LogCaptureFixture) -> None:
     assert "k3y" not in lines.text
 
 
-@pytest.fixture
-def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what `configure_log` does to the process."""
-    root, ours = logging.getLogger(), logging.getLogger("repeater")
-    handlers, level, our_level = root.handlers[:], root.level, ours.level
-    monkeypatch.setattr("repeater.log._last_step.processors", get_processors())
-    root.handlers = []
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    ours.setLevel(our_level)
-
-
-def get_processors() -> object:
-    from repeater.log import _last_step
-
-    return _last_step.processors
-
-
-@pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_forms(form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
     """A line an event in both forms, other libraries' too; the level may change; no locals."""

@@ -17,6 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.processes import starts_processes
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "service"
 FILES = sorted((SOURCE / "repeater").rglob("*.py"))
@@ -108,7 +111,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=60
+        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=PROCESS_STARTS
     )
 
 
@@ -125,16 +128,16 @@ def served(folder: Path, *arguments: str) -> Iterator[tuple[str, str]]:
         yield found[0], process.stderr.readline()
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=LOOP_ANSWERS)
     assert process.returncode == 0
 
 
-@pytest.mark.timeout(90)  # processes that start on a busy machine
+@starts_processes
 def test_development_mode_starts_without_the_extra(tmp_path: Path) -> None:
     """One line says what to install; the front page leads to the console and the reference."""
     with served(tmp_path, "--dev") as (url, notice):
         assert "pip install 'repeater-server[comments]'" in notice
-        with httpx.Client(base_url=url, trust_env=False) as client:
+        with httpx.Client(base_url=url, trust_env=False, timeout=LOOP_ANSWERS) as client:
             page = client.get("/")
             assert page.status_code == 200
             links = set(re.findall(r'<a href="([^"]*)"', page.text))
@@ -145,7 +148,7 @@ def test_development_mode_starts_without_the_extra(tmp_path: Path) -> None:
     assert not (tmp_path / ".repeater").exists()
 
 
-@pytest.mark.timeout(90)
+@starts_processes
 @pytest.mark.parametrize("command", [("serve", "--dev", "--comments"), ("config", "check")])
 def test_asked_for_without_the_extra_it_is_one_line(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,7 +163,7 @@ def test_asked_for_without_the_extra_it_is_one_line(
     assert line.endswith("pip install 'repeater-server[comments]'")
 
 
-@pytest.mark.timeout(90)
+@starts_processes
 def test_its_settings_are_known_without_the_extra(tmp_path: Path) -> None:
     """`config init`, `config check` and `config show` have them like all others."""
     assert "#comments_database_url" in run(tmp_path, "config", "init").stdout
