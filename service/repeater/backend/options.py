@@ -63,7 +63,7 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     """
 
     connect_url: str = ""
-    """Asked for the user of a connection without a token. If empty, there is no such question."""
+    """Asked for the user of a connection without a token. If empty, nothing is asked."""
 
     refresh_url: str = ""
     """Asked whether a connection goes on after its expiry. The client does not refresh it then."""

@@ -48,7 +48,7 @@ class CommentsOptions(Options, frozen=True, kw_only=True):
     """`redis://` or `valkey://`. Empty: the cache is in this process's memory."""
 
     cache_ttl: float = 10.0
-    """Longest time that a list of comments stays in the cache if there are no new comments."""
+    """Longest time that a list of comments stays in the cache, without a new comment."""
 
     cache_timeout: float = 0.25
     """Longest time of one call to the cache. A request waits this long if the cache is down."""

@@ -48,7 +48,7 @@ def load_settings(
     Args:
         config: The file.
         model: The class of the settings: the server's own, or the class of an extension.
-        overrides: Values from elsewhere, the command line for example; None is no override.
+        overrides: Values from elsewhere, the command line for example; None overrides nothing.
 
     Raises:
         ConfigError: the settings are wrong; a line for each mistake names the file or variable and

@@ -36,7 +36,7 @@ async function send(form) {
       explain(form, (await answer.json().catch(() => ({}))).error || "Something went wrong. Try again.");
     }
   } catch {
-    explain(form, "The server can't be reached. Try again in a moment.");
+    explain(form, "The server cannot be reached. Try again in a moment.");
   } finally {
     button.disabled = false;
   }
