@@ -63,7 +63,7 @@ def settings_alone(values: Mapping[str, object], model: type[Settings] = Setting
     """Settings with these values and the defaults: neither a file nor the environment is read.
 
     Raises:
-        ConfigError: a line for each mistake, with its setting.
+        ConfigError: the settings are wrong; a line for each mistake names the setting.
     """
     return _settings(_Sources(model, None, dict(values), environment=False))
 
