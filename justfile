@@ -1,6 +1,6 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
-# Use the Python that is here; never fetch another.
+# Use the installed Python; never download another.
 export UV_PYTHON_DOWNLOADS := "never"
 
 export UV := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv; fi`
@@ -9,7 +9,7 @@ python := ".venv/bin/python"
 # The folders that hold a distribution, each with its pyproject.toml.
 distributions := "."
 
-# Bash: the Debian packages of the clients that are missing, as an array.
+# Bash code: an array of the missing clients, by the names of their Debian packages.
 missing-clients := '''
     missing=()
     command -v node >/dev/null || missing+=(nodejs)
@@ -36,7 +36,7 @@ demo *ARGS: (_sync "requirements-demo.txt")
 test *ARGS: (_sync "requirements-dev.txt") _missing-clients
     @exec {{ python }} -m pytest "$@"
 
-# Run the tests on each Python from 3.11 to 3.14 that is here, e.g. `just test-pythons -k broadcast`
+# Run the tests on each installed Python from 3.11 to 3.14, e.g. `just test-pythons -k broadcast`
 [positional-arguments]
 test-pythons *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m tests.pythons "$@"
@@ -52,12 +52,12 @@ wheels: _venv
     done
     ls -l dist
 
-# Install what `just wheels` builds into fresh environments, and use it
+# Install the distributions of `just wheels` into fresh environments, and test them
 [positional-arguments]
 test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
     @exec {{ python }} -m pytest tests/wheel "$@"
 
-# Install what tests/sdk and the page tests drive: Node, npm and Chromium by apt, the SDKs by npm
+# Install the clients of the tests: Node, npm and Chromium by apt, the SDKs of tests/sdk by npm
 clients:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -68,10 +68,10 @@ clients:
     }
     why="" as=()
     if (( ${#missing[@]} == 0 )); then
-        : # all there
+        : # nothing is missing
     elif ! command -v apt-get >/dev/null; then
         why="no apt-get here"
-    # A developer's machine is left alone; a CI machine may let us be root.
+    # Never use sudo on a developer's machine; a CI machine may allow it without a password.
     elif (( EUID != 0 )) && ! { [[ -n "${CI:-}" ]] && sudo -n true 2>/dev/null; }; then
         why="that takes root"
     else
@@ -80,7 +80,7 @@ clients:
         apt update
         apt install -y --no-install-recommends "${missing[@]}" || why="apt-get failed"
     fi
-    # Not an error: the tests skip what needs them.
+    # Not an error: tests that need a missing client are skipped.
     [[ -z $why ]] || echo "not installed ($why), on Debian: apt-get install ${missing[*]}" >&2
 
     cd tests/sdk
@@ -123,22 +123,22 @@ bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
     {{ python }} -m benchmarks capacity {{ quote(RUN) }} >docs/capacity.md
 
-# Tell how many machines an audience takes, e.g. `just bench-capacity docs/benchmarks/run.json`
+# Tell how many machines an audience needs, e.g. `just bench-capacity docs/benchmarks/run.json`
 [positional-arguments]
 bench-capacity *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks capacity "$@"
 
-# Tell what changed between two runs from noise, e.g. `just bench-compare old.json new.json`
+# Compare two runs, and tell changes from noise, e.g. `just bench-compare old.json new.json`
 [positional-arguments]
 bench-compare *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks compare "$@"
 
-# Count instructions and system calls per delivery, and compare; `just bench-gate --update` renews
+# Count instructions and system calls per delivery, and compare; `--update` stores the new counts
 [positional-arguments]
 bench-gate *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks.gate "$@"
 
-# Install the servers that the benchmarks measure beside ours: from PyPI into .venv, then from Debian
+# Install the servers that the benchmarks compare Repeater with, from PyPI and Debian
 bench-peers: (_sync "requirements-peers.txt") && _peers-debian
 
 # Write requirements*.txt from pyproject.toml; `just lock --upgrade` takes newer versions
@@ -153,21 +153,21 @@ lock *ARGS:
     compile --group build -o requirements-build.txt "$@"
     # The comments application is an extra; `just serve` and the demo run it.
     compile pyproject.toml --extra comments -o requirements.txt "$@"
-    # Each set keeps the pins of those before it, so that all fit into one .venv.
+    # Each set keeps the pins of the sets before it, so that all sets fit into one .venv.
     compile pyproject.toml --extra comments --group dev -c requirements.txt -o requirements-dev.txt "$@"
     compile pyproject.toml --extra comments --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
     compile pyproject.toml --extra comments --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 
-# Fail if a file has the markers that git leaves where a merge did not succeed
+# Fail if a file has the markers that git writes where a merge failed
 _markers:
     #!/usr/bin/env bash
     set -uo pipefail
     [[ -e .git ]] || exit 0 # an unpacked sdist
-    # 1 means that nothing was found; more means that git failed.
+    # Status 1 means that git found nothing; a higher status means that git failed.
     git grep -nIE '^(<<<<<<<|\|\|\|\|\|\|\||>>>>>>>)( |$)|^=======$'
     (( $? == 1 )) || { echo "merge markers, or git does not work here" >&2; exit 1; }
 
-# Say what the tests will skip for want of `just clients`
+# Name the clients that `just clients` would install; tests that need them are skipped
 _missing-clients:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -177,7 +177,7 @@ _missing-clients:
     printf -v list ', %s' "${missing[@]}"
     echo "missing: ${list:2}; \`just clients\` installs them, and the tests skip what needs them" >&2
 
-# Install the peers of the benchmarks that come from Debian; their packaged service stays off
+# Install the peers of the benchmarks that come from Debian, and keep their services stopped
 _peers-debian:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -197,7 +197,7 @@ _peers-debian:
         as=(sudo)
     fi
     echo "installing ${missing[*]}" >&2
-    # Debian starts what it installs, unless this says no.
+    # Debian starts the service of each package that it installs, unless this file forbids it.
     policy=/usr/sbin/policy-rc.d
     if [[ ! -e $policy ]]; then
         trap '"${as[@]}" rm -f "$policy"' EXIT
@@ -213,15 +213,15 @@ _peers-debian:
         "${as[@]}" systemctl disable --quiet nginx || true
     fi
 
-# Make .venv if it is not there (or its Python has gone)
+# Make .venv if it does not exist, or if its Python was removed
 _venv:
     @{{ python }} -c "" 2>/dev/null || {{ UV }} venv --quiet --clear --python "$(command -v python3)" .venv
 
-# Install one requirements file and the project into .venv, unless that was done for these pins
+# Install one requirements file and the project into .venv, once for each state of the pins
 _sync FILE: _venv
     #!/usr/bin/env bash
     set -euo pipefail
-    # The stamps of all sets hold for one state of the pins, kept in .venv/.pins.
+    # The stamp files of all sets are valid for one state of the pins, which is in .venv/.pins.
     pins=$(pwd; cat pyproject.toml requirements*.txt)
     if [[ ! -f .venv/.pins || "$pins" != "$(<.venv/.pins)" ]]; then
         rm -f .venv/.synced-*
@@ -229,7 +229,7 @@ _sync FILE: _venv
     fi
     if [[ ! -f .venv/.synced-{{ FILE }} ]]; then
         pip() { {{ UV }} pip "$1" --quiet --python {{ python }} "${@:2}"; }
-        # What the distribution was called before: its script would be the same file.
+        # The distribution's old name: an old installation would own the same script file.
         pip uninstall repeater 2>/dev/null
         pip install --require-hashes -r {{ FILE }}
         pip install --no-deps --build-constraints requirements-build.txt -e .

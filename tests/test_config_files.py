@@ -167,7 +167,7 @@ def test_init_writes_once(tmp_path: Path) -> None:
     file.write_text("port = 1")
     again = CliRunner().invoke(main, ["config", "init", "new.toml"])
     assert again.exit_code == 1
-    assert again.stderr == "Error: new.toml is there already; it stays as it is\n"
+    assert again.stderr == "Error: new.toml exists already and was not changed\n"
     assert file.read_text() == "port = 1"
 
 

@@ -246,7 +246,7 @@ async def test_a_broken_broker_is_named(
 
 
 async def test_a_crashing_broker_raises_its_own_error(autojump_clock: MockClock) -> None:
-    """What is no broken rule comes out as it is, with a note of the rule."""
+    """An error that is not a broken rule comes out unchanged, with a note of the rule."""
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[MemoryBroker]:
@@ -372,7 +372,7 @@ def test_messages_are_decoded(codec: Codec) -> None:
 
 
 def test_what_came_in_part_waits_for_its_rest() -> None:
-    """Half a frame is no message yet."""
+    """Half a frame is not a message yet."""
     transport = MemoryTransport(CENTRIFUGE_JSON)
     frame = CENTRIFUGE_JSON.push(Push(disconnect=Disconnect(3001, "shutdown")))
     transport.write(frame[:5])

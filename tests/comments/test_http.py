@@ -377,7 +377,7 @@ async def test_a_channel_that_is_none_stops_the_start(sqlite_options: CommentsOp
     async with open_test_node(
         NodeOptions(channel=ChannelOptions(channel_regex=re.compile("x")))
     ) as node:
-        with pytest.raises(CommentsError, match="can't be published in 'comments'"):
+        with pytest.raises(CommentsError, match="cannot be published in 'comments'"):
             async with open_comments(node, sqlite_options):
                 pass
 

@@ -63,7 +63,7 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     """
 
     connect_url: str = ""
-    """Asked for the user of a connection without a token. Empty for no such callback."""
+    """Asked for the user of a connection without a token. If empty, nothing is asked."""
 
     refresh_url: str = ""
     """Asked whether a connection goes on after its expiry. The client does not refresh it then."""
@@ -82,14 +82,14 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     """Answers the clients' `rpc` commands. If empty, they get error 108."""
 
     timeout: float = 1.0
-    """Time for one answer, including its body. After it the client gets error 100."""
+    """Time for one answer, including its body. After this time the client gets error 100."""
 
     concurrency: int = 64
-    """Questions under way at once, for each address."""
+    """Most questions at the same time, for each address."""
 
     wait_timeout: float = 1.0
-    """Time that a question waits for its turn. After it the client gets error 100. The sum with
-    `timeout` should stay below the five seconds after which SDKs give up."""
+    """Time that a question waits for its turn. After this time the client gets error 100. The sum
+    with `timeout` should stay below the five seconds after which SDKs give up."""
 
     response_limit: int = 65_536
     """Longest answer. The default is as long as a client's longest message."""

@@ -1,1 +1,1 @@
-"""The `repeater` command, one file for each group of its subcommands."""
+"""The `repeater` command; each group of its subcommands has a module."""

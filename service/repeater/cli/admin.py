@@ -1,6 +1,7 @@
-"""`repeater info|channels|presence|history|disconnect|unsubscribe`: look at a server, and act.
+"""`repeater info|channels|presence|history|disconnect|unsubscribe`: inspect and control a server.
 
-Tables for people, `--json` for programs: then the API's result, as it is, on one line.
+The commands print tables for people. With `--json`, for programs, they print the API's result
+unchanged on one line.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print the A
 
 
 def _target_options(command: F) -> F:
-    """Give a command what selects connections."""
+    """Give a command `--user`, `--client` and `--session`, which select connections."""
     for option in (
-        click.option("--user", help="Whose connections; empty for the anonymous ones."),
+        click.option("--user", help="The user of the connections; empty for anonymous ones."),
         click.option("--client", help="Only the connection with this id."),
         click.option("--session", help="Only the connection with this session."),
     ):
@@ -35,7 +36,7 @@ def _target_options(command: F) -> F:
 @_json_option
 @server_options
 def info(as_json: bool, api_key: str | None, url: str) -> None:
-    """Show the node: version, uptime, and how much there is on it."""
+    """Show the node: its version, uptime, and numbers of clients, users and channels."""
     result = _call(url, "info", api_key)
     head = ("NODE", "VERSION", "UPTIME", "CLIENTS", "USERS", "CHANNELS", "SUBSCRIPTIONS")
     rows = [
@@ -58,7 +59,7 @@ def info(as_json: bool, api_key: str | None, url: str) -> None:
 @_json_option
 @server_options
 def channels(pattern: str, as_json: bool, api_key: str | None, url: str) -> None:
-    """List the channels that somebody hears, the fullest first; PATTERN as in a shell."""
+    """List the channels that have subscribers, the fullest first; PATTERN as in a shell."""
     result = _call(url, "channels", api_key, pattern=pattern)
     sizes = {name: channel["num_clients"] for name, channel in result["channels"].items()}
     rows = sorted(sizes.items(), key=lambda row: (-row[1], row[0]))
@@ -70,7 +71,7 @@ def channels(pattern: str, as_json: bool, api_key: str | None, url: str) -> None
 @_json_option
 @server_options
 def presence(channel: str, as_json: bool, api_key: str | None, url: str) -> None:
-    """List who is in a channel, by user."""
+    """List the clients that are present in a channel, by user."""
     result = _call(url, "presence", api_key, channel=channel)
     rows = [
         (member["user"], client, _text(member.get("conn_info")), _text(member.get("chan_info")))
@@ -82,15 +83,15 @@ def presence(channel: str, as_json: bool, api_key: str | None, url: str) -> None
 
 @click.command()
 @click.argument("channel")
-@click.option("--limit", default=10, show_default=True, help="How many; below 0 for all.")
+@click.option("--limit", default=10, show_default=True, help="Most publications; below 0 for all.")
 @click.option("--reverse", is_flag=True, help="Newest first.")
 @_json_option
 @server_options
 def history(
     channel: str, limit: int, reverse: bool, as_json: bool, api_key: str | None, url: str
 ) -> None:
-    """Print a channel's last publications, and its stream's top behind them."""
-    # The newest ones are meant, whatever comes first.
+    """Print the last publications of a channel, and then the top of its stream."""
+    # Without --reverse too, the limit counts from the newest publication.
     result = _call(url, "history", api_key, channel=channel, limit=limit, reverse=True)
     if not reverse:
         result["publications"].reverse()
@@ -106,7 +107,7 @@ def history(
 @click.command()
 @_target_options
 @click.option("--code", type=click.IntRange(3_000, 4_999), help="[default: 3503, for good]")
-@click.option("--reason", help="What the client is told.")
+@click.option("--reason", help="The reason that the client gets.")
 @server_options
 def disconnect(
     user: str | None,
@@ -117,7 +118,7 @@ def disconnect(
     api_key: str | None,
     url: str,
 ) -> None:
-    """End connections of a user."""
+    """End a user's connections."""
     body = _target(user, client, session)
     if code is not None or reason is not None:
         body["disconnect"] = {"code": code or 0, "reason": reason or ""}
@@ -136,7 +137,7 @@ def unsubscribe(
     api_key: str | None,
     url: str,
 ) -> None:
-    """Stop a user's hearing of a channel, or of all channels if none is named."""
+    """End a user's subscription to a channel, or to all channels without CHANNEL."""
     _call(url, "unsubscribe", api_key, channel=channel, **_target(user, client, session))
 
 
@@ -149,8 +150,9 @@ def _call(url: str, method: str, api_key: str | None, **body: object) -> Any:
 
 def _target(user: str | None, client: str | None, session: str | None) -> dict[str, object]:
     if user is None:
-        # Not by default the anonymous ones, as the API has it: a forgotten option ends too much.
-        raise click.UsageError("whose connections? --user USER, or --user '' for the anonymous")
+        # The API takes a missing user for the anonymous one. Not so here: a forgotten option would
+        # end the connections of all anonymous users.
+        raise click.UsageError("missing --user USER, or --user '' for the anonymous user")
     return {"user": user, "client": client or "", "session": session or ""}
 
 
@@ -166,10 +168,10 @@ def _print(result: object, as_json: bool, head: Row, rows: Iterable[Row]) -> Non
 
 
 def _text(value: object) -> str:
-    """JSON on one line; nothing for nothing."""
+    """The value as JSON on one line; empty for None."""
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _shown(text: str) -> str:
-    """Text that a terminal can't take for its own commands."""
+    """The text, or its JSON if a terminal could take a part of it for a command."""
     return text if text.isprintable() else json.dumps(text)

@@ -1,4 +1,4 @@
-"""One call of a running server's API, for the commands that make one."""
+"""Calls of a running server's API, for the commands that need them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT: Final = 10.0  # seconds
 
 url_option = click.option(
     "--url", default="http://127.0.0.1:8000", envvar="REPEATER_URL", show_default=True,
-    show_envvar=True, help="Where the server is.",
+    show_envvar=True, help="The URL of the server.",
 )  # fmt: skip
 _key_option = click.option(
     "--api-key", envvar="REPEATER_API_KEY", show_envvar=True, help="The server's key."
@@ -31,10 +31,10 @@ def server_options(command: F) -> F:
 
 
 def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
-    """The result of one call.
+    """Make one call, and return its result.
 
     Raises:
-        click.ClickException: the call failed; one line about why.
+        click.ClickException: the call failed; the text is one line with the cause.
     """
     if not is_http(url):
         raise click.ClickException(f"not a server's URL: {url}")

@@ -1,4 +1,4 @@
-"""`repeater config`: write a configuration file, check it, show what is in force."""
+"""`repeater config`: write a configuration file, check it, show the settings in force."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def config_group() -> None:
 def init(file: Path | None) -> None:
     """Write a file with every setting at its default, commented out.
 
-    To standard output, or to FILE, which must not exist yet; only its owner may read it, for it
-    is where secrets go.
+    Writes to standard output, or to FILE, which must not exist yet. Only its owner may read FILE,
+    since it will hold secrets.
     """
     from repeater.config.documentation import template
     from repeater.serving.extension import EXTENSION
@@ -36,7 +36,7 @@ def init(file: Path | None) -> None:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise click.ClickException(f"{file} is there already; it stays as it is") from None
+        raise click.ClickException(f"{file} exists already and was not changed") from None
     except OSError as error:
         raise click.ClickException(f"{file}: {error.strerror}") from None
     with open(descriptor, "w", encoding="utf-8") as stream:
@@ -47,7 +47,7 @@ def init(file: Path | None) -> None:
 @config_group.command()
 @config_option
 def check(config_file: Path | None) -> None:
-    """Say whether the configuration is right; a line for each mistake if not."""
+    """Check the configuration, and print a line for each mistake."""
     from repeater.config import ConfigError, find_config
     from repeater.serving.extension import load_settings
 
@@ -64,7 +64,7 @@ def check(config_file: Path | None) -> None:
 @config_group.command()
 @config_option
 def show(config_file: Path | None) -> None:
-    """Print the settings in force, from file and environment, as TOML. Secrets are stars."""
+    """Print the settings in force, from file and environment, as TOML, with stars for secrets."""
     from repeater.config import ConfigError
     from repeater.config.documentation import effective
     from repeater.serving.extension import load_settings

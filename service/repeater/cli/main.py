@@ -1,7 +1,7 @@
-"""The `repeater` command: serve, publish and subscribe here, the rest from modules of its own.
+"""The `repeater` command: serve, publish and subscribe; other modules have the other subcommands.
 
-A user's mistake is one line on standard error and a non-zero exit, never a traceback. What a
-command needs is imported when it runs, so that `repeater --version` is quick.
+A user's mistake is one line on standard error and a non-zero exit, never a traceback. A command
+imports the modules that it needs when it runs, so that `repeater --version` is quick.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for _command in COMMANDS:
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for a free one.  [8000]")
 @click.option(
     "--listen", multiple=True, metavar="HOST:PORT|unix:PATH",
-    help="Where to listen instead; may be repeated.",
+    help="Listen here instead of host and port; may be repeated.",
 )  # fmt: skip
 @click.option("--unix", metavar="PATH", help="The same as --listen unix:PATH.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: speak TLS on TCP.")
@@ -64,7 +64,7 @@ def serve(
 
     Every setting is a line of the file and an environment variable, REPEATER_API_KEY and
     REPEATER_HOST for example; variables win over the file, options over both. `repeater config
-    init` prints a file with all of them. SIGHUP reads them again.
+    init` prints a file with all settings. SIGHUP reads the settings again.
     """
     import trio
 
@@ -118,10 +118,10 @@ def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
 
 @main.command()
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
-@click.option("--with-channel", is_flag=True, help="Put the channel's name in front.")
+@click.option("--with-channel", is_flag=True, help="Print the channel's name before each event.")
 @url_option
 def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
-    """Print the channels' events, one a line, until Ctrl-C. Reconnects by itself."""
+    """Print the channels' events, one in each line, until Ctrl-C. Reconnects by itself."""
     import trio
 
     from repeater.subscriber import SubscriberError
@@ -162,7 +162,10 @@ def _explain(
     group: BaseExceptionGroup[BaseException],
     kind: type[Exception] | tuple[type[Exception], ...],
 ) -> NoReturn:
-    """One line where a nursery wrapped the one error that is the user's to mend."""
+    """Exit with one line if the group has an error that the user can mend; else raise the group.
+
+    Nurseries wrap such an error in exception groups.
+    """
     found = group.subgroup(kind)
     if found is None:
         raise group

@@ -1,6 +1,6 @@
-"""`repeater token`: makes tokens for trying things out, and says what a token is worth.
+"""`repeater token`: makes tokens to try the server with, and checks tokens.
 
-The secret comes from the environment, where the server has it, and is never printed.
+The secret comes from the same variable of the environment as the server's. It is never printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from repeater.access.tokens.options import TokenOptions
     from repeater.access.tokens.verifier import JWTVerifier
 
-_SAFE_LENGTH = 32  # bytes, as in repeater/access/tokens/keys.py, which would load the cryptography
+_SAFE_LENGTH = 32  # bytes, as HMAC_SAFE_LENGTH, whose module would load the cryptography
 
 secret_option = click.option(
     "--hmac-secret-key", envvar="REPEATER_TOKEN__HMAC_SECRET_KEY", show_envvar=True,
@@ -27,18 +27,18 @@ ttl_option = click.option(
     "--ttl", default=3_600, show_default=True, type=click.IntRange(min=0),
     help="Seconds until the token expires; 0 for never.",
 )  # fmt: skip
-info_option = click.option("--info", metavar="JSON", help="What others see of the user.")
+info_option = click.option("--info", metavar="JSON", help="Data of the user that others see.")
 
 
 @click.group()
 def token() -> None:
-    """Make and check the tokens that let clients in."""
+    """Make and check the tokens with which clients connect and subscribe."""
 
 
 @token.command()
 @click.option("--user", required=True, help="The user's id; an empty one is anonymous.")
-@click.option("--channel", "channels", multiple=True, help="Subscribe to it; may be repeated.")
-@click.option("--meta", metavar="JSON", help="What only the server sees.")
+@click.option("--channel", "channels", multiple=True, help="Subscribe to this; may be repeated.")
+@click.option("--meta", metavar="JSON", help="Data that only the server sees.")
 @info_option
 @ttl_option
 @secret_option
@@ -59,7 +59,7 @@ def connection(
 
 @token.command()
 @click.option("--user", required=True, help="The user's id, as in the connection token.")
-@click.option("--channel", required=True, help="The channel that it opens.")
+@click.option("--channel", required=True, help="The channel that the token opens.")
 @info_option
 @ttl_option
 @secret_option
@@ -72,7 +72,7 @@ def subscription(
 
 
 def _json_claims(**given: str | None) -> dict[str, Any]:
-    """The options that hold JSON, read; those left out are left out."""
+    """The values of the options that hold JSON, without the options that were not given."""
     import msgspec
 
     claims = {}
@@ -107,12 +107,12 @@ def _print_token(claims: dict[str, Any], ttl: int, secret: str | None) -> None:
     "--public-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A PEM file, for a token that an RSA, EC or Ed25519 key signed.",
 )  # fmt: skip
-@click.option("--jwks-url", help="Where the issuer publishes its keys.")
+@click.option("--jwks-url", help="The URL where the issuer publishes its keys.")
 @secret_option
 def check(
     text: str, public_key: Path | None, jwks_url: str | None, hmac_secret_key: str | None
 ) -> None:
-    """Print what a token grants, or say what is wrong with it."""
+    """Print what a token grants, or why it is invalid."""
     import msgspec
     import trio
 
@@ -138,7 +138,7 @@ def _options(
 
     Raises:
         ValueError: a key is unusable, or none is given.
-        OSError: the file can't be read.
+        OSError: the file cannot be read.
     """
     from repeater.access.tokens.keys import pem_keys
     from repeater.access.tokens.options import TokenOptions
@@ -166,7 +166,7 @@ async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct
         async with open_verifier(options) as verifier:
             return await _verify_either(text, verifier)
     except ExceptionGroup as group:
-        raise group.exceptions[0] from None  # Wrapped by the verifier's nursery.
+        raise group.exceptions[0] from None  # The verifier's nursery wrapped the error.
 
 
 async def _verify_either(text: str, verifier: JWTVerifier) -> tuple[str, msgspec.Struct]:
@@ -175,12 +175,12 @@ async def _verify_either(text: str, verifier: JWTVerifier) -> tuple[str, msgspec
     try:
         return "subscription", await verifier.verify_subscription(text)
     except TokenInvalidError:
-        # The other kind, perhaps; if it is not, that says why.
+        # Perhaps a connection token. If it is neither, the error of this second try is raised.
         return "connection", await verifier.verify_connection(text)
 
 
 def _readable(found: msgspec.Struct) -> dict[str, Any]:
-    """The grant without what is empty; JSON text in it is JSON again, digit for digit."""
+    """The grant as JSON values, without empty ones. JSON text in the grant is not changed."""
     import msgspec
 
     readable: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def _readable(found: msgspec.Struct) -> dict[str, Any]:
             case dict() if value:
                 readable[name] = {key: _readable(one) for key, one in value.items()}
             case _ if name == "by_token":
-                continue  # how the server came by it, and nothing that the token says
+                continue  # set by the server; the token does not say it
             case str() | int() if value or name == "user" or value is False:
                 readable[name] = value
     return {name: value for name, value in readable.items() if value != {}}

@@ -1,5 +1,5 @@
-"""The bundled application: sign up, sign in, comment, and every open page shows it at once.
+"""The bundled application: users sign up, sign in and comment; open pages show comments at once.
 
-Read in this order: `routes` (what a browser asks), `comments` (what it means), `store` (where it
-is kept), `announcer` (how it reaches every page). The pages are in `static/`.
+Read in this order: `routes` (the requests of a browser), `comments` (what the requests do), `store`
+(the database), `announcer` (the way of a comment to every page). The pages are in `static/`.
 """

@@ -1,9 +1,9 @@
 """Takes announcements out of the outbox and publishes them, in order, each once.
 
-A row is published with its idempotency key and then marked. Should the process die between the
-two, the row is published again at the next start, and still nobody hears it twice: a broker that
-lives elsewhere knows the key; one in this process's memory died with it, and so did every
-connection, and rows left over are published before the first new connection is served.
+A row is published with its idempotency key and then marked. If the process ends between the two,
+the next start publishes the row again. No page gets it twice: a broker in another process knows the
+key. A broker in this process's memory ends with the process, but every connection ends too, and
+the next start publishes the rows that are left before it serves the first new connection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RETRY: Final = (0.1, 5.0)  # seconds: the first pause after a failure, and the 
 
 
 class Announcer:
-    """The outbox's reader. Lives inside `open_comments`, whose nursery runs and ends it."""
+    """Reads the outbox. Lives inside `open_comments`, whose nursery runs and ends it."""
 
     def __init__(self, store: Store, node: Node) -> None:
         self._store = store
@@ -36,22 +36,22 @@ class Announcer:
         self._written = trio.Event()
 
     def wake(self) -> None:
-        """A row was committed. Call it after the transaction."""
+        """Announce a row that was committed. Must be called after the transaction."""
         self._written.set()
 
     async def run(self) -> None:
         """Announce until cancelled; a failing database or broker is tried again and again.
 
-        Waits without a deadline for `wake`: every writer of this process calls it, and what
-        another one left is announced by whoever starts next.
+        Waits without a deadline for `wake`, which every writer of this process calls. Rows that
+        another process left are announced by the next process that starts.
         """
         while True:
-            self._written = trio.Event()  # before the look, so that no row slips in between
+            self._written = trio.Event()  # before the query, so that no row is missed
             await self.announce_all()
             await self._written.wait()
 
     async def announce_all(self) -> None:
-        """Announce what is there, however often it takes. The caller sets a deadline if any."""
+        """Announce all rows, and try again after each failure. A caller may set a deadline."""
         pause, longest = _RETRY
         while True:
             try:
@@ -65,7 +65,7 @@ class Announcer:
             pause = min(longest, pause * 2)
 
     async def _announce(self, rows: Sequence[Announcement]) -> None:
-        """Publish the rows, and mark those that were, also when one could not be."""
+        """Publish the rows, and mark those that were published, even if one row fails."""
         published = 0
         try:
             for row in rows:
@@ -73,6 +73,6 @@ class Announcer:
                 await self._node.publish(publication, idempotency_key=row.key)
                 published += 1
         finally:
-            # Shielded and yet bounded: a thread's transaction, with the database's timeouts.
+            # Shielded, but not endless: one transaction in a thread, with the database's timeouts.
             with trio.CancelScope(shield=True):
                 await self._store.mark_announced(rows[:published])

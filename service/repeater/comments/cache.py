@@ -1,8 +1,8 @@
-"""The lists of comments, kept for a while: in memory here, in Valkey in `valkey.py`.
+"""A cache of the lists of comments: in memory here, in Valkey in `valkey.py`.
 
-Rule: every list belongs to a generation, and a new comment begins the next one. A list that was
-read from the database before the comment was written therefore can't be mistaken for a newer one,
-however late it is put in.
+Rule: every list belongs to a generation, and a new comment begins the next generation. So a list
+that was read from the database before the comment was written is never taken for a newer list,
+however late it is stored.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Final, Protocol
 
 import trio
 
-_MEMORY: Final = 16_777_216  # bytes of lists; past it all are forgotten
+_MEMORY: Final = 16_777_216  # bytes of lists; above this limit all lists are forgotten
 
 
 class Cache(Protocol):
-    """Where lists are kept. No method raises for a back end that fails, or waits long for it."""
+    """A store of lists. If its server fails, a method neither raises nor waits long."""
 
     async def generation(self) -> str | None:
-        """The one in force; None if the cache is not to be used now."""
+        """The current generation; None if the cache must not be used now."""
 
     async def get(self, generation: str, key: str) -> bytes | None:
-        """The list of this generation, if it is kept."""
+        """The list of this generation; None if it is not stored."""
 
     async def put(self, generation: str, key: str, page: bytes) -> None:
-        """Keep a list for the cache's time to live."""
+        """Store a list for the cache's time to live."""
 
     async def next_generation(self) -> None:
-        """There is a new comment: nothing kept so far counts any more."""
+        """Begin a generation after a new comment: no list stored so far is valid any more."""
 
 
 class MemoryCache:
@@ -41,7 +41,7 @@ class MemoryCache:
         self._size = 0
 
     async def generation(self) -> str | None:
-        """A count of this process's comments."""
+        """A count of the new comments in this process."""
         return str(self._generation)
 
     async def get(self, generation: str, key: str) -> bytes | None:
@@ -52,7 +52,7 @@ class MemoryCache:
         return page
 
     async def put(self, generation: str, key: str, page: bytes) -> None:
-        """As `Cache.put`; of a past generation, or too long, it is not kept."""
+        """As `Cache.put`; a list of a past generation, or above the limit, is not stored."""
         if generation != str(self._generation) or len(page) > _MEMORY:
             return
         self._size += len(page)
@@ -69,14 +69,17 @@ class MemoryCache:
 
 
 class Pages:
-    """Answers from the cache, and fills it. One list is loaded at a time: who waited finds it."""
+    """Answers from the cache, and fills it. One list is loaded at a time.
+
+    So requests for the same list that wait find it in the cache.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._loading = trio.Lock()
 
     async def get(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The list of this key, from the cache or from `load`, whose errors pass through."""
+        """The list of this key, from the cache or from `load`. Errors of `load` pass through."""
         page = await self._kept(key)
         if page is not None:
             return page
@@ -95,5 +98,5 @@ class Pages:
         return None if generation is None else await self._cache.get(generation, key)
 
     async def forget(self) -> None:
-        """There is a new comment."""
+        """Forget all lists, after a new comment."""
         await self._cache.next_generation()

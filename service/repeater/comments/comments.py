@@ -1,7 +1,7 @@
 """The application itself, without HTTP: sign up, sign in, comment, list.
 
-Rule: a comment is stored, then the cached lists are forgotten, then it is announced. So whoever
-subscribes and then reads the list has every comment: in the list, or live, or both.
+Rule: a comment is stored, then the cached lists are forgotten, then the comment is announced. So a
+page that subscribes and then reads the list has every comment: in the list, or live, or both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from repeater.comments.threads import Workers
 from repeater.errors import ReplyError, open_service_nursery
 from repeater.node import Node
 
-_RESUME_TIMEOUT: Final = 5.0  # seconds at start for what the last process left unannounced
+_RESUME_TIMEOUT: Final = 5.0  # seconds at the start, to announce what the last process left
 
 
 class Comments:
@@ -69,13 +69,13 @@ class Comments:
         """Make a user.
 
         Args:
-            peer: Where the request comes from, for the rate limit.
+            peer: The address that the request comes from, for the rate limit.
             address: The user's e-mail address; never shown to anybody.
-            password: Kept as an argon2 hash only.
-            name: What others see; made up if empty.
+            password: Stored as an argon2 hash only.
+            name: The name that others see; made up if empty.
 
         Raises:
-            ProblemError: something about it is wrong, or the address is taken.
+            ProblemError: an argument is invalid, or the address has an account already.
             StoreError: the database failed.
         """
         self._sign_ups.take(peer)
@@ -88,10 +88,10 @@ class Comments:
         return user
 
     async def sign_in(self, peer: str, address: str, password: str) -> str:
-        """The user's id. A wrong address and a wrong password get the same answer as late.
+        """The user's id. A wrong address and a wrong password get the same answer, equally late.
 
         Raises:
-            ProblemError: one of them is wrong (401), or too many were tried (429).
+            ProblemError: address or password is wrong (401), or there were too many tries (429).
             StoreError: the database failed.
         """
         self._sign_ins.take(peer)
@@ -104,14 +104,15 @@ class Comments:
         return known[0]
 
     async def user(self, uid: str | None) -> User | None:
-        """The user of a valid cookie, if there is one and it still exists."""
+        """The user with the id in a cookie; None without an id, or if the user does not exist."""
         return None if uid is None else await self._store.user(uid)
 
     async def post(self, peer: str, uid: str | None, text: str) -> Comment:
-        """Store a comment, and have it announced on every open page.
+        """Store a comment, and announce it to every open page.
 
         Raises:
-            ProblemError: not signed in (401), nothing or too much written (400), or too often.
+            ProblemError: the user is not signed in (401), the text is empty or too long (400), or
+                there were too many comments (429).
             StoreError: the database failed.
         """
         if uid is None:
@@ -119,19 +120,19 @@ class Comments:
         self._comment_addresses.take(peer)
         self._comment_accounts.take(uid)
         text = check_text(text, self.options.comment_limit)
-        # Shielded and yet bounded: a browser that hangs up now must not keep the stored comment
-        # from being announced. The database, and the cache, have their timeouts.
+        # Shielded: a browser that disconnects now must not keep the stored comment from being
+        # announced. The shield does not last: the database and the cache have timeouts.
         with trio.CancelScope(shield=True):
             comment = await self._store.add_comment(uid, text)
             if comment is not None:
                 await self._pages.forget()
                 self._announcer.wake()
         if comment is None:
-            raise ProblemError(SIGN_IN)  # the cookie outlived its user
+            raise ProblemError(SIGN_IN)  # the cookie is valid, but its user does not exist any more
         return comment
 
     async def list_json(self, limit: int, before: int | None) -> bytes:
-        """The newest comments (before this id) as a JSON list, newest last; maybe from the cache.
+        """The newest comments before the id (or of all) as a JSON list, newest last; maybe cached.
 
         Raises:
             StoreError: the database failed.
@@ -148,12 +149,13 @@ class Comments:
 async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[Comments]:
     """Run the application on a node for as long as the block lasts.
 
-    What the last process stored and did not announce is announced before the block begins, or,
-    if that takes more than five seconds, while it runs. A comment whose announcement is under way
-    at the end is announced or left for the next start.
+    Comments that the last process stored and did not announce are announced before the block
+    begins, or, if that takes more than five seconds, while the block runs. At the end, a comment
+    that is being announced is either announced or left for the next start.
 
     Raises:
-        CommentsError: the data directory, the database or the URL of one is unusable.
+        CommentsError: the data directory, the database, or the URL of the database or cache is
+            unusable.
     """
     _check_channel(node)
     _make_directory(options.data_dir)
@@ -169,7 +171,7 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
         passwords = await Passwords.make(Workers(options.password_threads, options.thread_queue))
         pages = await _open_pages(options, stack)
         announcer = Announcer(store, node)
-        await pages.forget()  # The last process may have died between storing and this.
+        await pages.forget()  # The last process may have ended after it stored a comment.
         with trio.move_on_after(_RESUME_TIMEOUT):
             await announcer.announce_all()
         nursery = await stack.enter_async_context(open_service_nursery())
@@ -178,7 +180,7 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
 
 
 async def _open_pages(options: CommentsOptions, stack: AsyncExitStack) -> Pages:
-    """The lists' cache, in memory or at its URL, ended with the stack."""
+    """The cache of the lists, in memory or at its URL. The stack closes it."""
     if not options.cache_url:
         return Pages(MemoryCache(options.cache_ttl))
     from repeater.comments.valkey import open_valkey_cache  # its client library is optional
@@ -190,7 +192,7 @@ def _check_channel(node: Node) -> None:
     try:
         node.channels.options(CHANNEL)
     except ReplyError as error:
-        raise CommentsError(f"comments can't be published in {CHANNEL!r}: {error}") from None
+        raise CommentsError(f"comments cannot be published in {CHANNEL!r}: {error}") from None
 
 
 def _make_directory(path: Path) -> None:

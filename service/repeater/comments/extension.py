@@ -1,6 +1,6 @@
-"""The comments application as the server knows it: see `repeater/config/extension.py`.
+"""The comments application as an extension of the server: see `repeater/config/extension.py`.
 
-What needs the extra's libraries is imported when the application starts.
+Modules that need the libraries of the extra are imported when the application starts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class CommentsExtension:
         return isinstance(settings, CommentsSettings) and settings.comments_on
 
     def notice(self, settings: Settings) -> str | None:
-        """Development mode has the application only where its extra is installed."""
+        """A line that says how to install the application, if only that keeps it from running.
+
+        By default, development mode runs the application only if its extra is installed.
+        """
         if not isinstance(settings, CommentsSettings) or settings.comments is not None:
             return None
         if not settings.dev or is_installed():
@@ -53,5 +56,5 @@ class CommentsExtension:
         return create_comments(running), create_pages()
 
     def greeting(self, base: str) -> str:
-        """The line that says where the application is."""
+        """The line that says where to open the application."""
         return f"Comments, to try it in a browser: {base}/"

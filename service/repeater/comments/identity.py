@@ -1,7 +1,7 @@
-"""Who sends a request: a signed cookie, and whether one of our own pages sent it.
+"""Tells which user sends a request, by a signed cookie, and whether the server's own page sent it.
 
-The cookie holds the opaque user id and the time, signed; nothing is stored for it, so signing out
-deletes it in that browser, and a new secret key signs everybody out.
+The cookie holds the opaque user id and the time, signed. The server stores nothing for a cookie: to
+sign out means to delete the cookie in that browser, and a new secret key signs everybody out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECRET_FILE: Final = "secret-key"
 
 
 class Identity:
-    """Signs and reads the cookie of the request at hand."""
+    """Signs the cookies of responses, and reads the cookie of the current request."""
 
     def __init__(self, secret_key: str, ttl: float) -> None:
         self._signer = URLSafeTimedSerializer(
@@ -35,7 +35,7 @@ class Identity:
         self._ttl = int(ttl)
 
     def uid(self) -> str | None:
-        """The user's id; None without a cookie, or with one that is forged or too old."""
+        """The user's id; None without a cookie, or if the cookie is forged or too old."""
         try:
             uid = self._signer.loads(request.cookies.get(_COOKIE, ""), max_age=self._ttl)
         except BadData:
@@ -43,11 +43,11 @@ class Identity:
         return uid if isinstance(uid, str) else None
 
     def remember(self, response: Response, uid: str) -> None:
-        """Sign the user in, in this browser."""
+        """Sign the user in, in the browser that gets the response."""
         self._set(response, str(self._signer.dumps(uid)), self._ttl)
 
     def forget(self, response: Response) -> None:
-        """Sign out, in this browser."""
+        """Sign the user out, in the browser that gets the response."""
         self._set(response, "", 0)
 
     def _set(self, response: Response, value: str, seconds: int) -> None:
@@ -62,13 +62,13 @@ class Identity:
 
 
 def check_own_page() -> None:
-    """A form must come from a page of this server, or from no browser at all.
+    """Check that a form comes from a page of this server, or from a program.
 
-    Every browser says where a form comes from; what says nothing is a program, which no other
-    site's page can make send somebody's cookie.
+    Every browser says in a header where a form comes from. A request without this header comes
+    from a program, and a page of another site cannot make a program send a user's cookie.
 
     Raises:
-        ProblemError: another site's page sent it (403).
+        ProblemError: a page of another site sent the form (403).
     """
     site = request.headers.get("Sec-Fetch-Site")
     own = site in ("same-origin", "none")
@@ -79,10 +79,10 @@ def check_own_page() -> None:
 
 
 def load_secret_key(options: CommentsOptions) -> str:
-    """The configured secret, or the one kept in the data directory, made at the first start.
+    """The configured secret, or the one in the data directory, which the first start makes.
 
     Raises:
-        CommentsError: the file can't be read or written.
+        CommentsError: the file cannot be read or written.
     """
     if options.secret_key:
         return options.secret_key
@@ -101,7 +101,8 @@ def _read(path: Path) -> str:
 
 
 def _make(path: Path) -> str:
-    """Write a secret that only this user may read; nobody sees half of one."""
+    """Write a new secret to a file that only this user may read, and return it."""
+    # The secret is written to a draft, then linked: no process reads half a secret.
     key = secrets.token_urlsafe(32)
     draft = path.with_name(f".{_SECRET_FILE}-{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

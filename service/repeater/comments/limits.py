@@ -8,13 +8,13 @@ from repeater.comments.problems import TOO_MANY, ProblemError
 
 
 class RateLimit:
-    """The buckets of one limit. The longest unseen key is forgotten when there are too many."""
+    """The buckets of one limit. If there are too many, the least recently used is forgotten."""
 
     def __init__(self, rate: Rate, memory: int) -> None:
         self._buckets = TokenBuckets(rate.burst, rate.per_second, memory)
 
     def take(self, key: str) -> None:
-        """Take one token; a key never seen has a full bucket.
+        """Take one token from the key's bucket; the bucket of a new key is full.
 
         Raises:
             ProblemError: the bucket is empty (429), with the time until its next token.

@@ -1,4 +1,4 @@
-"""What the application is started with, and its one start-up error. Values only."""
+"""The options of the application, and the error for a start that fails. Values only."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from repeater.config.extension import ExtensionError
 from repeater.options import Options, SecretText
 
 CHANNEL: Final = "comments"
-"""Where comments are published, and what the pages subscribe to."""
+"""The channel in which comments are published, and to which the pages subscribe."""
 
 DATABASES: Final = ("sqlite", "postgresql")
 CACHES: Final = ("redis", "rediss", "valkey", "valkeys")
-"""What the address of a database, or of a cache, may begin with."""
+"""The schemes that the URL of a database, or of a cache, may have."""
 
 PING_INTERVAL: Final = 20.0
-"""Seconds at most between two pings to a page of the application."""
+"""Most seconds between two pings to a page of the application."""
 
 
 class CommentsError(ExtensionError):
-    """The application can't start; the text is one line for whoever started it."""
+    """The application cannot start; the text is one line for the person who started it."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """A token bucket: so many at once, then so many a second."""
+    """The size and the rate of a token bucket: `burst` at once, then `per_second`."""
 
     burst: int
     per_second: float
 
 
 class CommentsOptions(Options, frozen=True, kw_only=True):
-    """Where things are kept and how much is allowed. Times are seconds, lengths characters."""
+    """Stores and limits of the application. Times are seconds, lengths characters."""
 
     data_dir: Path
-    """Holds the SQLite file and, without `secret_key`, the generated secret. Made if missing."""
+    """Directory of the SQLite file and, without `secret_key`, of the secret. Made if missing."""
 
     secret_key: SecretText = ""
-    """Signs the identity cookie. Empty: generated once and kept in the data directory."""
+    """Signs the identity cookie. If empty, a secret is made once, in the data directory."""
 
     database_url: SecretText = ""
     """SQLAlchemy's URL, `postgresql+psycopg://...`. Empty: SQLite in the data directory."""
@@ -48,10 +48,10 @@ class CommentsOptions(Options, frozen=True, kw_only=True):
     """`redis://` or `valkey://`. Empty: the cache is in this process's memory."""
 
     cache_ttl: float = 10.0
-    """How long a list of comments may be answered from the cache when nobody writes."""
+    """Longest time that a list of comments stays in the cache, without a new comment."""
 
     cache_timeout: float = 0.25
-    """How long a call to the cache may take: what a dead one costs."""
+    """Longest time of one call to the cache. A request waits this long if the cache is down."""
 
     identity_ttl: float = 2_592_000.0
     """How long a sign-in lasts (30 days)."""
@@ -59,29 +59,31 @@ class CommentsOptions(Options, frozen=True, kw_only=True):
     comment_limit: int = 2_000
     page_default: int = 50
     page_limit: int = 500
-    """Comments in one answer of `/api/comments`: without `limit`, and at most."""
+    """Longest comment; comments in one answer of `/api/comments` without `limit`, and at most."""
 
     form_limit: int = 32_768
-    """Longest form in bytes, refused before it is read; the longest comment, URL-encoded in any
-    script, has 24,005. A form of unannounced length is bounded as every request's body is."""
+    """Longest form in bytes; a longer form is refused before its body is read. The longest comment,
+    URL-encoded in any script, has 24,005 bytes. A form that does not announce its length has the
+    limit of every request's body."""
 
     database_threads: int = 4
     password_threads: int = 2
-    """Blocking calls at once. Two sign-ins hash for some 50 ms on a core each; the loop runs on."""
+    """Most blocking calls at once. Two sign-ins hash for about 50 ms, each on its own core, while
+    the event loop goes on."""
 
     thread_queue: int = 256
-    """Calls waiting for each; past it a request is told to try later (503)."""
+    """Most calls that wait for a thread of each kind; above it a request is answered with 503."""
 
     sign_up_rate: Rate = Rate(burst=30, per_second=0.2)
     sign_in_rate: Rate = Rate(burst=60, per_second=1.0)
     comment_address_rate: Rate = Rate(burst=120, per_second=5.0)
-    """By address of the peer; an office shares one, so these are generous."""
+    """Limits by the address of the peer. They are generous: a whole office may share one."""
 
     account_rate: Rate = Rate(burst=10, per_second=0.1)
-    """Sign-ins by account, right or wrong: what a guesser gets, wherever from."""
+    """Limit of sign-ins by account, right or wrong: it stops guesses from many addresses."""
 
     comment_rate: Rate = Rate(burst=20, per_second=0.5)
-    """Comments by account."""
+    """Limit of comments by account."""
 
     rate_memory: int = 10_000
-    """Addresses or accounts remembered by each limit; past it the longest unseen is forgotten."""
+    """Most addresses or accounts that a limit remembers; the least recently used is forgotten."""

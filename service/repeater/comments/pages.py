@@ -1,4 +1,4 @@
-"""The pages: a handful of small files."""
+"""The routes of the pages, which are a few small files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER: Final = Path(__file__).parent / "static"
 
 
 def create_pages() -> Blueprint:
-    """`/`, the three pages by their names, and what they need under `/comments/`."""
+    """Routes for `/`, for the three pages by name, and for their script, style and icon."""
     pages = Blueprint("comments_pages", __name__)
     assets = Assets(_FOLDER)
 

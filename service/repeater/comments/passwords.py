@@ -1,6 +1,6 @@
-"""Passwords: argon2 in a few worker threads, and a sign-in does not tell whether an account exists.
+"""Passwords: argon2 in a few worker threads. A sign-in does not show whether an account exists.
 
-Rule: every sign-in costs one verification, against a dummy hash where there is no account.
+Rule: every sign-in costs one verification, against a dummy hash if the account does not exist.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from argon2.exceptions import VerifyMismatchError
 
 from repeater.comments.threads import Workers
 
-# OWASP's first choice for argon2id: 19 MiB, 2 passes, 1 lane; some 25 ms of one core.
+# OWASP's first choice for argon2id: 19 MiB, 2 passes, 1 lane; about 25 ms of one core.
 _HASHER: Final = PasswordHasher(memory_cost=19_456, time_cost=2, parallelism=1)
 
 
 class Passwords:
-    """Hashes and verifies. Made by `make`; lives as long as its holder likes."""
+    """Hashes and verifies passwords. Made by `make`; owns nothing that must be closed."""
 
     def __init__(self, workers: Workers, dummy: str) -> None:
         self._workers = workers
@@ -26,11 +26,11 @@ class Passwords:
 
     @classmethod
     async def make(cls, workers: Workers) -> Passwords:
-        """With a dummy hash that costs what a real one costs."""
+        """A new object, with a dummy hash that costs as much as a real hash."""
         return cls(workers, await workers.run(_HASHER.hash, secrets.token_hex()))
 
     async def hash(self, password: str) -> str:
-        """What is to be stored in place of the password; salted.
+        """The salted hash to store in place of the password.
 
         Raises:
             ProblemError: too many are being hashed (503).
@@ -38,7 +38,7 @@ class Passwords:
         return await self._workers.run(_HASHER.hash, password)
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Whether the password is the stored one's; False for None, after the same time.
+        """Whether the hash `stored` is of this password; False for None, after the same time.
 
         Raises:
             ProblemError: too many are being verified (503).

@@ -1,4 +1,4 @@
-"""What can be wrong with a request, in the words that its sender reads. Values only."""
+"""The problems that a request can have, in the words that its sender reads. Values only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BUSY: Final = Problem(503, "busy", "The server is busy. Try again in a moment.")
 
 
 class ProblemError(Exception):
-    """The request is not carried out. The sender's fault, or a lack of room."""
+    """The request is not carried out: it is wrong, or the server is too busy."""
 
     def __init__(self, problem: Problem, retry_after: float = 0.0) -> None:
         super().__init__(problem.text)

@@ -1,7 +1,7 @@
-"""What a browser asks the application: forms, lists and the counter.
+"""The routes of the application: forms, lists and the counter.
 
-Forms work without a script: they are answered by a redirect, to the next page or back to the form
-with the name of the message to show. Whoever asks for JSON gets errors as `{"error": ...}`.
+Forms work without a script: the answer is a redirect to the next page, or back to the form with the
+name of the message to show. A client that asks for JSON gets errors as `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from repeater.log import get_logger
 
 _log = get_logger("comments")
 
-# Where each form is, and goes on to.
+# The page of each form, by the address that the form is sent to.
 _FORMS: Final = {
     "/api/signup": "/index.html",
     "/api/signin": "/login.html",
@@ -108,7 +108,7 @@ def _redirect(path: str) -> Response:
 
 
 def _positive(name: str) -> int | None:
-    """A query parameter that counts something; None if it is not there."""
+    """A query parameter that is a positive integer; None without the parameter."""
     text = request.args.get(name)
     if text is None:
         return None
@@ -118,7 +118,7 @@ def _positive(name: str) -> int | None:
 
 
 def _refuse(problem: Problem, retry_after: float) -> Response:
-    """Back to the form with the message; or as it is, for programs and where no form is."""
+    """A redirect to the form with the message; without a form, or for a program, the error."""
     json = request.accept_mimetypes.best_match(("text/html", "application/json"))
     if json == "application/json" or request.method == "GET":
         response = _json({"error": problem.text}, problem.status)

@@ -1,4 +1,4 @@
-"""What people may type: addresses, passwords, names and texts. Pure functions."""
+"""Rules for what users type: addresses, passwords, names and texts. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from repeater.comments.problems import (
 _ADDRESS_LIMIT: Final = 254  # RFC 5321's path without its brackets
 _NAME_LIMIT: Final = 40
 _PASSWORD_LIMITS: Final = (8, 256)  # NIST SP 800-63B: at least 8, at least 64 allowed
-# The rule of HTML's `<input type=email>`, so that form and server agree. No mail is ever sent.
+# The rule of HTML's `<input type=email>`, so that form and server agree. The server sends no mail.
 _LABEL: Final = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _ADDRESS: Final = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
-# All that C0, C1 and DEL hold, but tab and newline; PostgreSQL takes no NUL.
+# All control characters (C0, C1, DEL), except tab and newline; PostgreSQL does not accept NUL.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# What guessers try first, of the passwords that are long enough.
+# The first guesses of an attacker, as far as they are long enough.
 _GUESSES: Final = (
     "password passw0rd password1 password12 password123 12345678 123456789 1234567890 qwertyui "
     "qwertyuiop qwerty123 1q2w3e4r 1qaz2wsx iloveyou sunshine princess football baseball superman "
@@ -48,15 +48,15 @@ def check_address(given: str) -> str:
 
 
 def normal_address(given: str) -> str:
-    """The address trimmed and in lower case, whatever it is."""
+    """The text trimmed and in lower case, also if it is not an address."""
     return given.strip().lower()
 
 
 def check_password(password: str, address: str) -> str:
-    """A password that is worth hashing.
+    """The password, if it is acceptable.
 
     Raises:
-        ProblemError: too short or too long, among the first guesses, or the address again.
+        ProblemError: the password is too short, too long or easily guessed, or is the address.
     """
     shortest, longest = _PASSWORD_LIMITS
     lower = password.lower()
@@ -67,10 +67,10 @@ def check_password(password: str, address: str) -> str:
 
 
 def check_name(given: str) -> str:
-    """The name that others see; a made-up one for none, which says nothing about the address.
+    """The name that others see. If it is empty, a random name without a hint at the address.
 
     Raises:
-        ProblemError: too long, or it looks like an address.
+        ProblemError: the name is too long, or looks like an address.
     """
     name = " ".join(_CONTROL.sub("", given).split())
     if len(name) > _NAME_LIMIT or "@" in name:
@@ -79,16 +79,16 @@ def check_name(given: str) -> str:
 
 
 def made_up_name() -> str:
-    """`Quiet Heron 27`."""
+    """A random name, for example `Quiet Heron 27`."""
     words = (secrets.choice(words.split()) for words in (_ADJECTIVES, _ANIMALS))
     return f"{' '.join(words)} {secrets.randbelow(90) + 10}"
 
 
 def check_text(given: str, limit: int) -> str:
-    """A comment's text: plain, with its line breaks, without other control characters.
+    """The plain text of a comment: line breaks stay, other control characters are removed.
 
     Raises:
-        ProblemError: nothing is left, or it is too long.
+        ProblemError: the text is then empty or too long.
     """
     text = _CONTROL.sub("", given.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not text:

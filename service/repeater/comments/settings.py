@@ -1,4 +1,4 @@
-"""The application's settings, beside the server's. Needs none of the application's libraries."""
+"""The application's settings, added to the server's. Imports none of its libraries."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from repeater.options import NodeOptions
 
 INSTALL: Final = "pip install 'repeater-server[comments]'"
 
-# Of the extra. The third, itsdangerous, comes with Quart in any case.
+# Libraries of the extra. Its third library, itsdangerous, is always installed with Quart.
 _LIBRARIES: Final = ("sqlalchemy", "argon2")
 _SHORTEST_SECRET: Final = 16  # characters
 
 
 class CommentsSettings(Settings):
-    """A server's settings with those of the comments application."""
+    """The server's settings and those of the comments application."""
 
     title: ClassVar[str] = "Comments application"
 
     comments: Annotated[bool | None, BeforeValidator(unless_empty)] = None
-    """Whether the comments application runs, and its channel `comments` is open to its pages. By
-    default in development mode, where the extra `comments` is installed."""
+    """Whether the comments application runs, with its channel `comments` open to its pages. By
+    default it runs in development mode, if the extra `comments` is installed."""
 
     comments_secret_key: Secret = None
-    """Signs the application's cookies: 16 characters or more; needed outside development mode."""
+    """Signs the application's cookies; 16 characters or more. Required outside development mode."""
 
     comments_database_url: Secret = None
     """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
@@ -48,7 +48,7 @@ class CommentsSettings(Settings):
         return self.dev and is_installed() if self.comments is None else self.comments
 
     def comments_options(self) -> CommentsOptions:
-        """What the application is started with."""
+        """The options that the application is started with."""
         return CommentsOptions(
             data_dir=Path(self.data_dir),
             secret_key=_clear(self.comments_secret_key),
@@ -57,7 +57,10 @@ class CommentsSettings(Settings):
         )
 
     def node_options(self) -> NodeOptions:
-        """Also what the pages need: their channel is open, and there is a ping in 20 seconds."""
+        """As `Settings.node_options`, with the needs of the pages.
+
+        Their channel is open, and a ping comes at least every 20 seconds.
+        """
         options = super().node_options()
         if not self.comments_on:
             return options
@@ -72,9 +75,9 @@ class CommentsSettings(Settings):
         )
 
     def mistakes(self) -> Iterator[Mistake]:
-        """Also a missing library; and a generated secret is for development only.
+        """As `Settings.mistakes`, and missing libraries, URLs of an unknown kind, a missing secret.
 
-        Servers behind one name must share their secret.
+        Only in development mode may the secret be generated: servers behind one name must share it.
         """
         yield from super().mistakes()
         if not self.comments_on:
@@ -105,7 +108,7 @@ def is_installed() -> bool:
 
 
 def _begins_with(schemes: Collection[str], url: SecretStr | None) -> bool:
-    """Whether the address is one of these kinds of server, or not set. `a+b://` is an `a`."""
+    """Whether the URL has one of the schemes, or is not set. The scheme of `a+b://` is `a`."""
     scheme, colon, _ = _clear(url).partition("://")
     return not url or (bool(colon) and scheme.partition("+")[0] in schemes)
 

@@ -1,7 +1,7 @@
-"""Everything that outlives the process: users, comments, and the outbox of announcements.
+"""The data that is kept across restarts: users, comments, and the outbox of announcements.
 
-Rule: a comment and the announcement owed for it are written in one transaction, so there is never
-one without the other, wherever the process dies.
+Rule: a comment and its announcement are written in one transaction, so that neither is stored
+without the other, whenever the process ends.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Result = TypeVar("Result")
 
 
 class StoreError(Exception):
-    """The database failed; whether the change happened is not known."""
+    """The database failed; the change may have happened or not."""
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user as everybody may see one."""
+    """The part of a user that everybody may see."""
 
     uid: str
     name: str
 
 
 class Comment(msgspec.Struct, frozen=True):
-    """A comment as everybody may see it; `at` is Unix time in milliseconds."""
+    """A comment as everybody may see it; `at` is the Unix time in milliseconds."""
 
     uid: str
     text: str
@@ -44,7 +44,7 @@ class Comment(msgspec.Struct, frozen=True):
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """One row of the outbox: what is to be published, and the key that makes it once."""
+    """One row of the outbox: the data to publish, and the key so that it is published only once."""
 
     id: int
     key: str
@@ -52,11 +52,11 @@ class Announcement(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The database, from Trio. Made with an engine that its maker disposes of.
+    """The database, for Trio. The caller that made the engine must dispose of it.
 
-    Each method is one transaction in a worker thread, bounded by the engine's timeouts.
-    Cancelled, it still ends that transaction. All raise `StoreError` when the database fails and
-    `ProblemError` (503) when too many calls wait.
+    Each method is one transaction in a worker thread, bounded by the engine's timeouts. A cancelled
+    method still ends its transaction. All methods raise `StoreError` if the database fails, and
+    `ProblemError` (503) if too many calls wait.
     """
 
     def __init__(self, engine: Engine, workers: Workers) -> None:
@@ -68,35 +68,36 @@ class Store:
         await self._run(metadata.create_all, self._engine)
 
     async def add_user(self, email: str, name: str, password_hash: str) -> User | None:
-        """A new user; None if the address has one already."""
+        """Store and return a new user; None if the address has a user already."""
         return await self._run(self._add_user, email, name, password_hash)
 
     async def user(self, uid: str) -> User | None:
-        """The user of this id, if there is one."""
+        """The user with this id; None if the user does not exist."""
         return await self._run(self._user, uid)
 
     async def credentials(self, email: str) -> tuple[str, str] | None:
-        """Id and password hash of the address's user."""
+        """The id and the password hash of the user with this address; None without a user."""
         return await self._run(self._credentials, email)
 
     async def add_comment(self, uid: str, text: str) -> Comment | None:
-        """Store a comment and its announcement; None if there is no such user."""
+        """Store a comment and its announcement; None if the user does not exist."""
         return await self._run(self._add_comment, uid, text)
 
     async def comments(self, limit: int, before: int | None = None) -> list[Comment]:
-        """The newest comments (before this id), newest last."""
+        """The newest comments before the id (of all comments if None), newest last."""
         return await self._run(self._comments, limit, before)
 
     async def announcements(self, limit: int) -> list[Announcement]:
-        """What is still to be announced, oldest first."""
+        """The announcements that are still to be published, oldest first."""
         return await self._run(self._announcements, limit)
 
     async def mark_announced(self, announcements: Sequence[Announcement]) -> None:
-        """These are done: their rows go. Done twice, nothing happens."""
+        """Delete the rows of published announcements. Idempotent."""
         await self._run(self._mark_announced, [row.id for row in announcements])
 
     async def _run(self, call: Callable[..., Result], *args: object) -> Result:
-        """Make the call; the database's faults are told from ours, which crash."""
+        """Make the call in a thread, and raise `StoreError` if the database fails."""
+        # Other errors are faults of this code: they crash.
         try:
             return await self._workers.run(call, *args)
         except (OperationalError, InterfaceError) as error:
@@ -111,7 +112,7 @@ class Store:
             with self._engine.begin() as connection:
                 connection.execute(insert(users).values(row))
         except IntegrityError:
-            return None  # Ids are random, 96 bits of it: it is the address.
+            return None  # Ids have 96 random bits, so the address is the duplicate.
         return user
 
     def _user(self, uid: str) -> User | None:
@@ -128,8 +129,8 @@ class Store:
 
     def _add_comment(self, uid: str, text: str) -> Comment | None:
         at = time.time_ns() // 1_000_000
-        # One statement finds the user and writes: with SQLite, a transaction that begins by
-        # reading can't wait for its turn to write.
+        # One statement finds the user and writes the comment: in SQLite, a transaction that begins
+        # with a read cannot wait for its turn to write.
         author = select(users.c.id, literal(text), literal(at)).where(users.c.uid == uid)
         add = insert(comments).from_select(["user_id", "text", "at"], author)
         with self._engine.begin() as connection:
@@ -168,5 +169,5 @@ class Store:
 
 
 def _first_line(error: DBAPIError) -> str:
-    """The driver's words, without SQL and values."""
+    """The first line of the driver's error, without SQL and values."""
     return str(error.orig).strip().partition("\n")[0] or type(error).__name__

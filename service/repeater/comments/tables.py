@@ -1,4 +1,4 @@
-"""The tables, and the engine that reaches them: SQLite in a file, or PostgreSQL by URL."""
+"""The tables, and the engine that connects to them: SQLite in a file, or PostgreSQL by URL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from repeater.comments.options import DATABASES, CommentsError, CommentsOptions
 
 _TIMEOUT: Final = 5  # seconds for a connection, a lock or a statement
 _WITH_DRIVER: Final = "repeater-server[comments,postgresql]"
-_Id: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up Integers only
+_Id: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates ids for Integer only
 
 metadata: Final = MetaData()
 
@@ -33,7 +33,7 @@ users: Final = Table(
     "users",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("uid", String(32), nullable=False, unique=True),  # what others see, opaque
+    Column("uid", String(32), nullable=False, unique=True),  # opaque; others see it
     Column("name", String(40), nullable=False),
     Column("email", String(254), nullable=False, unique=True),
     Column("password_hash", String(255), nullable=False),
@@ -60,10 +60,10 @@ outbox: Final = Table(
 
 
 def make_engine(options: CommentsOptions) -> Engine:
-    """An engine that connects when it is first used. Parameters never get into its errors.
+    """An engine that connects when it is first used. Its errors never hold parameters.
 
     Raises:
-        CommentsError: the URL is wrong, or its driver is not installed.
+        CommentsError: the URL is invalid, or its driver is not installed.
     """
     path = options.data_dir.absolute() / "comments.sqlite3"
     try:
@@ -71,7 +71,7 @@ def make_engine(options: CommentsOptions) -> Engine:
         kind = url.get_backend_name()
         if kind not in DATABASES:
             raise CommentsError(f"the comments' database is PostgreSQL or SQLite, not {kind}")
-        if url.drivername == "postgresql":  # SQLAlchemy would take the driver before psycopg
+        if url.drivername == "postgresql":  # SQLAlchemy's default driver is psycopg2
             url = url.set(drivername="postgresql+psycopg")
         postgresql = kind == "postgresql"
         engine = create_engine(
@@ -80,7 +80,7 @@ def make_engine(options: CommentsOptions) -> Engine:
             pool_size=options.database_threads,
             max_overflow=0,
             pool_timeout=_TIMEOUT,
-            pool_pre_ping=postgresql,  # a restarted server costs one question, not one error
+            pool_pre_ping=postgresql,  # a restart of the server costs a ping, not an error
             connect_args=_postgresql_arguments() if postgresql else {"timeout": _TIMEOUT},
         )
     except ArgumentError:
@@ -102,6 +102,6 @@ def _postgresql_arguments() -> dict[str, object]:
 
 
 def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
-    """Readers don't wait for the writer (WAL), and what is committed is on the disk (FULL)."""
+    """Set up a connection: readers do not wait for the writer (WAL), commits are on disk (FULL)."""
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()

@@ -1,7 +1,7 @@
-"""The cache in Valkey or Redis, shared by several servers. A dead one slows, it never breaks.
+"""The cache in Valkey or Redis, shared by several servers. If it is down, answers are only slower.
 
-Rule: whatever goes wrong there, within a short timeout, the list comes from the database; and
-nothing kept there is believed until all of it has expired, since a comment may have been missed.
+Rule: after any failure, and at latest after a short timeout, the list comes from the database. The
+cache is then unused until all its lists have expired, since it may have missed a comment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ValkeyCache:
         self._unused_until = 0.0
 
     async def generation(self) -> str | None:
-        """As `Cache.generation`; None for a time to live after a failure."""
+        """As `Cache.generation`; after a failure None, for one time to live."""
         if trio.current_time() < self._unused_until:
             return None
         found = await self._try(lambda: self._client.get(_GENERATION))
@@ -60,11 +60,11 @@ class ValkeyCache:
         await self._try(lambda: self._client.set(name, page, px=ttl))
 
     async def next_generation(self) -> None:
-        """As `Cache.next_generation`; tried also while the cache is not used."""
+        """As `Cache.next_generation`; is tried even while the cache is unused."""
         await self._try(lambda: self._client.incr(_GENERATION))
 
     async def _try(self, call: Callable[[], Awaitable[Result]]) -> Result | None:
-        """Make a call within the timeout; None if it failed, and then unused for a while."""
+        """Make a call within the timeout. If it fails, return None and leave the cache unused."""
         reason = "no answer in time"
         try:
             with trio.move_on_after(self._timeout):
@@ -79,10 +79,10 @@ class ValkeyCache:
 
 @asynccontextmanager
 async def open_valkey_cache(options: CommentsOptions) -> AsyncIterator[ValkeyCache]:
-    """A cache at the configured URL for as long as the block lasts. Connects when first used.
+    """Open a cache at the configured URL for as long as the block lasts. Connects at first use.
 
     Raises:
-        CommentsError: the URL is not one of Redis or Valkey.
+        CommentsError: the URL is not a URL of Redis or Valkey.
     """
     scheme, _, rest = options.cache_url.partition("://")
     names = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss"}

@@ -1,8 +1,8 @@
 """The configuration: the only reader of the environment.
 
-Every setting is a field of `Settings`, a key of `repeater.toml` and a variable `REPEATER_<NAME>`;
-what a node's options say is written once, in repeater/options.py. Secrets are `SecretStr`, so that
-they print as stars wherever they end up.
+Every setting is a field of `Settings`, a key of `repeater.toml` and a variable `REPEATER_<NAME>`.
+The settings of a node are not written twice: they are made of the options in repeater/options.py.
+Secrets are `SecretStr`, so that a secret prints as stars even where somebody prints the settings.
 """
 
 from repeater.config.current import CurrentSettings

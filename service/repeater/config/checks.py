@@ -1,4 +1,4 @@
-"""What does not go together, though each value is right by itself.
+"""Settings that contradict each other, though each value is valid by itself.
 
 Pure checks on options, so that the settings' model stays a list of fields.
 """
@@ -24,7 +24,7 @@ _ACTIONS = ("subscribe", "publish", "presence", "history")
 
 
 def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mistake]:
-    """Invalid endpoints; and development mode must not be reachable from elsewhere."""
+    """Invalid endpoints, and in development mode endpoints that other machines can reach."""
     endpoints = []
     for text in listen:
         try:
@@ -41,17 +41,17 @@ def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mis
 
 
 def tls_mistakes(certificate: Path | None, key: Path | None) -> Iterator[Mistake]:
-    """One without the other."""
+    """A certificate without its key, or a key without its certificate."""
     if (certificate is None) is not (key is None):
         missing, given = ("tls_cert", "tls_key") if key else ("tls_key", "tls_cert")
         yield Mistake((given,), f"needs {missing}")
 
 
 def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mistake]:
-    """Invalid networks, and a header that nobody may send."""
+    """Invalid networks, and `proxy_protocol` without a proxy that may send its header."""
     names = set(networks)
     try:
-        for name in sorted(names - {"unix"}):  # whoever comes by a Unix socket
+        for name in sorted(names - {"unix"}):  # "unix" stands for all clients of Unix sockets
             ip_network(name)
     except ValueError as error:
         yield Mistake(("trusted_proxies",), str(error))
@@ -61,7 +61,7 @@ def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mi
 
 
 def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
-    """The node's options and all its channels'."""
+    """Mistakes in the node's options and in those of all its channels."""
     if options.pong_timeout >= options.ping_interval:
         yield Mistake(("pong_timeout",), "must be shorter than ping_interval")
     if options.batch_limit > options.outbox_limit:
@@ -75,7 +75,7 @@ def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
 
 
 def _names(options: NodeOptions) -> Iterator[Mistake]:
-    """Namespaces that other settings speak of exist."""
+    """Namespaces that a setting names and that have no table."""
     name = options.personal_channel_namespace
     if name and name not in options.namespaces:
         yield Mistake(
@@ -91,7 +91,7 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
 def table_mistakes(
     table: str, make: Callable[[], TokenOptions | CallbackOptions]
 ) -> Iterator[Mistake]:
-    """What the options of a table say of themselves, and files and keys that are unusable."""
+    """Mistakes that the options of a table find themselves, and unusable files and keys."""
     try:
         options = make()
     except OptionsError as error:
@@ -110,19 +110,19 @@ def table_mistakes(
 
 
 def _key_mistakes(table: str, options: TokenOptions) -> Iterator[Mistake]:
-    """Keys that prove no token."""
+    """Keys that cannot prove any token."""
     if not options.enabled:
         return
-    from repeater.access.tokens.keys import KeyRing  # the cryptography, for those who need it
+    from repeater.access.tokens.keys import KeyRing  # loads the cryptography only if needed
 
     try:
         KeyRing(options)
-    except ValueError as error:  # names its option, and never holds the key
+    except ValueError as error:  # its text names the option, and never holds the key
         yield Mistake((table,), str(error))
 
 
 def callback_mistakes(options: NodeOptions, callbacks: BaseModel) -> Iterator[Mistake]:
-    """What a namespace leaves to the back end, the back end has a URL for."""
+    """Questions that a namespace leaves to the back end, but that have no URL in `callbacks`."""
     tables: dict[tuple[str, ...], ChannelOptions] = {("channel",): options.channel}
     tables |= {("namespaces", name): one for name, one in options.namespaces.items()}
     for path, channel in tables.items():
@@ -133,7 +133,7 @@ def callback_mistakes(options: NodeOptions, callbacks: BaseModel) -> Iterator[Mi
 
 
 def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator[Mistake]:
-    """One namespace's options; `path` is its table."""
+    """Mistakes in the options of one namespace; `path` is the path of its table."""
     for name in ("positioning", "recovery"):
         for verb in ("allow", "force"):
             setting = f"{verb}_{name}"

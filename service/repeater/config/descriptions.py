@@ -1,6 +1,7 @@
-"""What each setting is for: the docstrings below the fields, read from the source when asked for.
+"""The descriptions of the settings: the docstrings below the fields, read from the source code.
 
-Only `config init` and the reference need them. A server that starts does not parse its own source.
+Only `config init` and the reference need them, so a server does not parse its own source when it
+starts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from repeater.config.fields import MADE_OF
 
 @functools.cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """The text of every field of a settings model that has one, inherited fields included."""
+    """The docstring of every field that has a docstring, by field; inherited fields included."""
     texts: dict[str, str] = {}
     for one in reversed(model.__mro__):
         if one not in (object, BaseModel) and issubclass(one, BaseModel):
@@ -27,9 +28,9 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def docstrings(options: type) -> dict[str, str]:
-    """The text below each field of a class; a run of fields shares the text that ends it.
+    """The docstring of each field of a class; fields without one share that of the next field.
 
-    Empty where there is no source.
+    Empty if the source code is not available.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(options)))

@@ -1,4 +1,4 @@
-"""Where a server listens, as it is written: `host:port`, `[ipv6]:port` or `unix:/path`. Pure."""
+"""The addresses to listen on, as text: `host:port`, `[ipv6]:port` or `unix:/path`. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def is_local(self) -> bool:
-        """Whether no other machine can reach it."""
+        """Whether only this machine can reach the endpoint."""
         return bool(self.path) or self.host in _LOOPBACK
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ def parse_endpoint(text: str) -> Endpoint:
     """Read one endpoint.
 
     Raises:
-        ValueError: the text is not an endpoint; the error says what one looks like.
+        ValueError: the text is not an endpoint; the error shows the right form.
     """
     if text.startswith(_UNIX):
         path = text.removeprefix(_UNIX)

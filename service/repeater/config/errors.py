@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words for whoever wrote it."""
+"""Mistakes in a configuration, in words for the person who wrote it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class ConfigError(RepeaterError):
 
 
 class Mistake(NamedTuple):
-    """One setting that does not go with another."""
+    """A setting that contradicts another setting, or cannot be used."""
 
     path: tuple[str, ...]
-    """Where it is: `("channel", "history_size")`."""
+    """The path of the setting: `("channel", "history_size")`."""
 
     text: str
 
 
 class MistakesError(ValueError):
-    """Several at once, from inside a pydantic validator, which may raise but once."""
+    """Several mistakes at once, since a pydantic validator can raise only one exception."""
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
         self.mistakes = tuple(mistakes)

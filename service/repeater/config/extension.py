@@ -1,7 +1,7 @@
-"""What a server must know of an application that runs inside it, in its process.
+"""The contract between the server and an application that runs in the server's process.
 
-The server is made of this contract, and knows no application by name but in
-`repeater/serving/extension.py`.
+The server uses an application only through this contract. Only `repeater/serving/extension.py`
+names one.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 
 class ExtensionError(RepeaterError):
-    """An application can't start; the text is one line for whoever started the server."""
+    """An application cannot start; the text is one line for the person who started the server."""
 
 
 class Extension(Protocol):
-    """An application in the server's process. Its libraries may be missing until it is started."""
+    """An application in the server's process. Until it starts, its libraries may be missing."""
 
     @property
     def settings(self) -> type[Settings]:
-        """The server's settings with the application's own: its fields, its checks (`mistakes`),
-        and what it needs of the node (`node_options`)."""
+        """A class with the server's settings and the application's: its fields, its checks
+        (`mistakes`), and the node options that the application needs (`node_options`)."""
 
     def is_on(self, settings: Settings) -> bool:
         """Whether the application runs with these settings."""
 
     def notice(self, settings: Settings) -> str | None:
-        """A line for the log where the application would run, if something were installed."""
+        """A line for the log if the application would run, but is not installed; else None."""
 
     def open(self, node: Node, settings: Settings) -> AbstractAsyncContextManager[Any]:
         """Run the application on a node for as long as the block lasts.
 
         Raises:
-            ExtensionError: it can't start.
+            ExtensionError: the application cannot start.
         """
 
     def blueprints(self, running: Callable[[], Any]) -> Sequence[Blueprint]:
-        """The application's routes. `running` gives what `open` made, once that was made."""
+        """The application's routes. `running` returns what `open` made, once `open` has made it."""
 
     def greeting(self, base: str) -> str:
-        """A line for whoever started a server with this address."""
+        """A line for the person who started the server; `base` is the server's URL."""

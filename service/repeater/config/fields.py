@@ -1,7 +1,7 @@
 """Settings made of options: an options class becomes a pydantic model with the same fields.
 
-Names, defaults and docstrings stay where the options are; here are the types that a file or a
-variable is read as, and the least that a number may be. A new option is a setting by itself.
+Names, defaults and docstrings stay in the options class. Here are the types that read the values of
+a file or a variable, and the least value of each number. A new option becomes a setting by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 Model = TypeVar("Model", bound=BaseModel)
 
 MADE_OF: Final[dict[type[BaseModel], type[Options]]] = {}
-"""The options that a model was made of by `settings_of`: their docstrings are the settings'."""
+"""The options class of each model that `settings_of` made; its docstrings describe the settings."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|[smhd])")
@@ -28,7 +28,7 @@ _NAMESPACE: Final = re.compile(r"[-a-zA-Z0-9_.]{2,}")  # protocol, section 11
 
 
 class Live:
-    """Marks a setting that a running server takes over when its configuration is read again."""
+    """Marks a setting that a running server applies when it reads its configuration again."""
 
 
 LIVE: Final = Live()
@@ -42,14 +42,14 @@ def _number(value: object) -> object:
 
 
 def _seconds(value: object) -> object:
-    """The number of seconds in "10m"; anything else is for pydantic to judge."""
+    """The number of seconds: 600.0 for "10m". Pydantic judges a text of another form."""
     if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
         return float(found[1]) * _UNITS[found[2]]
     return _number(value)
 
 
 def _split(value: object) -> object:
-    """A variable's list: `a,b`, or JSON."""
+    """The list in the text of a variable: `a,b`, or JSON."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -61,7 +61,8 @@ def _split(value: object) -> object:
 
 
 def unless_empty(value: object) -> object:
-    """An empty text, as an unset variable of a compose file is, says nothing."""
+    """The value, but None for an empty text."""
+    # A compose file passes a variable without a value as an empty text.
     return None if value == "" else value
 
 
@@ -89,8 +90,8 @@ def settings_of(
 ) -> type[Model]:
     """A model below `base` with the options' fields.
 
-    A number is above zero unless `least` says otherwise. `live` names what can be reloaded. A
-    `SecretText` is a secret.
+    A number must be above zero, unless `least` has a least value for it. `live` names the settings
+    that can be reloaded. A `SecretText` becomes a `SecretStr`.
     """
     fields: dict[str, Any] = {}
     for one in msgspec.structs.fields(options):
@@ -111,7 +112,7 @@ def settings_of(
 
 
 def _kind_of(hint: Any, least: int | None) -> Any:
-    """How a value of this type is read."""
+    """The type that reads a value for an option of type `hint`."""
     if hint == SecretText:
         return SecretStr
     if hint is float:
@@ -126,9 +127,9 @@ def _kind_of(hint: Any, least: int | None) -> Any:
 
 
 def options_of(settings: BaseModel, options: type[AnyOptions], **more: object) -> AnyOptions:
-    """The options with the settings' values, secrets in the clear; `more` are not settings.
+    """The options with the settings' values, secrets in the clear; `more` are options beside them.
 
-    Raises what the options' class raises.
+    The errors of the options' class pass through.
     """
     names = set(options.__struct_fields__) & set(type(settings).model_fields)
     values = {name: getattr(settings, name) for name in names - set(more)}

@@ -1,6 +1,6 @@
 """Settings that a program gives: a node's options, and keywords. Nothing else is read.
 
-For `open_server` inside somebody's own program, whose file and environment are not ours to read.
+For `open_server` inside another program: the file and the environment belong to that program.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from repeater.options import NodeOptions, Options
 
 
 class ServerSettings(TypedDict, total=False):
-    """A server's settings beside its node's options. `Settings` says what each is for."""
+    """The settings of a server that are not options of its node. `Settings` describes each."""
 
     host: str
     port: int
@@ -43,12 +43,12 @@ class ServerSettings(TypedDict, total=False):
 def given_settings(
     options: NodeOptions | Settings | None = None, /, **chosen: Unpack[ServerSettings]
 ) -> Settings:
-    """Settings of a node's options, or other settings, with those that are chosen beside them.
+    """The settings with a node's options, or a copy of other settings, with the `chosen` values.
 
-    `insecure` of the options is the settings' `dev`: open to everybody, on loopback only.
+    The option `insecure` becomes the setting `dev`: open to everybody, on loopback only.
 
     Raises:
-        ConfigError: a line for each mistake, with its setting.
+        ConfigError: the settings are wrong; a line for each mistake names the setting.
     """
     if not isinstance(options, Settings):
         return settings_alone({**_values_of(options or NodeOptions()), **chosen})
@@ -59,7 +59,7 @@ def given_settings(
 
 
 def _values_of(options: NodeOptions) -> dict[str, Any]:
-    """What the settings are called that make just these options."""
+    """The options as settings: values by the names of the settings."""
     values = _fields(options)
     values["dev"] = values.pop("insecure")
     for table in ("channel", "limits"):

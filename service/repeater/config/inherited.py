@@ -10,7 +10,7 @@ _FIRST: Final = 3  # as sd_listen_fds(3) has it
 
 
 def inherited_descriptors() -> Sequence[int]:
-    """The descriptors of the listening sockets meant for this very process; none without any."""
+    """The descriptors of the listening sockets that were passed to this process; maybe empty."""
     count, process = os.environ.get("LISTEN_FDS", ""), os.environ.get("LISTEN_PID", "")
     if process != str(os.getpid()) or not (count.isascii() and count.isdigit()):
         return ()

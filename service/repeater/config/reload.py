@@ -1,4 +1,4 @@
-"""What of a changed configuration a running server can take over."""
+"""The part of a changed configuration that a running server can apply."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Changes(NamedTuple):
     """The settings that differ, by their names: `port`, `channel.history_size`."""
 
     live: tuple[str, ...]
-    """Those that can be applied at once."""
+    """Settings that can be applied at once."""
 
     restart: tuple[str, ...]
-    """Those that need a restart."""
+    """Settings that need a restart."""
 
 
 def reloadable(old: Settings, new: Settings) -> Changes:
-    """Compare two configurations. The names only, never a value."""
+    """The settings that differ between two configurations: names only, never values."""
     found = list(_differences(old, new, "", live=False))
     return Changes(
         tuple(name for name, live in found if live),
@@ -33,10 +33,12 @@ def reloadable(old: Settings, new: Settings) -> Changes:
 
 
 def with_live_of(old: Settings, new: Settings) -> Settings:
-    """The settings that hold once `new` was read by a server that runs with `old`.
+    """The settings in force after a server that runs with `old` has read `new`.
+
+    Live settings are those of `new`, all others those of `old`.
 
     Raises:
-        ConfigError: what can be applied at once does not go with what needs a restart.
+        ConfigError: the live settings of `new` contradict the others, which need a restart.
     """
     try:
         return type(old)(**_merged(old, new))
@@ -56,7 +58,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def _merged(old: BaseModel, new: BaseModel) -> dict[str, Any]:
-    """Field by field: the new value of what is live; of other tables what in them is live."""
+    """The new values of live settings, also inside other tables, and the old values of the rest."""
     merged: dict[str, Any] = {}
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
@@ -77,7 +79,7 @@ def is_live(field: FieldInfo) -> bool:
 def _differences(
     old: BaseModel, new: BaseModel, prefix: str, *, live: bool
 ) -> Iterator[tuple[str, bool]]:
-    """The names that differ below `prefix`; a live table's settings are all live."""
+    """Each name below `prefix` that differs, and whether it is live: in a live table all are."""
     for name, field in type(old).model_fields.items():
         both = getattr(old, name), getattr(new, name)
         yield from _difference(*both, f"{prefix}{name}", live=live or is_live(field))

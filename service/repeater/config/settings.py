@@ -1,7 +1,8 @@
 """The settings, each once: to add one, add a field here or an option in repeater/options.py.
 
-A field's type says how it is read, its docstring what it is for (the documentation is made of
-it), `LIVE` that a running server can take it over. A field that is a model is a table of the file.
+The type of a field says how its value is read. Its docstring describes the setting, also on the
+page docs/configuration.md. `LIVE` marks a setting that a running server can apply. A field whose
+type is a model is a table of the file.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from repeater.config.fields import (
 )
 from repeater.options import ChannelOptions, LimitOptions, NodeOptions
 
-# What a node reads from its options whenever it needs it; the rest is built into running parts.
+# A node reads these options each time it needs them; the others are built into running parts.
 _LIVE = (
     "allow_anonymous",
     "channel_limit",
@@ -97,7 +98,7 @@ class _Base(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="REPEATER_",
         env_nested_delimiter="__",
-        # Lists are read by their types, and a table has a variable for each of its settings.
+        # Without JSON: the types of lists read texts, and each setting of a table has a variable.
         enable_decoding=False,
         extra="forbid",
         frozen=True,
@@ -105,7 +106,7 @@ class _Base(BaseSettings):
 
 
 if TYPE_CHECKING:
-    # To a type checker, these have no fields; `node_options()` is typed.
+    # For a type checker these classes have no fields; `node_options()` returns typed options.
     ChannelSettings = Table
     LimitSettings = Table
     TokenSettings = Table
@@ -130,15 +131,15 @@ else:
 
 
 class Settings(NodeSettings):
-    """What a server is started with. Sizes are bytes, times seconds.
+    """The settings of a server. Sizes are bytes, times seconds.
 
-    Reads nothing by itself: `Settings(port=0)` is the defaults but for the port. Use
-    `load_settings` for file and environment. An extension (`repeater/config/extension.py`) adds
-    its own settings in a class below this one.
+    This class reads neither file nor environment: `Settings(port=0)` has the defaults, except for
+    the port. `load_settings` reads both. An extension (`repeater/config/extension.py`) adds its
+    own settings in a subclass.
     """
 
     title: ClassVar[str] = "Server"
-    """Stands above the settings of this class in the documentation."""
+    """The title above the settings of this class in the documentation."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
@@ -148,86 +149,90 @@ class Settings(NodeSettings):
 
     listen: Texts = ()
     """Where to listen instead of `host` and `port`: any of `host:port`, `[ipv6]:port` and
-    `unix:/path`. Sockets that systemd hands over come first, and do for `host` and `port`, too."""
+    `unix:/path`. Sockets from systemd come first, and replace `host` and `port` too."""
 
     unix_mode: str = Field(default="0660", pattern="^0?[0-7]{3}$")
     """Who may connect to a Unix socket: the permissions of its file, octal."""
 
     tls_cert: Annotated[Path | None, BeforeValidator(unless_empty)] = None
-    """Certificate with its chain, PEM: every TCP listener speaks TLS. Read again at a SIGHUP."""
+    """Certificate with its chain, PEM. With a certificate, every TCP listener speaks TLS. SIGHUP
+    reads the file again."""
 
     tls_key: Annotated[Path | None, BeforeValidator(unless_empty)] = None
     """The certificate's key, PEM, without a password."""
 
     trusted_proxies: Texts = ()
-    """Addresses and networks of the proxies in front, and `unix` for Unix sockets. Their word on
-    who the client is counts, and nobody else's."""
+    """Addresses and networks of the proxies in front, and `unix` for Unix sockets. Only
+    these proxies may tell the server who the client is."""
 
     forwarded_header: Literal["x-forwarded", "forwarded"] = "x-forwarded"
-    """What these proxies set, and must not pass on from strangers: `X-Forwarded-For` and
-    `X-Forwarded-Proto`, or `Forwarded`."""
+    """The headers that these proxies set, and must not pass on from strangers: `X-Forwarded-For`
+    and `X-Forwarded-Proto`, or `Forwarded`."""
 
     proxy_protocol: bool = False
     """Whether connections of trusted proxies begin with a PROXY header (version 1 or 2)."""
 
     dev: bool = False
-    """Development mode: open to everybody, therefore on loopback only."""
+    """Development mode: the server is open to everybody, and therefore listens on loopback only."""
 
     api_key: Annotated[Secret, LIVE] = None
-    """What back ends send as `X-API-Key`. Without it there is no REST API, but in dev mode."""
+    """The key that back ends send as `X-API-Key`. Without a key the REST API is closed, except in
+    development mode."""
 
     api_previous_key: Annotated[Secret, LIVE] = None
-    """Also accepted, while the key is being changed."""
+    """The old key, also accepted while back ends change to the new one."""
 
     allowed_origins: Annotated[Texts, LIVE] = ()
-    """Globs of the pages that may connect; a page of the server's own host always may."""
+    """Globs of the origins whose pages may connect. A page of the server's own host always may."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
-    """The least that is logged. `info` has a line for each connection that comes or goes, up to
-    `connection_log_limit`, and none for messages."""
+    """The lowest level that is logged. `info` has a line for each connection that begins or ends,
+    up to `connection_log_limit`, and no lines for messages."""
 
     log_format: Annotated[Literal["console", "json"], LIVE] = "console"
-    """`console` for people; `json` for machines: an object a line, times in UTC."""
+    """`console` for people; `json` for machines: one object in each line, times in UTC."""
 
     metrics_token: Annotated[Secret, LIVE] = None
-    """What a scraper sends to `/metrics` as `Authorization: Bearer`, so that it need not have
-    the API key, which opens it too."""
+    """The token that a scraper sends to `/metrics` as `Authorization: Bearer`. The API key opens
+    `/metrics` too; with this token, the scraper does not need the API key."""
 
     metrics_open: Annotated[bool, LIVE] = False
-    """Whether `/metrics` is open to everybody who reaches the port, as in development mode."""
+    """Whether `/metrics` is open to everybody who can reach the port, as in development mode."""
 
     body_limit: Integer = Field(default=524_288, ge=1_024)
-    """Longest REST body; half an outbox, so that one event cannot fill one."""
+    """Longest body of a REST request. The default is half of an outbox, so that one event cannot
+    fill an outbox."""
 
     head_limit: Integer = Field(default=16_384, ge=1_024)
     """Longest head of an HTTP request."""
 
     head_timeout: Seconds = Field(default=10.0, gt=0)
-    """How long a connection may take to send one."""
+    """How long a connection may take to send the head of a request."""
 
     backlog: Integer = Field(default=4_096, ge=1)
-    """Connections that the kernel holds for us while we are busy."""
+    """Most connections that wait in the kernel while the server is busy."""
 
     channel: Annotated[ChannelSettings, LIVE] = ChannelSettings()
-    """What holds in channels without a namespace. `allow_anonymous` opens them to subscribers
-    unless this table says who may subscribe."""
+    """The options of channels without a namespace. `allow_anonymous` opens these channels to
+    subscribers, unless this table says who may subscribe."""
 
     namespaces: Annotated[dict[NamespaceName, ChannelSettings], LIVE] = Field(default_factory=dict)
-    """What holds in the channels `<namespace>:...`, which inherit nothing from `[channel]`; any
-    other namespace is unknown (102)."""
+    """The options of the channels `<namespace>:...`, which inherit nothing from `[channel]`.
+    Channels of any other namespace are unknown (error 102)."""
 
     limits: Annotated[LimitSettings, LIVE] = LimitSettings()
-    """How much clients may take; 0 is no limit."""
+    """How much clients may use; 0 for no limit."""
 
     token: Annotated[TokenSettings, LIVE] = TokenSettings()
-    """How connection tokens are proven, and subscription tokens unless they have a table."""
+    """How connection tokens are proven, and subscription tokens if they have no table."""
 
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
-    """How subscription tokens are proven, if not by `[token]`."""
+    """How subscription tokens are proven. Without this table, `[token]` is for them too."""
 
     data_dir: str = Field(default=".repeater", min_length=1)
-    """Where blocked users and revoked tokens are kept across restarts, if this is set; and where
-    the comments application keeps its SQLite file, and its secret in development mode."""
+    """The directory that keeps blocked users and revoked tokens across restarts, if `data_dir` is
+    set. The comments application keeps its SQLite file there, and its secret in development
+    mode."""
 
     callbacks: CallbackSettings = CallbackSettings()
     """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
@@ -240,16 +245,17 @@ class Settings(NodeSettings):
         *_others: PydanticBaseSettingsSource,
         **_more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given; `load_settings` asks the other sources itself, to name them in errors."""
+        """The arguments alone."""
+        # `load_settings` reads the other sources itself, so that errors can name them.
         return (init_settings,)
 
     @model_validator(mode="after")
     def _open_to_anonymous(self) -> Self:
-        """`allow_anonymous` alone is enough for a public feed."""
+        """Let `allow_anonymous` alone be enough for a public feed."""
         names = ("allow_subscribe_for_client", "allow_subscribe_for_anonymous")
         opened_up = self.node_options().allow_anonymous
         if opened_up and not self.channel.model_fields_set & set(names):
-            # Frozen for everybody else.
+            # The model is frozen for other code; a validator may still set a field.
             self.__dict__["channel"] = self.channel.model_copy(update=dict.fromkeys(names, True))
         return self
 
@@ -261,7 +267,7 @@ class Settings(NodeSettings):
         return self
 
     def mistakes(self) -> Iterator[Mistake]:
-        """What does not go together. An extension's settings add theirs."""
+        """Settings that contradict each other or are unusable. Extensions add their own checks."""
         yield from listen_mistakes(self.listen, self.host, self.dev)
         yield from tls_mistakes(self.tls_cert, self.tls_key)
         yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
@@ -279,7 +285,7 @@ class Settings(NodeSettings):
             yield Mistake(("api_previous_key",), "needs api_key")
 
     def node_options(self) -> NodeOptions:
-        """The node's part of the configuration. An extension's settings add what it needs."""
+        """The node's part of the configuration. Extensions add the options that they need."""
         return options_of(
             self,
             NodeOptions,
@@ -293,7 +299,7 @@ class Settings(NodeSettings):
 
     @property
     def kept_in(self) -> Path | None:
-        """Where the node may keep what outlives it; None where nobody chose a place."""
+        """The directory for what the node keeps across restarts; None if `data_dir` is not set."""
         return Path(self.data_dir) if "data_dir" in self.model_fields_set else None
 
     def token_options(self) -> TokenOptions:
@@ -301,7 +307,7 @@ class Settings(NodeSettings):
         return options_of(self.token, TokenOptions)
 
     def subscription_token_options(self) -> TokenOptions:
-        """How subscription tokens are proven: as the others, unless they have a table."""
+        """How subscription tokens are proven: as connection tokens, unless they have a table."""
         return options_of(self.subscription_token or self.token, TokenOptions)
 
     def rest_key(self) -> ApiKey:
@@ -314,11 +320,11 @@ class Settings(NodeSettings):
 
     @property
     def api_keys(self) -> tuple[bytes, ...]:
-        """Every key that opens the REST API, in the clear; none closes it."""
+        """Every key that opens the REST API, in the clear; without keys the API is closed."""
         keys = (self.api_key, self.api_previous_key)
         return tuple(key.get_secret_value().encode() for key in keys if key is not None)
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The globs in force: any page in development mode."""
+        """The globs in force; in development mode a glob that allows any page."""
         return ("*",) if self.dev else self.allowed_origins

@@ -1,7 +1,7 @@
 """Where settings come from: the file, then the environment, then the command line.
 
-pydantic-settings reads the first two. They are merged here rather than by it, so that an error can
-say where its setting was written. No line of an error holds a value: it may be a secret.
+pydantic-settings reads the file and the environment. This module merges them itself, so that an
+error can say where its setting was written. No line of an error holds a value, which may be secret.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from repeater.config.tables import SettingPath, leaves_of, nearest, table_in
 _TRUTH: Final = "must be true or false"
 _WHOLE: Final = "must be a whole number"
 _TIME: Final = "must be seconds, or a number with ms, s, m, h or d, such as 10m"
-# In place of pydantic's own words, which speak of parsing.
+# These replace pydantic's own words, which speak of parsing.
 _TEXTS: Final = {
     **{"bool_parsing": _TRUTH, "bool_type": _TRUTH},
     **{"int_parsing": _WHOLE, "int_type": _WHOLE, "int_from_float": _WHOLE},
@@ -43,15 +43,16 @@ OTHER_VARIABLES: Final = frozenset({"REPEATER_CONFIG", "REPEATER_URL"})
 def load_settings(
     config: Path | str | None = None, model: type[Settings] = Settings, /, **overrides: object
 ) -> Settings:
-    """Read the file (see `find_config`) and the environment; `overrides` win, but for None.
+    """Read the file (see `find_config`) and the environment; `overrides` win over both.
 
     Args:
         config: The file.
-        model: Which settings there are: the server's own, unless an extension adds some.
-        overrides: Values from elsewhere, the command line for example.
+        model: The class of the settings: the server's own, or the class of an extension.
+        overrides: Values from elsewhere, the command line for example; None overrides nothing.
 
     Raises:
-        ConfigError: a line for each mistake, with its file or variable and its setting.
+        ConfigError: the settings are wrong; a line for each mistake names the file or variable and
+            the setting.
     """
     file = find_config(config)
     given = {name: one for name, one in overrides.items() if one is not None}
@@ -62,7 +63,7 @@ def settings_alone(values: Mapping[str, object], model: type[Settings] = Setting
     """Settings with these values and the defaults: neither a file nor the environment is read.
 
     Raises:
-        ConfigError: a line for each mistake, with its setting.
+        ConfigError: the settings are wrong; a line for each mistake names the setting.
     """
     return _settings(_Sources(model, None, dict(values), environment=False))
 
@@ -81,7 +82,7 @@ def _settings(sources: _Sources) -> Settings:
 
 
 def find_config(config: Path | str | None = None) -> Path | None:
-    """The file to read: this one, that of REPEATER_CONFIG, or `./repeater.toml` if it exists."""
+    """The file to read: `config`, or REPEATER_CONFIG, or `./repeater.toml` if that file exists."""
     named = config or os.environ.get("REPEATER_CONFIG")
     if named:
         return Path(named)
@@ -89,12 +90,12 @@ def find_config(config: Path | str | None = None) -> Path | None:
 
 
 def variable_of(path: SettingPath) -> str:
-    """The variable of a setting: REPEATER_CHANNEL__HISTORY_SIZE."""
+    """The variable of a setting, for example REPEATER_CHANNEL__HISTORY_SIZE."""
     return PREFIX + DELIMITER.join(path).upper()
 
 
 class _Sources:
-    """What was written where, while one configuration is being read."""
+    """The values of each source, while one configuration is being read."""
 
     def __init__(
         self,
@@ -113,12 +114,12 @@ class _Sources:
         self._overrides = overrides
 
     def merged(self) -> dict[str, Any]:
-        """What the model is made of, without the names that it does not have."""
+        """The values of all sources for the model, without names that the model does not have."""
         all_of_it = _merge(_merge(self._written, self._environment), self._overrides)
         return {name: one for name, one in all_of_it.items() if name in self.model.model_fields}
 
     def unknown_variables(self) -> Iterator[str]:
-        """Variables that begin as ours do and belong to no setting."""
+        """A line for each variable that begins with `PREFIX` and belongs to no setting."""
         for variable in sorted(self._variables - OTHER_VARIABLES):
             path = tuple(variable.removeprefix(PREFIX).lower().split(DELIMITER))
             inside_a_leaf = len(path) > 1 and path[0] in leaves_of(self.model)
@@ -126,7 +127,7 @@ class _Sources:
                 yield self._unknown(path)
 
     def unknown_at_the_top(self) -> Iterator[str]:
-        """Unknown names of the file or the command line; pydantic finds those in tables."""
+        """A line for each unknown name outside tables; pydantic finds unknown names in tables."""
         for name in [*self._written, *self._overrides]:
             if name not in self.model.model_fields:
                 yield self._unknown((name,))
@@ -144,14 +145,15 @@ class _Sources:
                 yield f"{self._where(path)}: {self._text(path, one)}"
 
     def combinations(self, values: dict[str, Any], error: ValidationError) -> Iterator[str]:
-        """What does not go together, where single values are wrong too.
+        """A line for each contradiction between settings, if single values are wrong too.
 
-        pydantic looks at combinations only when each value is right. So the wrong ones are left
-        out, and what the rest is told because of that is not repeated.
+        pydantic looks at combinations only if each value is valid. So the model is made once more
+        without the wrong values. Mistakes that name a left-out setting are not reported, since they
+        may come from leaving it out.
         """
         wrong = [one["loc"] for one in error.errors(include_url=False, include_input=False)]
         if () in wrong:
-            return  # These were combinations already.
+            return  # The first attempt reported the combinations.
         rest = copy.deepcopy(values)
         for path in wrong:
             _leave_out(rest, path)
@@ -168,7 +170,7 @@ class _Sources:
                             yield self._told(mistake)
 
     def _told(self, mistake: Mistake) -> str:
-        """A line; where another setting is needed, with that one's variable."""
+        """The line of a mistake; if another setting is needed, the line names its variable too."""
         text = mistake.text
         if text.startswith("needs "):
             needed = (*mistake.path[:-1], text.removeprefix("needs "))
@@ -198,7 +200,7 @@ class _Sources:
         return f"{where}: unknown setting; did you mean {name}?"
 
     def _where(self, path: SettingPath) -> str:
-        """The variable, or the file and the setting's name, or the name alone."""
+        """Where the setting was written: its variable, or file and name, or the name alone."""
         name = ".".join(path)
         if path and path[0] in self._overrides:
             return name
@@ -214,11 +216,11 @@ def _read(file: Path, model: type[Settings]) -> dict[str, Any]:
     """The file's contents.
 
     Raises:
-        ConfigError: it is missing, unreadable or no TOML.
+        ConfigError: the file is missing, unreadable or not TOML.
     """
     try:
         with file.open("rb"):
-            pass  # pydantic-settings takes a missing file for an empty one
+            pass  # raises if the file is missing; pydantic-settings takes it for empty
         return TomlConfigSettingsSource(model, file)()
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from None
@@ -229,7 +231,7 @@ def _read(file: Path, model: type[Settings]) -> dict[str, Any]:
 
 
 def _leave_out(table: dict[str, Any], path: tuple[Any, ...]) -> None:
-    """Take the setting, or the nearest table or list around it, out of the values."""
+    """Remove the setting from the values, or the nearest table or list around the setting."""
     inner = table
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):
@@ -245,7 +247,7 @@ def _is_ours(variable: str) -> bool:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both; what is in `above` wins, table by table."""
+    """The values of both; where both have a value, the one in `above` wins, also inside tables."""
     both = dict(below)
     for name, value in above.items():
         old = both.get(name)
@@ -257,11 +259,11 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _holds(table: Mapping[str, Any], path: SettingPath) -> bool:
-    """Whether the setting, or the table that it would be in, was written."""
+    """Whether the values have this setting, or a value in place of a table around it."""
     inner: Any = table
     for part in path:
         if not isinstance(inner, dict):
-            return True  # an element of a list
+            return True  # an element of a list, or a value where a table should be
         if part not in inner:
             return False
         inner = inner[part]

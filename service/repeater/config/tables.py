@@ -1,6 +1,6 @@
-"""The shape of the configuration: which fields are tables, and what is in them.
+"""The shape of the configuration: which fields are tables, and which settings a table has.
 
-Also which setting somebody may have meant.
+Also finds the setting that the user probably meant by an unknown name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ANY_NAME: Final = "<name>"
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that is a table, optional or not, or a table of tables."""
+    """The model of a field that is a table, optional or not, or a table of tables; else None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in get_args(annotation):
@@ -43,7 +43,7 @@ def leaves_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def tables_of(
     model: type[BaseModel], path: SettingPath = ()
 ) -> Iterator[tuple[SettingPath, type[BaseModel]]]:
-    """Every table with its path, the outermost, which has none, first."""
+    """Every table with its path; first the outermost table, whose path is empty."""
     yield path, model
     for name, field in model.model_fields.items():
         inner = model_in(field.annotation)
@@ -53,7 +53,7 @@ def tables_of(
 
 
 def table_in(model: type[BaseModel], path: SettingPath) -> type[BaseModel] | None:
-    """The model of the table with this path, if there is one."""
+    """The model of the table with this path; None if it does not exist."""
     for found, table in tables_of(model):
         same = (one in (part, ANY_NAME) for one, part in zip(found, path, strict=False))
         if len(found) == len(path) and all(same):
@@ -62,9 +62,10 @@ def table_in(model: type[BaseModel], path: SettingPath) -> type[BaseModel] | Non
 
 
 def nearest(path: SettingPath, root: type[BaseModel]) -> SettingPath | None:
-    """The setting that an unknown one was probably meant to be.
+    """The setting that the user probably meant by the unknown path; None if nothing is near.
 
-    That of the same name elsewhere; else a near name in the same table, or a near table.
+    First a setting of the same name in another table, then a similar name in the same table, then a
+    similar table.
     """
     known = _settings(root)
     same = [one for one in known if one[-1] == path[-1]]
@@ -83,6 +84,6 @@ def nearest(path: SettingPath, root: type[BaseModel]) -> SettingPath | None:
 
 
 def _settings(root: type[BaseModel]) -> list[SettingPath]:
-    """Every setting but those below a name of the user's."""
+    """The path of every setting, except in tables that the user names (`namespaces.<name>`)."""
     tables = [(path, model) for path, model in tables_of(root) if ANY_NAME not in path]
     return [(*path, name) for path, model in tables for name in leaves_of(model)]

@@ -48,12 +48,12 @@ class Claims(msgspec.Struct, frozen=True):
 
     @property
     def audiences(self) -> list[str]:
-        """`aud` as a list, also if the token has a single text; empty without one."""
+        """`aud` as a list, also if the token has a single text; empty without `aud`."""
         return [self.aud] if isinstance(self.aud, str) else self.aud or []
 
     @property
     def until(self) -> int:
-        """When what the token allows ends: `expire_at` if it is there, else `exp`; 0 for never."""
+        """The time when the grant ends: `expire_at` if present, else `exp`; 0 for never."""
         if self.expire_at is not None:
             return max(0, self.expire_at)
         return max(0, int(self.exp or 0))
@@ -93,7 +93,7 @@ def decode_claims(payload: bytes, kind: type[C]) -> C:
 
 
 def user_of(payload: bytes, claims: Claims, name: str) -> str:
-    """The user's id in the claim of this name; empty (anonymous) if the claim is missing.
+    """The user's id in the claim `name`; empty (anonymous) if the claim is missing.
 
     Raises:
         TokenInvalidError: the claim is neither text nor, unless it is `sub`, a whole number.

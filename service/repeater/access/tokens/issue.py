@@ -1,4 +1,4 @@
-"""Makes tokens, for the command line and for tests; a back end makes its own with any library."""
+"""Makes tokens, for the command line and for tests; back ends make theirs with any library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def issue_token(claims: Mapping[str, Any], hmac_secret_key: str) -> str:
         ValueError: the secret is empty, or is a public key.
     """
     if not hmac_secret_key:
-        raise ValueError("an empty secret signs nothing")
+        raise ValueError("the secret must not be empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InsecureKeyLengthWarning)
         try:

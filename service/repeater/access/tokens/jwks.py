@@ -1,9 +1,9 @@
 """An issuer's published keys (JWKS): fetched when a token needs them, kept until replaced.
 
-Rule 1: however many tokens come and whatever keys they name, there is one fetch at a time and a
-pause between two fetches. Rule 2: no token is called invalid for a key that the issuer may have
-published since the last fetch; its client is told to try again. While the issuer is down, the known
-keys stay in use.
+Rule 1: there is one fetch at a time and a pause between two fetches, however many tokens come and
+whatever keys they name. Rule 2: a token is not invalid if the issuer may have published its key
+since the last fetch; then the client is told to try again. While the issuer is down, the known keys
+stay in use.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from repeater.log import get_logger
 log = get_logger("tokens")
 
 KEY_ID_LIMIT = 255
-"""Longest `kid` that is looked up, in characters; real ones are hashes and short names."""
+"""Longest `kid` that is looked up, in characters; real `kid`s are hashes and short names."""
 
 _ABSENT_LIMIT = 1_024  # names of keys that the newest set does not have
 
 
 class PublishedKey(msgspec.Struct, frozen=True):
-    """One member of a key set (RFC 7517); only what makes a public key is read."""
+    """One member of a key set (RFC 7517); only the fields that make a public key are read."""
 
     kty: str
     kid: str
@@ -46,7 +46,7 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
     @property
     def signs(self) -> bool:
-        """Whether the key may verify signatures; a key set that says nothing means yes."""
+        """Whether the key may verify signatures; yes if the key set does not say."""
         return self.use in (None, "sig") and (self.key_ops is None or "verify" in self.key_ops)
 
 
@@ -202,7 +202,7 @@ class KeySet:
         Raises:
             BrokerError: no answer in time, no good answer, or an answer that is too long.
         """
-        # A compressed body that is short could become a long one.
+        # Not compressed: a short compressed body could become a long one.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         body = bytearray()
         with trio.move_on_after(self._options.jwks_timeout) as scope:

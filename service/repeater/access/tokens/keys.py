@@ -1,7 +1,7 @@
-"""Which key allows which algorithm: decided once, when a key is loaded, and by the key alone.
+"""Which key allows which algorithm: the key alone decides this, once, when it is loaded.
 
-So `alg: none`, and an RSA key taken for an HMAC secret, are impossible rather than forbidden: an
-algorithm that no key allows is not in the ring.
+So `alg: none`, and an RSA key that is used as an HMAC secret, are impossible without a check: the
+ring has only algorithms that one of its keys allows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HMAC_SAFE_LENGTH: Final = 32
 
 _RSA_SAFE_LENGTH = 2_048  # bits; RFC 7518, section 3.3
 
-# Without "none": the library's own list has it.
+# Without the algorithm "none", which the library's default list has.
 _LIBRARY = jwt.PyJWS([*HMAC_ALGORITHMS, *PUBLIC_KEY_ALGORITHMS])
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
@@ -54,7 +54,7 @@ def hmac_keys(secret: str) -> list[Key]:
     """The keys of a shared secret, one for each HMAC algorithm.
 
     Raises:
-        ValueError: the secret is a public key, which anybody could sign with.
+        ValueError: the secret is a public key, with which anybody could sign.
     """
     try:
         return [_key(name, secret) for name in HMAC_ALGORITHMS]
@@ -66,7 +66,7 @@ def public_keys(key: object) -> list[Key]:
     """The keys of a public key, one for each algorithm: RS*, the one ES* of its curve, or EdDSA.
 
     Raises:
-        ValueError: no algorithm takes its type or curve, or it is an RSA key that is too short.
+        ValueError: no algorithm takes a key of this type or curve, or the RSA key is too short.
     """
     return [_key(name, key) for name in _algorithms_of(key)]
 
@@ -75,7 +75,7 @@ def pem_keys(pem: str) -> list[Key]:
     """The keys of a public key in PEM form; see `public_keys`.
 
     Raises:
-        ValueError: it is not a public key in PEM form, or cannot be used.
+        ValueError: the text is not a public key in PEM form, or the key cannot be used.
     """
     try:
         key = load_pem_public_key(pem.encode())

@@ -1,4 +1,4 @@
-"""What a valid token needs: which keys, which audience, which issuer. Values only.
+"""The options of tokens: the keys, audience and issuer of a valid token. Values only.
 
 A server has one `TokenOptions` for connection tokens, and may have another for subscription tokens.
 """

@@ -48,7 +48,7 @@ class ReplaceableVerifier:
             ValueError: a key is not usable; the text names its option and never holds the key.
         """
         for options in (connection, subscription):
-            # Here, since an error in a task of the nursery is everybody's.
+            # Check here: an error in the nursery's task would end every task of the nursery.
             KeyRing(options)
             trusted_certificates(options.jwks_ca_file)
         retire = trio.Event()

@@ -1,17 +1,17 @@
 // Forms without a page load, and the live list.
 //
-// Every text goes into the page as text (textContent), never as markup. The list is kept right by
-// two rules: subscribe first and read the list after, and never show the same id twice. So a
-// comment that came while we were away is in the list, and one that comes twice is shown once.
+// Every text goes into the page as text (textContent), never as markup. Two rules keep the list
+// complete: subscribe first and then read the list, and never show an id twice. So a comment that
+// was written while the page was offline is in the list, and a comment that comes twice shows once.
 
 const PAGE = 500;            // comments in one answer of the server, at most
-const PAUSES = [300, 5000];  // milliseconds before the first and the slowest new attempt
-const CHECK = 20000;         // how often to ask whether the connection has gone deaf
-const LOST = 10;             // pages to read at most to close a gap
+const PAUSES = [300, 5000];  // milliseconds before a new attempt: the first pause, and the longest
+const CHECK = 20000;         // milliseconds between two checks that the connection still delivers
+const LOST = 10;             // most answers to read to close a gap
 
 const find = (id) => document.getElementById(id);
 
-// ---- forms: every one on every page, by its action and data-next
+// ---- forms: every form of every page, by its action and data-next
 
 for (const form of document.querySelectorAll("form")) {
   form.addEventListener("submit", (event) => {
@@ -28,7 +28,7 @@ async function send(form) {
       method: "POST",
       headers: { Accept: "application/json" },
       body: new URLSearchParams(new FormData(form)),
-      redirect: "manual",  // it only tells where to go on, which data-next does
+      redirect: "manual",  // data-next has the next page already
     });
     if (answer.type === "opaqueredirect") {
       succeed(form);
@@ -36,7 +36,7 @@ async function send(form) {
       explain(form, (await answer.json().catch(() => ({}))).error || "Something went wrong. Try again.");
     }
   } catch {
-    explain(form, "The server can't be reached. Try again in a moment.");
+    explain(form, "The server cannot be reached. Try again in a moment.");
   } finally {
     button.disabled = false;
   }
@@ -53,7 +53,7 @@ function succeed(form) {
 }
 
 function explain(form, text) {
-  form.classList.add("answered");  // hides what the address named
+  form.classList.add("answered");  // hides the message that the address names
   const place = form.querySelector("[data-problem]");
   if (!place) return;
   place.hidden = !text;
@@ -86,7 +86,7 @@ async function whoAmI() {
   try {
     me = (await read("/api/me")).user;
   } catch {
-    return;  // unknown: the next connection asks again
+    return;  // the user is unknown: the next connection asks again
   }
   find("signed-in").hidden = find("composer").hidden = !me;
   find("signed-out").hidden = find("invitation").hidden = Boolean(me);
@@ -112,7 +112,7 @@ async function stayConnected() {
   }
 }
 
-// Live from its first moment to its last; says whether it ever was.
+// Run one connection to its end; resolves to whether it was ever live.
 function connection() {
   return new Promise((resolve) => {
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws?channel=comments`);
@@ -145,7 +145,8 @@ function connection() {
   });
 }
 
-// A page can't see the server's pings: a comment that is in the list and never came tells.
+// Whether the connection delivers nothing. A page cannot see the server's pings, so it looks for a
+// comment that is in the list and did not come.
 async function isDeaf() {
   const missing = async () => (await read("/api/comments?limit=1")).find((one) => !shown.has(one.id));
   if (!(await missing())) return false;
@@ -161,7 +162,7 @@ function interruptible(milliseconds) {
   });
 }
 
-// Read the list back to the newest comment that is shown, so that there is no gap.
+// Read the list back to the newest comment that is shown, so that none is missing.
 async function catchUp() {
   const newest = Math.max(0, ...[...list.children].slice(-1).map((item) => Number(item.dataset.id)));
   let first = shown.size === 0;
@@ -171,7 +172,7 @@ async function catchUp() {
     page = await read(`/api/comments?limit=${PAGE}&before=${page[0].id}`);
     found = page.concat(found);
   }
-  if (!first && page.length === PAGE && page[0].id > newest) {  // too much: start anew
+  if (!first && page.length === PAGE && page[0].id > newest) {  // too many are missing: start anew
     first = true;
     shown.clear();
     list.replaceChildren();
@@ -188,11 +189,11 @@ async function earlier() {
   find("earlier").hidden = page.length < PAGE;
   const height = list.scrollHeight;
   show(page, false);
-  list.scrollTop += list.scrollHeight - height;  // what was being read stays where it was
+  list.scrollTop += list.scrollHeight - height;  // the comments in view stay in place
   list.focus();
 }
 
-// Put comments where they belong by id. Oldest first, so nearly all go last.
+// Insert comments in the order of ids. They come oldest first, so nearly all are inserted last.
 function show(comments, fresh) {
   const follow = atEnd();
   let added = false;
