@@ -81,7 +81,7 @@ class Peer:
 
 @asynccontextmanager
 async def peer(server: Server, end: str = "native") -> AsyncIterator[Peer]:
-    """A connection; for `asgi` one that was used already, which the door does not see again."""
+    """A connection; for `asgi` one that was used already, which the acceptor does not see again."""
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         client = Peer(stream)
         if end == "asgi":

@@ -26,7 +26,7 @@ async def running(**settings: object) -> AsyncIterator[Server]:
         async with open_server(load_settings(**{"dev": True, "port": 0, **settings})) as server:
             yield server
         assert not server.node.registry.clients
-        assert server.door.statistics().open == 0
+        assert server.acceptor.statistics().open == 0
         assert len(server.node.emulation) == 0
         assert len(server.node.position_sets) == 0
 
@@ -35,7 +35,7 @@ async def running(**settings: object) -> AsyncIterator[Server]:
 async def telling(**settings: object) -> AsyncIterator[Server]:
     """A server with a page that says who asks."""
     async with running(**settings) as server:
-        app = server.door._handover._app.app  # type: ignore[attr-defined]
+        app = server.acceptor._handover._app.app  # type: ignore[attr-defined]
 
         @app.get("/who")
         async def who() -> str:

@@ -165,7 +165,7 @@ async def test_limits(way: str, kind: str, limit: str, status: int) -> None:
             assert len(server.node.places) == 1
             assert await status_of(server, way, kind, "token=ann") == status
         assert server.node.statistics().limited == {limit: 1}
-        await server.door.wait_empty()
+        await server.acceptor.wait_empty()
         assert len(server.node.places) == 0
         assert server.node.places.counted == ({}, {})
 

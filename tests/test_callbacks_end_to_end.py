@@ -30,7 +30,7 @@ from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import sign
 from repeater.config import CurrentSettings, load_settings
 from repeater.errors import BrokerError
-from repeater.front.accept import Door
+from repeater.front.accept import Acceptor
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import open_listeners
 from repeater.serving.application import create_app
@@ -269,9 +269,9 @@ async def test_every_way_in_forwards_the_same(path: str) -> None:
             open_asking_node(application, forward_headers=allowed) as node,
             trio.open_nursery() as nursery,
         ):
-            door = Door(node, Handover(create_app(node, current), settings), current)
+            acceptor = Acceptor(node, Handover(create_app(node, current), settings), current)
             (listener,) = open_listeners("127.0.0.1", 0, 1)
-            nursery.start_soon(door.accept, listener, nursery)
+            nursery.start_soon(acceptor.accept, listener, nursery)
             for before in (b"", first):
                 await upgrade_and_say(listener.getsockname()[1], before, head, connect)
             nursery.cancel_scope.cancel()

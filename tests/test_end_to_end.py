@@ -153,7 +153,7 @@ async def test_a_vanished_peer_is_found() -> None:
 
 
 async def test_an_upgrade_on_a_kept_alive_connection() -> None:
-    """The door cannot see it; the Quart route serves it, goodbye included."""
+    """The acceptor cannot see it; the Quart route serves it, goodbye included."""
     async with (
         running(shutdown_timeout=0.5) as server,
         peer(server) as client,
@@ -213,8 +213,8 @@ async def test_nothing_is_left_of_a_handed_over_websocket() -> None:
             assert b" 200 " in await client.call("GET", "/health")
             await client.stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
             await client.until(b"\r\n\r\n")
-            assert server.door.statistics().open == 1
-        await server.door.wait_empty()
+            assert server.acceptor.statistics().open == 1
+        await server.acceptor.wait_empty()
 
 
 @pytest.mark.parametrize(

@@ -175,10 +175,10 @@ async def test_silence_is_for_tcp_to_notice() -> None:
             async with peer(server) as client:
                 await client.request(method, path + query, body)
                 await client.until(b"\n")
-                (sock,) = server.door._sockets
+                (sock,) = server.acceptor._sockets
                 option = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
                 assert option == milliseconds
-            while server.door.statistics().open:
+            while server.acceptor.statistics().open:
                 await trio.testing.wait_all_tasks_blocked()
 
 
@@ -449,7 +449,7 @@ async def test_limits_hold_for_streams(path: str, end: str) -> None:
             assert server.node.statistics().limited == {"connections_per_address": 1}
         while server.node.registry.clients:
             await trio.testing.wait_all_tasks_blocked()
-        await server.door.wait_empty()
+        await server.acceptor.wait_empty()
         assert server.node.places.counted == ({}, {})
 
 

@@ -169,7 +169,7 @@ def test_every_metric_is_on_the_page() -> None:
     async def names() -> list[str]:
         settings = load_settings(dev=True, port=0, callbacks=CALLBACKS)
         async with open_server(settings) as server:
-            collector = ServerCollector(server.node, server.door.statistics)
+            collector = ServerCollector(server.node, server.acceptor.statistics)
             return [
                 family.name
                 + {"counter": "_total", "info": "_info"}.get(family.type, "")
@@ -194,7 +194,7 @@ async def running(**settings: object) -> AsyncIterator[tuple[Server, httpx.Async
 
 
 async def test_page_of_a_running_server() -> None:
-    """Text and OpenMetrics both parse, with the door's numbers and the process's."""
+    """Text and OpenMetrics both parse, with the acceptor's numbers and the process's."""
     async with running(dev=True) as (server, client):
         url = f"ws://127.0.0.1:{server.port}/ws?channel=news"
         async with trio_websocket.open_websocket_url(url) as subscriber:
@@ -205,8 +205,8 @@ async def test_page_of_a_running_server() -> None:
         seen = samples(answer.text)
         assert seen["repeater_connections", ("plain", "websocket")] == 1
         assert seen["repeater_deliveries_total", ()] == 1
-        assert seen["repeater_door_accepted_total", ()] == 2
-        assert seen["repeater_door_open", ()] == 2
+        assert seen["repeater_acceptor_accepted_total", ()] == 2
+        assert seen["repeater_acceptor_open", ()] == 2
         assert seen["repeater_tokens_total", ("proven",)] == 0
         assert seen["process_resident_memory_bytes", ()] > 1_000_000
         accept = {"Accept": "application/openmetrics-text; version=1.0.0"}

@@ -133,13 +133,13 @@ async def test_calls_share_a_connection_that_is_kept(front: Front) -> None:
                 assert "offset" in answer.json()["result"]
             who = await client.get(f"{base}/who", headers={"X-Forwarded-For": "6.6.6.6"})
             assert who.text == "127.0.0.1 https"
-    assert front.server.door.statistics().accepted == 1
+    assert front.server.acceptor.statistics().accepted == 1
 
 
 async def test_a_page_of_the_own_host_may_connect(front: Front) -> None:
     """Whatever the version of HTTP: nginx passes the host on, port included."""
     seen = []
-    app = front.server.door._handover._app.app  # type: ignore[attr-defined]
+    app = front.server.acceptor._handover._app.app  # type: ignore[attr-defined]
 
     @app.before_request
     async def note() -> None:
@@ -155,7 +155,7 @@ async def test_a_page_of_the_own_host_may_connect(front: Front) -> None:
 
 @pytest.mark.parametrize("kept_alive", [False, True])
 async def test_a_websocket(front: Front, kept_alive: bool) -> None:
-    """Fresh it is native; on a kept-alive connection to us, which the door can't see, ASGI's."""
+    """Native on a fresh connection; on a kept-alive one, which the acceptor misses, ASGI's."""
     async with front.peer() as client, front.peer() as back_end:
         if kept_alive:
             await back_end.call("POST", "/api/publish", b'{"channel":"news","data":[0]}')

@@ -141,7 +141,7 @@ async def test_the_key_is_needed(way: str) -> None:
     """401 comes before 404 and 405, and a caller without a key gets nothing natively."""
     async with running(dev=False, api_key="secret") as server, caller(server, way) as back_end:
         assert b" 200 " in await back_end.call("POST", "/api/publish", EVENT, KEYED)
-        assert server.door.statistics().rest.open == (way == "native")
+        assert server.acceptor.statistics().rest.open == (way == "native")
         for method, target, head, status in (
             ("POST", "/api/publish", "", b" 401 "),
             ("POST", "/api/stream", "X-API-Key: Secret\r\n", b" 401 "),
@@ -168,7 +168,7 @@ async def test_requests_in_one_write_are_answered_in_order(way: str) -> None:
         )
         for expected in (b'"offset":1', b'"accepted":1', b'"offset":3', b'"accepted":1', b":5"):
             assert expected in (await answer(back_end))[2]
-        assert server.door.statistics().rest.open == (way == "native")
+        assert server.acceptor.statistics().rest.open == (way == "native")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -244,7 +244,7 @@ async def test_a_hand_over_in_mid_connection() -> None:
         await client.stream.send_all(request(EVENT) + health + request(EVENT) + health)
         for _ in range(4):
             assert (await answer(client))[0] == 200
-        assert server.door.statistics().rest.handed_over == 1
+        assert server.acceptor.statistics().rest.handed_over == 1
         await back_end.stream.send_all(request(EVENT))
         assert (await answer(back_end))[0] == 200
         await back_end.stream.send_all(upgrade)
@@ -261,7 +261,7 @@ async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.Monk
         )
         # One answer: natively the first request's; h11 answers 400 to requests after `close`.
         assert (await back_end.rest()).count(b"HTTP/1.1 ") == 1
-        await server.door.wait_empty()
+        await server.acceptor.wait_empty()
         assert server.node.statistics().repeater.publications <= 1
 
 
@@ -287,7 +287,7 @@ async def test_shutdown_finishes_a_call_under_way() -> None:
             ]
             await idle.call("POST", "/api/publish", EVENT)
             await calling.stream.send_all(request(EVENT)[:-1])
-            while server.door.statistics().rest.open < 2:
+            while server.acceptor.statistics().rest.open < 2:
                 await wait_all_tasks_blocked()
 
             async def go_on() -> None:
@@ -357,7 +357,7 @@ async def test_an_idle_connection_is_closed(autojump_clock: MockClock) -> None:
 
 
 async def test_a_head_that_never_ends(autojump_clock: MockClock) -> None:
-    """The door's deadline holds for every head of a connection."""
+    """The acceptor's deadline holds for every head of a connection."""
     async with open_test_node() as node, line(node) as end:
         end.send(request(EVENT) + b"POST /api/publish HTTP/1.1\r\nX: ")
         assert b" 200 " in await end.received()

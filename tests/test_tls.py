@@ -59,7 +59,7 @@ async def test_an_event_reaches_every_kind_of_subscriber(authority: Authority) -
             assert b'"offset":%d' % (number + 1) in answer.replace(b" ", b"")
             assert b"[%d]" % number in await plain.until(b"]")
             assert b'"data":[%d]' % number in await sdk.until(b"}}}")
-        assert server.door.statistics().rest.requests == 3
+        assert server.acceptor.statistics().rest.requests == 3
 
 
 async def test_a_large_message_comes_in_and_goes_out_whole(authority: Authority) -> None:
@@ -116,7 +116,7 @@ async def test_shutdown_says_goodbye(authority: Authority) -> None:
         await stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
         await client.until(b"\r\n\r\n")
         silent = await trio.open_tcp_stream("127.0.0.1", server.port)
-        while server.door.statistics().open < 2:
+        while server.acceptor.statistics().open < 2:
             await trio.lowlevel.checkpoint()
     async with silent:
         assert close_code(await client.rest()) == 3001
@@ -207,7 +207,7 @@ async def test_a_plain_request_is_told_so(authority: Authority) -> None:
             answer = await client.rest()
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"HTTPS only" in answer
-        assert server.door.statistics().rejected == 1
+        assert server.acceptor.statistics().rejected == 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01", b"\x00\x01 noise \xff" * 9])
@@ -217,7 +217,7 @@ async def test_a_handshake_that_never_finishes(authority: Authority, sent: bytes
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
             await stream.send_all(sent) if sent else None
             await Peer(stream).rest()
-        while server.door.statistics().open:
+        while server.acceptor.statistics().open:
             await trio.lowlevel.checkpoint()
 
 
@@ -232,7 +232,7 @@ async def test_a_peer_that_hangs_up_in_the_handshake(authority: Authority) -> No
             await stream.aclose()
         async with secure_peer(server, authority) as client:
             assert b" 200 " in await client.call("GET", "/health")
-        assert server.door.statistics().accepted == 3
+        assert server.acceptor.statistics().accepted == 3
 
 
 async def test_a_new_certificate_drops_nobody(authority: Authority) -> None:
@@ -295,7 +295,7 @@ async def test_the_scheme_is_https(authority: Authority) -> None:
     """The application is told, so that its cookies are for TLS only."""
     async with running(**authority.settings) as server:
         seen = []
-        handover = server.door._handover
+        handover = server.acceptor._handover
         app = handover._app
 
         async def spy(scope: dict[str, object], *rest: object) -> None:
@@ -354,7 +354,7 @@ async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Auth
             await back_end.call("POST", "/api/publish", body)
             assert b'"%06d' % number in await other.until(b'x"')
             number += 1
-        while server.door.statistics().open > 2:
+        while server.acceptor.statistics().open > 2:
             await trio.lowlevel.checkpoint()
         assert len(server.node.registry.clients) == 1
         await trio.aclose_forcefully(stream)

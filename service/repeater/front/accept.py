@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from repeater.front.preamble import Gate, GateError
+from repeater.front.preamble import Preamble, PreambleError
 from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.front.subscriptions import Subscriptions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repeater.front.hypercorn import Handover
     from repeater.node import Node
 
-_log = get_logger("door")
+_log = get_logger("acceptor")
 
 _STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
 _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
@@ -44,7 +44,7 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TOO_LARGE: Final = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"", "")
 
 
-class DoorStatistics(msgspec.Struct, frozen=True):
+class AcceptorStatistics(msgspec.Struct, frozen=True):
     """Connections accepted, open now, rejected for their first bytes, and pauses of accepting."""
 
     accepted: int
@@ -62,21 +62,25 @@ class _RejectedError(Exception):
         self.answer = answer
 
 
-class Door:
+class Acceptor:
     """Lives inside the server, in its connections' nursery; ended by that nursery."""
 
     def __init__(
-        self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate | None = None
+        self,
+        node: Node,
+        handover: Handover,
+        settings: CurrentSettings,
+        preamble: Preamble | None = None,
     ) -> None:
         """Keep `settings`, a function; each connection calls it for the settings then in force."""
         self._node = node
-        self._gate = gate or Gate()
+        self._preamble = preamble or Preamble()
         self._handover = handover
         self._settings = settings
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
-        self._subscriptions = Subscriptions(node, handover, settings, self._gate)
+        self._subscriptions = Subscriptions(node, handover, settings, self._preamble)
         self._rest = Rest(node, settings.api_key, options)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
@@ -86,9 +90,9 @@ class Door:
         self._rejected = 0
         self._pauses = 0
 
-    def statistics(self) -> DoorStatistics:
+    def statistics(self) -> AcceptorStatistics:
         """A snapshot of the counters."""
-        return DoorStatistics(
+        return AcceptorStatistics(
             self._accepted,
             len(self._sockets),
             self._rejected,
@@ -147,7 +151,7 @@ class Door:
         """Serve one connection, from its first byte to its last."""
         self._accepted += 1
         try:
-            sock = self._gate.take(sock)
+            sock = self._preamble.take(sock)
         except OSError as error:
             sock.close()
             _log.debug("lost as it was accepted", reason=str(error))
@@ -172,7 +176,7 @@ class Door:
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
         """Read the first head; return the call that serves the connection, not yet awaited."""
-        if not self._gate.is_open(sock) and await self._enter(sock, scope) == HTTP2:
+        if not self._preamble.is_open(sock) and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
             return self._handover.serve(sock, b"")
         received = await self._read_head(sock, scope)
@@ -235,8 +239,8 @@ class Door:
         self._set_deadline(scope)
         try:
             with self._no_request_yet(scope):
-                return await self._gate.enter(sock)
-        except GateError as error:
+                return await self._preamble.enter(sock)
+        except PreambleError as error:
             raise _RejectedError(str(error)) from None
 
     @contextmanager

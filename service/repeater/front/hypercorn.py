@@ -176,7 +176,7 @@ class HandedTLSStream(HandedStream):
         self.transport_stream = stream
 
     async def do_handshake(self) -> None:
-        """Do nothing: `Gate.enter` did the handshake."""
+        """Do nothing: `Preamble.enter` did the handshake."""
         await trio.lowlevel.checkpoint()
 
     def selected_alpn_protocol(self) -> str:

@@ -1,7 +1,7 @@
 """The steps of a connection before its first request: a PROXY header, then TLS.
 
 Afterwards the socket's `getpeername` returns the client's address, even if a proxy is in between;
-so the code behind the `Gate` need not know of proxies or of TLS.
+so the code behind the `Preamble` need not know of proxies or of TLS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RECEIVE: Final = 65_536
 _PLAIN_TO_TLS: Final = Answer(400, b"This port speaks HTTPS only.\n", "text/plain")
 
 
-class GateError(Exception):
+class PreambleError(Exception):
     """A connection failed in one of the steps; the client may have been told why."""
 
 
@@ -43,8 +43,8 @@ class ProxiedSocket(socket.socket):
         return self.forwarded or self.client
 
 
-class Gate:
-    """Lives inside the `Door`. The owner of the certificate reloads it, not the gate."""
+class Preamble:
+    """Lives inside the `Acceptor`. The owner of the certificate reloads it, not the preamble."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Gate:
         The caller sets the deadline.
 
         Raises:
-            GateError: the header or the handshake failed.
+            PreambleError: the header or the handshake failed.
             OSError: the peer is gone.
         """
         if self._expects_header(sock):
@@ -106,7 +106,7 @@ class Gate:
         except ssl.SSLError as error:
             if error.reason == "HTTP_REQUEST":
                 _answer_plainly(sock)
-            raise GateError(f"TLS handshake failed: {error.reason}") from None
+            raise PreambleError(f"TLS handshake failed: {error.reason}") from None
 
     def forwarded_client(self, sock: socket.socket, headers: Headers) -> str:
         """The client's address in a request's headers, if its peer is trusted; else empty."""
@@ -150,7 +150,7 @@ async def _read_proxy_header(sock: socket.socket) -> None:
             await trio.lowlevel.wait_readable(sock)
             continue
         if not peeked:
-            raise GateError("hung up before its PROXY header")
+            raise PreambleError("hung up before its PROXY header")
         try:
             end = header_end(header + peeked)
             missing = len(peeked) if end is None else end - len(header)
@@ -159,7 +159,7 @@ async def _read_proxy_header(sock: socket.socket) -> None:
                 client = parse_proxy_header(header)
                 break
         except ProxyHeaderError as error:
-            raise GateError(f"PROXY header: {error}") from None
+            raise PreambleError(f"PROXY header: {error}") from None
     if client is not None and isinstance(sock, ProxiedSocket | TLSSocket):
         sock.client = client
 

@@ -66,7 +66,7 @@ class _EndedError(Exception):
 
 
 class Rest:
-    """Serves API calls on raw connections. Lives inside the `Door`; ended by `drain`."""
+    """Serves API calls on raw connections. Lives inside the `Acceptor`; ended by `drain`."""
 
     def __init__(self, node: Node, key: ApiKey, options: RestOptions) -> None:
         self.node = node

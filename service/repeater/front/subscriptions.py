@@ -26,7 +26,7 @@ from repeater.transports.sockets import RECEIVE, send_last
 if TYPE_CHECKING:
     from repeater.config import CurrentSettings
     from repeater.front.hypercorn import Handover
-    from repeater.front.preamble import Gate
+    from repeater.front.preamble import Preamble
     from repeater.node import Node
     from repeater.protocol.http.head import Head
 
@@ -34,16 +34,16 @@ _BODILESS: Final = ("GET", "OPTIONS")
 
 
 class Subscriptions:
-    """Serves subscribers natively. Lives inside the `Door`; keeps no state of its clients."""
+    """Serves subscribers natively. Lives inside the `Acceptor`; keeps no state of its clients."""
 
     def __init__(
-        self, node: Node, handover: Handover, settings: CurrentSettings, gate: Gate
+        self, node: Node, handover: Handover, settings: CurrentSettings, preamble: Preamble
     ) -> None:
         """Keep `settings`, a function; each connection calls it for the settings then in force."""
         self._node = node
         self._handover = handover
         self._settings = settings
-        self._gate = gate
+        self._preamble = preamble
 
     async def serve_websocket(
         self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
@@ -66,7 +66,7 @@ class Subscriptions:
                 send_last(sock, _last_answer(opening))
                 return
             if forwarded:
-                self._gate.name_client(sock, forwarded)
+                self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
             transport = _transport(sock, route)
             client = Client(self._node.registry, transport, scope, ready=opening.wanted is not None)
@@ -96,7 +96,7 @@ class Subscriptions:
             _lift_deadline(scope)
             if not isinstance(opening, Refusal):
                 if forwarded:
-                    self._gate.name_client(sock, forwarded)
+                    self._preamble.name_client(sock, forwarded)
                 route = STREAMS[request.path]
                 headers = (*stream_headers(route, request), ("Connection", "close"))
                 answer = write_head(200, headers) + opening_bytes(route)
@@ -115,9 +115,9 @@ class Subscriptions:
     def _request(self, sock: socket.socket, head: Head) -> tuple[Request, str]:
         """The request, and its client's address if a trusted proxy named it."""
         request = request_of_head(head, sock)
-        if not self._gate.proxies:
+        if not self._preamble.proxies:
             return request, ""
-        forwarded = self._gate.forwarded_client(sock, request.header_lines())
+        forwarded = self._preamble.forwarded_client(sock, request.header_lines())
         if forwarded:
             request = request_of_head(head, forwarded)
         return request, forwarded

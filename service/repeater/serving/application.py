@@ -18,7 +18,7 @@ from repeater.serving.extension import EXTENSION, load_settings, open_extension
 from repeater.web.app import Holder, make_app
 
 if TYPE_CHECKING:
-    from repeater.front.accept import DoorStatistics
+    from repeater.front.accept import AcceptorStatistics
 
 
 def create_app(
@@ -26,7 +26,7 @@ def create_app(
     settings: CurrentSettings | Settings | None = None,
     blueprints: Sequence[Blueprint] = (),
     *,
-    door: Callable[[], DoorStatistics] | None = None,
+    acceptor: Callable[[], AcceptorStatistics] | None = None,
 ) -> QuartTrio:
     """Make the application, for an ASGI server.
 
@@ -37,13 +37,13 @@ def create_app(
             `insecure` has an open server API, and another node has none without an `api_key` in
             settings. Without a node the default is what file and environment say.
         blueprints: Routes of an application that runs in the same process.
-        door: What our own server's door counts.
+        acceptor: What our own server's acceptor counts.
     """
     if settings is None:
         settings = load_settings() if node is None else given_settings(node.options)
     current = settings if isinstance(settings, CurrentSettings) else CurrentSettings(settings)
     if node is not None:
-        return make_app(Holder(node, door), current, blueprints)
+        return make_app(Holder(node, acceptor), current, blueprints)
     lifespan = _Lifespan(current)
     if EXTENSION.is_on(current()):
         blueprints = (*blueprints, *EXTENSION.blueprints(lambda: lifespan.application))

@@ -26,10 +26,10 @@ from repeater.config import (
 )
 from repeater.config.endpoints import Endpoint
 from repeater.errors import RepeaterError, open_service_nursery
-from repeater.front.accept import Door
+from repeater.front.accept import Acceptor
 from repeater.front.hypercorn import Handover
 from repeater.front.listeners import ListenError, Listeners, open_all
-from repeater.front.preamble import Gate
+from repeater.front.preamble import Preamble
 from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
 from repeater.log import configure_log, get_logger
@@ -60,15 +60,17 @@ class ServeError(RepeaterError):
 class Server:
     """A running server. Made and ended by `open_server`."""
 
-    def __init__(self, assembly: Assembly, door: Door, listeners: Listeners, gate: Gate) -> None:
+    def __init__(
+        self, assembly: Assembly, acceptor: Acceptor, listeners: Listeners, preamble: Preamble
+    ) -> None:
         self.node = assembly.node
         self._assembly = assembly
-        self.door = door
+        self.acceptor = acceptor
         self.port = listeners.port
         """The first port that it listens on: the one asked for, or the free one for 0; 0 where
         it listens on Unix sockets only."""
         self.endpoints = listeners.endpoints()
-        self.certificate = gate.certificate
+        self.certificate = preamble.certificate
         """What TLS shows new connections; None without TLS."""
 
     async def reload(self, settings: Settings) -> Changes:
@@ -107,7 +109,7 @@ async def open_server(
     """
     parts, chosen = _split(more)
     settings = given_settings(options, **chosen)
-    gate = _make_gate(settings)
+    preamble = _make_preamble(settings)
     current = CurrentSettings(settings)
     async with (
         _listening(settings) as listeners,
@@ -118,18 +120,18 @@ async def open_server(
         node = assembly.node
         if EXTENSION.is_on(settings):
             blueprints = (*blueprints, *EXTENSION.blueprints(lambda: running))
-        app = create_app(node, current, blueprints, door=lambda: door.statistics())
-        handover = Handover(app, settings, gate.proxies)
-        door = Door(node, handover, current, gate)
+        app = create_app(node, current, blueprints, acceptor=lambda: acceptor.statistics())
+        handover = Handover(app, settings, preamble.proxies)
+        acceptor = Acceptor(node, handover, current, preamble)
         async with open_lifespan(app, node.options.shutdown_timeout * _PAGES_END):
             try:
                 async with open_service_nursery() as acceptors:
                     for listener in listeners.sockets:
-                        acceptors.start_soon(door.accept, listener, connections)
-                    yield Server(assembly, door, listeners, gate)
+                        acceptors.start_soon(acceptor.accept, listener, connections)
+                    yield Server(assembly, acceptor, listeners, preamble)
             finally:
                 listeners.close()
-                await _shut_down(node, handover, door, node.options.shutdown_timeout)
+                await _shut_down(node, handover, acceptor, node.options.shutdown_timeout)
 
 
 def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
@@ -139,7 +141,7 @@ def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
     return cast("NodeParts", parts), cast("ServerSettings", chosen)
 
 
-def _make_gate(settings: Settings) -> Gate:
+def _make_preamble(settings: Settings) -> Preamble:
     certificate = None
     if settings.tls_cert is not None and settings.tls_key is not None:
         try:
@@ -147,7 +149,7 @@ def _make_gate(settings: Settings) -> Gate:
         except TLSError as error:
             raise ServeError(f"cannot serve TLS: {error}") from None
     proxies = TrustedProxies(settings.trusted_proxies, settings.forwarded_header)
-    return Gate(certificate, proxies, proxy_protocol=settings.proxy_protocol)
+    return Preamble(certificate, proxies, proxy_protocol=settings.proxy_protocol)
 
 
 @asynccontextmanager
@@ -163,15 +165,15 @@ async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
         listeners.close()
 
 
-async def _shut_down(node: Node, handover: Handover, door: Door, seconds: float) -> None:
+async def _shut_down(node: Node, handover: Handover, acceptor: Acceptor, seconds: float) -> None:
     """Everything that is owed to those who are connected, within the shutdown timeout."""
     deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
     with trio.CancelScope(shield=True, deadline=deadline):
         await node.shut_down()
-        door.drain()
+        acceptor.drain()
         await handover.drain()
-        await door.wait_empty()
-    door.abort_all()
+        await acceptor.wait_empty()
+    acceptor.abort_all()
 
 
 async def serve(

@@ -25,17 +25,17 @@ from repeater.web.stream import StreamRoute
 from repeater.web.subscriptions import SubscriptionRoutes
 
 if TYPE_CHECKING:
-    from repeater.front.accept import DoorStatistics
+    from repeater.front.accept import AcceptorStatistics
 
 
 class Holder:
     """Holds the node for the routes: a stock ASGI server starts the node after the routes exist."""
 
     def __init__(
-        self, node: Node | None = None, door: Callable[[], DoorStatistics] | None = None
+        self, node: Node | None = None, acceptor: Callable[[], AcceptorStatistics] | None = None
     ) -> None:
         self.node = node
-        self._door = door
+        self._acceptor = acceptor
         self._registry: CollectorRegistry | None = None
 
     def __call__(self) -> Node:
@@ -46,7 +46,7 @@ class Holder:
     def registry(self) -> CollectorRegistry:
         """Return the metrics, which are made at the first call."""
         if self._registry is None:
-            self._registry = create_registry(self(), self._door)
+            self._registry = create_registry(self(), self._acceptor)
         return self._registry
 
 

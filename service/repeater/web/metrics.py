@@ -1,4 +1,4 @@
-"""The metrics of `/metrics`: counters of the node, the `Door` and the verifier, read on request.
+"""The metrics of `/metrics`: counters of the node, the acceptor and the verifier, read on request.
 
 Nothing is counted here. No label has values that a client or a publisher chooses, so neither
 channels nor users are labels. docs/operations.md lists every name; a test compares the two.
@@ -28,7 +28,7 @@ from repeater.node import Node, NodeStatistics
 
 if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics
-    from repeater.front.accept import DoorStatistics
+    from repeater.front.accept import AcceptorStatistics
 
 _APPLICATION = "application"  # the reason shown for an application's own code
 
@@ -36,9 +36,9 @@ _APPLICATION = "application"  # the reason shown for an application's own code
 class ServerCollector(Collector):
     """Reads the statistics at each scrape. Lives inside the application."""
 
-    def __init__(self, node: Node, door: Callable[[], DoorStatistics] | None) -> None:
+    def __init__(self, node: Node, acceptor: Callable[[], AcceptorStatistics] | None) -> None:
         self._node = node
-        self._door = door
+        self._acceptor = acceptor
 
     def collect(self) -> Iterator[Metric]:
         """Yield all our metrics, read at the same moment."""
@@ -48,8 +48,8 @@ class ServerCollector(Collector):
         yield from _channels(statistics)
         yield from _fanout(statistics)
         yield from _health(statistics)
-        if self._door is not None:
-            yield from _door(self._door())
+        if self._acceptor is not None:
+            yield from _acceptor(self._acceptor())
         verifier = self._node.verifier
         if isinstance(verifier, ReplaceableVerifier) and (tokens := verifier.statistics()):
             yield from _tokens(tokens)
@@ -60,11 +60,11 @@ class ServerCollector(Collector):
 
 
 def create_registry(
-    node: Node, door: Callable[[], DoorStatistics] | None = None
+    node: Node, acceptor: Callable[[], AcceptorStatistics] | None = None
 ) -> CollectorRegistry:
     """Make a registry of our and the process's metrics; Prometheus's default one is not touched."""
     registry = CollectorRegistry()
-    registry.register(ServerCollector(node, door))
+    registry.register(ServerCollector(node, acceptor))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
@@ -139,11 +139,11 @@ def _health(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_loop_lag_seconds", "Lateness of the last tick.", seen.loop_lag)
 
 
-def _door(seen: DoorStatistics) -> Iterator[Metric]:
-    yield _count("repeater_door_accepted", "TCP connections accepted.", seen.accepted)
-    yield _gauge("repeater_door_open", "TCP connections open now.", seen.open)
-    yield _count("repeater_door_rejected", "Rejected for their first bytes.", seen.rejected)
-    yield _count("repeater_door_pauses", "Pauses without free descriptors.", seen.pauses)
+def _acceptor(seen: AcceptorStatistics) -> Iterator[Metric]:
+    yield _count("repeater_acceptor_accepted", "TCP connections accepted.", seen.accepted)
+    yield _gauge("repeater_acceptor_open", "TCP connections open now.", seen.open)
+    yield _count("repeater_acceptor_rejected", "Rejected for their first bytes.", seen.rejected)
+    yield _count("repeater_acceptor_pauses", "Pauses without free descriptors.", seen.pauses)
     yield _count("repeater_api_requests", "API requests answered natively.", seen.rest.requests)
     yield _gauge("repeater_api_connections", "Connections of API requests.", seen.rest.open)
 
