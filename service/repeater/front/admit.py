@@ -21,7 +21,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 from repeater.access.origins import origin_allowed
-from repeater.backend.headers import forwarded
+from repeater.backend.headers import NONE, forwarded
 from repeater.clients.limits import LimitError, Place
 from repeater.clients.opening import Opening
 from repeater.clients.plain import Wanted, positions_of
@@ -99,7 +99,11 @@ class Admission(msgspec.Struct, eq=False):
                 token = request.parameter("token") or request.credentials()
                 grant = await self._prove(token) if token else ConnectionGrant()
                 return self._admit_plain(grant)
-            first = await self._first_of_stream() if route.media_type else self._parameter()
+            first: str | bytes = ""
+            if route.media_type:
+                first = await self._first_of_stream()
+            elif route.kind == "unidirectional":
+                first = request.parameter("cf_connect")
             return self._admit_centrifuge(first)
         except _RefusedError as error:
             self._place.leave()
@@ -111,6 +115,7 @@ class Admission(msgspec.Struct, eq=False):
     def _admit_centrifuge(self, first: str | bytes) -> Opening:
         """Decide on a client whose user is not known yet; sync, see the module's rule."""
         request, kind = self._request, self._route.kind
+        allowed = self._node.forward_headers
         self._ask_draining()
         self._take_place()
         return Opening(
@@ -119,7 +124,7 @@ class Admission(msgspec.Struct, eq=False):
             place=self._place,
             first=first,
             credentials=request.credentials() if kind == "emulated" else "",
-            headers=forwarded(request.header_lines(), self._node.forward_headers),
+            headers=forwarded(request.header_lines(), allowed) if allowed else NONE,
             protobuf=kind == "bidirectional" and request.wants_protobuf(),
         )
 
@@ -208,11 +213,6 @@ class Admission(msgspec.Struct, eq=False):
             raise self._refused(status) from None
         return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
 
-    def _parameter(self) -> str:
-        """The first message, in the query; empty if missing, or if the client sends it later."""
-        bidirectional = self._route.kind == "bidirectional"
-        return "" if bidirectional else self._request.parameter("cf_connect")
-
     async def _first_of_stream(self) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.
 
@@ -229,7 +229,7 @@ class Admission(msgspec.Struct, eq=False):
             assert self._read_body is not None, "a POST has a body to read"
             first = _text_or_bytes(await self._read_body())
         else:
-            first = self._parameter()
+            first = request.parameter("cf_connect")
         if route.kind == "emulated":
             if not first:
                 raise self._refused(HTTPStatus.BAD_REQUEST)

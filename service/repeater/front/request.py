@@ -108,6 +108,8 @@ class Request(msgspec.Struct, eq=False):
         """Whether the client asks for the protocol's binary form (section 2.1)."""
         if self.subprotocol == PROTOBUF_SUBPROTOCOL:
             return True
+        if not self.query_string:
+            return False
         query = self.query
         return "protobuf" in (*query.get("format", ()), *query.get("cf_protocol", ()))
 
