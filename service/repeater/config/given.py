@@ -43,7 +43,7 @@ class ServerSettings(TypedDict, total=False):
 def given_settings(
     options: NodeOptions | Settings | None = None, /, **chosen: Unpack[ServerSettings]
 ) -> Settings:
-    """The settings with a node's options, or a copy of other settings, with the `chosen` values.
+    """The settings with a node's options, or other settings, and with the `chosen` values.
 
     The option `insecure` becomes the setting `dev`: open to everybody, on loopback only.
 
