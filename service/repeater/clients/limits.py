@@ -27,7 +27,7 @@ _LOCAL: Final = "local"
 
 
 class LimitError(Exception):
-    """There is no place for one more; `limit` is the option that says so, and it was counted."""
+    """Every place is taken; `limit` is the option that says so, and it was counted."""
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit)
