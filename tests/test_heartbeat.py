@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -117,3 +118,13 @@ async def test_wheel_forgets_those_who_left(autojump_clock: MockClock) -> None:
             while not client.transport.sent:  # type: ignore[attr-defined]  # noqa: ASYNC110
                 await trio.sleep(1)
         assert not node.heartbeat._slots
+
+
+async def test_a_reload_holds_for_those_who_come_after(autojump_clock: MockClock) -> None:
+    """A client is judged by the options that were in force when it came."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with open_test_node(NodeOptions(stale_timeout=60)) as node:
+        node.reload(msgspec.structs.replace(node.options, stale_timeout=3))
+        async with connect(node, transport, ready=False) as client:
+            await trio.sleep(5)
+        assert client.end is STALE

@@ -149,7 +149,7 @@ class Node(UserConnections):
             self.renewals,
             self.connection_log,
             events,
-            lambda: self.options,
+            options,
             self.unix_time,
         )
         """Every connection. It is also the `Home` of every client."""
@@ -197,7 +197,7 @@ class Node(UserConnections):
         Subscriptions keep what they were granted. Options that are built into running parts
         (intake, batches, heartbeat, timeouts of backlogs) stay as they were until a restart.
         """
-        self.options = options
+        self.options = self.registry.options = options
         self.channels = ChannelRules(options)
         self.backlogs.limit = options.outbox_limit
         self.connection_log.limit = options.connection_log_limit

@@ -58,10 +58,8 @@ class Home(Protocol):
     hub: Hub
     backlogs: BacklogRoom
     heartbeat: Heartbeat
-
-    @property
-    def options(self) -> NodeOptions:
-        """The options in force now."""
+    options: NodeOptions
+    """The options in force now."""
 
     def unix_time(self) -> float:
         """Unix seconds."""

@@ -42,10 +42,10 @@ class Registry:
         renewals: Renewals,
         connection_log: ConnectionLog,
         events: Events | None,
-        options: Callable[[], NodeOptions],
+        options: NodeOptions,
         unix_time: Callable[[], float],
     ) -> None:
-        """Call `options` for the options in force, and `unix_time` for Unix seconds."""
+        """Call `unix_time` for Unix seconds."""
         self.hub = hub
         self.backlogs = backlogs
         self.heartbeat = heartbeat
@@ -53,7 +53,8 @@ class Registry:
         self._renewals = renewals
         self._connection_log = connection_log
         self._events = events
-        self._options = options
+        self.options = options
+        """The options in force now; the node replaces them at a reload."""
         self.unix_time = unix_time
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
@@ -62,11 +63,6 @@ class Registry:
         """The number of clients by names of transport and codec."""
         self.ends: Counter[int] = Counter()
         """Connections that ended, by disconnect code."""
-
-    @property
-    def options(self) -> NodeOptions:
-        """The options in force now."""
-        return self._options()
 
     def arrived(self, client: Client) -> None:
         """Register a connection. One that is ready already counts as an anonymous user's."""
