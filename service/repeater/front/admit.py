@@ -22,6 +22,7 @@ from repeater.access.grants import (
 )
 from repeater.access.origins import origin_allowed
 from repeater.backend.headers import NONE, forwarded
+from repeater.clients.client import ANONYMOUS
 from repeater.clients.limits import LimitError, Place
 from repeater.clients.opening import Opening
 from repeater.clients.plain import Wanted, positions_of
@@ -32,14 +33,13 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.front.request import Request
 from repeater.front.responses import OCTETS, PROTOBUF_FAREWELL, answer_page, cors_headers
 from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
 from repeater.protocol.http.answer import Answer, Headers, answer_status
 
 if TYPE_CHECKING:
-    from repeater.front.request import ReadBody
+    from repeater.front.request import ReadBody, Request
     from repeater.node import Node
 
 _TOO_MANY: Final = {
@@ -48,6 +48,8 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
+_NOTHING_GRANTED: Final = SubscriptionGrant()
+"""Shared by all subscriptions to which a token adds nothing; a grant never changes."""
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
 
@@ -65,8 +67,37 @@ class _RefusedError(Exception):
         self.refusal = refusal
 
 
-class Admission(msgspec.Struct, eq=False):
-    """One request's admission, a context manager: the place is held until the block ends."""
+class Admission(Place, eq=False):
+    """The place of one request, a context manager: it is held until the block ends.
+
+    The block lasts as long as its connection, so no part of the request is kept here.
+    """
+
+    _decision: _Decision | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    async def decide(self) -> Opening | Refusal:
+        """Return the `Opening` to serve inside the block, or the `Refusal` to answer; call it once.
+
+        Waits for the verifier of a plain subscriber's token, with the verifier's own deadline, and
+        for the request's body, with its reader's deadline. If cancelled, no place is held.
+        """
+        decision, self._decision = self._decision, None
+        assert decision is not None, "an admission is decided once"
+        try:
+            return await decision.make()
+        except _RefusedError as error:
+            self.leave()
+            return error.refusal
+
+
+class _Decision(msgspec.Struct, eq=False):
+    """Everything that is looked at until a request is decided. Lives inside `Admission.decide`."""
 
     _node: Node
     _origins: Sequence[str]
@@ -76,41 +107,27 @@ class Admission(msgspec.Struct, eq=False):
     _place: Place
     _cors: Headers = ()
 
-    def __enter__(self) -> Self:
-        return self
+    async def make(self) -> Opening:
+        """Ask all the questions, in their order.
 
-    def __exit__(self, *_: object) -> None:
-        self._place.leave()
-
-    async def decide(self) -> Opening | Refusal:
-        """Return the `Opening` to serve inside the block, or the `Refusal` to answer; call it once.
-
-        Waits for the verifier of a plain subscriber's token, with the verifier's own deadline, and
-        for the request's body, with its reader's deadline. If cancelled, no place is held.
+        Raises:
+            _RefusedError: one of them refuses.
         """
         request, route = self._request, self._route
-        try:
-            if route.media_type:
-                self._ask_page()
-            elif not origin_allowed(*request.origin_and_host(), self._origins):
-                raise self._refused(HTTPStatus.FORBIDDEN)
-            self._ask_draining()
-            if route.kind == "plain":
-                token = request.parameter("token") or request.credentials()
-                grant = await self._prove(token) if token else ConnectionGrant()
-                return self._admit_plain(grant)
-            first: str | bytes = ""
-            if route.media_type:
-                first = await self._first_of_stream()
-            elif route.kind == "unidirectional":
-                first = request.parameter("cf_connect")
-            return self._admit_centrifuge(first)
-        except _RefusedError as error:
-            self._place.leave()
-            return error.refusal
-        finally:
-            # The client may stay for days; no part of its request is kept so long.
-            self._request, self._read_body, self._cors = _NOTHING, None, ()
+        if route.media_type:
+            self._ask_page()
+        elif not origin_allowed(*request.origin_and_host(), self._origins):
+            raise self._refused(HTTPStatus.FORBIDDEN)
+        self._ask_draining()
+        if route.kind == "plain":
+            token = request.parameter("token") or request.credentials()
+            return self._admit_plain(await self._prove(token) if token else ANONYMOUS)
+        first: str | bytes = ""
+        if route.media_type:
+            first = await self._first_of_stream()
+        elif route.kind == "unidirectional":
+            first = request.parameter("cf_connect")
+        return self._admit_centrifuge(first)
 
     def _admit_centrifuge(self, first: str | bytes) -> Opening:
         """Decide on a client whose user is not known yet; sync, see the module's rule."""
@@ -169,7 +186,7 @@ class Admission(msgspec.Struct, eq=False):
             grant = await verifier.verify_connection(token)
         except (TokenExpiredError, TokenInvalidError):
             if insecure:
-                return ConnectionGrant()
+                return ANONYMOUS
             raise self._refused(HTTPStatus.UNAUTHORIZED) from None
         except BrokerError:
             raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE) from None
@@ -196,7 +213,7 @@ class Admission(msgspec.Struct, eq=False):
         if not names:
             raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
         if node.options.public_channels.issuperset(names):
-            return dict.fromkeys(names, SubscriptionGrant())
+            return dict.fromkeys(names, _NOTHING_GRANTED)
         if not (grant.user or node.options.insecure or node.options.allow_anonymous):
             raise self._refused(HTTPStatus.UNAUTHORIZED)
         if len(names) > node.options.channel_limit:
@@ -211,7 +228,7 @@ class Admission(msgspec.Struct, eq=False):
             denied = error.code is ErrorCode.PERMISSION_DENIED
             status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
             raise self._refused(status) from None
-        return {name: grant.channels.get(name, SubscriptionGrant()) for name in names}
+        return {name: grant.channels.get(name, _NOTHING_GRANTED) for name in names}
 
     async def _first_of_stream(self) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.
@@ -278,11 +295,11 @@ def admit(
         request: The request, without its body.
         read_body: Reads the body of a POST; called at most once, and only if it is needed.
     """
-    route = ROUTES[request.path]
-    return Admission(node, origins, request, read_body, route, Place(node.places))
-
-
-_NOTHING: Final = Request("", "", b"", (), {})
+    admission = Admission(node.places)
+    admission._decision = _Decision(
+        node, origins, request, read_body, ROUTES[request.path], admission
+    )
+    return admission
 
 
 def _text_or_bytes(body: bytes) -> str | bytes:
