@@ -150,7 +150,7 @@ async def open_service_nursery() -> AsyncIterator[trio.Nursery]:
     """Open a nursery whose tasks serve the block: they are cancelled when the block ends.
 
     For the context managers of the library. An error of the block comes out as it is, never
-    wrapped in a group: whoever writes `except ValueError` around `open_node` means the block.
+    wrapped in a group: an `except ValueError` around `open_node` means the block's error.
     A group that the block raised is the block's own and stays one exception. When tasks failed
     as well, one group holds the block's error and the errors of the tasks. When only tasks
     failed, their group comes out, as from any nursery of Trio.

@@ -1,7 +1,7 @@
 """How other servers are asked: an issuer of tokens for its keys, an application for its verdicts.
 
-Nothing but the options decides where a request goes and whom it trusts. The environment of the
-process (HTTP_PROXY, SSL_CERT_FILE and others) does not count.
+Only the options decide where a request goes and which certificates it trusts. The environment of
+the process (HTTP_PROXY, SSL_CERT_FILE and others) does not count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def make_client(
         ca_file: Certificates of the authorities to trust, PEM; empty for those of `certifi`.
 
     Raises:
-        ValueError: the file can't be read or holds no certificate.
+        ValueError: the file cannot be read or holds no certificate.
     """
     trusted = trusted_certificates(ca_file)
     return httpx.AsyncClient(
@@ -44,13 +44,13 @@ def trusted_certificates(ca_file: str) -> ssl.SSLContext | None:
     """Who is trusted by this file; None without one.
 
     Raises:
-        ValueError: the file can't be read or holds no certificate; the text says which.
+        ValueError: the file cannot be read or holds no certificate; the text says which.
     """
     if not ca_file:
         return None
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError:  # one of the OSErrors, with a text that helps nobody
+    except ssl.SSLError:  # one of the OSErrors, with a text that does not name the fault
         raise ValueError("the file does not hold a certificate in PEM") from None
     except OSError as error:
         raise ValueError(f"cannot read the file: {error.strerror}") from None

@@ -46,7 +46,7 @@ class ClientNode(Protocol):
     position_sets: PositionSets
     connection_log: ConnectionLog
     draining: bool
-    """Whether it shuts down, and takes nobody in."""
+    """Whether the node shuts down and refuses new clients."""
     limited: Counter[str]
     """Refusals by the name of the limit or the denial. The code that refuses counts."""
     broker_errors: Counter[str]

@@ -1,10 +1,10 @@
-"""How many subscribers there may be: in all, from one address, of one user, and new ones a second.
+"""Limits on subscribers: in all, from one address, of one user, and new ones in a second.
 
-Asked before a connection is opened, whatever way it comes in, and not for calls of the server API:
-who is at the limit can still publish. Rule: a place is taken where it is checked, with no await
-between, and given back when the connection ends; so no limit is overshot while somebody waits.
-Addresses and users are counted while their limit is on only; one that is switched on counts the
-addresses of those who come from then on.
+They are checked before a connection is opened, for every transport, and not for calls of the
+server API: a back end can publish even when a limit is reached. Rule: a place is taken where it is
+checked, with no await between, and given back when the connection ends; so no limit is exceeded
+while a request waits. Addresses and users are counted only while their limit is on; a limit on
+addresses that is switched on counts the connections that come from then on.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Places:
 
 
 class Place(msgspec.Struct, eq=False):
-    """What one connection holds of a node's places. Owned by whoever opens the connection.
+    """The places that one connection holds. Owned by the code that opens the connection.
 
     Made empty; `leave` gives back whatever was taken.
     """
@@ -95,7 +95,7 @@ class Place(msgspec.Struct, eq=False):
             self._address = key
 
     def take_user(self, limits: LimitOptions, user: str) -> None:
-        """Count the connection as this user's, where users count. An anonymous one is nobody's.
+        """Count the connection as this user's, if users are limited. Anonymous users never are.
 
         Raises:
             LimitError: the user has too many.
@@ -104,7 +104,7 @@ class Place(msgspec.Struct, eq=False):
         if not (most and user) or self._user:
             return
         places = self._places
-        # Those who came before the limit was switched on hold no place of the user.
+        # Connections from before the limit was switched on hold no place of the user.
         if max(places._users[user], places._connections_of(user)) >= most:
             places._refuse("connections_per_user")
         places._users[user] += 1

@@ -1,7 +1,7 @@
 """How an admitted connection becomes a client, the same for every transport.
 
-Who may come in was decided before; a transport brings the client's bytes. Rule: whatever may have
-changed while the server's first bytes were on their way is asked once more here, with no await
+The request was admitted before; a transport carries the client's bytes. Rule: a condition that may
+have changed while the server's first bytes were sent is checked once more here, with no await
 before the client is in the hub.
 """
 
@@ -54,7 +54,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | None:
     """Make a WebSocket's client what it was admitted as; sync, so that nothing comes between.
 
-    A plain subscriber hears its channels at once, and its messages are for nobody: None.
+    A plain subscriber hears its channels at once. Its messages are ignored, so the result is None.
     """
     _arrive(node, client, opening)
     wanted = opening.wanted
@@ -95,14 +95,15 @@ async def converse(
             with node.emulation.open(client, session, nursery, opening.credentials):
                 await session.receive(opening.first)
                 await wait_hang_up(client)
-            nursery.cancel_scope.cancel()  # whoever hung up waits for no answer
+            nursery.cancel_scope.cancel()  # a peer that hung up waits for no answer
 
 
 def _arrive(node: ClientNode, client: Client, opening: Opening) -> None:
-    """Give the client what its request brought, or end it for what has changed since then.
+    """Give the client what its request brought, or end it if it would not be admitted any more.
 
-    Behind ASGI the server's answer was awaited between `admit` and here: who was blocked meanwhile
-    was not in the hub to be found there, and who came during a shutdown was not asked to leave.
+    Behind ASGI the server's answer was awaited between `admit` and here. A user who was blocked
+    meanwhile had no client in the hub yet that could be ended, and a shutdown that began meanwhile
+    had no client to ask to leave.
     """
     client.place = opening.place
     client.headers = opening.headers

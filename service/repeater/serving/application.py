@@ -1,6 +1,6 @@
-"""The ASGI application: around a node that somebody else runs, or with a node of its own.
+"""The ASGI application: around a running node of the caller, or with a node of its own.
 
-A stock ASGI server takes the second:  hypercorn -k trio 'repeater.serving.application:create_app()'
+A stock ASGI server uses the second:  hypercorn -k trio 'repeater.serving.application:create_app()'
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def create_app(
     Args:
         node: A running node, whose owner outlives the application. None to open one, and the
             application that the settings ask for, while the ASGI server serves.
-        settings: Those in force. With a node the default follows from its options: whoever is
-            `insecure` has an open server API, and another node has none without an `api_key` in
-            settings. Without a node the default is what file and environment say.
+        settings: The settings in force. With a node the default follows from the node's options:
+            an `insecure` node has an open server API; any other node has none without an `api_key`
+            in the settings. Without a node the default is read from the file and the environment.
         blueprints: Routes of an application that runs in the same process.
         acceptor: What our own server's acceptor counts.
     """

@@ -1,6 +1,6 @@
 """A node as the configuration says, and how to change it: with tokens and callbacks around it.
 
-For whoever serves from settings: our own server, and the application under a stock ASGI server.
+Our own server and the application under a stock ASGI server both make their node here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The server: listeners, node, application and the order in which they end.
 
 Shutdown is written down here and not left to Quart's lifespan: stop accepting; finish what was
-accepted; ask clients to leave in paced groups; let requests finish; reset whoever is still there.
+accepted; ask clients to leave in paced groups; let requests finish; reset the connections that are
+left.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ServerParts(ServerSettings, NodeParts, total=False):
 
 
 class ServeError(RepeaterError):
-    """The server can't start; the text is one line for whoever started it."""
+    """The server cannot start; the text is one line for the user who started it."""
 
 
 class Server:
@@ -74,10 +75,10 @@ class Server:
         """What TLS shows new connections; None without TLS."""
 
     async def reload(self, settings: Settings) -> Changes:
-        """Take over what of these can be without a restart; see `Assembly.reload`.
+        """Apply the settings that need no restart; see `Assembly.reload`.
 
         Raises:
-            ConfigError: they are refused, and the old ones stay.
+            ConfigError: the new settings are refused, and the old ones stay in force.
         """
         return await self._assembly.reload(settings)
 
@@ -91,8 +92,8 @@ async def open_server(
 ) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
 
-    Reads neither a file nor the environment: `load_settings()` does, for whoever passes its
-    result. An error of the block comes out as it is (see `open_service_nursery`).
+    Reads neither a file nor the environment. To use these, pass the result of `load_settings()`.
+    An error of the block comes out as it is (see `open_service_nursery`).
 
     Args:
         options: The node's options, or all settings of a server.
@@ -103,9 +104,9 @@ async def open_server(
             node as `open_node` takes them, `broker=...`.
 
     Raises:
-        ServeError: the certificate is unusable, or an address can't be listened on.
+        ServeError: the certificate is unusable, or the server cannot listen on an address.
         ConfigError: a setting or a token key is unusable.
-        ExtensionError: the application that the settings ask for can't start.
+        ExtensionError: the application that the settings ask for cannot start.
     """
     parts, chosen = _split(more)
     settings = given_settings(options, **chosen)
@@ -135,7 +136,7 @@ async def open_server(
 
 
 def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
-    """What is the node's, and what the server's."""
+    """Tell the parts of the node from the settings of the server."""
     parts = {name: one for name, one in more.items() if name in NodeParts.__annotations__}
     chosen = {name: one for name, one in more.items() if name not in parts}
     return cast("NodeParts", parts), cast("ServerSettings", chosen)
@@ -154,7 +155,7 @@ def _make_preamble(settings: Settings) -> Preamble:
 
 @asynccontextmanager
 async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
-    """The open listeners; whatever comes between here and their first client, they are closed."""
+    """Open the listeners, and close them at the end of the block, also if the start fails."""
     try:
         listeners = open_all(settings)
     except ListenError as error:
@@ -166,7 +167,7 @@ async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
 
 
 async def _shut_down(node: Node, handover: Handover, acceptor: Acceptor, seconds: float) -> None:
-    """Everything that is owed to those who are connected, within the shutdown timeout."""
+    """Finish what is owed to the connected clients, within the shutdown timeout."""
     deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
     with trio.CancelScope(shield=True, deadline=deadline):
         await node.shut_down()
@@ -193,7 +194,7 @@ async def serve(
         task_status: Trio's.
 
     Raises:
-        ServeError: the address can't be listened on.
+        ServeError: the server cannot listen on the address.
     """
     awaited = [signal.SIGINT, signal.SIGTERM]
     if _RELOAD is not None and not (load is None and settings.tls_cert is None):

@@ -1,8 +1,8 @@
-"""For the tests of whoever builds on Repeater; supported API, like the rest.
+"""For the tests of programs that build on Repeater; supported API, like the rest.
 
 `open_test_node` runs a node that everybody may use; `connect` puts a client with a fake transport
 on it. With `trio.testing.MockClock` nothing of this needs real time. `check_broker` and its like
-check one's own implementation of a contract, as `trio.testing.check_two_way_stream` does a stream.
+check your own implementation of a contract, as `trio.testing.check_two_way_stream` does a stream.
 None needs a test framework.
 """
 

@@ -28,7 +28,7 @@ LASTING: Final = msgspec.structs.replace(EXPIRING, history_ttl=600, history_meta
 
 
 class Bench:
-    """A running broker, a channel that nobody has used, and what is handed on."""
+    """A running broker, an unused channel, and the events that the broker handed on."""
 
     def __init__(self, broker: Broker, room: int, options: ChannelOptions) -> None:
         self.broker = broker

@@ -99,6 +99,6 @@ class StallingTransport(MemoryTransport):
                 await self._moved.wait()
 
     def abort(self) -> None:
-        """Reset: whoever waits in `send_some` wakes."""
+        """Reset; a task that waits in `send_some` wakes."""
         super().abort()
         self._moved.set()

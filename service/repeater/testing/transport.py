@@ -34,7 +34,7 @@ class Peer(Protocol):
 
 
 OpenTransport = Callable[[], AbstractAsyncContextManager[tuple[Transport, Peer]]]
-"""Opens one transport and its peer, connected and empty. Whoever opens them closes them."""
+"""Opens one transport and its peer, connected and empty. Its context manager closes them."""
 
 
 async def check_transport(open_transport: OpenTransport) -> None:
