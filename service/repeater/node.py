@@ -43,6 +43,7 @@ from repeater.errors import (
     ReplyError,
     open_service_nursery,
 )
+from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
@@ -50,6 +51,7 @@ from repeater.fanout.repeater import Repeater, RepeaterStatistics
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import ClientInfo, Publication, StreamPosition
+from repeater.turns import Turns
 
 _log = get_logger("node")
 
@@ -82,6 +84,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Failures of broker and presence store, by the call."""
     outage: str
     """Why the broker does not work now; empty while it works."""
+    failures: dict[str, int]
+    """Connections that an error of our own has cost, by the place of the error."""
     loop_lag: float
     """Seconds by which the last tick of the heartbeat was late. Every task waits about as long."""
     limited: dict[str, int]
@@ -131,6 +135,10 @@ class Node(UserConnections):
         self.draining = False
         self._since = trio.current_time()
         self._started = time.time() - self._since
+        self.turns = Turns(options.fanout_budget)
+        """The line in which the readers of all connections wait for their turn."""
+        self.failures = Failures()
+        """Errors of our own that cost one connection each."""
         self.hub = Hub(events)
         self.backlogs = BacklogRoom(
             nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
@@ -185,6 +193,7 @@ class Node(UserConnections):
             refused=self._refused,
             broker_errors=dict(self.broker_errors),
             outage=self.broker.outage(),
+            failures=dict(self.failures.counts),
             loop_lag=self.heartbeat.lag,
             repeater=self._repeater.statistics(),
             backend=self.backend.statistics() if self.backend is not None else None,
@@ -450,10 +459,14 @@ async def open_node(
         )
         node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)
-        await nursery.start(node.run)
+        trio.lowlevel.add_instrument(node.turns)
         try:
-            yield node
+            await nursery.start(node.run)
+            try:
+                yield node
+            finally:
+                deadline = trio.current_time() + node.options.shutdown_timeout
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    await node.shut_down()
         finally:
-            deadline = trio.current_time() + node.options.shutdown_timeout
-            with trio.CancelScope(shield=True, deadline=deadline):
-                await node.shut_down()
+            trio.lowlevel.remove_instrument(node.turns)

@@ -22,9 +22,11 @@ from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
+from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.options import NodeOptions
 from repeater.publication import ClientInfo, Publication, StreamPosition
+from repeater.turns import Turns
 
 
 class ClientNode(Protocol):
@@ -45,6 +47,8 @@ class ClientNode(Protocol):
     emulation: Emulation
     position_sets: PositionSets
     connection_log: ConnectionLog
+    turns: Turns
+    failures: Failures
     draining: bool
     """Whether the node shuts down and refuses new clients."""
     limited: Counter[str]

@@ -134,6 +134,14 @@ def _health(seen: NodeStatistics) -> Iterator[Metric]:
     for operation, failures in sorted(seen.broker_errors.items()):
         errors.add_metric((operation,), failures)
     yield errors
+    failed = CounterMetricFamily(
+        "repeater_connection_failures",
+        "Connections ended by an error of the server's own, by the place of the error.",
+        labels=("place",),
+    )
+    for place, times in sorted(seen.failures.items()):
+        failed.add_metric((place,), times)
+    yield failed
     yield _gauge("repeater_broker_up", "1 while the broker is available.", not seen.outage)
     yield _gauge("repeater_draining", "1 while the node shuts down.", seen.draining)
     yield _gauge("repeater_loop_lag_seconds", "Lateness of the last tick.", seen.loop_lag)
