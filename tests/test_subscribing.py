@@ -114,7 +114,7 @@ async def test_recovered_reply_has_the_requests_offset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "epoch"), [(0, "other"), (9, None), (2, None), (3, "other"), (-1, None)]
+    ("offset", "epoch"), [(0, "other"), (9, None), (2, None), (3, "other"), (2**64 - 1, None)]
 )
 async def test_not_recovered_is_told_with_the_top(offset: int, epoch: str | None) -> None:
     """Another epoch, a position past the top, or too much missed: the top, and none of it."""
@@ -161,7 +161,9 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
     """100,000 publications arrive once and in order, and then those published meanwhile."""
     count = 100_000
     options = NodeOptions(
-        recovery_limit=count + 100, channel=ChannelOptions(history_size=count + 100)
+        recovery_limit=count + 100,
+        outbox_limit=count * 1_000,
+        channel=ChannelOptions(history_size=count + 100),
     )
     broker = TestBroker()
     async with (

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
 from uuid import uuid4
 
 import msgspec
@@ -47,6 +46,7 @@ from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
+from repeater.fanout.recovery import named_position
 from repeater.fanout.repeater import Repeater, RepeaterStatistics
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
@@ -57,9 +57,6 @@ _log = get_logger("node")
 
 _EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
-
-
-_UINT64: Final = 2**64 - 1
 
 
 class NodeStatistics(msgspec.Struct, frozen=True):
@@ -317,7 +314,7 @@ class Node(UserConnections):
             BrokerError: the broker failed.
         """
         options = self.channels.check_kept("history", channel)
-        if since is not None and not (reverse <= since.offset <= _UINT64):
+        if since is not None and named_position(since.offset, since.epoch).offset < reverse:
             raise ReplyError(ErrorCode.BAD_REQUEST)
         most = options.history_size
         limit = most if limit is None else min(limit, most)

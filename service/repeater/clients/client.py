@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from repeater.clients.heartbeat import Heartbeat
     from repeater.clients.limits import Place
     from repeater.fanout.hub import Hub
+    from repeater.fanout.recovery import Room
     from repeater.fanout.transport import Transport
     from repeater.options import NodeOptions
     from repeater.protocol.centrifugo.codecs import Codec
@@ -193,10 +194,13 @@ class Client:
         self.channels[channel] = subscription
         self._home.subscribed(self, subscription)
 
-    def join(self, channel: str, codec: Codec) -> Subscription:
-        """Begin a subscription whose publications gather until history is read; see `joining`."""
+    def join(self, channel: str, codec: Codec, room: Room | None = None) -> Subscription:
+        """Begin a subscription whose publications gather until history is read; see `joining`.
+
+        `room` bounds what gathers, as for `Hub.join`.
+        """
         subscription = Subscription(self, codec)
-        subscription.channel = self._home.hub.join(channel, subscription)
+        subscription.channel = self._home.hub.join(channel, subscription, room)
         self.channels[channel] = subscription
         return subscription
 

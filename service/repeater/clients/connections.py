@@ -26,6 +26,7 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
+from repeater.fanout.recovery import named_position
 from repeater.protocol.centrifugo.replies import Push, RefreshResult
 
 if TYPE_CHECKING:
@@ -75,12 +76,15 @@ class UserConnections:
             since: The position to recover from.
 
         Raises:
-            ReplyError: 107 or 102, for the channel's name; 107 for a grant that has expired.
+            ReplyError: 107 or 102, for the channel's name; 107 for a grant that has expired, or
+                for an offset in `since` that is not an unsigned number of 64 bits.
             BrokerError: history or presence cannot be read for some; the others are subscribed.
         """
         self.channels.options(channel)
         if 0 < grant.expire_at <= self.unix_time():
             raise ReplyError(ErrorCode.BAD_REQUEST)
+        if since is not None:
+            named_position(since.offset, since.epoch)
         failed: list[Client] = []
 
         async def subscribe_one(one: Client) -> None:

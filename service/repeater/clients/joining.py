@@ -14,7 +14,18 @@ import msgspec
 
 from repeater.access.grants import SubscriptionGrant
 from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
-from repeater.fanout.recovery import Joined, go_on, join, recover, recover_newest
+from repeater.fanout.gathered import Gathered
+from repeater.fanout.recovery import (
+    Joined,
+    Room,
+    Rooms,
+    Size,
+    after_drop,
+    go_on,
+    join,
+    recover,
+    recover_newest,
+)
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
 from repeater.publication import START, Publication, StreamPosition, embedded
@@ -76,6 +87,7 @@ class Joining:
 
         Valid at this moment only: call it while `complete` or `complete_all` asks for the answer.
         """
+        self._heed_drop()
         subscription, joined, since = self.subscription, self.joined, self._wish.since
         expires, ttl = time_left(self._node, subscription)
         delta = subscription.codec.following is not subscription.codec
@@ -108,15 +120,20 @@ class Joining:
     @property
     def reached(self) -> StreamPosition | None:
         """The subscriber's position if it goes live now; None for a channel without a stream."""
+        self._heed_drop()
         if self.joined is None:
             return None
-        return go_on(self.joined.position, self._gathered()).position
+        last = next((one for one in reversed(self._gathered()) if one.offset), None)
+        if last is None or last.epoch != self.joined.position.epoch:
+            return self.joined.position
+        return StreamPosition(max(last.offset, self.joined.position.offset), last.epoch)
 
     def absorb(self) -> Sequence[Publication]:
         """Take the publications that gathered since the history was read, for the answer.
 
         Those behind a gap in the offsets stay, so that `complete` finds the gap.
         """
+        self._heed_drop()
         if self.joined is None:
             return ()
         gathered = self._gathered()
@@ -126,6 +143,12 @@ class Joining:
 
     def _gathered(self) -> Sequence[Publication]:
         return self.subscription.channel.joining.get(self.subscription, ())
+
+    def _heed_drop(self) -> None:
+        """Go on behind what was dropped since the history was read, if anything was."""
+        gathered = self.subscription.channel.joining.get(self.subscription)
+        if self.joined is not None and gathered is not None:
+            self.joined = after_drop(self.joined, gathered.dropped)
 
     def _go_live(self) -> None:
         """Hear the channel, after the answer is queued. Nothing if ended meanwhile."""
@@ -192,12 +215,27 @@ def server_side_wish(since: StreamPosition | None) -> Wish:
 
 
 async def open_subscription(
-    node: ClientNode, client: Client, channel: str, grant: SubscriptionGrant, wish: Wish
+    node: ClientNode,
+    client: Client,
+    channel: str,
+    grant: SubscriptionGrant,
+    wish: Wish,
+    rooms: Rooms | None = None,
+    size: Size | None = None,
 ) -> Joining:
     """Join a channel that a client may hear and does not hear yet, and read its history.
 
     Cancelled, it leaves nothing behind. It may be called from a task other than the client's. So
     the client or the subscription may have ended by the time it returns.
+
+    Args:
+        node: The client's node.
+        client: The client.
+        channel: The channel.
+        grant: What goes with the subscription.
+        wish: What the client asks for.
+        rooms: The rooms of the answer, if it answers other subscriptions as well.
+        size: The size of a publication in the answer; by default the codec's.
 
     Raises:
         ReplyError: 107 or 102, for the channel's name.
@@ -212,7 +250,8 @@ async def open_subscription(
         codec = codec.delta
     if wish.tags is not None:
         codec = codec.filtered(wish.tags)
-    subscription = client.join(channel, codec)
+    rooms = rooms or Rooms(node.options.outbox_limit, client.outbox.waiting)
+    subscription = client.join(channel, codec, rooms.gathered)
     subscription.server_side = wish.server_side
     subscription.grant, subscription.expire_at = grant, grant.expire_at
     _settle(node, client, subscription, options, wish)
@@ -220,7 +259,7 @@ async def open_subscription(
         wish = msgspec.structs.replace(wish, since=START)
     try:
         await node.attendance.enter(subscription)
-        joined = await _read(node, subscription, options, wish)
+        joined = await _read(node, subscription, options, wish, rooms, size or codec.size)
     except BrokerError:
         node.broker_errors["subscribe"] += 1
         drop(client, subscription)
@@ -275,7 +314,12 @@ def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
 
 
 async def _read(
-    node: ClientNode, subscription: Subscription, options: ChannelOptions, wish: Wish
+    node: ClientNode,
+    subscription: Subscription,
+    options: ChannelOptions,
+    wish: Wish,
+    rooms: Rooms,
+    size: Size,
 ) -> Joined | None:
     """Read history and position, if wanted, and merge the publications that gathered meanwhile."""
     if not subscription.positioned:
@@ -283,22 +327,24 @@ async def _read(
     name, since = subscription.channel.name, wish.since
     if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        return recover_newest(since, found[0] if found else None, top)
+        joined = recover_newest(since, found[0] if found else None, top, rooms.missed, size)
+        return after_drop(joined, _gathered(subscription).dropped)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
-        return join(top, _take_gathered(subscription))
+        gathered = _gathered(subscription)
+        return after_drop(join(top, gathered.take()), gathered.dropped)
     history, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
-    return recover(since, history, top, _take_gathered(subscription))
+    gathered = _gathered(subscription)
+    joined = recover(since, history, top, gathered.take(), rooms.missed, size)
+    return after_drop(joined, gathered.dropped)
 
 
-def _take_gathered(subscription: Subscription) -> Sequence[Publication]:
-    """Take the gathered publications that have an offset; those without one stay for later."""
-    gathered = subscription.channel.joining.get(subscription, [])
-    taken = [publication for publication in gathered if publication.offset]
-    gathered[:] = [publication for publication in gathered if not publication.offset]
-    return taken
+def _gathered(subscription: Subscription) -> Gathered:
+    """What gathers for a subscription; nothing if the subscription has ended meanwhile."""
+    gathered = subscription.channel.joining.get(subscription)
+    return Gathered(Room()) if gathered is None else gathered
 
 
 def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:

@@ -164,4 +164,8 @@ class Session:
     async def _subscribe(self, number: int, request: SubscribeRequest) -> None:
         joining = await subscribe.subscribe(self._node, self._client, request)
         joining.complete(lambda result: self._bytes(Reply(number, subscribe=result)))
+        if joining.joined is not None and joining.joined.publications:
+            # So that the next answer of this message has room to recover as well. A client that
+            # takes nothing is cut by the sweep of backlogs.
+            await self._client.outbox.wait_empty()
         await self._node.attendance.announce_join(joining.subscription)

@@ -17,6 +17,7 @@ from repeater.fanout.groups import Group
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
+    from repeater.fanout.gathered import Gathered
     from repeater.fanout.listener import Listener
     from repeater.protocol.centrifugo.codecs import Codec
 
@@ -36,7 +37,7 @@ class Channel:
     def __init__(self, name: str) -> None:
         self.name = name
         self.listeners: dict[Codec, Group] = {}
-        self.joining: dict[Listener, list[Publication]] = {}
+        self.joining: dict[Listener, Gathered] = {}
         self.ahead: dict[Listener, StreamPosition] = {}
         self.offset, self.epoch = 0, ""
         """How far fan-out has come; offset 0 while it has not begun."""
@@ -80,7 +81,9 @@ class Channel:
     def remove(self, listener: Listener) -> None:
         """Let a listener hear nothing of this channel any more."""
         self.version += 1
-        self.joining.pop(listener, None)
+        gathered = self.joining.pop(listener, None)
+        if gathered is not None:
+            gathered.release()
         self.ahead.pop(listener, None)
         group = self.listeners.get(listener.codec)
         if group is None or not group.discard(listener):
@@ -96,7 +99,7 @@ class Channel:
 
     def go_live(self, listener: Listener, position: StreamPosition | None) -> None:
         """End a listener's joining: it has everything up to `position`; None without a stream."""
-        del self.joining[listener]
+        self.joining.pop(listener).release()
         if position is None or (position.offset, position.epoch) == (self.offset, self.epoch):
             self.add(listener)
         else:
@@ -108,8 +111,8 @@ class Channel:
         One comparison for each publication, whatever the number of listeners. Publications without
         an offset are not in the stream and are always in order.
         """
-        for gathered in self.joining.values():
-            gathered.extend(publications)
+        if self.joining:
+            self._gather(publications)
         runs, run = [], list[Publication]()
         gap_before = False
         for publication in publications:
@@ -128,6 +131,18 @@ class Channel:
         if run:
             runs.append(Run(run, gap_before))
         return runs
+
+    def _gather(self, publications: Sequence[Publication]) -> None:
+        """Add publications to the lists of the joining listeners, counted once for each codec."""
+        sizes: dict[Codec, int] = {}
+        for listener, gathered in self.joining.items():
+            size = sizes.get(listener.codec)
+            if size is None:
+                # A publication that the codec leaves out takes memory all the same.
+                count = listener.codec.size
+                size = sum(max(len(one.data), count(one)) for one in publications)
+                sizes[listener.codec] = size
+            gathered.gather(publications, size)
 
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:
         """Take the listeners that this run reaches out of `ahead`; other listeners stay there.

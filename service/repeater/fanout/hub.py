@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from repeater.fanout.channel import Channel
+from repeater.fanout.gathered import Gathered
+from repeater.fanout.recovery import Room
 
 if TYPE_CHECKING:
     from repeater.fanout.listener import Listener
@@ -46,10 +48,16 @@ class Hub:
         channel.add(listener)
         return channel
 
-    def join(self, name: str, listener: Listener) -> Channel:
-        """Let a channel's publications gather for a listener, until `Channel.go_live`."""
+    def join(self, name: str, listener: Listener, room: Room | None = None) -> Channel:
+        """Let a channel's publications gather for a listener, until `Channel.go_live`.
+
+        Args:
+            name: The channel.
+            listener: The listener.
+            room: Bounds what gathers; shared by the listeners of one answer. None for no bound.
+        """
         channel = self._occupy(name)
-        channel.joining[listener] = []
+        channel.joining[listener] = Gathered(room or Room())
         return channel
 
     def _occupy(self, name: str) -> Channel:

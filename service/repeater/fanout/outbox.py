@@ -68,6 +68,11 @@ class Outbox:
         return 0 if self._backlog is None else self._backlog.size
 
     @property
+    def waiting(self) -> int:
+        """Bytes that were sent or pushed and that the socket has not taken yet."""
+        return self.backlog_bytes + sum(map(len, self._pending or ()))
+
+    @property
     def closed(self) -> bool:
         """Whether the client is gone, so that chunks are dropped."""
         return self._closed

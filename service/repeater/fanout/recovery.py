@@ -2,15 +2,101 @@
 
 Pure functions: lists in, a result out. The result has all publications that were missed, or says
 that they were not recovered; it never has a part of them.
+
+Rule: what was missed and does not fit into the room of the answer, half an outbox, is not
+recovered. A client would be cut as slow for more, come back, and be cut again, for ever. A single
+publication is always recovered, since it was accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
+from repeater.errors import ErrorCode, ReplyError
 from repeater.publication import Publication, StreamPosition
+
+_UINT64: Final = 2**64 - 1
+
+Size = Callable[[Publication], int]
+"""At most the bytes that a publication takes in the answer; 0 if it is left out."""
+
+
+class Room:
+    """The bytes of publications that one answer may have, see `Rooms`."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = sys.maxsize) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int, count: int) -> bool:
+        """Take `count` publications of `size` bytes together into the answer, or none of them."""
+        alone = count == 1 and not self.used
+        if size and self.used + size > self.limit and not alone:
+            return False
+        self.used += size
+        return True
+
+    def take_all(self, sizes: Iterable[int]) -> bool:
+        """Take publications of these sizes, or none; stops counting where it is too much."""
+        total, count = 0, 0
+        for size in sizes:
+            if not size:
+                continue
+            total += size
+            count += 1
+            if self.used + total > self.limit and (count > 1 or self.used):
+                return False
+        return self.take(total, count)
+
+    def give_back(self, size: int) -> None:
+        """Take out what has left the answer again."""
+        self.used -= size
+
+
+class Rooms:
+    """The rooms of one answer. All subscriptions that are answered together share them.
+
+    Made with the answer, and forgotten with it.
+    """
+
+    __slots__ = ("gathered", "missed")
+
+    def __init__(self, outbox_limit: int, waiting: int = 0) -> None:
+        """Half an outbox for what was missed, and half for what gathers until the answer.
+
+        Args:
+            outbox_limit: The bytes that an outbox holds.
+            waiting: The bytes that wait in the outbox already.
+        """
+        self.missed = Room(max(0, outbox_limit // 2 - waiting))
+        self.gathered = Room(outbox_limit // 2)
+
+
+def fitting(publications: Sequence[Publication], size: Size, limit: int) -> Sequence[Publication]:
+    """As many publications as fit into `limit` bytes, from the first one on; always the first."""
+    total = 0
+    for number, publication in enumerate(publications):
+        total += size(publication)
+        if number and total > limit:
+            return publications[:number]
+    return publications
+
+
+def named_position(offset: int, epoch: str) -> StreamPosition:
+    """A position as a client or a back end names it.
+
+    Raises:
+        ReplyError: the offset is not an unsigned number of 64 bits (107).
+    """
+    if not 0 <= offset <= _UINT64:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    return StreamPosition(offset, epoch)
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -41,6 +127,8 @@ def recover(
     history: Sequence[Publication],
     top: StreamPosition,
     gathered: Sequence[Publication],
+    room: Room | None = None,
+    size: Size = lambda publication: len(publication.data),
 ) -> Joined:
     """Start a subscriber that comes back: with everything after `since`, or not recovered.
 
@@ -49,6 +137,8 @@ def recover(
         history: Publications after `since`, oldest first; a limit may have cut them short.
         top: The stream's position when that history was read.
         gathered: What fan-out distributed since the subscriber joined.
+        room: The room of the answer; what is recovered is taken from it. None for no bound.
+        size: The size of each publication in the answer.
     """
     missed = _merge(since.offset, history, gathered)
     reached = _last(missed) or top
@@ -59,19 +149,43 @@ def recover(
         # If `since` is above the top, the stream lost publications that this subscriber has seen.
         and since.offset <= top.offset
     )
-    if complete:
+    if complete and (room is None or room.take_all(map(size, missed))):
         return Joined(missed, StreamPosition(reached.offset, top.epoch), recovered=True)
     return join(top, gathered)
 
 
 def recover_newest(
-    since: StreamPosition, newest: Publication | None, top: StreamPosition
+    since: StreamPosition,
+    newest: Publication | None,
+    top: StreamPosition,
+    room: Room | None = None,
+    size: Size = lambda publication: len(publication.data),
 ) -> Joined:
-    """Cache recovery: the newest publication only, unless the subscriber has it (section 9.5)."""
+    """Cache recovery: the newest publication only, unless the subscriber has it (section 9.5).
+
+    `room` and `size` are as for `recover`.
+    """
     if newest is None or newest.offset != top.offset:
         return Joined((), top)
     has_it = 0 < since.offset == top.offset and since.epoch == top.epoch
-    return Joined(() if has_it else (newest,), top, recovered=True)
+    missed = () if has_it else (newest,)
+    if room is not None and not room.take_all(map(size, missed)):
+        return Joined((), top)
+    return Joined(missed, top, recovered=True)
+
+
+def after_drop(joined: Joined, dropped: StreamPosition | None) -> Joined:
+    """Start a subscriber of which gathered publications up to `dropped` were dropped.
+
+    If the subscriber's position does not reach so far, it has lost them: it goes on after them,
+    not recovered.
+    """
+    if dropped is None:
+        return joined
+    reached = joined.position
+    if reached.epoch == dropped.epoch and reached.offset >= dropped.offset:
+        return joined
+    return Joined((), dropped)
 
 
 class GoneOn(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ the connect fails. Then one sync call answers and lets all subscriptions go live
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -40,16 +40,19 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
+from repeater.fanout.recovery import Rooms, named_position
 from repeater.protocol.centrifugo.commands import (
     ConnectRequest,
     SubscriptionPosition,
 )
 from repeater.protocol.centrifugo.replies import ConnectResult
-from repeater.publication import StreamPosition, embedded
+from repeater.publication import embedded
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
+
+_SUB_SIZE: Final = 160  # bytes of a subscription's result without publications, data and name
 
 
 class Connected:
@@ -107,7 +110,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
             available, or the back end's own error.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
-            many connections of one user, 3505 for too many channels.
+            many connections of one user, 3505 for too many channels, or too much that the
+            answer would have to tell of them.
     """
     grant = await _identify(node, client, request)
     if 0 < grant.expire_at <= node.unix_time():
@@ -115,13 +119,13 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     _admit(node, client, grant)
     client.identify(grant)
     channels = _server_side_channels(node, client, request.subs)
-    if len(channels) > node.options.channel_limit:
-        node.limited["channel_limit"] += 1
-        raise DisconnectError(CHANNEL_LIMIT)
-    joinings = []
-    for channel, granted in channels.items():
-        wish = _wish(request.subs.get(channel))
-        joinings.append(await open_subscription(node, client, channel, granted, wish))
+    _check_limit(node, channels)
+    wishes = {channel: _wish(request.subs.get(channel)) for channel in channels}
+    rooms = Rooms(node.options.outbox_limit)  # one answer, so what was missed counts in all
+    joinings = [
+        await open_subscription(node, client, channel, granted, wishes[channel], rooms)
+        for channel, granted in channels.items()
+    ]
     return Connected(node, client, joinings)
 
 
@@ -222,8 +226,27 @@ def _server_side_channels(
     return channels
 
 
+def _check_limit(node: ClientNode, channels: Mapping[str, SubscriptionGrant]) -> None:
+    """Refuse more channels than a connection may have, or than one answer can tell of.
+
+    Raises:
+        DisconnectError: 3505.
+    """
+    size = sum(_SUB_SIZE + len(name) + len(grant.data) for name, grant in channels.items())
+    if len(channels) > node.options.channel_limit or size > node.options.outbox_limit // 2:
+        node.limited["channel_limit"] += 1
+        raise DisconnectError(CHANNEL_LIMIT)
+
+
 def _wish(position: SubscriptionPosition | None) -> Wish:
-    since = None
-    if position is not None and position.recover:
-        since = StreamPosition(position.offset, position.epoch)
-    return server_side_wish(since)
+    """What the client asks for in one channel.
+
+    Raises:
+        DisconnectError: 3501 for an offset that is not an unsigned number of 64 bits.
+    """
+    if position is None or not position.recover:
+        return server_side_wish(None)
+    try:
+        return server_side_wish(named_position(position.offset, position.epoch))
+    except ReplyError:
+        raise DisconnectError(BAD_REQUEST) from None

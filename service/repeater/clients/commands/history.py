@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.errors import BrokerError, ErrorCode, ReplyError
+from repeater.fanout.recovery import fitting
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON
 from repeater.protocol.centrifugo.commands import HistoryRequest
 from repeater.protocol.centrifugo.replies import HistoryResult, publication_result
 from repeater.publication import StreamPosition
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 
 
 async def history(node: ClientNode, client: Client, request: HistoryRequest) -> HistoryResult:
-    """Return past publications, at most the limit for clients, and the stream's top.
+    """Return past publications, as many as fit, and the stream's top.
+
+    At most the limit for clients, and at most half an outbox in bytes. The top tells a client that
+    there are more: it asks again, `since` the last publication that it got.
 
     Raises:
         ReplyError: 108 without history, 103 for a client without permission, 112 for a position
@@ -34,7 +39,10 @@ async def history(node: ClientNode, client: Client, request: HistoryRequest) -> 
 
 
 async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> HistoryResult:
-    """Return the publications that a request selects, at most `limit`; None for all.
+    """Return the publications that a request selects, as many as fit.
+
+    They are at most `limit`, None for all, and at most half an outbox in bytes; always one, if
+    there is one. What does not fit is not encoded.
 
     Raises:
         ReplyError, BrokerError: as `Node.history`.
@@ -45,4 +53,6 @@ async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> 
     publications, top = await node.history(
         request.channel, since=since, limit=limit, reverse=request.reverse
     )
+    room = node.options.outbox_limit // 2
+    publications = fitting(publications, CENTRIFUGE_JSON.size, room)
     return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)

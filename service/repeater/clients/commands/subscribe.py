@@ -24,9 +24,9 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
+from repeater.fanout.recovery import named_position
 from repeater.protocol.centrifugo.commands import SubscribeRequest
 from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
-from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -49,6 +49,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     if request.type:
         raise ReplyError(ErrorCode.PERMISSION_DENIED)
     options = node.channels.options(name)
+    since = named_position(request.offset, request.epoch) if request.recover else None
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
     if len(client.channels) >= node.options.channel_limit:
@@ -60,7 +61,6 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
         grant = await _grant_without_token(node, client, request, options)
     if name in client.channels:  # the server subscribed the client while the grant was awaited
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)
-    since = StreamPosition(request.offset, request.epoch) if request.recover else None
     wish = Wish(
         positioned=request.positioned,
         recoverable=request.recoverable,

@@ -21,6 +21,10 @@ from repeater.publication import Announcement, Publication, one_line
 
 _encode = msgspec.json.Encoder().encode
 
+_AROUND: Final = 160
+"""At most the bytes around a publication's data, channel, tags and info: names of fields, an offset
+of 20 digits, an epoch of up to 32 characters, and the framing."""
+
 Say = Callable[[Publication], bytes]
 """The message that carries one publication."""
 
@@ -95,6 +99,21 @@ class Codec:
         """Whether the codec can encode pushes other than publications."""
         return self._wrap is not None
 
+    def size(self, publication: Publication) -> int:
+        """At most how many bytes a publication takes, as a push or inside a reply; 0 for none.
+
+        Nothing of the data is made to find out.
+        """
+        data = publication.data
+        size = len(data) + _AROUND + len(_encode(publication.channel))
+        if b"\n" in data or b"\r" in data:  # `one_line` puts a blank behind these
+            size += data.count(b",") + data.count(b":")
+        if publication.tags:
+            size += len(_encode(publication.tags))
+        if publication.info is not None:
+            size += len(_encode(publication.info))
+        return size
+
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
     ) -> list[bytes]:
@@ -167,6 +186,10 @@ class FilteredCodec(Codec):
     def __hash__(self) -> int:
         return hash((id(self._codec), self._tags))
 
+    def size(self, publication: Publication) -> int:
+        """As `Codec.size`; 0 for a publication that the filter leaves out."""
+        return self._codec.size(publication) if self._matches(publication.tags or {}) else 0
+
     def _messages(
         self, publications: Sequence[Publication], base: Publication | None
     ) -> list[bytes]:
@@ -199,6 +222,12 @@ class DeltaCodec(Codec):
         first = cls(f"{codec.name} delta first", wrap=wrap, frame=frame, ping=ping, rely=False)
         first.following = cls(f"{codec.name} delta", wrap=wrap, frame=frame, ping=ping, rely=True)
         return first
+
+    def size(self, publication: Publication) -> int:
+        """As `Codec.size`, with the data as a string, in which these bytes are escaped."""
+        data = publication.data
+        escapes = data.count(b'"') + data.count(b"\\") + data.count(b"\t")
+        return super().size(publication) + escapes
 
     def _messages(
         self, publications: Sequence[Publication], base: Publication | None
