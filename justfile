@@ -118,6 +118,11 @@ bench *ARGS: (_sync "requirements-dev.txt")
 bench-full *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks run --full "$@"
 
+# Flood servers, and measure what honest subscribers notice, e.g. `just bench-hostile --flood pings`
+[positional-arguments]
+bench-hostile *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks hostile "$@"
+
 # Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
 bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console
@@ -24,6 +24,8 @@ from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
+from benchmarks.workloads import hostile
+from benchmarks.workloads.hostile_kinds import FLOODED, KINDS
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
 
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 @main.command("run")
-@click.option("--full", is_flag=True, help="Run every workload, not only the core ones.")
+@click.option("--full", is_flag=True, help="Run all workloads but the hostile ones.")
 @click.option("--quick", is_flag=True, help="Measure less: a quick look, not a measurement.")
 @click.option(
     "--only",
@@ -69,15 +71,84 @@ def run_command(
     Ends with 1 if Repeater missed a claim, or failed in a turn. A claim is not measured if it needs
     a server that is not installed; that is not a miss.
     """
-    _prepare()
     kind = "full" if full else "part" if only else "core"
-    chosen = _chosen(kind, only)
-    peers = _peers(kind, names)
     plan = Plan(quick=quick, rounds=2 if kind == "core" else 3)
+    _measure(
+        "quick" if quick else kind,
+        _chosen(kind, only),
+        _peers(kind, names),
+        plan,
+        json_path,
+        resume=resume,
+    )
+
+
+@main.command("hostile")
+@click.option(
+    "--flood",
+    "floods",
+    multiple=True,
+    type=click.Choice([kind.name for kind in KINDS]),
+    help="Only this kind of flood; may be repeated.",
+)
+@click.option(
+    "--seconds",
+    type=click.IntRange(1),
+    default=hostile.SECONDS,
+    show_default=True,
+    help="How long each turn lasts without the flood, and how long under it.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--server",
+    "names",
+    multiple=True,
+    type=click.Choice(FLOODED),
+    help="Measure this server; may be repeated. Without it: all servers.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --json; its results are kept.")
+def hostile_command(
+    floods: Sequence[str],
+    seconds: int,
+    rounds: int,
+    names: Sequence[str],
+    json_path: Path | None,
+    resume: bool,
+) -> None:
+    """Flood servers, one kind of flood at a time, and see what honest subscribers notice of it.
+
+    With --resume, the document of a full run gets these workloads too. Ends as `run` does.
+    """
+    whole = (seconds, rounds) == (hostile.SECONDS, 3)
+    kinds = floods or [kind.name for kind in KINDS]
+    _measure(
+        "part" if whole else "quick",
+        [WORKLOADS[f"hostile-{kind}"] for kind in kinds],
+        [PEERS[name] for name in names or FLOODED],
+        Plan(rounds=rounds, seconds=seconds),
+        json_path,
+        resume=resume,
+    )
+
+
+def _measure(
+    name: str,
+    chosen: Sequence[Workload],
+    peers: Sequence[Peer],
+    plan: Plan,
+    json_path: Path | None,
+    *,
+    resume: bool,
+) -> NoReturn:
+    """Take the turns, judge the claims, write and print the document, and exit."""
+    _prepare()
     run = Run(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        plan="quick" if quick else kind,
+        plan=name,
     )
     if resume and json_path is not None and json_path.exists():
         run = _begun(json_path, run)
@@ -104,7 +175,7 @@ def _chosen(kind: str, only: Sequence[str]) -> list[Workload]:
     return [
         one
         for one in WORKLOADS.values()
-        if kind == "full" or (one.name in only if kind == "part" else one.core)
+        if (kind == "full" and not one.apart) or (one.name in only if kind == "part" else one.core)
     ]
 
 
@@ -118,10 +189,12 @@ def _peers(kind: str, names: Sequence[str]) -> list[Peer]:
 def _begun(path: Path, run: Run) -> Run:
     """Return the run in this document, if plan and machine are the same.
 
-    The workload at which the run was interrupted is measured anew.
+    A part of the workloads may continue a full run, too. The workload at which the run was
+    interrupted is measured anew.
     """
     begun = load(path)
-    if (begun.machine, begun.plan) != (run.machine, run.plan):
+    plans = ("full", "part") if run.plan == "part" else (run.plan,)
+    if begun.machine != run.machine or begun.plan not in plans:
         raise click.ClickException(f"{path} is a run of another plan or on another machine")
     begun.drop_unfinished()
     return begun

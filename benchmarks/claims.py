@@ -7,12 +7,14 @@ shared, and two servers of the same round ran in the same minute.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from benchmarks.model import METRICS, Metric, Run, Series, Verdict
+from benchmarks.workloads import hostile
+from benchmarks.workloads.workload import Workload
 
 _PROTOTYPE: Final = (
     "a Trio prototype that writes straight from the repeater task measured 1.15 to 1.25 x floor "
@@ -144,6 +146,28 @@ def _prompt(workload: str, against: str) -> Claim:
     )
 
 
+def _hostile(workload: Workload) -> Iterator[Claim]:
+    """Claim that honest subscribers and health checks hardly notice a flood."""
+    limits: Sequence[tuple[str, float, str, bool]] = (
+        ("p99_ratio", 3.0, "an honest subscriber may notice a flood, and must not mind it", False),
+        ("health_p99_ms", 100.0, "a load balancer's check must not time out under a flood", False),
+        ("grown_mib", 64.0, "a container's limit has as much room", False),
+        ("kept_mib", 16.0, "nothing may stay but what the allocator keeps", False),
+        ("lost", 0.0, "a flood costs latency, and no event", True),
+        ("ended", 0.0, "a flood costs latency, and no connection", True),
+    )
+    for metric, limit, origin, worst in limits:
+        yield Claim(
+            workload=workload.name,
+            metric=metric,
+            limit=limit,
+            side="at most",
+            origin=origin,
+            server=workload.only[0],
+            worst=worst,
+        )
+
+
 CLAIMS: Final[Sequence[Claim]] = (
     # Fan-out, and the other ways to subscribe to it.
     _fanout("fanout-1000", 1.15, _PROTOTYPE),
@@ -226,6 +250,7 @@ CLAIMS: Final[Sequence[Claim]] = (
     ),
     _ingest("batch", 30_000),
     _ingest("stream", 50_000),
+    *(claim for workload in hostile.WORKLOADS for claim in _hostile(workload)),
 )
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import repeat
-from typing import Final
+from typing import Final, Protocol
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.protocol import Entry
@@ -85,6 +85,19 @@ def _schedstat() -> int | None:
     return None
 
 
+class Watched(Protocol):
+    """A socket that the loop of `Deliveries` serves besides the subscribers, e.g. a publisher's."""
+
+    def fileno(self) -> int: ...
+
+    def ready(self) -> None:
+        """Read the available bytes, if any."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer is outstanding that the end of the run waits for."""
+
+
 class Deliveries:
     """Counts and times events. Lives inside one turn; one event number never comes twice.
 
@@ -110,7 +123,7 @@ class Deliveries:
         self._places: list[int] = []
         self._before: list[int] = []  # the event before it in its channel
         self._left: list[int] = []  # subscribers that have not heard it
-        self._publishers: dict[int, Publisher] = {}
+        self._publishers: dict[int, Watched] = {}
         # Subscribers receive identical chunks, one after the other, so the last one is kept.
         self._chunk: bytes | None = None
         self._chunk_numbers: Sequence[int] = ()
@@ -122,12 +135,12 @@ class Deliveries:
         self.latencies_ns = array("q")
         """The time from publishing to receiving, of each delivery."""
 
-    def watch(self, publisher: Publisher) -> None:
-        """Serve this publisher's socket too."""
+    def watch(self, publisher: Watched, events: int = select.EPOLLIN) -> None:
+        """Serve this publisher's socket too, on these events."""
         self._publishers[publisher.fileno()] = publisher
-        self._crowd.poller.register(publisher.fileno(), select.EPOLLIN)
+        self._crowd.poller.register(publisher.fileno(), events)
 
-    def unwatch(self, publisher: Publisher) -> None:
+    def unwatch(self, publisher: Watched) -> None:
         del self._publishers[publisher.fileno()]
         self._crowd.poller.unregister(publisher.fileno())
 

@@ -37,9 +37,14 @@ def tls_arguments() -> Sequence[str]:
 def secured(sock: socket.socket) -> socket.socket:
     """Return the client's end of a TLS connection, after the handshake."""
     sock.settimeout(10)
-    wrapped = _authority()[1].wrap_socket(
-        sock, server_hostname="127.0.0.1", do_handshake_on_connect=False
-    )
+    wrapped = wrap(sock)
     wrapped.do_handshake()
     wrapped.setblocking(False)
     return wrapped
+
+
+def wrap(sock: socket.socket) -> ssl.SSLSocket:
+    """Return the client's end of a TLS connection, before the handshake; `sock` is connected."""
+    return _authority()[1].wrap_socket(
+        sock, server_hostname="127.0.0.1", do_handshake_on_connect=False
+    )

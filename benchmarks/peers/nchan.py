@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
+from benchmarks.generator.secure import tls_arguments
 from benchmarks.generator.wire import handshake
 from benchmarks.peers.installed import INSTALL, find_program, printed, program, version_in
 from benchmarks.peers.peer import Peer
@@ -49,6 +50,9 @@ http {
     scgi_temp_path scgi;
     server {
         listen 127.0.0.1:PORT backlog=4096;
+        location = /health/live {
+            return 200;
+        }
         location = /sub {
             nchan_subscriber websocket eventsource;
             nchan_channel_id $arg_id;
@@ -104,9 +108,29 @@ def _configuration() -> str:
     return _CONFIGURATION.replace("MODULE", str(_module())).replace("USER", user)
 
 
+def _secure_configuration() -> str:
+    """The same with TLS and HTTP/2, whose files are not in the documentation."""
+    listen = " backlog=4096"
+    return _configuration().replace(
+        f"{listen};",
+        f"{listen} ssl http2;\n        ssl_certificate CERTIFICATE;\n"
+        "        ssl_certificate_key KEY;",
+    )
+
+
 def _command(folder: Path) -> Sequence[str]:
+    return _started(folder, _configuration())
+
+
+def _secure_command(folder: Path) -> Sequence[str]:
+    _, certificate, _, key = tls_arguments()
+    text = _secure_configuration()
+    return _started(folder, text.replace("CERTIFICATE", certificate).replace("KEY", key))
+
+
+def _started(folder: Path, text: str) -> Sequence[str]:
     file = folder / "nginx.conf"
-    file.write_text(_configuration())
+    file.write_text(text)
     return program("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(file)
 
 
@@ -161,6 +185,7 @@ NCHAN: Final = Peer(
     subscribe=_websocket,
     entry=_post,
     capabilities=frozenset({"channels", "calls"}),
+    health="/health/live",
 )
 
 NCHAN_SSE: Final = msgspec.structs.replace(
@@ -168,6 +193,18 @@ NCHAN_SSE: Final = msgspec.structs.replace(
     name="nchan-sse",
     title="Nchan, Server-Sent Events",
     subscribe=_events,
+    ordinary=False,
+    core=False,
+    variant_of="nchan",
+)
+
+NCHAN_TLS: Final = msgspec.structs.replace(
+    NCHAN,
+    name="nchan-tls",
+    title="Nchan, behind TLS with HTTP/2",
+    command=_secure_command,
+    configuration=_secure_configuration,
+    secure=True,
     ordinary=False,
     core=False,
     variant_of="nchan",

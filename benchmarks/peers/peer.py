@@ -71,6 +71,10 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Whether subscribers hear when others subscribe (joins); the turn waits until that ends."""
     secure: bool = False
     """Whether it speaks TLS."""
+    health: str = ""
+    """The path of its health check; empty without one."""
+    page: str = ""
+    """The path of a long answer that everybody may get; empty: the health check's."""
     floor: bool = False
     """Whether it is a lower bound and not a usable server."""
 

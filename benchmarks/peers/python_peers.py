@@ -158,6 +158,7 @@ UWEBSOCKETS: Final = Peer(
     entry=post,
     flood=frames,
     capabilities=frozenset({"channels", "calls"}),
+    health="/health/live",
 )
 
 PYTHON_PEERS: Final = (

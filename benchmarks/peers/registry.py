@@ -8,7 +8,7 @@ from benchmarks.peers.centrifugo import CENTRIFUGO
 from benchmarks.peers.floors import BARE_TRIO, FLOOR, FLOOR_PYTHON
 from benchmarks.peers.mercure import MERCURE
 from benchmarks.peers.nats import NATS
-from benchmarks.peers.nchan import NCHAN, NCHAN_SSE
+from benchmarks.peers.nchan import NCHAN, NCHAN_SSE, NCHAN_TLS
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.peers.repeater import REPEATER, VARIANTS
@@ -23,6 +23,7 @@ PEERS: Final[dict[str, Peer]] = {
         *VARIANTS,
         NCHAN,
         NCHAN_SSE,
+        NCHAN_TLS,
         NATS,
         CENTRIFUGO,
         MERCURE,

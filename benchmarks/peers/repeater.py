@@ -20,6 +20,17 @@ from benchmarks.peers.peer import Peer
 ARGUMENTS: Final = ("serve", "--dev", "--no-comments", "--host", "127.0.0.1")
 SERVE: Final = ("-m", "repeater", *ARGUMENTS)
 CENTRIFUGO_PATH: Final = "/connection/websocket"
+_API_KEY: Final = "key-of-the-benchmarks"
+# As strangers meet the server: every option that opens something is closed, but for subscribing
+# and reading history without a token. Tokens are read, and limits have their defaults.
+_PUBLIC: Final = {
+    "REPEATER_ALLOW_ANONYMOUS": "true",
+    "REPEATER_API_KEY": _API_KEY,
+    "REPEATER_TOKEN__HMAC_SECRET_KEY": "a secret of 32 bytes or a few more",
+    "REPEATER_CHANNEL__ALLOW_HISTORY_FOR_CLIENT": "true",
+    "REPEATER_CHANNEL__ALLOW_HISTORY_FOR_ANONYMOUS": "true",
+}
+_PUBLIC_ARGUMENTS: Final = ("-m", "repeater", "serve", "--no-comments", "--host", "127.0.0.1")
 _PRESENCE: Final = {"REPEATER_CHANNEL__PRESENCE": "true", "REPEATER_CHANNEL__JOIN_LEAVE": "true"}
 
 
@@ -139,6 +150,23 @@ def _variant(name: str, title: str, **changes: Any) -> Peer:
     )
 
 
+def _public_command(_folder: Path) -> Sequence[str]:
+    return sys.executable, *_PUBLIC_ARGUMENTS, "--port", "PORT"
+
+
+def _public_configuration() -> str:
+    settings = (f"{name}={shlex.quote(value)}" for name, value in _PUBLIC.items())
+    return " ".join((*settings, shlex.join(("python", *_PUBLIC_ARGUMENTS, "--port", "PORT"))))
+
+
+def _public_rest(channels: Sequence[str]) -> Entry:
+    return rest(channels, b"X-API-Key: %s\r\n" % _API_KEY.encode())
+
+
+def _public() -> Mapping[str, str]:
+    return _PUBLIC
+
+
 def _noticing() -> Mapping[str, str]:
     return _PRESENCE
 
@@ -159,5 +187,26 @@ VARIANTS: Final = (
         "WebSocket behind TLS",
         command=lambda folder: (*_command(folder), *tls_arguments()),
         secure=True,
+    ),
+    _variant(
+        "public",
+        "as strangers meet it",
+        command=_public_command,
+        configuration=_public_configuration,
+        settings=_public,
+        entry=_public_rest,
+        health="/health/live",
+        page="/openapi.json",
+    ),
+    _variant(
+        "public-tls",
+        "as strangers meet it, behind TLS with HTTP/2",
+        command=lambda folder: (*_public_command(folder), *tls_arguments()),
+        configuration=_public_configuration,
+        settings=_public,
+        entry=_public_rest,
+        secure=True,
+        health="/health/live",
+        page="/openapi.json",
     ),
 )

@@ -64,6 +64,10 @@ def post(response: Any, request: Any) -> None:
     response.on_data(take)
 
 
+def health(response: Any, _request: Any) -> None:
+    response.end("ok")
+
+
 def lengthen_queue() -> None:
     """uSockets asks for a queue of 512 connections; a second `listen` may ask for more."""
     for name in Path("/proc/self/fd").iterdir():
@@ -80,6 +84,7 @@ if __name__ == "__main__":
     app.ws("/ws", SETTINGS | {"upgrade": upgrade, "open": subscribe})
     app.ws("/publish", SETTINGS | {"upgrade": upgrade, "message": publish})
     app.post("/publish", post)
+    app.get("/health/live", health)
     app.listen(AppListenOptions(port=port, host=HOST))
     lengthen_queue()
     # App.run() polls this loop from asyncio without sleeping under load, which takes a whole core.

@@ -9,6 +9,7 @@ from benchmarks.workloads import (
     channels,
     fanout,
     flood,
+    hostile,
     idle,
     memory,
     mixed,
@@ -35,5 +36,6 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *publishing.WORKLOADS,
         *mixed.WORKLOADS,
         *syscalls.WORKLOADS,
+        *hostile.WORKLOADS,
     )
 }

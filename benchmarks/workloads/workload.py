@@ -18,6 +18,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = False
     rounds: int = 3
     """The most rounds that a workload takes; a quick plan takes one."""
+    seconds: int = 0
+    """How long a part of a hostile turn lasts; 0: as long as the workload says."""
 
     def of(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -52,6 +54,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 3
     core: bool = False
     """Whether it belongs to the core table, which takes a few minutes."""
+    apart: bool = False
+    """Whether it has a command of its own, and takes no part in a full run."""
 
     def skips(self, peer: Peer) -> str | None:
         """Return why this peer does not take part; None if it does, empty if it is not meant to."""
