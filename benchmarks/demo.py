@@ -115,7 +115,7 @@ async def replay(port: int, feed: list[dict[str, object]], rate: float, tally: T
         for number, price in enumerate(feed):
             event = {**price, "n": number, "at": time.monotonic()}
             body = msgspec.json.encode({"channel": _CHANNEL, "data": event})
-            head = b"POST /api/publish HTTP/1.1\r\nHost: demo\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST /api/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
             await stream.send_all(head % len(body) + body)
             answer = b""
             while b'{"result"' not in answer:

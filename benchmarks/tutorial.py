@@ -31,7 +31,7 @@ _ROOT: Final = Path(__file__).parent.parent
 _BLOCK: Final = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PATIENCE: Final = 120.0  # seconds for one event to reach everybody, or a program to start
 _UPGRADE: Final = (
-    b"GET /ws?channel=comments HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+    b"GET /ws?channel=comments HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )

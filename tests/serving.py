@@ -14,16 +14,20 @@ from repeater.serving.server import Server, open_server
 from tests.deadlines import LOOP_ANSWERS
 
 UPGRADE = (
-    "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
 )
 
 
 @asynccontextmanager
 async def running(**settings: object) -> AsyncIterator[Server]:
-    """A development server on a free port, and the test within a deadline; nothing is left."""
+    """A development server on a free port, and the test within a deadline; nothing is left.
+
+    It answers to any `Host`.
+    """
+    chosen = {"dev": True, "port": 0, "allowed_hosts": "*", **settings}
     with trio.fail_after(LOOP_ANSWERS):
-        async with open_server(load_settings(**{"dev": True, "port": 0, **settings})) as server:
+        async with open_server(load_settings(**chosen)) as server:
             yield server
         assert not server.node.registry.clients
         assert server.acceptor.statistics().open == 0
@@ -71,7 +75,8 @@ class Peer:
 
     async def call(self, method: str, target: str, body: bytes = b"", head: str = "") -> bytes:
         """One HTTP request; head and body of the answer."""
-        text = f"{method} {target} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{head}\r\n"
+        text = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n"
+        text += f"Content-Length: {len(body)}\r\n{head}\r\n"
         with contextlib.suppress(trio.BrokenResourceError):  # answered before it was all sent
             await self.stream.send_all(text.encode() + body)
         answer = await self.until(b"\r\n\r\n")

@@ -275,7 +275,7 @@ async def test_a_chunked_emulation_body_has_a_bound(size: int) -> None:
 @every_kind
 async def test_under_a_stock_hypercorn(kind: str) -> None:
     """The application alone admits the same, without our server in front of it."""
-    current = CurrentSettings(load_settings(dev=True, default_channel="news", allowed_origins=()))
+    current = CurrentSettings(load_settings(dev=True, default_channel="news", allowed_hosts="test"))
     config, done = Config(), trio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -339,7 +339,7 @@ class SlowServer:
 async def slow_server(**limits: int) -> AsyncIterator[tuple[Node, SlowServer, trio.Nursery]]:
     channel = ChannelOptions(allow_subscribe_for_client=True)
     options = NodeOptions(default_channel="news", limits=LimitOptions(**limits), channel=channel)
-    settings = load_settings(dev=True)
+    settings = load_settings(dev=True, allowed_hosts="test")
     async with open_test_node(options, verifier=TOKENS) as node, trio.open_nursery() as nursery:
         yield node, SlowServer(node, settings), nursery
         nursery.cancel_scope.cancel()

@@ -258,11 +258,11 @@ async def test_every_way_in_forwards_the_same(path: str) -> None:
     settings = load_settings(port=0)
     current = CurrentSettings(settings)
     head = (
-        f"GET /connection/{path} HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+        f"GET /connection/{path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nX-Other: 1\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Tenant: 7\r\nx-tenant: 8\r\n\r\n"
     ).encode()
-    first = b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n"  # after it, an upgrade is ASGI's
+    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"  # after it, an upgrade is ASGI's
     allowed = frozenset({"x-tenant"})
     with trio.fail_after(LOOP_ANSWERS):
         async with (

@@ -12,6 +12,7 @@ import click
 import msgspec
 import pytest
 
+from repeater.access.origins import LOOPBACK_ORIGINS
 from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackOptions
 from repeater.cli.main import main
@@ -86,9 +87,13 @@ def test_development_mode_is_refused_off_loopback(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_development_mode_opens_everything(host: str) -> None:
-    """On loopback it lets anonymous clients and any page in."""
+    """On loopback it lets anonymous clients in, and this machine's pages."""
     settings = load_settings(dev=True, host=host)
-    assert settings.origins == ("*",)
+    assert settings.origins == LOOPBACK_ORIGINS
+    assert settings.hosts == ("localhost", "127.0.0.1", "::1")
+    chosen = load_settings(dev=True, allowed_hosts="Dev.Example", allowed_origins="https://a.b")
+    assert chosen.origins == (*LOOPBACK_ORIGINS, "https://a.b")
+    assert chosen.hosts == ("localhost", "127.0.0.1", "::1", "dev.example")
     assert settings.node_options().insecure
 
 

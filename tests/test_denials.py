@@ -469,7 +469,7 @@ async def test_a_block_survives_the_death_of_the_process(tmp_path: Path) -> None
     try:
         port = int(await process.stdout.receive_some())
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            head = b"POST /api/block_user HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST /api/block_user HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
             await stream.send_all(head % len(BLOCK) + BLOCK)
             assert b" 200 " in await stream.receive_some()
     finally:

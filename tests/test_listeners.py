@@ -73,7 +73,7 @@ async def test_several_at_once(tmp_path: Path) -> None:
         assert b" 200 " in await health(path)
         async with await trio.open_unix_socket(str(path)) as stream:
             request = (
-                "GET /ws?channel=news HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+                "GET /ws?channel=news HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
                 "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             )

@@ -172,7 +172,7 @@ async def test_a_websocket_of_ones_own_is_read_no_faster_than_its_route_reads() 
         "path": "/slow",
         "raw_path": b"/slow",
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"host", b"localhost")],
         "scheme": "ws",
         "http_version": "1.1",
         "subprotocols": [],

@@ -203,7 +203,7 @@ async def test_a_plain_request_is_told_so(authority: Authority) -> None:
     async with running(**authority.settings) as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
             client = Peer(stream)
-            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = await client.rest()
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"HTTPS only" in answer
@@ -367,7 +367,9 @@ async def test_an_event_stream(authority: Authority) -> None:
         secure_peer(server, authority) as client,
         secure_peer(server, authority) as back_end,
     ):
-        await client.stream.send_all(b"GET /events?channel=news HTTP/1.1\r\nHost: t\r\n\r\n")
+        await client.stream.send_all(
+            b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         assert b" 200 " in await client.until(b"\r\n\r\n")
         while not server.node.registry.clients:
             await trio.lowlevel.checkpoint()

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from repeater.access.http_client import trusted_certificates
+from repeater.access.origins import parse_glob, parse_host_glob
 from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.config.endpoints import Endpoint, parse_endpoint
@@ -58,6 +59,20 @@ def proxy_mistakes(networks: Iterable[str], proxy_protocol: bool) -> Iterator[Mi
         return
     if proxy_protocol and not names:
         yield Mistake(("proxy_protocol",), "needs trusted_proxies")
+
+
+def page_mistakes(origins: Iterable[str], hosts: Iterable[str]) -> Iterator[Mistake]:
+    """Globs that no page's origin, or no host, can match."""
+    readers: list[tuple[str, Iterable[str], Callable[[str], object]]] = [
+        ("allowed_origins", origins, parse_glob),
+        ("allowed_hosts", hosts, parse_host_glob),
+    ]
+    for name, texts, parse in readers:
+        for text in texts:
+            try:
+                parse(text)
+            except ValueError as error:
+                yield Mistake((name,), str(error))
 
 
 def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:

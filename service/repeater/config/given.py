@@ -31,6 +31,7 @@ class ServerSettings(TypedDict, total=False):
     api_key: str
     api_previous_key: str
     allowed_origins: Sequence[str]
+    allowed_hosts: Sequence[str]
     metrics_token: str
     metrics_open: bool
     body_limit: int

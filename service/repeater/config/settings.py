@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from repeater.access.origins import LOOPBACK_HOSTS, LOOPBACK_ORIGINS, parse_host_glob
 from repeater.access.tokens.options import TokenOptions
 from repeater.api.keys import ApiKey
 from repeater.backend.options import CallbackOptions
@@ -31,6 +32,7 @@ from repeater.config.checks import (
     callback_mistakes,
     listen_mistakes,
     node_mistakes,
+    page_mistakes,
     proxy_mistakes,
     table_mistakes,
     tls_mistakes,
@@ -183,7 +185,15 @@ class Settings(NodeSettings):
     """The old key, also accepted while back ends change to the new one."""
 
     allowed_origins: Annotated[Texts, LIVE] = ()
-    """Globs of the origins whose pages may connect. A page of the server's own host always may."""
+    """Globs of the origins whose pages may connect: a scheme, a host and, unless it is the scheme's
+    default, a port, as in `https://*.example.com` or `http://localhost:*`. A page of the server's
+    own host always may. `*` lets every page in, but such a page gets no cookies accepted. In
+    development mode pages of this machine may connect, too."""
+
+    allowed_hosts: Annotated[Texts, LIVE] = ()
+    """Globs of the names by which clients reach this server, as in `www.example.com`, without a
+    port. A request whose `Host` is another gets 421, health checks included. Empty for any name;
+    in development mode `localhost`, `127.0.0.1` and `::1` are allowed, and these names as well."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
     """The lowest level that is logged. `info` has a line for each connection that begins or ends,
@@ -271,6 +281,7 @@ class Settings(NodeSettings):
         yield from listen_mistakes(self.listen, self.host, self.dev)
         yield from tls_mistakes(self.tls_cert, self.tls_key)
         yield from proxy_mistakes(self.trusted_proxies, self.proxy_protocol)
+        yield from page_mistakes(self.allowed_origins, self.allowed_hosts)
         yield from node_mistakes(self.node_options())
         tables: dict[str, Callable[[], TokenOptions | CallbackOptions]] = {
             "token": self.token_options,
@@ -326,5 +337,11 @@ class Settings(NodeSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The globs in force; in development mode a glob that allows any page."""
-        return ("*",) if self.dev else self.allowed_origins
+        """The globs in force of the pages that may connect."""
+        return (*LOOPBACK_ORIGINS, *self.allowed_origins) if self.dev else self.allowed_origins
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The globs in force of the hosts that requests may be for; empty for any host."""
+        hosts = tuple(map(parse_host_glob, self.allowed_hosts))
+        return (*LOOPBACK_HOSTS, *hosts) if self.dev else hosts

@@ -81,7 +81,7 @@ class Acceptor:
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
         self._subscriptions = Subscriptions(node, handover, settings, self._preamble)
-        self._rest = Rest(node, settings.api_key, options)
+        self._rest = Rest(node, settings.api_key, options, settings)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
         self._sockets: dict[socket.socket, None] = {}

@@ -1,6 +1,7 @@
 """Decides who may subscribe: the one list of checks, for every transport and both servers.
 
-In this order: origin, method, shutdown, token, denial, limits of a user, channels, limits in all.
+In this order: host, origin, method, shutdown, token, denial, limits of a user, channels, limits in
+all.
 Rule: only a token's verifier and a request's body are waited for, and both come first. Nothing
 after them waits, so a decision still holds when the client arrives, and the place that was checked
 is the place that is held.
@@ -8,7 +9,6 @@ is the place that is held.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
@@ -20,7 +20,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
-from repeater.access.origins import origin_allowed
+from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
 from repeater.clients.client import ANONYMOUS
 from repeater.clients.limits import LimitError, Place
@@ -33,12 +33,20 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
-from repeater.front.responses import OCTETS, PROTOBUF_FAREWELL, answer_page, cors_headers
-from repeater.front.routes import ROUTES, Route
+from repeater.front.responses import (
+    OCTETS,
+    PROTOBUF_FAREWELL,
+    answer_later,
+    answer_page,
+    answer_stream_later,
+    cors_headers,
+)
+from repeater.front.routes import EVENT_STREAM, ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
 from repeater.protocol.http.answer import Answer, Headers, answer_status
 
 if TYPE_CHECKING:
+    from repeater.config import Settings
     from repeater.front.request import ReadBody, Request
     from repeater.node import Node
 
@@ -48,6 +56,9 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
+_TEMPORARY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_DRAINING: Final = "the server restarts"
+_NO_KEYS: Final = "the keys of tokens are not available"
 _NOTHING_GRANTED: Final = SubscriptionGrant()
 """Shared by all subscriptions to which a token adds nothing; a grant never changes."""
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
@@ -100,7 +111,7 @@ class _Decision(msgspec.Struct, eq=False):
     """Everything that is looked at until a request is decided. Lives inside `Admission.decide`."""
 
     _node: Node
-    _origins: Sequence[str]
+    _settings: Settings
     _request: Request
     _read_body: ReadBody | None
     _route: Route
@@ -113,10 +124,12 @@ class _Decision(msgspec.Struct, eq=False):
         Raises:
             _RefusedError: one of them refuses.
         """
-        request, route = self._request, self._route
+        request, route, settings = self._request, self._route, self._settings
+        if not request.host_allowed(settings.hosts):
+            raise self._refused(HTTPStatus.MISDIRECTED_REQUEST)
         if route.media_type:
             self._ask_page()
-        elif not origin_allowed(*request.origin_and_host(), self._origins):
+        elif request.judge_page(settings.origins) is Page.FOREIGN:
             raise self._refused(HTTPStatus.FORBIDDEN)
         self._ask_draining()
         if route.kind == "plain":
@@ -164,7 +177,7 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _ask_page(self) -> None:
         """Check a stream's request as HTTP demands: its page's origin, a preflight, its method."""
-        answer = answer_page(self._request, self._origins, self._route.methods)
+        answer = answer_page(self._request, self._settings.origins, self._route.methods)
         if answer is not None:
             raise _RefusedError(Refusal(answer))
         self._cors = cors_headers(self._request)
@@ -172,7 +185,7 @@ class _Decision(msgspec.Struct, eq=False):
     def _ask_draining(self) -> None:
         """Refuse with 503 while the node shuts down."""
         if self._node.draining:
-            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE)
+            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_DRAINING)
 
     async def _prove(self, token: str) -> ConnectionGrant:
         """Return the grant in a plain subscriber's token.
@@ -189,7 +202,7 @@ class _Decision(msgspec.Struct, eq=False):
                 return ANONYMOUS
             raise self._refused(HTTPStatus.UNAUTHORIZED) from None
         except BrokerError:
-            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE) from None
+            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_NO_KEYS) from None
         return msgspec.structs.replace(grant, by_token=True)
 
     def _ask_denials(self, grant: ConnectionGrant) -> None:
@@ -263,7 +276,7 @@ class _Decision(msgspec.Struct, eq=False):
         try:
             self._place.take_user(self._node.options.limits, user)
         except LimitError as error:
-            raise self._refused(_TOO_MANY[error.limit], counted=True) from None
+            raise self._too_many(error) from None
 
     def _take_place(self) -> None:
         """Take the place. The last check, since it counts the connection."""
@@ -274,16 +287,25 @@ class _Decision(msgspec.Struct, eq=False):
                 limits, self._request.address if limits.connections_per_address else ""
             )
         except LimitError as error:
-            raise self._refused(_TOO_MANY[error.limit], counted=True) from None
+            raise self._too_many(error) from None
+
+    def _too_many(self, error: LimitError) -> _RefusedError:
+        return self._refused(_TOO_MANY[error.limit], counted=True, text=f"the limit {error.limit}")
 
     def _refused(
         self, status: HTTPStatus, *, counted: bool = False, text: str = ""
     ) -> _RefusedError:
-        return _RefusedError(Refusal(answer_status(status, self._cors, text), counted))
+        if status not in _TEMPORARY:
+            answer = answer_status(status, self._cors, text)
+        elif self._route.media_type == EVENT_STREAM:
+            answer = answer_stream_later(self._request, status, self._cors, text)
+        else:
+            answer = answer_later(status, self._cors)
+        return _RefusedError(Refusal(answer, counted))
 
 
 def admit(
-    node: Node, origins: Sequence[str], request: Request, read_body: ReadBody | None = None
+    node: Node, settings: Settings, request: Request, read_body: ReadBody | None = None
 ) -> Admission:
     """Ask whether a request to one of `ROUTES` may be opened, and hold its place.
 
@@ -291,13 +313,13 @@ def admit(
 
     Args:
         node: The node that the client wants to subscribe to.
-        origins: Globs of the pages that may connect.
+        settings: The settings in force: which hosts are ours, and which pages may connect.
         request: The request, without its body.
         read_body: Reads the body of a POST; called at most once, and only if it is needed.
     """
     admission = Admission(node.places)
     admission._decision = _Decision(
-        node, origins, request, read_body, ROUTES[request.path], admission
+        node, settings, request, read_body, ROUTES[request.path], admission
     )
     return admission
 

@@ -6,21 +6,24 @@ parameters are looked up here and nowhere else, so that both paths read the same
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
 
+from repeater.access.origins import Page, host_allowed, judge_page
 from repeater.protocol.http.head import Head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, choose_subprotocol
 
-TOKEN_COOKIE: Final = "repeater_token"
+TOKEN_COOKIE: Final = b"repeater_token"
 _BEARER: Final = "bearer "
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 _CHUNKED: Final = b"transfer-encoding"
+_COOKIE: Final = b"cookie"
+_TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1; a JWT is one
 _NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings", _CHUNKED)
 
 Query = Mapping[str, Sequence[str]]
@@ -45,6 +48,8 @@ class Request(msgspec.Struct, eq=False):
     """An address, or the socket that knows it."""
     subprotocol: str | None = None
     """The subprotocol that a WebSocket's handshake chose."""
+    from_anybody: bool = False
+    """Whether the page that sends the request is allowed by the glob `*` alone."""
     _query: Query | None = None
 
     @property
@@ -74,35 +79,51 @@ class Request(msgspec.Struct, eq=False):
         for name, value in self.pairs:
             yield name.decode("latin-1"), value.decode("latin-1")
 
-    def origin_and_host(self) -> tuple[str | None, str | None]:
-        """The `Origin` and `Host` headers, which the origin rule compares; None for a missing one.
+    def judge_page(self, origins: Sequence[str]) -> Page:
+        """Say what kind of page sends this request, and remember whether its cookies count.
 
-        If either is repeated, the origin is empty, and only the glob `*` allows it: a guess which
-        of two values counts must not decide whether a foreign page may connect.
+        If `Origin` or `Host` is repeated, the origin is empty, and only the glob `*` allows it: a
+        guess which of two values counts must not decide whether a foreign page may connect.
         """
+        page = self._judge_page(origins)
+        self.from_anybody = page is Page.ANYBODY
+        return page
+
+    def _judge_page(self, origins: Sequence[str]) -> Page:
         if len(self.headers) != len(self.pairs):
             names = [name for name, _ in self.pairs]
             if names.count(b"origin") > 1 or names.count(b"host") > 1:
-                return "", None
-        if b"origin" not in self.headers:
-            return None, None  # like most requests; the host is not needed then
-        return self.header(b"origin"), self.header(b"host")
+                return judge_page("", None, None, origins)
+        if b"origin" not in self.headers and b"sec-fetch-site" not in self.headers:
+            return Page.TRUSTED  # like most requests; nothing else is needed then
+        site = self.header(b"sec-fetch-site")
+        return judge_page(self.header(b"origin"), self.header(b"host"), site, origins)
+
+    def host_allowed(self, hosts: tuple[str, ...]) -> bool:
+        """Whether the request is for a host of ours: one of these globs, or any if there are none.
+
+        A repeated `Host` is for none.
+        """
+        if not hosts:
+            return True
+        repeated = len(self.headers) != len(self.pairs)
+        if repeated and [name for name, _ in self.pairs].count(b"host") > 1:
+            return False
+        return host_allowed(self.header(b"host"), hosts)
 
     def credentials(self) -> str:
-        """The connection token in the headers, `Bearer` or a cookie; empty if it is missing."""
-        if b"authorization" not in self.headers and b"cookie" not in self.headers:
+        """The connection token in the headers, `Bearer` or a cookie; empty if it is missing.
+
+        A cookie does not count if only the glob `*` allows the request's page: the browser sends
+        the cookie to every page's request, without asking its user.
+        """
+        if b"authorization" in self.headers:
+            authorization = self.header(b"authorization") or ""
+            if authorization[: len(_BEARER)].lower() == _BEARER:
+                return authorization[len(_BEARER) :].strip()
+        if _COOKIE not in self.headers or self.from_anybody:
             return ""
-        authorization = self.header(b"authorization")
-        if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
-            return authorization[len(_BEARER) :].strip()
-        cookie = self.header(b"cookie")
-        if not cookie or TOKEN_COOKIE not in cookie:
-            return ""
-        try:
-            morsel = SimpleCookie(cookie).get(TOKEN_COOKIE)
-        except CookieError:
-            return ""
-        return "" if morsel is None else morsel.value
+        return token_of_cookies(value for name, value in self.pairs if name == _COOKIE)
 
     def wants_protobuf(self) -> bool:
         """Whether the client asks for the protocol's binary form (section 2.1)."""
@@ -136,6 +157,28 @@ def request_of_scope(scope: Any) -> Request:
     request = Request(method, scope["path"], query, pairs, dict(pairs), peer)
     request.subprotocol = choose_subprotocol(scope.get("subprotocols", ()))
     return request
+
+
+def token_of_cookies(headers: Iterable[bytes]) -> str:
+    """The token in the cookie `repeater_token`; empty if it is missing. `headers` are the values.
+
+    The first cookie with that name and with a token counts: browsers put the one with the longest
+    path first (RFC 6265, section 5.4). No other cookie matters, whatever bytes it has: the headers
+    are only split, and so the work is linear, unlike that of `http.cookies`.
+    """
+    for header in headers:
+        if TOKEN_COOKIE not in header:
+            continue
+        for cookie in header.split(b";"):
+            name, equals, value = cookie.partition(b"=")
+            if not equals or name.strip() != TOKEN_COOKIE:
+                continue
+            value = value.strip()
+            if len(value) > 1 and value.startswith(b'"') and value.endswith(b'"'):
+                value = value[1:-1]
+            if _TOKEN.fullmatch(value):
+                return value.decode()
+    return ""
 
 
 def is_plain(head: Head) -> bool:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from random import randint
 from typing import TYPE_CHECKING, Final
 
-from repeater.access.origins import origin_allowed
+from repeater.access.origins import Page
 from repeater.protocol.http.answer import Answer, Headers, answer_status
 from repeater.protocol.sse.event_stream import retry
 
@@ -31,6 +31,11 @@ _PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
 _RETRY: Final = (1_000, 3_000)
 """Milliseconds before a browser reconnects: random, so that browsers do not return all at once."""
 
+# `no-transform`: a proxy that compresses keeps the events of a stream for a long time.
+_NO_CACHE: Final = "private, no-cache, no-store, must-revalidate, max-age=0, no-transform"
+_EVENT_STREAM: Final = "text/event-stream"
+_RETRY_AFTER: Final = ("Retry-After", "1")
+
 _date = (0, "")
 
 
@@ -45,7 +50,7 @@ def http_date() -> str:
 
 def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]) -> Answer | None:
     """Return the answer to a foreign origin, a preflight or another method; None for the rest."""
-    if not origin_allowed(*request.origin_and_host(), origins):
+    if request.judge_page(origins) is Page.FOREIGN:
         return answer_status(HTTPStatus.FORBIDDEN)
     cors = cors_headers(request)
     allowed = ", ".join((*methods, "OPTIONS"))
@@ -64,10 +69,16 @@ def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]
 
 
 def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
-    """The headers that let the requesting page, whose origin was allowed, read the answer."""
+    """The headers that let the requesting page, whose origin was allowed, read the answer.
+
+    A page that only the glob `*` allows may read an answer to a request without credentials only:
+    its browser would send the cookies of a user who never chose that page.
+    """
     origin = request.header(b"origin")
     if origin is None:
         return ()
+    if request.from_anybody:
+        return (("Access-Control-Allow-Origin", "*"), ("Vary", "Origin"))
     return (
         ("Access-Control-Allow-Origin", origin),
         ("Access-Control-Allow-Credentials", "true"),
@@ -80,10 +91,32 @@ def stream_headers(route: Route, request: Request) -> Headers:
     return (
         *cors_headers(request),
         ("Content-Type", route.media_type),
-        ("Cache-Control", "private, no-cache, no-store, must-revalidate, max-age=0"),
+        ("Cache-Control", _NO_CACHE),
         ("Pragma", "no-cache"),
         ("X-Accel-Buffering", "no"),
     )
+
+
+def answer_later(status: HTTPStatus, cors: Headers) -> Answer:
+    """The answer to a request that may be repeated: 429 or 503, with `Retry-After`."""
+    return answer_status(status, (*cors, _RETRY_AFTER))
+
+
+def answer_stream_later(request: Request, status: HTTPStatus, cors: Headers, why: str) -> Answer:
+    """The answer to a request for an event stream that may be repeated: a temporary refusal.
+
+    A browser's `EventSource` never comes back after a status other than 200 (HTML, section 9.2.3).
+    So it gets an event stream that says when to come back, and ends. An `EventSource` is known by
+    its `Accept`, and a browser by `Sec-Fetch-Mode`, which no program of a page can set. Others get
+    the status.
+    """
+    accept = request.header(b"accept") or ""
+    if _EVENT_STREAM not in accept.lower() or b"sec-fetch-mode" not in request.headers:
+        return answer_later(status, cors)
+    pause = retry(randint(*_RETRY)).removesuffix(b"\n")
+    body = pause + f": {int(status)} {status.phrase}: {why}\n\n".encode()
+    headers = (*cors, ("Cache-Control", _NO_CACHE), ("X-Accel-Buffering", "no"))
+    return Answer(HTTPStatus.OK, body, f"{_EVENT_STREAM}; charset=utf-8", tuple(headers))
 
 
 def opening_bytes(route: Route) -> bytes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from repeater.access.origins import host_allowed
 from repeater.api.answers import (
     ERROR_MODE_HEADER,
     FAILED,
@@ -33,6 +34,7 @@ from repeater.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
+    from repeater.config import CurrentSettings
     from repeater.node import Node
 
 _log = get_logger("rest")
@@ -68,9 +70,17 @@ class _EndedError(Exception):
 class Rest:
     """Serves API calls on raw connections. Lives inside the `Acceptor`; ended by `drain`."""
 
-    def __init__(self, node: Node, key: ApiKey, options: RestOptions) -> None:
+    def __init__(
+        self,
+        node: Node,
+        key: ApiKey,
+        options: RestOptions,
+        settings: CurrentSettings | None = None,
+    ) -> None:
+        """Keep `settings`, which says whose hosts and pages may call; without it, all may."""
         self.node = node
         self.key = key
+        self.settings = settings
         self.options = options
         self.draining = False
         self.requests = 0
@@ -120,6 +130,7 @@ class _Connection:
         self._received = received
         self._budget = Budget(rest.node.options.fanout_budget)
         self._waiting: trio.CancelScope | None = None
+        self._allowed: CallHead | None = None
 
     def end_if_idle(self) -> None:
         """End the connection if it waits for a request, or for more bytes of a stream."""
@@ -169,7 +180,21 @@ class _Connection:
             return False
         if name != STREAM and head.length is None:
             return False
+        if head is not self._allowed:  # equal heads are one object (`read_call_head`)
+            if not self._is_page_allowed(head):
+                return False
+            self._allowed = head
         return self._rest.key.admits(head.api_key, head.authorization, head.query)
+
+    def _is_page_allowed(self, head: CallHead) -> bool:
+        """Whether host and page are certainly allowed; `web/pages.py` judges all others."""
+        if self._rest.settings is None:
+            return True
+        settings = self._rest.settings()
+        if settings.dev and head.from_page:
+            return False
+        hosts = settings.hosts
+        return not hosts or host_allowed(head.host.decode("latin-1"), hosts)
 
     async def _serve_call(self, head: CallHead, name: str) -> bool:
         """Serve one call; return whether the connection goes on."""

@@ -20,9 +20,9 @@ from repeater.protocol.centrifugo.codecs import (
     PLAIN_ASGI,
     Codec,
 )
-from repeater.protocol.sse.event_stream import EVENT_STREAM
+from repeater.protocol.sse.event_stream import EVENT_STREAM as PLAIN_EVENTS
 
-_EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
 
 
@@ -65,13 +65,13 @@ def _stream(
 _EITHER: Final = ("GET", "POST")
 
 STREAMS: Final = {
-    "/events": _stream("events", "plain", EVENT_STREAM, _EVENT_STREAM, ("GET",)),
-    "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, _EVENT_STREAM, _EITHER, b"\r\n"),
+    "/events": _stream("events", "plain", PLAIN_EVENTS, EVENT_STREAM, ("GET",)),
+    "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, EVENT_STREAM, _EITHER, b"\r\n"),
     "/connection/http_stream": _stream(
         "http_stream", "emulated", CENTRIFUGE_STREAM, _JSON, ("POST",)
     ),
     "/connection/uni_sse": _stream(
-        "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, _EVENT_STREAM, _EITHER, b"\r\n"
+        "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, EVENT_STREAM, _EITHER, b"\r\n"
     ),
     "/connection/uni_http_stream": _stream(
         "uni_http_stream", "unidirectional", CENTRIFUGE_UNI_STREAM, _JSON, ("POST",)

@@ -60,7 +60,7 @@ class Subscriptions:
         request, forwarded = self._request(sock, head)
         request.subprotocol = handshake.subprotocol
         del head
-        with admit(self._node, self._settings().origins, request) as admission:
+        with admit(self._node, self._settings(), request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
                 send_last(sock, _last_answer(opening))
@@ -91,7 +91,7 @@ class Subscriptions:
             return
         request, forwarded = self._request(sock, head)
         body = _Body(sock, received, request.length)
-        with admit(self._node, self._settings().origins, request, body.read) as admission:
+        with admit(self._node, self._settings(), request, body.read) as admission:
             opening = await admission.decide()
             _lift_deadline(scope)
             if not isinstance(opening, Refusal):

@@ -7,6 +7,7 @@ left.
 
 from __future__ import annotations
 
+import platform
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +40,7 @@ from repeater.options import NodeOptions
 from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, NodeParts, open_assembly
 from repeater.serving.extension import EXTENSION, open_extension
+from repeater.serving.python_version import safer_version
 from repeater.web.lifespan import open_lifespan
 
 _log = get_logger("server")
@@ -261,6 +263,9 @@ def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:
     print(*lines, sep="\n", file=sys.stderr, flush=True)
     if notice := EXTENSION.notice(settings):
         _log.info(notice)
+    if safer := safer_version():
+        running = platform.python_version()
+        _log.warning("this Python has known faults", running=running, least=safer)
     if settings.dev:
         _log.warning(
             "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
+_DENIAL: Final = "websocket.http"
+
 abort_connection: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "abort_connection", default=None
 )
@@ -85,6 +87,14 @@ async def send_answer(send: Send, answer: Answer, prefix: str = "http") -> None:
     """Send an ordinary answer; `prefix` is `websocket.http` to deny a WebSocket."""
     await send(start(answer.status, answer.header_lines(), prefix))
     await send({"type": f"{prefix}.response.body", "body": answer.body, "more_body": False})
+
+
+async def deny(scope: Any, send: Send, answer: Answer) -> None:
+    """Refuse a WebSocket with this HTTP answer; an ASGI server that cannot send it answers 403."""
+    if f"{_DENIAL}.response" in (scope.get("extensions") or {}):
+        await send_answer(send, answer, _DENIAL)
+    else:
+        await send({"type": "websocket.close"})
 
 
 def start(status: int, headers: Headers, prefix: str = "http") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from repeater.web.console import create_console
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
 from repeater.web.paced_websocket import PacedWebsockets, paced
+from repeater.web.pages import PageCheck
 from repeater.web.reference import create_reference
 from repeater.web.stream import StreamRoute
 from repeater.web.subscriptions import SubscriptionRoutes
@@ -83,4 +84,5 @@ def make_app(
     app.asgi_app = SubscriptionRoutes(  # type: ignore[method-assign]
         app.asgi_app, holder, settings
     )
+    app.asgi_app = PageCheck(app.asgi_app, settings)  # type: ignore[method-assign]
     return app

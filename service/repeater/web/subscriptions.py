@@ -20,6 +20,7 @@ from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
     OCTETS,
+    answer_later,
     answer_page,
     cors_headers,
     opening_bytes,
@@ -28,7 +29,7 @@ from repeater.front.responses import (
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.transports import asgi_stream, asgi_websocket
-from repeater.transports.asgi import Receive, Send, send_answer
+from repeater.transports.asgi import Receive, Send, deny, send_answer
 from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.asgi_websocket import ASGIWebSocketTransport
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 EMULATION_PATH: Final = "/emulation"
-_DENIAL: Final = "websocket.http"
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -89,10 +89,10 @@ class SubscriptionRoutes:
         if (await receive())["type"] != "websocket.connect":
             return  # The peer hung up before there was a client.
         request, node = request_of_scope(scope), self._node()
-        with admit(node, self._settings().origins, request) as admission:
+        with admit(node, self._settings(), request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
-                await _deny(scope, send, opening.answer)
+                await deny(scope, send, opening.answer)
                 return
             route = WEBSOCKETS[request.path]
             transport = ASGIWebSocketTransport(send, route.asgi_codec, route.name, request.address)
@@ -113,12 +113,12 @@ class SubscriptionRoutes:
             return
 
     async def _stream(self, request: Request, receive: Receive, send: Send) -> None:
-        node, origins = self._node(), self._settings().origins
+        node, settings = self._node(), self._settings()
 
         async def read_body() -> bytes:
             return await self._body(receive)
 
-        with admit(node, origins, request, read_body) as admission:
+        with admit(node, settings, request, read_body) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
                 await send_answer(send, opening.answer)
@@ -151,7 +151,7 @@ class SubscriptionRoutes:
         except UnknownSessionError:
             return answer_status(HTTPStatus.NOT_FOUND, cors)
         except OverflowedError:
-            return answer_status(HTTPStatus.SERVICE_UNAVAILABLE, cors)
+            return answer_later(HTTPStatus.SERVICE_UNAVAILABLE, cors)
         return Answer(HTTPStatus.NO_CONTENT, b"", "", cors)
 
     async def _body(self, receive: Receive) -> bytes:
@@ -174,14 +174,6 @@ class SubscriptionRoutes:
                 if not event.get("more_body", False):
                     return bytes(body)
         raise _RefusedBodyError(HTTPStatus.REQUEST_TIMEOUT)
-
-
-async def _deny(scope: Any, send: Send, answer: Answer) -> None:
-    """Refuse a WebSocket with this HTTP answer; an ASGI server that cannot send it answers 403."""
-    if f"{_DENIAL}.response" in (scope.get("extensions") or {}):
-        await send_answer(send, answer, _DENIAL)
-    else:
-        await send({"type": "websocket.close"})
 
 
 def _upgrade_required(scope: Any) -> Answer:

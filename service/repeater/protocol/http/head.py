@@ -93,6 +93,9 @@ class CallHead(msgspec.Struct, frozen=True):
     api_key: bytes | None
     authorization: bytes | None
     error_mode: bytes | None
+    host: bytes
+    from_page: bool
+    """Whether a browser says which page makes the call."""
 
 
 @lru_cache(_REMEMBERED)
@@ -125,6 +128,8 @@ def read_call_head(raw: bytes) -> CallHead | None:
         headers.get(b"x-api-key"),
         headers.get(b"authorization"),
         headers.get(b"x-centrifugo-error-mode"),
+        headers[b"host"],
+        b"origin" in headers or b"sec-fetch-site" in headers,
     )
 
 
