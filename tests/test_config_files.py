@@ -112,10 +112,11 @@ _CHANNEL = st.fixed_dictionaries(
 _GIVEN = st.fixed_dictionaries(
     {},
     optional={
-        "host": _TEXT.filter(bool),
+        "host": st.sampled_from(["0.0.0.0", "::", "localhost", "news.example"]),
         "port": st.integers(0, 65_535),
         "allow_anonymous": st.booleans(),
-        "allowed_origins": st.lists(_TEXT),
+        "allowed_origins": st.lists(st.sampled_from(["*", "https://*.a.b", "https://\u00fc.de"])),
+        "public_channels": st.lists(_TEXT),
         "close_timeout": st.floats(0.001, 1e9),
         "channel": _CHANNEL,
         "namespaces": st.dictionaries(

@@ -105,7 +105,7 @@ def answer_later(status: HTTPStatus, cors: Headers) -> Answer:
 def answer_stream_later(request: Request, status: HTTPStatus, cors: Headers, why: str) -> Answer:
     """The answer to a request for an event stream that may be repeated: a temporary refusal.
 
-    A browser's `EventSource` never comes back after a status other than 200 (HTML, section 9.2.3).
+    A browser's `EventSource` never comes back after a status other than 200 (the HTML standard).
     So it gets an event stream that says when to come back, and ends. An `EventSource` is known by
     its `Accept`, and a browser by `Sec-Fetch-Mode`, which no program of a page can set. Others get
     the status.
