@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
@@ -19,13 +20,20 @@ from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
 from repeater.clients.client import Client
 from repeater.clients.plain import Wanted, listening, positions_of
-from repeater.errors import INSUFFICIENT_STATE, SERVER_ERROR, BrokerError, Disconnect
+from repeater.errors import (
+    INSUFFICIENT_STATE,
+    PERMISSION_DENIED,
+    SERVER_ERROR,
+    BrokerError,
+    Disconnect,
+)
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.sse.event_id import event_id
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Event, Publication, StreamPosition
 from repeater.testing import MemoryTransport, open_test_node
-from tests.conversation import HeldHistory
+from tests.conversation import HeldHistory, TestBroker
 from tests.eventsource import EventSource
 
 
@@ -103,13 +111,18 @@ async def test_nothing_heard_is_a_position_too() -> None:
             assert browser.read() == ["2"]
 
 
-@pytest.mark.parametrize("last", ["garbage", "a:1:other", "a:99:{epoch}", "a:0:_"])
-async def test_what_can_not_be_recovered_is_said(last: str) -> None:
-    """Another epoch, a place ahead of the stream, a stranger's id: a reset, then live events."""
+@pytest.mark.parametrize(
+    "last", ["garbage", "a:1:{epoch}", (1, "other"), (99, "{epoch}"), (2**64 - 1, "{epoch}")]
+)
+async def test_what_can_not_be_recovered_is_said(last: str | tuple[int, str]) -> None:
+    """Another epoch, a place ahead of the stream, a stranger's id or one of an older form: a
+    reset, then live events."""
     async with open_test_node() as node:
         await publish(node, "a", 1, 2)
         _, top = await node.broker.history("a", ChannelOptions(), limit=0)
         browser = Browser("a")
+        if not isinstance(last, str):
+            last = event_id({"a": StreamPosition(*last)}).decode()
         async with browser.connected(node, last.format(epoch=top.epoch)):
             assert browser.read() == []
             assert browser.source.data("reset") == ['{"channels":["a"]}']
@@ -127,11 +140,27 @@ async def test_a_reset_names_the_lost_channels_only() -> None:
             pass
         await publish(node, "a", 1)
         await publish(node, "b", 2)
-        position = browser.source.last_event_id.split(",")
-        last = ",".join((position[0], "b:0:other"))
-        async with browser.connected(node, last):
+        at = positions_of(browser.source.last_event_id, browser.channels)
+        changed = {"a": at["a"], "b": StreamPosition(0, "other")}
+        async with browser.connected(node, event_id(changed, browser.channels).decode()):
             assert browser.read() == ["1"]
             assert browser.source.data("reset") == ['{"channels":["b"]}']
+
+
+async def test_an_id_of_other_channels_is_a_reset() -> None:
+    """Who comes back for another set of channels is told to load the state of all of them."""
+    async with open_test_node() as node:
+        browser, other = Browser("a", "b"), Browser("a", "b", "c")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 1)
+        async with other.connected(node, browser.source.last_event_id):
+            assert other.read() == []
+            assert other.source.data("reset") == ['{"channels":["a","b","c"]}']
+            await publish(node, "c", 2)
+        async with other.connected(node):
+            assert other.read() == ["2"]
+            assert len(other.source.data("reset")) == 1
 
 
 async def test_more_than_history_holds_is_lost() -> None:
@@ -159,6 +188,110 @@ async def test_more_than_an_outbox_holds_is_lost() -> None:
         async with browser.connected(node):
             assert browser.read() == []
             assert len(browser.source.data("reset")) == 1
+
+
+async def test_a_single_event_is_never_lost_for_its_size() -> None:
+    """It was accepted, so it comes back as well, whatever an outbox holds."""
+    async with open_test_node(NodeOptions(outbox_limit=65_536)) as node:
+        browser = Browser("a", "b")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", "x" * 60_000)
+        async with browser.connected(node):
+            assert len(browser.read()) == 1
+            assert browser.source.data("reset") == []
+
+
+async def test_a_reset_for_what_does_not_fit_any_more() -> None:
+    """All channels count together: the first ones come, the others are named by the reset."""
+    async with open_test_node(NodeOptions(outbox_limit=65_536)) as node:
+        browser = Browser("a", "b", "c")
+        async with browser.connected(node):
+            pass
+        for name in browser.channels:
+            await publish(node, name, "x" * 7_000, "y" * 7_000)
+        async with browser.connected(node):
+            assert len(browser.read()) == 4
+            assert browser.source.data("reset") == ['{"channels":["c"]}']
+            await publish(node, "c", 1)
+            assert browser.read()[4:] == ["1"]
+        async with browser.connected(node):
+            assert len(browser.read()) == 5
+
+
+async def test_what_gathers_too_much_is_a_reset() -> None:
+    """While one history is awaited, the events of the other channels have a bound, too."""
+    broker = TestBroker()
+    async with (
+        open_test_node(NodeOptions(outbox_limit=65_536), broker=broker) as node,
+        trio.open_nursery() as nursery,
+    ):
+        browser, over = Browser("a", "b", "c"), trio.Event()
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 1)
+
+        async def listen() -> None:
+            async with browser.connected(node):
+                await over.wait()
+
+        broker.before["c"].shut()
+        nursery.start_soon(listen)
+        await wait_all_tasks_blocked()
+        await publish(node, "a", *["x" * 10_000] * 5)
+        (gathered,) = node.hub.channels["a"].joining.values()
+        assert sum(len(one.data) for one in gathered) <= 32_768
+        broker.before["c"].open()
+        await wait_all_tasks_blocked()
+        assert browser.read() == []
+        assert browser.source.data("reset") == ['{"channels":["a","b","c"]}']
+        await publish(node, "a", 2)
+        assert browser.read() == ["2"]
+        over.set()
+
+
+async def test_many_channels_cost_what_is_sent() -> None:
+    """Ids do not grow with the names: in step and after an absence, 128 events of 128 channels
+    are a few hundred bytes each, and nobody is cut for them."""
+    names = [f"{number:0255}" for number in range(128)]
+    async with open_test_node(NodeOptions(outbox_limit=131_072)) as node:
+        browser, away = Browser(*names), Browser(*names)
+        async with away.connected(node):
+            pass
+        async with browser.connected(node) as transport:
+            transport.sent.clear()
+            for name in names:
+                await node.publish(Publication(name, b"1"))
+            await wait_all_tasks_blocked()
+            assert sum(map(len, transport.sent)) < 128 * 2_000
+            assert browser.read() == ["1"] * 128
+        async with away.connected(node) as transport:
+            assert len(transport.sent[0]) < 131_072
+            assert away.read() == ["1"] * len(away.source.data())
+
+
+async def test_others_have_their_turn_while_a_replay_is_made() -> None:
+    """A client that missed much does not hold up the others: it is encoded in turns."""
+    names = [f"c{number}" for number in range(50)]
+    async with open_test_node(NodeOptions(fanout_budget=0)) as node:
+        browser, turns = Browser(*names), 0
+        async with browser.connected(node):
+            pass
+        for name in names:
+            await publish(node, name, 1)
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            async with browser.connected(node):
+                assert browser.read() == ["1"] * 50
+            nursery.cancel_scope.cancel()
+        assert turns > 90  # one for each history, and one for each event
 
 
 async def test_a_gap_ends_the_connection() -> None:
@@ -224,6 +357,40 @@ async def test_history_that_can_not_be_read() -> None:
         async with browser.connected(node) as transport:
             await trio.Event().wait()  # until it is ended
         assert transport.closed_with == SERVER_ERROR
+
+
+async def test_the_permission_went_meanwhile() -> None:
+    """A namespace that a reload took away between the decision and the first byte: the stream
+    says so, and its client stays away."""
+    rooms = NodeOptions(namespaces={"room": ChannelOptions()})
+    async with open_test_node(rooms) as node:
+        browser = Browser("a", "room:1")
+        node.reload(NodeOptions(insecure=True))
+        async with browser.connected(node) as transport:
+            await trio.Event().wait()  # until it is ended
+        assert transport.closed_with == PERMISSION_DENIED
+        assert not node.hub.channels
+
+
+async def test_the_permission_to_recover_went_meanwhile() -> None:
+    """A channel that may not be recovered any more is named by a reset; its live events come."""
+    open_to_all = ChannelOptions(
+        allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True, allow_recovery=True
+    )
+    options = NodeOptions(allow_anonymous=True, channel=open_to_all)
+    async with open_node(options) as node:
+        browser = Browser("a", "b")
+        async with browser.connected(node):
+            pass
+        await publish(node, "a", 1)
+        less = msgspec.structs.replace(open_to_all, allow_recovery=False)
+        node.reload(msgspec.structs.replace(options, channel=less))
+        async with browser.connected(node):
+            assert browser.source.data("reset") == []
+            assert browser.read() == []
+            assert browser.source.data("reset") == ['{"channels":["a","b"]}']
+            await publish(node, "a", 2)
+            assert browser.read() == ["2"]
 
 
 async def test_a_comment_is_sent_where_nobody_can_answer(autojump_clock: MockClock) -> None:

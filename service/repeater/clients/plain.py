@@ -6,7 +6,7 @@ gather. Then, with no await between, the missed events are queued and the channe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
@@ -15,15 +15,15 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.clients.joining import Joining, complete_all, open_subscription, server_side_wish
+from repeater.clients.replay import Replay
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
+from repeater.fanout.recovery import Rooms
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
+    EVENT_STREAM,
     EVENT_STREAM_CHANNEL,
     EventStreamCodec,
     SetCodec,
-    event,
-    reset,
-    silent_id,
 )
 from repeater.publication import Publication, StreamPosition
 
@@ -48,11 +48,12 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, StreamPosition]:
-    """The client's positions in these channels; `UNKNOWN` in all of them for an invalid id."""
-    positions = parse_event_id(last_event_id)
-    if positions is None:
-        return dict.fromkeys(channels, UNKNOWN)
-    return {name: one for name, one in positions.items() if name in channels}
+    """The client's positions in these channels; `UNKNOWN` in all of them for an invalid id.
+
+    An id of other channels, and one of an older form, are invalid: they cannot be told apart.
+    """
+    positions = parse_event_id(last_event_id, channels)
+    return dict.fromkeys(channels, UNKNOWN) if positions is None else positions
 
 
 @asynccontextmanager
@@ -65,30 +66,17 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     client.identify(wanted.grant)
     if wanted.grant.expire_at:
         client.expiry_changed()
-    since = wanted.since
-    try:
-        joinings = [
-            # Server-side, so that a lost position ends the connection: a plain client recovers
-            # by connecting again.
-            await open_subscription(node, client, name, grant, server_side_wish(since.get(name)))
-            for name, grant in wanted.channels.items()
-        ]
-    except DisconnectError as error:
-        client.disconnect(error.disconnect)
-        joinings = []
-    except ReplyError:  # the options changed after the channel was allowed
-        client.disconnect(PERMISSION_DENIED)
-        joinings = []
+    joinings = await _open_all(node, client, wanted)
+    replay = Replay(joinings, wanted.channels, wanted.since, node.options.outbox_limit // 2)
+    await replay.prepare(node.options.fanout_budget)
     tracked = [one for one in joinings if one.subscription.recoverable]
-    codec = await _codec(node, tracked)
-    names = _names(tracked)
-    sets = node.position_sets
+    codec = await _codec(node, tracked, wanted.channels)
+    sets, names = node.position_sets, _names(wanted.channels)
     with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
         for joining in tracked:
             joining.subscription.codec = codec
-        limit = node.options.outbox_limit // 2
         if client.end is None:
-            complete_all(client, joinings, lambda: _missed(tracked, joinings, since, limit))
+            complete_all(client, joinings, replay.finish)
         client.outbox.flush()
         node.connection_log.connected(client)
         for joining in joinings:
@@ -96,55 +84,58 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
         yield
 
 
-async def _codec(node: ClientNode, tracked: Sequence[Joining]) -> EventStreamCodec:
+async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequence[Joining]:
+    """Open the subscriptions; nothing, and a client that is asked to leave, if one fails.
+
+    They are server-side, so that a lost position ends the connection: a plain client recovers by
+    connecting again.
+    """
+    since, joinings = wanted.since, []
+    rooms = Rooms(node.options.outbox_limit)
+    of_id = len(event_id(since, wanted.channels)) + len(wanted.channels)  # offsets may grow
+
+    def size(publication: Publication) -> int:
+        return EVENT_STREAM.size(publication) + of_id
+
+    try:
+        for name, grant in wanted.channels.items():
+            wish = server_side_wish(since.get(name))
+            joinings.append(await open_subscription(node, client, name, grant, wish, rooms, size))
+    except DisconnectError as error:
+        client.disconnect(error.disconnect)
+        return ()
+    except ReplyError:  # the options changed after the channel was allowed
+        client.disconnect(PERMISSION_DENIED)
+        return ()
+    return joinings
+
+
+async def _codec(
+    node: ClientNode, tracked: Sequence[Joining], channels: Collection[str]
+) -> EventStreamCodec:
     """The codec of the channels with positions: the shared one once the positions are equal."""
-    if len(tracked) < 2:
+    if not tracked:
+        return EVENT_STREAM
+    if len(channels) == 1:
         return EVENT_STREAM_CHANNEL
-    names = _names(tracked)
+    names = _names(channels)
     with trio.move_on_after(_PATIENCE):
         while (shared := node.position_sets.get(names)) is not None:
-            if shared.positions == _positions(tracked):
+            if _stand_at(shared.positions, tracked):
                 return shared
             await node.hub.distributed.park()
-    return SetCodec(_positions(tracked))
+    return SetCodec(
+        {one.subscription.channel.name: one.reached for one in tracked if one.reached is not None},
+        channels,
+    )
 
 
-def _names(joinings: Sequence[Joining]) -> tuple[str, ...]:
-    return tuple(sorted(one.subscription.channel.name for one in joinings))
+def _names(channels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(channels))
 
 
-def _positions(tracked: Sequence[Joining]) -> dict[str, StreamPosition]:
-    """The positions of a client if it goes live now, sorted by channel name."""
-    names = {one.subscription.channel.name: one.reached for one in tracked}
-    return {name: reached for name, reached in sorted(names.items()) if reached is not None}
-
-
-def _missed(
-    tracked: Sequence[Joining], joinings: Sequence[Joining], since: Positions, limit: int
-) -> bytes:
-    """The bytes before the live events: each recovered event, and a `reset` for lost channels.
-
-    More than `limit` bytes of events count as lost.
-    """
-    # A client would be cut as slow for more, come back, and be cut again.
-    at, events, recovered = dict[str, StreamPosition](), list[Publication](), set[str]()
-    for joining in sorted(tracked, key=lambda one: one.subscription.channel.name):
-        joined, name = joining.joined, joining.subscription.channel.name
-        if joined is None:
-            continue
-        at[name] = joined.position
-        if joined.recovered:
-            recovered.add(name)
-            at[name] = since.get(name, joined.position)
-        events += (*joined.publications, *joining.absorb())
-    lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
-    lost = [name for name in lost if name not in recovered]
-    if sum(len(one.data) for one in events) > limit:
-        lost = [name for one in joinings if (name := one.subscription.channel.name) in since]
-        return reset(lost, event_id(_positions(tracked)))
-    chunks = [reset(lost, event_id(at)) if lost else silent_id(event_id(at))]
-    for publication in events:
-        if publication.position is not None:
-            at[publication.channel] = publication.position
-        chunks.append(event(publication.data, position=event_id(at)))
-    return b"".join(chunks)
+def _stand_at(positions: Positions, tracked: Sequence[Joining]) -> bool:
+    """Whether a client has these positions if it goes live now."""
+    if len(positions) != len(tracked):
+        return False
+    return all(positions.get(one.subscription.channel.name) == one.reached for one in tracked)

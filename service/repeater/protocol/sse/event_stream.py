@@ -10,18 +10,21 @@ positions on.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.codecs import Codec, say_data
-from repeater.protocol.sse.event_id import position_text
+from repeater.protocol.sse.event_id import EventIds, event_id_of_one
 from repeater.publication import Publication, StreamPosition
 
 COMMENT: Final = b":\n\n"
 """A comment line, which clients ignore; it keeps a stream from being idle."""
+
+_LINE: Final = 14
+"""At most the bytes around one line of the data: `data: `, `id: `, and the line feeds."""
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
@@ -70,6 +73,11 @@ class EventStreamCodec(Codec):
         events = [event(one.data, position=self.position(one)) for one in publications]
         return [b"".join(events)] if events else []
 
+    def size(self, publication: Publication) -> int:
+        """As `Codec.size`, without the id: each line of the data begins anew."""
+        data = publication.data
+        return len(data) + _LINE * (1 + data.count(b"\n") + data.count(b"\r"))
+
     def position(self, _publication: Publication) -> bytes:
         """The id of a publication's event; empty for no id."""
         return b""
@@ -90,7 +98,7 @@ class ChannelCodec(EventStreamCodec):
     def position(self, publication: Publication) -> bytes:
         """The publication's own position in its stream; empty if it has none."""
         position = publication.position
-        return b"" if position is None else position_text(publication.channel, position)
+        return b"" if position is None else event_id_of_one(publication.channel, position)
 
 
 class SetCodec(EventStreamCodec):
@@ -100,21 +108,27 @@ class SetCodec(EventStreamCodec):
     of the codec get the same events, so the codec's positions hold for each of them.
     """
 
-    __slots__ = ("_texts", "positions")
+    __slots__ = ("_ids",)
 
-    def __init__(self, positions: Mapping[str, StreamPosition]) -> None:
+    def __init__(
+        self, positions: Mapping[str, StreamPosition], channels: Iterable[str] = ()
+    ) -> None:
+        """Begin at these positions; the arguments are those of `EventIds`."""
         super().__init__("event-stream set")
-        self.positions = dict(positions)
-        self._texts = {name: position_text(name, one) for name, one in positions.items()}
+        self._ids = EventIds(positions, channels)
+
+    @property
+    def positions(self) -> Mapping[str, StreamPosition]:
+        """How far the clients are, by channel."""
+        return self._ids.positions
 
     def position(self, publication: Publication) -> bytes:
         """All positions after this publication, as an id."""
-        position, name = publication.position, publication.channel
+        position = publication.position
         if position is None:
             return b""
-        self.positions[name] = position
-        self._texts[name] = position_text(name, position)
-        return b",".join(self._texts.values())
+        self._ids.move(publication.channel, position)
+        return self._ids.text()
 
 
 EVENT_STREAM: Final = EventStreamCodec("event-stream")

@@ -1,0 +1,102 @@
+"""What a plain subscriber gets before its live events: what it missed, or a `reset`.
+
+Missed events are encoded while publications still gather, in turns. The end is one sync call in
+which what gathered is added and the subscriptions go live, so that nothing comes between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from repeater.protocol.sse.event_id import EventIds, event_id
+from repeater.protocol.sse.event_stream import event, reset, silent_id
+from repeater.publication import Publication, StreamPosition
+
+if TYPE_CHECKING:
+    from repeater.clients.joining import Joining
+
+
+class Replay:
+    """The first bytes of one stream. Lives until its client goes live: `prepare`, then `finish`.
+
+    Rule: each event has an id that says how far the client is after exactly this event, so that a
+    stream may break anywhere. If all of it is more than the limit, every channel counts as lost; a
+    single event is sent in any case.
+    """
+
+    def __init__(
+        self,
+        joinings: Sequence[Joining],
+        channels: Collection[str],
+        since: Mapping[str, StreamPosition],
+        limit: int,
+    ) -> None:
+        """Plan the replay, sync, right after the subscriptions were opened.
+
+        Args:
+            joinings: The opened subscriptions.
+            channels: The names of all channels of the client.
+            since: The client's old positions; a new channel has none.
+            limit: The most bytes.
+        """
+        self._channels = channels
+        self._limit = limit
+        self._size = self._count = 0
+        self._known = [name for one in joinings if (name := _name(one)) in since]
+        tracked = [one for one in joinings if one.subscription.recoverable]
+        self._tracked = sorted(tracked, key=_name)
+        self._recovered = [one for one in self._tracked if one.joined and one.joined.recovered]
+        at = {_name(one): one.joined.position for one in self._tracked if one.joined}
+        at |= {name: since[name] for one in self._recovered if (name := _name(one)) in since}
+        self._ids = EventIds(at, channels)
+        found = {_name(one) for one in self._recovered}
+        lost = [name for name in self._known if name not in found]
+        begin = self._ids.text()
+        self._chunks = [reset(lost, begin) if lost else silent_id(begin)]
+
+    async def prepare(self, seconds: float) -> None:
+        """Encode what was missed; a checkpoint whenever a turn of so many seconds is over."""
+        ends = perf_counter() + seconds
+        for joining in self._recovered:
+            assert joining.joined is not None
+            for publication in joining.joined.publications:
+                self._add(publication)
+                if perf_counter() >= ends:
+                    await trio.lowlevel.checkpoint()
+                    ends = perf_counter() + seconds
+                if self._too_much:
+                    return
+
+    def finish(self) -> bytes:
+        """The bytes to send, now that the client goes live in the same breath."""
+        for joining in self._tracked:
+            for publication in joining.absorb():
+                if not self._too_much:
+                    self._add(publication)
+        # What gathered may have been dropped since: then a recovered channel is recovered no more.
+        whole = all(one.joined and one.joined.recovered for one in self._recovered)
+        if whole and not self._too_much:
+            return b"".join(self._chunks)
+        reached = {_name(one): one.joined.position for one in self._tracked if one.joined}
+        begin = event_id(reached, self._channels)
+        return reset(self._known, begin) if self._known else silent_id(begin)
+
+    @property
+    def _too_much(self) -> bool:
+        return self._count > 1 and self._size > self._limit
+
+    def _add(self, publication: Publication) -> None:
+        if publication.position is not None:
+            self._ids.move(publication.channel, publication.position)
+        chunk = event(publication.data, position=self._ids.text())
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        self._count += 1
+
+
+def _name(joining: Joining) -> str:
+    return joining.subscription.channel.name
