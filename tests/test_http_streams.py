@@ -19,6 +19,8 @@ import trio
 from repeater.access.grants import Denial
 from repeater.front.responses import PROTOBUF_FAREWELL
 from repeater.front.routes import STREAMS
+from repeater.protocol.sse.event_id import room_of_event_id
+from repeater.publication import Publication
 from repeater.serving.server import Server
 from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
@@ -72,6 +74,67 @@ async def test_events_are_recovered_by_their_id(end: str) -> None:
             await client.request("GET", f"{target}&lastEventId=nonsense")
             await client.until(b"event: reset\nid: ")
             assert b'{"channels":["a","b"]}' in await client.until(b"\n\n")
+
+
+WIDE = {
+    "as many as are allowed": [f"{number:063}" for number in range(128)],
+    "the longest": [f"{number:0255}" for number in range(56)],
+    "percent-encoded": [f"{number}" + "\u044f" * 42 for number in range(40)],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("names", WIDE.values(), ids=WIDE)
+async def test_whoever_was_accepted_can_come_back(end: str, names: list[str]) -> None:
+    """A stream of many channels with long names is resumed with the same URL and its last id."""
+    target = "/events?" + "&".join(f"channel={quote(name)}" for name in names)
+    async with running(channel={"channel_regex": ".+"}) as server:
+        source = EventSource()
+        async with peer(server, end) as client:
+            assert (await client.request("GET", target)).status_code == 200
+            source.feed(await client.until(b"id: "))
+            source.feed(await client.until(b"\n\n"))
+            for name in names:
+                await server.node.publish(Publication(name, b"1"))
+            source.feed(await client.until(b"data: 1\n\n"))
+            while len(source.data()) < len(names):
+                source.feed(await client.until(b"data: 1\n\n"))
+        for name in names:
+            await server.node.publish(Publication(name, b"2"))
+        async with peer(server, end) as client:
+            response = await client.request("GET", target, Last_Event_ID=source.last_event_id)
+            assert response.status_code == 200
+            while source.data().count("2") < len(names):
+                source.feed(await client.until(b"\n\n"))
+        assert source.data("reset") == []
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_stream_that_could_not_come_back_is_refused_at_once(end: str) -> None:
+    """Where the address leaves no room for an id: 431, whether there is an id already or not."""
+    names = [f"{number:0255}" for number in range(60)]
+    target = "/events?" + "&".join(f"channel={name}" for name in names)
+    assert len(target) < 16_000
+    async with running() as server:
+        for headers in ({}, {"Last_Event_ID": "x" * 300}):
+            async with peer(server, end) as client:
+                status, text = await client.call("GET", target, **headers)
+                assert status == 431
+                assert b"event id" in text
+
+
+async def test_the_head_of_a_return_is_counted_exactly() -> None:
+    """Whatever is accepted leaves enough of the head's limit for the longest id."""
+    async with running(head_limit=2_048) as server:
+        for length in range(1_200, 2_000, 40):
+            names = [f"{number:0{length // 8}}" for number in range(8)]
+            target = "/events?" + "&".join(f"channel={name}" for name in names)
+            async with peer(server) as client:
+                first = (await client.request("GET", target)).status_code
+            async with peer(server) as client:
+                last = "x" * (room_of_event_id(len(names)) - len("Last-Event-ID: \r\n"))
+                again = (await client.request("GET", target, Last_Event_ID=last)).status_code
+            assert (first, again) in ((200, 200), (431, 431))
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -102,8 +102,9 @@ def test_a_size_is_what_is_written_at_most(codec: Codec, publication: Publicatio
     """No push, event or recovered publication is longer than it was counted."""
     size = codec.size(publication)
     assert sum(map(len, codec.publications([publication]))) <= size
-    recovered = publication_result(publication, delta=codec is CENTRIFUGE_JSON.delta)
-    assert len(encode_reply(recovered)) <= size
+    if codec.pushes:
+        recovered = publication_result(publication, delta=codec is CENTRIFUGE_JSON.delta)
+        assert len(encode_reply(recovered)) <= size
     assert size <= 3 * len(one_line(publication.data)) + 2_000
 
 

@@ -9,6 +9,7 @@ is the place that is held.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
@@ -44,6 +45,8 @@ from repeater.front.responses import (
 from repeater.front.routes import EVENT_STREAM, ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
 from repeater.protocol.http.answer import Answer, Headers, answer_status
+from repeater.protocol.sse.event_id import room_of_event_id
+from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
     from repeater.config import Settings
@@ -61,6 +64,9 @@ _DRAINING: Final = "the server restarts"
 _NO_KEYS: Final = "the keys of tokens are not available"
 _NOTHING_GRANTED: Final = SubscriptionGrant()
 """Shared by all subscriptions to which a token adds nothing; a grant never changes."""
+_NO_ROOM_FOR_ID: Final = (
+    "The address and the headers leave no room for an event id: name fewer channels."
+)
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
 
@@ -167,13 +173,20 @@ class _Decision(msgspec.Struct, eq=False):
             self._take_user(grant.user)
         self._ask_draining()
         channels = self._channels(grant)
-        self._take_place()
-        wanted = Wanted(grant=grant, channels=channels)
+        since: Mapping[str, StreamPosition] = {}
         if self._route.media_type:
-            last = self._request.header(b"last-event-id") or self._request.parameter("lastEventId")
-            since = positions_of(last, list(channels))
-            wanted = Wanted(grant=grant, channels=channels, since=since)
+            last = self._request.header(b"last-event-id")
+            self._ask_room_for_id(len(channels), last or "")
+            since = positions_of(last or self._request.parameter("lastEventId"), list(channels))
+        self._take_place()
+        wanted = Wanted(grant=grant, channels=channels, since=since)
         return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
+
+    def _ask_room_for_id(self, channels: int, last: str) -> None:
+        """Refuse a stream that could not come back: its head has no room for an event id (431)."""
+        size = self._request.head_size - len(last) + room_of_event_id(channels)
+        if size > self._settings.head_limit:
+            raise self._refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text=_NO_ROOM_FOR_ID)
 
     def _ask_page(self) -> None:
         """Check a stream's request as HTTP demands: its page's origin, a preflight, its method."""

@@ -20,6 +20,8 @@ from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, choose_s
 
 TOKEN_COOKIE: Final = b"repeater_token"
 _BEARER: Final = "bearer "
+_BETWEEN: Final = len(": \r\n")
+_REQUEST_LINE: Final = len(" ? HTTP/1.1\r\n\r\n")
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 _CHUNKED: Final = b"transfer-encoding"
 _COOKIE: Final = b"cookie"
@@ -63,6 +65,12 @@ class Request(msgspec.Struct, eq=False):
         if self._query is None:
             self._query = parse_qs(self.query_string.decode("latin-1"))
         return self._query
+
+    @property
+    def head_size(self) -> int:
+        """The bytes of the request's head, as it is written in HTTP/1.1."""
+        lines = sum(len(name) + len(value) + _BETWEEN for name, value in self.pairs)
+        return len(self.method) + len(self.path) + len(self.query_string) + lines + _REQUEST_LINE
 
     def parameter(self, name: str) -> str:
         """A parameter's first value; empty if the parameter is missing."""

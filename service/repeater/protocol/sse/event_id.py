@@ -32,9 +32,16 @@ _NUMBER_BYTES: Final = 12  # of the largest number: an offset of 64 bits times t
 _DIGEST_BYTES: Final = 6
 _NO_POSITION: Final = b"\0"
 
-ROOM_OF_A_CHANNEL: Final = 20
-"""Characters of a request head to keep free for a channel's part of an id: an epoch of 8 characters
-and a comma, and the number of an offset of up to 35 bits."""
+_ROOM_OF_A_CHANNEL: Final = 20
+"""Characters for a channel's part of an id: an epoch of 8 characters and a comma, and the number of
+an offset of up to 35 bits."""
+_ROOM_OF_AN_ID: Final = 64
+"""Characters for the rest: `Last-Event-ID: `, the digest, separators, and one longer epoch."""
+
+
+def room_of_event_id(channels: int) -> int:
+    """Bytes to keep free in a request's head, so that a client with so many channels can return."""
+    return _ROOM_OF_AN_ID + channels * _ROOM_OF_A_CHANNEL
 
 
 def _digest(names: Iterable[str]) -> bytes:
