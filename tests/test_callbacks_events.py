@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from repeater.access.grants import Caller
+from repeater.access.grants import Caller, ConnectionGrant, SubscriptionGrant
 from repeater.access.http_client import make_client
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
@@ -26,9 +26,12 @@ from repeater.backend.signature import HEADER
 from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import pieces
-from tests.conversation import talking
+from tests.conversation import FakeVerifier, talking
+from tests.serving import running
+from tests.test_admit import knocking
 
 URL = "http://app.example/events"
 SECRET = "s3cret"
@@ -129,6 +132,39 @@ async def test_shared_channels() -> None:
         "channel_occupied news", "disconnected", "disconnected", "channel_vacated news",
     ]  # fmt: skip
     assert [one.get("code") for one in receiver.events] == [None, 3_008, 3_000, None]
+
+
+@pytest.mark.parametrize("kind", ["websocket", "stream"])
+@pytest.mark.parametrize("way", ["native", "asgi", "h2"])
+async def test_a_plain_subscriber_is_told_of_by_its_user(way: str, kind: str) -> None:
+    """From its first event on, with the meta of its token."""
+    receiver = Receiver()
+    async with opened(receiver) as events, running(dev=False) as server:
+        grant = ConnectionGrant("ann", meta=b'{"team":7}', channels={"news": SubscriptionGrant()})
+        server.node.verifier = FakeVerifier({"ann": grant})
+        server.node.registry._events = events
+        async with knocking(server, way, kind, "channel=news&token=ann") as status:
+            assert status == 200
+            while not server.node.hub.channels:
+                await trio.lowlevel.checkpoint()
+    names = ["connected", "subscribed", "unsubscribed", "disconnected"]
+    own = [one for one in receiver.events if "client" in one]
+    assert [one["event"] for one in own] == names
+    assert all((one["user"], one["meta"]) == ("ann", {"team": 7}) for one in own)
+
+
+async def test_who_ends_in_the_turn_of_its_connect_is_not_told_of() -> None:
+    """`connected` without `disconnected` would leave a user online for ever."""
+    receiver = Receiver()
+    async with telling_node(receiver) as node:
+        async with connect(node, MemoryTransport(CENTRIFUGE_JSON_ASGI), ready=False) as client:
+            client.identify(ConnectionGrant("ann"))
+            client.disconnect(SLOW)
+            client.became_ready()
+            await trio.lowlevel.checkpoint()
+        assert node.events is not None
+        assert not node.events._sequences  # type: ignore[attr-defined]
+    assert receiver.told() == []
 
 
 async def test_who_never_connected_is_not_told_of() -> None:

@@ -53,7 +53,6 @@ async def test_a_line_each(autojump_clock: MockClock, lines: pytest.LogCaptureFi
         client.identify(ConnectionGrant("42"))
         identity = client.id
         client.became_ready()
-        node.connection_log.connected(client)
         await trio.sleep(7.5)
         client.cut(NO_PONG)
     who = f"user=42 client={identity} transport=memory protocol=plain-asgi"

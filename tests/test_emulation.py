@@ -93,6 +93,22 @@ async def test_one_message_after_the_other() -> None:
                 assert not nursery.child_tasks
 
 
+async def test_the_first_message_comes_before_those_of_other_requests() -> None:
+    """It came with the stream itself, and stands in the same queue."""
+    conversation = Waiting()
+    async with open_test_node() as node:
+        transport = MemoryTransport(CENTRIFUGE_STREAM)
+        async with connect(node, transport) as client, trio.open_nursery() as nursery:
+            with node.emulation.open(client, conversation, nursery) as session:
+                session.take("connect")
+                node.emulation.take(client.session, "later")
+                await wait_all_tasks_blocked()
+                assert conversation.taken == ["connect"]
+                conversation.go_on.set()
+                await wait_all_tasks_blocked()
+                assert conversation.finished == ["connect", "later"]
+
+
 @pytest.mark.parametrize(("count", "size"), [(129, 2), (5, 65_536)])
 async def test_a_full_queue_ends_the_session(count: int, size: int) -> None:
     """A message left out would be a hole: the client is asked to come back (3013)."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from time import perf_counter
+
 import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from repeater.clients.session import Session
-from repeater.errors import NO_PONG, STALE
+from repeater.errors import NO_PONG, STALE, WRITE_ERROR, Disconnect
 from repeater.options import NodeOptions
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI
+from repeater.protocol.centrifugo.codecs import (
+    CENTRIFUGE_JSON_ASGI,
+    CENTRIFUGE_STREAM,
+    PLAIN,
+    PLAIN_ASGI,
+    Codec,
+)
+from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.protocol.websocket.frames import PING_FRAME
 from repeater.testing import MemoryTransport, connect, open_test_node
 
@@ -128,3 +139,79 @@ async def test_a_reload_holds_for_those_who_come_after(autojump_clock: MockClock
         async with connect(node, transport, ready=False) as client:
             await trio.sleep(5)
         assert client.end is STALE
+
+
+class DeadTransport(MemoryTransport):
+    """A peer that is gone, which only a write finds out."""
+
+    def write(self, chunk: bytes) -> int:
+        raise OSError("broken pipe")
+
+
+@pytest.mark.parametrize(
+    "codec", [EVENT_STREAM, CENTRIFUGE_STREAM, PLAIN], ids=lambda one: one.name
+)
+async def test_the_wheel_forgets_who_is_found_dead_by_a_ping(
+    codec: Codec, autojump_clock: MockClock
+) -> None:
+    """The ping's own write ends the client, which then has no turn any more."""
+    async with open_test_node(OPTIONS) as node:
+        async with connect(node, DeadTransport(codec)) as client:
+            await trio.sleep(100)
+        assert client.end == WRITE_ERROR
+        assert not node.heartbeat._slots
+
+
+class Turn:
+    """Something that takes turns, and does `act` in each."""
+
+    def __init__(self, act: Callable[[], float | None]) -> None:
+        self.heartbeat_slot = -1
+        self.heartbeat = act
+
+    def cut(self, disconnect: Disconnect) -> None:
+        raise AssertionError(disconnect)
+
+
+async def test_a_sweep_gives_way(autojump_clock: MockClock) -> None:
+    """Many turns at once do not make one long one for everybody else, and all of them come."""
+    turns = 0
+    seen: list[int] = []
+
+    def act() -> None:
+        nonlocal turns
+        turns += 1
+        ends = perf_counter() + 0.0002
+        while perf_counter() < ends:
+            pass
+
+    async with open_test_node(OPTIONS) as node:
+        for _ in range(100):
+            node.heartbeat.schedule(Turn(act), trio.current_time())
+        while turns < 100:  # this loop counts the turns of others
+            seen.append(turns)
+            await trio.sleep(0 if turns else 0.5)
+    assert turns == 100
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert max(steps) <= 10
+
+
+async def test_who_ends_during_a_sweep_has_no_turn(autojump_clock: MockClock) -> None:
+    """A turn may end other clients of the same slot; the wheel does not call them any more."""
+    took: list[str] = []
+
+    async with open_test_node(OPTIONS) as node:
+        pair: list[Turn] = []
+
+        def turn(name: str, other: int) -> Callable[[], None]:
+            def act() -> None:
+                took.append(name)
+                node.heartbeat.forget(pair[other])
+
+            return act
+
+        pair += [Turn(turn("first", 1)), Turn(turn("second", 0))]
+        for one in pair:
+            node.heartbeat.schedule(one, trio.current_time())
+        await trio.sleep(5)
+        assert len(took) == 1

@@ -290,3 +290,83 @@ async def test_closed_outbox_lets_go_of_its_client() -> None:
         outbox.close()
         del owner
         assert freed() is None
+
+
+async def test_many_pushed_bytes_do_not_wait_for_the_flush() -> None:
+    """The replies of one message are bounded like everything else on its way to a client."""
+    transport = StallingTransport(PLAIN)
+    async with open_bench(transport, limit=100_000) as bench:
+        for _ in range(1_000):
+            bench.outbox.push(b"x" * 1_000)
+            if bench.cuts:
+                break
+            assert bench.outbox.backlog_bytes <= 100_000
+        assert bench.cuts == [SLOW]
+        assert not bench.outbox.push(b"x" * 1_000)
+
+
+async def test_pushed_bytes_that_leave_are_no_cut() -> None:
+    """A client that takes them gets any number of replies to one message."""
+    transport = MemoryTransport(PLAIN)
+    async with open_bench(transport, limit=100_000) as bench:
+        for _ in range(1_000):
+            bench.outbox.push(b"x" * 1_000)
+        bench.outbox.flush()
+        assert bench.cuts == []
+        assert sum(map(len, transport.sent)) == 1_000_000
+        assert max(map(len, transport.sent)) <= 66_000
+
+
+class ShieldedTransport(MemoryTransport):
+    """Writes as an ASGI server does: under a shield that only an abort lifts."""
+
+    def __init__(self) -> None:
+        super().__init__(PLAIN_ASGI)
+        self._abort = trio.Event()
+
+    def write(self, chunk: bytes) -> int:
+        raise BlockingIOError
+
+    async def send_some(self, chunk: bytes) -> int:
+        await self.close(SLOW)
+        raise trio.BrokenResourceError
+
+    async def close(self, disconnect: Disconnect) -> None:
+        with trio.CancelScope(shield=True):
+            await self._abort.wait()
+
+    def abort(self) -> None:
+        super().abort()
+        self._abort.set()
+
+
+@pytest.mark.parametrize("waiting", [b"", b"x"], ids=["goodbye", "backlog"])
+async def test_a_goodbye_under_a_shield_ends_at_its_deadline(
+    waiting: bytes, autojump_clock: MockClock
+) -> None:
+    """The socket is aborted when the goodbye's time is over: a cancel alone would do nothing."""
+    transport = ShieldedTransport()
+    async with open_test_node(NodeOptions(close_timeout=2)) as node:
+        async with connect(node, transport) as client:
+            if waiting:
+                client.outbox.send(waiting)
+            await wait_all_tasks_blocked()
+            start = trio.current_time()
+            client.disconnect(SLOW)
+            await trio.lowlevel.checkpoint()
+        assert transport.aborted
+        assert 2 <= trio.current_time() - start <= 3 + 1e-6
+
+
+async def test_a_client_that_was_asked_to_go_can_be_cut(autojump_clock: MockClock) -> None:
+    """Whoever finds it broken meanwhile ends its goodbye at once."""
+    transport = ShieldedTransport()
+    async with open_test_node() as node:
+        async with connect(node, transport) as client:
+            client.disconnect(SLOW)
+            client.cut(WRITE_ERROR)
+            start = trio.current_time()
+            await trio.lowlevel.checkpoint()
+        assert transport.aborted
+        assert client.end is SLOW
+        assert trio.current_time() == start

@@ -138,10 +138,13 @@ class Node(UserConnections):
         """Errors of our own that cost one connection each."""
         self.hub = Hub(events)
         self.backlogs = BacklogRoom(
-            nursery, limit=options.outbox_limit, write_timeout=options.write_timeout
+            nursery,
+            limit=options.outbox_limit,
+            write_timeout=options.write_timeout,
+            failures=self.failures,
         )
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
-        self.heartbeat = Heartbeat(self.backlogs, tick)
+        self.heartbeat = Heartbeat(self.backlogs, tick, self.failures)
         self.attendance = Attendance(presence, broker, self.broker_errors)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)

@@ -146,11 +146,14 @@ class LimitOptions(Options, frozen=True, kw_only=True):
     connection_burst: int = 0
     """New connections at once; 0 means as many as `connection_rate`."""
 
-    commands_per_second: int = 0
-    """Commands of one connection, without pongs and `connect`; one more gets error 111."""
+    commands_per_second: int = 200
+    """Commands of one connection, without `connect`; one more gets error 111. Pings, small
+    fragments, and pongs and messages that nobody asked for count, too. A cursor that is published
+    60 times a second is far below."""
 
-    command_burst: int = 0
-    """Commands at once; 0 means as many as `commands_per_second`."""
+    command_burst: int = 512
+    """Commands at once; 0 means as many as `commands_per_second`. An SDK that comes back sends
+    one for each of its channels, of which there are 128 at most by default."""
 
     publishes_per_second: int = 0
     """Publishes of one connection; each counts as a command, too."""

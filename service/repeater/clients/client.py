@@ -41,6 +41,7 @@ from repeater.protocol.centrifugo.replies import Push
 if TYPE_CHECKING:
     from repeater.clients.heartbeat import Heartbeat
     from repeater.clients.limits import Place
+    from repeater.clients.throttle import Throttle
     from repeater.fanout.hub import Hub
     from repeater.fanout.recovery import Room
     from repeater.fanout.transport import Transport
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from repeater.protocol.centrifugo.codecs import Codec
 
 ANONYMOUS = ConnectionGrant()
+
+_NO_PING, _PING_SENT, _PING_ANSWERED = range(3)
 
 
 class Home(Protocol):
@@ -116,6 +119,7 @@ class Client:
         "ready",
         "scope",
         "session",
+        "throttle",
         "transport",
     )
 
@@ -134,7 +138,7 @@ class Client:
         self._home = home
         self._id = ""
         self._heard = True
-        self._pinged = False
+        self._pinged = _NO_PING
         self._expires_at = math.inf
         self._since = trio.current_time()
         self._departing: tuple[Subscription, ...] = ()
@@ -148,6 +152,8 @@ class Client:
         self.place: Place | None = None
         """What it holds of the node's limits, if it came in by a way that has some."""
         self.ready = ready
+        self.throttle: Throttle | None = None
+        """What the client has used of the limits of commands; None until something counts."""
         self.session = ""
         """The id by which requests and API calls name this connection, or empty. A secret."""
         self.end: Disconnect | None = None
@@ -155,8 +161,6 @@ class Client:
         home.arrived(self)
         self._ping_at = self._since + self._first_turn()
         home.heartbeat.schedule(self, self._ping_at)
-        if ready:
-            home.connected(self)
 
     @property
     def id(self) -> str:
@@ -186,6 +190,13 @@ class Client:
     def heard(self) -> None:
         """Note that bytes arrived, of any kind: the peer is alive."""
         self._heard = True
+
+    def answered_ping(self) -> bool:
+        """Note a pong; return whether a ping had asked for it, and no pong came before."""
+        asked = self._pinged == _PING_SENT
+        if asked:
+            self._pinged = _PING_ANSWERED
+        return asked
 
     def subscribe(self, channel: str) -> None:
         """Hear a channel from now on as a plain subscriber, without positions or presence."""
@@ -247,11 +258,18 @@ class Client:
             self._home.identify(self, grant)
 
     def became_ready(self) -> None:
-        """Begin pings, because the `connect` command succeeded."""
+        """Begin pings, because the `connect` command succeeded; nothing if the client has ended."""
+        if self.end is not None:
+            return
         self.ready = True
         self._ping_at = trio.current_time() + self._first_turn()
         self.expiry_changed()
-        self._home.connected(self)
+        self.introduce()
+
+    def introduce(self) -> None:
+        """Tell the application of a subscriber, once its user is known; not of one that ended."""
+        if self.end is None:
+            self._home.connected(self)
 
     def _first_turn(self) -> float:
         options = self._home.options
@@ -289,6 +307,12 @@ class Client:
 
     def heartbeat(self) -> float | None:
         """Ping, cut for silence, or expire; return the next turn, as `Timed.heartbeat`."""
+        if self.end is None:
+            return self._take_turn()
+        self.transport.abort()  # the goodbye's time is over, see `_part`
+        return None
+
+    def _take_turn(self) -> float | None:
         now = trio.current_time()
         if now >= self._ping_at and not self._ping(now):
             return None
@@ -312,16 +336,16 @@ class Client:
             self.outbox.send(self.codec.ping)
             self._ping_at = now + options.ping_interval
         elif not self._pinged:
-            self._pinged, self._heard = True, False
+            self._pinged, self._heard = _PING_SENT, False
             self.outbox.send(self.codec.ping)
             self._ping_at = now + options.pong_timeout
         elif not self._heard:
             self.cut(NO_PONG)
             return False
         else:
-            self._pinged = False
+            self._pinged = _NO_PING
             self._ping_at = now + max(0.0, options.ping_interval - options.pong_timeout)
-        return True
+        return self.end is None  # the write of the ping may have found the peer gone
 
     def _expire(self) -> None:
         """Renew or end the connection and the subscriptions whose expiry has come."""
@@ -353,8 +377,9 @@ class Client:
             self.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
 
     def cut(self, disconnect: Disconnect) -> None:
-        """End the client now, without a goodbye: abort the socket, cancel. Idempotent."""
-        if self._remove(disconnect):
+        """End the client now: abort the socket, cancel. Idempotent; ends a goodbye under way."""
+        self._remove(disconnect)
+        if not self.outbox.closed:
             self.outbox.close()
             self.transport.abort()
             self.scope.cancel()
@@ -395,7 +420,11 @@ class Client:
     async def _part(self) -> None:
         with trio.CancelScope(shield=True) as goodbye:
             goodbye.deadline = trio.current_time() + self._home.options.close_timeout
+            if self.end is not CONNECTION_CLOSED or self.outbox.backlog_bytes:
+                # An ASGI server writes under a shielded scope, which only an abort interrupts.
+                self._home.heartbeat.schedule(self, goodbye.deadline)
             await self._say_goodbye()
+        self._home.heartbeat.forget(self)
         self.outbox.close()
         if goodbye.cancelled_caught:
             self.transport.abort()

@@ -50,8 +50,8 @@ class Emulation:
         conversation: Conversation,
         nursery: trio.Nursery,
         credentials: str = "",
-    ) -> Iterator[None]:
-        """Give a client its session, for as long as the block lasts.
+    ) -> Iterator[EmulatedSession]:
+        """Give a client its session, for as long as the block lasts, and yield the session.
 
         Args:
             client: Its `session` becomes the new id, which cannot be guessed.
@@ -64,7 +64,7 @@ class Emulation:
         session = EmulatedSession(client, conversation, nursery, credentials)
         self._sessions[client.session] = session
         try:
-            yield
+            yield session
         finally:
             del self._sessions[client.session]
 
@@ -96,7 +96,7 @@ class EmulatedSession:
         self._conversation = conversation
         self._nursery = nursery
         self._credentials = credentials
-        self._waiting: deque[tuple[str, int]] = deque()
+        self._waiting: deque[tuple[str | bytes, int]] = deque()
         self._bytes = 0
         self._working = False
 
@@ -104,10 +104,10 @@ class EmulatedSession:
         """Whether the client is still open, and a request with these credentials may use it."""
         return self._client.end is None and self._credentials in ("", credentials)
 
-    def take(self, message: str) -> None:
+    def take(self, message: str | bytes) -> None:
         """Put a message behind the others, and start the task that carries them out."""
         self._client.heard()
-        size = len(message.encode())
+        size = len(message if isinstance(message, bytes) else message.encode())
         self._bytes += size
         if len(self._waiting) >= _MESSAGES or self._bytes > _BYTES:
             self._client.disconnect(TOO_MANY_REQUESTS)

@@ -7,12 +7,18 @@ is due. The client decides what to do, and returns the time at which it is due a
 from __future__ import annotations
 
 import math
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from repeater.errors import SERVER_ERROR, Disconnect
+
 if TYPE_CHECKING:
+    from repeater.failures import Failures
     from repeater.fanout.outbox import BacklogRoom
+
+_BUDGET = 0.001  # seconds of sweeping before fan-out and the readers have a turn
 
 
 class Timed(Protocol):
@@ -27,12 +33,16 @@ class Timed(Protocol):
         None if the client has ended or has scheduled its next turn itself.
         """
 
+    def cut(self, disconnect: Disconnect) -> None:
+        """End the client, whose turn failed."""
+
 
 class Heartbeat:
     """The wheel. Lives inside the node; its task is ended by the node's nursery."""
 
-    def __init__(self, backlogs: BacklogRoom, tick: float) -> None:
+    def __init__(self, backlogs: BacklogRoom, tick: float, failures: Failures) -> None:
         self._backlogs = backlogs
+        self._failures = failures
         self._tick = tick
         self._slots: dict[int, dict[Timed, None]] = {}
         self._now = 0
@@ -45,7 +55,7 @@ class Heartbeat:
             due = trio.current_time() + self._tick
             await trio.sleep_until(due)
             self.lag = trio.current_time() - due
-            self.sweep()
+            await self.sweep()
 
     def schedule(self, client: Timed, due: float) -> None:
         """Schedule the client's turn for this Trio time. It comes at most one tick late."""
@@ -62,12 +72,32 @@ class Heartbeat:
         if not clients:
             del self._slots[client.heartbeat_slot]
 
-    def sweep(self) -> None:
-        """Give every client that is due its turn, and cut those whose backlog is stuck."""
+    async def sweep(self) -> None:
+        """Give every client that is due its turn, and cut those whose backlog is stuck.
+
+        A sweep gives way each millisecond. A client that ends meanwhile has no turn any more:
+        `forget` takes it out of the very slot that is being swept.
+        """
         self._now = math.floor(trio.current_time() / self._tick)
+        ends = perf_counter() + _BUDGET
         for slot in sorted(slot for slot in self._slots if slot <= self._now):
-            for client in self._slots.pop(slot, {}):
-                due = client.heartbeat()
-                if due is not None:
-                    self.schedule(client, due)
-        self._backlogs.sweep()
+            clients = self._slots[slot]
+            while clients:
+                self._give_turn(clients.popitem()[0])
+                if perf_counter() > ends:
+                    await trio.lowlevel.checkpoint()
+                    ends = perf_counter() + _BUDGET
+            self._slots.pop(slot, None)
+        for outbox in self._backlogs.stuck():
+            outbox.cut_stuck()
+
+    def _give_turn(self, client: Timed) -> None:
+        """The boundary of one client's turn: an error in it costs that client only."""
+        try:
+            due = client.heartbeat()
+        except Exception as error:
+            self._failures.note("heartbeat", error)
+            client.cut(SERVER_ERROR)
+            return
+        if due is not None:
+            self.schedule(client, due)

@@ -64,11 +64,11 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
         )
     if client.end is None:
         client.identify(wanted.grant)
+        client.introduce()
         if wanted.grant.expire_at:
             client.expiry_changed()
         for channel in wanted.channels:
             client.subscribe(channel)
-        node.connection_log.connected(client)
     return None
 
 
@@ -92,8 +92,8 @@ async def converse(
     else:
         session = Session(node, client)
         async with trio.open_nursery() as nursery:
-            with node.emulation.open(client, session, nursery, opening.credentials):
-                await session.receive(opening.first)
+            with node.emulation.open(client, session, nursery, opening.credentials) as emulated:
+                emulated.take(opening.first)
                 await wait_hang_up(client)
             nursery.cancel_scope.cancel()  # a peer that hung up waits for no answer
 

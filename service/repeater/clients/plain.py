@@ -64,6 +64,7 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     and comes back.
     """
     client.identify(wanted.grant)
+    client.introduce()
     if wanted.grant.expire_at:
         client.expiry_changed()
     joinings = await _open_all(node, client, wanted)
@@ -78,7 +79,6 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
         if client.end is None:
             complete_all(client, joinings, replay.finish)
         client.outbox.flush()
-        node.connection_log.connected(client)
         for joining in joinings:
             await node.attendance.announce_join(joining.subscription)
         yield

@@ -88,7 +88,8 @@ class Registry:
                 del self.users[client.grant.user]
 
     def connected(self, client: Client) -> None:
-        """Tell the application that a client is a subscriber from now on."""
+        """Log that a client is a subscriber from now on, and tell the application."""
+        self._connection_log.connected(client)
         if self._events is not None:
             self._events.connected(client.caller())
 

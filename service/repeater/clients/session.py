@@ -1,8 +1,10 @@
 """The Centrifugo conversation of one client: a message in, commands in order, replies out.
 
-Each reply is pushed to the outbox when it is ready, and the outbox is flushed once a message, so a
-pipelined burst is answered in one write. A reply is always queued before what it announces. A
-command waits for the commands before it: those that come with `connect` run after `connect`.
+Each reply is pushed to the outbox when it is ready, and the outbox is flushed at a message's end:
+a pipelined burst is answered in one write. Before that the outbox flushes by itself when its bytes
+are many, and the session does before it gives way to others, which it does each millisecond. A
+reply is always queued before what it announces. A command waits for the commands before it: those
+that come with `connect` run after `connect`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ from repeater.clients.commands import (
     rpc,
     subscribe,
 )
-from repeater.clients.throttle import Throttle
+from repeater.clients.traffic import over_limit
 from repeater.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
-    TOO_MANY_REQUESTS,
     DisconnectError,
     ErrorCode,
     ReplyError,
@@ -45,12 +46,11 @@ _EMPTY = Empty()
 class Session:
     """The state between the commands of one connection. Lives inside its read loop."""
 
-    __slots__ = ("_client", "_node", "_refused", "_throttled")
+    __slots__ = ("_client", "_node", "_refused")
 
     def __init__(self, node: ClientNode, client: Client) -> None:
         self._node = node
         self._client = client
-        self._throttled: Throttle | None = None
         self._refused = False  # `connect` was answered with an error: nothing more is taken
 
     async def receive(self, message: str | bytes) -> None:
@@ -60,6 +60,7 @@ class Session:
         back-pressure reaches the client through TCP. A command that breaks the protocol
         disconnects the client; the commands before it stay carried out.
         """
+        turns = self._node.turns
         try:
             if isinstance(message, bytes):
                 raise DisconnectError(BAD_REQUEST)  # a binary frame on a JSON connection
@@ -67,6 +68,9 @@ class Session:
                 if self._client.end is not None:
                     return  # The client ended during the last command, and must not join the hub.
                 await self._execute(command)
+                if turns.over:
+                    self._client.outbox.flush()
+                    await turns.next()
         except DisconnectError as error:
             self._client.disconnect(error.disconnect)
         self._client.outbox.flush()
@@ -76,36 +80,23 @@ class Session:
         if not self._client.ready:
             await self._connect(command)
         elif command is PONG:
-            return
+            self._take_pong()
         elif command.send is not None:
             raise DisconnectError(NOT_AVAILABLE)
         elif not command.valid_id or command.connect is not None:
             raise DisconnectError(BAD_REQUEST)
         else:
             try:
-                self._throttle(command)
+                if over_limit(self._node, self._client, publish=command.publish is not None):
+                    raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
                 await self._answer(command)
             except ReplyError as error:
                 self._push(Reply(command.id, error=failure_of(error)))
 
-    def _throttle(self, command: Command) -> None:
-        """Count the command, if there is a limit to commands.
-
-        Raises:
-            ReplyError: too many commands in too short a time (111).
-            DisconnectError: too many such refusals (3013): the client ignores them.
-        """
-        limits = self._node.options.limits
-        if not (limits.commands_per_second or limits.publishes_per_second):
-            return
-        self._throttled = self._throttled or Throttle()
-        limit = self._throttled.refuse(limits, publish=command.publish is not None)
-        if not limit:
-            return
-        self._node.limited[limit] += 1
-        if self._throttled.exhausted(limits):
-            raise DisconnectError(TOO_MANY_REQUESTS)
-        raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
+    def _take_pong(self) -> None:
+        """A pong that answers a ping is free; others count as commands, and have no reply."""
+        if not self._client.answered_ping():
+            over_limit(self._node, self._client)
 
     def _push(self, reply: Reply) -> None:
         self._client.outbox.push(self._bytes(reply))

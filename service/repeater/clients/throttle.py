@@ -1,13 +1,12 @@
 """Token buckets, and the limits of one client that use them.
 
-This module knows no client and no setting. The caller passes the limit with each `take`, so a
+The buckets know no client and no setting. The caller passes the limit with each `take`, so a
 changed limit holds from the next token on. The library `limits` does not fit: its in-memory storage
 runs a thread of its own and uses the wall clock, which Trio's test clock cannot move.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 import trio
@@ -16,23 +15,29 @@ from repeater.options import LimitOptions
 
 
 class TokenBucket:
-    """A bucket of `burst` tokens, refilled by `per_second`. A new bucket is full."""
+    """A bucket of `burst` tokens, refilled by `per_second`. A new bucket is full.
 
-    __slots__ = ("_seen", "_tokens")
+    It is one number, the time at which the bucket will be full again, because there are as many
+    buckets as clients ("generic cell rate algorithm").
+    """
+
+    __slots__ = ("_full_at",)
 
     def __init__(self) -> None:
-        self._tokens = math.inf
-        self._seen = 0.0
+        self._full_at = 0.0
 
     def take(self, burst: float, per_second: float) -> float:
         """Take one token. Return 0 if there was one, else the seconds until there is one."""
-        now = trio.current_time()
-        self._tokens = min(burst, self._tokens + (now - self._seen) * per_second)
-        self._seen = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / per_second
-        self._tokens -= 1
-        return 0.0
+        wait, self._full_at = _take(self._full_at, burst, per_second)
+        return wait
+
+
+def _take(full_at: float, burst: float, per_second: float) -> tuple[float, float]:
+    """Take a token of a bucket; return the seconds to wait for one, and when it is full again."""
+    now = trio.current_time()
+    full_at = max(full_at, now)
+    wait = full_at - now - (burst - 1) / per_second
+    return (wait, full_at) if wait > 1e-9 else (0.0, full_at + 1 / per_second)
 
 
 class TokenBuckets:
@@ -56,27 +61,30 @@ class TokenBuckets:
 
 
 class Throttle:
-    """The buckets of one client's commands. Lives inside its session, once there is a limit."""
+    """The buckets of one client. Lives inside its client, from the first thing that counts on."""
 
     __slots__ = ("_commands", "_publishes", "_refusals")
 
     def __init__(self) -> None:
-        self._commands = TokenBucket()
-        self._publishes = TokenBucket()
-        self._refusals = TokenBucket()
+        self._commands = self._publishes = self._refusals = 0.0  # as `TokenBucket`
 
     def refuse(self, limits: LimitOptions, *, publish: bool) -> str:
         """Count a command, and return the name of the limit it exceeds, or the empty text."""
-        commands, publishes = limits.commands_per_second, limits.publishes_per_second
-        if commands and self._commands.take(limits.command_burst or commands, commands):
+        wait = 0.0
+        if commands := limits.commands_per_second:
+            burst = limits.command_burst or commands
+            wait, self._commands = _take(self._commands, burst, commands)
+        if wait:
             return "commands_per_second"
-        if not publish or not publishes:
-            return ""
-        if self._publishes.take(limits.publish_burst or publishes, publishes):
-            return "publishes_per_second"
-        return ""
+        if publish and (publishes := limits.publishes_per_second):
+            burst = limits.publish_burst or publishes
+            wait, self._publishes = _take(self._publishes, burst, publishes)
+        return "publishes_per_second" if wait else ""
 
     def exhausted(self, limits: LimitOptions) -> bool:
         """Count a refused command, and return whether there were too many refusals."""
         most = limits.refusals_per_minute
-        return bool(most and self._refusals.take(most, most / 60))
+        wait = 0.0
+        if most:
+            wait, self._refusals = _take(self._refusals, most, most / 60)
+        return wait > 0

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from repeater.errors import SLOW, WRITE_ERROR, Disconnect
+from repeater.errors import SERVER_ERROR, SLOW, WRITE_ERROR, Disconnect
+from repeater.failures import Failures
 
 if TYPE_CHECKING:
     from repeater.fanout.transport import Transport
 
+_PUSHED = 65_536  # bytes pushed before the outbox flushes by itself: its limit is asked then
 _COALESCE = 65_536  # bytes that the drain task joins into one write: about a socket's buffer
 
 
@@ -32,23 +34,40 @@ class BacklogRoom:
     Lives inside `open_node`; its nursery ends every drain task.
     """
 
-    def __init__(self, nursery: trio.Nursery, *, limit: int, write_timeout: float) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        limit: int,
+        write_timeout: float,
+        failures: Failures | None = None,
+    ) -> None:
+        """Note errors of our own in `failures`, if it is given."""
         self.nursery = nursery
+        self.failures = failures or Failures()
         self.limit = limit
         self.write_timeout = write_timeout
         self.backlogged: dict[Outbox, None] = {}
 
-    def sweep(self) -> None:
-        """Cut every client whose backlog made no progress for the write timeout."""
+    def stuck(self) -> list[Outbox]:
+        """The outboxes whose backlog made no progress for the write timeout."""
         deadline = trio.current_time() - self.write_timeout
-        for outbox in tuple(self.backlogged):
-            outbox.cut_if_stuck(deadline)
+        return [outbox for outbox in self.backlogged if outbox.stuck_since(deadline)]
 
 
 class Outbox:
     """Everything on its way to one client. Lives inside its `Client`; ended by `close`."""
 
-    __slots__ = ("_backlog", "_closed", "_cut", "_pending", "_room", "_transport", "_write")
+    __slots__ = (
+        "_backlog",
+        "_closed",
+        "_cut",
+        "_pending",
+        "_pushed",
+        "_room",
+        "_transport",
+        "_write",
+    )
 
     def __init__(
         self, transport: Transport, room: BacklogRoom, cut: Callable[[Disconnect], None]
@@ -59,6 +78,7 @@ class Outbox:
         self._room = room
         self._cut = cut
         self._pending: list[bytes] | None = None  # pushed, not yet flushed
+        self._pushed = 0  # their bytes
         self._backlog: _Backlog | None = None
         self._closed = False
 
@@ -82,13 +102,22 @@ class Outbox:
         send_to_all((self,), chunk)
 
     def push(self, chunk: bytes) -> bool:
-        """Keep a chunk for the next `flush` or `send`; True if it is the first one kept."""
+        """Keep a chunk for the next `flush` or `send`; True if it is the first one kept.
+
+        Many bytes are flushed at once, so that the outbox's limit bounds them too.
+        """
+        if self._closed:
+            return False
+        first = self._pending is None
         if self._pending is None:
-            self._pending = [chunk]
+            self._pending, self._pushed = [chunk], len(chunk)
             self._choose_write()
-            return True
-        self._pending.append(chunk)
-        return False
+        else:
+            self._pending.append(chunk)
+            self._pushed += len(chunk)
+        if self._pushed >= _PUSHED:
+            self.flush()
+        return first
 
     def flush(self) -> None:
         """Write everything pushed, in one call if the socket takes it."""
@@ -144,6 +173,9 @@ class Outbox:
                 await self._drain_all(backlog)
             except (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
                 self._cut(WRITE_ERROR)
+            except Exception as error:  # the boundary: this is one client's task
+                self._room.failures.note("outbox", error)
+                self._cut(SERVER_ERROR)
 
     async def _drain_all(self, backlog: _Backlog) -> None:
         while backlog.size:
@@ -158,10 +190,13 @@ class Outbox:
         self._room.backlogged.pop(self, None)
         backlog.emptied.set()
 
-    def cut_if_stuck(self, progress_deadline: float) -> None:
-        """Cut the client if its backlog last moved before this Trio time."""
-        if self._backlog is not None and self._backlog.moved_at < progress_deadline:
-            self._cut(WRITE_ERROR)
+    def stuck_since(self, progress_deadline: float) -> bool:
+        """Whether the backlog last moved before this Trio time."""
+        return self._backlog is not None and self._backlog.moved_at < progress_deadline
+
+    def cut_stuck(self) -> None:
+        """Cut the client, because its backlog makes no progress."""
+        self._cut(WRITE_ERROR)
 
     async def wait_empty(self) -> None:
         """Wait until the socket took everything. The caller sets the deadline."""

@@ -39,8 +39,8 @@ _STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
 _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
-_PAUSE: Final = 0.1  # seconds without accepting when descriptors or memory ran out
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
+_LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 _TOO_LARGE: Final = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"", "")
 
 
@@ -110,7 +110,7 @@ class Acceptor:
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
-                    sock, _address = listener.accept()
+                    sock, _address = _accept(listener)
                     nursery.start_soon(self._serve, sock)
             except BlockingIOError:
                 continue
@@ -119,8 +119,10 @@ class Acceptor:
             except OSError as error:
                 if listener.fileno() < 0:
                     return  # closed at shutdown, just when a client connected
-                if error.errno not in _EXHAUSTED:
-                    raise
+                if error.errno in _LISTENER_BROKEN:
+                    raise  # a mistake of ours
+                # Descriptors ran out, or Linux hands on the network's error of one peer (accept(2)
+                # lists some ten of them): neither is the listener's end.
                 await self._pause(error)
 
     async def _pause(self, error: OSError) -> None:
@@ -168,6 +170,9 @@ class Acceptor:
             send_last(sock, rejection.answer)
         except (OSError, trio.ClosedResourceError) as error:
             _log.debug("lost before it was served", reason=str(error))
+        except Exception as error:  # the boundary: what fails here costs this connection only
+            self._node.failures.note("connection", error)
+            abort_socket(sock)
         finally:
             del self._sockets[sock]
             sock.close()
@@ -176,6 +181,7 @@ class Acceptor:
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
         """Read the first head; return the call that serves the connection, not yet awaited."""
+        await self._node.turns.give_way()
         if not self._preamble.is_open(sock) and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
             return self._handover.serve(sock, b"")
@@ -253,6 +259,10 @@ class Acceptor:
             yield
         finally:
             del self._silent[scope]
+
+
+def _accept(listener: socket.socket) -> tuple[socket.socket, object]:
+    return listener.accept()
 
 
 def _lift_deadline(scope: trio.CancelScope) -> None:

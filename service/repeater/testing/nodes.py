@@ -55,10 +55,10 @@ async def connect(
     with trio.CancelScope() as scope:
         client = Client(node.registry, transport, scope, ready=ready)
         try:
+            if ready:
+                client.introduce()
             for channel in channels:
                 client.subscribe(channel)
-            if ready:
-                node.connection_log.connected(client)
             yield client
         finally:
             await client.leave()

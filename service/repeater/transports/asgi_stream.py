@@ -8,7 +8,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
-from repeater.errors import Disconnect
+from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.transports.asgi import ASGITransport, Receive, start
 
 if TYPE_CHECKING:
@@ -52,5 +52,8 @@ async def serve(
         try:
             client.outbox.send(greeting)
             await converse(node, client, opening, wait_hang_up)
+        except Exception:
+            client.cut(SERVER_ERROR)  # an error of ours, which costs this client
+            raise
         finally:
             await client.leave()

@@ -12,7 +12,8 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, begin
-from repeater.errors import Disconnect
+from repeater.clients.traffic import count_frames
+from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.transports.asgi import ASGITransport, Receive
 
 if TYPE_CHECKING:
@@ -57,16 +58,24 @@ async def serve(
             session = begin(node, client, opening)
             if session is not None and opening.first:
                 await session.receive(opening.first)
-            await _read(client, receive, session)
+            await _read(node, client, receive, session)
+        except Exception:
+            client.cut(SERVER_ERROR)  # an error of ours, which costs this client
+            raise
         finally:
             await client.leave()
 
 
-async def _read(client: Client, receive: Receive, session: Conversation | None) -> None:
+async def _read(node: Node, client: Client, receive: Receive, session: Conversation | None) -> None:
     """Give each message to the session until the peer leaves. No deadline: see `serve`."""
     while (event := await receive())["type"] == "websocket.receive":
         client.heard()
-        if session is not None and client.end is None:
+        await node.turns.give_way()
+        if client.end is not None:
+            continue
+        if session is None:
+            count_frames(node, client, 1)  # a plain subscriber has nothing to say
+        else:
             await session.receive(_message_of(event))
 
 

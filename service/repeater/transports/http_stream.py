@@ -15,7 +15,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
-from repeater.errors import Disconnect
+from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
 from repeater.transports.sockets import RECEIVE, SocketTransport
 
@@ -67,6 +67,9 @@ async def serve(
 
     try:
         await converse(node, client, opening, wait_hang_up)
+    except Exception:
+        client.cut(SERVER_ERROR)  # an error of ours, which costs this client; `front` logs it
+        raise
     finally:
         await client.leave()
 

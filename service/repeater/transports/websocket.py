@@ -7,18 +7,26 @@ loop is the client's only task; the task that has an event for the client writes
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from repeater.clients.client import Client
-from repeater.errors import Disconnect
+from repeater.clients.traffic import count_frames
+from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.websocket.frames import FrameReader, close_frame
-from repeater.transports.sockets import RECEIVE, SocketTransport
+from repeater.transports.sockets import SocketTransport
 
 if TYPE_CHECKING:
     from repeater.clients.conversation import Conversation
     from repeater.node import Node
+
+_RECEIVE: Final = 16_384  # bytes of one read of a client that sends commands
+_RECEIVE_LITTLE: Final = 4_096  # of one that only listens, or is not connected yet
+# Bytes that are parsed in one step: at most some 170 frames, about a millisecond. While a step has
+# only a few frames, so that they are large ones, the next step is four times as large.
+_STEP: Final = 1_024
+_FEW_FRAMES: Final = 4
 
 
 class WebSocketTransport(SocketTransport):
@@ -63,6 +71,9 @@ async def serve(
         if session is not None and first:
             await session.receive(first)
         await _read(node, client, sock, session, received)
+    except Exception:
+        client.cut(SERVER_ERROR)  # an error of ours, which costs this client; `front` logs it
+        raise
     finally:
         await client.leave()
 
@@ -81,7 +92,8 @@ async def _read(
         if received:
             client.heard()
             reader = reader or FrameReader(limit)
-            await _take(client, session, reader, received)
+            await node.turns.give_way()
+            await _take(node, client, session, reader, received)
             if reader.closed:
                 await _answer_close(client, node.options.close_timeout)
                 return
@@ -91,7 +103,8 @@ async def _read(
             return  # The client was cut while it was served; the socket is closed.
         try:
             await trio.lowlevel.wait_readable(sock)
-            received = sock.recv(RECEIVE)
+            known = session is not None and client.ready
+            received = sock.recv(_RECEIVE if known else _RECEIVE_LITTLE)
         except BlockingIOError:
             received = b""
         except (OSError, trio.ClosedResourceError):
@@ -102,18 +115,47 @@ async def _read(
 
 
 async def _take(
-    client: Client, session: Conversation | None, reader: FrameReader, received: bytes
+    node: Node,
+    client: Client,
+    session: Conversation | None,
+    reader: FrameReader,
+    received: bytes,
 ) -> None:
-    """Send pongs at once, carry out the messages, and send a close frame after their replies."""
+    """Carry out what arrived, step by step; a client that ends meanwhile loses the rest."""
+    start, step = 0, _STEP
+    while True:
+        await _take_step(node, client, session, reader, received[start : start + step])
+        start += step
+        if start >= len(received) or reader.closed or client.end is not None:
+            break
+        step = step * 4 if reader.frames <= _FEW_FRAMES else _STEP
+        await node.turns.give_way()
+    if reader.closing:
+        client.outbox.send(reader.closing)
+
+
+async def _take_step(
+    node: Node,
+    client: Client,
+    session: Conversation | None,
+    reader: FrameReader,
+    received: bytes,
+) -> None:
+    """Send pongs at once, count the frames that bring nothing, and carry out the messages."""
     messages = reader.feed(received)
     if reader.pongs:
         client.outbox.send(reader.pongs)
+    idle = reader.idle_frames
+    if reader.heard_pongs:
+        idle += reader.heard_pongs - client.answered_ping()
+    if session is None:
+        idle += len(messages)  # a plain subscriber has nothing to say
+    if idle:
+        count_frames(node, client, idle)
     if session is not None:
         for message in messages:
             if client.end is None:
                 await session.receive(message)
-    if reader.closing:
-        client.outbox.send(reader.closing)
 
 
 async def _answer_close(client: Client, seconds: float) -> None:

@@ -72,7 +72,6 @@ class Connected:
 
         def answer() -> bytes:
             said = say(self._result())
-            self._node.connection_log.connected(self._client)
             self._client.became_ready()
             return said
 

@@ -20,6 +20,7 @@ from websockets.typing import BytesLike
 _LOGGER = logging.getLogger("repeater.websocket.frames")
 _LOGGER.setLevel(logging.CRITICAL + 1)
 
+_SMALL: Final = 128  # bytes; a fragment below that costs more to read than its bytes are worth
 _REASON_LIMIT: Final = 123  # the 125 bytes of a control frame, minus two for the code
 
 PING_FRAME: Final = b"\x89\x00"
@@ -57,7 +58,18 @@ class FrameReader:
     Lives inside one connection's read loop, which drops it whenever it is `idle`.
     """
 
-    __slots__ = ("_closing", "_opcode", "_payload", "_pongs", "_protocol", "_text", "_unread")
+    __slots__ = (
+        "_closing",
+        "_opcode",
+        "_payload",
+        "_pongs",
+        "_protocol",
+        "_text",
+        "_unread",
+        "frames",
+        "heard_pongs",
+        "idle_frames",
+    )
 
     def __init__(self, message_limit: int) -> None:
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
@@ -67,6 +79,12 @@ class FrameReader:
         self._unread = 0  # bytes of a frame that is not whole yet
         self._pongs = b""
         self._closing = b""
+        self.frames = 0
+        """The frames of the last `feed`."""
+        self.heard_pongs = 0
+        """The pongs among them."""
+        self.idle_frames = 0
+        """The pings and small fragments among them: frames that cost work and bring no message."""
 
     def feed(self, data: bytes) -> list[str | bytes]:
         """Take received bytes and return the messages that are whole.
@@ -76,11 +94,13 @@ class FrameReader:
         """
         self._protocol.receive_data(data)
         self._unread += len(data)
+        self.frames = self.heard_pongs = self.idle_frames = 0
         messages: list[str | bytes] = []
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
                 continue
             self._unread -= _received_size(event)
+            self._count(event)
             if event.opcode not in _DATA:
                 continue
             try:
@@ -92,6 +112,15 @@ class FrameReader:
                 messages.append(message)
         self._take_answers()
         return messages
+
+    def _count(self, frame: Frame) -> None:
+        self.frames += 1
+        if frame.opcode is Opcode.PONG:
+            self.heard_pongs += 1
+        elif frame.opcode is Opcode.PING:
+            self.idle_frames += 1
+        elif frame.opcode is Opcode.CONT or not frame.fin:
+            self.idle_frames += len(frame.data) < _SMALL
 
     def _message(self, frame: Frame) -> str | bytes | None:
         """Return the message that this frame completes; None while fragments are missing.

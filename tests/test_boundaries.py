@@ -1,0 +1,149 @@
+"""An error of ours that one connection meets costs that connection, and is told once a second."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from repeater.clients.client import Client
+from repeater.clients.session import Session
+from repeater.errors import SERVER_ERROR
+from repeater.failures import Failures
+from repeater.options import NodeOptions
+from repeater.protocol.centrifugo.codecs import PLAIN
+from repeater.publication import Publication
+from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.serving import frame, peer, running
+
+CONNECT = frame(b'{"connect":{},"id":1}')
+
+
+class Mistake(Exception):  # noqa: N818  # what it stands for is any exception
+    """A mistake of ours."""
+
+
+def failing(*_: object) -> None:
+    raise Mistake
+
+
+async def test_an_error_in_a_command_costs_its_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That socket is reset, the error is counted and logged; others go on."""
+    async with (
+        running() as server,
+        peer(server, "/ws?channel=news") as other,
+        peer(server, "/connection/websocket") as one,
+    ):
+        monkeypatch.setattr(Session, "_execute", failing)
+        with caplog.at_level(logging.ERROR, "repeater"):
+            await one.stream.send_all(CONNECT)
+            assert await one.rest() == b""
+        await server.node.publish(Publication("news", b"1"))
+        assert await other.until(b"1") == b"\x81\x011"
+        statistics = server.node.statistics()
+        assert statistics.failures == {"connection": 1}
+        assert statistics.ended == {SERVER_ERROR.code: 1}
+        assert "Mistake" in caplog.text
+
+
+async def test_an_error_in_a_handshake_costs_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before there is a client, too: the socket is closed, and the next one is served."""
+    async with running() as server:
+        with monkeypatch.context() as patched:
+            patched.setattr("repeater.front.accept.read_head", failing)
+            async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+                await stream.send_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+        async with peer(server, "/ws?channel=news"):
+            assert server.node.statistics().failures == {"connection": 1}
+
+
+async def test_an_error_in_a_turn_of_the_heartbeat_costs_its_client(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep goes on with the next client."""
+    one, other = MemoryTransport(PLAIN), MemoryTransport(PLAIN)
+    ping = Client.heartbeat
+
+    def heartbeat(client: Client) -> float | None:
+        if client.transport is one:
+            raise Mistake
+        return ping(client)
+
+    monkeypatch.setattr(Client, "heartbeat", heartbeat)
+    options = NodeOptions(ping_interval=5, pong_timeout=100)
+    async with open_test_node(options) as node, connect(node, other) as healthy:
+        async with connect(node, one) as failed:
+            await trio.sleep(20)
+        await trio.sleep(20)
+        assert failed.end is SERVER_ERROR
+        assert one.aborted
+        assert healthy.end is None
+        assert other.sent
+        assert node.statistics().failures == {"heartbeat": 1}
+
+
+class BrokenTransport(MemoryTransport):
+    """Takes nothing at once, and fails with an error that no socket raises."""
+
+    def write(self, chunk: bytes) -> int:
+        raise BlockingIOError
+
+    async def send_some(self, chunk: bytes) -> int:
+        raise Mistake
+
+
+async def test_an_error_in_a_drain_task_costs_its_client() -> None:
+    """The task is one client's, though it runs in a nursery of the node."""
+    async with open_test_node() as node, connect(node, BrokenTransport()) as client:
+        client.outbox.send(b"x")
+        await wait_all_tasks_blocked()
+        assert client.end is SERVER_ERROR
+        assert node.statistics().failures == {"outbox": 1}
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["EPERM", "EPROTO", "ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EMFILE", "ENOPROTOOPT"],
+)
+async def test_the_network_s_errors_do_not_end_accepting(
+    number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accept(2) hands on what befell one peer: it is counted, and the next peer is served."""
+    accept = socket.socket.accept
+    errors = [OSError(getattr(errno, number), "network"), OSError(errno.EPERM, "firewall")]
+
+    def unlucky(listener: socket.socket) -> tuple[socket.socket, object]:
+        if errors:
+            raise errors.pop()
+        return accept(listener)
+
+    async with running() as server:
+        monkeypatch.setattr("repeater.front.accept._accept", unlucky)
+        async with peer(server, "/ws?channel=news"):
+            assert not errors
+            assert server.acceptor.statistics().pauses == 2
+
+
+async def test_tracebacks_are_bounded(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One a second for each place, though every error is counted."""
+    failures = Failures()
+    with caplog.at_level(logging.ERROR, "repeater"):
+        for _ in range(100):
+            failures.note("connection", Mistake())
+        failures.note("outbox", Mistake())
+        await trio.sleep(1)
+        failures.note("connection", Mistake())
+    assert failures.counts == {"connection": 101, "outbox": 1}
+    assert len(caplog.records) == 3
