@@ -31,6 +31,8 @@ _PUBLIC: Final = {
     "REPEATER_CHANNEL__ALLOW_HISTORY_FOR_ANONYMOUS": "true",
 }
 _PUBLIC_ARGUMENTS: Final = ("-m", "repeater", "serve", "--no-comments", "--host", "127.0.0.1")
+# A flood publishes by one client's commands, as fast as it can; the other servers have no limit.
+_NO_LIMIT: Final = {"REPEATER_LIMITS__COMMANDS_PER_SECOND": "0"}
 _PRESENCE: Final = {"REPEATER_CHANNEL__PRESENCE": "true", "REPEATER_CHANNEL__JOIN_LEAVE": "true"}
 
 
@@ -134,6 +136,7 @@ REPEATER: Final = Peer(
     subscribe=plain,
     entry=rest,
     flood=commands,
+    settings=lambda: _NO_LIMIT,
     capabilities=frozenset({"channels", "calls", "batch", "stream", "recovery", "tls"}),
 )
 
@@ -168,7 +171,7 @@ def _public() -> Mapping[str, str]:
 
 
 def _noticing() -> Mapping[str, str]:
-    return _PRESENCE
+    return {**_NO_LIMIT, **_PRESENCE}
 
 
 VARIANTS: Final = (
