@@ -53,7 +53,7 @@ async def test_connect(application: Application) -> None:
             "encoding": "json", "user": "", "data": {"a": 1}, "name": "js", "version": "7",
         }  # fmt: skip
         assert talk.client.user == "alice"
-        assert talk.client.grant.info == b'{"name":"Alice"}'
+        assert talk.client.grant.info == b'{"name": "Alice"}'
         assert "gold" not in str(reply)
         assert await talk.call("rpc", method="m") == {"rpc": {}}
         assert application.asked("rpc")[0]["meta"] == {"plan": "gold"}
@@ -68,7 +68,7 @@ async def test_connect_with_subs(application: Application) -> None:
         reply = await talk.call("connect")
         assert reply["connect"]["subs"]["news"]["data"] == 5
         members = await node.presence_store.members("news")
-        assert bytes(members[talk.client.id].chan_info or b"") == b'{"x":1}'
+        assert bytes(members[talk.client.id].chan_info or b"") == b'{"x": 1}'
 
 
 async def test_a_token_comes_first(application: Application) -> None:
@@ -192,7 +192,7 @@ async def test_rpc(application: Application) -> None:
     async with open_asking_node(application) as node, talking(node) as talk:
         application.answers["rpc"] = b'{"result": {"data": {"n":\n 1.50}}}'
         await talk.say({"rpc": {"method": "get", "data": {"q": None}}, "id": 3})
-        assert talk.transport.sent[-1] == b'{"id":3,"rpc":{"data":{"n":1.50}}}'
+        assert talk.transport.sent[-1] == b'{"id":3,"rpc":{"data":{"n": 1.50}}}'
         (asked,) = application.asked("rpc")
         assert (asked["method"], asked["data"]) == ("get", {"q": None})
         application.answers["rpc"] = {"error": {"code": 104, "message": "method not found"}}
@@ -222,7 +222,7 @@ async def test_subscribe(application: Application) -> None:
         (asked,) = application.asked("subscribe")
         assert (asked["channel"], asked["data"], asked["user"]) == ("news", {"why": 1}, "alice")
         members = await node.presence_store.members("news")
-        assert bytes(members[talk.client.id].chan_info or b"") == b'{"role":"admin"}'
+        assert bytes(members[talk.client.id].chan_info or b"") == b'{"role": "admin"}'
 
 
 async def test_subscribe_refused(application: Application) -> None:
@@ -506,7 +506,7 @@ async def test_connection_is_renewed(application: Application, autojump_clock: M
             await trio.sleep(5)
             (asked,) = application.asked("refresh")
             assert (asked["user"], asked["client"]) == ("alice", client.id)
-            assert (client.grant.info, client.grant.meta) == (b'{"n":2}', b'{"m":3}')
+            assert (client.grant.info, client.grant.meta) == (b'{"n": 2}', b'{"m": 3}')
             application.answers["refresh"] = {"result": {"expired": True}}
             await trio.sleep(1_000)
         assert client.end == EXPIRED

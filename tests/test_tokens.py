@@ -359,7 +359,7 @@ def test_any_payload(payload: bytes, info: bytes, b64: bytes) -> None:
 @pytest.mark.parametrize(
     "payload",
     [b'{"info":' + b"[" * 30_000 + b"}", b'{"x":' + b"[" * 30_000, b"[" * 30_000, b'{"exp":1e999}',
-     b'{"expire_at":' + b"9" * 5_000 + b"}", b'{"info":"\xff"}', b'{"info":"\\ud800"}',
+     b'{"expire_at":' + b"9" * 5_000 + b"}", b'{"info":"\xff"}',
      b'{"sub":42}', b'{"channels":"news"}', b'{"channels":[1]}', b'{"subs":[]}', b"", b"null"],
     ids=lambda payload: payload[:20],
 )  # fmt: skip

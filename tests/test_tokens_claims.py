@@ -45,7 +45,7 @@ def b64(text: bytes) -> str:
 
 
 async def test_every_claim_of_a_connection() -> None:
-    """A connection token's claims arrive in the grant, JSON as one compact line."""
+    """A connection token's claims arrive in the grant, JSON as one line, else as written."""
     grant = await connect(
         b"""{"sub": "42", "jti": "t1", "iat": 1699999990.9, "exp": 1700000060,
         "info": {"name": "Ann",\n "n": 1.0e10}, "meta": [1,\n 2],
@@ -57,13 +57,13 @@ async def test_every_claim_of_a_connection() -> None:
     )
     assert grant == ConnectionGrant(
         user="42",
-        info=b'{"name":"Ann","n":1.0e10}',
-        meta=b"[1,2]",
+        info=b'{"name": "Ann", "n": 1.0e10}',
+        meta=b"[1, 2]",
         expire_at=1_700_000_060,
         channels={
             "news": SubscriptionGrant(
-                info=b'{"a":1}',
-                data=b"[1,2]",
+                info=b'{"a": 1}',
+                data=b"[1, 2]",
                 overrides=Overrides(
                     presence=True,
                     join_leave=False,
@@ -91,8 +91,8 @@ async def test_every_claim_of_a_subscription() -> None:
         token_id="t1",
         issued_at=5,
         grant=SubscriptionGrant(
-            info=b'{"a":1}',
-            data=b'{"b":2}',
+            info=b'{"a": 1}',
+            data=b'{"b": 2}',
             expire_at=int(NOW) + 60,
             overrides=Overrides(presence=True),
         ),
@@ -137,7 +137,7 @@ async def test_channels() -> None:
 async def test_base64_wins() -> None:
     """`b64info` and `b64data` hold the same JSON in base64, and win over the plain claims."""
     grant = await connect({"info": 1, "b64info": b64(b'{"a":\n 1}')})
-    assert grant.info == b'{"a":1}'
+    assert grant.info == b'{"a": 1}'
     grant = await connect({"subs": {"a": {"data": 1, "b64data": b64(b"2")}}})
     assert grant.channels["a"].data == b"2"
     assert (await connect({"info": 1, "b64info": ""})).info == b"1"

@@ -48,9 +48,10 @@ from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
 from repeater.fanout.recovery import named_position
 from repeater.fanout.repeater import Repeater, RepeaterStatistics
+from repeater.json_text import JSONText
 from repeater.log import get_logger
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import ClientInfo, Publication, StreamPosition
+from repeater.publication import ClientInfo, Publication, StreamPosition, checked
 from repeater.turns import Turns
 
 _log = get_logger("node")
@@ -235,8 +236,8 @@ class Node(UserConnections):
         published.
 
         Raises:
-            ReplyError: the channel's name or the data is missing or wrong (107), or its
-                namespace is unknown (102).
+            ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
+                or its namespace is unknown (102).
             IntakeFullError: no room in time, or the node is shutting down; try later.
             BrokerError: the back end failed.
         """
@@ -285,6 +286,9 @@ class Node(UserConnections):
 
     def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
         options = self.channels.options(publication.channel)
+        # The API and the clients' commands give text that is checked already.
+        if type(publication.data) is not JSONText:
+            publication = checked(publication)
         if not _well_formed(publication.data, options):
             raise ReplyError(ErrorCode.BAD_REQUEST)
         if options.delta_publish and not publication.delta:
@@ -407,7 +411,7 @@ class Node(UserConnections):
 
 
 def _well_formed(data: bytes, options: ChannelOptions) -> bool:
-    """Whether the data, which is JSON already, is not empty and has the channel's format."""
+    """Whether the data is not empty and has the channel's format."""
     if options.publication_data_format == "json_object":
         return data.lstrip()[:1] == b"{"
     return bool(data)

@@ -1,7 +1,7 @@
 """Publications, positions and announcements: the values that go from publisher to subscribers.
 
 A publication's data stays the JSON text that the publisher sent: nothing between the REST body
-and the subscriber's frame decodes the data again.
+and the subscriber's frame decodes the data again (`json_text`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+
+from repeater.errors import ErrorCode, ReplyError
+from repeater.json_text import json_text
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
@@ -24,7 +27,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What other clients see of one client: user id, connection id, and the infos of its grants.
 
-    `conn_info` and `chan_info` are one-line JSON text.
+    `conn_info` and `chan_info` are a `JSONText`.
     """
 
     user: str
@@ -36,11 +39,11 @@ class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 class Publication(msgspec.Struct, frozen=True):
     """One event in one channel.
 
-    `data` is valid UTF-8 JSON text. `offset` 0 means that the publication is not in the
-    channel's history; with every other offset, `epoch` is set too. With `delta` the publication is
-    sent as a delta to the subscribers that negotiated deltas. A `version` other than 0 says how
-    new the data is: a channel's history takes the publication only if its version is newer than
-    the last version of the same `version_epoch` (section 9.1).
+    `data` is JSON text, and a `JSONText` as soon as the node has accepted it. `offset` 0 means
+    that the publication is not in the channel's history; with every other offset, `epoch` is set
+    too. With `delta` the publication is sent as a delta to the subscribers that negotiated deltas.
+    A `version` other than 0 says how new the data is: a channel's history takes the publication
+    only if its version is newer than the last version of the same `version_epoch` (section 9.1).
     """
 
     channel: str
@@ -77,13 +80,21 @@ START: Final = StreamPosition(0, "")
 """The position before every publication, in any epoch."""
 
 
-def one_line(data: bytes) -> bytes:
-    """The same JSON text in one line: raw line breaks separate messages (protocol, section 2.2)."""
-    if b"\n" in data or b"\r" in data:
-        return msgspec.json.format(data, indent=-1)
-    return data
+def checked(publication: Publication) -> Publication:
+    """The publication with a `JSONText` as data; for code that got it from elsewhere.
 
-
-def embedded(data: bytes) -> msgspec.Raw | None:
-    """JSON text as a part of a message; None for empty text."""
-    return msgspec.Raw(one_line(data)) if data else None
+    Raises:
+        ReplyError: the data or the info is not JSON text, or another text is not text (107).
+    """
+    info = publication.info
+    try:
+        data = json_text(bytes(publication.data))
+        for part in () if info is None else (info.conn_info, info.chan_info):
+            if part is not None:
+                json_text(bytes(part))
+        msgspec.convert(msgspec.to_builtins(publication.tags), dict[str, str] | None)
+        # Encoded once more for each codec; a lone surrogate must fail here and not there.
+        msgspec.json.encode((publication.channel, publication.tags, info))
+    except (ValueError, TypeError, msgspec.MsgspecError):
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    return msgspec.structs.replace(publication, data=data)

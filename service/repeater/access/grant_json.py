@@ -1,7 +1,7 @@
 """Grants as applications write them, in tokens, callbacks and the server API alike (section 13).
 
-JSON that passes through (`info`, `data`, `meta`) becomes one line without blanks, so that it fits
-into a frame as it is. Its numbers keep every digit.
+JSON that passes through (`info`, `data`, `meta`) becomes a `JSONText`: one line, otherwise as it
+was written. `data` may be the value null; null leaves the others out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import msgspec
 
 from repeater.access.grants import Overrides, SubscriptionGrant
+from repeater.json_text import NOTHING, JSONText, json_text
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -55,8 +56,8 @@ def _grant_of(options: SubscriptionOptions | None) -> SubscriptionGrant:
     if options is None:
         return SubscriptionGrant()
     return SubscriptionGrant(
-        info=json_of(options.info, options.b64info),
-        data=json_of(options.data, options.b64data),
+        info=info_of(options.info, options.b64info),
+        data=data_of(options.data, options.b64data),
         overrides=overrides_of(options.override),
     )
 
@@ -69,37 +70,22 @@ def overrides_of(claims: OverrideClaims | None) -> Overrides:
     return Overrides(**{name: one.value for name, one in switches.items() if one is not None})
 
 
-def json_of(plain: msgspec.Raw, b64: str | None) -> bytes:
+def data_of(plain: msgspec.Raw, b64: str | None) -> JSONText:
     """The JSON of one of these two claims; base64 wins, as in Centrifugo. Empty without both.
 
     Raises:
-        ValueError: the base64 claim is not base64 of JSON.
+        ValueError: the text is too deep, or the base64 claim is not base64 of JSON.
     """
     if not b64:
-        return one_line(bytes(plain))
+        return json_text(bytes(plain)) if plain else NOTHING
     try:
         text = base64.b64decode(b64, validate=True)
-        text.decode()
     except ValueError:
         raise ValueError("not base64 of text") from None
-    return one_line(text)
+    return json_text(text)
 
 
-def one_line(text: bytes) -> bytes:
-    """The same JSON without line breaks and blanks; empty for `null` and for an empty text.
-
-    Raises:
-        ValueError: the text is not JSON.
-    """
-    if not text:
-        return b""
-    try:
-        line = msgspec.json.format(text, indent=-1)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(reason_of(error)) from None
-    return b"" if line == b"null" else line
-
-
-def reason_of(error: Exception) -> str:
-    """Where in the JSON the mistake is; input that is not text is only called "not JSON"."""
-    return str(error) if isinstance(error, msgspec.DecodeError) else "not JSON"
+def info_of(plain: msgspec.Raw, b64: str | None = None) -> JSONText:
+    """As `data_of`, for a claim that null leaves out: `info` and `meta`."""
+    text = data_of(plain, b64)
+    return NOTHING if text.strip() == b"null" else text

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from repeater.errors import RepeaterError
+from repeater.json_text import NOTHING, JSONText, json_text
 
 
 class Overrides(msgspec.Struct, frozen=True):
@@ -23,12 +24,29 @@ class Overrides(msgspec.Struct, frozen=True):
     force_recovery: bool | None = None
 
 
-class SubscriptionGrant(msgspec.Struct, frozen=True):
-    """What one subscription carries. `info` and `data` are JSON text, empty for none."""
+def _check_texts(grant: msgspec.Struct, *names: str) -> None:
+    """Make fields of a new grant a `JSONText`; whoever makes a grant of other bytes gets an error.
 
-    info: bytes = b""
+    Raises:
+        ValueError: a field is not JSON text.
+    """
+    for name in names:
+        text = getattr(grant, name)
+        if type(text) is not JSONText and text is not None:
+            checked = json_text(text) if text else NOTHING
+            msgspec.structs.force_setattr(grant, name, checked)
+
+
+class SubscriptionGrant(msgspec.Struct, frozen=True):
+    """What one subscription carries. `info` and `data` are JSON text, empty for none.
+
+    Raises:
+        ValueError: when it is made, for a text that is not JSON.
+    """
+
+    info: bytes = NOTHING
     """Shown to others as `chan_info`."""
-    data: bytes = b""
+    data: bytes = NOTHING
     """Handed to the subscriber in the result."""
     expire_at: int = 0
     """Unix seconds; 0 for never."""
@@ -38,17 +56,24 @@ class SubscriptionGrant(msgspec.Struct, frozen=True):
     by_token: bool = False
     """These three describe the token that granted it, as in a `ConnectionGrant`."""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "info", "data")
+
 
 class ConnectionGrant(msgspec.Struct, frozen=True):
-    """Who a connection is. `info`, `data` and `meta` are JSON text, empty for none."""
+    """Who a connection is. `info`, `data` and `meta` are JSON text, empty for none.
+
+    Raises:
+        ValueError: when it is made, for a text that is not JSON.
+    """
 
     user: str = ""
     """Empty for an anonymous connection."""
-    info: bytes = b""
+    info: bytes = NOTHING
     """Shown to others as `conn_info`."""
-    data: bytes = b""
+    data: bytes = NOTHING
     """Handed to the client in the connect result."""
-    meta: bytes = b""
+    meta: bytes = NOTHING
     """Kept on the server, passed to callbacks, never sent to a client."""
     expire_at: int = 0
     """Unix seconds; 0 for never."""
@@ -61,6 +86,9 @@ class ConnectionGrant(msgspec.Struct, frozen=True):
     by_token: bool = False
     """Whether a token proved this grant. A token can be revoked."""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "info", "data", "meta")
+
 
 class PublicationGrant(msgspec.Struct, frozen=True):
     """How a client may publish, and with which data and tags."""
@@ -69,6 +97,9 @@ class PublicationGrant(msgspec.Struct, frozen=True):
     """JSON text in place of the client's data; None keeps the client's data."""
     tags: dict[str, str] | None = None
     skip_history: bool = False
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "data")
 
 
 class Renewal(msgspec.Struct, frozen=True):
@@ -82,6 +113,9 @@ class Renewal(msgspec.Struct, frozen=True):
     """JSON text in place of the info shown to others; None keeps the old info."""
     meta: bytes | None = None
     """JSON text in place of a connection's `meta`; None keeps the old one."""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "info", "meta")
 
 
 class Caller(msgspec.Struct, frozen=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from repeater.api.answers import Failure, failed
 from repeater.api.publishing import code_of
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.protocol.json_reader import reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class BatchBody(msgspec.Struct, frozen=True):
     """`POST /api/batch`: commands of one method each, `{"publish": {...}}`.
 
+    Other fields of a command are ignored.
     `parallel` is accepted and changes nothing: on one processor the items would not be faster, and
     would lose their order.
     """
@@ -35,7 +37,11 @@ class BatchReplies(msgspec.Struct, frozen=True):
     replies: list[dict[str, object] | Failure]
 
 
-_decode_command = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NULL: Final = msgspec.Raw(b"null")
+BATCH_AROUND: Final = 4
+"""Levels of a batch around an item's data: `{"commands":[{"publish":{"data":`."""
+
+_decode_command = reader(dict[str, msgspec.Raw], around=2)
 
 
 async def batch(
@@ -56,13 +62,13 @@ async def _reply(
     node: Node, item: msgspec.Raw, budget: Budget, methods: Mapping[str, Method]
 ) -> dict[str, object] | Failure:
     try:
-        command = _decode_command(item)
-        name, argument = next(iter(command.items())) if command else ("", item)
-        method = methods.get(name)
-        if method is None:
-            return failed(ErrorCode.METHOD_NOT_FOUND)
-        return {name: await method.call(node, method.decode(argument), budget)}
-    except (msgspec.DecodeError, RecursionError):
+        for name, argument in _decode_command(bytes(item)).items():
+            if name in methods and argument != _NULL:
+                method = methods[name]
+                body = method.decode(bytes(argument))
+                return {name: await method.call(node, body, budget)}
+    except msgspec.DecodeError:
         return failed(ErrorCode.BAD_REQUEST)
     except (ReplyError, BrokerError, IntakeFullError) as error:
         return failed(code_of(error))
+    return failed(ErrorCode.METHOD_NOT_FOUND)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from repeater.access.grant_json import OverrideClaims, json_of, overrides_of
+from repeater.access.grant_json import OverrideClaims, data_of, info_of, overrides_of
 from repeater.access.grants import SubscriptionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.commands import SincePosition
@@ -19,7 +19,10 @@ from repeater.protocol.centrifugo.replies import Empty
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from repeater.api.budget import Budget
+    from repeater.json_text import JSONText
     from repeater.node import Node
 
 _EMPTY: Final = Empty()
@@ -88,8 +91,8 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
         BrokerError: history or presence cannot be read for some.
     """
     grant = SubscriptionGrant(
-        info=_json(body.info, body.b64info),
-        data=_json(body.data, body.b64data),
+        info=_checked(info_of, body.info, body.b64info),
+        data=_checked(data_of, body.data, body.b64data),
         expire_at=body.expire_at,
         overrides=overrides_of(body.override),
     )
@@ -125,7 +128,7 @@ async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty
     Raises:
         ReplyError: 107 for a code that SDKs do not act on, or a reason that is too long or JSON.
     """
-    why = FORCE_DISCONNECT if body.disconnect is None else _checked(body.disconnect)
+    why = FORCE_DISCONNECT if body.disconnect is None else _close_of(body.disconnect)
     await node.disconnect(
         body.user,
         client=body.client,
@@ -146,7 +149,7 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
     if body.expired:
         await node.disconnect(body.user, client=body.client, session=body.session, why=EXPIRED)
         return _EMPTY
-    info = _json(body.info, "") if body.info else None
+    info = _checked(info_of, body.info) or None
     await node.refresh(
         body.user,
         client=body.client,
@@ -157,14 +160,16 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
     return _EMPTY
 
 
-def _json(plain: msgspec.Raw, b64: str) -> bytes:
+def _checked(
+    text_of: Callable[[msgspec.Raw, str | None], JSONText], plain: msgspec.Raw, b64: str = ""
+) -> JSONText:
     try:
-        return json_of(plain, b64)
+        return text_of(plain, b64)
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
 
 
-def _checked(close: CloseCode) -> Disconnect:
+def _close_of(close: CloseCode) -> Disconnect:
     """The disconnect, if SDKs act on its code and can read its reason (section 8.2)."""
     code = close.code or FORCE_DISCONNECT.code
     reason = close.reason or FORCE_DISCONNECT.reason

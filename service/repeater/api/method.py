@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from repeater.protocol.json_reader import reader
+
 if TYPE_CHECKING:
     from repeater.api.budget import Budget
     from repeater.node import Node
@@ -23,7 +25,7 @@ class Method(msgspec.Struct, frozen=True):
     """One method. `decode` raises `msgspec.DecodeError`, or `ValidationError` for wrong types."""
 
     body: type[msgspec.Struct]
-    decode: Callable[[bytes | msgspec.Raw], Any]
+    decode: Callable[[bytes], Any]
     call: Call
     fields: frozenset[str]
     """The names of the fields that the body may have."""
@@ -34,8 +36,13 @@ class Method(msgspec.Struct, frozen=True):
 
 
 def method(
-    body: type[msgspec.Struct], call: Call, *, wrapped: bool = True, needs: tuple[str, ...] = ()
+    body: type[msgspec.Struct],
+    call: Call,
+    *,
+    wrapped: bool = True,
+    needs: tuple[str, ...] = (),
+    around: int = 1,
 ) -> Method:
-    """A method whose body is a JSON object of this shape."""
+    """A method whose body is a JSON object of this shape; for `around` see `reader`."""
     fields = frozenset(body.__struct_encode_fields__)
-    return Method(body, msgspec.json.Decoder(body).decode, call, fields, wrapped, needs)
+    return Method(body, reader(body, around=around), call, fields, wrapped, needs)

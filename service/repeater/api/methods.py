@@ -14,7 +14,7 @@ from repeater.api.answers import (
     answer_result,
     encode,
 )
-from repeater.api.batch import BatchBody, batch
+from repeater.api.batch import BATCH_AROUND, BatchBody, batch
 from repeater.api.budget import Budget
 from repeater.api.channel import (
     ChannelBody,
@@ -80,7 +80,11 @@ COMMANDS: Final[Mapping[str, Method]] = {
 METHODS: Final[Mapping[str, Method]] = {
     **COMMANDS,
     "batch": method(
-        BatchBody, partial(batch, methods=COMMANDS), wrapped=False, needs=("commands",)
+        BatchBody,
+        partial(batch, methods=COMMANDS),
+        wrapped=False,
+        needs=("commands",),
+        around=BATCH_AROUND,
     ),
 }
 """The methods that may be called as `POST /api/<name>`."""
@@ -118,9 +122,8 @@ def _parse(chosen: Method, text: bytes) -> Any:
         _NotJsonError: the text is not UTF-8, not JSON, or nested too deeply to decode.
     """
     try:
-        text.decode()  # the decoder does not check the encoding of `data`
         return chosen.decode(text)
     except msgspec.ValidationError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except msgspec.DecodeError:
         raise _NotJsonError from None

@@ -5,7 +5,6 @@ A body is parsed once. The text of `data` is passed on as it arrived.
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ import trio
 
 from repeater.api.answers import Failure, Result, failed
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.json_text import JSONText, accepted, json_text
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def publication_of(body: PublishBody, channel: str) -> Publication:
     Raises:
         ReplyError: `b64data` is not Base64 of JSON text (107).
     """
-    data = _decoded(body.b64data) if body.b64data else bytes(body.data)
+    data = _decoded(body.b64data) if body.b64data else accepted(body.data)
     return Publication(
         channel,
         data,
@@ -122,15 +122,12 @@ def publication_of(body: PublishBody, channel: str) -> Publication:
     )
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str) -> JSONText:
     """Decode Base64 data, which must be JSON because the subscribers' frames carry JSON."""
     try:
-        data = b64decode(text, validate=True)
-        data.decode()
-        msgspec.json.decode(data, type=msgspec.Raw)
-    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError):
+        return json_text(b64decode(text, validate=True))
+    except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
-    return data
 
 
 def publish_nowait(

@@ -23,6 +23,7 @@ from repeater.api.publishing import (
 )
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.http.answer import Answer
+from repeater.protocol.json_reader import reader
 
 if TYPE_CHECKING:
     from repeater.node import Node
@@ -33,7 +34,7 @@ STREAM_TIMEOUT: Final = 75.0
 
 _ERRORS: Final = 10  # failed lines that the summary names; the others are only counted
 
-_decode = msgspec.json.Decoder(PublishBody).decode
+_decode = reader(PublishBody, around=1)
 
 
 class LineError(msgspec.Struct, frozen=True):
@@ -149,7 +150,6 @@ def _parse(line: bytes) -> PublishBody:
         ReplyError: the line is not a JSON object of this shape (107).
     """
     try:
-        line.decode()  # the decoder does not check the encoding of `data`
         return _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except msgspec.DecodeError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None

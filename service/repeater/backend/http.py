@@ -22,6 +22,7 @@ from repeater.backend.contract import BackendStatistics
 from repeater.backend.endpoint import Endpoint
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.errors import ApplicationError, DisconnectError
+from repeater.json_text import accepted
 from repeater.protocol.centrifugo.commands import ConnectRequest
 
 G = TypeVar("G")
@@ -49,7 +50,7 @@ class HTTPBackend:
             token=request.token,
             name=request.name,
             version=request.version,
-            data=bytes(request.data),
+            data=accepted(request.data),
         )
         return await self._ask("connect", caller, body, wire.read_connect)
 

@@ -15,9 +15,9 @@ from repeater.access.grant_json import (
     OverrideClaims,
     SubscriptionOptions,
     channels_of,
-    json_of,
+    data_of,
+    info_of,
     overrides_of,
-    reason_of,
 )
 from repeater.access.grants import (
     Caller,
@@ -27,12 +27,14 @@ from repeater.access.grants import (
     SubscriptionGrant,
 )
 from repeater.errors import ApplicationError, Disconnect, DisconnectError
-from repeater.publication import embedded
+from repeater.json_text import JSONText, embedded
+from repeater.protocol import json_reader
 
 R = TypeVar("R")
 G = TypeVar("G")
 
 _DISCONNECTS_FROM: Final = 3_000
+_AROUND: Final = 4  # levels around a part that passes through: `{"result":{"subs":{"c":{"info":`
 _EXACT: Final = 2**53  # A number of seconds past it is not a date.
 
 Date = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
@@ -89,9 +91,9 @@ class ConnectAnswer(msgspec.Struct, frozen=True):
         """The same as a grant."""
         return ConnectionGrant(
             user=self.user,
-            info=json_of(self.info, self.b64info),
-            data=json_of(self.data, self.b64data),
-            meta=json_of(self.meta, None),
+            info=info_of(self.info, self.b64info),
+            data=data_of(self.data, self.b64data),
+            meta=info_of(self.meta),
             expire_at=_until(self.expire_at),
             channels=channels_of(self.subs, self.channels),
         )
@@ -110,8 +112,8 @@ class SubscribeAnswer(msgspec.Struct, frozen=True):
     def grant(self) -> SubscriptionGrant:
         """The same as a grant."""
         return SubscriptionGrant(
-            info=json_of(self.info, self.b64info),
-            data=json_of(self.data, self.b64data),
+            info=info_of(self.info, self.b64info),
+            data=data_of(self.data, self.b64data),
             expire_at=_until(self.expire_at),
             overrides=overrides_of(self.override),
         )
@@ -127,7 +129,7 @@ class PublishAnswer(msgspec.Struct, frozen=True):
 
     def grant(self) -> PublicationGrant:
         """The same as a grant."""
-        data = json_of(self.data, self.b64data)
+        data = data_of(self.data, self.b64data)
         return PublicationGrant(data or None, self.tags, self.skip_history)
 
 
@@ -145,8 +147,8 @@ class RefreshAnswer(msgspec.Struct, frozen=True):
         return Renewal(
             expired=self.expired,
             expire_at=_until(self.expire_at),
-            info=json_of(self.info, self.b64info) or None,
-            meta=json_of(self.meta, None) or None,
+            info=info_of(self.info, self.b64info) or None,
+            meta=info_of(self.meta) or None,
         )
 
 
@@ -156,9 +158,9 @@ class RPCAnswer(msgspec.Struct, frozen=True):
     data: msgspec.Raw = msgspec.Raw()
     b64data: str | None = None
 
-    def grant(self) -> bytes:
-        """The data as one line of JSON, or empty without data."""
-        return json_of(self.data, self.b64data)
+    def grant(self) -> JSONText:
+        """The data, or empty without data."""
+        return data_of(self.data, self.b64data)
 
 
 class Verdict(msgspec.Struct, Generic[R], frozen=True):
@@ -203,14 +205,13 @@ Refusal = ApplicationError | DisconnectError
 
 def reader(kind: type[R], grant: Callable[[R], G]) -> Callable[[bytes], G | Refusal]:
     """Make a function that reads answers of one kind. It raises ValueError for other texts."""
-    decode = msgspec.json.Decoder(Verdict[kind]).decode  # type: ignore[valid-type]
+    decode = json_reader.reader(Verdict[kind], around=_AROUND)  # type: ignore[valid-type]
 
     def read(body: bytes) -> G | Refusal:
         try:
-            body.decode()  # The decoder does not check `Raw` fields, which pass through unread.
             verdict: Verdict[R] = decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(reason_of(error)) from None
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
         if verdict.disconnect is not None:
             return disconnection(verdict.disconnect.code, verdict.disconnect.reason)
         if verdict.error is not None:

@@ -1,7 +1,9 @@
 """The contracts of a broker and of a presence store.
 
 A broker knows no hub and no client: it gets a sink for its events. The rest of the server relies on
-these few methods and on nothing more.
+these few methods and on nothing more. The data of a publication is a `JSONText`, and fan-out parses
+nothing again. So a broker hands on the data that it got; data that comes from another process is
+first checked by `publication.checked`.
 """
 
 from __future__ import annotations

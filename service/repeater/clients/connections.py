@@ -27,6 +27,7 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.fanout.recovery import named_position
+from repeater.json_text import json_text
 from repeater.protocol.centrifugo.replies import Push, RefreshResult
 
 if TYPE_CHECKING:
@@ -159,8 +160,11 @@ class UserConnections:
             info: New JSON text to show to other clients; None keeps the old one.
 
         Raises:
+            ReplyError: the info is not JSON text (107).
             BrokerError: the presence of some channels does not have the new info.
         """
+        if info is not None:
+            info = _checked_info(info)
         chosen = selected(self, user, client, session)
         if 0 < expire_at <= self.unix_time():
             await _for_each(chosen, lambda one: one.disconnect(EXPIRED))
@@ -168,6 +172,13 @@ class UserConnections:
         await _for_each(chosen, lambda one: _refresh(self, one, expire_at, info))
         if info is not None:
             await _renew_presence(self, chosen)
+
+
+def _checked_info(info: bytes) -> bytes:
+    try:
+        return json_text(info) if info else info
+    except ValueError:
+        raise ReplyError(ErrorCode.BAD_REQUEST) from None
 
 
 def selected(node: ClientNode, user: str, client: str, session: str) -> list[Client]:

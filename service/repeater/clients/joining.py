@@ -26,9 +26,10 @@ from repeater.fanout.recovery import (
     recover,
     recover_newest,
 )
+from repeater.json_text import embedded
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
-from repeater.publication import START, Publication, StreamPosition, embedded
+from repeater.publication import START, Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.fanout.listener import Listener
-from repeater.publication import ClientInfo, embedded
+from repeater.json_text import embedded
+from repeater.publication import ClientInfo
 
 if TYPE_CHECKING:
     from repeater.errors import Unsubscribed

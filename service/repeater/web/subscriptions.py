@@ -28,6 +28,7 @@ from repeater.front.responses import (
 )
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.protocol.http.answer import Answer, answer_status
+from repeater.protocol.json_reader import reader
 from repeater.transports import asgi_stream, asgi_websocket
 from repeater.transports.asgi import Receive, Send, deny, send_answer
 from repeater.transports.asgi_stream import ASGIStreamTransport
@@ -50,7 +51,7 @@ class EmulationRequest(msgspec.Struct, frozen=True):
     data: str = ""
 
 
-_decode = msgspec.json.Decoder(EmulationRequest).decode
+_decode = reader(EmulationRequest, around=0)
 
 
 class _GoneError(Exception):
@@ -140,7 +141,7 @@ class SubscriptionRoutes:
             return answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
         try:
             command = _decode(await self._body(receive))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except msgspec.DecodeError:
             return answer_status(HTTPStatus.BAD_REQUEST, cors)
         if not (command.session and command.node):
             return answer_status(HTTPStatus.BAD_REQUEST, cors)

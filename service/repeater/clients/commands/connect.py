@@ -41,12 +41,12 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.fanout.recovery import Rooms, named_position
+from repeater.json_text import embedded
 from repeater.protocol.centrifugo.commands import (
     ConnectRequest,
     SubscriptionPosition,
 )
 from repeater.protocol.centrifugo.replies import ConnectResult
-from repeater.publication import embedded
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client

@@ -13,8 +13,9 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
+from repeater.json_text import accepted, embedded
 from repeater.protocol.centrifugo.commands import PublishRequest
-from repeater.publication import ClientInfo, Publication, embedded
+from repeater.publication import ClientInfo, Publication
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -41,7 +42,7 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
         info = subscription.info()
     else:
         info = ClientInfo(client.user, client.id, embedded(client.grant.info))
-    data = bytes(request.data) if grant.data is None else grant.data
+    data = accepted(request.data) if grant.data is None else grant.data
     publication = Publication(request.channel, data, info=info, tags=grant.tags)
     try:
         await node.publish(publication, skip_history=grant.skip_history)
@@ -70,6 +71,6 @@ async def _publish_grant(
     if not request.data:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     try:
-        return await backend.publish(client.caller(), request.channel, bytes(request.data))
+        return await backend.publish(client.caller(), request.channel, accepted(request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None

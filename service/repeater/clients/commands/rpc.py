@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.errors import BrokerError, ErrorCode, ReplyError
+from repeater.json_text import accepted, embedded, json_text
 from repeater.protocol.centrifugo.commands import RPCRequest
 from repeater.protocol.centrifugo.replies import RPCResult
-from repeater.publication import embedded
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -26,7 +26,7 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        data = await backend.rpc(client.caller(), request.method, bytes(request.data))
-    except BrokerError:
+        data = await backend.rpc(client.caller(), request.method, accepted(request.data))
+        return RPCResult(embedded(json_text(data) if data else data))
+    except (BrokerError, ValueError):  # ValueError: the data is not JSON
         raise ReplyError(ErrorCode.INTERNAL) from None
-    return RPCResult(embedded(data))

@@ -25,6 +25,7 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.fanout.recovery import named_position
+from repeater.json_text import accepted
 from repeater.protocol.centrifugo.commands import SubscribeRequest
 from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
 
@@ -102,7 +103,7 @@ async def _grant_without_token(
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        grant = await backend.subscribe(client.caller(), name, "", bytes(request.data))
+        grant = await backend.subscribe(client.caller(), name, "", accepted(request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if 0 < grant.expire_at <= node.unix_time():

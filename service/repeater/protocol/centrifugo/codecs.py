@@ -17,7 +17,7 @@ from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.fossil import delta_or_full
 from repeater.protocol.centrifugo.replies import Push, encode_push
 from repeater.protocol.websocket.frames import PING_FRAME, text_frame
-from repeater.publication import Announcement, Publication, one_line
+from repeater.publication import Announcement, Publication
 
 _encode = msgspec.json.Encoder().encode
 
@@ -241,13 +241,13 @@ class DeltaCodec(Codec):
 
 
 def say_data(publication: Publication) -> bytes:
-    """The data exactly as it was published, for a plain subscriber."""
+    """The data alone, for a plain subscriber."""
     return publication.data
 
 
 def say_bare(publication: Publication) -> bytes:
     """The push object of a publication (protocol, section 5)."""
-    return _push_object(publication, one_line(publication.data))
+    return _push_object(publication, publication.data)
 
 
 def say_push(publication: Publication) -> bytes:
@@ -257,14 +257,14 @@ def say_push(publication: Publication) -> bytes:
 
 def say_whole(publication: Publication) -> bytes:
     """The push object of a full publication for a subscriber with deltas: JSON text in a string."""
-    return _push_object(publication, _encode(one_line(publication.data).decode()))
+    return _push_object(publication, _encode(publication.data.decode()))
 
 
 def say_delta(publication: Publication, base: Publication | None) -> bytes:
     """The push object with the delta to `base`, if the publisher allows it and it is shorter."""
     if base is None or not publication.delta:
         return say_whole(publication)
-    text, is_delta = delta_or_full(one_line(base.data), one_line(publication.data))
+    text, is_delta = delta_or_full(base.data, publication.data)
     return _push_object(publication, _encode(text.decode()), b',"delta":true' if is_delta else b"")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
 import msgspec
 
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter
+from repeater.protocol.json_reader import reader
+
+T = TypeVar("T")
 
 _UINT32: Final = 2**32 - 1
 
@@ -114,7 +117,7 @@ class SubRefreshRequest(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """One command: an id and exactly one method. A bare `{}` is a pong."""
+    """One command: an id and exactly one method. One with neither is a pong."""
 
     id: int = 0
     connect: ConnectRequest | None = None
@@ -136,12 +139,14 @@ class Command(msgspec.Struct, frozen=True):
 
 
 PONG: Final = Command()
-_decode = msgspec.json.Decoder(Command).decode
-_decode_connect = msgspec.json.Decoder(ConnectRequest | None).decode
+_decode = reader(Command, around=2)
+_decode_connect = reader(ConnectRequest, around=1)
 
 
 def parse_commands(message: str) -> Iterator[Command]:
     """The commands of one message, lazily: commands before an invalid one still take effect.
+
+    A command without id and method is `PONG`, in whatever spelling.
 
     Raises:
         DisconnectError: 3501 for an empty line or a line that is not a JSON object of the
@@ -153,7 +158,8 @@ def parse_commands(message: str) -> Iterator[Command]:
         if line == "{}":
             yield PONG
             continue
-        yield _parsed(_decode, line)
+        command = _parsed(_decode, line)
+        yield PONG if command == PONG else command
 
 
 def parse_connect(message: str) -> ConnectRequest:
@@ -162,13 +168,11 @@ def parse_connect(message: str) -> ConnectRequest:
     Raises:
         DisconnectError: 3501 for anything else.
     """
-    request: ConnectRequest | None = _parsed(_decode_connect, message)
-    return ConnectRequest() if request is None else request
+    return ConnectRequest() if message.strip() == "null" else _parsed(_decode_connect, message)
 
 
-def _parsed(decode: Any, line: str) -> Any:
+def _parsed(decode: Callable[[bytes | str], T], line: str) -> T:
     try:
         return decode(line)
-    # msgspec encodes a `str` before decoding it, and a lone surrogate cannot be encoded as UTF-8.
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+    except msgspec.DecodeError:
         raise DisconnectError(BAD_REQUEST) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from repeater.errors import ApplicationError, Disconnect, ErrorCode, ReplyError, Unsubscribed
-from repeater.publication import ClientInfo, Publication, one_line
+from repeater.publication import ClientInfo, Publication
 
 
 class PublicationResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -150,8 +150,9 @@ def failure_of(error: ReplyError) -> Failure:
 
 def publication_result(publication: Publication, *, delta: bool = False) -> PublicationResult:
     """A publication in a list; with `delta` negotiated its data is a JSON string (section 10)."""
-    text = one_line(publication.data)
-    data = msgspec.json.encode(text.decode()) if delta else text
+    data = publication.data
+    if delta:
+        data = msgspec.json.encode(data.decode())
     return PublicationResult(
         msgspec.Raw(data), publication.offset, publication.tags or None, publication.info
     )

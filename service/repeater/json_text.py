@@ -1,0 +1,146 @@
+"""JSON text that passes through the server: it is checked once, where it is accepted.
+
+Code behind that place parses no data again. It gets a `JSONText`, whose type proves the check.
+Depth is counted without recursion, because a parser's own limit depends on the stack above it.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+from typing import Final
+
+import msgspec
+
+DEPTH_LIMIT: Final = 128
+"""Levels of arrays and objects in one value; a chat message has three or four."""
+
+_LINE_BREAKS: Final = b"\r\n"
+_BRACKETS: Final = b"[]{}"
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
+
+# An escaped surrogate that does not begin within another escape: a pair, or a lone one (group 2).
+_SURROGATE: Final = re.compile(
+    rb"(?<!\\)((?:\\\\)*)\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|([dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+# Escapes of private characters. A text with all of them and a lone surrogate is refused.
+_MARKERS: Final = tuple(b"\\uE%03X" % number for number in range(0, 4096, 255))
+
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class JSONText(bytes):
+    """Valid JSON in UTF-8, on one line and at most `DEPTH_LIMIT` levels deep; empty for none.
+
+    Made by `json_text` and `accepted` only. Except for line breaks between its tokens, the text is
+    as its author wrote it, lone surrogates in escapes included.
+    """
+
+    __slots__ = ()
+
+
+NOTHING: Final = JSONText()
+"""No text: a field that was left out."""
+
+
+def json_text(data: bytes) -> JSONText:
+    """Check any bytes and return them as JSON text; costs nothing for a `JSONText`.
+
+    Raises:
+        ValueError: the bytes are not JSON in UTF-8, or are too deep; the reason repeats nothing
+            of them.
+    """
+    if type(data) is JSONText:
+        return data
+    if deeper(data, DEPTH_LIMIT):
+        raise ValueError(f"deeper than {DEPTH_LIMIT} levels")
+    try:
+        data.decode()  # The parser does not check the encoding of text that it skips.
+        _check(data)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(reason_of(error)) from None
+    return JSONText(_one_line(data))
+
+
+def _check(data: bytes) -> None:
+    try:
+        _skip(data)
+    except msgspec.DecodeError:
+        masked = mask(data)
+        if masked is None:
+            raise
+        _skip(masked.text)
+
+
+def accepted(raw: msgspec.Raw) -> JSONText:
+    """Return a field of a message that a reader of `protocol.json_reader` returned."""
+    return JSONText(_one_line(bytes(raw)))
+
+
+def _one_line(text: bytes) -> bytes:
+    """The text without line breaks. Valid JSON has none inside its strings and numbers."""
+    if b"\n" in text or b"\r" in text:
+        return text.translate(None, _LINE_BREAKS)
+    return text
+
+
+def embedded(text: bytes) -> msgspec.Raw | None:
+    """JSON text as a part of a message; None for empty text."""
+    return msgspec.Raw(text) if text else None
+
+
+def deeper(text: bytes | str, limit: int) -> bool:
+    """Whether brackets outside of strings nest deeper than `limit`. Takes linear time.
+
+    The text need not be valid. Up to its first mistake, no parser finds it deeper.
+    """
+    # A usual text has fewer brackets than the limit, and is not looked at again.
+    if isinstance(text, str):
+        if text.count("[") + text.count("{") <= limit:
+            return False
+        text = text.encode(errors="replace")
+    elif text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    outside = b"".join(text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
+    return max(accumulate(steps), default=0) > limit
+
+
+class Masked(msgspec.Struct, frozen=True):
+    """A text whose lone surrogates, which the parser refuses, are a marker and four digits."""
+
+    text: bytes
+    marker: bytes
+
+    def restored(self, part: bytes) -> bytes:
+        """A part of the masked text as its author wrote it."""
+        return part.replace(self.marker, b"\\u")
+
+    def replaced(self, part: bytes) -> bytes:
+        """A part of the masked text with U+FFFD in place of each lone surrogate."""
+        return re.sub(re.escape(self.marker) + b"[0-9a-fA-F]{4}", rb"\\ufffd", part)
+
+
+def mask(text: bytes) -> Masked | None:
+    """Mask the lone surrogates of a text, written as escapes; None if there are none.
+
+    `JSON.stringify` and `json.dumps` write them for a text that was cut within an emoji.
+    """
+    marker = next((one for one in _MARKERS if one not in text), None)
+    if marker is None:
+        return None
+
+    def masked(found: re.Match[bytes]) -> bytes:
+        return found[0] if found[2] is None else b"".join((found[1], marker, found[2]))
+
+    result = _SURROGATE.sub(masked, text)
+    return None if result == text else Masked(result, marker)
+
+
+def reason_of(error: Exception) -> str:
+    """Where in the JSON the mistake is; input that is not text is only called "not JSON"."""
+    return str(error) if isinstance(error, msgspec.DecodeError) else "not JSON"
