@@ -64,3 +64,9 @@ def test_a_server_that_is_not_there_is_one_plain_line() -> None:
     line = refused("subscribe", "news", "--url", "http://127.0.0.1:1")
     assert line.startswith("Error: cannot connect to ws://127.0.0.1:1/")
     assert line.endswith(": Connection refused")
+
+
+@pytest.mark.parametrize("data", ["{", '"caf\udce9"', "[" * 100_000, "NaN", ""])
+def test_data_that_is_not_json(data: str) -> None:
+    """Bytes that are not UTF-8 (`\udce9` here), and JSON that is too deep, are one line, too."""
+    assert refused("publish", "news", data).startswith("Error: that is not JSON: ")

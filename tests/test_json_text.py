@@ -198,7 +198,8 @@ def test_a_field_that_is_ignored_has_a_depth_too() -> None:
         read_command('{"id":1,"x":' + "[" * 60_000)
 
 
-BAD = [b"hello", b"hello\nworld", b"\xff", b"[", b"NaN", nested(129, b"1"), b"["*60_000]  # fmt: skip
+DEEP = [nested(129, b"1"), b"[" * 60_000]
+BAD = [b"hello", b"hello\nworld", b"\xff", b"[", b"NaN", *DEEP]
 
 
 @pytest.mark.parametrize("data", BAD, ids=lambda data: str(data[:8]))

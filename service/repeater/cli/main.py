@@ -108,11 +108,14 @@ def serve(
 @server_options
 def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
     """Publish one event and print its position."""
+    from repeater.json_text import json_text
+
     try:
-        json.loads(data)
+        # Bytes of an argument that are no UTF-8 are surrogates in a `str`.
+        text = json_text(data.encode(errors="surrogateescape"))
     except ValueError as error:
         raise click.ClickException(f"that is not JSON: {error}") from None
-    body = f'{{"channel":{json.dumps(channel)},"data":{data}}}'.encode()
+    body = b'{"channel":%b,"data":%b}' % (json.dumps(channel).encode(), text)
     click.echo(json.dumps(call(url, "publish", body, api_key)))
 
 

@@ -104,7 +104,8 @@ class UserConnections:
     ) -> None:
         """Unsubscribe connections from a channel, or from all of theirs, and tell each (2000).
 
-        A checkpoint only for more than 64 connections. Cancelled, some are unsubscribed.
+        Returns when presence is up to date. A checkpoint only if that needs a wait, or for more
+        than 64 connections. Cancelled, some are unsubscribed.
 
         Raises:
             ReplyError: 107 or 102, for the channel's name.
@@ -117,8 +118,13 @@ class UserConnections:
                 subscription = one.channels.get(name)
                 if subscription is not None:
                     one.end_subscription(subscription, SERVER_UNSUBSCRIBE)
+                    if subscription.presence:
+                        present.append((one.id, name))
 
+        present: list[tuple[str, str]] = []
         await _for_each(selected(self, user, client, session), unsubscribe_one)
+        for client_id, name in present:
+            await self.attendance.wait_departed(client_id, name)
 
     async def disconnect(
         self: ClientNode,

@@ -8,7 +8,7 @@ are one sync call, `Joining.complete`, so that a caller cannot break the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from repeater.clients.subscription import Subscription
     from repeater.options import ChannelOptions
     from repeater.protocol.centrifugo.codecs import Codec
+
+
+_TTL_LIMIT: Final = 365 * 24 * 3600
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -351,8 +354,9 @@ def _gathered(subscription: Subscription) -> Gathered:
 def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:
     """Whether the client has to refresh the target, and in how many seconds.
 
-    At least one second, because the encoder leaves out 0.
+    At least one second, because the encoder leaves out 0; at most a year, as in Centrifugo: typed
+    SDKs read 32 bits. A client that refreshes early is not refused.
     """
     if not target.expire_at or node.renewals.covers(target):
         return False, 0
-    return True, max(1, int(target.expire_at - node.unix_time()))
+    return True, min(max(1, int(target.expire_at - node.unix_time())), _TTL_LIMIT)

@@ -69,6 +69,15 @@ class Attendance:
             if following is None or not following.presence:
                 self.leave_soon(subscription)
 
+    async def wait_departed(self, client: str, channel: str) -> None:
+        """Wait until a client's last departure from a channel is done; the store has a deadline.
+
+        So whoever has just ended a subscription does not find it in presence.
+        """
+        leaving = self._leaving.get((client, channel))
+        if leaving is not None:
+            await leaving[1].wait()
+
     async def announce_join(self, subscription: Subscription) -> None:
         """Announce a join, if the channel announces them. A failure is logged, not retried."""
         if subscription.announced and not subscription.ended:

@@ -31,6 +31,7 @@ from repeater.errors import (
 )
 from repeater.protocol.centrifugo.commands import (
     PONG,
+    BadCommand,
     Command,
     SubscribeRequest,
     parse_commands,
@@ -118,6 +119,8 @@ class Session:
 
     async def _answer(self, command: Command) -> None:
         """Carry out the command's first method, in the protocol's order, and reply."""
+        if type(command) is BadCommand:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
         node, client, number = self._node, self._client, command.id
         if command.subscribe is not None:
             await self._subscribe(number, command.subscribe)

@@ -24,7 +24,7 @@ async def presence(node: ClientNode, client: Client, channel: str) -> PresenceRe
             for the channel's name, 100 if the store failed, 106 if the members take more than
             half an outbox, some 3,500 of them: `presence_stats` counts them.
     """
-    _check(node, client, channel)
+    await _check(node, client, channel)
     try:
         return await read(node, channel, node.options.outbox_limit // 2)
     except BrokerError:
@@ -52,15 +52,19 @@ def _size(info: ClientInfo) -> int:
 
 async def presence_stats(node: ClientNode, client: Client, channel: str) -> PresenceStatsResult:
     """Return the numbers of connections and users in a channel. Raises as `presence`."""
-    _check(node, client, channel)
+    await _check(node, client, channel)
     try:
         return PresenceStatsResult(*await node.presence_stats(channel))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
 
 
-def _check(node: ClientNode, client: Client, channel: str) -> None:
-    """Check in upstream's order: presence is kept, then this client has permission."""
+async def _check(node: ClientNode, client: Client, channel: str) -> None:
+    """Check in upstream's order: presence is kept, then this client has permission.
+
+    Then wait until the client itself, if it has just unsubscribed, is not present any more.
+    """
     node.channels.check_kept("presence", channel)
     subscribed = channel in client.channels
     node.channels.check("presence", channel, client.user, subscribed=subscribed)
+    await node.attendance.wait_departed(client.id, channel)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.json_reader import reader
-
-T = TypeVar("T")
 
 _UINT32: Final = 2**32 - 1
 
@@ -138,19 +136,31 @@ class Command(msgspec.Struct, frozen=True):
         return 0 < self.id <= _UINT32
 
 
+class BadCommand(Command, frozen=True):
+    """A command with an id whose other fields have a wrong type: it is answered with an error."""
+
+
+class _Identified(msgspec.Struct, frozen=True):
+    """The only field of a bad command that is read."""
+
+    id: int = 0
+
+
 PONG: Final = Command()
 _decode = reader(Command, around=2)
+_decode_id = reader(_Identified, around=2)
 _decode_connect = reader(ConnectRequest, around=1)
 
 
 def parse_commands(message: str) -> Iterator[Command]:
     """The commands of one message, lazily: commands before an invalid one still take effect.
 
-    A command without id and method is `PONG`, in whatever spelling.
+    A command without id and method is `PONG`, in whatever spelling. A command with fields of a
+    wrong type is a `BadCommand`.
 
     Raises:
-        DisconnectError: 3501 for an empty line or a line that is not a JSON object of the
-            protocol (protocol, section 2.2).
+        DisconnectError: 3501 for an empty line or a line that is not a JSON object, or whose id
+            is not a number (protocol, section 2.2).
     """
     if message.endswith("\n"):
         message = message[:-1]
@@ -158,8 +168,14 @@ def parse_commands(message: str) -> Iterator[Command]:
         if line == "{}":
             yield PONG
             continue
-        command = _parsed(_decode, line)
-        yield PONG if command == PONG else command
+        try:
+            command = _decode(line)
+        except msgspec.ValidationError:
+            yield _bad_command(line)
+        except msgspec.DecodeError:
+            raise DisconnectError(BAD_REQUEST) from None
+        else:
+            yield PONG if command == PONG else command
 
 
 def parse_connect(message: str) -> ConnectRequest:
@@ -168,11 +184,14 @@ def parse_connect(message: str) -> ConnectRequest:
     Raises:
         DisconnectError: 3501 for anything else.
     """
-    return ConnectRequest() if message.strip() == "null" else _parsed(_decode_connect, message)
-
-
-def _parsed(decode: Callable[[bytes | str], T], line: str) -> T:
     try:
-        return decode(line)
+        return ConnectRequest() if message.strip() == "null" else _decode_connect(message)
+    except msgspec.DecodeError:
+        raise DisconnectError(BAD_REQUEST) from None
+
+
+def _bad_command(line: str) -> BadCommand:
+    try:
+        return BadCommand(_decode_id(line).id)
     except msgspec.DecodeError:
         raise DisconnectError(BAD_REQUEST) from None
