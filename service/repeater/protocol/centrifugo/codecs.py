@@ -104,10 +104,7 @@ class Codec:
 
         Nothing of the data is made to find out.
         """
-        data = publication.data
-        size = len(data) + _AROUND + len(_encode(publication.channel))
-        if b"\n" in data or b"\r" in data:  # `one_line` puts a blank behind these
-            size += data.count(b",") + data.count(b":")
+        size = len(publication.data) + _AROUND + len(_encode(publication.channel))
         if publication.tags:
             size += len(_encode(publication.tags))
         if publication.info is not None:
