@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repeater.protocol.http.call_head import read_call_head
 from repeater.protocol.http.chunked import ChunkedReader
-from repeater.protocol.http.head import read_call_head
 
 LINE = b"POST /api/publish?api_key=a HTTP/1.1\r\n"
 

@@ -12,20 +12,26 @@ import math
 import socket
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
 from repeater.front.preamble import Preamble, PreambleError
+from repeater.front.responses import write_fault
 from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.front.subscriptions import Subscriptions
 from repeater.front.tls import HTTP2
 from repeater.log import get_logger
-from repeater.protocol.http.answer import Answer, write_answer
-from repeater.protocol.http.head import HEAD_END, read_head
+from repeater.protocol.http.fault import HEAD_TOO_LARGE, NOT_HTTP
+from repeater.protocol.http.head import (
+    HEAD_END,
+    LINE_END,
+    begins_request,
+    read_head,
+    skip_empty_lines,
+)
 from repeater.transports.sockets import abort_socket, send_last
 
 if TYPE_CHECKING:
@@ -41,7 +47,6 @@ _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
-_TOO_LARGE: Final = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, b"", "")
 
 
 class AcceptorStatistics(msgspec.Struct, frozen=True):
@@ -221,11 +226,15 @@ class Acceptor:
             if not chunk:
                 raise _RejectedError("hung up before a request")
             received += chunk
-            if not _is_request(received):
-                raise _RejectedError("not HTTP")
+            if not begins_request(received):
+                received = skip_empty_lines(received)
+                if received in LINE_END:
+                    continue  # so far only empty lines; the head's deadline does not move
+                if not begins_request(received):
+                    raise _RejectedError("not HTTP", write_fault(NOT_HTTP))
             end = received.find(HEAD_END)
             if end > self._head_limit or (end < 0 and len(received) > self._head_limit):
-                raise _RejectedError("head too large", write_answer(_TOO_LARGE, keep_alive=False))
+                raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
             if end >= 0:
                 return received
             await trio.lowlevel.checkpoint()
@@ -268,11 +277,3 @@ def _accept(listener: socket.socket) -> tuple[socket.socket, object]:
 def _lift_deadline(scope: trio.CancelScope) -> None:
     if scope.deadline != math.inf:
         scope.deadline = math.inf
-
-
-def _is_request(received: bytes) -> bool:
-    """Whether these bytes can begin `METHOD target`; TLS and noise cannot."""
-    method, space, rest = received[:32].partition(b" ")
-    if not (method.isalpha() and method.isupper() and method.isascii()):
-        return False
-    return bool(space) and not rest.startswith(b" ") if len(received) >= 32 else True

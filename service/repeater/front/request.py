@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from repeater.access.origins import Page, host_allowed, judge_page
+from repeater.protocol.http.fault import find_fault
 from repeater.protocol.http.head import Head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, choose_subprotocol
 
@@ -192,12 +193,12 @@ def token_of_cookies(headers: Iterable[bytes]) -> str:
 def is_plain(head: Head) -> bool:
     """Whether the native path may serve this request for a stream.
 
-    It may not if the syntax is bad, a header is repeated, `Host` is missing, or the body is not
-    delimited by its length alone: such a request goes to Hypercorn, which knows all of HTTP.
+    It may not if the head has a fault or a repeated header, `Host` is missing, or the body is not
+    delimited by its length alone: such a request goes to Hypercorn.
     """
-    if not head.sound or head.upgrades or head.repeats or b"host" not in head.by_name:
+    if head.upgrades or head.repeats or b"host" not in head.by_name:
         return False
-    return not any(name in head.by_name for name in _NOT_PLAIN)
+    return find_fault(head) is None and not any(name in head.by_name for name in _NOT_PLAIN)
 
 
 def client_address(sock: socket.socket) -> str:

@@ -14,12 +14,13 @@ from random import randint
 from typing import TYPE_CHECKING, Final
 
 from repeater.access.origins import Page
-from repeater.protocol.http.answer import Answer, Headers, answer_status
+from repeater.protocol.http.answer import Answer, Headers, answer_status, write_answer
 from repeater.protocol.sse.event_stream import retry
 
 if TYPE_CHECKING:
     from repeater.front.request import Request
     from repeater.front.routes import Route
+    from repeater.protocol.http.fault import Fault
 
 OCTETS: Final = "application/octet-stream"
 """The media type of the binary protocol, which the HTTP transports do not speak."""
@@ -46,6 +47,12 @@ def http_date() -> str:
     if now != _date[0]:
         _date = (now, formatdate(now, usegmt=True))
     return _date[1]
+
+
+def write_fault(fault: Fault) -> bytes:
+    """The answer to a request with this fault, the last answer of its connection."""
+    answer = answer_status(fault.status, text=f"{fault.status.phrase}: {fault.reason}")
+    return write_answer(answer, keep_alive=False, date=http_date())
 
 
 def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]) -> Answer | None:
@@ -87,13 +94,14 @@ def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
 
 
 def stream_headers(route: Route, request: Request) -> Headers:
-    """A stream's headers: no cache may keep it, and no proxy may buffer it (section 14.1)."""
+    """A stream's headers: no cache may keep it, no proxy buffer or compress it (section 14.1)."""
     return (
         *cors_headers(request),
         ("Content-Type", route.media_type),
         ("Cache-Control", _NO_CACHE),
         ("Pragma", "no-cache"),
         ("X-Accel-Buffering", "no"),
+        ("X-Content-Type-Options", "nosniff"),
     )
 
 

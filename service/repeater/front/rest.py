@@ -8,6 +8,8 @@ Each connection has one task.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -28,8 +30,9 @@ from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from repeater.front.responses import http_date
 from repeater.log import get_logger
 from repeater.protocol.http.answer import Answer, write_answer
+from repeater.protocol.http.call_head import CallHead, read_call_head
 from repeater.protocol.http.chunked import ChunkedReader
-from repeater.protocol.http.head import HEAD_END, CallHead, read_call_head
+from repeater.protocol.http.head import HEAD_END, skip_empty_lines
 from repeater.transports.sockets import abort_socket
 
 if TYPE_CHECKING:
@@ -150,14 +153,19 @@ class _Connection:
                 going_on = await self._serve_call(head, name)
             self._rest.requests += 1
             if not going_on:
+                await self._linger()
                 return b""
 
     async def _next_head(self) -> CallHead | None:
         """Consume and return the next head; None, consuming nothing, if it is not plain."""
         deadline = trio.current_time() + _IDLE_TIMEOUT
         begun = False
-        while (end := self._received.find(HEAD_END)) < 0:
-            if not PREFIX.startswith(self._received[: len(PREFIX)]):
+        while True:
+            if self._received.startswith(b"\r"):
+                self._received = skip_empty_lines(self._received)
+            if (end := self._received.find(HEAD_END)) >= 0:
+                break
+            if not PREFIX.startswith(self._received[: len(PREFIX)]) and self._received != b"\r":
                 return None
             if len(self._received) > self._rest.options.head_limit:
                 return None
@@ -200,13 +208,10 @@ class _Connection:
         """Serve one call; return whether the connection goes on."""
         assert head.length is not None
         if head.length > self._rest.options.body_limit:
-            await self._send(TOO_LARGE, keep_alive=False)
-            await self._linger()
-            return False
+            return await self._send(TOO_LARGE, keep_alive=False)
         body = await self._body(head.length)
         if body is None:
-            await self._send(REQUEST_TIMEOUT, keep_alive=False)
-            return False
+            return await self._send(REQUEST_TIMEOUT, keep_alive=False)
         keep_alive = head.keep_alive
         transport_mode = head.error_mode == _TRANSPORT_MODE
         try:
@@ -240,10 +245,7 @@ class _Connection:
         if status == 200 and not stream.stopped:
             await stream.end()
         whole = status == 200 and not stream.stopped
-        going_on = await self._send(stream.answer(status), keep_alive=whole and head.keep_alive)
-        if not whole:
-            await self._linger()
-        return going_on
+        return await self._send(stream.answer(status), keep_alive=whole and head.keep_alive)
 
     async def _feed(self, stream: EventStream, length: int | None) -> int:
         """Feed the body to the stream; return the status of its answer."""
@@ -339,11 +341,9 @@ class _Connection:
     async def _linger(self) -> None:
         """Read and discard until the peer hangs up, at most for the close timeout.
 
-        If the socket were closed at once, a peer that still sends would be reset, and might lose
-        the answer.
+        If the socket were closed at once, bytes that nobody reads, such as the rest of a body or
+        an empty line behind it, would reset the peer, which might lose the answer.
         """
-        with trio.move_on_after(self._node.options.close_timeout):
-            while True:
-                await trio.lowlevel.wait_readable(self._socket)
-                if not self._socket.recv(_RECEIVE):
-                    return
+        with contextlib.suppress(_EndedError), trio.move_on_after(self._node.options.close_timeout):
+            while await self._receive_or_none(math.inf, idle=True):
+                pass

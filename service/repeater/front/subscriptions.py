@@ -19,6 +19,7 @@ from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import http_date, opening_bytes, stream_headers
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.http.answer import write_answer, write_head
+from repeater.protocol.http.fault import find_fault
 from repeater.protocol.websocket.handshake import answer_handshake
 from repeater.transports import http_stream, websocket
 from repeater.transports.sockets import RECEIVE, send_last
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from repeater.protocol.http.head import Head
 
 _BODILESS: Final = ("GET", "OPTIONS")
+_LAST: Final = (("Connection", "close"),)
 
 
 class Subscriptions:
@@ -50,10 +52,15 @@ class Subscriptions:
     ) -> None:
         """Answer the handshake, and serve its client until the client leaves.
 
+        A head that is not plain is handed over: Hypercorn serves it, or refuses its fault.
+
         The caller owns the socket. `received` are the bytes after the head; `scope` surrounds the
         call.
         """
-        handshake = answer_handshake(head)
+        handshake = answer_handshake(head) if find_fault(head) is None else None
+        if handshake is None or not handshake.answer:
+            await self._handover.serve(sock, head.raw + received)
+            return
         if not handshake.accepted:
             send_last(sock, handshake.answer)
             return
@@ -70,7 +77,7 @@ class Subscriptions:
             route = WEBSOCKETS[request.path]
             transport = _transport(sock, route)
             client = Client(self._node.registry, transport, scope, ready=opening.wanted is not None)
-            client.outbox.send(handshake.answer)
+            client.outbox.send(_dated(handshake.answer))
             session = begin(self._node, client, opening)
             first = opening.first
             # This frame lives as long as its client: no part of the request may stay in it.
@@ -98,7 +105,7 @@ class Subscriptions:
                 if forwarded:
                     self._preamble.name_client(sock, forwarded)
                 route = STREAMS[request.path]
-                headers = (*stream_headers(route, request), ("Connection", "close"))
+                headers = (*stream_headers(route, request), *_LAST, ("Date", http_date()))
                 answer = write_head(200, headers) + opening_bytes(route)
                 codec = route.codec
                 del head, received, request, forwarded, body, route, headers
@@ -125,6 +132,11 @@ class Subscriptions:
 
 def _last_answer(refusal: Refusal) -> bytes:
     return write_answer(refusal.answer, keep_alive=False, date=http_date())
+
+
+def _dated(answer: bytes) -> bytes:
+    """A handshake's answer with the `date` header, which the library's verdict does not have."""
+    return answer[:-2] + f"Date: {http_date()}\r\n\r\n".encode()
 
 
 def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTransport:

@@ -6,10 +6,11 @@ The application runs no tasks of its own: `repeater/serving/` makes it and runs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
-from quart import Blueprint
+from quart import Blueprint, Response, request
 from quart_trio import QuartTrio
 
 from repeater.api.methods import BODY_TIMEOUT
@@ -17,6 +18,7 @@ from repeater.config import CurrentSettings
 from repeater.node import Node
 from repeater.web.api import create_api
 from repeater.web.console import create_console
+from repeater.web.faults import FaultCheck, exact_paths
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
 from repeater.web.paced_websocket import PacedWebsockets, paced
@@ -27,6 +29,9 @@ from repeater.web.subscriptions import SubscriptionRoutes
 
 if TYPE_CHECKING:
     from repeater.front.accept import AcceptorStatistics
+
+
+_NOT_STORED: Final = ("/api/", "/health", "/metrics")
 
 
 class Holder:
@@ -65,6 +70,8 @@ def make_app(
     app.config["MAX_CONTENT_LENGTH"] = settings().body_limit
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False  # `//api/publish` is another path than `/api/publish`
+    app.after_request(_not_stored)
     key = settings.api_key
     for blueprint in blueprints:  # first, because of two routes for a path Quart takes the earlier
         app.register_blueprint(blueprint)
@@ -85,4 +92,14 @@ def make_app(
         app.asgi_app, holder, settings
     )
     app.asgi_app = PageCheck(app.asgi_app, settings)  # type: ignore[method-assign]
+    app.asgi_app = FaultCheck(  # type: ignore[method-assign]
+        app.asgi_app, partial(exact_paths, app)
+    )
     return app
+
+
+async def _not_stored(response: Response) -> Response:
+    """Tell caches not to keep an answer of ours, a 404 included; a route may say otherwise."""
+    if request.path.startswith(_NOT_STORED):
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from quart import Blueprint, request
+from quart import Blueprint, has_request_context, request
 from quart.typing import ResponseReturnValue
 from werkzeug.exceptions import NotFound
 
@@ -34,7 +34,8 @@ def create_console() -> Blueprint:
     # Not a route, because an application that is mounted on `/` later must win.
     @console.app_errorhandler(NotFound)
     async def front(error: NotFound) -> ResponseReturnValue | NotFound:
-        if request.path == "/" and request.method in ("GET", "HEAD"):
+        # A WebSocket has no `request`; to it, `/` is an unknown path as any other.
+        if has_request_context() and request.path == "/" and request.method in ("GET", "HEAD"):
             return await assets.send("front.html")
         return error
 

@@ -7,7 +7,7 @@ ASGI server's own bounded queue is the back-pressure.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
     from repeater.node import Node
 
-_PATH = f"/api/{STREAM}"
+STREAM_PATH: Final = f"/api/{STREAM}"
 _LOOK = 1.0  # seconds between two checks whether the node drains
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -39,7 +39,7 @@ class StreamRoute:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http" or scope["path"] != _PATH:
+        if scope["type"] != "http" or scope["path"] != STREAM_PATH:
             await self._app(scope, receive, send)
             return
         headers = _first_of_each(scope["headers"])

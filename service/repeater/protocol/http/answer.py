@@ -14,6 +14,8 @@ import msgspec
 
 Headers = Iterable[tuple[str, str]]
 
+NOT_STORED: Final = ("cache-control", "no-store")
+"""The header of every answer here: a cache must not answer for the server (RFC 9111)."""
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _NO_CONTENT: Final = 204  # its answer has no Content-Length (RFC 9110, section 8.6)
 
@@ -30,6 +32,7 @@ class Answer(msgspec.Struct, frozen=True):
     def header_lines(self) -> list[tuple[str, str]]:
         """All headers of this answer, for any writer. Names are in lower case."""
         lines = [("content-type", self.content_type)] if self.content_type else []
+        lines.append(NOT_STORED)
         if self.status != _NO_CONTENT:
             lines.append(("content-length", str(len(self.body))))
         lines += [(name.lower(), value) for name, value in self.headers]
@@ -53,6 +56,7 @@ def write_answer(answer: Answer, *, keep_alive: bool, date: str = "") -> bytes:
         text += f"content-type: {answer.content_type}\r\n"
     if answer.status != _NO_CONTENT:
         text += f"content-length: {len(answer.body)}\r\n"
+    text += "cache-control: no-store\r\n"
     for name, value in answer.headers:
         text += f"{name.lower()}: {value}\r\n"
     if date:

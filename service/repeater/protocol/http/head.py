@@ -7,21 +7,17 @@ goes to Hypercorn, which knows all of HTTP.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
 from typing import Final
 
 import httptools
-import msgspec
 
 HEAD_END: Final = b"\r\n\r\n"
+LINE_END: Final = b"\r\n"
 
-# Headers that, if repeated, would change the meaning of an API call.
-_USED: Final = frozenset({
-    b"host", b"content-length", b"transfer-encoding", b"connection",
-    b"x-api-key", b"authorization", b"x-centrifugo-error-mode",
-})  # fmt: skip
-_NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings")
-_REMEMBERED: Final = 64  # heads; each has at most the size of `head_limit`, 16 KiB by default
+_METHOD_CHARACTERS: Final = bytes(range(33, 127)).translate(None, b'"(),/:;<=>?@[\\]{}')
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+_FIRST_LOOK: Final = 32  # bytes; every method that exists is shorter
 
 
 class Head:
@@ -31,7 +27,10 @@ class Head:
     are there nevertheless, but may be used only to choose the server for the request.
     """
 
-    __slots__ = ("_by_name", "headers", "method", "raw", "sound", "target", "upgrades", "version")
+    __slots__ = (
+        *("_by_name", "headers", "method", "mistake"),
+        *("raw", "sound", "target", "upgrades", "version"),
+    )
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -40,6 +39,8 @@ class Head:
         self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.sound = True
+        self.mistake = ""
+        """What llhttp says about bad syntax."""
         self.upgrades = False
         """Whether the request asks for another protocol."""
         self._by_name: dict[bytes, bytes] | None = None
@@ -64,6 +65,24 @@ class Head:
         """Whether any header occurs more than once."""
         return len(self.by_name) != len(self.headers)
 
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection goes on after this request; HTTP/1.0 always ends it."""
+        return self.version == "1.1" and b"close" not in self._connection_options()
+
+    @property
+    def asks_for_websocket(self) -> bool:
+        """Whether the request asks for a WebSocket (RFC 6455, section 4.2.1)."""
+        if self.by_name.get(b"upgrade", b"").strip(b" \t").lower() != b"websocket":
+            return False
+        plain = self.method == b"GET" and self.version == "1.1"
+        return plain and b"upgrade" in self._connection_options()
+
+    def _connection_options(self) -> list[bytes]:
+        """The options of all `Connection` headers, in lower case."""
+        lines = [value for name, value in self.headers if name == b"connection"]
+        return [option.strip(b" \t") for option in b",".join(lines).lower().split(b",")]
+
 
 def read_head(raw: bytes) -> Head:
     """Read a head; `raw` ends with the head's empty line."""
@@ -73,65 +92,25 @@ def read_head(raw: bytes) -> Head:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
         head.upgrades = True
-    except httptools.HttpParserError:
-        head.sound = False
+    except httptools.HttpParserError as error:
+        head.sound, head.mistake = False, str(error)
         return head
     head.method, head.version = parser.get_method(), parser.get_http_version()
     return head
 
 
-class CallHead(msgspec.Struct, frozen=True):
-    """The head of one plain API call: its path, its credentials, and how its body is delimited.
+def begins_request(received: bytes) -> bool:
+    """Whether these first bytes can begin `METHOD target`; TLS and noise cannot."""
+    method, space, target = received[:_FIRST_LOOK].partition(b" ")
+    if not method or method.translate(None, _METHOD_CHARACTERS):
+        return False
+    return not space or not target.startswith(b" ")
 
-    `length` is the body's bytes, None for a chunked body.
+
+def skip_empty_lines(received: bytes) -> bytes:
+    """Return the bytes from the request line on: empty lines before it are ignored.
+
+    RFC 9112, section 2.2, asks for it, because some clients send CR LF behind a body.
     """
-
-    path: bytes
-    query: bytes
-    length: int | None
-    keep_alive: bool
-    api_key: bytes | None
-    authorization: bytes | None
-    error_mode: bytes | None
-    host: bytes
-    from_page: bool
-    """Whether a browser says which page makes the call."""
-
-
-@lru_cache(_REMEMBERED)
-def read_call_head(raw: bytes) -> CallHead | None:
-    """Read the head of an API call; `raw` ends with the head's empty line.
-
-    Returns None unless it is a plain POST of HTTP/1.1: for bad syntax, for a missing or repeated
-    header that matters here, for an upgrade, an expectation, or a coding other than chunked.
-    """
-    # Cached, because a back end sends the same bytes as a head again and again.
-    head = read_head(raw)
-    if not head.sound or head.upgrades or head.method != b"POST" or head.version != "1.1":
-        return None
-    headers: dict[bytes, bytes] = {}
-    for name, value in head.headers:
-        if name in _USED and name in headers:
-            return None
-        headers[name] = value
-    if b"host" not in headers or any(name in headers for name in _NOT_PLAIN):
-        return None
-    coding = headers.get(b"transfer-encoding")
-    if coding is not None and coding.strip().lower() != b"chunked":
-        return None
-    path, _, query = head.target.partition(b"?")
-    return CallHead(
-        path,
-        query,
-        None if coding is not None else int(headers.get(b"content-length", b"0")),
-        not _closes(headers.get(b"connection", b"")),
-        headers.get(b"x-api-key"),
-        headers.get(b"authorization"),
-        headers.get(b"x-centrifugo-error-mode"),
-        headers[b"host"],
-        b"origin" in headers or b"sec-fetch-site" in headers,
-    )
-
-
-def _closes(connection: bytes) -> bool:
-    return b"close" in (option.strip() for option in connection.lower().split(b","))
+    found = _EMPTY_LINES.match(received)
+    return received[found.end() :] if found else received

@@ -25,7 +25,6 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from repeater.protocol.http.answer import Answer, write_answer
 from repeater.protocol.http.head import Head
 
 _LOGGER = logging.getLogger("repeater.websocket.handshake")
@@ -53,6 +52,7 @@ class Handshake(msgspec.Struct, frozen=True):
     """The answer's bytes, whether they accept the handshake, and the chosen subprotocol."""
 
     answer: bytes
+    """Empty if the head is beyond the library's limits, or is not HTTP to it."""
     accepted: bool
     subprotocol: str | None = None
 
@@ -149,8 +149,7 @@ def _answer_bytes(head: bytes) -> Handshake:
     server.receive_data(head)
     requests = server.events_received()
     if not requests or not isinstance(requests[0], Request):
-        refusal = Answer(HTTPStatus.BAD_REQUEST, b"", "")
-        return Handshake(write_answer(refusal, keep_alive=False), accepted=False)
+        return Handshake(b"", accepted=False)
     response = server.accept(requests[0])
     server.send_response(response)
     accepted = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS

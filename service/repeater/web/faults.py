@@ -1,0 +1,85 @@
+"""Requests that an ASGI server lets through, judged by the rules of the native paths.
+
+For every way to the application: behind the native paths, inside HTTP/2, and under a stock ASGI
+server. What a server has already taken apart, such as chunks, is not seen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from repeater.front.routes import ROUTES
+from repeater.protocol.http.answer import Answer, answer_status
+from repeater.protocol.http.fault import Field, find_scope_fault, split_url
+from repeater.transports.asgi import Receive, Send, deny, send_answer
+from repeater.web.stream import STREAM_PATH, Application
+from repeater.web.subscriptions import EMULATION_PATH
+
+if TYPE_CHECKING:
+    from quart_trio import QuartTrio
+
+_OWN: Final = {*ROUTES, EMULATION_PATH, STREAM_PATH}
+
+
+class FaultCheck:
+    """An ASGI application: refuses requests with a fault, and gives all others to `app`."""
+
+    def __init__(self, app: Application, exact_paths: Callable[[], set[str]]) -> None:
+        """Keep `exact_paths`, which returns the paths that no escaped spelling may reach."""
+        self._app = app
+        self._exact_paths = exact_paths
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        scope = _in_origin_form(scope)
+        answer = self._refusal(scope)
+        if answer is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send_answer(send, answer)
+        elif (await receive())["type"] == "websocket.connect":
+            await deny(scope, send, answer)
+
+    def _refusal(self, scope: Any) -> Answer | None:
+        old = scope["http_version"].startswith("1")
+        fields = scope["headers"]
+        if not old:  # a client of HTTP/2 may name the host twice (RFC 9113, section 8.3.1)
+            fields = list(dict.fromkeys(fields))
+        fault = find_scope_fault(fields)
+        if fault is not None:
+            close = (("Connection", "close"),) if old else ()
+            return answer_status(fault.status, close, f"{fault.status.phrase}: {fault.reason}")
+        path = scope["path"]
+        # A proxy's rule for `/metrics` must hold: `/%6detrics` and `//metrics` are other paths.
+        escaped = b"%" in scope.get("raw_path", b"") and path in self._exact_paths()
+        if escaped or path.startswith("//"):  # Quart drops slashes at the beginning
+            return answer_status(HTTPStatus.NOT_FOUND)
+        return None
+
+
+def exact_paths(app: QuartTrio) -> set[str]:
+    """The paths of subscriptions, and those of all routes without parameters."""
+    return _OWN | {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
+
+
+def _in_origin_form(scope: Any) -> Any:
+    """Take a target in absolute form apart: its authority counts, not `Host` (RFC 9112, 3.2.2)."""
+    raw = scope.get("raw_path") or scope["path"].encode("latin-1", "replace")
+    parts = None if raw.startswith(b"/") else split_url(raw)
+    if parts is None:
+        return scope
+    host, path = parts
+    fields: list[Field] = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    path = path.partition(b"?")[0]
+    return {
+        **scope,
+        "headers": [(b"host", host), *fields],
+        "raw_path": path,
+        "path": unquote(path.decode("latin-1")),
+    }
