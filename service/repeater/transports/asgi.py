@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from repeater.errors import Disconnect
     from repeater.protocol.http.answer import Answer, Headers
 
-_DENIAL: Final = "websocket.http"
-
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
