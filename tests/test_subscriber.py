@@ -240,3 +240,131 @@ async def test_a_certificate_of_ones_own(authority: Authority) -> None:
         with pytest.raises(SubscriberError, match=r"cannot connect.*certificate"):
             async with open_subscriber(base, ["news"]):
                 pass
+
+
+async def test_missed_events_of_many_megabytes() -> None:
+    """As much as one answer may have is recovered; more is told as a gap, once, and not again."""
+    gaps: list[str] = []
+    async with (
+        running(outbox_limit=8_388_608) as server,
+        open_subscriber(url(server), ["news"], backoff=SOON, on_gap=gaps.append) as events,
+    ):
+        await publish(server, "0")
+        assert await take(events, 1) == ["0"]
+        for count, lost in ((100, False), (100, True)):
+            size = 80_000 if lost else 20_000
+            for client in tuple(server.node.registry.clients):
+                client.disconnect(SHUTDOWN)
+            text = '"' + "x" * size + '"'
+            await publish(server, *[text] * count)
+            if lost:
+                while not gaps:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                await publish(server, "1")
+                assert await take(events, 1) == ["1"]
+            else:
+                assert await take(events, count) == [text] * count
+        assert gaps == ["news"]
+
+
+async def test_a_message_that_is_too_large_ends_the_subscriber() -> None:
+    """It would come again with each new connection: no endless loop, but the reason."""
+    reconnects: list[str] = []
+    async with running() as server:
+
+        async def listen() -> None:
+            async with open_subscriber(
+                url(server),
+                ["news"],
+                backoff=SOON,
+                message_limit=1_000,
+                on_reconnect=lambda reason, _: reconnects.append(reason),
+            ) as events:
+                await publish(server, '"' + "x" * 2_000 + '"')
+                await anext(events)
+
+        with pytest.raises(SubscriberError, match="1009"):
+            await listen()
+    assert reconnects == []
+
+
+async def test_pauses_grow_until_a_connection_brings_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that ends each connection at once is given more and more time; an event resets."""
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    delays: list[float] = []
+    async with (
+        running() as server,
+        open_subscriber(
+            url(server),
+            ["news"],
+            backoff=(0.001, 0.016),
+            on_reconnect=lambda _, delay: delays.append(delay),
+        ) as events,
+    ):
+
+        async def end_all(count: int) -> None:
+            while len(delays) < count:
+                for client in tuple(server.node.registry.clients):
+                    if client.channels:
+                        client.disconnect(SHUTDOWN)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+        await end_all(6)
+        assert delays == [0.001, 0.002, 0.004, 0.008, 0.016, 0.016]
+        await publish(server, "1")
+        assert await take(events, 1) == ["1"]
+        await end_all(7)
+        assert delays[6:] == [0.001]
+
+
+async def test_many_channels_are_asked_for_in_several_messages() -> None:
+    """The subscribe commands of hundreds of channels exceed what a server takes as one message."""
+    names = [f"{number:0200}" for number in range(400)]
+    async with (
+        running(channel_limit=400) as server,
+        open_subscriber(url(server), names) as events,
+    ):
+        await server.node.publish(Publication(names[-1], b"1"))
+        assert (await anext(events)).channel == names[-1]
+
+
+async def test_a_group_of_the_users_own_stays_whole() -> None:
+    """Neither the block's own group nor one of a hook is unwrapped, if it has one error only."""
+    group = ExceptionGroup("mine", [ValueError("one")])
+
+    async def get_token() -> str:
+        raise group
+
+    async with running() as server:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with open_subscriber(url(server), ["news"]):
+                raise group
+        assert caught.value is group
+        with pytest.raises(ExceptionGroup) as caught:
+            async with open_subscriber(url(server), ["news"], get_token=get_token):
+                pass
+        assert caught.value is group
+
+
+async def test_an_oserror_of_a_gap_hook_is_the_users() -> None:
+    """What `on_gap` raises while the client connects again is not "cannot connect"."""
+    error = OSError("the disk is full")
+
+    def on_gap(_channel: str) -> None:
+        raise error
+
+    async def listen(server: Server) -> None:
+        async with open_subscriber(url(server), ["news"], backoff=SOON, on_gap=on_gap) as events:
+            await publish(server, "1")
+            assert await take(events, 1) == ["1"]
+            server.node.broker._streams.clear()  # type: ignore[attr-defined]  # as a restart does
+            for client in tuple(server.node.registry.clients):
+                client.disconnect(SHUTDOWN)
+            await trio.sleep_forever()
+
+    async with running() as server:
+        with pytest.raises(OSError, match="the disk is full") as caught:
+            await listen(server)
+    assert caught.value is error

@@ -72,6 +72,7 @@ async def open_subscriber(
     backoff: tuple[float, float] = _BACKOFF,
     buffer: int = 1_000,
     ssl_context: ssl.SSLContext | None = None,
+    message_limit: int = 16_777_216,
 ) -> AsyncIterator[Subscriber]:
     """Subscribe for as long as the block lasts. When the block begins, all channels are subscribed.
 
@@ -92,6 +93,8 @@ async def open_subscriber(
             client then reconnects and recovers.
         ssl_context: Verifies the server's certificate, for `https`. By default the authorities
             that Python trusts do.
+        message_limit: The largest message to take, in bytes. It must be above the server's
+            `outbox_limit` (1 MiB by default); a larger message ends the subscriber (1009).
 
     Raises:
         SubscriberError: the first connection failed, or the server ended it for good.
@@ -101,7 +104,7 @@ async def open_subscriber(
     """
     send, receive = trio.open_memory_channel[Event](buffer)
     hooks = Hooks(on_reconnect, on_gap, get_token)
-    link = Link(url, channels, send, connect_timeout, hooks, ssl_context)
+    link = Link(url, channels, send, connect_timeout, hooks, ssl_context, message_limit)
     try:
         async with open_service_nursery() as nursery:
             # Not `async with`: its checkpoint would put a Cancelled in the place of an error.

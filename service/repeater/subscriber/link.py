@@ -29,7 +29,7 @@ from repeater.subscriber.wire import (
     SubscriberError,
     SubscriptionError,
     connect_command,
-    joined,
+    messages,
     replies,
     stays_away,
     subscribe_command,
@@ -37,6 +37,7 @@ from repeater.subscriber.wire import (
 )
 
 _PING_GRACE: Final = 10.0  # seconds by which a server's ping may be late, as in the SDKs
+_STABLE: Final = 5.0  # seconds after which a connection counts as a good one
 _RESUBSCRIBE: Final = 2_500  # unsubscribe codes from here on ask the client to subscribe again
 _TOKEN_EXPIRED: Final = 109
 
@@ -79,10 +80,12 @@ class Link:
         timeout: float,
         hooks: Hooks,
         ssl_context: ssl.SSLContext | None = None,
+        message_limit: int = 16_777_216,
     ) -> None:
         self.failure: BaseException | None = None
         """What `run` raised, other than that it was cancelled."""
         self._ssl_context = ssl_context
+        self._message_limit = message_limit
         self._url = websocket_url(url)
         self._channels = tuple(dict.fromkeys(channels))
         self._events = events
@@ -92,6 +95,8 @@ class Link:
         self._asked: dict[int, str] = {}  # channels of unanswered subscribe commands, by number
         self._heard: set[str] = set()
         self._number = 0
+        self._since = math.inf  # when the last connection was made
+        self._delivered = False
 
     async def run(
         self,
@@ -126,18 +131,27 @@ class Link:
                     if not started:
                         started = True
                         task_status.started()
-                    attempts = 0
                     await self._read(socket, ping)
             except LostError as lost:
                 if not started:
                     raise SubscriberError(str(lost)) from None
                 if not reconnect:
                     return
+                if self._was_stable():
+                    attempts = 0
                 delay = random.uniform(0, min(backoff[1], backoff[0] * 2**attempts))
                 attempts = min(attempts + 1, 30)
                 if self._hooks.on_reconnect is not None:
                     self._hooks.on_reconnect(str(lost), delay)
                 await trio.sleep(delay)
+
+    def _was_stable(self) -> bool:
+        """Whether the connection that was just lost delivered something, or lived for a while.
+
+        Else the pauses grow: a server that ends each new connection at once is not helped by one
+        that comes back at once.
+        """
+        return self._delivered or trio.current_time() - self._since >= _STABLE
 
     @asynccontextmanager
     async def _connected(
@@ -148,6 +162,7 @@ class Link:
         Closes the stream, because the library leaves it open if the server closes first.
         Errors of the user's own calls pass: only what opens the connection is "cannot connect".
         """
+        self._since, self._delivered = math.inf, False
         with trio.move_on_after(self._timeout) as connecting:
             token = "" if self._hooks.get_token is None else await self._hooks.get_token()
             async with await self._open_stream() as stream:
@@ -155,6 +170,7 @@ class Link:
                     socket = await self._shake_hands(readers, stream)
                     ping = await self._subscribe(socket, token)
                     connecting.deadline = math.inf
+                    self._since = trio.current_time()
                     yield socket, ping
                 except trio_websocket.ConnectionClosed as closed:
                     raise _lost(closed) from None
@@ -183,7 +199,10 @@ class Link:
                 # Left to the library's reader, a failure here would not be told before the timeout.
                 await stream.do_handshake()
             return await trio_websocket.wrap_client_stream(
-                readers, stream, *_host_and_resource(self._url)
+                readers,
+                stream,
+                *_host_and_resource(self._url),
+                max_message_size=self._message_limit,
             )
         except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
             raise self._no_connection(_reason(error)) from None
@@ -192,11 +211,12 @@ class Link:
         return LostError(f"cannot connect to {self._url}: {reason}")
 
     async def _subscribe(self, socket: trio_websocket.WebSocketConnection, token: str) -> float:
-        """Send connect and subscribe commands in one message, and wait for all the replies."""
+        """Send connect and subscribe commands, and wait for all the replies."""
         self._asked.clear()
         commands = [connect_command(self._next(), token)]
         commands += [self._ask(channel) for channel in self._channels]
-        await socket.send_message(joined(commands))
+        for message in messages(commands):
+            await socket.send_message(message)
         ping: float | None = None
         while ping is None or self._asked:
             for reply in replies(await socket.get_message()):
@@ -262,6 +282,7 @@ class Link:
 
     async def _hand_on(self, channel: str, pub: Pub) -> None:
         await self._events.send(Event(channel, bytes(pub.data).decode(), pub.offset))
+        self._delivered = True
         position = self._positions.get(channel)
         if pub.offset and position is not None:
             self._positions[channel] = Position(pub.offset, position.epoch)

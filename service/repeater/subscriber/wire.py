@@ -5,7 +5,7 @@ Values and pure functions only. Unknown fields are ignored, as the protocol dema
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,6 +13,8 @@ import msgspec
 
 from repeater.errors import RepeaterError
 
+_MESSAGE: Final = 32_768
+_TOO_BIG: Final = 1009  # a message was larger than its receiver takes (RFC 6455, section 7.4.1)
 _PATH: Final = "/connection/websocket"
 
 
@@ -121,9 +123,18 @@ def _command(number: int, **method: object) -> str:
     return msgspec.json.encode({"id": number, **method}).decode()
 
 
-def joined(commands: Sequence[str]) -> str:
-    """One message made of several commands."""
-    return "\n".join(commands)
+def messages(commands: Sequence[str]) -> Iterator[str]:
+    """The messages that carry these commands, each well below what a server takes (64 KiB)."""
+    message: list[str] = []
+    size = 0
+    for command in commands:
+        length = len(command.encode())
+        if message and size + length > _MESSAGE:
+            yield "\n".join(message)
+            message, size = [], 0
+        message.append(command)
+        size += length + 1
+    yield "\n".join(message)
 
 
 def websocket_url(url: str) -> str:
@@ -140,5 +151,8 @@ def websocket_url(url: str) -> str:
 
 
 def stays_away(code: int) -> bool:
-    """Whether a close code means that the client must not reconnect (section 8.2)."""
-    return 3500 <= code < 4000 or 4500 <= code < 5000
+    """Whether a close code means that the client must not reconnect (section 8.2).
+
+    After 1009 the same message would come again, and end the next connection in the same way.
+    """
+    return code == _TOO_BIG or 3500 <= code < 4000 or 4500 <= code < 5000
