@@ -20,7 +20,7 @@ from repeater.api.channel import history as api_history
 from repeater.api.channel import presence as api_presence
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
-from repeater.errors import BAD_REQUEST, CHANNEL_LIMIT, ErrorCode, ReplyError
+from repeater.errors import BAD_REQUEST, CHANNEL_LIMIT, CONNECTION_CLOSED, ErrorCode, ReplyError
 from repeater.fanout.recovery import Room, fitting, recover
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
@@ -193,7 +193,7 @@ async def server_side(node: Node, channels: dict[str, Any]) -> AsyncIterator[dic
     """The subscriptions in a connect reply of a client that comes back to these channels."""
     async with talking(node, connected=False) as talk:
         yield (await talk.connect(subs=channels))["subs"]
-        assert talk.client.end is None
+    assert talk.client.end == CONNECTION_CLOSED
 
 
 async def test_the_channels_of_one_answer_count_together() -> None:
@@ -226,6 +226,7 @@ async def test_a_unidirectional_client_counts_alike() -> None:
             told = json.loads(transport.sent[0])["connect"]["subs"]["c"]
             assert "recovered" not in told
             assert told["offset"] == 4
+        assert client.end == CONNECTION_CLOSED  # not cut, which would have left the block early
 
 
 @pytest.mark.parametrize(("count", "recovered"), [(3, True), (4, False)])
@@ -269,6 +270,29 @@ async def test_subscriptions_of_one_message_recover_one_behind_the_other() -> No
                 text = text[end:].lstrip()
             assert all(one["subscribe"]["recovered"] for one in replies[1:])
             assert [len(one["subscribe"]["publications"]) for one in replies[1:]] == [5] * 10
+        assert client.end == CONNECTION_CLOSED
+
+
+async def test_histories_of_one_message_come_one_behind_the_other() -> None:
+    """A client that asks for much at once gets it all, if it goes on reading."""
+    async with open_test_node(OPTIONS) as node:
+        await publish(node, "c", *[10_000] * 3)
+        transport = StallingTransport(CENTRIFUGE_JSON_ASGI)
+        transport.allow(1_000)
+        async with connect(node, transport, ready=False) as client:
+            session = Session(node, client)
+            commands: list[dict[str, Any]] = [{"id": 1, "connect": {}}]
+            commands += [
+                {"id": number, "history": {"channel": "c", "limit": -1}} for number in range(2, 12)
+            ]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.receive, "\n".join(map(json.dumps, commands)))
+                for _ in range(400):
+                    await wait_all_tasks_blocked()
+                    transport.allow(1_000)
+            assert client.end is None
+            assert b"".join(transport.sent).count(b'"history"') == 10
+        assert client.end == CONNECTION_CLOSED
 
 
 @pytest.mark.parametrize("limit", [-1, 4])

@@ -9,7 +9,9 @@ that come with `connect` run after `connect`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import trio
 
 from repeater.clients.client import Client
 from repeater.clients.commands import (
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
 
 _EMPTY = Empty()
+_LITTLE: Final = 8  # the part of an outbox that may wait while a large answer is added
 
 
 class Session:
@@ -134,12 +137,14 @@ class Session:
             await publish.publish(node, client, command.publish)
             reply = Reply(number, publish=_EMPTY)
         elif command.presence is not None:
+            await self._wait_for_room()
             members = await presence.presence(node, client, command.presence.channel)
             reply = Reply(number, presence=members)
         elif command.presence_stats is not None:
             stats = await presence.presence_stats(node, client, command.presence_stats.channel)
             reply = Reply(number, presence_stats=stats)
         elif command.history is not None:
+            await self._wait_for_room()
             past = await history.history(node, client, command.history)
             reply = Reply(number, history=past)
         elif command.rpc is not None:
@@ -155,11 +160,21 @@ class Session:
             raise DisconnectError(BAD_REQUEST)
         self._push(reply)
 
+    async def _wait_for_room(self) -> None:
+        """Let the client take what waits for it, before an answer is made that may be large.
+
+        The answer stands behind what waits in any case. Without the wait, the answers of one
+        message could exceed the outbox together. Half the time for a pong is the deadline, since
+        pongs are not read meanwhile; a checkpoint only where something waits.
+        """
+        outbox = self._client.outbox
+        if outbox.waiting > self._node.options.outbox_limit // _LITTLE:
+            with trio.move_on_after(self._node.options.pong_timeout / 2):
+                await outbox.wait_empty()
+
     async def _subscribe(self, number: int, request: SubscribeRequest) -> None:
+        if request.recover:
+            await self._wait_for_room()
         joining = await subscribe.subscribe(self._node, self._client, request)
         joining.complete(lambda result: self._bytes(Reply(number, subscribe=result)))
-        if joining.joined is not None and joining.joined.publications:
-            # So that the next answer of this message has room to recover as well. A client that
-            # takes nothing is cut by the sweep of backlogs.
-            await self._client.outbox.wait_empty()
         await self._node.attendance.announce_join(joining.subscription)

@@ -90,7 +90,7 @@ class Outbox:
     @property
     def waiting(self) -> int:
         """Bytes that were sent or pushed and that the socket has not taken yet."""
-        return self.backlog_bytes + sum(map(len, self._pending or ()))
+        return self.backlog_bytes + (0 if self._pending is None else self._pushed)
 
     @property
     def closed(self) -> bool:
