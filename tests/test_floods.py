@@ -123,7 +123,7 @@ def http2_server() -> h2.connection.H2Connection:
 
 
 def test_cookie_fits_into_a_head() -> None:
-    """The request is an upgrade like any other, with 15 KB of quoted backslashes."""
+    """The request is one like any other, with 15 KB of quoted backslashes."""
     flood = floods.cookies(PLAIN)
     (step,) = flood.steps
     assert len(step.send) < HEAD_LIMIT
@@ -232,6 +232,14 @@ def test_attackers_that_leave_are_not_cut() -> None:
     assert attack.tally.opened > 10
     assert attack.tally.cut == 0
     assert {*victim.received} <= {b"GET", b""}
+
+
+def test_goodbye_is_a_cut() -> None:
+    """The attacker does not wait until the server hangs up, and comes back at once."""
+    flood = Flood(steps=(), burst=b"x", goodbye=b"\x88")
+    with victim_of(b"\x88\x00") as victim:
+        attack = attacked(victim, flood, 1, 0.3)
+    assert attack.tally.cut > 10
 
 
 def test_bytes_trickle() -> None:

@@ -248,20 +248,26 @@ class Attack:
 
     def _receive(self, connection: Connection) -> None:
         """Read the answer away; go on if it ends a step."""
-        if self._context is not None:  # a TLS socket must take its whole record at once
-            size = len(data := connection.socket.recv(65_536))
-        else:
-            size = connection.socket.recv_into(self._buffer)
-            data = b""
-        if not size:
+        # A TLS socket must give its whole record at once.
+        tls = self._context is not None
+        data = connection.socket.recv(65_536) if tls else self._received(connection.socket)
+        if not data or (self._flood.goodbye and self._flood.goodbye in data):
             raise ConnectionResetError
         if connection.step == len(self._flood.steps):
             return
-        received = connection.received + (data or bytes(self._buffer[:size]))
+        received = connection.received + data
         connection.received = received[-_TAIL:]
         until = self._flood.steps[connection.step].until
         if until and until in received:
             self._go_on(connection)
+
+    def _received(self, sock: socket.socket) -> bytes:
+        """Read much at once, and return the last of it: answers may be a hundred times the attack.
+
+        The end has the goodbye, and a step's answer is short.
+        """
+        size = sock.recv_into(self._buffer)
+        return bytes(self._buffer[max(0, size - _TAIL) : size])
 
     def _send_bytes(self) -> None:
         """Send one byte on each connection that is due, where a flood trickles."""

