@@ -109,6 +109,14 @@ def authority(certificate_authority: trustme.CA, tmp_path: Path) -> Authority:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _http2_needs_tls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test whose way in is `h2` has servers with a certificate: HTTP/2 is negotiated by TLS."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and "h2" in callspec.params.values():
+        monkeypatch.setattr("tests.serving.authority", request.getfixturevalue("authority"))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all tests of a module, which are marked `browser` for it."""

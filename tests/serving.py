@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -11,12 +11,16 @@ from quart import request
 
 from repeater.config import load_settings
 from repeater.serving.server import Server, open_server
+from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS
 
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
 )
+
+authority: Authority | None = None
+"""Issues the certificate of every `running` server, for the tests whose way in is HTTP/2."""
 
 
 @asynccontextmanager
@@ -25,7 +29,8 @@ async def running(**settings: object) -> AsyncIterator[Server]:
 
     It answers to any `Host`.
     """
-    chosen = {"dev": True, "port": 0, "allowed_hosts": "*", **settings}
+    secure = {} if authority is None else authority.settings
+    chosen = {"dev": True, "port": 0, "allowed_hosts": "*", **secure, **settings}
     with trio.fail_after(LOOP_ANSWERS):
         async with open_server(load_settings(**chosen)) as server:
             yield server
@@ -88,9 +93,28 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(server: Server, path: str = "", more: str = "") -> AsyncIterator[Peer]:
-    """A raw connection, upgraded to a WebSocket where a path is given."""
+async def connected(server: Server, *protocols: str) -> AsyncIterator[trio.SocketStream]:
+    """A connection, behind TLS where the server has a certificate."""
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        if authority is None or server.certificate is None:
+            yield stream
+            return
+        secure = trio.SSLStream(
+            stream,
+            authority.client(*protocols),
+            server_hostname="localhost",
+            https_compatible=True,
+        )
+        await secure.do_handshake()
+        yield secure  # type: ignore[misc]  # a stream is a stream
+
+
+@asynccontextmanager
+async def peer(
+    server: Server, path: str = "", more: str = "", protocols: Sequence[str] = ()
+) -> AsyncIterator[Peer]:
+    """A raw connection, upgraded to a WebSocket where a path is given."""
+    async with connected(server, *protocols) as stream:
         client = Peer(stream)
         if path:
             await stream.send_all(UPGRADE.format(path=path, more=more).encode())

@@ -48,7 +48,7 @@ async def knocking(
 ) -> AsyncIterator[int]:
     """The status that a subscriber's request gets; its connection lives as long as the block."""
     target = f"{PATHS[kind]}?{query}"
-    async with peer(server) as client:
+    async with peer(server, protocols=["h2"] if way == "h2" else ()) as client:
         if way == "h2":
             yield await knock_by_http2(client, kind, target, headers)
             return
@@ -63,7 +63,7 @@ async def knocking(
 async def knock_by_http2(client: Peer, kind: str, target: str, headers: dict[str, str]) -> int:
     http = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
     http.initiate_connection()
-    head = {":method": "GET", ":scheme": "http", ":authority": "test", ":path": target}
+    head = {":method": "GET", ":scheme": "https", ":authority": "test", ":path": target}
     if kind == "websocket":  # RFC 8441
         head |= {":method": "CONNECT", ":protocol": "websocket", "sec-websocket-version": "13"}
     head |= {name.lower(): value for name, value in headers.items()}
@@ -215,7 +215,8 @@ async def test_channels(way: str, kind: str, channels: str, status: int) -> None
 @pytest.mark.parametrize("way", ["asgi", "h2"])
 async def test_a_request_without_an_upgrade(way: str) -> None:
     """426, as natively; by HTTP/2 without the header that it forbids."""
-    async with running() as server, peer(server) as client:
+    protocols = [way] if way == "h2" else []
+    async with running() as server, peer(server, protocols=protocols) as client:
         if way == "asgi":
             assert b" 200 " in await client.call("GET", "/health")
             answer = await client.call("GET", "/ws")

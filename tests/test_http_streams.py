@@ -26,7 +26,7 @@ from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
 from tests.http_streams import CONNECT, OPENINGS, Peer, peer
 from tests.processes import starts_processes
-from tests.serving import running
+from tests.serving import connected, running
 from tests.signing import SECRET, sign
 
 ENDS = ("native", "asgi")
@@ -249,7 +249,7 @@ ROOT = Path(__file__).parent.parent
 VANISH = """
 import subprocess, sys, trio
 from tests.http_streams import OPENINGS, peer
-from tests.serving import running
+from tests.serving import connected, running
 
 def loopback(state):
     subprocess.run(["ip", "link", "set", "lo", state], check=True)
@@ -578,17 +578,19 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
                 assert (b" 408 " in received) == (end == "asgi")
 
 
-async def test_streams_and_commands_share_an_http2_connection() -> None:
+@pytest.mark.parametrize("end", ["h2"])
+async def test_streams_and_commands_share_an_http2_connection(end: str) -> None:
     """Two streams and what one of them is told to do, on one connection; a reset ends one."""
     http = h2.connection.H2Connection()
     bodies: dict[int, bytes] = {}
 
-    async with running() as server, peer(server) as client:
+    async with running() as server, connected(server, end) as stream:
+        client = Peer(stream)
 
         async def request(method: str, path: str, body: str = "") -> int:
             number = http.get_next_available_stream_id()
             bodies[number] = b""
-            head = {":method": method, ":path": path, ":scheme": "http", ":authority": "t"}
+            head = {":method": method, ":path": path, ":scheme": "https", ":authority": "t"}
             http.send_headers(number, list(head.items()), end_stream=not body)
             if body:
                 http.send_data(number, body.encode(), end_stream=True)

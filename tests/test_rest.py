@@ -254,7 +254,7 @@ async def test_a_hand_over_in_mid_connection() -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not served, and keep nothing alive: the connection ends by itself."""
-    monkeypatch.setattr("repeater.front.hypercorn._LINGER", 0.1)
+    monkeypatch.setattr("repeater.front.handed_connection._LINGER", 0.1)
     async with running() as server, caller(server, way) as back_end:
         await back_end.stream.send_all(
             request(EVENT, head=b"Connection: close\r\n") + request(EVENT)

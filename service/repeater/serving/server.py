@@ -124,7 +124,9 @@ async def open_server(
         if EXTENSION.is_on(settings):
             blueprints = (*blueprints, *EXTENSION.blueprints(lambda: running))
         app = create_app(node, current, blueprints, acceptor=lambda: acceptor.statistics())
-        handover = Handover(app, settings, preamble.proxies)
+        handover = Handover(
+            app, settings, preamble.proxies, turns=node.turns, failures=node.failures
+        )
         acceptor = Acceptor(node, handover, current, preamble)
         async with open_lifespan(app, node.options.shutdown_timeout * _PAGES_END):
             try:

@@ -1,0 +1,371 @@
+"""One connection that Hypercorn's protocols serve: its reading, its writing and its deadlines.
+
+Rule: every wait for the peer has a deadline that is set once, when the wait begins; bytes that
+trickle in or out do not move it. Whoever ends the connection (`end`, `abort`) does not wait; the
+reader does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import msgspec
+import trio
+from hypercorn.events import Closed, RawData
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from repeater.front.exchange import Fail, Requests
+from repeater.front.tls import TLSSocket
+from repeater.transports.asgi import abort_connection
+from repeater.transports.sockets import abort_socket
+
+if TYPE_CHECKING:
+    from hypercorn.config import Config
+    from hypercorn.trio.worker_context import WorkerContext
+    from hypercorn.typing import AppWrapper
+
+    from repeater.turns import Turns
+
+Stage = tuple[Literal["idle", "head", "busy"], int]
+"""What a connection waits for: a request, the rest of a head (the number says which), or the
+answers under way."""
+
+Outcome = Literal["flood", "stalled", "lost"]
+"""Why a connection, or one of its streams, was ended: frames that carry nothing, an answer that the
+peer did not take in time, or a reset by the peer."""
+
+IDLE_TIMEOUT: Final = 75.0  # seconds between two requests of a connection; nginx's default
+_LINGER: Final = 2.0  # seconds that a peer gets to read its last answer while it still sends
+_LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its tasks
+_LATE_BODY: Final = 0.5  # seconds of a shutdown in which the rest of a body may come
+_STEP: Final = 4_096  # bytes given to a protocol at once; of empty frames they are some hundreds
+_HELD: Final = 65_536  # bytes that wait behind a request under way; then TCP holds the peer back
+_RATE: Final = 16_384  # bytes a second that a peer must take, above the write timeout
+
+
+class LinkOptions(msgspec.Struct, frozen=True):
+    """Limits of a connection, in bytes and seconds."""
+
+    head_limit: int
+    head_timeout: float
+    write_timeout: float
+    ping_interval: float
+    pong_timeout: float
+    commands: tuple[int, int]
+    """Commands of a WebSocket a second, and at once; 0 for no limit."""
+
+
+class Served(Protocol):
+    """The protocol of a connection, as its `Link` sees it: `HTTP1` or `HTTP2`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether a request is carried out behind which nothing may be fed."""
+
+    @property
+    def discards(self) -> bool:
+        """Whether bytes that wait are never going to be fed."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `resume` is due."""
+
+    @property
+    def stage(self) -> Stage:
+        """What the connection waits for."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a request's body is not whole yet."""
+
+    async def initiate(self) -> None:
+        """Begin."""
+
+    async def feed(self, data: bytes) -> None:
+        """Take bytes in, and carry out what they say."""
+
+    async def resume(self) -> None:
+        """Go on with bytes that were fed already."""
+
+    async def half_close(self) -> bool:
+        """The peer has sent its last byte; return whether no answer is owed to it."""
+
+    async def close(self) -> None:
+        """Tell all requests under way that their peer has gone."""
+
+    async def goodbye(self) -> None:
+        """Say that no request is taken any more."""
+
+    async def drop_bodies(self) -> None:
+        """End the requests whose bodies did not come in time."""
+
+
+class Link:
+    """One connection. Lives inside `Handover.serve`; ended by its peer, by `end` or by `abort`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        options: LinkOptions,
+        turns: Turns | None,
+        count: Callable[[Outcome], None],
+    ) -> None:
+        self.options = options
+        self.config = config
+        self.connection_state = ConnectionState({})
+        self.count = count
+        self.over = False
+        """Whether the connection has ended: nothing is read any more."""
+        self.draining = False
+        self.requests: Requests
+        self._socket = sock
+        self._app = app
+        self._context = context
+        self._turns = turns
+        self._protocol: Served
+        self._lingers = True  # whether the peer has time to read what was written last
+        self._half_closed = False  # by the peer
+        self._pending = bytearray()
+        self._waiting = trio.CancelScope()
+        self._since: dict[str, tuple[int, float]] = {}  # when the wait for this began
+        self._drained_at = math.inf
+        self._out = bytearray()
+        self._sending = trio.Lock()
+
+    # ---- what the protocols ask
+
+    def stream_parts(self) -> tuple[Any, ...]:
+        """Hypercorn's arguments for a stream, up to its `send`."""
+        secure = isinstance(self._socket, TLSSocket)
+        client = parse_socket_addr(self._socket.family, self._names[0])
+        server = parse_socket_addr(self._socket.family, self._names[1])
+        return self._app, self.config, self._context, self.requests, secure, client, server
+
+    def protocol_parts(self) -> tuple[Any, ...]:
+        """Hypercorn's arguments for a protocol."""
+        app, config, context, tasks, secure, client, server = self.stream_parts()
+        state = self.connection_state
+        return app, config, context, tasks, state, secure, client, server, self._send
+
+    async def give_way(self) -> None:
+        """Let other tasks run if the readers' share of the loop's time is used up."""
+        if self._turns is not None:
+            await self._turns.give_way()
+
+    def wake(self) -> None:
+        """Make the reader look again at what there is to do."""
+        self._waiting.cancel()
+
+    def end(self, *, linger: bool = True) -> None:
+        """End our side; the reader ends the connection. Idempotent."""
+        if not self.over:
+            self.over, self._lingers = True, linger
+            with contextlib.suppress(OSError):  # The peer is gone already.
+                self._socket.shutdown(socket.SHUT_WR)
+            self.wake()
+
+    def abort(self) -> None:
+        """Reset the connection: everything that waits for it wakes. Idempotent."""
+        self.over, self._lingers = True, False
+        self._out.clear()
+        abort_socket(self._socket)
+        self.wake()
+
+    def drain(self) -> None:
+        """End the connection if nothing is under way; else when the answers are given."""
+        self.draining = True
+        self._drained_at = trio.current_time()
+        self.wake()
+
+    # ---- its life
+
+    async def serve(self, received: bytes, choose: Callable[[Link], Served], fail: Fail) -> None:
+        """Serve the connection until it ends.
+
+        Args:
+            received: The bytes that were read already.
+            choose: Makes the connection's protocol.
+            fail: Notes the failure of a request.
+        """
+        self._pending += received
+        self._names = self._socket.getpeername(), self._socket.getsockname()
+        token = abort_connection.set(self.abort)
+        try:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    self.requests = Requests(nursery, fail)
+                    self._protocol = choose(self)
+                    await self._protocol.initiate()
+                    await self._read()
+                    if self._lingers:
+                        await self._linger()
+                    await self._protocol.close()
+                    # No answer is owed any more. A request that does not hear of its end is cut.
+                    scope.deadline = trio.current_time() + _LEFTOVER
+        finally:
+            abort_connection.reset(token)
+            abort_socket(self._socket)
+
+    async def _read(self) -> None:
+        """Read and feed the protocol until the connection is over.
+
+        Each turn of the loop looks at everything anew, so `wake` is never lost.
+        """
+        protocol = self._protocol
+        while not self.over:
+            if protocol.resumable:
+                await protocol.resume()
+            elif self._pending and not protocol.full:
+                await protocol.feed(self._take_step())
+                await self.give_way()
+            elif self._half_closed:
+                if await protocol.half_close():
+                    self.end(linger=False)
+                else:
+                    await self._wait()
+            elif self.draining and await self._end_if_nothing_is_owed():
+                return
+            else:
+                await self._receive()
+
+    def _take_step(self) -> bytes:
+        step = bytes(self._pending[:_STEP])
+        del self._pending[:_STEP]
+        return step
+
+    async def _end_if_nothing_is_owed(self) -> bool:
+        """In a shutdown: end the connection unless an answer is under way."""
+        protocol = self._protocol
+        if protocol.stage[0] != "busy":
+            await protocol.goodbye()
+            self.end(linger=False)
+        elif protocol.incomplete and trio.current_time() >= self._drained_at + _LATE_BODY:
+            await protocol.drop_bodies()
+        return self.over
+
+    async def _receive(self) -> None:
+        """Wait for bytes, until woken, at most until the deadline of what is waited for."""
+        if self._protocol.discards:
+            self._pending.clear()
+        if len(self._pending) >= _HELD:
+            await self._wait()
+            return
+        deadline = self._deadline()
+        data = None
+        try:
+            with trio.CancelScope(deadline=deadline) as self._waiting:
+                data = await self._receive_some()
+        except (OSError, trio.ClosedResourceError):
+            if not self.over:
+                self.count("lost")
+            self.over, self._lingers = True, False
+            return
+        if data:
+            self._pending += data
+        elif data is not None:
+            self._half_closed = True
+        elif trio.current_time() >= deadline and not self.draining:
+            self.end(linger=False)
+
+    async def _receive_some(self) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(_STEP)
+            except BlockingIOError:
+                if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
+                    raise trio.ClosedResourceError from None
+                await trio.lowlevel.wait_readable(self._socket)
+
+    async def _wait(self) -> None:
+        """Wait until woken. No deadline: answers are under way, and these have deadlines."""
+        with trio.CancelScope() as self._waiting:
+            await trio.sleep_forever()
+
+    def _deadline(self) -> float:
+        """When the present wait ends: seconds from its beginning, however many bytes came since."""
+        name, number = self._protocol.stage
+        if name == "busy":
+            late = self.draining and self._protocol.incomplete
+            return self._drained_at + _LATE_BODY if late else math.inf
+        now = trio.current_time()
+        if self._since.get(name, (-1, 0.0))[0] != number:
+            self._since[name] = number, now
+        seconds = IDLE_TIMEOUT if name == "idle" else self.options.head_timeout
+        return self._since[name][1] + seconds
+
+    async def _linger(self) -> None:
+        """Read and discard until the peer hangs up, or had its time to read the last answer.
+
+        A socket that is closed while an unwanted body still arrives (413) resets its peer, before
+        the peer has read the answer.
+        """
+        with trio.move_on_after(_LINGER):
+            try:
+                while not self.draining and await self._receive_some():
+                    pass
+            except (OSError, trio.ClosedResourceError):
+                return  # The peer is gone already.
+
+    # ---- writing
+
+    async def _send(self, event: object) -> None:
+        """What Hypercorn's protocol sends: bytes, or that the connection is to end."""
+        if isinstance(event, RawData):
+            await self.write(event.data)
+        elif isinstance(event, Closed):
+            self.end()
+
+    async def write(self, data: bytes) -> None:
+        """Write behind all that was written before; nothing is written once the peer has gone.
+
+        The bytes are in their order before the first checkpoint, and are written even if the caller
+        is cancelled: half a frame would spoil the connection for others. A peer that takes nothing
+        for the write timeout, or too little in all, is reset.
+        """
+        self._out += data
+        seconds = self.options.write_timeout + len(self._out) / _RATE
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
+            async with self._sending:
+                await self._flush()
+        if scope.cancelled_caught:
+            self._stall()
+
+    async def _flush(self) -> None:
+        while self._out:
+            try:
+                sent = self._socket.send(self._out)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._out.clear()  # The peer is gone; the reader hears of it, too.
+                return
+            del self._out[:sent]
+            if self._out and not await self._wait_writable():
+                return
+
+    async def _wait_writable(self) -> bool:
+        if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
+            self._out.clear()
+            return False
+        with trio.move_on_after(self.options.write_timeout) as scope:
+            try:
+                await trio.lowlevel.wait_writable(self._socket)
+            except trio.ClosedResourceError:
+                self._out.clear()
+        if scope.cancelled_caught:
+            self._stall()
+        return not scope.cancelled_caught
+
+    def _stall(self) -> None:
+        """Reset a peer that did not take its answer in time."""
+        if not self.over or self._out:
+            self.count("stalled")
+        self.abort()

@@ -1,0 +1,212 @@
+"""HTTP/1 behind Hypercorn: its `H11Protocol`, one request at a time, and never another protocol.
+
+Hypercorn's own takes bytes in while a request is carried out, and fails on them. This one is fed
+only when `full` is false, so what follows a request waits, and cannot spoil its answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import h11
+import trio
+from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
+from hypercorn.protocol.http_stream import HTTPStream
+
+from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from repeater.front.handed_connection import Link, Stage
+
+_BODILESS: Final = (204, 304)
+
+
+class HTTP1(H11Protocol):
+    """One connection of HTTP/1. Owned by its `Link`, which is the only one to feed it."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(*link.protocol_parts())
+        self._link = link
+        self._requests = 0
+        self._endless = False
+        self._head_only = False
+        self.resumable = False
+        """Whether a request was answered, so that bytes behind it may go on with `resume`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the connection carries out a request that is whole; then nothing is fed."""
+        if self.stream is None:
+            return False
+        if isinstance(self.stream, WebSocketStream):
+            return self.stream.undecided
+        return self.connection.their_state is not h11.SEND_BODY
+
+    @property
+    def discards(self) -> bool:
+        """Whether an answer without an end is under way, behind which nothing can be served."""
+        return self.full and self._endless
+
+    @property
+    def stage(self) -> Stage:
+        """What the connection waits for: a request, the rest of a head, or an answer's end."""
+        if self.stream is not None:
+            return "busy", self._requests
+        return "head" if self.connection.trailing_data[0] else "idle", self._requests
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a request's body is not whole yet."""
+        return isinstance(self.stream, HTTPStream) and not self.full
+
+    async def feed(self, data: bytes) -> None:
+        """Take bytes in; carry on until they are used up, or until a request is whole."""
+        self.connection.receive_data(data)
+        await self._handle_events()
+
+    async def resume(self) -> None:
+        """Go on with the bytes behind a request that was answered."""
+        self.resumable = False
+        await self._handle_events()
+
+    async def half_close(self) -> bool:
+        """The peer has sent its last byte; return whether no answer is owed to it.
+
+        An answer of known end is owed to a request that is whole; a WebSocket or an answer without
+        an end is over.
+        """
+        if self.full:
+            return self._endless or isinstance(self.stream, WebSocketStream)
+        if not isinstance(self.stream, WebSocketStream):
+            await self.feed(b"")  # for h11 the end; half a request is answered with 400
+        return True
+
+    async def close(self) -> None:
+        """Tell the request under way that its peer has gone."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            await stream.handle(StreamClosed(stream_id=STREAM_ID))
+
+    async def goodbye(self) -> None:
+        """Do nothing: the end of the connection is all that HTTP/1 can say."""
+
+    async def drop_bodies(self) -> None:
+        """End the connection: the rest of a body did not come in time."""
+        self._link.end()
+
+    async def stream_send(self, event: Any) -> None:
+        """Send a part of the answer; after the connection's end, do nothing."""
+        if self._link.over:
+            await trio.lowlevel.checkpoint()  # an application must not spin on it
+        if isinstance(event, Response) and event.status_code >= 200:
+            self._endless = not self._has_end(event)
+        await super().stream_send(event)
+        if self._endless:
+            self._link.wake()
+
+    def _has_end(self, answer: Response) -> bool:
+        if self._head_only or answer.status_code in _BODILESS:
+            return True
+        return any(name.lower() == b"content-length" for name, _ in answer.headers)
+
+    async def _handle_events(self) -> None:
+        while not self.full and not self._link.over:
+            if self.connection.they_are_waiting_for_100_continue:
+                headers = self.config.response_headers("h11")
+                await self._send_h11_event(
+                    h11.InformationalResponse(status_code=100, headers=headers)
+                )
+            try:
+                event: Any = self.connection.next_event()
+                if isinstance(event, h11.Request):
+                    self._refuse_other_protocols(event)
+            except h11.RemoteProtocolError as error:
+                await self._refuse(error.error_status_hint)
+                return
+            if isinstance(event, h11.Request):
+                await self._create_stream(event)
+            elif isinstance(event, h11.Data | Data) and self.stream is not None:
+                await self.stream.handle(_part(event))
+            elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+            else:
+                return  # more bytes are needed, or the connection has ended
+
+    @staticmethod
+    def _refuse_other_protocols(request: h11.Request) -> None:
+        """Refuse HTTP/2, which TLS negotiates or nobody (RFC 9113, section 3.3).
+
+        `Upgrade: h2c` is not looked at: the request is served as HTTP/1.1 (RFC 9110, section 7.8).
+        """
+        if request.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("not HTTP/1", error_status_hint=400)
+
+    async def _refuse(self, status: int) -> None:
+        """Answer an invalid request, tell the application that it is over, and end."""
+        stream, self.stream = self.stream, None
+        if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self._send_error_response(status)
+        self._link.end()
+        if stream is not None:
+            await stream.handle(StreamClosed(stream_id=STREAM_ID))
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        self._requests += 1
+        self._endless = False
+        method = request.method.decode("ascii").upper()
+        self._head_only = method == "HEAD"
+        parts = (*self._link.stream_parts(), self.stream_send, STREAM_ID)
+        if method == "GET" and _asks_for_websocket(request.headers):
+            self.stream = WebSocketStream(self._link, self._link.abort, *parts)
+            self.connection = H11WSConnection(cast("h11.Connection", self.connection))
+        else:
+            self.stream = HTTPStream(*parts)
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=[pair for pair in request.headers if pair[0] != EXTENSIONS],
+                http_version=request.http_version.decode(),
+                method=method,
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            await super()._send_h11_event(event)
+        except h11.LocalProtocolError:
+            if not self._link.over:
+                raise
+
+    async def _maybe_recycle(self) -> None:
+        """End the request, then go on or end the connection; no checkpoint comes in between.
+
+        Quart cancels a request as soon as it hears of its end, and so cancels this very call.
+        """
+        stream, self.stream = self.stream, None
+        done = self.connection.our_state is h11.DONE and self.connection.their_state is h11.DONE
+        if done and not self._link.draining:
+            cast("h11.Connection", self.connection).start_next_cycle()
+            self.resumable = True
+            self._link.wake()
+        else:
+            self._link.end()
+        if stream is not None:
+            await stream.handle(StreamClosed(stream_id=STREAM_ID))
+
+
+def _asks_for_websocket(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    fields = {name: value.lower() for name, value in headers}
+    tokens = [token.strip() for token in fields.get(b"connection", b"").split(b",")]
+    return b"upgrade" in tokens and fields.get(b"upgrade", b"").strip() == b"websocket"
+
+
+def _part(event: h11.Data | Data) -> Body | Data:
+    """A part of a body, or the frames of a WebSocket, which are passed on as they are."""
+    if isinstance(event, Data):
+        return event
+    return Body(stream_id=STREAM_ID, data=bytes(event.data))

@@ -1,0 +1,126 @@
+"""A WebSocket behind Hypercorn, with the rules of the native one.
+
+No extension is negotiated, a dead peer is found by its missing pongs, control frames and small
+fragments are counted, and what breaks the protocol is answered with its close code.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from hypercorn.protocol.events import Body, Data, EndBody, EndData, StreamClosed
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping, Pong
+from wsproto.frame_protocol import CloseReason
+
+from repeater.clients.throttle import TokenBucket
+from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from repeater.front.handed_connection import Link
+
+EXTENSIONS: Final = b"sec-websocket-extensions"
+"""The request header that Hypercorn must not see: it would negotiate permessage-deflate, which
+takes some 93 KiB a connection, and unpacks a message before its size is known."""
+
+_SMALL: Final = 128  # bytes below which a fragment counts as a command
+
+
+class WebSocketStream(WSStream):
+    """One WebSocket of a handed-over connection. Owned by the connection's protocol."""
+
+    def __init__(self, link: Link, abort: Callable[[], None], *parts: Any) -> None:
+        """Take `abort`, which resets this WebSocket, and Hypercorn's own arguments."""
+        super().__init__(*parts)
+        self._link = link
+        self._abort = abort
+        self._heard = False
+        self._pinged = False
+        self._commands = TokenBucket()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the application has not answered the handshake yet."""
+        return self.state is ASGIWebsocketState.HANDSHAKE and not self.closed
+
+    async def handle(self, event: Any) -> None:
+        """As Hypercorn's; a peer that ended its side has left."""
+        if isinstance(event, Body | Data) and not self.closed and self.handshake.accepted:
+            self._heard = True
+            if self.connection.state is ConnectionState.CLOSED:
+                return  # bytes behind the closing handshake
+        if isinstance(event, EndBody | EndData) and not self.closed:
+            await self.send(StreamClosed(stream_id=self.stream_id))
+            return
+        await super().handle(event)
+
+    async def _handle_events(self) -> None:
+        for event in self.connection.events():
+            await self._link.give_way()
+            if self._counts(event) and self._too_many():
+                await self._end(TOO_MANY_REQUESTS.code, TOO_MANY_REQUESTS.reason)
+                return
+            if isinstance(event, Message):
+                try:
+                    self.buffer.extend(event)
+                except FrameTooLargeError:
+                    await self._end(CloseReason.MESSAGE_TOO_BIG)
+                    return
+                if event.message_finished:
+                    assert self.app_put is not None
+                    await self.app_put(self.buffer.to_message())
+                    self.buffer.clear()
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                if self.connection.state is ConnectionState.REMOTE_CLOSING:
+                    await self._send_wsproto_event(event.response())
+                    await self.send(StreamClosed(stream_id=self.stream_id))
+                elif self.connection.state is ConnectionState.OPEN:  # the frames are invalid
+                    await self._end(event.code, event.reason)
+                else:
+                    await self.send(StreamClosed(stream_id=self.stream_id))
+                return
+
+    def _counts(self, event: Any) -> bool:
+        """Whether an event counts as a command: pings, other pongs than ours, small fragments."""
+        if isinstance(event, Message):
+            part = event.frame_finished and not event.message_finished
+            return bool(part and len(event.data) < _SMALL)
+        if isinstance(event, Pong):
+            asked, self._pinged = self._pinged, False
+            return not asked
+        return isinstance(event, Ping)
+
+    def _too_many(self) -> bool:
+        rate, burst = self._link.options.commands
+        return bool(rate and self._commands.take(burst or rate, rate))
+
+    async def _end(self, code: int, reason: str | None = None) -> None:
+        """Close with a code, and tell the application that the peer has gone."""
+        await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _accept(self, message: Any) -> None:
+        await super()._accept(message)
+        self._link.wake()  # frames that came with the request were kept until now
+
+    async def _send_pings(self) -> None:
+        """Ping in the rhythm of the native way, and reset a peer that does not answer."""
+        options = self._link.options
+        await trio.sleep(options.ping_interval * random.uniform(0.5, 1.0))
+        while not self.closed:
+            self._heard, self._pinged = False, True
+            await self._send_wsproto_event(Ping())
+            await trio.sleep(options.pong_timeout)
+            if not self._heard and not self.closed:
+                assert self.app_put is not None
+                await self.app_put({"type": "websocket.disconnect", "code": NO_PONG.code})
+                self._abort()
+                return
+            await trio.sleep(max(0.0, options.ping_interval - options.pong_timeout))
