@@ -584,8 +584,8 @@ async def test_streams_and_commands_share_an_http2_connection(end: str) -> None:
     http = h2.connection.H2Connection()
     bodies: dict[int, bytes] = {}
 
-    async with running() as server, connected(server, end) as stream:
-        client = Peer(stream)
+    async with running() as server, connected(server, end) as connection:
+        client = Peer(connection)
 
         async def request(method: str, path: str, body: str = "") -> int:
             number = http.get_next_available_stream_id()

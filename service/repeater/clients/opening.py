@@ -59,9 +59,10 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
     _arrive(node, client, opening)
     wanted = opening.wanted
     if wanted is None:
-        return (UnidirectionalSession if opening.kind == "unidirectional" else Session)(
-            node, client
-        )
+        if opening.kind != "unidirectional":
+            return Session(node, client)
+        client.session = str(uuid4())
+        return UnidirectionalSession(node, client)
     if client.end is None:
         client.identify(wanted.grant)
         client.introduce()

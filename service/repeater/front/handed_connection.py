@@ -1,4 +1,4 @@
-"""One connection that Hypercorn's protocols serve: its reading, its writing and its deadlines.
+"""One connection that Hypercorn's protocols serve: its reading, its deadlines and its end.
 
 Rule: every wait for the peer has a deadline that is set once, when the wait begins; bytes that
 trickle in or out do not move it. Whoever ends the connection (`end`, `abort`) does not wait; the
@@ -21,8 +21,9 @@ from hypercorn.utils import parse_socket_addr
 
 from repeater.front.exchange import Fail, Requests
 from repeater.front.tls import TLSSocket
+from repeater.front.writer import Writer
 from repeater.transports.asgi import abort_connection
-from repeater.transports.sockets import abort_socket
+from repeater.transports.sockets import abort_socket, notice_silence
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
@@ -45,7 +46,6 @@ _LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its task
 _LATE_BODY: Final = 0.5  # seconds of a shutdown in which the rest of a body may come
 _STEP: Final = 4_096  # bytes given to a protocol at once; of empty frames they are some hundreds
 _HELD: Final = 65_536  # bytes that wait behind a request under way; then TCP holds the peer back
-_RATE: Final = 16_384  # bytes a second that a peer must take, above the write timeout
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
@@ -137,8 +137,7 @@ class Link:
         self._waiting = trio.CancelScope()
         self._since: dict[str, tuple[int, float]] = {}  # when the wait for this began
         self._drained_at = math.inf
-        self._out = bytearray()
-        self._sending = trio.Lock()
+        self._writer = Writer(sock, options.write_timeout, self._stall)
 
     # ---- what the protocols ask
 
@@ -175,7 +174,7 @@ class Link:
     def abort(self) -> None:
         """Reset the connection: everything that waits for it wakes. Idempotent."""
         self.over, self._lingers = True, False
-        self._out.clear()
+        self._writer.close()
         abort_socket(self._socket)
         self.wake()
 
@@ -197,6 +196,8 @@ class Link:
         """
         self._pending += received
         self._names = self._socket.getpeername(), self._socket.getsockname()
+        # Streams have no pongs: TCP finds a peer that has vanished.
+        notice_silence(self._socket, self.options.pong_timeout)
         token = abort_connection.set(self.abort)
         try:
             with trio.CancelScope() as scope:
@@ -324,48 +325,9 @@ class Link:
             self.end()
 
     async def write(self, data: bytes) -> None:
-        """Write behind all that was written before; nothing is written once the peer has gone.
-
-        The bytes are in their order before the first checkpoint, and are written even if the caller
-        is cancelled: half a frame would spoil the connection for others. A peer that takes nothing
-        for the write timeout, or too little in all, is reset.
-        """
-        self._out += data
-        seconds = self.options.write_timeout + len(self._out) / _RATE
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
-            async with self._sending:
-                await self._flush()
-        if scope.cancelled_caught:
-            self._stall()
-
-    async def _flush(self) -> None:
-        while self._out:
-            try:
-                sent = self._socket.send(self._out)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._out.clear()  # The peer is gone; the reader hears of it, too.
-                return
-            del self._out[:sent]
-            if self._out and not await self._wait_writable():
-                return
-
-    async def _wait_writable(self) -> bool:
-        if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
-            self._out.clear()
-            return False
-        with trio.move_on_after(self.options.write_timeout) as scope:
-            try:
-                await trio.lowlevel.wait_writable(self._socket)
-            except trio.ClosedResourceError:
-                self._out.clear()
-        if scope.cancelled_caught:
-            self._stall()
-        return not scope.cancelled_caught
+        """As `Writer.write`."""
+        await self._writer.write(data)
 
     def _stall(self) -> None:
-        """Reset a peer that did not take its answer in time."""
-        if not self.over or self._out:
-            self.count("stalled")
+        self.count("stalled")
         self.abort()

@@ -34,6 +34,7 @@ from hypercorn.utils import filter_pseudo_headers
 
 from repeater.clients.throttle import TokenBucket
 from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
+from repeater.front.writer import RATE
 from repeater.protocol.http.http2_frames import FrameCounter
 from repeater.transports.asgi import abort_connection
 
@@ -50,7 +51,6 @@ EMPTY_FRAMES: Final = (200, 512)
 
 _WINDOW_UPDATES: Final = 2  # a DATA frame that we sent may be answered with: stream and connection
 _CREDIT: Final = 4_096  # window updates that may come later than their frames
-_RATE: Final = 16_384  # bytes a second that a peer must take of an answer, above the write timeout
 
 
 class _Connection(h2.connection.H2Connection):
@@ -278,7 +278,7 @@ class HTTP2:
         """
         timeout = self._link.options.write_timeout
         rest = memoryview(data)
-        with trio.move_on_after(timeout + len(data) / _RATE):
+        with trio.move_on_after(timeout + len(data) / RATE):
             while rest:
                 room = min(
                     self._h2.local_flow_control_window(stream.number),

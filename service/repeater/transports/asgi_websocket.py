@@ -13,7 +13,7 @@ import trio
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, begin
 from repeater.clients.traffic import count_frames
-from repeater.errors import SERVER_ERROR, Disconnect
+from repeater.errors import NO_PONG, SERVER_ERROR, Disconnect
 from repeater.transports.asgi import ASGITransport, Receive
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ class ASGIWebSocketTransport(ASGITransport):
         await self._send(event)
 
 
+class ASGIUnidirectionalTransport(ASGIWebSocketTransport):
+    """The transport of a client that only listens."""
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Send a `disconnect` push, for clients that look at messages only; then close."""
+        await self.hand_over(self.codec.farewell(disconnect))
+        await super().close(disconnect)
+
+
 async def serve(
     node: Node,
     receive: Receive,
@@ -43,8 +52,8 @@ async def serve(
 ) -> None:
     """Serve an admitted WebSocket until its client leaves or is ended.
 
-    A plain subscriber gets no heartbeat from us, since ASGI has no ping: the server's own pings
-    find a dead peer.
+    ASGI has no ping. The server's own hand-over to Hypercorn pings instead, and says by the code
+    3012 that the peer did not answer.
     """
     with trio.CancelScope() as scope:
         accept: dict[str, Any] = {
@@ -77,6 +86,8 @@ async def _read(node: Node, client: Client, receive: Receive, session: Conversat
             count_frames(node, client, 1)  # a plain subscriber has nothing to say
         else:
             await session.receive(_message_of(event))
+    if event.get("code") == NO_PONG.code:
+        client.cut(NO_PONG)
 
 
 def _message_of(event: Any) -> str | bytes:

@@ -9,7 +9,7 @@ while commands wait.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,7 +17,7 @@ from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
 from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
-from repeater.transports.sockets import RECEIVE, SocketTransport
+from repeater.transports.sockets import RECEIVE, SocketTransport, notice_silence
 
 if TYPE_CHECKING:
     from repeater.node import Node
@@ -58,7 +58,7 @@ async def serve(
     transport = HTTPStreamTransport(sock, codec, opening.name)
     client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
     if not codec.answered:
-        _notice_silence(sock, node.options.pong_timeout)
+        notice_silence(sock, node.options.pong_timeout)
     client.outbox.send(answer)
     del answer
 
@@ -85,13 +85,3 @@ async def _read_into_nothing(client: Client, sock: socket.socket) -> None:
             continue
         except (OSError, trio.ClosedResourceError):
             return
-
-
-def _notice_silence(sock: socket.socket, seconds: float) -> None:
-    """Make TCP give up a peer that has not acknowledged sent bytes for so many seconds.
-
-    A stream has no pongs; TCP's acknowledgements of our heartbeats take their place.
-    """
-    option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # on Linux, not on Darwin
-    if option is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))

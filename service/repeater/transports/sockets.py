@@ -85,6 +85,16 @@ def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:
     sock.close()
 
 
+def notice_silence(sock: socket.socket, seconds: float) -> None:
+    """Make TCP give up a peer that has not acknowledged sent bytes for so many seconds.
+
+    A stream has no pongs; TCP's acknowledgements of our heartbeats take their place.
+    """
+    option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # on Linux, not on Darwin
+    if option is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))
+
+
 def send_last(sock: socket.socket, answer: bytes) -> None:
     """Write a short answer into an empty socket buffer, then end our side."""
     try:

@@ -48,6 +48,11 @@ class UnidirectionalTransport(WebSocketTransport):
 
     name = "uni_websocket"
 
+    async def close(self, disconnect: Disconnect) -> None:
+        """Send a `disconnect` push and the close frame, then wait until the peer hangs up."""
+        last = close_frame(disconnect.code, disconnect.reason)
+        await self.part(self.codec.farewell(disconnect) + last)
+
 
 async def serve(
     node: Node,

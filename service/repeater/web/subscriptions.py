@@ -32,7 +32,10 @@ from repeater.protocol.json_reader import reader
 from repeater.transports import asgi_stream, asgi_websocket
 from repeater.transports.asgi import Receive, Send, deny, send_answer
 from repeater.transports.asgi_stream import ASGIStreamTransport
-from repeater.transports.asgi_websocket import ASGIWebSocketTransport
+from repeater.transports.asgi_websocket import (
+    ASGIUnidirectionalTransport,
+    ASGIWebSocketTransport,
+)
 
 if TYPE_CHECKING:
     from repeater.config import Settings
@@ -96,7 +99,12 @@ class SubscriptionRoutes:
                 await deny(scope, send, opening.answer)
                 return
             route = WEBSOCKETS[request.path]
-            transport = ASGIWebSocketTransport(send, route.asgi_codec, route.name, request.address)
+            kind = (
+                ASGIUnidirectionalTransport
+                if route.kind == "unidirectional"
+                else ASGIWebSocketTransport
+            )
+            transport = kind(send, route.asgi_codec, route.name, request.address)
             await asgi_websocket.serve(node, receive, transport, opening, request.subprotocol)
 
     async def _http(self, scope: Any, receive: Receive, send: Send) -> None:

@@ -307,11 +307,12 @@ CENTRIFUGE_UNI: Final = Codec(
     frame=text_frame,
     ping=text_frame(b"{}") + PING_FRAME,
 )
-# An ASGI server frames by itself and offers no ping: a plain client there has no heartbeat.
+# An ASGI server frames by itself and offers no ping. So it must find out itself that a plain or
+# unidirectional client has vanished; the server's own hand-over to Hypercorn does.
 PLAIN_ASGI: Final = Codec("plain-asgi", say=say_data, wrap=None, frame=None, ping=None)
 CENTRIFUGE_JSON_ASGI: Final = _centrifuge("centrifuge-json-asgi", frame=None, ping=b"{}")
 CENTRIFUGE_UNI_ASGI: Final = Codec(
-    "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}"
+    "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}", answered=False
 )
 
 # The chunks of a response body may be joined and split, so these serve behind ASGI servers, too.

@@ -1,0 +1,373 @@
+"""Connections behind Hypercorn: deadlines, ends and half-closes, on socket pairs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from repeater.config import load_settings
+from repeater.front.hypercorn import Handover, HandoverStatistics
+
+HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n\r\n"
+NOTHING = b"(nothing)"
+LARGE = 8 * 2**20
+
+Endpoint = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+async def answer(send: Any, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    if headers is None:
+        headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def whole_body(receive: Any) -> bytes:
+    body = b""
+    while True:
+        event: dict[str, Any] = await receive()
+        if event["type"] == "http.disconnect":
+            raise ConnectionResetError("gone")
+        body += bytes(event["body"])
+        if not event["more_body"]:
+            return body
+
+
+class Application:
+    """Answers by path; notes what was under way, and how it ended."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.go_on = trio.Event()
+        self.gone = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.open += 1
+        try:
+            await getattr(self, scope["path"].strip("/"))(receive, send)
+        finally:
+            self.open -= 1
+
+    async def quick(self, _receive: Any, send: Any) -> None:
+        await answer(send, b"quick")
+
+    async def echo(self, receive: Any, send: Any) -> None:
+        await answer(send, await whole_body(receive))
+
+    async def slow(self, _receive: Any, send: Any) -> None:
+        await self.go_on.wait()
+        await answer(send, b"slow")
+
+    async def large(self, _receive: Any, send: Any) -> None:
+        await answer(send, bytes(LARGE))
+
+    async def endless(self, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone += 1
+
+    async def deaf(self, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await trio.sleep_forever()
+
+
+class Line:
+    """The other end of a connection that is served."""
+
+    def __init__(self, sock: socket.socket, application: Application, handover: Handover) -> None:
+        self.socket = sock
+        self.application = application
+        self.handover = handover
+        self.ended = False
+
+    def send(self, data: bytes) -> None:
+        assert self.socket.send(data) == len(data)
+
+    async def received(self) -> bytes:
+        """Everything that is to be read now."""
+        await wait_all_tasks_blocked()
+        try:
+            return self.socket.recv(1 << 20)
+        except BlockingIOError:
+            return NOTHING
+        except ConnectionResetError:
+            return b""
+
+    @property
+    def statistics(self) -> HandoverStatistics:
+        return self.handover.statistics()
+
+
+@asynccontextmanager
+async def line(received: bytes = b"", **settings: object) -> AsyncIterator[Line]:
+    """One connection, served until the block ends; these bytes were read already."""
+    application = Application()
+    handover = Handover(application, load_settings(dev=True, **settings))  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+
+    class Named(socket.socket):
+        def getpeername(self) -> Any:
+            return "127.0.0.1", 1
+
+        def getsockname(self) -> Any:
+            return "127.0.0.1", 2
+
+    named = Named(ours.family, ours.type, ours.proto, ours.detach())
+    named.setblocking(False)
+    with theirs, named:
+        async with trio.open_nursery() as nursery:
+            end = Line(theirs, application, handover)
+
+            async def serve() -> None:
+                await handover.serve(named, received)
+                end.ended = True
+
+            nursery.start_soon(serve)
+            yield end
+            nursery.cancel_scope.cancel()
+    assert application.open == 0
+
+
+async def test_an_idle_connection_is_closed(autojump_clock: MockClock) -> None:
+    """After 75 seconds without a request."""
+    async with line(HEAD % b"quick") as end:
+        assert b"quick" in await end.received()
+        await trio.sleep(74)
+        assert not end.ended
+        end.send(HEAD % b"quick")
+        assert b"quick" in await end.received()
+        await trio.sleep(74)
+        assert not end.ended
+        await trio.sleep(2)
+        assert end.ended
+
+
+@pytest.mark.parametrize("first", [b"", HEAD % b"quick", 2 * (HEAD % b"quick") + b"GET /"])
+async def test_a_head_that_trickles(autojump_clock: MockClock, first: bytes) -> None:
+    """Each head has ten seconds from its first byte on; later bytes do not move the deadline."""
+    async with line(first) as end:
+        await end.received()
+        for byte in b"GET /quick HTTP/1.1":
+            if trio.current_time() < 9:
+                end.send(bytes([byte]))
+                await trio.sleep(1)
+        assert not end.ended
+        await trio.sleep(2)
+        assert end.ended
+
+
+async def test_each_head_has_its_own_time(autojump_clock: MockClock) -> None:
+    """A connection whose heads take eight seconds each is served on and on."""
+    head = HEAD % b"quick"
+    async with line() as end:
+        for _ in range(5):
+            end.send(head[:9])
+            await trio.sleep(8)
+            assert not end.ended
+            end.send(head[9:])
+            assert b"quick" in await end.received()
+
+
+async def test_answers_that_nobody_reads(autojump_clock: MockClock) -> None:
+    """Two hundred requests without reading: reset after the write timeout, and counted."""
+    async with line(200 * (HEAD % b"large"), write_timeout=5.0) as end:
+        await trio.sleep(4)
+        assert end.statistics.open == 1
+        await trio.sleep(2)
+        assert end.ended
+        assert end.statistics.stalled == 1
+
+
+async def test_an_answer_that_is_read_in_a_trickle(autojump_clock: MockClock) -> None:
+    """Reading a little now and then does not move the deadline of an answer."""
+    async with line(HEAD % b"large", write_timeout=5.0) as end:
+        for _ in range(LARGE // 16_384 + 10):
+            await wait_all_tasks_blocked()
+            if not end.ended:
+                end.socket.recv(1_024)
+            await trio.sleep(1)
+        assert end.ended
+        assert end.statistics.stalled == 1
+
+
+REQUESTS = {
+    "http/1.1": HEAD % b"slow",
+    "http/1.0": b"GET /slow HTTP/1.0\r\n\r\n",
+    "close": b"GET /slow HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n",
+    "length": b"POST /slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nslow",
+    "chunked": b"POST /slow HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"4\r\nslow\r\n0\r\n\r\n",
+    "expect": b"POST /slow HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\n"
+    b"Content-Length: 4\r\n\r\nslow",
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+async def test_a_half_close_behind_a_request(autojump_clock: MockClock, kind: str) -> None:
+    """A whole request gets its whole answer, whenever it comes; then the connection ends."""
+    async with line() as end:
+        end.send(REQUESTS[kind])
+        end.socket.shutdown(socket.SHUT_WR)
+        await trio.sleep(20)
+        assert not end.ended
+        end.application.go_on.set()
+        assert (await end.received()).endswith(b"\r\n\r\nslow")
+        assert await end.received() == b""
+        assert end.ended
+
+
+async def test_a_half_close_behind_several_requests(autojump_clock: MockClock) -> None:
+    """Each of them is answered, and what is no request any more is answered with 400."""
+    async with line() as end:
+        end.send(HEAD % b"quick" + HEAD % b"slow" + HEAD % b"quick" + b"GET /qu")
+        end.socket.shutdown(socket.SHUT_WR)
+        assert (await end.received()).count(b"quick") == 1
+        end.application.go_on.set()
+        got = await end.received()
+        assert got.count(b"slow") == got.count(b"quick") == 1
+        assert got.count(b" 400 ") == 1
+        assert await end.received() == b""
+        assert end.ended
+
+
+@pytest.mark.parametrize("behind", [b"", HEAD % b"quick", b"GET /qu", 30 * (HEAD % b"quick")])
+async def test_a_half_close_ends_an_endless_answer(
+    autojump_clock: MockClock, behind: bytes
+) -> None:
+    """Its application hears of it at once, whatever stands behind the request."""
+    async with line() as end:
+        end.send(HEAD % b"endless" + behind)
+        assert b"first" in await end.received()
+        end.socket.shutdown(socket.SHUT_WR)
+        assert await end.received() == b""
+        assert end.application.gone == 1
+        assert end.ended
+
+
+async def test_an_application_that_does_not_hear_of_the_end(autojump_clock: MockClock) -> None:
+    """It is cancelled, half a second after its peer has gone."""
+    async with line(HEAD % b"deaf") as end:
+        assert b"first" in await end.received()
+        end.socket.close()
+        await trio.sleep(0.6)
+        assert end.ended
+
+
+@pytest.mark.parametrize("first", [b"", HEAD % b"quick"])
+async def test_the_preface_of_http2(autojump_clock: MockClock, first: bytes) -> None:
+    """Without TLS that negotiated it nobody speaks HTTP/2: 400, and the end."""
+    async with line(first + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0") as end:
+        got = await end.received()
+        assert b" 400 " in got
+        assert got.count(b"HTTP/1.1 ") == (2 if first else 1)
+        await trio.sleep(3)
+        assert end.ended
+
+
+@pytest.mark.parametrize("first", [b"", HEAD % b"quick"])
+async def test_an_upgrade_to_http2(autojump_clock: MockClock, first: bytes) -> None:
+    """It is not answered: the request is served as it is, by HTTP/1.1."""
+    more = (
+        b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    )
+    async with line(first + HEAD[:-2] % b"quick" + more) as end:
+        got = await end.received()
+        assert b" 101 " not in got
+        assert got.count(b" 200 ") == (2 if first else 1)
+        assert not end.ended
+
+
+@pytest.mark.parametrize("wish", [b"Connection: close\r\n", b""])
+async def test_bytes_behind_the_last_request(autojump_clock: MockClock, wish: bytes) -> None:
+    """They do not spoil the answer of a request that is carried out, nor are they served."""
+    version = b"1" if wish else b"0"
+    request = b"GET /quick HTTP/1.%s\r\nHost: t\r\n%s\r\n" % (version, wish)
+    for behind in (b"\r\n", HEAD % b"quick", b"\x16\x03"):
+        async with line(request + behind) as end:
+            got = await end.received()
+            assert got.count(b"HTTP/1.1 ") == 1
+            assert b" 200 " in got
+            await trio.sleep(3)
+            assert end.ended
+
+
+async def test_a_failure_of_the_application(autojump_clock: MockClock) -> None:
+    """500 for this request; the connection goes on, and the failure is noted."""
+    async with line(HEAD % b"nothing") as end:
+        assert b" 500 " in await end.received()
+
+
+LATE = b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nec"
+
+
+@pytest.mark.parametrize(
+    ("sent", "within"),
+    [(b"", 0.0), (HEAD % b"quick", 0.0), (b"GET /qu", 0.0), (LATE, 0.6), (HEAD % b"endless", None)],
+)
+async def test_a_shutdown_waits_for_answers_only(
+    autojump_clock: MockClock, sent: bytes, within: float | None
+) -> None:
+    """Idle, in half a head: ended at once; a body that is late has half a second."""
+    async with line(sent) as end:
+        await end.received()
+        await end.handover.drain()
+        if within is not None:
+            await trio.sleep(within)
+            await wait_all_tasks_blocked()
+        else:
+            await trio.sleep(60)
+        assert end.ended is (within is not None)
+
+
+async def test_a_shutdown_finishes_what_is_under_way(autojump_clock: MockClock) -> None:
+    """A body that comes in time is answered; so is a request that takes its time."""
+    async with line(LATE) as body, line(HEAD % b"slow") as slow:
+        await wait_all_tasks_blocked()
+        for end in (body, slow):
+            await end.handover.drain()
+        body.send(b"ho")
+        assert (await body.received()).endswith(b"echo")
+        await trio.sleep(5)
+        slow.application.go_on.set()
+        assert (await slow.received()).endswith(b"slow")
+        await trio.sleep(3)
+        assert body.ended
+        assert slow.ended
+
+
+EXCHANGE = (
+    HEAD % b"quick"
+    + b"POST /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
+    + LATE
+    + b"ho"
+    + HEAD % b"endless"
+    + b"GET /qu"
+)
+
+
+@pytest.mark.parametrize("how", ["hang up", "half-close"])
+async def test_a_peer_that_leaves_after_each_byte(autojump_clock: MockClock, how: str) -> None:
+    """Wherever an exchange is cut, the connection ends, and so do its requests."""
+    for size in range(len(EXCHANGE)):
+        async with line() as end:
+            end.send(EXCHANGE[:size])
+            if size % 2:
+                await wait_all_tasks_blocked()
+            if how == "hang up":
+                end.socket.close()
+            else:
+                end.socket.shutdown(socket.SHUT_WR)
+            await trio.sleep(1)
+            assert end.ended, EXCHANGE[:size]
+            assert end.application.open == 0
