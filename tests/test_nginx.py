@@ -104,10 +104,8 @@ class Front(NamedTuple):
         await trio.aclose_forcefully(stream)
 
 
-@pytest.fixture
-async def front(authority: Authority, tmp_path: Path) -> AsyncIterator[Front]:
+def page_block(authority: Authority, path: Path, port: int) -> str:
     """The page's configuration, with our paths and port."""
-    path, port = tmp_path / "r.sock", free_port()
     block = printed("nginx")
     for old, new in (
         ("listen 443", f"listen 127.0.0.1:{port}"),
@@ -117,6 +115,14 @@ async def front(authority: Authority, tmp_path: Path) -> AsyncIterator[Front]:
     ):
         assert old in block
         block = block.replace(old, new)
+    return block
+
+
+@pytest.fixture
+async def front(authority: Authority, tmp_path: Path) -> AsyncIterator[Front]:
+    """The page's configuration, with our paths and port."""
+    path, port = tmp_path / "r.sock", free_port()
+    block = page_block(authority, path, port)
     async with telling(listen=[f"unix:{path}"], trusted_proxies=["unix"]) as server:
         with nginx(tmp_path, f"http {{\n{block}\n}}"):
             yield Front(server, port, authority)
@@ -216,3 +222,44 @@ async def test_an_event_stream_is_not_held_back(front: Front) -> None:
         assert b"[1]" in await client.until(b"[1]")
     while front.server.node.registry.clients:
         await trio.lowlevel.checkpoint()
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+GUARD = "location /api/ { return 403; } location = /metrics { return 403; } location / {"
+
+
+@pytest.mark.parametrize("target", ["/health", "/ws?channel=news", "/api/publish", "/metrics"])
+@pytest.mark.parametrize("used", [False, True])
+async def test_no_tunnel_through_nginx(
+    authority: Authority, tmp_path: Path, target: str, used: bool
+) -> None:
+    """An upgrade to `h2c` opens none: what nginx refuses stays refused, whatever is sent behind."""
+    path, port = tmp_path / "r.sock", free_port()
+    block = page_block(authority, path, port).replace("location / {", GUARD)
+    async with telling(listen=[f"unix:{path}"], trusted_proxies=["unix"]) as server:
+        with nginx(tmp_path, f"http {{\n{block}\n}}"):
+            async with Front(server, port, authority).peer() as client:
+                if used:
+                    assert b" 200 " in await client.call("GET", "/health")
+                head = (
+                    f"GET {target} HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\n"
+                    "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n"
+                    "X-Forwarded-For: 6.6.6.6\r\n\r\n"
+                )
+                await client.stream.send_all(head.encode())
+                answer = await client.until(b"\r\n\r\n")
+                assert b" 101 " not in answer
+                if target.startswith(("/api", "/metrics")):
+                    assert b" 403 " in answer
+                await client.stream.send_all(PREFACE)
+                assert b"\0\0\0\4" not in await client.rest()  # no settings of HTTP/2
+
+
+async def test_a_forged_address_is_not_believed(front: Front) -> None:
+    """Nginx appends its peer to what a stranger sent, on every version of HTTP."""
+    base = f"https://localhost:{front.port}"
+    for http2 in (True, False):
+        async with httpx.AsyncClient(http2=http2, verify=front.authority.client()) as client:
+            for name in ("X-Forwarded-For", "Forwarded"):
+                who = await client.get(f"{base}/who", headers={name: "for=6.6.6.6, 6.6.6.6"})
+                assert who.text == "127.0.0.1 https"

@@ -36,7 +36,7 @@ from repeater.transports.sockets import abort_socket, send_last
 
 if TYPE_CHECKING:
     from repeater.config import CurrentSettings
-    from repeater.front.hypercorn import Handover
+    from repeater.front.hypercorn import Handover, HandoverStatistics
     from repeater.node import Node
 
 _log = get_logger("acceptor")
@@ -57,6 +57,7 @@ class AcceptorStatistics(msgspec.Struct, frozen=True):
     rejected: int
     pauses: int
     rest: RestStatistics
+    handover: HandoverStatistics
 
 
 class _RejectedError(Exception):
@@ -103,6 +104,7 @@ class Acceptor:
             self._rejected,
             self._pauses,
             self._rest.statistics(),
+            self._handover.statistics(),
         )
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:

@@ -22,6 +22,7 @@ from hypercorn.utils import parse_socket_addr
 from repeater.front.exchange import Fail, Requests
 from repeater.front.tls import TLSSocket
 from repeater.front.writer import Writer
+from repeater.options import LimitOptions
 from repeater.transports.asgi import abort_connection
 from repeater.transports.sockets import abort_socket, notice_silence
 
@@ -56,8 +57,8 @@ class LinkOptions(msgspec.Struct, frozen=True):
     write_timeout: float
     ping_interval: float
     pong_timeout: float
-    commands: tuple[int, int]
-    """Commands of a WebSocket a second, and at once; 0 for no limit."""
+    limits: LimitOptions
+    """Frames of a WebSocket count as commands."""
 
 
 class Served(Protocol):

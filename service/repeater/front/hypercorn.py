@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 _log = get_logger("http")
 
-_PAUSE: Final = 1.0  # seconds between two lines about floods, whatever their number
+_PAUSE: Final = 10.0  # seconds between two lines about floods, whatever their number
 
 
 class HandoverStatistics(msgspec.Struct, frozen=True):
     """Connections served behind Hypercorn now, and those that were ended, by reason."""
 
     open: int
-    floods: int
+    flood: int
     stalled: int
     lost: int
 
@@ -62,7 +62,7 @@ class Handover:
     ) -> None:
         """Take the node's `turns` and `failures`; without them, others have to wait for a reader,
         and a failure is logged each time."""
-        options, limits = settings.node_options(), settings.node_options().limits
+        options = settings.node_options()
         self._proxies = proxies or TrustedProxies(())
         self._turns = turns
         self._failures = failures
@@ -72,7 +72,7 @@ class Handover:
             write_timeout=options.write_timeout,
             ping_interval=options.ping_interval,
             pong_timeout=options.pong_timeout,
-            commands=(limits.commands_per_second, limits.command_burst),
+            limits=options.limits,
         )
         self._config = Config()
         self._config.accesslog = None

@@ -16,7 +16,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping, Pong
 from wsproto.frame_protocol import CloseReason
 
-from repeater.clients.throttle import TokenBucket
+from repeater.clients.throttle import Throttle
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class WebSocketStream(WSStream):
         self._abort = abort
         self._heard = False
         self._pinged = False
-        self._commands = TokenBucket()
+        self._throttle = Throttle()
 
     @property
     def undecided(self) -> bool:
@@ -98,8 +98,10 @@ class WebSocketStream(WSStream):
         return isinstance(event, Ping)
 
     def _too_many(self) -> bool:
-        rate, burst = self._link.options.commands
-        return bool(rate and self._commands.take(burst or rate, rate))
+        limits = self._link.options.limits
+        return bool(
+            self._throttle.refuse(limits, publish=False) and self._throttle.exhausted(limits)
+        )
 
     async def _end(self, code: int, reason: str | None = None) -> None:
         """Close with a code, and tell the application that the peer has gone."""

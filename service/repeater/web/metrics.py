@@ -154,6 +154,16 @@ def _acceptor(seen: AcceptorStatistics) -> Iterator[Metric]:
     yield _count("repeater_acceptor_pauses", "Pauses without free descriptors.", seen.pauses)
     yield _count("repeater_api_requests", "API requests answered natively.", seen.rest.requests)
     yield _gauge("repeater_api_connections", "Connections of API requests.", seen.rest.open)
+    pages = seen.handover
+    yield _gauge("repeater_http_connections", "Connections behind Hypercorn.", pages.open)
+    ended = CounterMetricFamily(
+        "repeater_http_ended",
+        "Connections and streams behind Hypercorn that were ended, by reason.",
+        labels=("reason",),
+    )
+    for reason in ("flood", "stalled", "lost"):
+        ended.add_metric((reason,), getattr(pages, reason))
+    yield ended
 
 
 def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
