@@ -36,6 +36,11 @@ demo *ARGS: (_sync "requirements-demo.txt")
 test *ARGS: (_sync "requirements-dev.txt") _missing-clients
     @exec {{ python }} -m pytest "$@"
 
+# Send strangers' bytes to a running server for some minutes, e.g. `just fuzz --seconds 60 --seed 7`
+[positional-arguments]
+fuzz *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m tests.fuzz "$@"
+
 # Run the tests on each installed Python from 3.11 to 3.14, e.g. `just test-pythons -k broadcast`
 [positional-arguments]
 test-pythons *ARGS: (_sync "requirements-dev.txt")

@@ -1,0 +1,167 @@
+"""The ways in: what a stranger sends by each of them, as the bytes of one connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from urllib.parse import quote
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.exceptions
+from h2.settings import SettingCodes
+
+from tests.fuzz.values import call, command, message, value
+from tests.serving import UPGRADE, frame
+
+KEY = "fuzz"
+CONNECT = '{"connect":{},"id":1}'
+TARGETS = ("/", "/health", "/metrics", "/openapi.json", "//api/publish", "*", "http://t/ws")
+PAGES = ("/health/live", "/openapi.json", "/events?channel=news")
+HEADERS = (
+    *("Content-Length", "Transfer-Encoding", "Expect", "Upgrade", "Connection", "Cookie"),
+    *("X", " Y"),
+)
+CONTENTS = (
+    *("0", "5", "-1", "chunked", "h2c", "websocket", "100-continue", "close", "\x00", ""),
+    "a" * 3_000,
+)
+HEALTH = "GET /health/live HTTP/1.1\r\nHost: t\r\n\r\n"
+
+
+def websocket(rng: Random) -> bytes:
+    """A WebSocket, perhaps on a connection that was used before; then messages or frames."""
+    paths = ("/ws?channel=news", "/connection/websocket", "/connection/uni_websocket")
+    head = UPGRADE.format(path=rng.choice(paths), more="")
+    reused = HEALTH * rng.choice((0, 0, 1))
+    begun = frame(CONNECT.encode()) if rng.random() < 0.8 else b""
+    return (reused + head).encode() + begun + _frames(rng)
+
+
+def _frames(rng: Random) -> bytes:
+    """Messages, control frames and fragments, in any order and number."""
+    parts = list[bytes]()
+    for _ in range(rng.randint(1, 4)):
+        kind = rng.random()
+        if kind < 0.6:
+            parts.append(_text(message(rng).encode(errors="surrogatepass")))
+        elif kind < 0.75:
+            parts.append(frame(b"", rng.choice((9, 10))) * rng.choice((1, 100, 2_000)))
+        elif kind < 0.9:
+            first = bytearray(frame(b"", 1))
+            first[0] &= 0x7F
+            rest = bytes([0]) + bytes(first[1:])
+            parts.append(bytes(first) + rest * rng.choice((0, 10, 2_000)))
+        else:
+            parts.append(rng.randbytes(rng.choice((1, 2, 14, 200))))
+    return b"".join(parts)
+
+
+def _text(payload: bytes) -> bytes:
+    if len(payload) < 65_536:
+        return frame(payload)
+    return b"\x81\xff" + len(payload).to_bytes(8) + bytes(4) + payload
+
+
+def stream(rng: Random) -> bytes:
+    """A stream over HTTP, with the bodies, queries and headers that it reads."""
+    path = rng.choice(
+        ("/events", "/connection/sse", "/connection/uni_sse", "/connection/http_stream",
+         "/connection/uni_http_stream", "/emulation")
+    )  # fmt: skip
+    reused = HEALTH * rng.choice((0, 0, 1))
+    if rng.random() < 0.5:
+        body = (message(rng) if rng.random() < 0.5 else value(rng)).encode(errors="surrogatepass")
+        head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n"
+        return (reused + head).encode() + body
+    names = "&".join(f"channel={quote(value(rng)[:300])}" for _ in range(rng.choice((1, 3, 129))))
+    query = names if rng.random() < 0.5 else f"cf_connect={quote(command(rng))}"
+    extra = rng.choice(
+        ("", f"Last-Event-ID: {quote(value(rng)[:3_000])}\r\n", _cookie(rng), "Origin: null\r\n")
+    )
+    return f"{reused}GET {path}?{query} HTTP/1.1\r\nHost: t\r\n{extra}\r\n".encode()
+
+
+def _cookie(rng: Random) -> str:
+    piece = rng.choice(("\\", '"', ";", "=", "a=b;", 'x="\\"; ', "repeater_token=;", "é"))
+    return f"Cookie: repeater_token={piece * rng.choice((1, 50, 3_000))}\r\n"
+
+
+def api(rng: Random) -> bytes:
+    """Calls of the server API, with the key: a back end passes strangers' text on."""
+    parts = list[bytes]()
+    for _ in range(rng.choice((1, 1, 2, 30))):
+        method, text = call(rng)
+        body = text.encode(errors="surrogatepass")
+        if rng.random() < 0.2:
+            method = "stream"
+            body = b"\n".join([body.replace(b"\n", b"")] * rng.choice((1, 50)))
+        head = f"POST /api/{method} HTTP/1.1\r\nHost: t\r\n"
+        if rng.random() < 0.9:
+            head += f"X-API-Key: {KEY}\r\n"
+        if rng.random() < 0.3:
+            head += "Transfer-Encoding: chunked\r\n\r\n"
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            head += f"Content-Length: {len(body)}\r\n\r\n"
+        parts.append(head.encode() + body)
+    return b"".join(parts)
+
+
+def http(rng: Random) -> bytes:
+    """Requests with a fault somewhere, or a great number of good ones whose answers gather."""
+    if rng.random() < 0.3:
+        return HEALTH.encode() * rng.choice((1, 20, 400))
+    method = rng.choice(("GET", "POST", "post", "OPTIONS", "X", ""))
+    lines = [f"{method} {rng.choice(TARGETS)} HTTP/1.{rng.choice('019')}"]
+    lines += ["Host: t"] * rng.choice((1, 1, 1, 0, 2))
+    for _ in range(rng.choice((0, 1, 3, 200))):
+        lines.append(f"{rng.choice(HEADERS)}: {rng.choice(CONTENTS)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + rng.randbytes(rng.choice((0, 5, 300)))
+
+
+def noise(rng: Random) -> bytes:
+    """Bytes that are no request."""
+    return rng.randbytes(rng.choice((1, 10, 1_000, 30_000)))
+
+
+PLAIN: tuple[Callable[[Random], bytes], ...] = (websocket, websocket, stream, api, http, noise)
+
+
+def http2(rng: Random) -> bytes:
+    """A connection of HTTP/2: its preface, then streams and control frames in great number."""
+    http = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+    http.initiate_connection()
+    if rng.random() < 0.3:
+        http.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: rng.choice((0, 1, 65_535))})
+    flood = rng.choice(("settings", "ping", "reset", "requests", "bytes", "window", "priority"))
+    try:
+        for number in range(rng.choice((1, 20, 500, 3_000))):
+            _step(http, rng, flood, 2 * number + 1)
+    except h2.exceptions.ProtocolError:
+        pass  # the library would not send more of this; what it has made is sent
+    sent = http.data_to_send()
+    return sent + rng.randbytes(9) if rng.random() < 0.1 else sent
+
+
+def _step(http: h2.connection.H2Connection, rng: Random, flood: str, stream_id: int) -> None:
+    match flood:
+        case "settings":
+            http.update_settings({SettingCodes.HEADER_TABLE_SIZE: rng.choice((0, 4_096))})
+        case "ping":
+            http.ping(b"12345678")
+        case "priority":
+            http.prioritize(stream_id, weight=rng.randint(1, 256))
+        case "window":
+            http.increment_flow_control_window(1)
+        case _:
+            head = [(":method", "GET"), (":scheme", "https"), (":authority", "t")]
+            head.append(
+                (":path", rng.choice(("/health/live", "/openapi.json", "/events?channel=news")))
+            )
+            if flood == "bytes":
+                head.append(("x", "a" * rng.choice((1, 5_000))))
+            http.send_headers(stream_id, head, end_stream=True)
+            if flood == "reset":
+                http.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
