@@ -6,7 +6,7 @@ gather. Then, with no await between, the missed events are queued and the channe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
@@ -68,11 +68,13 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     if wanted.grant.expire_at:
         client.expiry_changed()
     joinings = await _open_all(node, client, wanted)
-    replay = Replay(joinings, wanted.channels, wanted.since, node.options.outbox_limit // 2)
-    await replay.prepare(node.options.fanout_budget)
     tracked = [one for one in joinings if one.subscription.recoverable]
-    codec = await _codec(node, tracked, wanted.channels)
-    sets, names = node.position_sets, _names(wanted.channels)
+    sets, names = node.position_sets, tuple(sorted(wanted.channels))
+    patience = trio.current_time() + _PATIENCE
+    await _find_shared(node, tracked, names, patience)  # before there are bytes to keep meanwhile
+    replay = Replay(joinings, names, wanted.since, node.options.outbox_limit // 2)
+    await replay.prepare(node.options.fanout_budget)
+    codec = await _codec(node, tracked, names, patience)
     with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
         for joining in tracked:
             joining.subscription.codec = codec
@@ -111,27 +113,35 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
 
 
 async def _codec(
-    node: ClientNode, tracked: Sequence[Joining], channels: Collection[str]
+    node: ClientNode, tracked: Sequence[Joining], names: tuple[str, ...], patience: float
 ) -> EventStreamCodec:
     """The codec of the channels with positions: the shared one once the positions are equal."""
     if not tracked:
         return EVENT_STREAM
-    if len(channels) == 1:
+    if len(names) == 1:
         return EVENT_STREAM_CHANNEL
-    names = _names(channels)
-    with trio.move_on_after(_PATIENCE):
+    shared = await _find_shared(node, tracked, names, patience)
+    if shared is not None:
+        return shared
+    reached = {one.subscription.channel.name: one.reached for one in tracked}
+    return SetCodec({name: at for name, at in reached.items() if at is not None}, names)
+
+
+async def _find_shared(
+    node: ClientNode, tracked: Sequence[Joining], names: tuple[str, ...], patience: float
+) -> SetCodec | None:
+    """Wait until the positions are those of the shared codec; None without one, or in vain.
+
+    No checkpoint where nothing is waited for; `patience` is the deadline.
+    """
+    if len(names) == 1 or not tracked:
+        return None
+    with trio.move_on_at(patience):
         while (shared := node.position_sets.get(names)) is not None:
             if _stand_at(shared.positions, tracked):
                 return shared
             await node.hub.distributed.park()
-    return SetCodec(
-        {one.subscription.channel.name: one.reached for one in tracked if one.reached is not None},
-        channels,
-    )
-
-
-def _names(channels: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(channels))
+    return None
 
 
 def _stand_at(positions: Positions, tracked: Sequence[Joining]) -> bool:
