@@ -76,7 +76,7 @@ async def _connection(target: Target, sent: bytes, rng: Random, *protocols: str)
     """Send the bytes in some pieces, perhaps read, and end in one of the ways there are."""
     try:
         stream = await target.open(*protocols)
-        with trio.move_on_after(5):  # a server that does not read is waited for no longer
+        with trio.move_on_after(1):  # a server that does not read is waited for no longer
             for piece in _pieces(sent, rng):
                 await stream.send_all(piece)
                 if rng.random() < 0.2:

@@ -13,15 +13,16 @@ import trio
 import trustme
 
 from tests.deadlines import LOOP_ANSWERS
-from tests.fuzz.ways import CONNECT, KEY
+from tests.fuzz.ways import KEY
 from tests.processes import ServerProcess, serving
 from tests.serving import UPGRADE, frame
+from tests.signing import SECRET, sign
 
 SETTINGS = {
     "REPEATER_ALLOW_ANONYMOUS": "true",
     "REPEATER_API_KEY": KEY,
     "REPEATER_LOG_LEVEL": "warning",
-    "REPEATER_TOKEN__HMAC_SECRET_KEY": "a secret of 32 bytes or a few more",
+    "REPEATER_TOKEN__HMAC_SECRET_KEY": SECRET,
     "REPEATER_CHANNEL__PRESENCE": "true",
     "REPEATER_CHANNEL__JOIN_LEAVE": "true",
     "REPEATER_CHANNEL__ALLOW_TAGS_FILTER": "true",
@@ -100,10 +101,14 @@ class Target:
 
     async def subscribe(self, nursery: trio.Nursery) -> None:
         """Have an honest subscriber by each way in."""
-        subscribe = f'{CONNECT}\n{{"id":2,"subscribe":{{"channel":"{HONEST}"}}}}'
+        # A user of their own: the fuzzed back end may disconnect and block all others.
+        token = sign({"sub": "honest"})
+        connect = f'{{"id":1,"connect":{{"token":"{token}"}}}}'
+        subscribe = f'{connect}\n{{"id":2,"subscribe":{{"channel":"{HONEST}"}}}}'
+        query = f"channel={HONEST}&token={token}"
         greetings = {
-            "plain": UPGRADE.format(path=f"/ws?channel={HONEST}", more="").encode(),
-            "events": f"GET /events?channel={HONEST} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
+            "plain": UPGRADE.format(path=f"/ws?{query}", more="").encode(),
+            "events": f"GET /events?{query} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
             "centrifugo": UPGRADE.format(path="/connection/websocket", more="").encode()
             + frame(subscribe.encode()),
         }
