@@ -29,7 +29,7 @@ Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Application:
-    """Answers each kind with what is in `answers`: a result, a whole response, or an error."""
+    """Answers each kind with what is in `answers`: a result, a response, an error, or a maker."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -41,6 +41,8 @@ class Application:
         kind = request.url.path[1:]
         await trio.sleep(self.delays.get(kind, 0))
         found = self.answers.get(kind, {"result": {}})
+        if callable(found):
+            found = await found()
         if isinstance(found, Exception):
             raise found
         if isinstance(found, httpx.Response):

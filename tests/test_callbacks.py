@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hmac
+import itertools
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,6 +15,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from repeater.access.grants import ConnectionGrant
+from repeater.backend.http import HTTPBackend
 from repeater.backend.signature import HEADER, sign
 from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
 from repeater.options import ChannelOptions, NodeOptions
@@ -297,11 +303,23 @@ async def test_publish_refused(application: Application) -> None:
 
 
 async def test_bodies_are_signed(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a secret, each question carries the HMAC of its time and body."""
+    """With a secret, each question carries the HMAC of its time, kind, path, query and body."""
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.9)
-    async with open_asking_node(application, secret="s3cret") as node, talking(node):
-        (request,) = application.requests
-        assert request.headers[HEADER] == sign("s3cret", 1_700_000_000, request.content)
+    url = f"{URL}rpc/%C3%A9?x=1"
+    async with (
+        open_asking_node(application, secret="s3cret", rpc_url=url) as node,
+        talking(node) as talk,
+    ):
+        await talk.call("rpc", method="m")
+        first, second = application.requests
+        at = 1_700_000_000
+        assert first.headers[HEADER] == sign("s3cret", at, "connect", b"/connect", first.content)
+        assert second.headers[HEADER] == sign(
+            "s3cret", at, "rpc", b"/rpc/%C3%A9?x=1", second.content
+        )
+        signed = b"1700000000\nconnect\n/connect\n" + first.content
+        digest = hmac.new(b"s3cret", signed, "sha256").hexdigest()
+        assert first.headers[HEADER] == f"t=1700000000,kind=connect,v1={digest}"
 
 
 async def test_allowed_headers_are_forwarded(application: Application) -> None:
@@ -415,11 +433,17 @@ async def test_turns_are_bounded(application: Application, autojump_clock: MockC
 async def test_circuit_opens_and_closes(
     application: Application, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After failures in a row nobody is sent there; after a pause one probe is; it closes it."""
-    async with open_asking_node(application, circuit_failures=3) as node, talking(node) as talk:
+    """After three users' failures nobody is sent there; after a pause a probe is, and closes it."""
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(open_asking_node(application, circuit_failures=3))
+        talks = []
+        for user in ("ann", "bob", "cid"):
+            application.answers["connect"] = {"result": {"user": user}}
+            talks.append(await stack.enter_async_context(talking(node)))
+        following = itertools.cycle(talks)
 
         async def call() -> Any:
-            return await talk.call("rpc", method="m")
+            return await next(following).call("rpc", method="m")
 
         application.answers["rpc"] = httpx.Response(503)
         for _ in range(10):
@@ -517,35 +541,51 @@ async def test_connection_is_renewed(application: Application, autojump_clock: M
 async def test_renewal_is_tried_until_the_delay_is_over(
     application: Application, autojump_clock: MockClock
 ) -> None:
-    """A back end that is down when a connection expires has the delay to come back."""
-    application.answers["refresh"] = httpx.ConnectError("refused")
-    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    """A back end that is down is asked again, after 5 s rising to 60; nobody is sent away."""
+    asked: list[float] = []
+
+    async def failing() -> httpx.Response:
+        asked.append(trio.current_time())
+        raise httpx.ConnectError("refused")
+
+    options = NodeOptions(channel=ASKED, ping_interval=1_000_000)
     async with open_asking_node(application, options, circuit_failures=100) as node:
         begin = int(node.unix_time())
         application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
         async with talking(node) as talk:
-            await trio.sleep(80)
-            assert len(application.asked("refresh")) > 10
-            application.answers["refresh"] = {"result": {}}
-            await trio.sleep(3)
-            assert talk.client.grant.expire_at == 0
-            await trio.sleep(300)
+            application.answers["refresh"] = failing
+            await trio.sleep(600)
+            pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+            assert 5 <= pauses[0] < 6
+            assert 10 <= pauses[1] < 12
+            assert pauses == sorted(pauses)
+            assert pauses[-1] == pytest.approx(60, abs=1)
+            assert talk.client.end is None
+            application.answers["refresh"] = {"result": {"expire_at": begin + 5_000}}
+            await trio.sleep(61)
+            assert talk.client.grant.expire_at == begin + 5_000
+            await trio.sleep(3_000)
+            assert talk.client.end is None
         assert not node.renewals._under_way
 
 
 async def test_renewal_that_never_comes(
     application: Application, autojump_clock: MockClock
 ) -> None:
-    """After the delay the connection ends as expired, and nobody asks any more."""
+    """After `expiry_grace` the connection ends as expired, and nobody asks any more."""
     application.answers["refresh"] = httpx.Response(500)
     options = NodeOptions(channel=ASKED, ping_interval=1_000)
     async with open_asking_node(application, options) as node:
         begin = int(node.unix_time())
         application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
+        ended: list[float] = []
         async with talking(node, ends=True) as talk:
-            await trio.sleep(1_000)
+            try:
+                await trio.sleep(1_000)
+            finally:
+                ended.append(node.unix_time())
         assert talk.client.end == EXPIRED
-        assert 85 <= node.unix_time() - begin < 88
+        assert 660 <= ended[0] - begin < 663
         before = len(application.asked("refresh"))
         assert before > 5
         await trio.sleep(100)
@@ -596,3 +636,221 @@ async def test_plain_clients_are_not_asked_about(application: Application) -> No
         async with connect(node, MemoryTransport(), ["news"]):
             pass
         assert not application.requests
+
+
+async def test_a_refresh_without_expiry_closes(
+    application: Application, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection would never be asked about again: 3005 and one line; a subscription lives on."""
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    for answer in ({}, {"expire_at": 0}):
+        async with open_asking_node(application, options) as node:
+            begin = int(node.unix_time())
+            application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
+            application.answers["subscribe"] = {"result": {"expire_at": begin + 30}}
+            application.answers["sub_refresh"] = application.answers["refresh"] = {"result": answer}
+            caplog.clear()
+            async with talking(node, ends=True) as talk:
+                await talk.call("subscribe", channel="news")
+                await trio.sleep(40)
+                assert talk.client.channels["news"].expire_at == 0
+                await trio.sleep(1_000)
+            assert talk.client.end == EXPIRED
+            assert caplog.text.count("a refresh was answered without expire_at") == 1
+
+
+async def test_presence_follows_a_renewal(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """The info of the newest answers is what presence shows, of connection and subscription."""
+    channel = msgspec.structs.replace(ASKED, presence=True)
+    options = NodeOptions(channel=channel, ping_interval=1_000)
+    async with open_asking_node(application, options) as node:
+        later = int(node.unix_time()) + 60
+        application.answers["connect"] = {"result": {"user": "a", "expire_at": later, "info": 1}}
+        application.answers["subscribe"] = {"result": {"expire_at": later, "info": 2}}
+        renewed = {"expire_at": later + 1_000}
+        application.answers["refresh"] = {"result": {**renewed, "info": 3}}
+        application.answers["sub_refresh"] = {"result": {**renewed, "info": 4}}
+        async with talking(node) as talk:
+            await talk.call("subscribe", channel="news")
+
+            async def shown() -> tuple[bytes, bytes]:
+                (info,) = (await node.presence("news")).values()
+                return bytes(info.conn_info or b""), bytes(info.chan_info or b"")
+
+            assert await shown() == (b"1", b"2")
+            await trio.sleep(65)
+            assert await shown() == (b"3", b"4")
+
+
+@pytest.mark.parametrize("answer", ["refresh", "sub_refresh"])
+async def test_a_renewal_that_breaks_costs_one_client(
+    application: Application, autojump_clock: MockClock, answer: str
+) -> None:
+    """An error that nobody foresaw in a renewal ends that client, and not the node."""
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    async with open_asking_node(application, options) as node:
+        later = int(node.unix_time()) + 60
+        application.answers["connect"] = {"result": {"user": "a"}}
+        application.answers["subscribe"] = {"result": {}}
+        application.answers[answer] = ZeroDivisionError("a mistake")
+        async with talking(node, ends=False) as other:
+            application.answers["connect"] = {"result": {"user": "b", "expire_at": later}}
+            application.answers["subscribe"] = {"result": {"expire_at": later}}
+            application.answers.setdefault("refresh", {"result": {"expire_at": later + 1_000}})
+            async with talking(node, ends=True) as talk:
+                await talk.call("subscribe", channel="news")
+                await trio.sleep(70)
+            assert node.failures.counts["renewal"] == 1
+            assert await other.call("rpc", method="m") == {"rpc": {}}
+
+
+# Whose questions are sent.
+
+
+async def test_a_client_has_one_question_under_way(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """Renewals of its subscriptions and its commands wait for each other; none is lost."""
+    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    under_way, most = 0, 0
+
+    async def renewed() -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await trio.sleep(0.01)
+        under_way -= 1
+        return {"result": {"expire_at": later + 1_000}}
+
+    async with open_asking_node(application, options, wait_timeout=5) as node:
+        later = int(node.unix_time()) + 60
+        application.answers["connect"] = {"result": {"user": "a"}}
+        application.answers["subscribe"] = {"result": {"expire_at": later}}
+        application.answers["sub_refresh"] = application.answers["rpc"] = renewed
+        async with talking(node, ends=False) as talk:
+            for number in range(100):
+                await talk.call("subscribe", channel=f"c{number}")
+            await trio.sleep(60)
+            assert "rpc" in await talk.ask(rpc={"method": "m"})
+            await trio.sleep(5)
+            assert most == 1
+            assert {one.expire_at for one in talk.client.channels.values()} == {later + 1_000}
+
+
+async def test_one_users_failures_open_no_circuit(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """However many connections a user has: others are asked about as ever."""
+    application.answers["rpc"] = httpx.Response(503)
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(open_asking_node(application))
+        application.answers["connect"] = {"result": {"user": "mallory"}}
+        for _ in range(10):
+            talk = await stack.enter_async_context(talking(node))
+            assert await talk.call("rpc", method="m") == INTERNAL
+        application.answers["connect"] = {"result": {"user": "alice"}}
+        application.answers["rpc"] = {"result": {"data": 1}}
+        alice = await stack.enter_async_context(talking(node))
+        assert await alice.call("rpc", method="m") == {"rpc": {"data": 1}}
+
+
+async def test_an_open_circuit_is_probed_by_others(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """Who provokes failures cannot keep it open by being every probe: others need not wait."""
+    answers = {"slow": httpx.Response(504), "quick": {"result": {"data": 1}}}
+
+    async def answer() -> Any:
+        return answers[application.asked("rpc")[-1]["method"]]
+
+    application.answers["rpc"] = answer
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(open_asking_node(application, circuit_failures=1))
+        application.answers["connect"] = {"result": {"user": "mallory"}}
+        mallory = await stack.enter_async_context(talking(node))
+        application.answers["connect"] = {"result": {"user": "alice"}}
+        alice = await stack.enter_async_context(talking(node))
+        assert await mallory.call("rpc", method="slow") == INTERNAL
+        assert await alice.call("rpc", method="quick") == INTERNAL
+        await trio.sleep(5)
+        assert await mallory.call("rpc", method="slow") == INTERNAL
+        assert await mallory.call("rpc", method="slow") == INTERNAL
+        assert len(application.asked("rpc")) == 2
+        assert await alice.call("rpc", method="quick") == {"rpc": {"data": 1}}
+
+
+async def test_who_waited_for_a_turn_asks_the_circuit_again(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """A question that got its turn because the one before failed is not sent to a back end down."""
+    application.answers["rpc"] = httpx.Response(503)
+    application.delays["rpc"] = 0.5
+    replies: list[Any] = []
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(
+            open_asking_node(application, circuit_failures=1, concurrency=1)
+        )
+        talks = []
+        for user in ("ann", "bob"):
+            application.answers["connect"] = {"result": {"user": user}}
+            talks.append(await stack.enter_async_context(talking(node)))
+        async with trio.open_nursery() as nursery:
+            for talk in talks:
+
+                async def call(talk: Any = talk) -> None:
+                    replies.append(await talk.ask(rpc={"method": "m"}))
+
+                nursery.start_soon(call)
+        assert [one["error"]["code"] for one in replies] == [100, 100]
+        assert len(application.asked("rpc")) == 1
+
+
+@pytest.mark.parametrize("who", ["user", "address"])
+async def test_one_party_does_not_hold_every_turn(
+    application: Application, autojump_clock: MockClock, who: str
+) -> None:
+    """A hundred slow questions of one user, or of one address's strangers, shut out nobody."""
+    application.delays["rpc"] = 0.9
+    options = NodeOptions(channel=ASKED, allow_anonymous=True)
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(
+            open_asking_node(application, options, connect_url="", concurrency=8)
+        )
+
+        async def connected(user: str, address: str) -> Any:
+            talk = await stack.enter_async_context(talking(node))
+            grant = ConnectionGrant(user)
+            node.registry.identify(talk.client, grant)
+            talk.transport.address = lambda: address  # type: ignore[method-assign]
+            return talk
+
+        attackers = [
+            await connected("mallory", f"10.0.0.{number}:80")
+            if who == "user"
+            else await connected("", f"[2001:db8::{number}]:80")
+            for number in range(100)
+        ]
+        good = [
+            await connected("alice", "10.1.0.1:80"),
+            await connected("", "10.1.0.1:81"),
+        ]
+        async with trio.open_nursery() as nursery:
+            for one in attackers:
+                nursery.start_soon(partial(one.ask, rpc={"method": "m"}))
+            await trio.sleep(0.1)
+            seen = node.statistics().backend
+            assert seen is not None
+            assert (seen.endpoints["rpc"].under_way, seen.endpoints["rpc"].waiting) == (6, 94)
+            for one in good:
+                assert await one.ask(rpc={"method": "m"}) == {"id": one.ids, "rpc": {}}
+            nursery.cancel_scope.cancel()
+        seen = node.statistics().backend
+        assert seen is not None
+        assert (seen.endpoints["rpc"].under_way, seen.endpoints["rpc"].waiting) == (0, 0)
+        backend = node.backend
+        assert isinstance(backend, HTTPBackend)
+        assert not backend._endpoints["rpc"]._turns._waiting
+        assert not backend._endpoints["rpc"]._turns._held
+        assert not backend._endpoints["rpc"]._lines

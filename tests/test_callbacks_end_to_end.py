@@ -144,14 +144,17 @@ async def let_in_two(alice: WebSocketConnection, bob: WebSocketConnection) -> No
 
 
 def test_the_documentations_check_of_signatures(example: dict[str, Any]) -> None:
-    """It takes what Repeater signs, and nothing forged, altered or old."""
+    """It takes what Repeater signs, and nothing forged, altered, old or for another address."""
     is_ours, now = example["is_ours"], int(time.time())
-    assert is_ours(sign("change me", now, b"{}"), b"{}")
-    assert not is_ours(sign("change me", now, b"{}"), b"[]")
-    assert not is_ours(sign("another", now, b"{}"), b"{}")
-    assert not is_ours(sign("change me", now - 301, b"{}"), b"{}")
+    good = sign("change me", now, "rpc", b"/rpc", b"{}")
+    assert is_ours(good, "/rpc", b"{}")
+    assert not is_ours(good, "/rpc", b"[]")
+    assert not is_ours(good, "/refresh", b"{}")
+    assert not is_ours(good.replace("kind=rpc", "kind=refresh"), "/rpc", b"{}")
+    assert not is_ours(sign("another", now, "rpc", b"/rpc", b"{}"), "/rpc", b"{}")
+    assert not is_ours(sign("change me", now - 301, "rpc", b"/rpc", b"{}"), "/rpc", b"{}")
     for header in ("", "t=", f"t={now}", "v1=", f"t={now},v1=é"):
-        assert not is_ours(header, b"{}")
+        assert not is_ours(header, "/rpc", b"{}")
 
 
 @pytest.mark.parametrize(

@@ -545,29 +545,33 @@ class TestToken:
         [
             (TokenExpiredError(), 109),
             (BrokerError("no keys"), 100),
-            (SubscriptionClaims("", "c", grant=SubscriptionGrant(expire_at=1)), 110),
+            (TokenInvalidError(), 103),
+            (SubscriptionClaims("", "c", grant=SubscriptionGrant(expire_at=1)), 109),
         ],
     )
     async def test_error(self, known: SubscriptionClaims | Exception, code: int) -> None:
-        """Expired 109, an expiry in the past 110, unavailable keys 100 and temporary."""
+        """Expired 109, also by `expire_at`; proving nothing 103; keys unavailable 100, temporary.
+
+        A bad token costs its subscription, and no other one.
+        """
         verifier = FakeVerifier(subscriptions={"t": known})
-        async with open_test_node(verifier=verifier) as node, talking(node) as talk:
+        async with open_test_node(verifier=verifier) as node, talking(node, ends=False) as talk:
+            await talk.subscribe("other")
             error = await talk.subscribe(token="t")
             assert error["code"] == code
             assert error.get("temporary", False) is (code == 100)
-            assert not node.hub.channels
+            assert set(node.hub.channels) == {"other"}
 
     @pytest.mark.parametrize(
         "known",
         [
-            TokenInvalidError(),
             SubscriptionClaims("somebody else", "c"),
             SubscriptionClaims("", "another"),
             SubscriptionClaims("", "c", client="another"),
         ],
     )
     async def test_disconnect(self, known: SubscriptionClaims | Exception) -> None:
-        """Invalid, or of another user, channel or connection: 3500."""
+        """A token of another user, channel or connection: 3500."""
         verifier = FakeVerifier(subscriptions={"t": known})
         async with open_test_node(verifier=verifier) as node:
             async with talking(node) as talk:
@@ -576,10 +580,8 @@ class TestToken:
 
     async def test_without_a_verifier(self) -> None:
         """A node that verifies nothing takes no token."""
-        async with open_test_node() as node:
-            async with talking(node) as talk:
-                await talk.subscribe(token="t")
-            assert talk.transport.closed_with == INVALID_TOKEN
+        async with open_test_node() as node, talking(node, ends=False) as talk:
+            assert (await talk.subscribe(token="t"))["code"] == 103
 
     async def test_grants(self) -> None:
         """A token opens a private channel, with its data, info, overrides and expiry."""
@@ -653,16 +655,70 @@ class TestToken:
         [
             ({"channel": "other", "token": "t"}, 103),
             ({"channel": "c"}, 107),
-            ({"channel": "c", "token": "expired"}, 109),
+            ({"channel": "c", "token": "unavailable"}, 100),
         ],
     )
     async def test_refresh_error(self, request_: dict[str, str], code: int) -> None:
-        """Not subscribed 103, no token 107, an expired one 109."""
-        verifier = FakeVerifier(subscriptions={"expired": TokenExpiredError()})
+        """Not subscribed 103, no token 107, unavailable keys 100; the subscription stays."""
+        verifier = FakeVerifier(subscriptions={"unavailable": BrokerError()})
         async with open_test_node(verifier=verifier) as node, talking(node) as talk:
             await talk.subscribe()
             reply = await talk.ask(sub_refresh=request_)
             assert reply["error"]["code"] == code
+            assert "c" in talk.client.channels
+
+    @pytest.mark.parametrize(
+        ("known", "code"),
+        [
+            (TokenExpiredError(), 109),
+            (SubscriptionClaims("", "c", grant=SubscriptionGrant(expire_at=1)), 109),
+            (TokenInvalidError(), 103),
+        ],
+    )
+    async def test_refresh_by_a_bad_token(
+        self, known: SubscriptionClaims | Exception, code: int
+    ) -> None:
+        """2501, at which SDKs subscribe again, comes before the error, which alone is final."""
+        verifier = FakeVerifier(subscriptions={"bad": known})
+        async with (
+            open_test_node(verifier=verifier) as node,
+            talking(node, ends=False) as talk,
+        ):
+            await talk.subscribe()
+            await talk.subscribe("other")
+            push, reply = await talk.say({"id": 9, "sub_refresh": {"channel": "c", "token": "bad"}})
+            ended = {"code": 2501, "reason": "subscription expired"}
+            assert push == {"push": {"channel": "c", "unsubscribe": ended}}
+            assert reply["error"]["code"] == code
+            assert set(talk.client.channels) == {"other"}
+
+    async def test_ended_while_its_new_token_is_proven(self) -> None:
+        """The refresh is refused (103), and nothing is told of the subscription again."""
+
+        class Waiting(FakeVerifier):
+            asked, answered = trio.Event(), trio.Event()
+
+            async def verify_subscription(self, token: str) -> SubscriptionClaims:
+                self.asked.set()
+                await self.answered.wait()
+                raise TokenExpiredError
+
+        verifier = Waiting()
+        async with (
+            open_test_node(verifier=verifier) as node,
+            talking(node, ends=False) as talk,
+            trio.open_nursery() as nursery,
+        ):
+            await talk.subscribe()
+            await talk.news()
+            command = talk.command(sub_refresh={"channel": "c", "token": "t"})
+            nursery.start_soon(talk.session.receive, command)
+            await verifier.asked.wait()
+            await node.unsubscribe("", "c")
+            verifier.answered.set()
+            push, reply = await talk.news()
+            assert push["push"]["unsubscribe"]["code"] == 2000
+            assert reply["error"]["code"] == 109
 
     async def test_refresh_of_another_channel(self) -> None:
         """A token of another channel ends the connection with 3500."""

@@ -14,7 +14,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import (
     ConnectionGrant,
-    SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
 )
@@ -112,7 +111,6 @@ async def test_recovery() -> None:
         (ConnectionGrant("ann", expire_at=1), EXPIRED),
         (TokenInvalidError(), INVALID_TOKEN),
         (BrokerError("no keys"), SERVER_ERROR),
-        (ConnectionGrant("ann", channels={"no:c": SubscriptionGrant()}), BAD_REQUEST),
     ],
 )
 async def test_error_is_a_disconnect(known: ConnectionGrant | Exception, end: Disconnect) -> None:

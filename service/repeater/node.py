@@ -150,7 +150,7 @@ class Node(UserConnections):
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
         self.places = Places(lambda user: len(self.registry.users.get(user, ())), self.limited)
-        self.registry = Registry(
+        self.registry: Registry = Registry(
             self.hub,
             self.backlogs,
             self.heartbeat,

@@ -178,6 +178,10 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     allow_anonymous: bool = False
     """Whether a connection without credentials may connect, as the user with the empty id."""
 
+    allow_guest_tokens: bool = False
+    """Whether a token without a user's id may connect, as the user with the empty id. Connections
+    without a token stay refused."""
+
     public_channels: frozenset[str] = frozenset()
     """Channels that plain subscribers hear without credentials, whatever other settings say."""
 
@@ -197,7 +201,9 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """A channel that begins with this prefix needs a subscription token; empty for no prefix."""
 
     user_personal_channel: bool = False
-    """Whether each user's connections hear `#<user>`, in `personal_channel_namespace`."""
+    """Whether each user's connections hear `#<user>`, in `personal_channel_namespace`. Only this
+    user can subscribe to it and read its history and presence, whatever the other settings and
+    other users' tokens say; the server API may subscribe others."""
 
     personal_channel_namespace: str = ""
     """The namespace of the personal channels; empty for none."""
@@ -266,6 +272,10 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     expired_close_delay: float = 25.0
     """How long after the expiry of a connection or subscription its client may still refresh it
     (section 1)."""
+
+    expiry_grace: float = 600.0
+    """How long after an expiry the back end is asked again about a connection or subscription that
+    it renews, while its answer fails; then the connection or subscription ends."""
 
     idempotency_ttl: float = 300.0
     """How long a repeated idempotency key gets the first result again (protocol, section 9.1)."""

@@ -1,7 +1,8 @@
 """The rules of channels by name: their options, and who may do what (protocol, section 11).
 
 Pure decisions on names, users and options; knows no connection. `$` begins a private channel, `:`
-ends a namespace, `#` begins the list of the users that may subscribe.
+ends a namespace, `#` begins the list of the users that may subscribe. A personal channel belongs to
+one user, whatever the options say.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ class ChannelRules:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._known: dict[str, ChannelOptions] = {}
+        self._personal = ""
+        """How every user's personal channel begins; empty if there are none."""
+        if options.user_personal_channel:
+            namespace = options.personal_channel_namespace
+            self._personal = f"{namespace}{_NAMESPACE_END if namespace else ''}{_USERS_BEGIN}"
 
     def options(self, channel: str) -> ChannelOptions:
         """The options of this channel.
@@ -82,11 +88,28 @@ class ChannelRules:
         return bool(prefix) and channel.startswith(prefix)
 
     def personal_channel(self, user: str) -> str | None:
-        """The channel that this user's connections hear without asking; None without one."""
-        if not (user and self._options.user_personal_channel):
-            return None
-        namespace = self._options.personal_channel_namespace
-        return f"{namespace}{_NAMESPACE_END if namespace else ''}{_USERS_BEGIN}{user}"
+        """The channel that this user's connections hear without asking; None without one.
+
+        An id that a channel's name cannot hold makes a name that `grantable` refuses.
+        """
+        return f"{self._personal}{user}" if user and self._personal else None
+
+    def is_of_another(self, channel: str, user: str) -> bool:
+        """Whether this is the personal channel of another user than this one.
+
+        The whole id is compared: the channel of `smith,john` is not that of `john`.
+        """
+        if not self._personal or not channel.startswith(self._personal):
+            return False
+        return channel != self.personal_channel(user)
+
+    def grantable(self, channel: str, user: str) -> bool:
+        """Whether a token or the back end can subscribe a user to this channel at `connect`."""
+        try:
+            self.options(channel)
+        except ReplyError:
+            return False
+        return not self.is_of_another(channel, user)
 
     def check_subscribe(self, channel: str, user: str) -> ChannelOptions:
         """Check that a user may subscribe without a token; returns the channel's options.
@@ -124,6 +147,8 @@ class ChannelRules:
         """
         if self.is_private(channel):
             return False
+        if self._personal and channel.startswith(self._personal):
+            return channel == self.personal_channel(user)
         if self.options(channel).allow_user_limited_channels and _USERS_BEGIN in channel:
             users = channel.rpartition(_USERS_BEGIN)[2].split(",")
             return bool(user) and user in users
@@ -136,7 +161,11 @@ class ChannelRules:
             ReplyError: 107 or 102 for the channel's name, 103 if the client may not.
         """
         options = self.options(channel)
-        if not self.may(action, options, user, subscribed=subscribed):
+        if not self.may(action, options, user, subscribed=subscribed) or (
+            # Who may not hear a personal channel may not read what was said there either, unless
+            # the server API subscribed the client.
+            action != "publish" and not subscribed and self.is_of_another(channel, user)
+        ):
             raise ReplyError(ErrorCode.PERMISSION_DENIED)
         return options
 

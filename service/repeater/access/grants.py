@@ -128,6 +128,9 @@ class Caller(msgspec.Struct, frozen=True):
     """JSON text from the connection's grant, empty for none."""
     headers: Mapping[str, str] = {}
     """The headers of its HTTP request that may be forwarded, by lower-case name."""
+    party: str = ""
+    """Whose share of the back end's turns its questions take: its user, else its address. Empty
+    for a share of its own."""
 
 
 class SubscriptionClaims(msgspec.Struct, frozen=True):

@@ -1,16 +1,21 @@
 """A circuit breaker: a back end that is down is not asked again and again. Sync, by Trio's clock.
 
-The circuit is closed until a number of failures came in a row. Then it is open and refuses every
-call. After a pause it admits one probe, whose outcome closes it or opens it for another pause.
+The circuit is closed until calls of a number of *parties* (see `turns`) failed, with no success in
+between: a party counts once, so that one client cannot open the circuit by calls that it knows to
+fail. Then it is open and refuses every call. After a pause it admits one probe, whose outcome
+closes it or opens it for another pause; a party whose calls have not failed yet need not wait for
+this other pause.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 
 State = Literal["closed", "open", "probing"]
+
+_REMEMBERED: Final = 1_024  # parties whose calls failed; beyond, every party counts as one of them
 
 
 class Circuit:
@@ -19,8 +24,9 @@ class Circuit:
     def __init__(self, failures: int, pause: float) -> None:
         self._limit = failures
         self._pause = pause
-        self._failures = 0
+        self._failed = set[str]()
         self._open_until: float | None = None
+        self._first_probe = 0.0
         self._probing = False
         self.opened = 0
         """The number of times that the circuit opened. A failed probe does not count again."""
@@ -32,12 +38,13 @@ class Circuit:
             return "closed"
         return "probing" if self._probing else "open"
 
-    @property
-    def refuses(self) -> bool:
-        """Whether the circuit refuses calls now."""
+    def refuses(self, party: str) -> bool:
+        """Whether the circuit refuses a call of this party now."""
         if self._open_until is None:
             return False
-        return self._probing or trio.current_time() < self._open_until
+        new = party not in self._failed and len(self._failed) < _REMEMBERED
+        until = self._first_probe if new else self._open_until
+        return self._probing or trio.current_time() < until
 
     def admit(self) -> bool:
         """Admit a call, and return whether the call is the probe. Check `refuses` first."""
@@ -46,15 +53,17 @@ class Circuit:
 
     def succeeded(self) -> None:
         """Close the circuit, because there was an answer: the back end is not down."""
-        self._failures, self._open_until, self._probing = 0, None, False
+        self._open_until, self._probing = None, False
+        self._failed.clear()
 
-    def failed(self, *, probe: bool) -> None:
+    def failed(self, party: str, *, probe: bool) -> None:
         """Count a call without an answer. While the circuit is open, only the probe's counts."""
+        if len(self._failed) < _REMEMBERED:
+            self._failed.add(party)
         if self._open_until is None:
-            self._failures += 1
-            if self._failures >= self._limit:
+            if len(self._failed) >= self._limit:
                 self.opened += 1
-                self._open_until = trio.current_time() + self._pause
+                self._open_until = self._first_probe = trio.current_time() + self._pause
         elif probe:
             self._probing = False
             self._open_until = trio.current_time() + self._pause

@@ -70,6 +70,7 @@ class Delivery:
                 self._client,
                 self._options.event_url,
                 self._queue.body(),
+                kind="events",
                 headers={},
                 secret=self._options.secret,
                 timeout=self._options.event_timeout,

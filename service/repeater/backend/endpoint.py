@@ -1,13 +1,14 @@
 """One address of the back end: post a body, and get a body or an error.
 
 Rule: whatever the back end does, each call returns within `wait_timeout` plus `timeout`, and calls
-to other addresses are not delayed.
+to other addresses are not delayed. Whatever a client asks, the others get their turns (`turns`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
 import httpx
@@ -15,10 +16,12 @@ import msgspec
 import trio
 
 from repeater import __version__
+from repeater.access.grants import Caller
 from repeater.backend import signature
 from repeater.backend.circuit import Circuit
 from repeater.backend.contract import EndpointStatistics
 from repeater.backend.options import CallbackKind, CallbackOptions
+from repeater.backend.turns import Lines, Turns
 from repeater.backend.wire import Refusal, meaning
 from repeater.errors import BrokerError
 from repeater.log import get_logger
@@ -54,12 +57,16 @@ async def post(
     url: str,
     body: bytes,
     *,
+    kind: str,
     headers: Mapping[str, str],
     secret: str,
     timeout: float,
     limit: int,
 ) -> Answer:
     """Post JSON, signed if there is a secret. Redirects are answers like any other.
+
+    The signature covers the kind of callback and the target of the URL beside the body, so that a
+    callback that somebody has read cannot be sent to another address.
 
     Raises:
         UnansweredError: no answer, or not all of it, came within the timeout.
@@ -74,7 +81,8 @@ async def post(
         "content-type": "application/json",
     }
     if secret:
-        sent[signature.HEADER] = signature.sign(secret, int(time.time()), body)
+        target = httpx.URL(url).raw_path
+        sent[signature.HEADER] = signature.sign(secret, int(time.time()), kind, target, body)
     received = bytearray()
     status = 0
     with trio.move_on_after(timeout) as scope:
@@ -100,15 +108,19 @@ class Endpoint:
     """One address with its turns, circuit and counters. Lives inside an `HTTPBackend`."""
 
     def __init__(
-        self, kind: CallbackKind, options: CallbackOptions, client: httpx.AsyncClient
+        self,
+        kind: CallbackKind,
+        options: CallbackOptions,
+        client: httpx.AsyncClient,
+        lines: Lines,
     ) -> None:
         self._kind = kind
         self._url = options.url(kind)
         self._options = options
         self._meanings = options.meanings
         self._client = client
-        # First come, first served. The waiting questions belong to connections, and time out.
-        self._turns = trio.Semaphore(options.concurrency)
+        self._lines = lines
+        self._turns = Turns(options.concurrency)
         self._circuit = Circuit(options.circuit_failures, options.circuit_pause)
         self._asked = self._answered = self._failed = self._timeouts = 0
         self._refused = self._crowded = self._waiting = 0
@@ -123,16 +135,16 @@ class Endpoint:
             timeouts=self._timeouts,
             refused=self._refused,
             crowded=self._crowded,
-            under_way=self._options.concurrency - self._turns.value,
+            under_way=self._turns.taken,
             waiting=self._waiting,
             circuit=self._circuit.state,
             opened=self._circuit.opened,
         )
 
     async def ask(
-        self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], G | Refusal]
+        self, body: bytes, caller: Caller, read: Callable[[bytes], G | Refusal]
     ) -> G | Refusal:
-        """Post a question, and return what `read` makes of the body, or the status's meaning.
+        """Post a caller's question, and return what `read` makes of the body, or of the status.
 
         Waits for its turn, then for the answer, each with its own deadline. Cancelled, the
         question may have been asked.
@@ -141,22 +153,21 @@ class Endpoint:
             BrokerError: the answer is missing, or unusable (`read` raises ValueError).
         """
         self._asked += 1
-        if self._circuit.refuses:
+        party = caller.party or caller.client
+        if self._circuit.refuses(party):
             raise self._refusal()
-        await self._wait_turn()
-        try:
-            if self._circuit.refuses:  # the circuit opened during the wait
+        async with self._turn(caller.client, party):
+            if self._circuit.refuses(party):  # the circuit opened during the wait
                 raise self._refusal()
-            found = self._understand(await self._send(body, headers), read)
-        except UnansweredError as error:
-            self._timeouts += error.timeout
-            self._note_failure(error)
-            raise
-        except UnusableError as error:
-            self._note_failure(error)
-            raise
-        finally:
-            self._turns.release()
+            try:
+                found = self._understand(await self._send(body, caller.headers, party), read)
+            except UnansweredError as error:
+                self._timeouts += error.timeout
+                self._note_failure(error)
+                raise
+            except UnusableError as error:
+                self._note_failure(error)
+                raise
         self._answered += 1
         self._failing = False
         return found
@@ -172,18 +183,29 @@ class Endpoint:
             _log.warning("callbacks fail", kind=self._kind, reason=str(error))
         self._failing = True
 
-    async def _wait_turn(self) -> None:
-        self._waiting += 1
-        try:
-            with trio.fail_after(self._options.wait_timeout):
-                await self._turns.acquire()
-        except trio.TooSlowError:
-            self._crowded += 1
-            raise BrokerError("too many at once") from None
-        finally:
-            self._waiting -= 1
+    @asynccontextmanager
+    async def _turn(self, client: str, party: str) -> AsyncIterator[None]:
+        """Hold a turn for the block, after a wait of at most `wait_timeout`.
 
-    async def _send(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        Raises:
+            BrokerError: no turn came in time.
+        """
+        async with AsyncExitStack() as stack:
+            self._waiting += 1
+            try:
+                with trio.fail_after(self._options.wait_timeout):
+                    if client:  # unknown only where a program asks by itself
+                        await stack.enter_async_context(self._lines.first_of(client))
+                    await self._turns.take(party)
+            except trio.TooSlowError:
+                self._crowded += 1
+                raise BrokerError("too many at once") from None
+            finally:
+                self._waiting -= 1
+            stack.callback(self._turns.give_back, party)
+            yield
+
+    async def _send(self, body: bytes, headers: Mapping[str, str], party: str) -> Answer:
         """Post the question, and tell the circuit whether there was an answer, of any kind."""
         probe = self._circuit.admit()
         options = self._options
@@ -192,13 +214,14 @@ class Endpoint:
                 self._client,
                 self._url,
                 body,
+                kind=self._kind,
                 headers=headers,
                 secret=options.secret,
                 timeout=options.timeout,
                 limit=options.response_limit,
             )
         except UnansweredError:
-            self._circuit.failed(probe=probe)
+            self._circuit.failed(party, probe=probe)
             raise
         except UnusableError:
             self._circuit.succeeded()
@@ -207,7 +230,7 @@ class Endpoint:
             self._circuit.abandoned(probe=probe)
             raise
         if answer.status in _DOWN:
-            self._circuit.failed(probe=probe)
+            self._circuit.failed(party, probe=probe)
         else:
             self._circuit.succeeded()
         return answer

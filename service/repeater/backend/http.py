@@ -21,6 +21,7 @@ from repeater.backend import wire
 from repeater.backend.contract import BackendStatistics
 from repeater.backend.endpoint import Endpoint
 from repeater.backend.options import CallbackKind, CallbackOptions
+from repeater.backend.turns import Lines
 from repeater.errors import ApplicationError, DisconnectError
 from repeater.json_text import accepted
 from repeater.protocol.centrifugo.commands import ConnectRequest
@@ -35,7 +36,8 @@ class HTTPBackend:
         self.kinds = options.kinds
         self.forward_headers = options.forward_headers
         self.forward_emulated_headers = options.forward_emulated_headers
-        self._endpoints = {kind: Endpoint(kind, options, client) for kind in options.kinds}
+        lines = Lines()
+        self._endpoints = {kind: Endpoint(kind, options, client, lines) for kind in options.kinds}
 
     def statistics(self) -> BackendStatistics:
         """A snapshot."""
@@ -87,7 +89,7 @@ class HTTPBackend:
         body: bytes,
         read: Callable[[bytes], G | wire.Refusal],
     ) -> G:
-        found = await self._endpoints[kind].ask(body, caller.headers, read)
+        found = await self._endpoints[kind].ask(body, caller, read)
         if isinstance(found, ApplicationError | DisconnectError):
             raise found
         return found

@@ -85,7 +85,8 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     """Time for one answer, including its body. After this time the client gets error 100."""
 
     concurrency: int = 64
-    """Most questions at the same time, for each address."""
+    """Most questions at the same time, for each address; of one client one at a time, of one user
+    or one address of anonymous clients three quarters."""
 
     wait_timeout: float = 1.0
     """Time that a question waits for its turn. After this time the client gets error 100. The sum
@@ -107,8 +108,9 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     `403=4500` a disconnect (3000 to 4999). Any other status is error 100."""
 
     circuit_failures: int = 5
-    """After this number of failures in a row (a late answer, a missing one, or 502, 503, 504) an
-    address counts as down, and clients get error 100 at once."""
+    """After failures (a late answer, a missing one, or 502, 503, 504) of so many users' questions
+    in a row, an address counts as down, and clients get error 100 at once. Anonymous clients count
+    by their address."""
 
     circuit_pause: float = 5.0
     """Time before one question is sent to an address that is down, to see whether it answers."""
@@ -122,7 +124,8 @@ class CallbackOptions(Options, frozen=True, kw_only=True):
     for the public ones. Variables such as SSL_CERT_FILE do not count."""
 
     secret: SecretText = ""
-    """Signs every callback's body (`X-Repeater-Signature`). Events need a secret."""
+    """Signs every callback: its time, kind, path and body (`X-Repeater-Signature`). Events need a
+    secret."""
 
     event_url: str = ""
     """Gets the events. Empty for no events."""

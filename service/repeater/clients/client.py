@@ -17,10 +17,12 @@ import random
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
+import msgspec
 import trio
 
 from repeater.access.grants import Caller, ConnectionGrant
 from repeater.backend import headers
+from repeater.clients.limits import party_of
 from repeater.clients.subscription import Subscription
 from repeater.errors import (
     CLIENT_UNSUBSCRIBE,
@@ -88,6 +90,9 @@ class Home(Protocol):
 
     def ended(self, client: Client, why: Disconnect) -> None:
         """Forget a connection that has ended, everywhere. Called once for each connection."""
+
+    def expiry_due(self, client: Client, target: Client | Subscription) -> float:
+        """The Unix time at which to act on an expiry: to ask the back end, or to end the target."""
 
     def renewal_due(self, target: Client | Subscription) -> bool:
         """Whether the back end renews this target and is not being asked already."""
@@ -187,6 +192,11 @@ class Client:
         """The description of this connection that the application's back end gets."""
         return Caller(self.id, self.transport.name, self.user, self.grant.meta, self.headers)
 
+    def asking(self) -> Caller:
+        """`caller`, and whose share of the back end's turns its questions take."""
+        party = f"user {self.user}" if self.user else party_of(self.transport.address())
+        return msgspec.structs.replace(self.caller(), party=party)
+
     def heard(self) -> None:
         """Note that bytes arrived, of any kind: the peer is alive."""
         self._heard = True
@@ -283,7 +293,7 @@ class Client:
         if self.end is not None:
             return  # The client ended in the same turn of the loop in which its command went on.
         targets: list[Client | Subscription] = [self, *self.channels.values()]
-        times = [self._expiry_due(one) for one in targets if one.expire_at]
+        times = [self._home.expiry_due(self, one) for one in targets if one.expire_at]
         self._expires_at = math.inf
         if times:
             left = min(times) - self._home.unix_time()
@@ -295,15 +305,6 @@ class Client:
     def expire_at(self) -> int:
         """When the connection expires, Unix seconds; 0 for never."""
         return self.grant.expire_at
-
-    def _expiry_due(self, target: Client | Subscription) -> float:
-        """The Unix time at which to act on an expiry.
-
-        This is the expiry itself if the back end is to be asked then, otherwise a delay later.
-        """
-        if self._home.renewal_due(target):
-            return target.expire_at
-        return target.expire_at + self._home.options.expired_close_delay
 
     def heartbeat(self) -> float | None:
         """Ping, cut for silence, or expire; return the next turn, as `Timed.heartbeat`."""
@@ -362,7 +363,7 @@ class Client:
 
     def _judge(self, target: Client | Subscription, now: float) -> bool:
         """Whether a target must end now. Asks the back end first, where the back end renews."""
-        if not target.expire_at or self._expiry_due(target) > now:
+        if not target.expire_at or self._home.expiry_due(self, target) > now:
             return False
         if not self._home.renewal_due(target):
             return True

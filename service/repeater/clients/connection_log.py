@@ -33,6 +33,7 @@ class ConnectionLog:
         self._lines = Counter[str]()
         self._untold_connects = 0
         self._untold_ends: Counter[int] = Counter()
+        self._untold_warnings = Counter[str]()
 
     async def run(self) -> None:
         """Begin a new second every second, until cancelled."""
@@ -67,6 +68,13 @@ class ConnectionLog:
         else:
             self._untold_ends[disconnect.code] += 1
 
+    def warn(self, what: str, client: Client, **fields: object) -> None:
+        """Log what an operator should know of a client; `what` is one of few texts."""
+        if self._within_limit(what):
+            _log.warning(what, **_whose(client), **fields)
+        else:
+            self._untold_warnings[what] += 1
+
     def _within_limit(self, kind: str) -> bool:
         self._lines[kind] += 1
         return self._lines[kind] <= self.limit
@@ -80,6 +88,9 @@ class ConnectionLog:
             codes = {str(code): clients for code, clients in sorted(self._untold_ends.items())}
             _log.info("and more disconnected", clients=self._untold_ends.total(), codes=codes)
             self._untold_ends.clear()
+        for what, times in self._untold_warnings.items():
+            _log.warning(f"and more: {what}", times=times)
+        self._untold_warnings.clear()
 
 
 def _whose(client: Client) -> dict[str, str]:

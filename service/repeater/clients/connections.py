@@ -108,10 +108,11 @@ class UserConnections:
         than 64 connections. Cancelled, some are unsubscribed.
 
         Raises:
-            ReplyError: 107 or 102, for the channel's name.
+            ReplyError: 107 or 102, for the name of a channel that none of them hears.
         """
-        if channel:
-            self.channels.options(channel)
+        chosen = selected(self, user, client, session)
+        if channel and not any(channel in one.channels for one in chosen):
+            self.channels.options(channel)  # a name that is heard may have become invalid since
 
         def unsubscribe_one(one: Client) -> None:
             for name in (channel,) if channel else tuple(one.channels):
@@ -122,7 +123,7 @@ class UserConnections:
                         present.append((one.id, name))
 
         present: list[tuple[str, str]] = []
-        await _for_each(selected(self, user, client, session), unsubscribe_one)
+        await _for_each(chosen, unsubscribe_one)
         for client_id, name in present:
             await self.attendance.wait_departed(client_id, name)
 
@@ -235,29 +236,9 @@ def _refresh(node: ClientNode, client: Client, expire_at: int, info: bytes | Non
 
 
 async def _renew_presence(node: ClientNode, clients: Sequence[Client]) -> None:
-    present = [
-        (client, name)
-        for client in clients
-        for name, subscription in client.channels.items()
-        if subscription.presence
-    ]
-    errors: list[BrokerError] = []
-
-    async def renew(client: Client, channel: str) -> None:
-        subscription = client.channels.get(channel)
-        if subscription is None or not subscription.presence:
-            return
-        try:
-            await node.attendance.enter(subscription)
-        except BrokerError as error:
-            errors.append(error)
-
-    for group in _groups(present):
-        async with trio.open_nursery() as nursery:
-            for client, name in group:
-                nursery.start_soon(renew, client, name)
-    if errors:
-        raise errors[0]
+    present = [one for client in clients for one in client.channels.values()]
+    if not await node.attendance.renew(present):
+        raise BrokerError("presence does not have the new info of some")
 
 
 async def _for_each(clients: Sequence[Client], act: Callable[[Client], None]) -> None:

@@ -186,7 +186,8 @@ class Joining:
         if self.subscription.ended:
             return
         client, codec = self._client, self._client.codec
-        result = msgspec.structs.replace(self.result(), publications=None)
+        # The client did not ask for the subscription, and cannot refresh it.
+        result = msgspec.structs.replace(self.result(), publications=None, expires=False, ttl=0)
         client.outbox.push(codec.push(Push(self.subscription.channel.name, subscribe=result)))
         if self.joined is not None:
             _push_publications(client, codec, self.joined.publications)
@@ -289,6 +290,7 @@ def _settle(
 ) -> None:
     """Grant the parts of the wish that options, the grant's overrides and permissions allow."""
     rules, overrides = node.channels, subscription.grant.overrides
+    subscription.renewed = options.sub_refresh_proxy_enabled
     subscription.presence = _either(overrides.presence, options.presence)
     subscription.announced = _either(overrides.join_leave, options.join_leave)
     forced = _either(overrides.force_push_join_leave, options.force_push_join_leave)

@@ -130,6 +130,13 @@ def _uncount(counter: Counter[str], key: str) -> None:
         del counter[key]
 
 
+def party_of(peer: str) -> str:
+    """The address of a peer with its port, as limits count it; empty for a Unix socket's."""
+    host = peer.rpartition(":")[0] if peer.count(":") == 1 or "]:" in peer else peer
+    key = address_key(host.strip("[]"))
+    return "" if key == _LOCAL else f"address {key}"
+
+
 def address_key(address: str | None) -> str:
     """The peer as limits count it: an IPv6 one by its /64, which is one customer's."""
     try:

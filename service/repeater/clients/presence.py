@@ -8,7 +8,8 @@ carries departures out. That happens after the socket is gone, never before.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from repeater.clients.subscription import Subscription
 
 _log = get_logger("presence")
+
+_AT_ONCE: Final = 64  # entries renewed at a time, so that one client does not fill the store's pool
 
 
 class Attendance:
@@ -77,6 +80,30 @@ class Attendance:
         leaving = self._leaving.get((client, channel))
         if leaving is not None:
             await leaving[1].wait()
+
+    async def renew(self, subscriptions: Sequence[Subscription]) -> bool:
+        """Give presence the subscriptions' present info; False if the store failed for some.
+
+        Ended subscriptions, and those without presence, are left as they are. Each failure is
+        counted and logged. Cancelled, some have the new info.
+        """
+        failures: list[BrokerError] = []
+
+        async def renew_one(subscription: Subscription) -> None:
+            try:
+                await self.enter(subscription)
+            except BrokerError as error:
+                failures.append(error)
+
+        present = [one for one in subscriptions if one.presence and not one.ended]
+        for start in range(0, len(present), _AT_ONCE):
+            async with trio.open_nursery() as nursery:
+                for subscription in present[start : start + _AT_ONCE]:
+                    nursery.start_soon(renew_one, subscription)
+        if failures:
+            self._errors["presence"] += len(failures)
+            _log.warning("presence was not renewed", reason=str(failures[0]))
+        return not failures
 
     async def announce_join(self, subscription: Subscription) -> None:
         """Announce a join, if the channel announces them. A failure is logged, not retried."""

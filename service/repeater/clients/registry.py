@@ -123,6 +123,10 @@ class Registry:
         self.ends[why.code] += 1
         self._connection_log.ended(client, why)
 
+    def expiry_due(self, client: Client, target: Client | Subscription) -> float:
+        """The Unix time at which to act on an expiry: to ask the back end, or to end the target."""
+        return self._renewals.acts_at(client, target, self.options)
+
     def renewal_due(self, target: Client | Subscription) -> bool:
         """Whether the back end renews this target and is not being asked already."""
         return self._renewals.due_at(target)

@@ -1,7 +1,9 @@
 """Renewal of connections and subscriptions by the back end instead of by the client.
 
-The back end is asked at the expiry, and again until it answers or the delay after the expiry is
-over. Then the sweep ends the target, as it ends every expired one. Each renewal has its own task.
+The back end is asked at the expiry. If the question fails, the target stays, and the back end is
+asked again after pauses that grow, until it answers or `expiry_grace` is over: an outage of the
+back end must not send everybody away. Then the sweep ends the target, as it ends every expired one.
+Each renewal has its own task.
 """
 
 from __future__ import annotations
@@ -13,25 +15,32 @@ import msgspec
 import trio
 
 from repeater.clients.subscription import Subscription
-from repeater.errors import EXPIRED, BrokerError, DisconnectError, ReplyError
+from repeater.errors import EXPIRED, SERVER_ERROR, BrokerError, DisconnectError, ReplyError
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
-    from repeater.access.channel_rules import ChannelRules
     from repeater.access.grants import Renewal
     from repeater.backend.contract import Backend
     from repeater.backend.options import CallbackKind
     from repeater.clients.client import Client
+    from repeater.clients.connection_log import ConnectionLog
+    from repeater.clients.presence import Attendance
+    from repeater.failures import Failures
+    from repeater.options import NodeOptions
 
 _log = get_logger("renewals")
 
-_PAUSE: Final = 2.0  # longest time between two questions, in seconds; the shortest is half of it
+_FIRST_PAUSE: Final = 5.0
+_LONGEST_PAUSE: Final = 60.0
+_SPREAD: Final = 1.1  # the longest pause over the shortest, so that clients do not ask in step
 
 
 class RenewingNode(Protocol):
     """The part of a node that renewals use."""
 
-    channels: ChannelRules
+    attendance: Attendance
+    connection_log: ConnectionLog
+    failures: Failures
 
     def asks(self, kind: CallbackKind) -> Backend | None:
         """The back end, if it is to be asked this kind of question, else None."""
@@ -53,15 +62,29 @@ class Renewals:
         self._under_way: set[Client | Subscription] = set()
 
     def covers(self, target: Client | Subscription) -> bool:
-        """Whether the back end renews the target, so that the client must not."""
+        """Whether the back end renews the target, so that the client must not.
+
+        Never raises: sweeps ask this about subscriptions whose channel a reload has removed.
+        """
         if isinstance(target, Subscription):
-            options = self._node.channels.options(target.channel.name)
-            return options.sub_refresh_proxy_enabled and bool(self._node.asks("sub_refresh"))
+            return target.renewed and self._node.asks("sub_refresh") is not None
         return self._node.asks("refresh") is not None
 
     def due_at(self, target: Client | Subscription) -> bool:
         """Whether to call `begin` at the target's expiry: it is covered and not under way."""
         return target not in self._under_way and self.covers(target)
+
+    def acts_at(self, client: Client, target: Client | Subscription, options: NodeOptions) -> float:
+        """The Unix time at which to act on the expiry of a client, or of its subscription.
+
+        The back end is asked at the expiry itself. The target ends at that time plus a delay in
+        which it can still be renewed: by the back end, or by the client. A plain subscriber has no
+        command to refresh with, so it ends when its token does.
+        """
+        if self.covers(target):
+            grace = options.expiry_grace if target in self._under_way else 0
+            return target.expire_at + grace
+        return target.expire_at + (options.expired_close_delay if client.codec.pushes else 0)
 
     def begin(self, client: Client, target: Client | Subscription) -> None:
         """Start to renew a client, or a subscription of that client. Check `due_at` first."""
@@ -69,44 +92,56 @@ class Renewals:
         self._nursery.start_soon(self._renew, client, target)
 
     async def _renew(self, client: Client, target: Client | Subscription) -> None:
+        changed: tuple[Subscription, ...] = ()
         try:
-            await self._ask_until_answered(client, target)
+            changed = await self._ask_until_answered(client, target)
+        except Exception as error:  # the boundary of this one client, as the read loop has one
+            self._node.failures.note("renewal", error)
+            client.cut(SERVER_ERROR)
         finally:
             self._under_way.discard(target)
         if client.end is None:
             client.expiry_changed()
+            await self._node.attendance.renew(changed)
 
-    async def _ask_until_answered(self, client: Client, target: Client | Subscription) -> None:
-        """Ask until there is an answer or the target has ended; the sweep ends expired ones."""
-        while _is_there(client, target):
-            if await self._ask(client, target):
-                return
-            await trio.sleep(_PAUSE * random.uniform(0.5, 1.0))
+    async def _ask_until_answered(
+        self, client: Client, target: Client | Subscription
+    ) -> tuple[Subscription, ...]:
+        """Ask until there is an answer, or the target has ended, or the server API renewed it.
 
-    async def _ask(self, client: Client, target: Client | Subscription) -> bool:
-        """Ask once, and do as the answer says; return whether there was an answer."""
-        try:
-            renewal = await self._answer(client, target)
-        except DisconnectError as error:
-            client.disconnect(error.disconnect)
-        except (BrokerError, ReplyError) as error:
-            _log.debug("not renewed yet", client=client.id, reason=str(error))
-            return False
-        else:
-            if _is_there(client, target):
-                self._apply(client, target, renewal)
-        return True
+        Returns the subscriptions whose info has changed. The sweep ends what is not renewed.
+        """
+        pause = _FIRST_PAUSE
+        while self._has_expired(client, target):
+            try:
+                renewal = await self._answer(client, target)
+            except DisconnectError as error:
+                client.disconnect(error.disconnect)
+                break
+            except (BrokerError, ReplyError) as error:
+                _log.debug("not renewed yet", client=client.id, reason=str(error))
+            else:
+                return self._apply(client, target, renewal) if _is_there(client, target) else ()
+            await trio.sleep(min(pause * random.uniform(1.0, _SPREAD), _LONGEST_PAUSE))
+            pause *= 2
+        return ()
+
+    def _has_expired(self, client: Client, target: Client | Subscription) -> bool:
+        return _is_there(client, target) and 0 < target.expire_at <= self._node.unix_time()
 
     async def _answer(self, client: Client, target: Client | Subscription) -> Renewal:
         if isinstance(target, Subscription):
             backend = self._node.asks("sub_refresh")
             assert backend is not None, "`covers` said so"
-            return await backend.sub_refresh(client.caller(), target.channel.name)
+            return await backend.sub_refresh(client.asking(), target.channel.name)
         backend = self._node.asks("refresh")
         assert backend is not None, "`covers` said so"
-        return await backend.refresh(client.caller())
+        return await backend.refresh(client.asking())
 
-    def _apply(self, client: Client, target: Client | Subscription, renewal: Renewal) -> None:
+    def _apply(
+        self, client: Client, target: Client | Subscription, renewal: Renewal
+    ) -> tuple[Subscription, ...]:
+        """Do as the answer says; return the subscriptions whose info has changed."""
         expired = renewal.expired or 0 < renewal.expire_at <= self._node.unix_time()
         changes: dict[str, object] = {"expire_at": renewal.expire_at}
         if renewal.info is not None:
@@ -114,15 +149,21 @@ class Renewals:
         if isinstance(target, Subscription):
             if expired:
                 client.expire_subscription(target)
-                return
-            target.grant = msgspec.structs.replace(target.grant, **changes)
+                return ()
+            old, target.grant = target.grant, msgspec.structs.replace(target.grant, **changes)
             target.expire_at = renewal.expire_at
-        elif expired:
+            return (target,) if old.info != target.grant.info else ()
+        if not (expired or renewal.expire_at):
+            # A connection that never expires is never asked about again, and this is hardly what
+            # a back end wants that forgot the field.
+            self._node.connection_log.warn("a refresh was answered without expire_at", client)
+        if expired or not renewal.expire_at:
             client.disconnect(EXPIRED)
-        else:
-            if renewal.meta is not None:
-                changes["meta"] = renewal.meta
-            client.grant = msgspec.structs.replace(client.grant, **changes)
+            return ()
+        if renewal.meta is not None:
+            changes["meta"] = renewal.meta
+        before, client.grant = client.grant, msgspec.structs.replace(client.grant, **changes)
+        return tuple(client.channels.values()) if before.info != client.grant.info else ()
 
 
 def _is_there(client: Client, target: Client | Subscription) -> bool:

@@ -72,6 +72,8 @@ class Session:
                 if self._client.end is not None:
                     return  # The client ended during the last command, and must not join the hub.
                 await self._execute(command)
+                if self._refused:
+                    break  # what was sent along with a refused `connect` gets no answer
                 if turns.over:
                     self._client.outbox.flush()
                     await turns.next()

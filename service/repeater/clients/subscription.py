@@ -49,6 +49,7 @@ class Subscription(Listener):
         "grant",
         "presence",
         "recoverable",
+        "renewed",
         "server_side",
         "why_ended",
     )
@@ -63,6 +64,9 @@ class Subscription(Listener):
         self.expire_at = 0
         """Unix seconds; 0 for never."""
         self.recoverable = False
+        self.renewed = False
+        """Whether the channel leaves its expiry to the back end. Settled at the start: a reload may
+        remove the channel's namespace, and the subscription keeps what it was granted."""
         self.server_side = False
         self.presence = False
         """Whether the subscription is counted in the channel's presence."""

@@ -235,12 +235,16 @@ class _Decision(msgspec.Struct, eq=False):
         node = self._node
         names = list(dict.fromkeys(self._request.query.get("channel", ())))
         default = [node.options.default_channel] if node.options.default_channel else []
-        names = names or list(grant.channels) or default
+        names = names or self._granted(grant) or default
         if not names:
             raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
-        if node.options.public_channels.issuperset(names):
+        options, rules = node.options, node.channels
+        if any(rules.is_of_another(name, grant.user) for name in names):
+            raise self._refused(HTTPStatus.FORBIDDEN)
+        if options.public_channels.issuperset(names):
             return dict.fromkeys(names, _NOTHING_GRANTED)
-        if not (grant.user or node.options.insecure or node.options.allow_anonymous):
+        guest = grant.by_token and options.allow_guest_tokens
+        if not (grant.user or guest or options.insecure or options.allow_anonymous):
             raise self._refused(HTTPStatus.UNAUTHORIZED)
         if len(names) > node.options.channel_limit:
             raise self._refused(HTTPStatus.BAD_REQUEST)
@@ -255,6 +259,10 @@ class _Decision(msgspec.Struct, eq=False):
             status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
             raise self._refused(status) from None
         return {name: grant.channels.get(name, _NOTHING_GRANTED) for name in names}
+
+    def _granted(self, grant: ConnectionGrant) -> list[str]:
+        """The token's channels; the server chose them, so one that cannot be refuses nobody."""
+        return [name for name in grant.channels if self._node.channels.grantable(name, grant.user)]
 
     async def _first_of_stream(self) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.

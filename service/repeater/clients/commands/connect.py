@@ -49,6 +49,7 @@ from repeater.protocol.centrifugo.commands import (
 from repeater.protocol.centrifugo.replies import ConnectResult
 
 if TYPE_CHECKING:
+    from repeater.access.channel_rules import ChannelRules
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
 
@@ -105,7 +106,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     """Carry out `connect`: identify the user, and open the server-side subscriptions.
 
     Raises:
-        ReplyError: 109 or 110 for an expired token, 100 if its keys or the back end are not
+        ReplyError: 109 for an expired token or one that is not valid yet, 110 for an answer of
+            the back end that has expired, 100 if the token's keys or the back end are not
             available, or the back end's own error.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
@@ -114,17 +116,20 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     """
     grant = await _identify(node, client, request)
     if 0 < grant.expire_at <= node.unix_time():
-        raise ReplyError(ErrorCode.EXPIRED)
+        # At 109 an SDK comes back with a new token. A back end's answer has no token to replace.
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
     _admit(node, client, grant)
     client.identify(grant)
     channels = _server_side_channels(node, client, request.subs)
     _check_limit(node, channels)
-    wishes = {channel: _wish(request.subs.get(channel)) for channel in channels}
     rooms = Rooms(node.options.outbox_limit)  # one answer, so what was missed counts in all
-    joinings = [
-        await open_subscription(node, client, channel, granted, wishes[channel], rooms)
-        for channel, granted in channels.items()
-    ]
+    joinings = []
+    for channel, granted in channels.items():
+        wish = _wish(request.subs.get(channel))
+        try:
+            joinings.append(await open_subscription(node, client, channel, granted, wish, rooms))
+        except ReplyError:  # a reload removed the channel's namespace while others were opened
+            _leave_out(node, client, channel)
     return Connected(node, client, joinings)
 
 
@@ -169,7 +174,7 @@ async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -
         return client.grant
     if backend is not None:
         try:
-            return await backend.connect(client.caller(), request)
+            return await backend.connect(client.asking(), request)
         except BrokerError:
             raise ReplyError(ErrorCode.INTERNAL) from None
     if options.insecure or options.allow_anonymous:
@@ -181,9 +186,10 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
     """Verify a connection token, and return its grant.
 
     Raises:
-        ReplyError: 109 for an expired token, 100 if its keys are not available.
-        DisconnectError: 3500 for a token that proves nothing, 3507 for an anonymous token if
-            anonymous clients are not allowed.
+        ReplyError: 109 for an expired token or one that is not valid yet, 100 if its keys are not
+            available.
+        DisconnectError: 3500 for a token that proves nothing, 3507 for a token without a user if
+            neither guests nor anonymous clients are allowed.
     """
     options, verifier = node.options, node.verifier
     if verifier is None:
@@ -196,7 +202,8 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
         raise DisconnectError(INVALID_TOKEN) from None
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
-    if not (grant.user or options.insecure or options.allow_anonymous):
+    guests = options.insecure or options.allow_anonymous or options.allow_guest_tokens
+    if not (grant.user or guests):
         raise DisconnectError(PERMISSION_DENIED)
     return msgspec.structs.replace(grant, by_token=True)
 
@@ -206,22 +213,21 @@ def _server_side_channels(
 ) -> dict[str, SubscriptionGrant]:
     """The granted channels, the personal one, and named ones the client may hear (section 3.3).
 
-    Raises:
-        DisconnectError: 3501 for an invalid name, or a name of an unknown namespace.
+    A channel that cannot be is left out, and ends nobody: the server chose it, or a reload removed
+    its namespace since the client last heard it.
     """
     rules = node.channels
     channels = dict(client.grant.channels)
     personal = rules.personal_channel(client.user)
-    if personal is not None:
+    if personal is not None and len(channels) < node.options.channel_limit:
         channels.setdefault(personal, SubscriptionGrant())
-    try:
-        for channel in channels:
-            rules.options(channel)
-        for channel in positions:
-            if channel not in channels and rules.may_subscribe(channel, client.user):
-                channels[channel] = SubscriptionGrant()
-    except ReplyError:
-        raise DisconnectError(BAD_REQUEST) from None
+    for channel in tuple(channels):
+        if not rules.grantable(channel, client.user):
+            del channels[channel]
+            _leave_out(node, client, channel)
+    for channel in positions:
+        if channel not in channels and _may_subscribe(rules, channel, client.user):
+            channels[channel] = SubscriptionGrant()
     return channels
 
 
@@ -235,6 +241,17 @@ def _check_limit(node: ClientNode, channels: Mapping[str, SubscriptionGrant]) ->
     if len(channels) > node.options.channel_limit or size > node.options.outbox_limit // 2:
         node.limited["channel_limit"] += 1
         raise DisconnectError(CHANNEL_LIMIT)
+
+
+def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
+    node.connection_log.warn("a channel was left out of a connect", client, channel=channel)
+
+
+def _may_subscribe(rules: ChannelRules, channel: str, user: str) -> bool:
+    try:
+        return rules.may_subscribe(channel, user)
+    except ReplyError:
+        return False
 
 
 def _wish(position: SubscriptionPosition | None) -> Wish:

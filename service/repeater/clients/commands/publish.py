@@ -71,6 +71,6 @@ async def _publish_grant(
     if not request.data:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     try:
-        return await backend.publish(client.caller(), request.channel, accepted(request.data))
+        return await backend.publish(client.asking(), request.channel, accepted(request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None

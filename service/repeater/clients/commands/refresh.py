@@ -5,7 +5,7 @@ A client must not refresh a target that the back end renews (see `renewals`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from repeater.clients.commands.connect import authenticate, refuse_denied
 from repeater.clients.commands.subscribe import grant_of_token
@@ -15,6 +15,7 @@ from repeater.errors import (
     EXPIRED,
     INSUFFICIENT_STATE,
     INVALID_TOKEN,
+    UNSUBSCRIBED_EXPIRED,
     DisconnectError,
     ErrorCode,
     ReplyError,
@@ -25,6 +26,8 @@ from repeater.protocol.centrifugo.replies import RefreshResult
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
+
+_ENDING: Final = (ErrorCode.TOKEN_EXPIRED, ErrorCode.PERMISSION_DENIED)
 
 
 async def refresh(node: ClientNode, client: Client, request: RefreshRequest) -> RefreshResult:
@@ -51,8 +54,10 @@ async def refresh(node: ClientNode, client: Client, request: RefreshRequest) -> 
     refuse_denied(node, grant)
     if grant.channels.keys() != client.grant.channels.keys():
         raise DisconnectError(INSUFFICIENT_STATE)
-    client.grant = grant
+    old, client.grant = client.grant, grant
     client.expiry_changed()
+    if old.info != grant.info:
+        await node.attendance.renew(tuple(client.channels.values()))
     expires, ttl = time_left(node, client)
     return RefreshResult(expires, ttl)
 
@@ -64,8 +69,10 @@ async def sub_refresh(
 
     Raises:
         ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 if the
-            back end renews instead, 109 for a token that has itself expired.
-        DisconnectError: 3500 for a token that does not belong to this subscription.
+            back end renews instead, 100 if the token's keys are not available; 109 for a token
+            that has expired or is not valid yet, and 103 for one that proves nothing. These two
+            end the subscription (2501) before they are answered.
+        DisconnectError: 3500 for a token that is revoked, or of another user, client or channel.
     """
     subscription = client.channels.get(request.channel)
     if subscription is None:
@@ -74,8 +81,20 @@ async def sub_refresh(
         raise ReplyError(ErrorCode.BAD_REQUEST)
     if node.renewals.covers(subscription):
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
-    grant = await grant_of_token(node, client, request.channel, request.token)
-    subscription.grant, subscription.expire_at = grant, grant.expire_at
+    try:
+        grant = await grant_of_token(node, client, request.channel, request.token)
+    except ReplyError as error:
+        if error.code in _ENDING and not subscription.ended:
+            # Before the reply: a permanent error alone is final for an SDK, which after this push
+            # subscribes again, with a new token, and does not look at the reply any more.
+            client.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
+        raise
+    if subscription.ended:  # the server ended the subscription while the token was proven
+        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+    old, subscription.grant = subscription.grant, grant
+    subscription.expire_at = grant.expire_at
     client.expiry_changed()
+    if old.info != grant.info:
+        await node.attendance.renew((subscription,))
     expires, ttl = time_left(node, subscription)
     return RefreshResult(expires, ttl)

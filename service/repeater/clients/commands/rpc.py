@@ -26,7 +26,7 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        data = await backend.rpc(client.caller(), request.method, accepted(request.data))
+        data = await backend.rpc(client.asking(), request.method, accepted(request.data))
         return RPCResult(embedded(json_text(data) if data else data))
     except (BrokerError, ValueError):  # ValueError: the data is not JSON
         raise ReplyError(ErrorCode.INTERNAL) from None

@@ -103,7 +103,7 @@ async def _grant_without_token(
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        grant = await backend.subscribe(client.caller(), name, "", accepted(request.data))
+        grant = await backend.subscribe(client.asking(), name, "", accepted(request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if 0 < grant.expire_at <= node.unix_time():
@@ -117,14 +117,13 @@ async def grant_of_token(
     """Return the grant of a subscription token for this user, connection and channel.
 
     Raises:
-        ReplyError: 109 or 110 for an expired token or grant, 100 if its keys are not available.
-        DisconnectError: 3500 for a token that proves nothing, is revoked, or is for another user,
-            connection or channel.
+        ReplyError: 109 for a token that has expired or is not valid yet, 103 for a token that
+            proves nothing or names another user's personal channel, 100 if its keys are not
+            available.
+        DisconnectError: 3500 for a token that is revoked, or is for another user, connection or
+            channel.
     """
-    try:
-        claims = await _verified(node, token)
-    except TokenExpiredError:
-        raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
+    claims = await _verified(node, token)
     if not _is_for(claims, client, channel):
         raise DisconnectError(INVALID_TOKEN)
     grant = msgspec.structs.replace(
@@ -134,17 +133,22 @@ async def grant_of_token(
         node.limited["revoked"] += 1
         raise DisconnectError(INVALID_TOKEN)
     if 0 < claims.grant.expire_at <= node.unix_time():
-        raise ReplyError(ErrorCode.EXPIRED)
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED)
+    if node.channels.is_of_another(channel, client.user):
+        raise ReplyError(ErrorCode.PERMISSION_DENIED)
     return grant
 
 
 async def _verified(node: ClientNode, token: str) -> SubscriptionClaims:
+    """The token's claims. A bad token costs its subscription, and never the connection."""
     if node.verifier is None:
-        raise DisconnectError(INVALID_TOKEN)
+        raise ReplyError(ErrorCode.PERMISSION_DENIED)
     try:
         return await node.verifier.verify_subscription(token)
+    except TokenExpiredError:
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
     except TokenInvalidError:
-        raise DisconnectError(INVALID_TOKEN) from None
+        raise ReplyError(ErrorCode.PERMISSION_DENIED) from None
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
 
