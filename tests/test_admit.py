@@ -11,13 +11,19 @@ from typing import Any, Final
 import h2.config
 import h2.connection
 import h2.events
+import msgspec
 import pytest
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.access.grants import ConnectionGrant, Denial, TokenInvalidError
+from repeater.access.grants import (
+    ConnectionGrant,
+    Denial,
+    SubscriptionGrant,
+    TokenInvalidError,
+)
 from repeater.config import CurrentSettings, Settings, load_settings
 from repeater.errors import BrokerError
 from repeater.node import Node
@@ -436,3 +442,58 @@ async def test_a_server_that_cannot_deny_by_http_closes() -> None:
         }
         await server._routes(scope, receive, send)
         assert sent == [{"type": "websocket.close"}]
+
+
+@every_way
+@every_kind
+@pytest.mark.parametrize("token", ["ann", "granted", ""])
+async def test_personal_channels(way: str, kind: str, token: str) -> None:
+    """Another user's is refused, whatever allows it; a token's is left out, and its user's is open.
+
+    Here every other option lets everybody in.
+    """
+    granted = dict.fromkeys(["#bob", "no:such", "\u00e9", "news"], SubscriptionGrant())
+    allowed = {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True}
+    async with guarded(user_personal_channel=True, allow_anonymous=True, channel=allowed) as server:
+        options = server.node.options  # a program may say what `config check` refuses
+        public = msgspec.structs.replace(options, public_channels=frozenset({"#bob"}))
+        server.node.options = public
+        server.node.verifier = FakeVerifier(
+            {
+                "ann": ConnectionGrant("ann"),
+                "granted": ConnectionGrant("ann", channels=granted),
+                "bob": ConnectionGrant("bob"),
+            }
+        )
+        credentials = f"token={token}" if token else ""
+        asked = f"channel=%23bob&{credentials}"
+        assert await status_of(server, way, kind, asked) == 403
+        assert await status_of(server, way, kind, f"channel=news&{asked}") == 403
+        assert await status_of(server, way, kind, "channel=%23bob&token=bob") == 200
+        if token == "granted":
+            async with knocking(server, way, kind, credentials) as status:
+                assert status == 200
+                await wait_all_tasks_blocked()
+                assert set(server.node.hub.channels) == {"news"}
+
+
+@every_way
+@every_kind
+async def test_guests_have_a_token(way: str, kind: str) -> None:
+    """With `allow_guest_tokens` a token without a user lets in; without any token it stays 401."""
+    allowed = {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True}
+    for allow, status in ((False, 401), (True, 200)):
+        async with guarded(allow_guest_tokens=allow, channel=allowed) as server:
+            server.node.verifier = FakeVerifier({"guest": ConnectionGrant("")})
+            assert await status_of(server, way, kind, "channel=news&token=guest") == status
+            assert await status_of(server, way, kind) == 401
+
+
+@every_way
+@every_kind
+@pytest.mark.parametrize(("token", "status"), [("over", 401), ("later", 503)])
+async def test_tokens_over_and_keys_away(way: str, kind: str, token: str, status: int) -> None:
+    """A past `expire_at` is 401 at once; keys that cannot be fetched are 503: try again."""
+    async with guarded() as server:
+        assert await status_of(server, way, kind, f"channel=news&token={token}") == status
+        assert not server.node.registry.clients

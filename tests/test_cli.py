@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from repeater.cli.main import main
+from tests.signing import pem_of, rsa_key
 
 
 def refused(*arguments: str, **variables: str) -> str:
@@ -50,6 +51,29 @@ def test_an_empty_path_is_not_taken_for_no_option() -> None:
 def test_an_empty_host_is_a_mistake() -> None:
     """`REPEATER_HOST=` is told by its name, not by a failing look-up."""
     assert refused("config", "check", REPEATER_HOST="") == "REPEATER_HOST: must not be empty"
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("config", "check")])
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("REPEATER_TOKEN__RSA_PUBLIC_KEY", "abc", "token: rsa_public_key: not a public key"),
+        ("REPEATER_TOKEN__ECDSA_PUBLIC_KEY", "abc", "token: ecdsa_public_key: not a public key"),
+        ("REPEATER_TOKEN__HMAC_SECRET_KEY", pem_of(rsa_key()), "token: hmac_secret_key: an HMAC"),
+        (
+            "REPEATER_SUBSCRIPTION_TOKEN__EDDSA_PUBLIC_KEY",
+            pem_of(rsa_key()),
+            "subscription_token: eddsa_public_key: a key of another type",
+        ),
+        ("REPEATER_COMMENTS_CACHE_URL", "redis://h:port/0", "REPEATER_COMMENTS_CACHE_URL: needs"),
+    ],
+)
+def test_a_key_or_url_that_cannot_be_is_one_line(
+    command: tuple[str, ...], variable: str, value: str, said: str
+) -> None:
+    """It names the setting; what `config check` passes does not end a start with a traceback."""
+    line = refused(*command, REPEATER_DEV="true", **{variable: value})
+    assert line.removeprefix("Error: ").startswith(said)
 
 
 @pytest.mark.parametrize("command", [("info",), ("subscribe", "news"), ("publish", "news", "1")])

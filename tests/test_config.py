@@ -427,6 +427,8 @@ def test_combinations_are_told_beside_wrong_values() -> None:
         ("user_personal_channel = true\npersonal_channel_namespace = 'me'",
          "personal_channel_namespace"),
         ("default_channel = 'news:all'", "default_channel"),
+        ("user_personal_channel = true\ndefault_channel = '#ann'", "default_channel"),
+        ("user_personal_channel = true\npublic_channels = ['a', '#ann']", "public_channels"),
         ("api_previous_key = 'x'", "api_previous_key"),
         ("[channel]\nhistory_size = 0\nallow_recovery = true", "channel.allow_recovery"),
         ("[namespaces.chat]\nhistory_size = 0\nforce_positioning = true",

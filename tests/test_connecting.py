@@ -11,10 +11,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.access.grants import (
     ConnectionGrant,
     Overrides,
+    SubscriptionClaims,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
@@ -28,9 +30,10 @@ from repeater.errors import (
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, open_test_node
-from tests.conversation import FakeVerifier, TestBroker, talking
+from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
 
 NOW = 1_900_000_000
 ANN = ConnectionGrant("ann", info=b'{"name":"Ann"}', data=b'{"hello":1}')
@@ -491,3 +494,101 @@ async def test_commands_wait_for_connect() -> None:
         broker.before["a"].open()
         messages = await talk.news()
         assert [message["id"] for message in messages if "id" in message] == [1, 2, 3]
+
+
+class TestGuests:
+    """Signed tokens without a user, where `allow_guest_tokens` is on."""
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    async def test_guest_tokens(self, allowed: bool) -> None:
+        """They connect as the anonymous user; connections without a token stay refused."""
+        granted = ConnectionGrant("", channels={"c": SubscriptionGrant()})
+        options = NodeOptions(allow_guest_tokens=allowed)
+        assert await end_of_connect(options) == BAD_REQUEST
+        if not allowed:
+            assert await end_of_connect(options, "t", knowing(granted)) == PERMISSION_DENIED
+            return
+        async with (
+            open_node(options, verifier=knowing(granted, later=granted)) as node,
+            talking(node, connected=False, ends=False) as talk,
+        ):
+            assert set((await talk.connect("t"))["subs"]) == {"c"}
+            assert set(node.registry.users) == {""}
+            assert "error" not in await talk.ask(refresh={"token": "later"})
+            assert (await talk.subscribe("d"))["code"] == 103
+
+
+async def test_commands_with_a_refused_connect() -> None:
+    """What was sent along with it gets no answer and no close; what is sent later is 3501."""
+    async with open_node(verifier=knowing(TokenExpiredError())) as node:
+        async with talking(node, connected=False) as talk:
+            (reply,) = await talk.say(
+                {"id": 1, "connect": {"token": "t"}},
+                {"id": 2, "subscribe": {"channel": "c"}},
+                {"id": 3, "rpc": {"method": "m"}},
+            )
+            assert reply["error"]["code"] == 109
+            assert talk.client.end is None
+            await talk.say({"id": 4, "connect": {"token": "t"}})
+        assert talk.transport.closed_with == BAD_REQUEST
+
+
+async def test_a_ttl_is_a_year_at_most() -> None:
+    """Typed SDKs read 32 bits."""
+    verifier = knowing(ConnectionGrant("ann", expire_at=2**53))
+    async with open_node(verifier=verifier) as node, talking(node, connected=False) as talk:
+        assert (await talk.connect("t"))["ttl"] == 365 * 24 * 3_600
+
+
+@pytest.mark.parametrize("codec", [CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI])
+async def test_presence_follows_a_refresh(codec: Codec) -> None:
+    """The info of the new token is what presence shows of the client, in all its channels."""
+    channel = ChannelOptions(presence=True)
+    verifier = FakeVerifier(
+        {
+            "t": ConnectionGrant("ann", info=b"1", expire_at=NOW + 60),
+            "later": ConnectionGrant("ann", info=b"2", expire_at=NOW + 600),
+        },
+        {
+            "s": SubscriptionClaims("ann", "b", grant=SubscriptionGrant(info=b"3")),
+            "next": SubscriptionClaims("ann", "b", grant=SubscriptionGrant(info=b"4")),
+        },
+    )
+    options = NodeOptions(channel=channel)
+    async with (
+        open_test_node(options, verifier=verifier) as node,
+        talking(node, connected=False, codec=codec) as talk,
+    ):
+
+        async def shown(name: str) -> tuple[bytes, bytes]:
+            (info,) = (await node.presence(name)).values()
+            return bytes(info.conn_info or b""), bytes(info.chan_info or b"")
+
+        async def say(**command: Any) -> None:
+            await talk.session.receive(talk.command(**command))
+
+        started_at(node)
+        await say(connect={"token": "t", "subs": {"a": {}}})
+        await say(subscribe={"channel": "b", "token": "s"})
+        assert (await shown("a"), await shown("b")) == ((b"1", b""), (b"1", b"3"))
+        await say(refresh={"token": "later"})
+        assert (await shown("a"), await shown("b")) == ((b"2", b""), (b"2", b"3"))
+        await say(sub_refresh={"channel": "b", "token": "next"})
+        assert (await shown("a"), await shown("b")) == ((b"2", b""), (b"2", b"4"))
+
+
+async def test_a_refresh_while_presence_fails() -> None:
+    """The refresh holds, the failure is counted, and the client does not notice."""
+    store = MemoryPresence()
+    verifier = knowing(ConnectionGrant("ann", info=b"1"), later=ConnectionGrant("ann", info=b"2"))
+    options = NodeOptions(channel=ChannelOptions(presence=True))
+    async with (
+        open_test_node(options, verifier=verifier, presence=store) as node,
+        talking(node, connected=False, ends=False) as talk,
+    ):
+        await talk.connect("t", subs={"a": {}})
+        node.attendance._store = FailingPresence()
+        assert (await talk.ask(refresh={"token": "later"}))["refresh"] == {}
+        assert talk.client.grant.info == b"2"
+        assert node.broker_errors["presence"] == 1
+        node.attendance._store = store

@@ -19,6 +19,8 @@ from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.contract import EventSink
 from repeater.brokers.memory import MemoryBroker
 from repeater.clients.client import Client
+from repeater.clients.limits import Place
+from repeater.clients.opening import Opening, begin
 from repeater.clients.plain import Wanted, listening, positions_of
 from repeater.errors import (
     INSUFFICIENT_STATE,
@@ -29,10 +31,11 @@ from repeater.errors import (
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.centrifugo.codecs import PLAIN, PLAIN_ASGI, Codec
 from repeater.protocol.sse.event_id import event_id
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Event, Publication, StreamPosition
-from repeater.testing import MemoryTransport, open_test_node
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import HeldHistory, TestBroker
 from tests.eventsource import EventSource
 
@@ -405,7 +408,7 @@ async def test_a_comment_is_sent_where_nobody_can_answer(autojump_clock: MockClo
 
 
 async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -> None:
-    """After the delay for a refresh, which a plain subscriber does by coming back."""
+    """At once: a plain subscriber cannot refresh its token, so there is no delay for it."""
     async with open_test_node() as node:
         transport = MemoryTransport(EVENT_STREAM)
         with trio.CancelScope() as scope:
@@ -417,7 +420,26 @@ async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -
                     await trio.Event().wait()  # until it is ended
             finally:
                 await client.leave()
-        assert 59 <= trio.current_time() <= 90
+        assert 59 <= trio.current_time() <= 62
+        assert transport.closed_with == Disconnect(3005, "connection expired")
+
+
+@pytest.mark.parametrize("codec", [PLAIN, PLAIN_ASGI])
+@pytest.mark.parametrize("delay", [0, 25])
+async def test_a_plain_websocket_ends_with_its_token(
+    codec: Codec, delay: int, autojump_clock: MockClock
+) -> None:
+    """At once, natively and behind ASGI, however long others have to refresh theirs."""
+    async with open_test_node(NodeOptions(expired_close_delay=delay, ping_interval=1_000)) as node:
+        transport = MemoryTransport(codec)
+        grant = ConnectionGrant(user="7", expire_at=int(node.unix_time()) + 60)
+        wanted = Wanted(grant=grant, channels={"a": SubscriptionGrant()})
+        place = Place(node.places)
+        opening = Opening(name="websocket", kind="plain", place=place, wanted=wanted)
+        async with connect(node, transport) as client:
+            begin(node, client, opening)
+            await trio.sleep(100)
+        assert 59 <= trio.current_time() <= 62
         assert transport.closed_with == Disconnect(3005, "connection expired")
 
 

@@ -6,14 +6,22 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 import trio.testing
 import trio_websocket
+from trio.testing import wait_all_tasks_blocked
 
-from repeater.access.grants import TokenInvalidError
+from repeater.access.grants import (
+    ConnectionGrant,
+    SubscriptionClaims,
+    SubscriptionGrant,
+    TokenInvalidError,
+)
 from repeater.config import (
     ConfigError,
     CurrentSettings,
@@ -23,9 +31,13 @@ from repeater.config import (
     with_live_of,
 )
 from repeater.errors import ReplyError
+from repeater.node import open_node
+from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
 from repeater.testing import MemoryTransport, connect
+from tests.application import Application, open_asking_node
+from tests.conversation import FakeVerifier, TestBroker, talking
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 from tests.signing import OTHER_SECRET, SECRET, sign
@@ -198,3 +210,161 @@ async def test_signal_to_a_process(tmp_path: Path) -> None:
                 assert "-key" not in said
                 assert [await subscriber.get_message() for _ in range(3)] == ["1", "1", "1"]
         assert await server.end() == 0
+
+
+GONE = {
+    "namespace": {"namespaces": {}},
+    "pattern": {"namespaces": {"chat": {"channel_regex": "never"}}},
+    "length": {"channel_name_limit": 3},
+}
+"""What a reload can do to the name `chat:1`."""
+
+narrowed = pytest.mark.parametrize("gone", GONE.values(), ids=list(GONE))
+
+
+def options(**more: Any) -> NodeOptions:
+    settings = load_settings(
+        user_personal_channel=True,
+        token={"hmac_secret_key": SECRET},
+        **{"namespaces": {"chat": CHAT}, **more},
+    )
+    return msgspec.structs.replace(settings.node_options(), ping_interval=1_000_000)
+
+
+CHAT = {
+    "presence": True,
+    "join_leave": True,
+    "force_push_join_leave": True,
+    "force_recovery": True,
+    "allow_publish_for_subscriber": True,
+}
+
+
+@narrowed
+async def test_subscriptions_expire_after_a_reload(
+    gone: dict[str, Any], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing is asked of a name that is gone: each ends at its time, alone, and is told."""
+    verifier = FakeVerifier({"t": ConnectionGrant("ann")})
+    async with open_node(options(), verifier=verifier) as node:
+        at = int(node.unix_time()) + 60
+        grant = SubscriptionGrant(expire_at=at)
+        verifier.subscriptions["s"] = SubscriptionClaims("ann", "chat:1", grant=grant)
+        async with talking(node, connected=False, ends=False) as talk:
+            await talk.connect("t")
+            await talk.subscribe("chat:1", token="s")
+            await talk.news()
+            node.reload(options(**gone))
+            await trio.sleep(100)
+            ended = {"code": 2501, "reason": "subscription expired"}
+            assert await talk.pushes("unsubscribe") == [ended]
+            assert (await talk.ask(presence={"channel": "chat:1"}))["error"]["code"] in (102, 107)
+
+
+@narrowed
+async def test_subscriptions_are_used_after_a_reload(
+    gone: dict[str, Any], autojump_clock: trio.testing.MockClock
+) -> None:
+    """They are refreshed, hear, are listed, and are left by client and server, as before."""
+    verifier = FakeVerifier({"t": ConnectionGrant("ann")})
+    async with open_node(options(), verifier=verifier) as node:
+        at = int(node.unix_time()) + 60
+        grant = SubscriptionGrant(expire_at=at)
+        later = SubscriptionGrant(expire_at=at + 1_000, info=b"1")
+        verifier.subscriptions["s"] = SubscriptionClaims("ann", "chat:1", grant=grant)
+        verifier.subscriptions["later"] = SubscriptionClaims("ann", "chat:1", grant=later)
+        verifier.connections["new"] = ConnectionGrant("ann", info=b"2", expire_at=at)
+        async with (
+            talking(node, connected=False, ends=False) as talk,
+            talking(node, connected=False, ends=False) as other,
+        ):
+            for one in (talk, other):
+                await one.connect("t")
+                await one.subscribe("chat:1", token="s")
+            node.reload(options(**gone))
+            await talk.news()
+            reply = await talk.ask(sub_refresh={"channel": "chat:1", "token": "later"})
+            assert reply["sub_refresh"]["expires"] is True
+            assert (await talk.ask(refresh={"token": "new"}))["refresh"]["expires"] is True
+            await node.refresh("ann", expire_at=at + 2_000, info=b"3")
+            shown = (await node.presence_store.members("chat:1"))[talk.client.id]
+            assert (bytes(shown.conn_info or b""), bytes(shown.chan_info or b"")) == (b"3", b"1")
+            await trio.sleep(500)
+            assert "chat:1" in talk.client.channels
+            assert "error" in await talk.ask(publish={"channel": "chat:1", "data": 1})
+            assert await talk.ask(unsubscribe={"channel": "chat:1"}) == {
+                "id": talk.ids,
+                "unsubscribe": {},
+            }
+            await wait_all_tasks_blocked()
+            assert not await node.presence_store.members("chat:1")
+
+
+@narrowed
+async def test_the_server_api_after_a_reload(gone: dict[str, Any]) -> None:
+    """It ends a subscription whose name is gone; a name that nobody hears is an error as ever."""
+    verifier = FakeVerifier({"t": ConnectionGrant("ann", channels={"chat:1": SubscriptionGrant()})})
+    async with (
+        open_node(options(), verifier=verifier) as node,
+        talking(node, connected=False, ends=False) as talk,
+    ):
+        await talk.connect("t")
+        node.reload(options(**gone))
+        await node.unsubscribe("ann", "chat:1")
+        assert "chat:1" not in talk.client.channels
+        with pytest.raises(ReplyError, match=r"102|107"):
+            await node.unsubscribe("ann", "chat:1")
+        with pytest.raises(ReplyError, match=r"102|107"):
+            await node.subscribe("ann", "chat:1")
+
+
+@narrowed
+@pytest.mark.parametrize("when", ["reading", "before"])
+async def test_going_live_after_a_reload(
+    gone: dict[str, Any], when: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who joins while the name goes is answered; who comes back is answered without it."""
+    broker = TestBroker()
+    granted = {"chat:1": SubscriptionGrant(), "a": SubscriptionGrant()}
+    verifier = FakeVerifier({"t": ConnectionGrant("ann", channels=granted)})
+    async with (
+        open_node(options(), verifier=verifier, broker=broker) as node,
+        talking(node, connected=False, ends=False) as talk,
+        trio.open_nursery() as nursery,
+    ):
+        if when == "before":
+            node.reload(options(**gone))
+            subs = (await talk.connect("t", subs={"chat:1": {"recover": True}}))["subs"]
+            assert set(subs) == ({"a"} if "channel_name_limit" in gone else {"#ann", "a"})
+            return
+        broker.before["chat:1"].shut()
+        nursery.start_soon(talk.connect, "t")
+        await wait_all_tasks_blocked()
+        node.reload(options(**gone))
+        broker.before["chat:1"].open()
+        await wait_all_tasks_blocked()
+        reply, *_joins = await talk.news()
+        assert "chat:1" in reply["connect"]["subs"]
+
+
+async def test_renewals_by_the_back_end_after_a_reload(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What was granted is kept: the back end goes on renewing a subscription that it renewed."""
+    application = Application()
+    asked = ChannelOptions(subscribe_proxy_enabled=True, sub_refresh_proxy_enabled=True)
+    first = NodeOptions(namespaces={"chat": asked}, ping_interval=1_000_000)
+    async with open_asking_node(application, first) as node:
+        at = int(node.unix_time()) + 60
+        application.answers["connect"] = {"result": {"user": "ann"}}
+        application.answers["subscribe"] = {"result": {"expire_at": at}}
+        application.answers["sub_refresh"] = {"result": {"expire_at": at + 1_000}}
+        async with talking(node, ends=False) as talk:
+            await talk.subscribe("chat:1")
+            node.reload(NodeOptions(ping_interval=1_000_000))
+            await trio.sleep(70)
+            assert len(application.asked("sub_refresh")) == 1
+            assert talk.client.channels["chat:1"].expire_at == at + 1_000
+            application.answers["sub_refresh"] = {"result": {"expired": True}}
+            await trio.sleep(1_000)
+            assert not talk.client.channels

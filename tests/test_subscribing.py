@@ -774,6 +774,17 @@ async def test_server_side_expiry(autojump_clock: MockClock) -> None:
         assert talk.transport.closed_with == SUBSCRIPTION_EXPIRED
 
 
+async def test_who_cannot_refresh_is_not_told_to(autojump_clock: MockClock) -> None:
+    """The push of a subscription that the server API made says nothing of its expiry; it ends."""
+    async with open_test_node(NodeOptions(ping_interval=1e6)) as node, talking(node) as talk:
+        started_at(node)
+        await node.subscribe("", "c", grant=SubscriptionGrant(expire_at=NOW + 60))
+        (pushed,) = await talk.pushes("subscribe")
+        assert not {"expires", "ttl"} & pushed.keys()
+        await trio.sleep(90)
+        assert talk.client.end == SUBSCRIPTION_EXPIRED
+
+
 async def test_lost_position_is_recovered() -> None:
     """After 2500 the client comes back by its position and has everything."""
     broker = TestBroker(lambda event: [] if event.data == b"2" else [event])

@@ -358,7 +358,18 @@ async def test_a_silent_cache_costs_its_timeout_once() -> None:
     assert source.loads == 12
 
 
-@pytest.mark.parametrize("url", ["http://x", "redis://", "nonsense"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x",
+        "redis://",
+        "nonsense",
+        "redis://h:port/0",
+        "redis://h:70000/0",
+        "redis://[::1/0",
+        "redis://h/0?stream_timeout=soon",
+    ],
+)
 async def test_a_wrong_cache_url_is_one_line(url: str) -> None:
     """Said at the start, not at the first comment."""
     with pytest.raises(CommentsError):

@@ -57,6 +57,14 @@ def test_without_its_libraries_it_is_off_unless_asked_for(monkeypatch: pytest.Mo
         loaded(dev=True, comments=True)
 
 
+@pytest.mark.parametrize("url", ["redis://h:hush/0", "valkeys://h:70000/0", "redis://[::1/0"])
+def test_a_cache_url_that_cannot_be_is_found_before_the_start(url: str) -> None:
+    """One line that names the setting, and shows nothing of the URL."""
+    with pytest.raises(ConfigError, match=r"^comments_cache_url: needs a host") as caught:
+        loaded(dev=True, comments_cache_url=url)
+    assert "hush" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["mysql://host/x", "nonsense", "postgresql:host"])
 def test_what_is_not_a_database_or_cache_is_found_before_the_start(url: str) -> None:
     """`config check` needs no driver for it, and says what the address may begin with."""

@@ -131,7 +131,7 @@ async def test_a_broken_database_is_a_store_error(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("url", ["nonsense", "oracle+nodriver://host/x"])
+@pytest.mark.parametrize("url", ["nonsense", "oracle+nodriver://host/x", "postgresql://h:port/x"])
 def test_a_wrong_url_is_one_line(url: str, tmp_path: Path) -> None:
     """It names the setting's fault and not the URL, which may hold a password."""
     with pytest.raises(CommentsError) as caught:

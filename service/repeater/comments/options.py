@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +20,15 @@ CACHES: Final = ("redis", "rediss", "valkey", "valkeys")
 
 PING_INTERVAL: Final = 20.0
 """Most seconds between two pings to a page of the application."""
+
+
+def has_host(url: str) -> bool:
+    """Whether this is a URL with a host, and without a port that cannot be."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is not a number, or the host's brackets do not close
+        return False
 
 
 class CommentsError(ExtensionError):

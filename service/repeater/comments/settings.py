@@ -11,7 +11,14 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from pydantic import BeforeValidator, SecretStr
 
-from repeater.comments.options import CACHES, CHANNEL, DATABASES, PING_INTERVAL, CommentsOptions
+from repeater.comments.options import (
+    CACHES,
+    CHANNEL,
+    DATABASES,
+    PING_INTERVAL,
+    CommentsOptions,
+    has_host,
+)
 from repeater.config.errors import Mistake
 from repeater.config.fields import Secret, unless_empty
 from repeater.config.settings import Settings
@@ -90,6 +97,8 @@ class CommentsSettings(Settings):
         if not _begins_with(CACHES, self.comments_cache_url):
             text = "must begin with redis:// or valkey:// (with TLS, rediss:// or valkeys://)"
             yield Mistake(("comments_cache_url",), text)
+        elif self.comments_cache_url and not has_host(_clear(self.comments_cache_url)):
+            yield Mistake(("comments_cache_url",), "needs a host, and a port up to 65535 if any")
         given = _clear(self.comments_secret_key)
         if len(given) < _SHORTEST_SECRET and (given or not self.dev):
             yield Mistake(

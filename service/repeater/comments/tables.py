@@ -87,6 +87,8 @@ def make_engine(options: CommentsOptions) -> Engine:
         raise CommentsError(
             "SQLAlchemy does not know the kind of the comments' database URL"
         ) from None
+    except ValueError:  # a port that is not a number; the library's text may show the URL
+        raise CommentsError("the comments' database URL has a part that is not valid") from None
     except ModuleNotFoundError as error:
         hint = f": pip install '{_WITH_DRIVER}'" if error.name == "psycopg" else ""
         raise CommentsError(f"the comments' database needs {error.name}{hint}") from None

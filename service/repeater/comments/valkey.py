@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import trio
 
-from repeater.comments.options import CommentsError, CommentsOptions
+from repeater.comments.options import CommentsError, CommentsOptions, has_host
 from repeater.log import get_logger
 
 try:
@@ -86,8 +85,11 @@ async def open_valkey_cache(options: CommentsOptions) -> AsyncIterator[ValkeyCac
     """
     scheme, _, rest = options.cache_url.partition("://")
     names = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "rediss"}
-    if scheme not in names or not urlsplit(options.cache_url).hostname:
+    if scheme not in names or not has_host(options.cache_url):
         raise CommentsError("the comments' cache URL must be redis://... or valkey://...")
-    client: Redis[bytes] = Redis.from_url(f"{names[scheme]}://{rest}", decode_responses=False)
+    try:
+        client: Redis[bytes] = Redis.from_url(f"{names[scheme]}://{rest}", decode_responses=False)
+    except ValueError:  # a parameter of the URL; the library's text may hold the password
+        raise CommentsError("the comments' cache URL has a parameter that is not valid") from None
     async with client:
         yield ValkeyCache(client, options.cache_ttl, options.cache_timeout)

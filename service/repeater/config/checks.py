@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from repeater.access.channel_rules import ChannelRules
 from repeater.access.http_client import trusted_certificates
 from repeater.access.origins import parse_glob, parse_host_glob
 from repeater.access.tokens.options import TokenOptions
@@ -84,6 +85,7 @@ def node_mistakes(options: NodeOptions) -> Iterator[Mistake]:
     if set(options.private_prefix) & set(":#"):
         yield Mistake(("private_prefix",), "must not contain : or #, which have meanings")
     yield from _names(options)
+    yield from _personal_names(options)
     yield from channel_mistakes(options.channel, ("channel",))
     for name, channel in options.namespaces.items():
         yield from channel_mistakes(channel, ("namespaces", name))
@@ -101,6 +103,19 @@ def _names(options: NodeOptions) -> Iterator[Mistake]:
     name, end, _ = default.partition(":")
     if end and name not in options.namespaces:
         yield Mistake(("default_channel",), _NO_TABLE.format(name))
+
+
+def _personal_names(options: NodeOptions) -> Iterator[Mistake]:
+    """Personal channels that a setting gives to everybody."""
+    rules = ChannelRules(options)
+    for setting, names in (
+        ("public_channels", options.public_channels),
+        ("default_channel", {options.default_channel}),
+    ):
+        for name in sorted(name for name in names if rules.is_of_another(name, "")):
+            yield Mistake(
+                (setting,), f"cannot have {name}, which is one user's with user_personal_channel"
+            )
 
 
 def table_mistakes(

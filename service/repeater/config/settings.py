@@ -54,6 +54,7 @@ from repeater.options import ChannelOptions, LimitOptions, NodeOptions
 # A node reads these options each time it needs them; the others are built into running parts.
 _LIVE = (
     "allow_anonymous",
+    "allow_guest_tokens",
     "channel_limit",
     "channel_name_limit",
     "close_timeout",
@@ -61,6 +62,7 @@ _LIVE = (
     "default_channel",
     "denial_limit",
     "expired_close_delay",
+    "expiry_grace",
     "history_limit",
     "outbox_limit",
     "personal_channel_namespace",

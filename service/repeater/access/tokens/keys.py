@@ -107,8 +107,7 @@ class KeyRing:
 
     def __init__(self, options: TokenOptions) -> None:
         self._current = _by_algorithm(_configured(options))
-        previous = options.hmac_previous_secret_key
-        self._previous = _by_algorithm(hmac_keys(previous) if previous else ())
+        self._previous = _by_algorithm(_secret(options, "hmac_previous_secret_key"))
         self._previous_until = options.hmac_previous_secret_key_valid_until or float("inf")
 
     def allows(self, algorithm: str) -> bool:
@@ -130,6 +129,15 @@ def _by_algorithm(keys: Iterable[Key]) -> dict[str, list[Key]]:
     return ring
 
 
+def _secret(options: TokenOptions, option: str) -> list[Key]:
+    """The keys of one secret, if it is set. Raises as `_configured`."""
+    secret: str = getattr(options, option)
+    try:
+        return hmac_keys(secret) if secret else []
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
 def _configured(options: TokenOptions) -> list[Key]:
     """The options' current keys, each of the type that its option says.
 
@@ -137,7 +145,7 @@ def _configured(options: TokenOptions) -> list[Key]:
         ValueError: a key is not usable, or is of another type; the text names the option and
             never holds the key.
     """
-    keys = hmac_keys(options.hmac_secret_key) if options.hmac_secret_key else []
+    keys = _secret(options, "hmac_secret_key")
     for option, prefix in (("rsa", "RS"), ("ecdsa", "ES"), ("eddsa", "EdDSA")):
         pem: str = getattr(options, f"{option}_public_key")
         if not pem:
