@@ -558,7 +558,7 @@ async def test_renewal_is_tried_until_the_delay_is_over(
             pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
             assert 5 <= pauses[0] < 6
             assert 10 <= pauses[1] < 12
-            assert pauses == sorted(pauses)
+            assert all(b >= a - 1e-6 for a, b in itertools.pairwise(pauses))
             assert pauses[-1] == pytest.approx(60, abs=1)
             assert talk.client.end is None
             application.answers["refresh"] = {"result": {"expire_at": begin + 5_000}}
@@ -574,7 +574,7 @@ async def test_renewal_that_never_comes(
 ) -> None:
     """After `expiry_grace` the connection ends as expired, and nobody asks any more."""
     application.answers["refresh"] = httpx.Response(500)
-    options = NodeOptions(channel=ASKED, ping_interval=1_000)
+    options = NodeOptions(channel=ASKED, ping_interval=1_000_000)
     async with open_asking_node(application, options) as node:
         begin = int(node.unix_time())
         application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}

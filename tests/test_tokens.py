@@ -158,6 +158,18 @@ async def test_times(claims: dict[str, float], error: str | None) -> None:
                     await verify(token)
 
 
+async def test_leeway() -> None:
+    """It makes `nbf` earlier, for an issuer whose clock is ahead; it does not make `exp` later."""
+    options = TokenOptions(hmac_secret_key=SECRET, leeway=5)
+    async with open_verifier(options, now=now) as verifier:
+        for more in ({}, {"channel": "news"}):
+            verify = verifier.verify_subscription if more else verifier.verify_connection
+            await verify(sign({"nbf": NOW + 5, **more}))
+            for late in ({"nbf": NOW + 6}, {"exp": NOW}, {"exp": NOW - 1}):
+                with pytest.raises(TokenExpiredError):
+                    await verify(sign({**late, **more}))
+
+
 async def test_expired_token_of_somebody_else_is_invalid() -> None:
     """Only a proven token is called expired: the client would fetch another one for nothing."""
     token = sign({"exp": int(NOW) - 1, "aud": "b"}, OTHER_SECRET)

@@ -76,7 +76,7 @@ class ChannelOptions(Options, frozen=True, kw_only=True):
     allow_recovery: bool = False
     force_recovery: bool = False
     """Whether a client gets the publications that it missed: if it asks (`allow_`), or always
-    (`force_`)."""
+    (`force_`). Who may recover can get all of the kept history, also without `allow_history_`."""
 
     force_recovery_mode: Literal["stream", "cache"] = "stream"
     """With `cache`, a client that comes back gets the newest publication only (section 9.5)."""
@@ -271,7 +271,7 @@ class NodeOptions(Options, frozen=True, kw_only=True):
 
     expired_close_delay: float = 25.0
     """How long after the expiry of a connection or subscription its client may still refresh it
-    (section 1)."""
+    (section 1). Plain subscribers cannot refresh, and end at their expiry."""
 
     expiry_grace: float = 600.0
     """How long after an expiry the back end is asked again about a connection or subscription that

@@ -84,6 +84,7 @@ _LEAST = {
     "expired_close_delay": 0,
     "event_delay": 0,
     "hmac_previous_secret_key_valid_until": 0,
+    "leeway": 0,
     "shutdown_pause": 0,
     "message_limit": 1_024,
     "outbox_limit": 65_536,

@@ -117,15 +117,15 @@ def user_of(payload: bytes, claims: Claims, name: str) -> str:
     return "" if found is None else str(found)
 
 
-def check_times(claims: Claims, now: float) -> None:
+def check_times(claims: Claims, now: float, leeway: float = 0.0) -> None:
     """Compare `exp` and `nbf` with the time, Unix seconds.
 
     Raises:
-        TokenExpiredError: the time is past `exp` or before `nbf`.
+        TokenExpiredError: the time is past `exp`, or before `nbf` by more than the leeway.
     """
     if claims.exp is not None and now >= claims.exp:
         raise TokenExpiredError("expired")
-    if claims.nbf is not None and now < claims.nbf:
+    if claims.nbf is not None and now < claims.nbf - leeway:
         raise TokenExpiredError("not valid yet")
 
 

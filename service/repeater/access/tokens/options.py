@@ -76,6 +76,11 @@ class TokenOptions(Options, frozen=True, kw_only=True):
     issuer_regex: re.Pattern[str] | None = None
     """The same as a pattern, which the whole value must match."""
 
+    leeway: float = 0.0
+    """How far the issuer's clock may be ahead: a token is valid for so long before its `nbf`. `exp`
+    needs none: at error 109 an SDK fetches a new token, and a client has `expired_close_delay` to
+    refresh."""
+
     user_id_claim: str = "sub"
     """The claim that holds the user's id."""
 

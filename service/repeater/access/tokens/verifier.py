@@ -188,7 +188,7 @@ class JWTVerifier:
             user, claims = await self._connection.read(token, ConnectionToken)
             if claims.channel:
                 raise TokenInvalidError("this is a subscription token, not a connection token")
-            check_times(claims, self._now())
+            check_times(claims, self._now(), self._connection.options.leeway)
             return connection_grant(user, claims)
 
     async def verify_subscription(self, token: str) -> SubscriptionClaims:
@@ -206,7 +206,7 @@ class JWTVerifier:
             user, claims = await self._subscription.read(token, SubscriptionToken)
             if not claims.channel:
                 raise TokenInvalidError("no channel")
-            check_times(claims, self._now())
+            check_times(claims, self._now(), self._subscription.options.leeway)
             return subscription_claims(user, claims.channel, claims)
 
     @contextmanager
