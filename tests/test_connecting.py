@@ -533,13 +533,6 @@ async def test_commands_with_a_refused_connect() -> None:
         assert talk.transport.closed_with == BAD_REQUEST
 
 
-async def test_a_ttl_is_a_year_at_most() -> None:
-    """Typed SDKs read 32 bits."""
-    verifier = knowing(ConnectionGrant("ann", expire_at=2**53))
-    async with open_node(verifier=verifier) as node, talking(node, connected=False) as talk:
-        assert (await talk.connect("t"))["ttl"] == 365 * 24 * 3_600
-
-
 @pytest.mark.parametrize("codec", [CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI])
 async def test_presence_follows_a_refresh(codec: Codec) -> None:
     """The info of the new token is what presence shows of the client, in all its channels."""
