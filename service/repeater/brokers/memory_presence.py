@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import trio
@@ -14,19 +15,30 @@ class MemoryPresence:
 
     def __init__(self) -> None:
         self._channels: dict[str, dict[str, ClientInfo]] = {}
+        # How many clients each user has in a channel, so that a count needs no walk over them.
+        self._users: dict[str, Counter[str]] = {}
 
     async def add(self, channel: str, info: ClientInfo) -> None:
         """Note that a client is in the channel."""
         await trio.lowlevel.checkpoint()
-        self._channels.setdefault(channel, {})[info.client] = info
+        members = self._channels.setdefault(channel, {})
+        users = self._users.setdefault(channel, Counter())
+        users[info.user] += 1
+        before = members.get(info.client)
+        members[info.client] = info
+        if before is not None:
+            _subtract(users, before.user)
 
     async def remove(self, channel: str, client: str) -> None:
         """Note that this connection is not in the channel any more. Idempotent."""
         await trio.lowlevel.checkpoint()
         members = self._channels.get(channel, {})
-        members.pop(client, None)
+        info = members.pop(client, None)
+        if info is not None:
+            _subtract(self._users[channel], info.user)
         if not members:
             self._channels.pop(channel, None)
+            self._users.pop(channel, None)
 
     async def members(self, channel: str) -> Mapping[str, ClientInfo]:
         """All clients in the channel, by connection id."""
@@ -36,5 +48,10 @@ class MemoryPresence:
     async def count(self, channel: str) -> tuple[int, int]:
         """How many connections are in the channel, and how many different users."""
         await trio.lowlevel.checkpoint()
-        members = self._channels.get(channel, {})
-        return len(members), len({info.user for info in members.values()})
+        return len(self._channels.get(channel, {})), len(self._users.get(channel, {}))
+
+
+def _subtract(users: Counter[str], user: str) -> None:
+    users[user] -= 1
+    if not users[user]:
+        del users[user]

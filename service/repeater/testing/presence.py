@@ -70,6 +70,8 @@ async def added_twice(open_store: OpenPresenceStore) -> None:
         await store.add(channel, later)
         expect("members", dict(await store.members(channel)), {"1": later})
         expect("count", await store.count(channel), (1, 1))
+        await store.add(channel, ClientInfo("bob", "1"))
+        expect("count as another user", await store.count(channel), (1, 1))
 
 
 async def who_was_removed(open_store: OpenPresenceStore) -> None:
