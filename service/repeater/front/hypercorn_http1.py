@@ -2,6 +2,10 @@
 
 Hypercorn's own takes bytes in while a request is carried out, and fails on them. This one is fed
 only when `full` is false, so what follows a request waits, and cannot spoil its answer.
+
+Hypercorn's parser, h11, has other rules than the native paths: `Content-Length` with
+`Transfer-Encoding`, chunk sizes with blanks, and `post` for POST are right to it. So it gets the
+bytes of requests that `RequestFraming` has judged, and its own rules never decide anything.
 """
 
 from __future__ import annotations
@@ -15,11 +19,15 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import HTTPStream
 
 from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
+from repeater.front.responses import write_fault
+from repeater.protocol.http.fault import NOT_WHOLE
+from repeater.protocol.http.request_framing import RequestFraming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from repeater.front.handed_connection import Link, Stage
+    from repeater.protocol.http.fault import Fault
 
 _BODILESS: Final = (204, 304)
 
@@ -33,6 +41,7 @@ class HTTP1(H11Protocol):
         self._requests = 0
         self._endless = False
         self._head_only = False
+        self._framing = RequestFraming(link.options.head_limit)
         self.resumable = False
         """Whether a request was answered, so that bytes behind it may go on with `resume`."""
 
@@ -55,7 +64,7 @@ class HTTP1(H11Protocol):
         """What the connection waits for: a request, the rest of a head, or an answer's end."""
         if self.stream is not None:
             return "busy", self._requests
-        return "head" if self.connection.trailing_data[0] else "idle", self._requests
+        return "head" if self._framing.pending else "idle", self._requests
 
     @property
     def incomplete(self) -> bool:
@@ -64,13 +73,13 @@ class HTTP1(H11Protocol):
 
     async def feed(self, data: bytes) -> None:
         """Take bytes in; carry on until they are used up, or until a request is whole."""
-        self.connection.receive_data(data)
-        await self._handle_events()
+        self._framing.feed(data)
+        await self._advance()
 
     async def resume(self) -> None:
         """Go on with the bytes behind a request that was answered."""
         self.resumable = False
-        await self._handle_events()
+        await self._advance()
 
     async def half_close(self) -> bool:
         """The peer has sent its last byte; return whether no answer is owed to it.
@@ -80,8 +89,8 @@ class HTTP1(H11Protocol):
         """
         if self.full:
             return self._endless or isinstance(self.stream, WebSocketStream)
-        if not isinstance(self.stream, WebSocketStream):
-            await self.feed(b"")  # for h11 the end; half a request is answered with 400
+        if self._framing.pending or isinstance(self.stream, HTTPStream):
+            await self._refuse(NOT_WHOLE)
         return True
 
     async def close(self) -> None:
@@ -112,6 +121,18 @@ class HTTP1(H11Protocol):
             return True
         return any(name.lower() == b"content-length" for name, _ in answer.headers)
 
+    async def _advance(self) -> None:
+        """Give h11 the next request, as far as it has come."""
+        while not self.full and not self._link.over:
+            part = self._framing.take()
+            if part:
+                self.connection.receive_data(part)
+                await self._handle_events()
+            if self._framing.fault is not None:
+                await self._refuse(self._framing.fault)
+            if not part:
+                return
+
     async def _handle_events(self) -> None:
         while not self.full and not self._link.over:
             if self.connection.they_are_waiting_for_100_continue:
@@ -119,13 +140,7 @@ class HTTP1(H11Protocol):
                 await self._send_h11_event(
                     h11.InformationalResponse(status_code=100, headers=headers)
                 )
-            try:
-                event: Any = self.connection.next_event()
-                if isinstance(event, h11.Request):
-                    self._refuse_other_protocols(event)
-            except h11.RemoteProtocolError as error:
-                await self._refuse(error.error_status_hint)
-                return
+            event: Any = self.connection.next_event()
             if isinstance(event, h11.Request):
                 await self._create_stream(event)
             elif isinstance(event, h11.Data | Data) and self.stream is not None:
@@ -135,20 +150,11 @@ class HTTP1(H11Protocol):
             else:
                 return  # more bytes are needed, or the connection has ended
 
-    @staticmethod
-    def _refuse_other_protocols(request: h11.Request) -> None:
-        """Refuse HTTP/2, which TLS negotiates or nobody (RFC 9113, section 3.3).
-
-        `Upgrade: h2c` is not looked at: the request is served as HTTP/1.1 (RFC 9110, section 7.8).
-        """
-        if request.http_version not in (b"1.0", b"1.1"):
-            raise h11.RemoteProtocolError("not HTTP/1", error_status_hint=400)
-
-    async def _refuse(self, status: int) -> None:
+    async def _refuse(self, fault: Fault) -> None:
         """Answer an invalid request, tell the application that it is over, and end."""
         stream, self.stream = self.stream, None
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self._send_error_response(status)
+            await self._link.write(write_fault(fault))
         self._link.end()
         if stream is not None:
             await stream.handle(StreamClosed(stream_id=STREAM_ID))

@@ -9,7 +9,8 @@ import httptools
 from repeater.protocol.http.head import HEAD_END
 
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-_SILENT_LIMIT: Final = 16_384  # bytes in a row without a byte of content, such as trailers
+_FRAMING_LIMIT: Final = 16_384  # bytes of sizes, extensions and trailers of a body without content
+_FRAMING_SHARE: Final = 16  # more of them for each byte of content; chunks of one byte need six
 
 
 class ChunkedReader:
@@ -22,7 +23,7 @@ class ChunkedReader:
     def __init__(self) -> None:
         self._content: list[bytes] = []
         self._last = b""  # up to three bytes, perhaps the beginning of an empty line
-        self._silent = 0
+        self._framing_left = _FRAMING_LIMIT
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_CHUNKED_HEAD)
         self.complete = False
@@ -43,7 +44,7 @@ class ChunkedReader:
     def feed(self, data: bytes) -> bytes:
         """Take received bytes and return the content among them; the caller then checks `broken`.
 
-        Bad framing breaks a body; so do trailers and extensions of more than 16 KiB.
+        Bad framing breaks a body; so do trailers and extensions of more than some 16 KiB.
         """
         text = self._last + data
         start = len(self._last)
@@ -57,7 +58,9 @@ class ChunkedReader:
             start = end
         self._last, self.rest = text[-3:], text[start:]
         content, self._content = b"".join(self._content), []
-        self._silent = 0 if content else self._silent + len(data)
-        if self._silent > _SILENT_LIMIT and not self.complete:
-            self.broken = True
+        framing = len(data) - len(content) - len(self.rest if self.complete else b"")
+        left = self._framing_left + len(content) * _FRAMING_SHARE - framing
+        self._framing_left = min(left, _FRAMING_LIMIT)
+        if self._framing_left < 0:
+            self.broken, self.complete = True, False
         return content

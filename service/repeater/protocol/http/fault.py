@@ -37,6 +37,8 @@ HEAD_TOO_LARGE: Final = Fault(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large"
 )
 NOT_HTTP: Final = _bad("not an HTTP request")
+BAD_CHUNK: Final = _bad("invalid chunks or trailers")
+NOT_WHOLE: Final = _bad("the request ended before its end")
 
 _METHOD: Final = _not_implemented("the method is not implemented; methods are case-sensitive")
 _LINE: Final = _bad("the request line is not METHOD SP target SP HTTP/1.1")

@@ -2,7 +2,7 @@
 
 The one reader of heads: subscriptions, API calls and WebSocket handshakes all start from the same
 `Head`. Each native path decides for itself which heads are plain enough for it; any other head
-goes to Hypercorn, which knows all of HTTP.
+goes to Hypercorn.
 """
 
 from __future__ import annotations
