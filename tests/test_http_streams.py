@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from repeater.access.grants import Denial
+from repeater.errors import BrokerError
 from repeater.front.responses import PROTOBUF_FAREWELL
 from repeater.front.routes import STREAMS
 from repeater.protocol.sse.event_id import room_of_event_id
@@ -110,6 +111,38 @@ async def test_whoever_was_accepted_can_come_back(end: str, names: list[str]) ->
 
 
 @pytest.mark.parametrize("end", ENDS)
+async def test_history_that_can_not_be_read_is_told(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream says why it ends, and its browser comes back; then nothing is lost."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise BrokerError("history is down")
+
+    async with running() as server:
+        source = EventSource()
+        async with peer(server, end) as client:
+            await client.request("GET", "/events?channel=a&channel=b")
+            source.feed(await client.until(b"id: ") + await client.until(b"\n\n"))
+        await publish(server, "a", "1")
+        with monkeypatch.context() as patch:
+            patch.setattr(server.node.broker, "history", fail)
+            async with peer(server, end) as client:
+                await client.request(
+                    "GET", "/events?channel=a&channel=b", Last_Event_ID=source.last_event_id
+                )
+                source.feed(await client.until(b"event: disconnect") + await client.until(b"\n\n"))
+        assert json.loads(source.data("disconnect")[0])["code"] == 3004
+        async with peer(server, end) as client:
+            await client.request(
+                "GET", "/events?channel=a&channel=b", Last_Event_ID=source.last_event_id
+            )
+            source.feed(await client.until(b"data: 1\n\n"))
+        assert source.data() == ["1"]
+        assert source.data("reset") == []
+
+
+@pytest.mark.parametrize("end", ENDS)
 async def test_a_stream_that_could_not_come_back_is_refused_at_once(end: str) -> None:
     """Where the address leaves no room for an id: 431, whether there is an id already or not."""
     names = [f"{number:0255}" for number in range(60)]
@@ -134,7 +167,11 @@ async def test_the_head_of_a_return_is_counted_exactly() -> None:
             async with peer(server) as client:
                 last = "x" * (room_of_event_id(len(names)) - len("Last-Event-ID: \r\n"))
                 again = (await client.request("GET", target, Last_Event_ID=last)).status_code
-            assert (first, again) in ((200, 200), (431, 431))
+            async with peer(server) as client:
+                last = last.removeprefix("x" * len("&lastEventId="))
+                named = f"{target}&lastEventId={last}"
+                by_parameter = (await client.request("GET", named)).status_code
+            assert {first, again, by_parameter} in ({200}, {431})
 
 
 @pytest.mark.parametrize("end", ENDS)

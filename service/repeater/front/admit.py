@@ -64,9 +64,7 @@ _DRAINING: Final = "the server restarts"
 _NO_KEYS: Final = "the keys of tokens are not available"
 _NOTHING_GRANTED: Final = SubscriptionGrant()
 """Shared by all subscriptions to which a token adds nothing; a grant never changes."""
-_NO_ROOM_FOR_ID: Final = (
-    "The address and the headers leave no room for an event id: name fewer channels."
-)
+_NO_ROOM: Final = "The head of the request has no room for an event id: name fewer channels."
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
 
@@ -175,18 +173,16 @@ class _Decision(msgspec.Struct, eq=False):
         channels = self._channels(grant)
         since: Mapping[str, StreamPosition] = {}
         if self._route.media_type:
-            last = self._request.header(b"last-event-id")
-            self._ask_room_for_id(len(channels), last or "")
-            since = positions_of(last or self._request.parameter("lastEventId"), list(channels))
+            self._ask_room_for_id(len(channels))
+            since = positions_of(self._request.last_event_id, list(channels))
         self._take_place()
         wanted = Wanted(grant=grant, channels=channels, since=since)
         return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
 
-    def _ask_room_for_id(self, channels: int, last: str) -> None:
+    def _ask_room_for_id(self, channels: int) -> None:
         """Refuse a stream that could not come back: its head has no room for an event id (431)."""
-        size = self._request.head_size - len(last) + room_of_event_id(channels)
-        if size > self._settings.head_limit:
-            raise self._refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text=_NO_ROOM_FOR_ID)
+        if self._request.size_without_id + room_of_event_id(channels) > self._settings.head_limit:
+            raise self._refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text=_NO_ROOM)
 
     def _ask_page(self) -> None:
         """Check a stream's request as HTTP demands: its page's origin, a preflight, its method."""

@@ -22,7 +22,9 @@ from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, choose_s
 TOKEN_COOKIE: Final = b"repeater_token"
 _BEARER: Final = "bearer "
 _BETWEEN: Final = len(": \r\n")
-_REQUEST_LINE: Final = len(" ? HTTP/1.1\r\n\r\n")
+_REQUEST_LINE: Final = len("  HTTP/1.1\r\n\r\n")
+_LAST_EVENT_ID: Final = b"last-event-id"
+_LAST_EVENT_ID_PARAMETER: Final = "lastEventId"
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 _CHUNKED: Final = b"transfer-encoding"
 _COOKIE: Final = b"cookie"
@@ -68,10 +70,24 @@ class Request(msgspec.Struct, eq=False):
         return self._query
 
     @property
-    def head_size(self) -> int:
-        """The bytes of the request's head, as it is written in HTTP/1.1."""
-        lines = sum(len(name) + len(value) + _BETWEEN for name, value in self.pairs)
-        return len(self.method) + len(self.path) + len(self.query_string) + lines + _REQUEST_LINE
+    def last_event_id(self) -> str:
+        """The id of the last event that an SSE client got; empty if it names none."""
+        return self.header(_LAST_EVENT_ID) or self.parameter(_LAST_EVENT_ID_PARAMETER)
+
+    @property
+    def size_without_id(self) -> int:
+        """The bytes of the request's head in HTTP/1.1, without the last event id."""
+        lines = sum(
+            len(name) + len(value) + _BETWEEN
+            for name, value in self.pairs
+            if name != _LAST_EVENT_ID
+        )
+        query = sum(
+            len(part) + 1
+            for part in self.query_string.split(b"&")
+            if not part.startswith(b"lastEventId=")
+        )
+        return len(self.method) + len(self.path) + query + lines + _REQUEST_LINE
 
     def parameter(self, name: str) -> str:
         """A parameter's first value; empty if the parameter is missing."""
