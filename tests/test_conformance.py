@@ -199,7 +199,7 @@ class Unordered(MemoryBroker):
 class Forgetful(MemoryBroker):
     """Publishes each time, whatever the key."""
 
-    def publish_nowait(
+    async def publish(
         self,
         publication: Publication,
         options: ChannelOptions,
@@ -207,7 +207,7 @@ class Forgetful(MemoryBroker):
         idempotency_key: str = "",
         skip_history: bool = False,
     ) -> StreamPosition | None:
-        return super().publish_nowait(publication, options, skip_history=skip_history)
+        return await super().publish(publication, options, skip_history=skip_history)
 
 
 class Mute(MemoryBroker):

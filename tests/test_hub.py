@@ -59,8 +59,8 @@ async def test_an_audience_is_kept_until_somebody_comes_or_goes() -> None:
             assert both.outboxes == (first.outbox, second.outbox)
             assert alone.outboxes == (first.outbox,)
         assert group.audience().outboxes == (first.outbox,)
-        assert both.remaining().outboxes == (first.outbox,)
-        assert both.remaining(1).outboxes == ()
+        assert both.present(0, 2) == [first.outbox]
+        assert both.present(1, 2) == []
 
 
 async def test_version_changes_when_a_listener_leaves() -> None:
@@ -175,7 +175,7 @@ async def test_position_at_fan_out_is_live_at_once() -> None:
     """A joiner at fan-out's own position need not wait for the next run."""
     async with listening() as listeners:
         first = await listeners.ahead(0)
-        first.channel.advance(numbered(1, 2))
+        runs(first.channel, *numbered(1, 2))
         second = await listeners.ahead(2)
         assert list(first.channel.live()) == [second]
 
@@ -188,14 +188,14 @@ async def test_joining_gathers_everything() -> None:
         )
         subscription = client.join("c", client.codec)
         channel = subscription.channel
-        channel.advance(numbered(1, 2))
-        channel.advance(numbered(2, 3))
+        runs(channel, *numbered(1, 2))
+        runs(channel, *numbered(2, 3))
         assert [one.offset for one in channel.joining[subscription]] == [1, 2, 2, 3]
-        assert not channel.hears(subscription)
+        assert list(channel.live()) == []
         channel.go_live(subscription, None)
-        assert channel.hears(subscription)
+        assert list(channel.live()) == [subscription]
         client.unsubscribe("c")
-        assert not channel.hears(subscription)
+        assert list(channel.live()) == []
         assert subscription.ended
 
 

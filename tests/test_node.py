@@ -8,10 +8,19 @@ import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.brokers.memory import MemoryBroker
-from repeater.errors import SHUTDOWN, IntakeFullError, ReplyError
+from repeater.errors import SHUTDOWN, BrokerError, IntakeFullError, ReplyError
 from repeater.options import NodeOptions
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
+
+
+class SilentBroker(MemoryBroker):
+    """A broker behind a network, whose answers do not come."""
+
+    publish_nowait = None  # type: ignore[assignment]  # such a broker has no such method
+
+    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
+        await trio.sleep_forever()
 
 
 class StuckBroker(MemoryBroker):
@@ -38,6 +47,16 @@ async def test_publish_timeout(autojump_clock: MockClock) -> None:
         with pytest.raises(IntakeFullError):
             await node.publish(Publication("c", b"1"))
         assert trio.current_time() - start == pytest.approx(3)
+
+
+async def test_publish_timeout_of_a_network_broker(autojump_clock: MockClock) -> None:
+    """If a broker that may wait for a network is late, nobody claims that nothing was published."""
+    async with open_test_node(NodeOptions(publish_timeout=3), broker=SilentBroker()) as node:
+        with pytest.raises(BrokerError, match="may have been published"):
+            await node.publish(Publication("c", b"1"))
+        assert trio.current_time() == pytest.approx(3)
+        assert node.statistics().broker_errors == {"publish": 1}
+        assert node.statistics().refused == 0
 
 
 @pytest.mark.parametrize("channel", ["", "x" * 256, "é", "a\nb", "a\x00"])

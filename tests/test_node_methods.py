@@ -154,7 +154,7 @@ async def test_fanout_needs_listeners_and_no_clients() -> None:
     async with trio.open_nursery() as nursery:
         room = BacklogRoom(nursery, limit=1_000, write_timeout=1)
         listener = RecordingListener(Outbox(transport, room, lambda _why: None))
-        hub, intake = Hub(), Intake(100, 1_000)
+        hub, intake = Hub(), Intake(100, 1 << 26, 1_000)
         channel = hub.listen("news", listener)
         nursery.start_soon(Repeater(hub, intake, 0.001).run)
         for offset in (1, 2, 5):

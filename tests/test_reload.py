@@ -35,7 +35,7 @@ from repeater.node import open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
-from repeater.testing import MemoryTransport, connect
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import Application, open_asking_node
 from tests.conversation import FakeVerifier, TestBroker, talking
 from tests.deadlines import LOOP_ANSWERS
@@ -116,6 +116,48 @@ async def test_channel_options_change_under_a_subscriber() -> None:
         assert client.end is None
         assert set(client.channels) == {"chat:a"}
     assert transport.sent == [b"2", b"3"]
+
+
+def with_history(size: int) -> NodeOptions:
+    return NodeOptions(insecure=True, channel=ChannelOptions(history_size=size))
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("while_off", [0, 1])
+async def test_history_is_switched_off_and_on(before: int, while_off: int) -> None:
+    """A subscriber that missed an event while history was off is never told that it has all."""
+
+    async with open_test_node(with_history(100)) as node:
+        for _ in range(before):
+            await node.publish(Publication("c", b"1"))
+        async with talking(node) as talk:
+            position = await talk.subscribe(recoverable=True)
+        node.reload(with_history(0))
+        for _ in range(while_off):
+            await node.publish(Publication("c", b"2"))
+        node.reload(with_history(100))
+        async with talking(node) as talk:
+            since = {"offset": position.get("offset", 0), "epoch": position["epoch"]}
+            back = await talk.subscribe(recoverable=True, recover=True, **since)
+            assert back.get("recovered", False) is not bool(while_off)
+            await node.publish(Publication("c", b"3"))
+            assert await talk.data() == [3]
+
+
+async def test_history_is_made_shorter() -> None:
+    """A subscriber that missed an event that a shorter history forgot is told so."""
+    async with open_test_node(with_history(100)) as node:
+        async with talking(node) as talk:
+            position = await talk.subscribe(recoverable=True)
+        since = {"offset": 0, "epoch": position["epoch"]}
+        for number in range(3):
+            await node.publish(Publication("c", b"%d" % number))
+        for size in (2, 100):
+            node.reload(with_history(size))
+            await node.publish(Publication("c", b"3"))
+        async with talking(node) as talk:
+            back = await talk.subscribe(recoverable=True, recover=True, **since)
+            assert not back.get("recovered", False)
 
 
 def token(secret: str) -> str:

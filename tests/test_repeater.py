@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,6 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from repeater.clients.client import Client
 from repeater.clients.subscription import Subscription
 from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
+from repeater.fanout.groups import Audience
+from repeater.fanout.listener import Listener
+from repeater.fanout.outbox import Outbox
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs
@@ -480,6 +483,108 @@ async def test_who_left_hears_no_more_announcements() -> None:
 def await_sent(talk: Talk) -> bool:
     """Whether something arrived that was not read."""
     return len(talk.transport.sent) > talk.read
+
+
+async def test_a_mass_leave_makes_no_audience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While listeners leave at each turn of fan-out, what fan-out looks at stays one slice.
+
+    Those who left hear nothing, everybody else hears it once.
+    """
+    looked_at: list[int] = []
+    present = Audience.present
+
+    def counting(audience: Audience, start: int, end: int) -> list[Outbox]:
+        looked_at.append(len(audience.listeners[start:end]))
+        return present(audience, start, end)
+
+    monkeypatch.setattr(Audience, "present", counting)
+    made: list[int] = []
+    make = Audience.__init__
+
+    def count_made(audience: Audience, listeners: tuple[Listener, ...]) -> None:
+        made.append(len(listeners))
+        make(audience, listeners)
+
+    monkeypatch.setattr(Audience, "__init__", count_made)
+    async with (
+        open_test_node(NodeOptions(fanout_budget=0)) as node,
+        AsyncExitStack() as stack,
+    ):
+        transports = [MemoryTransport() for _ in range(2_000)]
+        clients = [
+            await stack.enter_async_context(connect(node, transport, ["c"]))
+            for transport in transports
+        ]
+        await node.publish(Publication("c", b"1"))
+        gone = 2_000
+        while not transports[-1].sent and gone > 1_000:
+            await trio.lowlevel.checkpoint()
+            gone -= 40
+            for client in clients[gone : gone + 40]:
+                client.unsubscribe("c")
+        await wait_all_tasks_blocked()
+        assert sum(looked_at) <= 2_000
+        assert len(made) == 1
+        heard = [len(transport.sent) for transport in transports]
+        assert set(heard[:gone]) == {1}
+        assert set(heard) == {0, 1}
+        for client in clients:
+            client.unsubscribe("c")
+
+
+async def test_who_recovers_during_a_gap_is_not_disturbed() -> None:
+    """A gap inside a batch: who has it all from history by then hears no end and no double."""
+    options = NodeOptions(fanout_budget=0, channel=ChannelOptions(allow_positioning=True))
+
+    async with open_test_node(options) as node, AsyncExitStack() as stack:
+        for _ in range(100):
+            await stack.enter_async_context(connect(node, MemoryTransport(), ["c"]))
+        talk = await stack.enter_async_context(talking(node))
+        first = next(iter(node.hub.channels["c"].live()))
+        hand_over(node, *numbered(1, 2, 5, 6))
+        while node.statistics().repeater.deliveries == 0:
+            await trio.lowlevel.checkpoint()
+        # While 1 and 2 are given out, it goes live with all of the stream.
+        subscription = talk.client.join("c", talk.client.codec)
+        subscription.positioned = True
+        subscription.channel.go_live(subscription, StreamPosition(6, "e"))
+        assert first.outbox is not subscription.outbox
+        await wait_all_tasks_blocked()
+        assert node.statistics().repeater.gaps == 1
+        assert await talk.pushes() == []
+        hand_over(node, *numbered(7))
+        assert await talk.data() == [7]
+        for client in tuple(node.registry.clients):
+            client.unsubscribe("c")
+
+
+@pytest.mark.parametrize("other", [(), ("d",)])
+async def test_announcements_keep_their_place(other: Sequence[str]) -> None:
+    """In one batch a join comes before, and a leave after, what was published between them."""
+    options = NodeOptions(channel=ChannelOptions(join_leave=True, force_push_join_leave=True))
+    async with open_test_node(options) as node, talking(node) as talk:
+        for channel in ("c", *other):
+            await talk.subscribe(channel)
+        info = talk.client.channels["c"].info()
+        await talk.news()
+        batches = node.statistics().repeater.batches
+        for channel in ("c", *other):
+            node._intake.put_nowait(Publication(channel, b"1"))
+        for channel in ("c", *other):
+            node._intake.put_nowait(Announcement(channel, info, joined=True))
+            node._intake.put_nowait(Publication(channel, b"2"))
+            node._intake.put_nowait(Publication(channel, b"3"))
+            node._intake.put_nowait(Announcement(channel, info, joined=False))
+            node._intake.put_nowait(Publication("nobody", b"4"))
+        pushes = await talk.pushes()
+        assert node.statistics().repeater.batches == batches + 1
+        for channel in ("c", *other):
+            heard = [
+                push["pub"]["data"] if "pub" in push else next(iter(push.keys() - {"channel"}))
+                for push in pushes
+                if push["channel"] == channel
+            ]
+            assert heard == [1, "join", 2, 3, "leave"]
 
 
 async def test_equal_filters_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,9 +174,8 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
         channel = node.channels.options("c")
         for number in range(1, count + 1):
             # Without fan-out, which has its own tests.
-            numbered = broker._stream("c", channel).append(
-                Publication("c", b"%d" % number), channel
-            )
+            streams = broker._streams
+            numbered = streams.append(streams.find("c"), Publication("c", b"%d" % number), channel)
         broker.after["c"].shut()
         command = talk.command(
             subscribe={

@@ -21,7 +21,7 @@ from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend, BackendStatistics, Events, EventStatistics
 from repeater.backend.options import CallbackKind
-from repeater.brokers.contract import Broker, InstantBroker, PresenceStore
+from repeater.brokers.contract import Broker, BrokerStatistics, InstantBroker, PresenceStore
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.clients.connection_log import ConnectionLog
@@ -82,6 +82,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Failures of broker and presence store, by the call."""
     outage: str
     """Why the broker does not work now; empty while it works."""
+    broker: BrokerStatistics
     failures: dict[str, int]
     """Connections that an error of our own has cost, by the place of the error."""
     loop_lag: float
@@ -171,7 +172,7 @@ class Node(UserConnections):
         self.emulation = Emulation()
         self.position_sets = PositionSets()
         self._instant = broker if isinstance(broker, InstantBroker) else None
-        self._intake = Intake(options.intake_limit, options.batch_limit)
+        self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
         self._repeated = trio.Event()
         self._refused = 0
@@ -194,6 +195,7 @@ class Node(UserConnections):
             refused=self._refused,
             broker_errors=dict(self.broker_errors),
             outage=self.broker.outage(),
+            broker=self.broker.statistics(),
             failures=dict(self.failures.counts),
             loop_lag=self.heartbeat.lag,
             repeater=self._repeater.statistics(),
@@ -238,8 +240,10 @@ class Node(UserConnections):
         Raises:
             ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
                 or its namespace is unknown (102).
-            IntakeFullError: no room in time, or the node is shutting down; try later.
-            BrokerError: the back end failed.
+            IntakeFullError: no room in time, or the node is shutting down. Nothing was published;
+                try later.
+            BrokerError: the back end failed, or did not answer in time. The event may have been
+                published.
         """
         publication, options = self._checked(publication)
         with trio.move_on_after(self.options.publish_timeout):
@@ -251,12 +255,19 @@ class Node(UserConnections):
                     skip_history=skip_history,
                 )
             except trio.ClosedResourceError:
-                pass  # The intake is closed: nothing happened.
+                raise self._refusal() from None  # The intake is closed: nothing happened.
             except BrokerError:
                 self.broker_errors["publish"] += 1
                 raise
+        if self._instant is None:
+            self.broker_errors["publish"] += 1
+            raise BrokerError("no answer in time; the event may have been published")
+        # This broker waits for nothing but room, and numbers nothing before there is room.
+        raise self._refusal()
+
+    def _refusal(self) -> IntakeFullError:
         self._refused += 1
-        raise IntakeFullError
+        return IntakeFullError()
 
     def publish_nowait(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
@@ -278,8 +289,7 @@ class Node(UserConnections):
                 skip_history=skip_history,
             )
         except trio.ClosedResourceError:
-            self._refused += 1
-            raise IntakeFullError from None  # The intake is closed: nothing happened.
+            raise self._refusal() from None  # The intake is closed: nothing happened.
         except BrokerError:
             self.broker_errors["publish"] += 1
             raise
@@ -417,6 +427,15 @@ def _well_formed(data: bytes, options: ChannelOptions) -> bool:
     return bool(data)
 
 
+def _memory_broker(options: NodeOptions) -> MemoryBroker:
+    return MemoryBroker(
+        idempotency_ttl=options.idempotency_ttl,
+        idempotency_bytes=options.idempotency_bytes,
+        history_bytes=options.history_bytes,
+        history_channels=options.history_channels,
+    )
+
+
 @asynccontextmanager
 async def open_node(
     options: NodeOptions | None = None,
@@ -453,7 +472,7 @@ async def open_node(
     async with open_service_nursery() as nursery:
         node = Node(
             options,
-            broker or MemoryBroker(idempotency_ttl=options.idempotency_ttl),
+            broker or _memory_broker(options),
             presence or MemoryPresence(),
             verifier,
             nursery,

@@ -218,14 +218,19 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     """Longest inbound WebSocket message; longer ones close with 1009 (protocol, section 1)."""
 
     intake_limit: int = 8_192
-    """Publications waiting for fan-out. When full, publishers wait."""
+    """Events waiting for fan-out. When full, publishers wait."""
+
+    intake_bytes: int = 67_108_864
+    """Bytes of the events waiting for fan-out: data, tags, infos and 256 for each event. When full,
+    publishers wait. One event may be above, so that every event fits some time."""
 
     publish_timeout: float = 5.0
     """How long a publisher waits for room in the intake before the node says "try later"."""
 
-    batch_limit: int = 65_536
-    """Payload bytes taken from the intake at once. One batch must stay far below `outbox_limit`:
-    then a single batch never cuts a subscriber that keeps up."""
+    batch_limit: int = 262_144
+    """Bytes of events, counted as for `intake_bytes`, taken from the intake at once. One batch must
+    stay far below `outbox_limit`: then a single batch never cuts a subscriber that keeps up. (As
+    the text of a delta, data can have twice its bytes.)"""
 
     fanout_budget: float = 0.001
     """How long fan-out runs before pings, accepts and REST calls get a turn."""
@@ -279,3 +284,15 @@ class NodeOptions(Options, frozen=True, kw_only=True):
 
     idempotency_ttl: float = 300.0
     """How long a repeated idempotency key gets the first result again (protocol, section 9.1)."""
+
+    idempotency_bytes: int = 67_108_864
+    """Bytes of such results in memory, about 600 for each. When full, the oldest are forgotten."""
+
+    history_bytes: int = 268_435_456
+    """Bytes of all channels' publications in memory, counted as for `intake_bytes`. When full, the
+    channel that was published to least recently loses its publications, oldest first: clients that
+    come back for them are told `recovered: false`."""
+
+    history_channels: int = 250_000
+    """Channels whose offset and epoch are in memory, about 500 bytes each. When full, the channel
+    that was published to least recently is forgotten; its next publication has another epoch."""

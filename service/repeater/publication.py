@@ -71,13 +71,49 @@ class Announcement(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> bytes:
-        """Empty: an announcement carries no publisher's data. The intake counts these bytes."""
+        """Empty: an announcement carries no publisher's data."""
         return b""
 
 
 Event = Publication | Announcement
+EVENT_OVERHEAD: Final = 256
+"""Bytes of an event beside its texts: the objects that hold them in memory, about. What a frame
+adds to the texts on its way to a subscriber is less."""
+_TAG_OVERHEAD: Final = 128  # two strings and their place in a dictionary
+
 START: Final = StreamPosition(0, "")
 """The position before every publication, in any epoch."""
+
+
+def weight_of(event: Event) -> int:
+    """The bytes that an event takes in memory, about: every text of it, and `EVENT_OVERHEAD`.
+
+    Intake, batches and history are bounded by it, because a publisher chooses all of these texts.
+    """
+    if isinstance(event, Announcement):
+        return EVENT_OVERHEAD + len(event.channel) + _weight_of_info(event.info)
+    weight = EVENT_OVERHEAD + len(event.channel) + len(event.data)
+    if event.info is not None:
+        weight += _weight_of_info(event.info)
+    if event.tags is not None:
+        weight += sum(_TAG_OVERHEAD + _size(key) + _size(tag) for key, tag in event.tags.items())
+    if event.version_epoch:
+        weight += _size(event.version_epoch)
+    return weight
+
+
+def _weight_of_info(info: ClientInfo) -> int:
+    weight = EVENT_OVERHEAD + _size(info.user) + _size(info.client)
+    if info.conn_info is not None:
+        weight += len(info.conn_info)
+    if info.chan_info is not None:
+        weight += len(info.chan_info)
+    return weight
+
+
+def _size(text: str) -> int:
+    """The most bytes that a text takes, in memory or in JSON, where a control character takes 6."""
+    return len(text) if text.isascii() and text.isprintable() else 6 * len(text)
 
 
 def checked(publication: Publication) -> Publication:

@@ -11,28 +11,50 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
+
+
+class BrokerStatistics(msgspec.Struct, frozen=True):
+    """What a broker keeps in this process, and what its bounds made it forget before its time."""
+
+    streams: int = 0
+    """Channels whose offset and epoch are kept."""
+    history_bytes: int = 0
+    """The bytes of their publications."""
+    dropped_publications: int = 0
+    forgotten_streams: int = 0
+    results: int = 0
+    """Results of publishes with an idempotency key."""
+    dropped_results: int = 0
 
 
 class EventSink(Protocol):
     """Where a broker puts its events. `Intake` is the real one."""
 
     async def wait_room(self) -> None:
-        """Wait until one more event fits. Cancellation leaves nothing behind."""
+        """Wait until one more event fits, behind those who wait already.
+
+        Then the caller puts one event, or none, before it awaits anything. Cancellation leaves
+        nothing behind.
+        """
 
     def check_room(self) -> None:
         """`wait_room` without waiting.
 
         Raises:
-            trio.WouldBlock: the sink is full.
+            trio.WouldBlock: the sink is full, or others wait.
         """
 
     def put_nowait(self, event: Event) -> None:
         """Hand one event to fan-out, in order, without waiting.
 
+        The caller has called `wait_room` or `check_room` since its last await.
+
         Raises:
-            trio.WouldBlock: the sink is full; call `wait_room` first.
+            trio.WouldBlock: the sink is full.
         """
 
 
@@ -58,7 +80,9 @@ class Broker(Protocol):
         A repeated idempotency key, or a `version` that is not newer than the stream's, publishes
         nothing (protocol, section 9.1). Returns before fan-out. None means that the channel keeps
         no history. No other publication of the channel may come between numbering and hand-over.
-        If it is cancelled before the numbering, nothing was published.
+        If it is cancelled before the numbering, nothing was published. With a `history_size` of 0
+        a publication is not numbered; a stream that it should have been in must have another epoch
+        when the channel keeps history again.
 
         Raises:
             BrokerError: the back end failed.
@@ -84,7 +108,10 @@ class Broker(Protocol):
 
         Oldest first, at most `limit` of them; 0 gives the position alone. With `reverse`,
         publications before `since`, newest first. An empty epoch in `since` matches any epoch; an
-        epoch other than the stream's selects nothing. Makes a stream that does not exist yet.
+        epoch other than the stream's selects nothing. A channel without a stream has offset 0 and
+        the epoch of its first publication. Reading keeps nothing: anybody may ask for any name.
+
+        A stream may be forgotten to keep a bound. Then its epoch changes, also if nobody publishes.
 
         Raises:
             BrokerError: the back end failed.
@@ -103,6 +130,9 @@ class Broker(Protocol):
         The text has no addresses or secrets. Health checks call this: it says what is known and
         never waits to find out.
         """
+
+    def statistics(self) -> BrokerStatistics:
+        """What this process keeps for the broker; zeros for a broker that keeps all elsewhere."""
 
 
 class PresenceStore(Protocol):

@@ -7,108 +7,45 @@ that numbering began again.
 
 from __future__ import annotations
 
-import heapq
-import secrets
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
 import trio
 
-from repeater.brokers.contract import EventSink
+from repeater.brokers.contract import BrokerStatistics, EventSink
+from repeater.brokers.first_results import FirstResults
+from repeater.brokers.streams import Streams
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, Publication, StreamPosition
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for what expired
-_SWEEP_STREAMS: Final = 1_000  # expired streams handled in one turn of the scheduler
-_INDEXED: Final = (
-    1_000  # up to so many publications are fetched by index, which is quick at the top
-)
-
-
-class _Stream:
-    """One channel's numbers and its last publications."""
-
-    __slots__ = ("epoch", "forgotten_at", "publications", "top", "until", "version")
-
-    def __init__(self, options: ChannelOptions) -> None:
-        self.epoch = secrets.token_urlsafe(6)
-        self.top = 0
-        self.version = ("", 0)
-        """`version_epoch` and `version` of the last publication that had a version."""
-        self.publications: deque[Publication] = deque(maxlen=options.history_size)
-        self.until = 0.0
-        """When the publications expire, on Trio's clock."""
-        self.forgotten_at = 0.0
-        """When epoch and top expire, on Trio's clock."""
-        self.touch(options, trio.current_time())
-
-    def touch(self, options: ChannelOptions, now: float) -> None:
-        """Count the lifetimes of publications, top and epoch from now: something was published."""
-        self.until = now + options.history_ttl
-        self.forgotten_at = max(self.until, now + options.history_meta_ttl)
-
-    def append(self, publication: Publication, options: ChannelOptions) -> Publication:
-        """Number and keep a publication; returns it with its offset and epoch."""
-        now = trio.current_time()
-        self.expire(now)
-        if self.publications.maxlen != options.history_size:  # the options were reloaded
-            self.publications = deque(self.publications, maxlen=options.history_size)
-        self.top += 1
-        if publication.version:
-            self.version = (publication.version_epoch, publication.version)
-        numbered = msgspec.structs.replace(publication, offset=self.top, epoch=self.epoch)
-        self.publications.append(numbered)
-        self.touch(options, now)
-        return numbered
-
-    def outdates(self, publication: Publication) -> bool:
-        """Whether a publication has a version that is not newer than the stream's."""
-        epoch, version = self.version
-        return 0 < publication.version <= version and publication.version_epoch == epoch
-
-    def expire(self, now: float) -> None:
-        """Forget the publications if they have expired."""
-        if now >= self.until:
-            self.publications.clear()
-
-    @property
-    def position(self) -> StreamPosition:
-        return StreamPosition(self.top, self.epoch)
-
-    def after(self, offset: int, limit: int | None) -> Sequence[Publication]:
-        """The publications after `offset`, oldest first."""
-        kept = self.publications
-        start = max(0, offset - self.top + len(kept))
-        end = len(kept) if limit is None else min(len(kept), start + limit)
-        if end - start <= _INDEXED:
-            return tuple(kept[index] for index in range(start, end))
-        return tuple(islice(kept, start, end))
-
-    def before(self, offset: int, limit: int | None) -> Sequence[Publication]:
-        """The publications before `offset`, newest first."""
-        kept: Iterable[Publication] = reversed(self.publications)
-        start = max(0, self.top - offset + 1)
-        return tuple(islice(kept, start, None if limit is None else start + limit))
 
 
 class MemoryBroker:
     """Implements `Broker` for one process. Lives inside `open_node`; ended with it."""
 
-    def __init__(self, *, idempotency_ttl: float = 300.0) -> None:
-        """Keep an idempotency key's first result for `idempotency_ttl` seconds (section 9.1)."""
-        self._idempotency_ttl = idempotency_ttl
+    def __init__(
+        self,
+        *,
+        idempotency_ttl: float = 300.0,
+        idempotency_bytes: int = 67_108_864,
+        history_bytes: int = 268_435_456,
+        history_channels: int = 250_000,
+    ) -> None:
+        """Bound what is kept.
+
+        Args:
+            idempotency_ttl: Seconds for which a key's first result is kept (section 9.1).
+            idempotency_bytes: The most bytes of these results; beyond, the oldest are forgotten.
+            history_bytes: The most bytes of all channels' publications; beyond, those of the
+                channel that was published to least recently are dropped, oldest first.
+            history_channels: The most channels whose offset and epoch are kept; beyond, the one
+                that was published to least recently is forgotten.
+        """
         self._intake: EventSink | None = None
         self._running = trio.Event()
-        self._streams: dict[str, _Stream] = {}
-        # When to look at which stream: one entry per stream, whose time may be too early.
-        self._due: list[tuple[float, str]] = []
-        # Oldest first, so that expiry looks at the front only.
-        self._results: OrderedDict[tuple[str, str], tuple[float, StreamPosition | None]] = (
-            OrderedDict()
-        )
+        self._streams = Streams(byte_limit=history_bytes, limit=history_channels)
+        self._results = FirstResults(ttl=idempotency_ttl, byte_limit=idempotency_bytes)
 
     async def run(self, intake: EventSink) -> None:
         """Hand events to `intake`, and forget what expired, until cancelled."""
@@ -116,7 +53,8 @@ class MemoryBroker:
         self._running.set()
         while True:
             await trio.sleep(_SWEEP_INTERVAL)
-            await self._sweep()
+            await self._streams.sweep()
+            await self._results.sweep()
 
     async def publish(
         self,
@@ -135,9 +73,7 @@ class MemoryBroker:
         was published.
         """
         await self._room()
-        return self.publish_nowait(
-            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
-        )
+        return self._publish(publication, options, idempotency_key, skip_history)
 
     def publish_nowait(
         self,
@@ -155,24 +91,38 @@ class MemoryBroker:
         if self._intake is None:
             raise trio.WouldBlock
         self._intake.check_room()
+        return self._publish(publication, options, idempotency_key, skip_history)
+
+    def _publish(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        idempotency_key: str,
+        skip_history: bool,
+    ) -> StreamPosition | None:
+        """Publish into an intake that has room."""
+        if not idempotency_key:
+            return self._take(publication, options, skip_history)
         key = (publication.channel, idempotency_key)
-        if idempotency_key and (known := self._first_result(key)):
+        known = self._results.find(key)
+        if known is not None:
             return known[0]
-        position = self._take(publication, options, skip_history=skip_history)
-        if idempotency_key:
-            self._results[key] = (trio.current_time() + self._idempotency_ttl, position)
+        position = self._take(publication, options, skip_history)
+        self._results.keep(key, position)
         return position
 
     def _take(
-        self, publication: Publication, options: ChannelOptions, *, skip_history: bool
+        self, publication: Publication, options: ChannelOptions, skip_history: bool
     ) -> StreamPosition | None:
         """Number, keep and hand on; only return the top if the stream's version is as new."""
         assert self._intake is not None
-        if options.history_size > 0 and not skip_history:
-            stream = self._stream(publication.channel, options)
-            if stream.outdates(publication):
+        if options.history_size <= 0:
+            self._streams.pass_by(publication.channel)
+        elif not skip_history:
+            stream = self._streams.find(publication.channel)
+            if stream is not None and stream.outdates(publication):
                 return stream.position
-            publication = stream.append(publication, options)
+            publication = self._streams.append(stream, publication, options)
         self._intake.put_nowait(publication)
         return publication.position
 
@@ -199,8 +149,9 @@ class MemoryBroker:
     ) -> tuple[Sequence[Publication], StreamPosition]:
         """Publications since a position, and the top; see `Broker.history`."""
         await trio.lowlevel.checkpoint()
-        stream = self._stream(channel, options)
-        stream.expire(trio.current_time())
+        stream = self._streams.find(channel)
+        if stream is None:
+            return (), self._streams.top(channel)
         if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):
             return (), stream.position
         if reverse:
@@ -211,50 +162,20 @@ class MemoryBroker:
     async def remove_history(self, channel: str) -> None:
         """Forget a channel's publications; its top and epoch stay."""
         await trio.lowlevel.checkpoint()
-        if channel in self._streams:
-            self._streams[channel].publications.clear()
+        self._streams.clear(channel)
 
     def outage(self) -> str:
         """Always empty: this broker works inside this process."""
         return ""
 
-    def _stream(self, channel: str, options: ChannelOptions) -> _Stream:
-        stream = self._streams.get(channel)
-        if stream is not None and trio.current_time() >= stream.forgotten_at:
-            stream = None  # Its numbering begins again, under a new epoch.
-        if stream is None:
-            known = channel in self._streams
-            stream = self._streams[channel] = _Stream(options)
-            if not known:
-                heapq.heappush(self._due, (stream.until, channel))
-        return stream
-
-    def _first_result(self, key: tuple[str, str]) -> tuple[StreamPosition | None] | None:
-        found = self._results.get(key)
-        if found is None or found[0] <= trio.current_time():
-            self._results.pop(key, None)
-            return None
-        return (found[1],)
-
-    async def _sweep(self) -> None:
-        """Drop expired publications, then expired streams and idempotency keys."""
-        now = trio.current_time()
-        handled = 0
-        while self._due and self._due[0][0] <= now:
-            _, channel = heapq.heappop(self._due)
-            self._look_at(channel, now)
-            handled += 1
-            if handled % _SWEEP_STREAMS == 0:
-                await trio.lowlevel.checkpoint()
-        while self._results and next(iter(self._results.values()))[0] <= now:
-            self._results.popitem(last=False)
-
-    def _look_at(self, channel: str, now: float) -> None:
-        """Expire one stream as far as it is due, and note when to look again."""
-        stream = self._streams[channel]
-        if now >= stream.forgotten_at:
-            del self._streams[channel]
-            return
-        stream.expire(now)
-        next_look = stream.forgotten_at if now >= stream.until else stream.until
-        heapq.heappush(self._due, (next_look, channel))
+    def statistics(self) -> BrokerStatistics:
+        """A snapshot of what is kept, and of what the bounds made it forget early."""
+        streams, results = self._streams, self._results
+        return BrokerStatistics(
+            streams=len(streams),
+            history_bytes=streams.bytes,
+            dropped_publications=streams.dropped,
+            forgotten_streams=streams.forgotten,
+            results=len(results),
+            dropped_results=results.dropped,
+        )

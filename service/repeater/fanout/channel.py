@@ -61,16 +61,6 @@ class Channel:
         for group in self.listeners.values():
             yield from group
 
-    def hears(self, listener: Listener) -> bool:
-        """Whether a listener may get pushes now: it has been answered, and has not ended."""
-        return not listener.ended and listener not in self.joining
-
-    def everybody(self) -> Iterator[Listener]:
-        """All listeners: joining, ahead and live."""
-        yield from self.live()
-        yield from self.joining
-        yield from self.ahead
-
     def add(self, listener: Listener) -> None:
         """Let a listener hear this channel from now on."""
         group = self.listeners.get(listener.codec)
@@ -105,17 +95,18 @@ class Channel:
         else:
             self.ahead[listener] = position
 
-    def advance(self, publications: Sequence[Publication]) -> list[Run]:
+    def advance(self, publications: Sequence[Publication]) -> Iterator[Run]:
         """Move fan-out's position over these; split at gaps, drop publications that are old.
 
         One comparison for each publication, whatever the number of listeners. Publications without
         an offset are not in the stream and are always in order.
+
+        Position and joining listeners move run by run. So a listener that goes live while a run is
+        given out is *ahead* of the runs behind that one, and hears nothing of them twice.
         """
-        if self.joining:
-            self._gather(publications)
-        runs, run = [], list[Publication]()
-        gap_before = False
-        for publication in publications:
+        run: list[Publication] = []
+        gap_before, begin = False, 0
+        for number, publication in enumerate(publications):
             if publication.offset == 0:
                 run.append(publication)
                 continue
@@ -124,13 +115,17 @@ class Channel:
                 if publication.epoch == self.epoch and publication.offset <= self.offset:
                     continue
                 if run:
-                    runs.append(Run(run, gap_before))
+                    if self.joining:
+                        self._gather(publications[begin:number])
+                    begin = number
+                    yield Run(run, gap_before)
                 run, gap_before = [], True
             run.append(publication)
             self.offset, self.epoch = publication.offset, publication.epoch
+        if self.joining:
+            self._gather(publications[begin:])
         if run:
-            runs.append(Run(run, gap_before))
-        return runs
+            yield Run(run, gap_before)
 
     def _gather(self, publications: Sequence[Publication]) -> None:
         """Add publications to the lists of the joining listeners, counted once for each codec."""

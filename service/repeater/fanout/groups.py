@@ -26,9 +26,9 @@ class Audience:
         self.outboxes: tuple[Outbox, ...] = tuple(one.outbox for one in listeners)
         """The listeners' outboxes, in the same order."""
 
-    def remaining(self, start: int = 0) -> Audience:
-        """The listeners from `start` on that have not ended."""
-        return Audience(tuple(one for one in self.listeners[start:] if not one.ended))
+    def present(self, start: int, end: int) -> list[Outbox]:
+        """The outboxes from `start` to `end`, without those of listeners that have ended."""
+        return [one.outbox for one in self.listeners[start:end] if not one.ended]
 
 
 class Group:

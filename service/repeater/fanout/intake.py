@@ -1,8 +1,13 @@
 """The bounded queue between the brokers and the repeater.
 
-When it is full, publishers wait in `wait_room`, in order, and the node's publish deadline turns a
-wait that is too long into "try later". The repeater takes all waiting events at once, up to a
-batch's bytes.
+When it is full, in events or in bytes, publishers wait in `wait_room`, and the node's publish
+deadline turns a wait that is too long into "try later". The repeater takes all waiting events at
+once, up to a batch's bytes.
+
+Publishers are served in the order in which they came. A publisher that comes while others wait
+waits behind them, even if there is room. Room wakes as many publishers as it has places, from the
+front of the line. A woken publisher may publish nothing after all (a repeated key, an old version);
+then its place wakes the next one, so nobody sleeps beside an empty intake.
 
 The waiting time of events is measured without one clock reading for each event. The clock is read
 when an event comes into an empty queue, and when a batch leaves other events behind: events that
@@ -11,12 +16,23 @@ come later are younger than that reading.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from itertools import islice
 from time import perf_counter
 
 import trio
 
-from repeater.publication import Event
+from repeater.publication import Event, weight_of
+
+
+class _Publisher:
+    """One publisher in the line."""
+
+    __slots__ = ("lot", "woken")
+
+    def __init__(self) -> None:
+        self.lot = trio.lowlevel.ParkingLot()
+        self.woken = False
 
 
 class Intake:
@@ -25,13 +41,23 @@ class Intake:
     Lives inside the node; ended by `close`, after the last publisher.
     """
 
-    def __init__(self, limit: int, batch_limit: int) -> None:
+    def __init__(self, limit: int, byte_limit: int, batch_limit: int) -> None:
+        """Bound the events by number and weight (`weight_of`), and a batch by weight.
+
+        There is room for one more event while both are below their limits. So one event may pass
+        the limit in bytes, however large the event is.
+        """
         self._limit = limit
+        self._byte_limit = byte_limit
         self._batch_limit = batch_limit
         self._waiting: deque[Event] = deque()
-        self._publishers = trio.lowlevel.ParkingLot()
+        self._weights: deque[int] = deque()  # of the same events
+        self._line: OrderedDict[_Publisher, None] = OrderedDict()
+        self._woken = 0  # publishers of the line that were woken and have not left it
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
+        self.bytes = 0
+        """The weight of the events that wait."""
         self.batch_since = 0.0
         """The `perf_counter` time at which the last batch's oldest event came. It is too early by
         one batch's fan-out at most, and never too late."""
@@ -43,29 +69,71 @@ class Intake:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait_room(self) -> None:
-        """Wait until one more event fits. The node sets the deadline.
+    @property
+    def publishers(self) -> int:
+        """The number of publishers that wait for room."""
+        return len(self._line)
 
-        This is a checkpoint only when it waits, so the room is still there when it returns.
+    def _has_room(self) -> bool:
+        return len(self._waiting) < self._limit and self.bytes < self._byte_limit
+
+    async def wait_room(self) -> None:
+        """Wait until one more event fits and all who came earlier were served.
+
+        The node sets the deadline. Cancelled, the publisher leaves the line, and its place goes to
+        the next one. This is a checkpoint only when it waits, so the room is still there when it
+        returns: the caller uses it before it awaits anything.
 
         Raises:
             trio.ClosedResourceError: the node is shutting down.
         """
-        while len(self._waiting) >= self._limit and not self._closed:
-            await self._publishers.park()
+        if not self._closed and (self._line or not self._has_room()):
+            await self._wait_in_line()
         if self._closed:
             raise trio.ClosedResourceError
+
+    async def _wait_in_line(self) -> None:
+        publisher = _Publisher()
+        self._line[publisher] = None
+        try:
+            while not self._closed:
+                if not publisher.woken:
+                    await publisher.lot.park()
+                elif not self._has_room():
+                    # Those in front filled it: fewer events fit than were expected.
+                    publisher.woken = False
+                    self._woken -= 1
+                elif next(iter(self._line)) is not publisher:
+                    # Trio may run woken tasks in another order. The first one runs in this turn.
+                    await trio.lowlevel.checkpoint()
+                else:
+                    return
+        finally:
+            del self._line[publisher]
+            self._woken -= publisher.woken
+            if not self._woken:
+                self._wake_publishers()
+
+    def _wake_publishers(self) -> None:
+        """Wake as many publishers as there is room for, from the front of the line."""
+        if not self._line or not self._has_room():
+            return
+        for publisher in islice(self._line, self._limit - len(self._waiting)):
+            if not publisher.woken:
+                publisher.woken = True
+                self._woken += 1
+                publisher.lot.unpark()
 
     def check_room(self) -> None:
         """`wait_room` without waiting.
 
         Raises:
-            trio.WouldBlock: the intake is full.
+            trio.WouldBlock: the intake is full, or others wait for room.
             trio.ClosedResourceError: the node is shutting down.
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if len(self._waiting) >= self._limit:
+        if self._line or not self._has_room():
             raise trio.WouldBlock
 
     def put_nowait(self, event: Event) -> None:
@@ -75,31 +143,39 @@ class Intake:
             trio.WouldBlock: the intake is full.
             trio.ClosedResourceError: the node is shutting down.
         """
-        self.check_room()
+        if self._closed:
+            raise trio.ClosedResourceError
+        if not self._has_room():
+            raise trio.WouldBlock
         if not self._waiting:
             self._since = perf_counter()
+        weight = weight_of(event)
+        self.bytes += weight
         self._waiting.append(event)
+        self._weights.append(weight)
         if self._repeater:
             self._repeater.unpark()
 
     async def take_batch(self) -> list[Event]:
         """Take all waiting events, up to the batch limit; empty once closed and all are taken.
 
-        No deadline: an idle node waits for its next event for ever.
+        An event that would pass the limit begins the next batch; one that is heavier than the limit
+        is a batch of its own. No deadline: an idle node waits for its next event for ever.
         """
         while not self._waiting:
             if self._closed:
                 return []
             await self._repeater.park()
-        batch: list[Event] = []
-        size = 0
-        while self._waiting and size < self._batch_limit:
-            event = self._waiting.popleft()
-            batch.append(event)
-            size += len(event.data)
+        waiting, weights, room = self._waiting, self._weights, self._batch_limit
+        batch = [waiting.popleft()]
+        size = weights.popleft()
+        while weights and size + weights[0] <= room:
+            batch.append(waiting.popleft())
+            size += weights.popleft()
+        self.bytes -= size
         self._note_times(len(batch))
-        if self._publishers:
-            self._publishers.unpark(count=len(batch))
+        if self._line:
+            self._wake_publishers()
         return batch
 
     def _note_times(self, taken: int) -> None:
@@ -116,5 +192,6 @@ class Intake:
     def close(self) -> None:
         """Accept no more events; the repeater takes the waiting ones and ends."""
         self._closed = True
-        self._publishers.unpark_all()
+        for publisher in self._line:
+            publisher.lot.unpark_all()
         self._repeater.unpark_all()

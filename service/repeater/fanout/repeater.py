@@ -8,6 +8,7 @@ loudly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
@@ -19,10 +20,11 @@ from repeater.fanout.outbox import send_to_all
 from repeater.publication import Announcement, Event, Publication
 
 if TYPE_CHECKING:
-    from repeater.fanout.channel import Channel
+    from repeater.fanout.channel import Channel, Run
     from repeater.fanout.groups import Audience
     from repeater.fanout.hub import Hub
     from repeater.fanout.intake import Intake
+    from repeater.fanout.listener import Listener
     from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
 
@@ -38,6 +40,11 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     bytes_out: int
     gaps: int
     waiting: int
+    """Events in the intake."""
+    waiting_bytes: int
+    """Their weight."""
+    publishers: int
+    """Publishers that wait for room in the intake."""
     batch_events: HistogramStatistics
     """Events in a batch."""
     fanout_seconds: HistogramStatistics
@@ -87,6 +94,8 @@ class Repeater:
             self._bytes_out,
             self._gaps,
             len(self._intake),
+            self._intake.bytes,
+            self._intake.publishers,
             self._batch_events.statistics(),
             self._fanout_seconds.statistics(),
             self._publish_to_write.statistics(),
@@ -116,23 +125,51 @@ class Repeater:
         self._publish_to_write.observe(now - since, events)
 
     async def _distribute(self, batch: Sequence[Event]) -> None:
-        groups = self._by_channel([event for event in batch if type(event) is Publication])
+        publications = [event for event in batch if type(event) is Publication]
+        self._publications += len(publications)
+        if len(publications) < len(batch):
+            await self._distribute_mixed(batch)
+            return
+        groups = self._by_channel(publications)
         if len(groups) == 1:
             await self._advance(*groups[0])
         elif groups:
             touched: dict[Outbox, None] = {}
-            for channel, publications in groups:
-                await self._advance(channel, publications, touched)
+            for channel, group in groups:
+                await self._advance(channel, group, touched)
             await self._flush(tuple(touched))
+
+    async def _distribute_mixed(self, batch: Sequence[Event]) -> None:
+        """Distribute publications and announcements, in order within each channel.
+
+        A member's join comes before its first publication, and its last one before its leave.
+        """
+        parts: dict[Channel, list[Announcement | list[Publication]]] = {}
         for event in batch:
-            if type(event) is Announcement:
-                await self._announce(event)
+            channel = self._hub.channels.get(event.channel)
+            if channel is None:
+                continue
+            of_channel = parts.setdefault(channel, [])
+            if isinstance(event, Announcement):
+                of_channel.append(event)
+            elif of_channel and isinstance(of_channel[-1], list):
+                of_channel[-1].append(event)
+            else:
+                of_channel.append([event])
+        # A part alone is written at once, without a flush.
+        touched: dict[Outbox, None] | None = {} if sum(map(len, parts.values())) > 1 else None
+        for channel, of_channel in parts.items():
+            for part in of_channel:
+                if isinstance(part, Announcement):
+                    await self._announce(channel, part, touched)
+                else:
+                    await self._advance(channel, part, touched)
+        await self._flush(tuple(touched or ()))
 
     def _by_channel(
         self, publications: Sequence[Publication]
     ) -> list[tuple[Channel, Sequence[Publication]]]:
         """Publications by channel, in order within each; without channels that have no listener."""
-        self._publications += len(publications)
         names: dict[str, list[Publication]] = {}
         for publication in publications:
             names.setdefault(publication.channel, []).append(publication)
@@ -151,39 +188,45 @@ class Repeater:
         affect. With `touched` the chunks are only pushed, and each outbox is noted for one flush.
         """
         for run in channel.advance(publications):
-            if run.gap_before:
-                self._gaps += 1
-                for listener in tuple(channel.live()):
-                    if listener.positioned:
-                        listener.lose_position()
-            await self._deliver(channel, run.publications, touched)
+            await self._deliver(channel, run, touched)
 
     async def _deliver(
-        self, channel: Channel, run: Sequence[Publication], touched: dict[Outbox, None] | None
+        self, channel: Channel, run: Run, touched: dict[Outbox, None] | None
     ) -> None:
         """Encode once per codec, and give the chunks to every live listener of this moment.
 
         A listener that joins while this gives way to other tasks has the run in its history.
         """
-        caught_up = channel.catch_up(run) if channel.ahead else None
+        publications = run.publications
+        disturbed = [one for one in channel.live() if one.positioned] if run.gap_before else ()
+        caught_up = channel.catch_up(publications) if channel.ahead else None
         groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
-        base, channel.base, version = channel.base, run[-1], channel.version
+        base, channel.base, version = channel.base, publications[-1], channel.version
+        for listener in caught_up.reached if caught_up is not None else ():
+            channel.add(listener)
+        # Nothing above waits, so every listener has its place before others come or leave.
+        if run.gap_before:
+            self._gaps += 1
+            await self._lose_positions(disturbed)
         if caught_up is not None:
-            for listener in caught_up.reached:
-                channel.add(listener)
-            for listener in caught_up.lost:
-                listener.lose_position()
+            await self._lose_positions(caught_up.lost)
             for codec, group, piece in caught_up.pieces:
                 # Without a base, since fan-out gave these listeners none. They keep their codec:
                 # not all of them get the run's last publication, which is the next base.
                 chunks = Chunks.of(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
-            chunks = Chunks.of(codec, run, base)
+            chunks = Chunks.of(codec, publications, base)
             await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
-                for listener in audience.remaining().listeners:
-                    channel.recode(listener, codec.following)
+                await self._recode(channel, audience, codec.following)
+
+    async def _lose_positions(self, listeners: Sequence[Listener]) -> None:
+        for number, listener in enumerate(listeners):
+            if not listener.ended:
+                listener.lose_position()
+            if number % _SLICE == 0:
+                await self._give_way_if_due()
 
     async def _give_group(
         self,
@@ -197,18 +240,25 @@ class Repeater:
 
         `audience` has the group's listeners at this `version` of the channel.
         """
-        start = 0
-        while True:
-            if channel.version != version:
-                # A listener left meanwhile: it must not hear the channel any more.
-                audience, version, start = audience.remaining(start), channel.version, 0
-            outboxes = audience.outboxes[start : start + _SLICE]
-            if not outboxes:
-                return
+        everybody = audience.outboxes
+        for start in range(0, len(everybody), _SLICE):
+            if channel.version == version:
+                outboxes: Sequence[Outbox] = everybody[start : start + _SLICE]
+            else:
+                # Listeners left meanwhile, and must not hear the channel any more. Only this slice
+                # is made anew: in a mass leave every slice finds that somebody has left.
+                outboxes = audience.present(start, start + _SLICE)
             self._give(outboxes, chunks, touched)
-            start += _SLICE
             if perf_counter() >= self._turn_ends:
                 await self._give_way()
+
+    async def _recode(self, channel: Channel, audience: Audience, codec: Codec) -> None:
+        """Move the listeners that are still there to the codec of the next publication."""
+        for number, listener in enumerate(audience.listeners):
+            if not listener.ended:
+                channel.recode(listener, codec)
+            if number % _SLICE == 0:
+                await self._give_way_if_due()
 
     def _give(
         self,
@@ -228,18 +278,22 @@ class Repeater:
         self._deliveries += len(outboxes) * chunks.publications
         self._bytes_out += len(outboxes) * chunks.size
 
-    async def _announce(self, announcement: Announcement) -> None:
+    async def _announce(
+        self, channel: Channel, announcement: Announcement, touched: dict[Outbox, None] | None
+    ) -> None:
         """Push a join or leave to the listeners that asked for joins and leaves."""
-        channel = self._hub.channels.get(announcement.channel)
-        if channel is None:
-            return
         chunks: dict[Codec, bytes] = {}
-        for number, listener in enumerate(tuple(channel.everybody())):
-            if listener.join_leave and channel.hears(listener):
+        audiences = [group.audience().listeners for group in channel.listeners.values()]
+        for number, listener in enumerate(chain(*audiences, tuple(channel.ahead))):
+            if listener.join_leave and not listener.ended:
                 chunk = chunks.get(listener.codec)
                 if chunk is None:
                     chunk = chunks[listener.codec] = listener.codec.announcement(announcement)
-                listener.outbox.send(chunk)
+                if touched is None:
+                    listener.outbox.send(chunk)
+                else:
+                    listener.outbox.push(chunk)
+                    touched[listener.outbox] = None
             if number % _SLICE == 0:
                 await self._give_way_if_due()
 

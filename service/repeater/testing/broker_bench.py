@@ -18,7 +18,8 @@ from repeater.publication import Event, Publication, StreamPosition
 OpenBroker = Callable[[], AbstractAsyncContextManager[Broker]]
 """Opens one broker. The suite calls its `run`."""
 
-_BATCH: Final = 65_536
+_BATCH: Final = 262_144
+_BYTES: Final = 67_108_864
 
 EXPIRING: Final = ChannelOptions(history_size=3, history_ttl=3, history_meta_ttl=8)
 """Options of a channel whose history goes within seconds."""
@@ -32,7 +33,7 @@ class Bench:
 
     def __init__(self, broker: Broker, room: int, options: ChannelOptions) -> None:
         self.broker = broker
-        self.intake = Intake(room, _BATCH)
+        self.intake = Intake(room, _BYTES, _BATCH)
         self.options = options
         self.channel = f"check:{uuid4()}"
         self._handed: list[Event] = []

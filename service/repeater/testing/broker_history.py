@@ -91,7 +91,7 @@ async def history_size_follows_the_options(open_broker: OpenBroker) -> None:
 
 
 async def history_of_an_unseen_channel(open_broker: OpenBroker) -> None:
-    """Looking makes the stream: offset 0 of the epoch that the first publication gets."""
+    """A channel that nobody published to is at offset 0 of the epoch of its first publication."""
     async with running(open_broker) as bench:
         found, at = await bench.history()
         expect("publications", list(found), [])
@@ -126,6 +126,45 @@ async def meta_expires(open_broker: OpenBroker) -> None:
         second = await bench.numbered()
         expect("the offset", second.offset, 1)
         expect("a new epoch", second.epoch != first.epoch, True)
+
+
+async def meta_expires_unnoticed(open_broker: OpenBroker) -> None:
+    """A position from before a stream is of no use after the stream was forgotten."""
+    async with running(open_broker, options=EXPIRING) as bench:
+        _, before = await bench.history()
+        await bench.publish()
+        await trio.sleep(9)
+        found, after = await bench.history(before)
+        expect("publications", list(found), [])
+        expect("the top's offset", after.offset, 0)
+        expect("another epoch", after.epoch != before.epoch, True)
+        expect("the first position", await bench.publish(), StreamPosition(1, after.epoch))
+
+
+async def history_is_switched_off(open_broker: OpenBroker) -> None:
+    """A stream that missed a publication, because history was off, has another epoch."""
+    for published in (0, 2):
+        async with running(open_broker) as bench:
+            for _ in range(published):
+                await bench.publish()
+            _, before = await bench.history()
+            bench.options = msgspec.structs.replace(LASTING, history_size=0)
+            expect("the result without history", await bench.publish(), None)
+            bench.options = LASTING
+            found, after = await bench.history()
+            expect("publications", list(found), [])
+            expect("another epoch", after.epoch != before.epoch, True)
+            expect("the first position", await bench.publish(), StreamPosition(1, after.epoch))
+
+
+async def history_is_off_without_publications(open_broker: OpenBroker) -> None:
+    """A stream that missed nothing while history was off goes on."""
+    async with running(open_broker) as bench:
+        top = await bench.numbered()
+        bench.options = msgspec.structs.replace(LASTING, history_size=0)
+        await bench.publish(channel=f"{bench.channel}:other")
+        bench.options = LASTING
+        expect("the top", (await bench.history())[1], top)
 
 
 async def removed_history(open_broker: OpenBroker) -> None:
@@ -176,6 +215,9 @@ HISTORY_RULES: Final = (
     history_of_an_unseen_channel,
     history_expires,
     meta_expires,
+    meta_expires_unnoticed,
+    history_is_switched_off,
+    history_is_off_without_publications,
     removed_history,
     any_page,
 )

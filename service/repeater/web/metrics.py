@@ -105,6 +105,25 @@ def _channels(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_subscriptions", "Subscriptions of all clients.", seen.subscriptions)
     gaps = "Gaps found in the streams that came from the broker."
     yield _count("repeater_gaps", gaps, seen.repeater.gaps)
+    kept = seen.broker
+    yield _gauge("repeater_history_channels", "Channels with offset and epoch here.", kept.streams)
+    yield _gauge("repeater_history_bytes", "Bytes of publications kept.", kept.history_bytes)
+    yield _count(
+        "repeater_history_dropped",
+        "Publications dropped early, because of history_bytes.",
+        kept.dropped_publications,
+    )
+    yield _count(
+        "repeater_history_forgotten",
+        "Channels forgotten early, because of history_channels.",
+        kept.forgotten_streams,
+    )
+    yield _gauge("repeater_idempotency_keys", "Idempotency keys kept.", kept.results)
+    yield _count(
+        "repeater_idempotency_dropped",
+        "Idempotency keys forgotten early, because of idempotency_bytes.",
+        kept.dropped_results,
+    )
 
 
 def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
@@ -116,6 +135,8 @@ def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
     yield _count("repeater_deliveries", "Publications given to subscribers.", work.deliveries)
     yield _count("repeater_delivered_bytes", "Bytes of deliveries, with framing.", work.bytes_out)
     yield _gauge("repeater_intake_events", "Events waiting for fan-out.", work.waiting)
+    yield _gauge("repeater_intake_bytes", "Bytes of these events.", work.waiting_bytes)
+    yield _gauge("repeater_intake_publishers", "Publishers that wait for room.", work.publishers)
     yield _histogram("repeater_batch_events", "Events in one batch.", work.batch_events)
     yield _histogram(
         "repeater_fanout_seconds", "Time to distribute one batch.", work.fanout_seconds

@@ -1,0 +1,71 @@
+"""The results of publishes that had an idempotency key, within a bound in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import trio
+
+from repeater.publication import StreamPosition
+
+_OVERHEAD: Final = 512  # bytes of a result beside its texts: the objects that hold them, about
+_SWEPT: Final = 1_000  # results dropped in one turn of the scheduler: about 0.5 ms
+
+_Key = tuple[str, str]
+
+
+class FirstResults:
+    """What the first publish with each key returned, by channel and key. Lives inside a broker.
+
+    Each is kept for the same time, so the oldest are first in the dictionary. When the results pass
+    the bound, the oldest are forgotten early: a publish that repeats their key publishes again.
+    """
+
+    def __init__(self, *, ttl: float, byte_limit: int) -> None:
+        self._ttl = ttl
+        self._byte_limit = byte_limit
+        self._results: OrderedDict[_Key, tuple[float, StreamPosition | None]] = OrderedDict()
+        self.bytes = 0
+        """The weight of all results that are kept."""
+        self.dropped = 0
+        """Results that were forgotten before their time, because of the bound."""
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def find(self, key: _Key) -> tuple[StreamPosition | None] | None:
+        """The first result, which may itself be None, in a tuple; None if there was no publish."""
+        found = self._results.get(key)
+        if found is None or found[0] <= trio.current_time():
+            return None
+        return (found[1],)
+
+    def keep(self, key: _Key, result: StreamPosition | None) -> None:
+        """Keep a result that `find` did not find."""
+        if self._results.pop(key, None) is not None:  # an expired one
+            self.bytes -= _weight(key)
+        self._results[key] = (trio.current_time() + self._ttl, result)
+        self.bytes += _weight(key)
+        while self.bytes > self._byte_limit and len(self._results) > 1:
+            self._drop_first()
+            self.dropped += 1
+
+    async def sweep(self) -> None:
+        """Forget the results whose time is over."""
+        now = trio.current_time()
+        swept = 0
+        while self._results and next(iter(self._results.values()))[0] <= now:
+            self._drop_first()
+            swept += 1
+            if swept % _SWEPT == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _drop_first(self) -> None:
+        key, _ = self._results.popitem(last=False)
+        self.bytes -= _weight(key)
+
+
+def _weight(key: _Key) -> int:
+    channel, idempotency_key = key
+    return _OVERHEAD + 4 * (len(channel) + len(idempotency_key))
