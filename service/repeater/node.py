@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from uuid import uuid4
 
@@ -57,6 +57,8 @@ from repeater.turns import Turns
 _log = get_logger("node")
 
 _EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
+_CLOCK_INTERVAL = 1.0  # seconds between two looks at the clock
+_CLOCK_STEP = 0.5  # seconds by which expiries may be early or late after the clock was set
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
@@ -116,6 +118,7 @@ class Node(UserConnections):
         backend: Backend | None = None,
         events: Events | None = None,
         denials: DenialStore | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.id = str(uuid4())
         self.options = options
@@ -133,7 +136,7 @@ class Node(UserConnections):
         """The headers of a client's HTTP request to keep (`Client.headers`)."""
         self.draining = False
         self._since = trio.current_time()
-        self._started = time.time() - self._since
+        self._now = now
         self.turns = Turns(options.fanout_budget)
         """The line in which the readers of all connections wait for their turn."""
         self.failures = Failures()
@@ -221,8 +224,8 @@ class Node(UserConnections):
         return self.backend
 
     def unix_time(self) -> float:
-        """Unix seconds by Trio's clock, so that a test's clock moves expiry too."""
-        return self._started + trio.current_time()
+        """Unix seconds, asked of the clock each time: the clock may be set while the node runs."""
+        return self._now()
 
     def uptime(self) -> float:
         """Seconds since the node was made."""
@@ -389,12 +392,31 @@ class Node(UserConnections):
             nursery.start_soon(self.broker.run, self._intake)
             nursery.start_soon(self.attendance.run)
             nursery.start_soon(self.denials.run)
+            nursery.start_soon(self._follow_clock)
             task_status.started()
             try:
                 await self._repeater.run()
             finally:
                 self._repeated.set()  # after a crash too, so that `shut_down` does not hang
             nursery.cancel_scope.cancel()
+
+    async def _follow_clock(self) -> None:
+        """Schedule expiries anew whenever the clock was set, until cancelled.
+
+        Expiries are Unix times, but the heartbeat that ends what expired runs on Trio's clock,
+        which nobody sets and which stands still while the machine sleeps.
+        """
+        ahead = self.unix_time() - trio.current_time()
+        while True:
+            await trio.sleep(_CLOCK_INTERVAL)
+            step = self.unix_time() - trio.current_time() - ahead
+            if abs(step) < _CLOCK_STEP:
+                continue
+            ahead += step
+            _log.info("the clock was set", seconds=round(step, 1))
+            for client in tuple(self.registry.clients):
+                client.expiry_changed()
+                await self.turns.give_way()
 
     async def shut_down(self) -> None:
         """Finish the fan-out of accepted events, then disconnect clients in paced groups (3001).
@@ -446,6 +468,7 @@ async def open_node(
     backend: Backend | None = None,
     events: Events | None = None,
     denials: DenialStore | None = None,
+    now: Callable[[], float] = time.time,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -462,6 +485,7 @@ async def open_node(
         events: Is told of connections and channels. Its owner outlives the node.
         denials: Stores blocked users and revoked tokens. By default they are kept in memory, and
             forgotten with the node. Its owner outlives the node.
+        now: Gives Unix seconds. Expiries follow this clock when it is set, forwards or backwards.
 
     Raises:
         BrokerError: blocked users and revoked tokens cannot be read.
@@ -479,6 +503,7 @@ async def open_node(
             backend,
             events,
             denials,
+            now,
         )
         node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)

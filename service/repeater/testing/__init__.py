@@ -9,7 +9,7 @@ None needs a test framework.
 from repeater.testing.broker import check_broker
 from repeater.testing.broker_bench import OpenBroker
 from repeater.testing.fakes import MemoryTransport, StallingTransport
-from repeater.testing.nodes import connect, open_test_node
+from repeater.testing.nodes import UnixClock, connect, open_test_node
 from repeater.testing.presence import OpenPresenceStore, check_presence_store
 from repeater.testing.transport import OpenTransport, Peer, check_transport
 
@@ -20,6 +20,7 @@ __all__ = [
     "OpenTransport",
     "Peer",
     "StallingTransport",
+    "UnixClock",
     "check_broker",
     "check_presence_store",
     "check_transport",

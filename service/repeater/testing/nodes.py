@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -17,6 +18,26 @@ from repeater.options import NodeOptions
 from repeater.testing.fakes import MemoryTransport
 
 
+class UnixClock:
+    """Unix time that goes with Trio's clock, so that a test's clock moves expiries; it can be set.
+
+    Begins at the real time, when it is read first. Pass it as `now` to `open_node`.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+
+    def __call__(self) -> float:
+        """Unix seconds."""
+        if self._ahead is None:
+            self._ahead = time.time() - trio.current_time()
+        return trio.current_time() + self._ahead
+
+    def step(self, seconds: float) -> None:
+        """Set the clock forwards, or backwards by a negative number."""
+        self._ahead = self() - trio.current_time() + seconds
+
+
 @asynccontextmanager
 async def open_test_node(
     options: NodeOptions | None = None,
@@ -26,10 +47,11 @@ async def open_test_node(
     verifier: TokenVerifier | None = None,
     backend: Backend | None = None,
     events: Events | None = None,
+    now: Callable[[], float] | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node on which every client may do everything, whatever `options` says of it.
 
-    The rest is `open_node`'s.
+    Its Unix time goes with Trio's clock unless `now` is given. The rest is `open_node`'s.
     """
     open_to_all = msgspec.structs.replace(options or NodeOptions(), insecure=True)
     async with open_node(
@@ -39,6 +61,7 @@ async def open_test_node(
         verifier=verifier,
         backend=backend,
         events=events,
+        now=now or UnixClock(),
     ) as node:
         yield node
 
