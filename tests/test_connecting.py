@@ -32,7 +32,7 @@ from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import Publication
-from repeater.testing import MemoryTransport, open_test_node
+from repeater.testing import MemoryTransport, UnixClock, open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
 
 NOW = 1_900_000_000
@@ -46,7 +46,8 @@ def knowing(grant: ConnectionGrant | Exception = ANN, **others: ConnectionGrant)
 
 def started_at(node: Node, unix_time: float = NOW) -> None:
     """Have the node's clock show this time now."""
-    node._started = unix_time - trio.current_time()
+    assert isinstance(node._now, UnixClock)
+    node._now.step(unix_time - node._now())
 
 
 async def end_of_connect(

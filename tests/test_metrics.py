@@ -78,7 +78,7 @@ async def test_numbers_of_a_scenario(autojump_clock: MockClock) -> None:
         for number in range(3):
             node._intake.put_nowait(Publication("a", b"%d" % number))
         await wait_all_tasks_blocked()
-        await node.publish(Publication("b", b"x" * 50))
+        await node.publish(Publication("b", b"1" * 50))
         await wait_all_tasks_blocked()
         one.cut(NO_PONG)
         seen = scrape(node)

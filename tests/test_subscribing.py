@@ -29,7 +29,7 @@ from repeater.errors import (
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
-from repeater.testing import open_test_node
+from repeater.testing import UnixClock, open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
 
 CACHE = ChannelOptions(history_size=10, history_ttl=60, force_recovery_mode="cache")
@@ -533,7 +533,8 @@ NOW = 1_900_000_000
 
 def started_at(node: Node, unix_time: float = NOW) -> None:
     """Have the node's clock show this time now."""
-    node._started = unix_time - trio.current_time()
+    assert isinstance(node._now, UnixClock)
+    node._now.step(unix_time - node._now())
 
 
 class TestToken:
