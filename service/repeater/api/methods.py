@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 BODY_TIMEOUT: Final = 30.0
 """Seconds from a request's head to the end of its body. A stream's body has no such limit."""
 
+LATE_BODY: Final = 0.5
+"""Seconds of a shutdown in which the rest of a request's body may come."""
+
 COMMANDS: Final[Mapping[str, Method]] = {
     "publish": method(PublishBody, publish, needs=("channel",)),
     "broadcast": method(BroadcastBody, broadcast, needs=("channels",)),

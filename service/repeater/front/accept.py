@@ -86,7 +86,9 @@ class Acceptor:
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
-        self._subscriptions = Subscriptions(node, handover, settings, self._preamble)
+        self._subscriptions = Subscriptions(
+            node, handover, settings, self._preamble, self._no_request_yet
+        )
         self._rest = Rest(node, settings.api_key, options, settings)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
@@ -220,9 +222,7 @@ class Acceptor:
                 chunk = sock.recv(self._head_limit)
             except BlockingIOError:
                 self._set_deadline(scope)
-                if not received:
-                    await self._wait_first(sock, scope)
-                else:
+                with self._no_request_yet(scope):
                     await trio.lowlevel.wait_readable(sock)
                 continue
             if not chunk:
@@ -245,11 +245,6 @@ class Acceptor:
         """Set the head's deadline once, at the first wait: most heads arrive without one."""
         if scope.deadline == math.inf:
             scope.deadline = trio.current_time() + self._head_timeout
-
-    async def _wait_first(self, sock: socket.socket, scope: trio.CancelScope) -> None:
-        """Wait for a connection's first bytes; `drain` ends this wait."""
-        with self._no_request_yet(scope):
-            await trio.lowlevel.wait_readable(sock)
 
     async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
         """Read the PROXY header and do the TLS handshake; return the protocol that TLS chose."""

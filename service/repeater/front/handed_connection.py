@@ -19,6 +19,7 @@ from hypercorn.events import Closed, RawData
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from repeater.api.methods import LATE_BODY
 from repeater.front.exchange import Fail, Requests
 from repeater.front.tls import TLSSocket
 from repeater.front.writer import Writer
@@ -44,7 +45,6 @@ peer did not take in time, or a reset by the peer."""
 IDLE_TIMEOUT: Final = 75.0  # seconds between two requests of a connection; nginx's default
 _LINGER: Final = 2.0  # seconds that a peer gets to read its last answer while it still sends
 _LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its tasks
-_LATE_BODY: Final = 0.5  # seconds of a shutdown in which the rest of a body may come
 _STEP: Final = 4_096  # bytes given to a protocol at once; of empty frames they are some hundreds
 _HELD: Final = 65_536  # bytes that wait behind a request under way; then TCP holds the peer back
 
@@ -249,7 +249,7 @@ class Link:
         if protocol.stage[0] != "busy":
             await protocol.goodbye()
             self.end(linger=False)
-        elif protocol.incomplete and trio.current_time() >= self._drained_at + _LATE_BODY:
+        elif protocol.incomplete and trio.current_time() >= self._drained_at + LATE_BODY:
             await protocol.drop_bodies()
         return self.over
 
@@ -296,7 +296,7 @@ class Link:
         name, number = self._protocol.stage
         if name == "busy":
             late = self.draining and self._protocol.incomplete
-            return self._drained_at + _LATE_BODY if late else math.inf
+            return self._drained_at + LATE_BODY if late else math.inf
         now = trio.current_time()
         if self._since.get(name, (-1, 0.0))[0] != number:
             self._since[name] = number, now

@@ -20,12 +20,13 @@ from repeater.access.origins import host_allowed
 from repeater.api.answers import (
     ERROR_MODE_HEADER,
     FAILED,
+    INTAKE_FULL,
     REQUEST_TIMEOUT,
     TOO_LARGE,
     TRANSPORT_MODE,
 )
 from repeater.api.budget import Budget
-from repeater.api.methods import BODY_TIMEOUT, METHODS, call
+from repeater.api.methods import BODY_TIMEOUT, LATE_BODY, METHODS, call
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from repeater.front.responses import http_date
 from repeater.log import get_logger
@@ -86,6 +87,7 @@ class Rest:
         self.settings = settings
         self.options = options
         self.draining = False
+        self.drained_at = math.inf
         self.requests = 0
         self._connections: dict[_Connection, None] = {}
         self._handed_over = 0
@@ -117,8 +119,8 @@ class Rest:
         return rest
 
     def drain(self) -> None:
-        """End idle connections and streams that wait for bytes at once; let calls finish."""
-        self.draining = True
+        """End idle connections and streams at once; let calls finish, whose body comes soon."""
+        self.draining, self.drained_at = True, trio.current_time()
         for connection in self._connections:
             connection.end_if_idle()
 
@@ -133,12 +135,17 @@ class _Connection:
         self._received = received
         self._budget = Budget(rest.node.options.fanout_budget)
         self._waiting: trio.CancelScope | None = None
+        self._idle = False  # whether nothing is owed while the connection waits
         self._allowed: CallHead | None = None
 
     def end_if_idle(self) -> None:
         """End the connection if it waits for a request, or for more bytes of a stream."""
         if self._waiting is not None:
-            self._waiting.cancel()
+            self._waiting.deadline = min(self._waiting.deadline, self._last_moment())
+
+    def _last_moment(self) -> float:
+        """When a shutdown ends the present wait."""
+        return self._rest.drained_at + (0.0 if self._idle else LATE_BODY)
 
     async def serve(self) -> bytes:
         """Serve requests until one is not plain, and return its bytes; `b""` at the end."""
@@ -172,7 +179,10 @@ class _Connection:
             if self._received and not begun:
                 begun = True
                 deadline = trio.current_time() + self._rest.options.head_timeout
-            self._received += await self._receive(deadline, idle=not begun)
+            part = await self._receive_or_none(deadline, idle=True)
+            if part is None:
+                raise _EndedError
+            self._received += part
         end += len(HEAD_END)
         if end > self._rest.options.head_limit or not self._received.startswith(PREFIX):
             return None
@@ -211,7 +221,8 @@ class _Connection:
             return await self._send(TOO_LARGE, keep_alive=False)
         body = await self._body(head.length)
         if body is None:
-            return await self._send(REQUEST_TIMEOUT, keep_alive=False)
+            late = INTAKE_FULL if self._rest.draining else REQUEST_TIMEOUT
+            return await self._send(late, keep_alive=False)
         keep_alive = head.keep_alive
         transport_mode = head.error_mode == _TRANSPORT_MODE
         try:
@@ -273,19 +284,8 @@ class _Connection:
                 return 503 if self._rest.draining else 408
             data = part
 
-    async def _receive(self, deadline: float, *, idle: bool = False) -> bytes:
-        """Wait until the socket has bytes, and return them.
-
-        Raises:
-            _EndedError: the peer hung up, or nothing came in time.
-        """
-        data = await self._receive_or_none(deadline, idle=idle)
-        if data is None:
-            raise _EndedError
-        return data
-
     async def _receive_or_none(self, deadline: float, *, idle: bool = False) -> bytes | None:
-        """As `_receive`, but return None if nothing came in time, or at shutdown if `idle`."""
+        """As `_wait_readable`, but return bytes or None; `_EndedError` if the peer hung up."""
         await self._budget.give_way()
         while True:
             try:
@@ -299,10 +299,9 @@ class _Connection:
             return data
 
     async def _wait_readable(self, deadline: float, *, idle: bool) -> bool:
-        if idle and self._rest.draining:
-            return False
-        scope = trio.CancelScope(deadline=deadline)
-        self._waiting = scope if idle else None
+        """Return whether bytes came in time; a shutdown ends `idle` waits at once."""
+        self._idle = idle
+        scope = self._waiting = trio.CancelScope(deadline=min(deadline, self._last_moment()))
         with scope:
             await trio.lowlevel.wait_readable(self._socket)
         self._waiting = None

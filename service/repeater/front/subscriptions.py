@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from repeater.node import Node
     from repeater.protocol.http.head import Head
 
+NoRequestYet = Callable[[trio.CancelScope], AbstractContextManager[None]]
+"""Surrounds a wait of the connection with this scope."""
+
 _BODILESS: Final = ("GET", "OPTIONS")
 _LAST: Final = (("Connection", "close"),)
 
@@ -39,9 +45,18 @@ class Subscriptions:
     """Serves subscribers natively. Lives inside the `Acceptor`; keeps no state of its clients."""
 
     def __init__(
-        self, node: Node, handover: Handover, settings: CurrentSettings, preamble: Preamble
+        self,
+        node: Node,
+        handover: Handover,
+        settings: CurrentSettings,
+        preamble: Preamble,
+        no_request_yet: NoRequestYet,
     ) -> None:
-        """Keep `settings`, a function; each connection calls it for the settings then in force."""
+        """Keep `settings`, a function; each connection calls it for the settings then in force.
+
+        `no_request_yet` surrounds a wait that a shutdown may end at once.
+        """
+        self._no_request_yet = no_request_yet
         self._node = node
         self._handover = handover
         self._settings = settings
@@ -97,7 +112,7 @@ class Subscriptions:
             await self._handover.serve(sock, head.raw + received)
             return
         request, forwarded = self._request(sock, head)
-        body = _Body(sock, received, request.length)
+        body = _Body(sock, received, request.length, partial(self._no_request_yet, scope))
         with admit(self._node, self._settings(), request, body.read) as admission:
             opening = await admission.decide()
             _lift_deadline(scope)
@@ -148,7 +163,14 @@ def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTranspor
 class _Body:
     """The body of one request, delimited by its length. Lives while the request is admitted."""
 
-    def __init__(self, sock: socket.socket, received: bytes, length: int) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        received: bytes,
+        length: int,
+        waiting: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._waiting = waiting
         self._socket = sock
         self._length = length
         self.received = received
@@ -166,7 +188,8 @@ class _Body:
             try:
                 chunk = self._socket.recv(RECEIVE)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                with self._waiting():
+                    await trio.lowlevel.wait_readable(self._socket)
                 continue
             if not chunk:
                 raise ConnectionResetError("hung up inside its request")

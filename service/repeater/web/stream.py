@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 STREAM_PATH: Final = f"/api/{STREAM}"
-_LOOK = 1.0  # seconds between two checks whether the node drains
+_LOOK = 0.2  # seconds between two checks whether the node drains
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 

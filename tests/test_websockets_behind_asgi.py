@@ -1,0 +1,302 @@
+"""WebSockets on every way in: heartbeats, extensions, limits and ends are alike."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from repeater.errors import FORCE_DISCONNECT
+from repeater.serving.server import Server
+from tests.serving import UPGRADE, connected, frame, peer, running
+
+WAYS = ("native", "asgi", "h2")
+every_way = pytest.mark.parametrize("way", WAYS)
+TIMES = {"ping_interval": 0.4, "pong_timeout": 0.2, "close_timeout": 0.2}
+OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+SUBSCRIBE = quote('{"subs":{"news":{}}}')
+UNI = f"/connection/uni_websocket?cf_connect={SUBSCRIBE}"
+
+
+class WebSocket:
+    """A client's end, by either version of HTTP. Its frames are made and read by hand."""
+
+    def __init__(self, stream: trio.SocketStream, http: h2.connection.H2Connection | None) -> None:
+        self.stream = stream
+        self._http = http
+        self.head = b""
+        self.received = b""
+        self.ended = False
+
+    async def send(self, data: bytes) -> None:
+        if self._http is not None:
+            self._http.send_data(1, data)
+            data = self._http.data_to_send()
+        await self.stream.send_all(data)
+
+    async def read(self) -> None:
+        """What comes next; `ended` is true behind the last byte."""
+        try:
+            data = await self.stream.receive_some()
+        except trio.BrokenResourceError:
+            data = b""
+        self.ended |= not data
+        if self._http is None:
+            self.received += data
+            return
+        for event in self._http.receive_data(data):
+            if isinstance(event, h2.events.DataReceived):
+                self.received += event.data
+                self._http.acknowledge_received_data(event.flow_controlled_length, 1)
+            elif isinstance(event, h2.events.ResponseReceived):
+                self.head = b"".join(b"%s: %s\r\n" % pair for pair in event.headers)
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                self.ended = True
+        if not self.ended:
+            await self.stream.send_all(self._http.data_to_send())
+
+    async def until(self, mark: bytes) -> bytes:
+        """Everything up to and including `mark`."""
+        while mark not in self.received:
+            assert not self.ended, f"the end came before {mark!r}: {self.received!r}"
+            await self.read()
+        before, _, self.received = self.received.partition(mark)
+        return before + mark
+
+    async def rest(self) -> bytes:
+        """Everything up to the end, however it ends."""
+        while not self.ended:
+            await self.read()
+        return self.received
+
+    async def answer_pings(self) -> None:
+        """Answer every ping until cancelled."""
+        while True:
+            await self.until(b"\x89\x00")
+            await self.send(frame(b"", 10))
+
+
+@asynccontextmanager
+async def websocket(
+    server: Server, way: str, path: str, more: str = ""
+) -> AsyncIterator[WebSocket]:
+    """A connection that was upgraded: its first request, a later one, or a stream of HTTP/2."""
+    if way == "h2":
+        async with connected(server, "h2") as stream:
+            http = h2.connection.H2Connection(
+                h2.config.H2Configuration(validate_outbound_headers=False)
+            )
+            client = WebSocket(stream, http)
+            http.initiate_connection()
+            head = {":method": "CONNECT", ":protocol": "websocket", ":path": path}
+            head |= {":scheme": "https", ":authority": "t", "sec-websocket-version": "13"}
+            lines = dict(line.split(": ", 1) for line in more.lower().split("\r\n") if line)
+            http.send_headers(1, list((head | lines).items()))
+            await stream.send_all(http.data_to_send())
+            while not client.head:
+                await client.read()
+            assert b":status: 200" in client.head
+            yield client
+        return
+    async with peer(server) as raw:
+        if way == "asgi":
+            assert b" 200 " in await raw.call("GET", "/health")
+        await raw.stream.send_all(UPGRADE.format(path=path, more=more).encode())
+        client = WebSocket(raw.stream, None)
+        client.head = await raw.until(b"\r\n\r\n")
+        assert b" 101 " in client.head
+        client.received = raw.received
+        yield client
+
+
+async def client_of(server: Server) -> None:
+    while not server.node.registry.clients:
+        await trio.lowlevel.checkpoint()
+
+
+@every_way
+@pytest.mark.parametrize("path", ["/ws?channel=news", "/connection/websocket", UNI])
+async def test_no_extension_is_negotiated(way: str, path: str) -> None:
+    """An offer of permessage-deflate is not answered; a compressed frame breaks the protocol."""
+    async with running() as server, websocket(server, way, path, OFFER) as client:
+        assert b"extensions" not in client.head.lower()
+        compressed = bytearray(frame(b"\xaa\x02\x00"))
+        compressed[0] |= 0x40
+        await client.send(bytes(compressed))
+        assert b"\x88" in await client.rest()
+        assert client.received[client.received.rindex(b"\x88") + 2 :][:2] == b"\x03\xea"  # 1002
+
+
+@every_way
+@pytest.mark.parametrize("path", ["/ws?channel=news", UNI])
+async def test_a_peer_that_answers_pings_stays(way: str, path: str) -> None:
+    """However long it says nothing else; the bidirectional kind has pongs of its own."""
+    async with running(**TIMES) as server, websocket(server, way, path) as client:
+        await client_of(server)
+        with trio.move_on_after(2.5):
+            await client.answer_pings()
+        assert not server.node.statistics().ended
+        assert len(server.node.registry.clients) == 1
+
+
+@every_way
+@pytest.mark.parametrize("path", ["/ws?channel=news", UNI])
+async def test_a_peer_that_answers_nothing_is_cut(way: str, path: str) -> None:
+    """With 3012, within ping and pong, although its machine acknowledges every byte."""
+    async with running(**TIMES) as server, websocket(server, way, path) as client:
+        await client_of(server)
+        await client.rest()
+        while server.node.registry.clients:
+            await wait_all_tasks_blocked(0.01)
+        assert server.node.statistics().ended == {3012: 1}
+
+
+@every_way
+async def test_a_unidirectional_client_learns_its_session_and_its_end(way: str) -> None:
+    """The `connect` push names the session; a `disconnect` push comes before the close frame."""
+    async with running(close_timeout=0.5) as server, websocket(server, way, UNI) as client:
+        await client.until(b'"session":"')
+        (mine,) = server.node.registry.clients
+        mine.disconnect(FORCE_DISCONNECT)
+        rest = await client.rest()
+        push = rest.index(b'{"disconnect":{"code":3503,"reason":"force disconnect"}}')
+        assert push < rest.index(b"\x88")
+
+
+@every_way
+async def test_a_refused_unidirectional_client_is_told_twice(way: str) -> None:
+    """A message that is not a connect request: the push, then the close frame."""
+    async with (
+        running(close_timeout=0.5) as server,
+        websocket(server, way, "/connection/uni_websocket") as client,
+    ):
+        await client.send(frame(b"nonsense"))
+        rest = await client.rest()
+        assert rest.index(b'{"disconnect":{"code":3501') < rest.index(b"\x88")
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(b"x" * 3_000), 1009),
+        (frame(b"x" * 1_500, 1)[:1].replace(b"\x81", b"\x01") + frame(b"x" * 1_500)[1:]
+         + frame(b"x" * 1_500, 0), 1009),
+        (frame(b"\xff"), 1007),
+        (b"\x83\x80\0\0\0\0", 1002),
+        (b"\x81\x01x", 1002),
+    ],
+)  # fmt: skip
+async def test_what_breaks_the_protocol_ends_the_client(way: str, sent: bytes, code: int) -> None:
+    """Its code is sent, and nothing is left, although the peer neither closes nor hangs up."""
+    async with (
+        running(message_limit=2_000, close_timeout=0.3) as server,
+        websocket(server, way, "/ws?channel=news") as client,
+    ):
+        await client_of(server)
+        await client.send(sent)
+        while server.node.registry.clients:
+            await wait_all_tasks_blocked(0.01)
+        rest = await client.rest()
+        assert int.from_bytes(rest[rest.rindex(b"\x88") + 2 :][:2]) == code
+
+
+@every_way
+@pytest.mark.parametrize("empty", [frame(b"", 9), frame(b"", 10), b"\x00\x80\0\0\0\0"])
+async def test_frames_that_say_nothing_are_limited(way: str, empty: bytes) -> None:
+    """Pings, pongs that nobody asked for and empty fragments: ignored, then 3013."""
+    limits = {"commands_per_second": 10, "command_burst": 20, "refusals_per_minute": 20}
+    first = b"\x01\x80\0\0\0\0" if empty[0] == 0 else b""
+    async with (
+        running(limits=limits, close_timeout=0.3) as server,
+        websocket(server, way, "/ws?channel=news") as client,
+    ):
+        await client_of(server)
+        await client.send(first + 200 * empty)
+        rest = await client.rest()
+        assert int.from_bytes(rest[rest.rindex(b"\x88") + 2 :][:2]) == 3013
+        while server.node.registry.clients:
+            await wait_all_tasks_blocked(0.01)
+
+
+@every_way
+async def test_a_half_close_ends_a_websocket(way: str) -> None:
+    """Its peer will never answer again, and TCP does not say more."""
+    async with (
+        running(close_timeout=0.3) as server,
+        websocket(server, way, "/ws?channel=news") as client,
+    ):
+        await client_of(server)
+        if way == "h2":
+            assert client._http is not None
+            client._http.end_stream(1)
+            await client.stream.send_all(client._http.data_to_send())
+        else:
+            await client.stream.send_eof()
+        while server.node.registry.clients:
+            await wait_all_tasks_blocked(0.01)
+
+
+EXCHANGES = {
+    "plain": "/ws?channel=news",
+    "unidirectional": UNI,
+    "bidirectional": "/connection/websocket",
+    "events": "/events?channel=news",
+    "stream": "/connection/uni_sse",
+    "page": "/health",
+}
+
+
+def exchange(kind: str) -> bytes:
+    target = EXCHANGES[kind]
+    head = f"GET {target} HTTP/1.1\r\nHost: t\r\n\r\n"
+    upgraded = kind in ("plain", "unidirectional", "bidirectional")
+    sent = (UPGRADE.format(path=target, more="") if upgraded else head).encode()
+    if kind == "bidirectional":
+        commands = b'{"connect":{},"id":1}\n{"subscribe":{"channel":"news"},"id":2}'
+        sent += frame(commands)
+    if upgraded:
+        sent += frame(b"", 9) + frame(b"\x03\xe8", 8)
+    return sent
+
+
+@pytest.mark.parametrize("how", ["reset", "half-close"])
+@pytest.mark.parametrize("way", ["native", "asgi"])
+@pytest.mark.parametrize("kind", EXCHANGES)
+async def test_an_exchange_that_is_cut_leaves_nothing(
+    kind: str, way: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut after each byte, and right behind its writing: gone soon, and no traceback for it."""
+    sent = exchange(kind)
+    with caplog.at_level(logging.INFO):
+        async with running(close_timeout=0.2) as server:
+            for size in range(len(sent) + 1):
+                async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+                    if way == "asgi":
+                        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+                        if size % 2:
+                            await stream.receive_some()
+                    await stream.send_all(sent[:size])
+                    if how == "half-close":
+                        await stream.send_eof()
+                        with trio.move_on_after(0.01):
+                            await stream.receive_some()
+                    elif size % 3 == 0:
+                        await wait_all_tasks_blocked()
+                    reset = b"\1\0\0\0\0\0\0\0"
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            with trio.fail_after(4):
+                await server.acceptor.wait_empty()
+            assert not server.node.registry.clients
+            assert not server.node.hub.channels
+            assert not server.node.failures.counts
+    assert not [one for one in caplog.records if one.exc_info or "Traceback" in one.message]
