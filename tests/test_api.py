@@ -94,6 +94,7 @@ async def test_no_history_no_position() -> None:
         (b'{"channel":"a"}', 107),
         (b'{"channel":"a","data":1,"tags":{"a":1}}', 107),
         (b'{"channel":"a","data":1,"idempotency_key":1}', 107),
+        (b'{"channel":"a","data":1,"idempotency_key":"%s"}' % (b"k" * 256), 107),
         (b'{"channel":"a","b64data":"!"}', 107),
         (b'{"channel":"a","b64data":"/w=="}', 107),
         (b'{"channel":"%s","data":1}' % (b"a" * 256), 107),

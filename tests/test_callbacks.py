@@ -854,3 +854,14 @@ async def test_one_party_does_not_hold_every_turn(
         assert not backend._endpoints["rpc"]._turns._waiting
         assert not backend._endpoints["rpc"]._turns._held
         assert not backend._endpoints["rpc"]._lines
+
+
+async def test_headers_of_a_command_are_bounded(application: Application) -> None:
+    """Forwarded headers of `connect` above 16 KiB are error 107; other headers do not count."""
+    async with open_asking_node(application, forward_emulated_headers=frozenset({"x-a"})) as node:
+        async with talking(node, connected=False) as talk:
+            reply = await talk.call("connect", headers={"X-A": "a" * 16_384})
+            assert reply["error"]["code"] == 107
+        async with talking(node, connected=False) as talk:
+            headers = {"X-A": "a" * 16_000, "X-B": "b" * 20_000}
+            assert "connect" in await talk.call("connect", headers=headers)

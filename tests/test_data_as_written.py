@@ -20,6 +20,7 @@ from repeater.errors import BAD_REQUEST, ErrorCode, ReplyError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import (
+    CENTRIFUGE_JSON,
     CENTRIFUGE_JSON_ASGI,
     CENTRIFUGE_SSE,
     CENTRIFUGE_STREAM,
@@ -29,7 +30,7 @@ from repeater.protocol.centrifugo.codecs import (
 )
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Publication
-from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from tests.application import Application, open_asking_node
 from tests.conversation import FakeVerifier, Talk, talking
 
@@ -332,3 +333,28 @@ async def test_a_year_is_the_longest_ttl() -> None:
         talking(node, connected=False) as talk,
     ):
         assert (await talk.connect("t"))["ttl"] == 31_536_000
+
+
+LONGEST = [
+    b'["%b"]' % (b'\\"' * 262_000),
+    b'[%b""]' % (b'"",' * 174_000),
+    b"[%b1]" % (b"1,\n" * 174_000),
+    b"[%b1]" % (b"1,\r" * 174_000),
+]
+
+
+@pytest.mark.parametrize("data", LONGEST, ids=lambda data: str(data[:6]))
+@pytest.mark.parametrize(
+    "codec", [*CODECS, EVENT_STREAM, CENTRIFUGE_JSON_ASGI.delta, CENTRIFUGE_JSON.delta]
+)
+async def test_the_longest_event_fits_into_each_outbox(data: bytes, codec: Codec) -> None:
+    """A body at the limit cuts no client without a backlog, however its codec writes the data."""
+    assert 520_000 < len(data) <= 524_288 - 30
+    transport = StallingTransport(codec)
+    async with open_test_node() as node, connect(node, transport, ["c"]) as client:
+        await wait_all_tasks_blocked()  # the broker runs
+        answer = await call(node, "publish", b'{"channel":"c","data":%b}' % data)
+        assert b'"offset":1' in answer.body
+        await wait_all_tasks_blocked()
+        assert client.end is None
+        assert len(data) // 2 < client.outbox.backlog_bytes < 2 * len(data) + 1_000

@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.brokers.memory import MemoryBroker
 from repeater.errors import SHUTDOWN, BrokerError, IntakeFullError, ReplyError
 from repeater.options import NodeOptions
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 
@@ -209,3 +210,51 @@ async def test_ten_thousand_leave_at_once() -> None:
         assert not node.hub.channels
         assert not node.heartbeat._slots
         assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+LONG = "k" * 256
+
+
+@pytest.mark.parametrize("nowait", [False, True])
+@pytest.mark.parametrize(
+    ("publication", "key"),
+    [
+        (Publication("c", b"1"), LONG),
+        (Publication("c", b"1", version=1, version_epoch=LONG), ""),
+        (Publication("c", b"1", tags={"a": "1", LONG: "2"}), ""),
+    ],
+)
+async def test_texts_that_are_kept_are_short(
+    publication: Publication, key: str, nowait: bool
+) -> None:
+    """An idempotency key, version epoch or tag name above 255 characters is error 107."""
+    async with open_test_node() as node:
+
+        async def publish(publication: Publication, key: str) -> StreamPosition | None:
+            if nowait:
+                await wait_all_tasks_blocked()  # the broker runs
+                return node.publish_nowait(publication, idempotency_key=key)
+            return await node.publish(publication, idempotency_key=key)
+
+        with pytest.raises(ReplyError, match="107"):
+            await publish(publication, key)
+        good = Publication("c", b"1", tags={LONG[1:]: LONG * 10}, version=1, version_epoch=LONG[1:])
+        position = await publish(good, LONG[1:])
+        assert position is not None
+        assert position.offset == 1
+
+
+@pytest.mark.parametrize("data", [b"hello", b"hello\nworld", b"[" * 60_000, b'"\xff"'])
+async def test_data_that_is_not_json(data: bytes) -> None:
+    """It is the caller's error 107; no subscriber gets a broken frame, and the node lives on."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with open_test_node() as node, connect(node, transport, ["c"]):
+        await wait_all_tasks_blocked()  # the broker runs
+        with pytest.raises(ReplyError, match="107"):
+            await node.publish(Publication("c", data))
+        with pytest.raises(ReplyError, match="107"):
+            node.publish_nowait(Publication("c", data))
+        await node.publish(Publication("c", b'{\n"a": 1}'))
+        await wait_all_tasks_blocked()
+        (push,) = transport.sent
+        assert b'"data":{"a": 1}' in push

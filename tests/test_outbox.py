@@ -197,6 +197,16 @@ async def test_byte_bound_cuts_as_slow() -> None:
         assert not bench.room.nursery.child_tasks
 
 
+async def test_the_first_chunk_always_fits() -> None:
+    """A client without a backlog is not cut for one long chunk, but for the next byte."""
+    async with open_bench(StallingTransport(), limit=10) as bench:
+        bench.outbox.send(b"x" * 25)
+        assert not bench.cuts
+        assert bench.outbox.backlog_bytes == 25
+        bench.outbox.send(b"x")
+        assert bench.cuts == [SLOW]
+
+
 async def test_cut_before_the_drain_task_began() -> None:
     """A native client cut in the turn in which its backlog was made troubles nobody else."""
     ours, theirs = socket.socketpair()

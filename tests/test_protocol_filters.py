@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repeater.protocol.centrifugo import filters
 from repeater.protocol.centrifugo.filters import TagsFilter, check_filter, compile_filter, matches
 
 KEYS = st.sampled_from(["env", "region", "price"])
@@ -210,6 +212,41 @@ def test_node_limit() -> None:
     check_filter(TagsFilter(op="or", nodes=(eq("k", "v"),) * 255))
     with pytest.raises(ValueError, match="more than 256 nodes"):
         check_filter(TagsFilter(op="or", nodes=(eq("k", "v"),) * 256))
+
+
+def test_vals_limit() -> None:
+    """A list has 64 texts and no more."""
+    vals = tuple(map(str, range(65)))
+    check_filter(TagsFilter(key="k", cmp="in", vals=vals[:64]))
+    with pytest.raises(ValueError, match="at most 64 vals"):
+        check_filter(TagsFilter(key="k", cmp="nin", vals=vals))
+
+
+@pytest.mark.parametrize("big", [eq("k" * 3_000, "v" * 1_096), eq("k", "\u20ac" * 1_365)])
+def test_text_limit(big: TagsFilter) -> None:
+    """All keys and values together have 4 KiB, in UTF-8, and no more."""
+    check_filter(big)
+    with pytest.raises(ValueError, match="more than 4096 bytes"):
+        check_filter(TagsFilter(op="and", nodes=(big, eq("kk", "v"))))
+
+
+def test_a_number_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many filters and nodes compare a tag, it is read as a number once."""
+    parsed: list[str] = []
+    number = filters._number.__wrapped__
+
+    @lru_cache
+    def counted(text: str) -> Decimal | None:
+        parsed.append(text)
+        return number(text)
+
+    monkeypatch.setattr(filters, "_number", counted)
+    nodes = tuple(TagsFilter(key="price", cmp="lt", val=str(bound)) for bound in range(100))
+    tests = [compile_filter(TagsFilter(op="or", nodes=nodes[first:])) for first in range(50)]
+    assert not any(test({"price": "1" * 150}) for test in tests)
+    assert parsed == ["1" * 150]
+    assert not tests[0]({"price": "1" * 201})
+    assert len(parsed) == 1
 
 
 def test_the_json_of_an_sdk() -> None:

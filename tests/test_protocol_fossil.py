@@ -223,3 +223,33 @@ def test_exhausted_tries_leave_an_insert(monkeypatch: pytest.MonkeyPatch) -> Non
     delta = make_delta(base, target)
     assert b"block" in delta
     assert apply(base, delta) == target
+
+
+def test_unlike_text_is_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of a long text's blocks are indexed and looked up; the rest is inserted."""
+    chance = random.Random(5)
+    base, target = (bytes(chance.choices(b"abcdefgh", k=131_072)) for _ in range(2))
+    sizes: list[int] = []
+    index = fossil._index
+
+    def counted(text: bytes, start: int) -> dict[bytes, list[int]]:
+        sizes.append(len(found := index(text, start)))
+        return found
+
+    monkeypatch.setattr(fossil, "_index", counted)
+    assert apply(base, make_delta(base, target)) == target
+    assert sizes == [2_048]
+    monkeypatch.setattr(fossil, "_LOOKUPS", 10)
+    moved = b"#" * 16 + base[64:]
+    assert apply(base, make_delta(base, moved)) == moved
+
+
+@pytest.mark.parametrize("grown", ["base", "target"])
+def test_long_texts_are_sent_whole(grown: str) -> None:
+    """Up to 128 KiB a changed value costs a few bytes; above, the text is sent whole."""
+    long = b'"%b"' % (b"x" * 131_070)
+    changed = long.replace(b"xxx", b"abc", 1)
+    assert delta_or_full(long, changed)[1]
+    longer = b" " + long
+    base, target = (longer, long) if grown == "base" else (long, longer)
+    assert delta_or_full(base, target) == (target, False)

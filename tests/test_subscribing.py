@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.clients.commands import subscribe as subscribing
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -28,6 +30,7 @@ from repeater.errors import (
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import UnixClock, open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
@@ -304,6 +307,40 @@ class TestFeatures:
             async with talking(node) as talk:
                 await talk.subscribe(delta="xdelta")
             assert talk.transport.closed_with == BAD_REQUEST
+
+    async def test_filters_of_one_connection(self) -> None:
+        """They have 512 nodes together; one more is error 106, until a subscription ends."""
+        options = NodeOptions(channel=ChannelOptions(allow_tags_filter=True))
+
+        def tf(nodes: int) -> dict[str, Any]:
+            leaf = {"key": "k", "cmp": "ex"}
+            return {"op": "or", "nodes": [leaf] * (nodes - 1)}
+
+        async with open_test_node(options) as node, talking(node) as talk:
+            assert "code" not in await talk.subscribe("a", tf=tf(256))
+            assert "code" not in await talk.subscribe("b", tf=tf(250))
+            assert (await talk.subscribe("c", tf=tf(7)))["code"] == 106
+            assert "code" not in await talk.subscribe("c", tf=tf(6))
+            await talk.ask(unsubscribe={"channel": "c"})
+            assert "code" not in await talk.subscribe("d", tf=tf(5))
+            assert node.statistics().limited == {"filters": 1}
+            assert len(node.hub.filters) == 3
+        assert len(node.hub.filters) == 0
+
+    async def test_different_filters_of_one_channel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their nodes are bounded; equal filters are evaluated once and counted once."""
+        monkeypatch.setattr(subscribing, "CHANNEL_NODES", 3)
+        options = NodeOptions(channel=ChannelOptions(allow_tags_filter=True))
+        async with open_test_node(options) as node:
+            async with AsyncExitStack() as stack:
+                codes = []
+                for key in ("a", "b", "a", "a", "c", "d", "b"):
+                    talk = await stack.enter_async_context(talking(node))
+                    tf = {"key": key, "cmp": "ex"}
+                    codes.append((await talk.subscribe(tf=tf)).get("code"))
+                assert codes == [None, None, None, None, None, 106, None]
+                assert node.hub.filters.nodes_with("c", TagsFilter(key="a", cmp="ex")) == 3
+            assert len(node.hub.filters) == 0
 
     async def test_filter_holds_for_recovery(self) -> None:
         """Recovered publications are filtered as live ones are; the position counts all."""

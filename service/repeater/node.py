@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 from uuid import uuid4
 
 import msgspec
@@ -59,6 +60,8 @@ _log = get_logger("node")
 _EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
 _CLOCK_INTERVAL = 1.0  # seconds between two looks at the clock
 _CLOCK_STEP = 0.5  # seconds by which expiries may be early or late after the clock was set
+# Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
+_NAME_LIMIT: Final = 255
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
@@ -242,13 +245,14 @@ class Node(UserConnections):
 
         Raises:
             ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
-                or its namespace is unknown (102).
+                a key or a tag's name is longer than 255 characters (107), or the namespace is
+                unknown (102).
             IntakeFullError: no room in time, or the node is shutting down. Nothing was published;
                 try later.
             BrokerError: the back end failed, or did not answer in time. The event may have been
                 published.
         """
-        publication, options = self._checked(publication)
+        publication, options = self._checked(publication, idempotency_key)
         with trio.move_on_after(self.options.publish_timeout):
             try:
                 return await self.broker.publish(
@@ -281,7 +285,7 @@ class Node(UserConnections):
             trio.WouldBlock: a wait is needed, and nothing was published. Call `publish` instead.
             ReplyError, IntakeFullError, BrokerError: as `publish`.
         """
-        publication, options = self._checked(publication)
+        publication, options = self._checked(publication, idempotency_key)
         if self._instant is None:
             raise trio.WouldBlock
         try:
@@ -297,13 +301,17 @@ class Node(UserConnections):
             self.broker_errors["publish"] += 1
             raise
 
-    def _checked(self, publication: Publication) -> tuple[Publication, ChannelOptions]:
+    def _checked(
+        self, publication: Publication, idempotency_key: str
+    ) -> tuple[Publication, ChannelOptions]:
         options = self.channels.options(publication.channel)
         # The API and the clients' commands give text that is checked already.
         if type(publication.data) is not JSONText:
             publication = checked(publication)
-        if not _well_formed(publication.data, options):
+        if not _well_formed(publication.data, options) or len(idempotency_key) > _NAME_LIMIT:
             raise ReplyError(ErrorCode.BAD_REQUEST)
+        if publication.tags or publication.version_epoch:
+            _check_names(publication)
         if options.delta_publish and not publication.delta:
             publication = msgspec.structs.replace(publication, delta=True)
         return publication, options
@@ -440,6 +448,17 @@ class Node(UserConnections):
             for client in group:
                 client.disconnect(SHUTDOWN)
             await trio.sleep(pause)
+
+
+def _check_names(publication: Publication) -> None:
+    """Check the texts that a broker keeps for a channel; the body's limit bounds tags in all.
+
+    Raises:
+        ReplyError: one is too long (107).
+    """
+    names = (publication.version_epoch, *(publication.tags or ()))
+    if max(map(len, names)) > _NAME_LIMIT:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
 
 
 def _well_formed(data: bytes, options: ChannelOptions) -> bool:

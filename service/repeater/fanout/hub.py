@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from repeater.fanout.channel import Channel
+from repeater.fanout.filters import FilterCounts
 from repeater.fanout.gathered import Gathered
 from repeater.fanout.recovery import Room
 
@@ -39,6 +40,7 @@ class Hub:
         self.channels: dict[str, Channel] = {}
         self.distributed = trio.lowlevel.ParkingLot()
         """Tasks wait here until fan-out has come further; each batch wakes all of them."""
+        self.filters = FilterCounts()
         self.subscriptions = 0
         """The number of listeners of all channels together."""
 
@@ -57,6 +59,8 @@ class Hub:
             room: Bounds what gathers; shared by the listeners of one answer. None for no bound.
         """
         channel = self._occupy(name)
+        if listener.codec.tags is not None:
+            self.filters.add(name, listener.codec.tags)
         channel.joining[listener] = Gathered(room or Room())
         return channel
 
@@ -74,6 +78,8 @@ class Hub:
         listener.ended = True
         self.subscriptions -= 1
         channel.remove(listener)
+        if listener.codec.tags is not None:
+            self.filters.discard(channel.name, listener.codec.tags)
         if channel.empty:
             del self.channels[channel.name]
             if self._events is not None:

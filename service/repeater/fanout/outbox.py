@@ -262,8 +262,12 @@ class _Backlog:
         self.emptied = trio.Event()
 
     def add(self, chunk: bytes) -> bool:
-        """Put one chunk in, or return False without doing so if the limit would be passed."""
-        if self.size + len(chunk) > self._limit:
+        """Put one chunk in, or return False without doing so if the limit would be passed.
+
+        The first chunk always fits: an event that was accepted cuts no client that keeps up,
+        however long the client's codec makes it.
+        """
+        if self.size and self.size + len(chunk) > self._limit:
             return False
         self.size += len(chunk)
         self._send.send_nowait(chunk)

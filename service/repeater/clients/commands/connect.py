@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 _SUB_SIZE: Final = 160  # bytes of a subscription's result without publications, data and name
 
 
+# Bytes of headers in the command that are kept for a connection, as in the head of a request.
+_HEADERS_LIMIT: Final = 16_384
+
+
 class Connected:
     """A client whose `connect` succeeded and was not answered yet. Made by `connect`."""
 
@@ -108,7 +112,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     Raises:
         ReplyError: 109 for an expired token or one that is not valid yet, 110 for an answer of
             the back end that has expired, 100 if the token's keys or the back end are not
-            available, or the back end's own error.
+            available, 107 for headers above 16 KiB, or the back end's own error.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
             many connections of one user, 3505 for too many channels, or too much that the
@@ -166,6 +170,8 @@ async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -
     options = node.options
     if node.backend is not None and request.headers:
         emulated = forwarded(request.headers.items(), node.backend.forward_emulated_headers)
+        if sum(len(name) + len(value) for name, value in emulated.items()) > _HEADERS_LIMIT:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
         client.headers = {**emulated, **client.headers}
     backend = node.asks("connect")
     if request.token and (node.verifier is not None or backend is None):

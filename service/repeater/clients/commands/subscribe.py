@@ -27,7 +27,13 @@ from repeater.errors import (
 from repeater.fanout.recovery import named_position
 from repeater.json_text import accepted
 from repeater.protocol.centrifugo.commands import SubscribeRequest
-from repeater.protocol.centrifugo.filters import TagsFilter, check_filter
+from repeater.protocol.centrifugo.filters import (
+    CHANNEL_NODES,
+    CONNECTION_NODES,
+    TagsFilter,
+    check_filter,
+    nodes_of,
+)
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -68,7 +74,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
         join_leave=request.join_leave,
         delta=request.delta in options.allowed_delta_types,
         since=since,
-        tags=_checked_filter(request, options),
+        tags=_checked_filter(node, client, request, options),
     )
     joining = await open_subscription(node, client, name, grant, wish)
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
@@ -78,7 +84,10 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     return joining
 
 
-def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsFilter | None:
+def _checked_filter(
+    node: ClientNode, client: Client, request: SubscribeRequest, options: ChannelOptions
+) -> TagsFilter | None:
+    """The filter, if there is room for it: it is counted as soon as the client joins."""
     if request.tf is None:
         return None
     if not options.allow_tags_filter or request.delta:
@@ -87,6 +96,12 @@ def _checked_filter(request: SubscribeRequest, options: ChannelOptions) -> TagsF
         check_filter(request.tf)
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    kept = (subscription.codec.tags for subscription in client.channels.values())
+    mine = nodes_of(request.tf) + sum(nodes_of(tags) for tags in kept if tags is not None)
+    everybodys = node.hub.filters.nodes_with(request.channel, request.tf)
+    if mine > CONNECTION_NODES or everybodys > CHANNEL_NODES:
+        node.limited["filters"] += 1
+        raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
     return request.tf
 
 

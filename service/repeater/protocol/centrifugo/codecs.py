@@ -90,6 +90,11 @@ class Codec:
         return f"<Codec {self.name}>"
 
     @property
+    def tags(self) -> TagsFilter | None:
+        """The filter that publications must match; None for all publications."""
+        return None
+
+    @property
     def framed(self) -> bool:
         """Whether chunks may be joined and split."""
         return self._frame is not None
@@ -182,6 +187,11 @@ class FilteredCodec(Codec):
 
     def __hash__(self) -> int:
         return hash((id(self._codec), self._tags))
+
+    @property
+    def tags(self) -> TagsFilter | None:
+        """The filter that publications must match."""
+        return self._tags
 
     def size(self, publication: Publication) -> int:
         """As `Codec.size`; 0 for a publication that the filter leaves out."""

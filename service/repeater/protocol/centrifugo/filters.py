@@ -12,6 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -20,7 +21,14 @@ Predicate = Callable[[Mapping[str, str]], bool]
 """Whether a publication with these tags is wanted."""
 
 _DEPTH_LIMIT: Final = 16  # levels; a filter put together by hand has two or three
-_NODE_LIMIT: Final = 256  # comparisons and operators: at most some 100 us for one evaluation
+_NODE_LIMIT: Final = 256  # comparisons and operators: at most some 50 us for one evaluation
+_VALS_LIMIT: Final = 64  # texts in one list
+_TEXT_LIMIT: Final = 4_096  # bytes of all keys and values together
+
+CONNECTION_NODES: Final = 512
+"""Nodes of all filters of one connection: kept for it, some 500 bytes each."""
+CHANNEL_NODES: Final = 32_768
+"""Nodes of all different filters of one channel: each is evaluated for each publication."""
 
 _PRESENCE: Final = frozenset(("ex", "nex"))
 _LISTED: Final = frozenset(("in", "nin"))
@@ -58,7 +66,7 @@ def check_filter(filter_: TagsFilter) -> None:
     Raises:
         ValueError: with the reason; its text repeats nothing of the filter.
     """
-    level, depth, count = [filter_], 0, 0
+    level, depth, count, text = [filter_], 0, 0, 0
     while level:
         depth += 1
         count += len(level)
@@ -68,7 +76,15 @@ def check_filter(filter_: TagsFilter) -> None:
             raise ValueError(f"filter has more than {_NODE_LIMIT} nodes")
         for node in level:
             _check_node(node)
+            text += sum(len(one.encode()) for one in (node.key, node.val, *node.vals))
+        if text > _TEXT_LIMIT:
+            raise ValueError(f"filter has more than {_TEXT_LIMIT} bytes of text")
         level = [child for node in level for child in node.nodes]
+
+
+def nodes_of(filter_: TagsFilter) -> int:
+    """The number of comparisons and operators of a checked filter."""
+    return 1 + sum(map(nodes_of, filter_.nodes))
 
 
 def _check_node(node: TagsFilter) -> None:
@@ -91,6 +107,7 @@ def _check_comparison(node: TagsFilter) -> None:
         return
     if cmp in _LISTED:
         _require(bool(node.vals) and not node.val, f"{cmp} needs vals and takes no val")
+        _require(len(node.vals) <= _VALS_LIMIT, f"{cmp} takes at most {_VALS_LIMIT} vals")
     elif cmp in _TEXTUAL or cmp in _ORDERS:
         _require(bool(node.val) and not node.vals, f"{cmp} needs val and takes no vals")
     else:
@@ -185,12 +202,15 @@ def _compile_order(
     key: str, holds: Callable[[Decimal, Decimal], bool], bound: Decimal
 ) -> Predicate:
     def test_order(tags: Mapping[str, str]) -> bool:
-        number = _number(tags.get(key, ""))
+        text = tags.get(key, "")
+        number = _number(text) if len(text) <= _NUMBER_LENGTH_LIMIT else None
         return number is not None and holds(number, bound)
 
     return test_order
 
 
+# Remembered, so that a tag is parsed once for each publication, whatever the number of filters.
+@lru_cache(maxsize=1_024)
 def _number(text: str) -> Decimal | None:
     """The text as an exact number; None if it is not a number."""
     if len(text) <= _NUMBER_LENGTH_LIMIT and _NUMBER.fullmatch(text):

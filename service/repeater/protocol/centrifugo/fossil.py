@@ -1,8 +1,9 @@
 """Fossil deltas: one text written as copies from the text before it (protocol, section 10).
 
 A delta is itself valid text, since a client gets it inside a JSON string. Rule 1: no segment
-begins or ends within a character. Rule 2: the work is bounded for all texts: at most one dictionary
-look-up per byte of the target, and a limited number of tries to make a match longer.
+begins or ends within a character. Rule 2: the work is bounded for all texts, to a millisecond or
+two, because fan-out waits for it. Longer texts have no delta. The common beginning and end cost
+little; between them, the numbers of look-ups and of tries to make a match longer are limited.
 Written here because no maintained library makes deltas; the SDKs only apply them.
 """
 
@@ -18,7 +19,11 @@ _DIGITS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwx
 _WORTH: Final = 8  # bytes: `n@off,` and the `n:` of the insert behind it take 7 or 8
 _BLOCK: Final = 16  # bytes of one look-up; 8 took twice the time for larger deltas
 _NEAREST: Final = 4  # places tried for a block that is in the base many times
-_TRIES: Final = 8_192  # in one delta; at 2 us each this bounds the work on a hostile text
+_LIMIT: Final = 131_072  # bytes of either text; the checksum of so many takes 0.3 ms
+# In one delta; each of these is at most half a millisecond on a hostile text.
+_INDEXED: Final = 32_768  # bytes of the base, from the first difference on
+_LOOKUPS: Final = 4_096  # at 0.1 us; one for each byte of the target without a match
+_TRIES: Final = 256  # at 2 us
 
 
 class _Copy(NamedTuple):
@@ -32,8 +37,11 @@ class _Copy(NamedTuple):
 def delta_or_full(base: bytes, target: bytes) -> tuple[bytes, bool]:
     """What to send to a client that holds `base`: the delta and True, or `target` and False.
 
-    The delta is taken only if it is smaller. Both texts are valid UTF-8.
+    The delta is taken only if it is smaller. Texts above 128 KiB are always sent whole. Both texts
+    are valid UTF-8.
     """
+    if len(base) > _LIMIT or len(target) > _LIMIT:
+        return target, False
     delta = make_delta(base, target)
     if len(delta) < len(target):
         return delta, True
@@ -44,7 +52,7 @@ def make_delta(base: bytes, target: bytes) -> bytes:
     """The Fossil delta that turns `base` into `target`; it may be larger than the target.
 
     Both texts are valid UTF-8, and so is the delta. Takes some 10 us for a short text with one
-    change, 2 ms for unlike texts of 16 KiB, and at worst 25 ms for hostile ones of 64 KiB.
+    change, and at worst some 2 ms for hostile texts of 128 KiB.
     """
     size, checksum = _number(len(target)), _number(_checksum(target))
     return b"%b\n%b%b;" % (size, b"".join(_segments(target, _copies(base, target))), checksum)
@@ -100,11 +108,12 @@ def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
     """Matches for the target's bytes from `done` to `end`, from anywhere in the base."""
     if end - done < _BLOCK:
         return
-    find = _index(base).get
+    find = _index(base, done).get
     # Edits change values in place, so the likeliest match continues where the last one ended.
-    at, shift, tries = done, 0, _TRIES
-    while at <= end - _BLOCK and tries > 0:
+    at, shift, tries, lookups = done, 0, _TRIES, _LOOKUPS
+    while at <= end - _BLOCK and tries > 0 and lookups > 0:
         places = find(target[at : at + _BLOCK])
+        lookups -= 1
         if places is None:
             at += 1
             continue
@@ -122,10 +131,10 @@ def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
         shift = match.offset - match.start
 
 
-def _index(base: bytes) -> dict[bytes, list[int]]:
-    """The places of each block of the base, in order; a block begins every `_BLOCK` bytes."""
+def _index(base: bytes, start: int) -> dict[bytes, list[int]]:
+    """The places of each block of the base from `start` on; one begins every `_BLOCK` bytes."""
     index: dict[bytes, list[int]] = {}
-    for place in range(0, len(base) - _BLOCK + 1, _BLOCK):
+    for place in range(start, min(len(base) - _BLOCK + 1, start + _INDEXED), _BLOCK):
         block = base[place : place + _BLOCK]
         if block in index:
             index[block].append(place)
