@@ -71,7 +71,8 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     tracked = [one for one in joinings if one.subscription.recoverable]
     sets, names = node.position_sets, tuple(sorted(wanted.channels))
     patience = trio.current_time() + _PATIENCE
-    await _find_shared(node, tracked, names, patience)  # before there are bytes to keep meanwhile
+    if wanted.since:  # there may be much to send, which is not to be kept while it waits
+        await _find_shared(node, tracked, names, patience)
     replay = Replay(joinings, names, wanted.since, node.options.outbox_limit // 2)
     await replay.prepare(node.options.fanout_budget)
     codec = await _codec(node, tracked, names, patience)
@@ -94,7 +95,7 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
     """
     since, joinings = wanted.since, []
     rooms = Rooms(node.options.outbox_limit)
-    of_id = len(event_id(since, wanted.channels)) + len(wanted.channels)  # offsets may grow
+    of_id = len(event_id(since, wanted.channels)) + len(since)  # offsets may grow
 
     def size(publication: Publication) -> int:
         return EVENT_STREAM.size(publication) + of_id

@@ -52,10 +52,11 @@ class Replay:
         self._recovered = [one for one in self._tracked if one.joined and one.joined.recovered]
         at = {_name(one): one.joined.position for one in self._tracked if one.joined}
         at |= {name: since[name] for one in self._recovered if (name := _name(one)) in since}
-        self._ids = EventIds(at, channels)
+        self._at = at
+        self._ids: EventIds | None = None  # made with the first event: most clients missed nothing
         found = {_name(one) for one in self._recovered}
         lost = [name for name in self._known if name not in found]
-        begin = self._ids.text()
+        begin = event_id(at, channels)
         self._chunks = [reset(lost, begin) if lost else silent_id(begin)]
 
     async def prepare(self, seconds: float) -> None:
@@ -90,6 +91,8 @@ class Replay:
         return self._count > 1 and self._size > self._limit
 
     def _add(self, publication: Publication) -> None:
+        if self._ids is None:
+            self._ids = EventIds(self._at, self._channels)
         if publication.position is not None:
             self._ids.move(publication.channel, publication.position)
         chunk = event(publication.data, position=self._ids.text())

@@ -16,7 +16,7 @@ With 128 channels, one epoch and offsets below 16,383 an id has at most 360 char
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -145,8 +145,12 @@ class EventIds:
         return _text(self._digest, self._epochs, b"".join(self._numbers.values()))
 
 
-def event_id(positions: Mapping[str, StreamPosition], channels: Iterable[str] = ()) -> bytes:
+def event_id(positions: Mapping[str, StreamPosition], channels: Collection[str] = ()) -> bytes:
     """The id for these positions, as `EventIds`; empty without positions."""
+    if not positions:
+        return b""
+    if len(positions) == 1 and len(channels) < 2:
+        return event_id_of_one(*next(iter(positions.items())))
     return EventIds(positions, channels).text()
 
 
