@@ -110,6 +110,8 @@ class Broker(Protocol):
         publications before `since`, newest first. An empty epoch in `since` matches any epoch; an
         epoch other than the stream's selects nothing. A channel without a stream has offset 0 and
         the epoch of its first publication. Reading keeps nothing: anybody may ask for any name.
+        An epoch has at most 32 bytes, and streams share it where they can: event ids have each
+        epoch of a client's channels once, in a request head whose size is limited.
 
         A stream may be forgotten to keep a bound. Then its epoch changes, also if nobody publishes.
 

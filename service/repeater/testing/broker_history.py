@@ -97,6 +97,7 @@ async def history_of_an_unseen_channel(open_broker: OpenBroker) -> None:
         expect("publications", list(found), [])
         expect("the top's offset", at.offset, 0)
         expect("an epoch is not empty", bool(at.epoch), True)
+        expect("bytes of an epoch, at most 32", len(at.epoch.encode()) <= 32, True)
         expect("the first position", await bench.publish(), StreamPosition(1, at.epoch))
 
 
