@@ -28,15 +28,28 @@ async def publish(back_end: Peer, number: int) -> bool:
     return b'"offset"' in await back_end.call("POST", "/api/publish", body)
 
 
+async def metric(back_end: Peer, name: str) -> float:
+    """The value of a metric without labels."""
+    answer = await back_end.call("GET", "/metrics")
+    found = re.search(rb"^%s ([0-9.]+)$" % name.encode(), answer, re.MULTILINE)
+    assert found is not None, answer
+    return float(found[1])
+
+
 async def test_out_of_descriptors() -> None:
     """Accepting pauses, those inside are served on; with room again others are let in."""
-    async with serving("--dev", descriptors=64) as server:
+    # More connections than descriptors, so that the descriptors run out first.
+    crowded = {"REPEATER_LIMITS__OPEN_CONNECTIONS": "1000"}
+    async with serving("--dev", variables=crowded, descriptors=64) as server:
         port = await server.port()
         back_end = Peer(await trio.open_tcp_stream("127.0.0.1", port))
         assert await publish(back_end, 0)
         inside = await subscribed(port)
         crowd = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
         await server.line("not accepting")
+        await trio.sleep(0.3)
+        pauses = await metric(back_end, "repeater_acceptor_pauses_total")
+        assert 1 <= pauses <= 20  # a pause each 0.1 s, not a loop that spins
         assert await publish(back_end, 1)
         await inside.until(b"<000001>")
         for stream in crowd:

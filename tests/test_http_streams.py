@@ -275,7 +275,7 @@ async def test_silence_is_for_tcp_to_notice() -> None:
             async with peer(server) as client:
                 await client.request(method, path + query, body)
                 await client.until(b"\n")
-                (sock,) = server.acceptor._sockets
+                (sock,) = server.acceptor._open.sockets
                 option = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
                 assert option == milliseconds
             while server.acceptor.statistics().open:

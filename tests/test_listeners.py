@@ -153,7 +153,7 @@ async def test_a_path_taken_over_meanwhile_is_left_alone(tmp_path: Path) -> None
 async def test_no_delay_is_for_tcp() -> None:
     """An accepted TCP connection sends small frames at once."""
     async with running() as server, peer(server, "/ws?channel=news"):
-        (sock,) = server.acceptor._sockets
+        (sock,) = server.acceptor._open.sockets
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

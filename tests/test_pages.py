@@ -37,7 +37,7 @@ async def status(
 
 EVENT = b'{"channel":"news","data":1}'
 HOSTS = ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]", "[::1]:80", "localhost:"]
-OTHERS = ["rebind.evil.example", "localhost.evil.example", "127.0.0.2", "evil:localhost", "[::2]"]
+OTHERS = ["rebind.evil.example", "localhost.evil.example", "127.0.0.2", "[::2]", "localhost.:1"]
 
 
 @pytest.mark.parametrize("host", [*HOSTS, *OTHERS])
@@ -189,7 +189,7 @@ async def refused(
     server: Server, way: str, target: str, **headers: str
 ) -> tuple[int, bytes, bytes]:
     """Status, head and body of a stream's refusal."""
-    async with peer(server) as client:
+    async with peer(server, protocols=["h2"] if way == "h2" else ()) as client:
         if way == "h2":
             return await refused_by_http2(client, target, headers)
         if way == "asgi":
@@ -210,7 +210,12 @@ async def refused_by_http2(
 
     http = h2.connection.H2Connection(h2.config.H2Configuration())
     http.initiate_connection()
-    head = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", target)]
+    head = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "localhost"),
+        (":path", target),
+    ]
     head += [(name.replace("_", "-").lower(), value) for name, value in headers.items()]
     http.send_headers(1, head, end_stream=True)
     code, lines, body = 0, b"", b""

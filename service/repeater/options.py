@@ -134,8 +134,22 @@ class LimitOptions(Options, frozen=True, kw_only=True):
     connections: int = 0
     """Subscribers' connections in all; one more gets 503 before its upgrade."""
 
+    open_connections: int = 0
+    """Connections of any kind, counted when they are accepted. One more takes the place of a
+    connection without a subscriber; if there is none, it is closed at once. 0 means four fifths of
+    the descriptors that the process may have (`ulimit -n`)."""
+
+    pending_connections: int = 1_000
+    """Connections that have not become anybody yet: no whole request, no `connect`, no call with
+    the API key. One more takes the place of the oldest, if that is older than a second."""
+
+    pending_per_address: int = 100
+    """Such connections from one address (IPv6: from one /64)."""
+
     connections_per_address: int = 0
-    """Connections from one address (IPv6: from one /64); one more gets 429 before its upgrade."""
+    """Connections from one address (IPv6: from one /64), counted when they are accepted, or when a
+    trusted proxy's header names the address; one more gets 429. Calls with the API key are served
+    nevertheless, and their connections do not count."""
 
     connections_per_user: int = 0
     """Connections of one user, except the anonymous user; one more is closed with 3504."""

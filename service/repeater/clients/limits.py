@@ -1,18 +1,21 @@
 """Limits on subscribers: in all, from one address, of one user, and new ones in a second.
 
 They are checked before a connection is opened, for every transport, and not for calls of the
-server API: a back end can publish even when a limit is reached. Rule: a place is taken where it is
-checked, with no await between, and given back when the connection ends; so no limit is exceeded
-while a request waits. Addresses and users are counted only while their limit is on; a limit on
-addresses that is switched on counts the connections that come from then on.
+server API: a back end can publish even when a limit is reached. Connections of an address are
+counted at their accept (`front/open_connections.py`), or here if a proxy's header names them. Rule:
+a place is taken where it is checked, with no await between, and given back when the connection
+ends; so no limit is exceeded while a request waits. Addresses and users are counted only while
+their limit is on; a limit on addresses that is switched on counts the connections that come from
+then on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
@@ -21,7 +24,14 @@ from repeater.clients.throttle import TokenBucket
 if TYPE_CHECKING:
     from repeater.options import LimitOptions
 
-Limit = Literal["connections", "connections_per_address", "connections_per_user", "connection_rate"]
+Limit = Literal[
+    "connections",
+    "connections_per_address",
+    "connections_per_user",
+    "connection_rate",
+    "open_connections",
+    "pending_connections",
+]
 
 _LOCAL: Final = "local"
 
@@ -55,9 +65,38 @@ class Places:
         """The addresses and the users that are counted now, for the leak tests."""
         return self._addresses, self._users
 
+    def take_address(self, key: str, most: int) -> bool:
+        """Count a connection of an address, as `address_key` names it; return whether it may be."""
+        if self._addresses[key] >= most:
+            return False
+        self._addresses[key] += 1
+        return True
+
+    def give_back_address(self, key: str) -> None:
+        """End what `take_address` began."""
+        _uncount(self._addresses, key)
+
     def _refuse(self, limit: Limit) -> None:
         self._refused[limit] += 1
         raise LimitError(limit)
+
+
+class Carrier(Protocol):
+    """The accepted connection that carries a subscriber."""
+
+    refused: bool
+    """Whether its address has too many connections."""
+    told: bool
+    """Whether this was counted and answered."""
+
+    def lend(self) -> bool:
+        """Whether a new subscriber may use the address's place of this connection."""
+
+    def take_back(self) -> None:
+        """End what `lend` began."""
+
+    def identify(self) -> None:
+        """Note that there is a subscriber."""
 
 
 class Place(msgspec.Struct, eq=False):
@@ -70,9 +109,13 @@ class Place(msgspec.Struct, eq=False):
     _taken: bool = False
     _address: str = ""
     _user: str = ""
+    _carrier: Carrier | None = None
+    _lent: bool = False
 
-    def take(self, limits: LimitOptions, address: str) -> None:
+    def take(self, limits: LimitOptions, address: str, carrier: Carrier | None = None) -> None:
         """Take one more in, from this address, which counts only where addresses do.
+
+        If the accepted connection was counted for its address, its place is used.
 
         Raises:
             LimitError: there are too many in all, from there, or in this second.
@@ -81,13 +124,20 @@ class Place(msgspec.Struct, eq=False):
         if limits.connections and places._held >= limits.connections:
             places._refuse("connections")
         most, key = limits.connections_per_address, ""
-        if most:
+        if carrier is not None and carrier.refused:
+            carrier.told = True
+            places._refuse("connections_per_address")
+        lent = carrier is not None and carrier.lend()
+        if most and not lent:
             key = address_key(address)
             if places._addresses[key] >= most:
                 places._refuse("connections_per_address")
         rate = limits.connection_rate
         if rate and places._arrivals.take(limits.connection_burst or rate, rate):
+            if lent and carrier is not None:
+                carrier.take_back()
             places._refuse("connection_rate")
+        self._carrier, self._lent = carrier, lent
         places._held += 1
         self._taken = True
         if key:
@@ -102,6 +152,7 @@ class Place(msgspec.Struct, eq=False):
         """
         most = limits.connections_per_user
         if not (most and user) or self._user:
+            self.identify()
             return
         places = self._places
         # Connections from before the limit was switched on hold no place of the user.
@@ -109,6 +160,14 @@ class Place(msgspec.Struct, eq=False):
             places._refuse("connections_per_user")
         places._users[user] += 1
         self._user = user
+        self.identify()
+
+    def identify(self) -> None:
+        """Note that the user is known; only a connection that lent its place is needed then."""
+        if self._carrier is not None:
+            self._carrier.identify()
+            if not self._lent:
+                self._carrier = None
 
     def leave(self) -> None:
         """Give everything back. Idempotent."""
@@ -122,6 +181,9 @@ class Place(msgspec.Struct, eq=False):
         if self._user:
             _uncount(places._users, self._user)
             self._user = ""
+        if self._lent and self._carrier is not None:
+            self._carrier.take_back()
+        self._carrier, self._lent = None, False
 
 
 def _uncount(counter: Counter[str], key: str) -> None:
@@ -137,6 +199,7 @@ def party_of(peer: str) -> str:
     return "" if key == _LOCAL else f"address {key}"
 
 
+@lru_cache(1_024)
 def address_key(address: str | None) -> str:
     """The peer as limits count it: an IPv6 one by its /64, which is one customer's."""
     try:

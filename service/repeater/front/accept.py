@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from repeater.front.open_connections import REFUSED_TIMEOUT, OpenConnections
 from repeater.front.preamble import Preamble, PreambleError
 from repeater.front.responses import write_fault
 from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
@@ -92,7 +93,9 @@ class Acceptor:
         self._rest = Rest(node, settings.api_key, options, settings)
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
-        self._sockets: dict[socket.socket, None] = {}
+        self._open = OpenConnections(
+            node.places, lambda: node.options.limits, node.limited, settings.api_key
+        )
         self._emptied = trio.Event()
         self._accepted = 0
         self._rejected = 0
@@ -102,7 +105,7 @@ class Acceptor:
         """A snapshot of the counters."""
         return AcceptorStatistics(
             self._accepted,
-            len(self._sockets),
+            len(self._open.sockets),
             self._rejected,
             self._pauses,
             self._rest.statistics(),
@@ -119,8 +122,12 @@ class Acceptor:
             await trio.lowlevel.wait_readable(listener)
             try:
                 for _ in range(_ACCEPTS_PER_TURN):
-                    sock, _address = _accept(listener)
-                    nursery.start_soon(self._serve, sock)
+                    sock, address = _accept(listener)
+                    client = self._preamble.client_of(address)
+                    if self._open.take(client):
+                        nursery.start_soon(self._serve, sock, client)
+                    else:
+                        sock.close()
             except BlockingIOError:
                 continue
             except ConnectionAbortedError:
@@ -149,25 +156,27 @@ class Acceptor:
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open. The caller sets the deadline."""
-        while self._sockets:
+        while self._open.sockets:
             self._emptied = trio.Event()
             await self._emptied.wait()
 
     def abort_all(self) -> None:
         """Reset every connection that is still open when the shutdown's time is over."""
-        for sock in tuple(self._sockets):
+        for sock in tuple(self._open.sockets):
             abort_socket(sock)
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: socket.socket, client: str) -> None:
         """Serve one connection, from its first byte to its last."""
         self._accepted += 1
         try:
             sock = self._preamble.take(sock)
         except OSError as error:
             sock.close()
+            self._open.give_back()
             _log.debug("lost as it was accepted", reason=str(error))
             return
-        self._sockets[sock] = None
+        self._open.enter(sock, client)
+        del client  # this frame lives as long as the connection
         try:
             with trio.CancelScope() as scope:
                 # `_route` decides in a call of its own, which has returned before the serving
@@ -183,9 +192,9 @@ class Acceptor:
             self._node.failures.note("connection", error)
             abort_socket(sock)
         finally:
-            del self._sockets[sock]
+            self._open.leave(sock)
             sock.close()
-            if not self._sockets:
+            if not self._open.sockets:
                 self._emptied.set()
 
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
@@ -193,7 +202,7 @@ class Acceptor:
         await self._node.turns.give_way()
         if not self._preamble.is_open(sock) and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
-            return self._handover.serve(sock, b"")
+            return self._handover.serve(sock, b"", self._open.of(sock))
         received = await self._read_head(sock, scope)
         if received.startswith(PREFIX):
             _lift_deadline(scope)  # from here on each path sets its own deadlines
@@ -202,17 +211,21 @@ class Acceptor:
         head = read_head(received[:end])
         path = head.target.partition(b"?")[0]
         if path in _STREAM_PATHS:
-            self._set_deadline(scope)
-            return self._subscriptions.serve_stream(sock, scope, head, received[end:])
+            self._set_deadline(sock, scope)
+            return self._subscriptions.serve_stream(
+                sock, scope, head, received[end:], self._open.of(sock)
+            )
         _lift_deadline(scope)
         if path in _WEBSOCKET_PATHS:
-            return self._subscriptions.serve_websocket(sock, scope, head, received[end:])
-        return self._handover.serve(sock, received)
+            return self._subscriptions.serve_websocket(
+                sock, scope, head, received[end:], self._open.of(sock)
+            )
+        return self._handover.serve(sock, received, self._open.of(sock))
 
     async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
         """Serve calls of the server API; at the first other request hand the connection over."""
-        if received := await self._rest.serve(sock, received):
-            await self._handover.serve(sock, received)
+        if received := await self._rest.serve(sock, received, self._open.of(sock)):
+            await self._handover.serve(sock, received, self._open.of(sock))
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Return the bytes up to the head's end, and those that arrived with them."""
@@ -221,7 +234,7 @@ class Acceptor:
             try:
                 chunk = sock.recv(self._head_limit)
             except BlockingIOError:
-                self._set_deadline(scope)
+                self._set_deadline(sock, scope)
                 with self._no_request_yet(scope):
                     await trio.lowlevel.wait_readable(sock)
                 continue
@@ -241,19 +254,28 @@ class Acceptor:
                 return received
             await trio.lowlevel.checkpoint()
 
-    def _set_deadline(self, scope: trio.CancelScope) -> None:
+    def _set_deadline(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """Set the head's deadline once, at the first wait: most heads arrive without one."""
         if scope.deadline == math.inf:
-            scope.deadline = trio.current_time() + self._head_timeout
+            connection = self._open.of(sock)
+            refused = connection is not None and connection.refused
+            seconds = min(self._head_timeout, REFUSED_TIMEOUT) if refused else self._head_timeout
+            scope.deadline = trio.current_time() + seconds
 
     async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
         """Read the PROXY header and do the TLS handshake; return the protocol that TLS chose."""
-        self._set_deadline(scope)
+        self._set_deadline(sock, scope)
         try:
             with self._no_request_yet(scope):
-                return await self._preamble.enter(sock)
+                protocol = await self._preamble.enter(sock)
         except PreambleError as error:
             raise _RejectedError(str(error)) from None
+        connection, client = self._open.of(sock), self._preamble.named_client(sock)
+        if connection is not None and client:
+            self._open.name(connection, client)
+            if connection.refused:
+                scope.deadline = min(scope.deadline, trio.current_time() + REFUSED_TIMEOUT)
+        return protocol
 
     @contextmanager
     def _no_request_yet(self, scope: trio.CancelScope) -> Iterator[None]:

@@ -176,6 +176,7 @@ class _Decision(msgspec.Struct, eq=False):
             self._ask_room_for_id(len(channels))
             since = positions_of(self._request.last_event_id, list(channels))
         self._take_place()
+        self._place.identify()
         wanted = Wanted(grant=grant, channels=channels, since=since)
         return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
 
@@ -300,9 +301,8 @@ class _Decision(msgspec.Struct, eq=False):
         limits = self._node.options.limits
         try:
             # Asking a socket for its peer is a system call: made only if addresses are limited.
-            self._place.take(
-                limits, self._request.address if limits.connections_per_address else ""
-            )
+            address = self._request.address if limits.connections_per_address else ""
+            self._place.take(limits, address, self._request.connection)
         except LimitError as error:
             raise self._too_many(error) from None
 

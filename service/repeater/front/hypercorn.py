@@ -19,6 +19,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
+from repeater.front.counted_app import CountedApp
 from repeater.front.handed_connection import Link, LinkOptions, Outcome, Served
 from repeater.front.hypercorn_http1 import HTTP1
 from repeater.front.hypercorn_http2 import HTTP2
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from repeater.config import Settings
     from repeater.failures import Failures
+    from repeater.front.open_connections import OpenConnection
     from repeater.turns import Turns
 
 _log = get_logger("http")
@@ -95,7 +97,9 @@ class Handover:
         ended = self._ended
         return HandoverStatistics(len(self._links), ended["flood"], ended["stalled"], ended["lost"])
 
-    async def serve(self, sock: socket.socket, received: bytes) -> None:
+    async def serve(
+        self, sock: socket.socket, received: bytes, connection: OpenConnection | None = None
+    ) -> None:
         """Serve one connection until it ends. Owns the socket from here on.
 
         A failure while serving is noted and ends this connection only.
@@ -103,7 +107,8 @@ class Handover:
         Raises:
             OSError: the peer is gone already.
         """
-        app = ForwardedApp(self._app, sock.getpeername(), self._proxies)
+        counted = self._app if connection is None else CountedApp(self._app, connection)
+        app = ForwardedApp(counted, sock.getpeername(), self._proxies)
         link = Link(sock, app, self._config, self._context, self._options, self._turns, self._count)
         self._links[link] = None
         if self._draining:

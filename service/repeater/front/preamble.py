@@ -77,6 +77,23 @@ class Preamble:
                 return _proxied(sock, (address, port))
         return sock
 
+    def client_of(self, accepted: object) -> str:
+        """The client's address in what `accept` returned; empty if it is that of a proxy.
+
+        A Unix socket's other end is a proxy, too.
+        """
+        if not isinstance(accepted, tuple):
+            return ""
+        address = str(accepted[0])
+        return "" if self.proxies and self.proxies.trusts(address) else address
+
+    def named_client(self, sock: socket.socket) -> str:
+        """The address that a PROXY header has named; empty without one."""
+        named = sock.client if isinstance(sock, ProxiedSocket | TLSSocket) else None
+        if named is None or named[0] == UNIX or self.proxies.trusts(named[0]):
+            return ""
+        return named[0]
+
     def is_open(self, sock: socket.socket) -> bool:
         """Whether this connection needs neither a PROXY header nor TLS."""
         return not isinstance(sock, ssl.SSLSocket) and not self._expects_header(sock)

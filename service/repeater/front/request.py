@@ -15,10 +15,13 @@ from urllib.parse import parse_qs
 import msgspec
 
 from repeater.access.origins import Page, host_allowed, judge_page
+from repeater.front.open_connections import OpenConnection
 from repeater.protocol.http.fault import find_fault
 from repeater.protocol.http.head import Head
 from repeater.protocol.websocket.handshake import PROTOBUF_SUBPROTOCOL, choose_subprotocol
 
+CONNECTION: Final = "repeater.connection"
+"""The key of a scope's `OpenConnection`."""
 TOKEN_COOKIE: Final = b"repeater_token"
 _BEARER: Final = "bearer "
 _BETWEEN: Final = len(": \r\n")
@@ -53,6 +56,8 @@ class Request(msgspec.Struct, eq=False):
     """An address, or the socket that knows it."""
     subprotocol: str | None = None
     """The subprotocol that a WebSocket's handshake chose."""
+    connection: OpenConnection | None = None
+    """The accepted connection; None under another ASGI server, and when its client is known."""
     from_anybody: bool = False
     """Whether the page that sends the request is allowed by the glob `*` alone."""
     _query: Query | None = None
@@ -166,11 +171,15 @@ class Request(msgspec.Struct, eq=False):
         return int(text) if text.isdigit() and len(text) <= _LENGTH_DIGITS else 0
 
 
-def request_of_head(head: Head, peer: str | socket.socket) -> Request:
+def request_of_head(
+    head: Head, peer: str | socket.socket, connection: OpenConnection | None = None
+) -> Request:
     """Make a native request. Its path stays as received, since no path of ours needs an escape."""
     path, _, query = head.target.partition(b"?")
     method = head.method.decode()
-    return Request(method, path.decode("latin-1"), query, head.headers, head.by_name, peer)
+    request = Request(method, path.decode("latin-1"), query, head.headers, head.by_name, peer)
+    request.connection = connection
+    return request
 
 
 def request_of_scope(scope: Any) -> Request:
@@ -181,6 +190,7 @@ def request_of_scope(scope: Any) -> Request:
     method, query = scope.get("method", "GET"), scope["query_string"]
     request = Request(method, scope["path"], query, pairs, dict(pairs), peer)
     request.subprotocol = choose_subprotocol(scope.get("subprotocols", ()))
+    request.connection = scope.get(CONNECTION)
     return request
 
 

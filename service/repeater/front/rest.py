@@ -39,6 +39,7 @@ from repeater.transports.sockets import abort_socket
 if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
     from repeater.config import CurrentSettings
+    from repeater.front.open_connections import OpenConnection
     from repeater.node import Node
 
 _log = get_logger("rest")
@@ -96,25 +97,31 @@ class Rest:
         """A snapshot of the counters."""
         return RestStatistics(len(self._connections), self.requests, self._handed_over)
 
-    async def serve(self, sock: socket.socket, received: bytes) -> bytes:
+    async def serve(
+        self, sock: socket.socket, received: bytes, connection: OpenConnection | None = None
+    ) -> bytes:
         """Serve one connection's plain calls; return the bytes to hand over, or `b""` at its end.
+
+        `connection` is told that its caller has the key.
 
         The caller owns the socket and closes it. An error in a call is answered with 500, logged
         with its traceback, and ends this connection only.
         """
         if not PREFIX.startswith(received[: len(PREFIX)]):
             return received
-        connection = _Connection(self, sock, received)
-        self._connections[connection] = None
+        calls = _Connection(self, sock, received)
+        calls.accepted = connection
+        self._connections[calls] = None
+        del connection, received  # it lives for as long as the peer likes
         try:
-            rest = await connection.serve()
+            rest = await calls.serve()
         except (_EndedError, trio.ClosedResourceError):
             return b""
         except OSError as error:
             _log.debug("a connection was lost", reason=str(error))
             return b""
         finally:
-            del self._connections[connection]
+            del self._connections[calls]
         self._handed_over += bool(rest)
         return rest
 
@@ -137,6 +144,7 @@ class _Connection:
         self._waiting: trio.CancelScope | None = None
         self._idle = False  # whether nothing is owed while the connection waits
         self._allowed: CallHead | None = None
+        self.accepted: OpenConnection | None = None
 
     def end_if_idle(self) -> None:
         """End the connection if it waits for a request, or for more bytes of a stream."""
@@ -202,7 +210,12 @@ class _Connection:
             if not self._is_page_allowed(head):
                 return False
             self._allowed = head
-        return self._rest.key.admits(head.api_key, head.authorization, head.query)
+        if not self._rest.key.admits(head.api_key, head.authorization, head.query):
+            return False
+        if self.accepted is not None:
+            self.accepted.identify_caller()
+            self.accepted = None
+        return True
 
     def _is_page_allowed(self, head: CallHead) -> bool:
         """Whether host and page are certainly allowed; `web/pages.py` judges all others."""

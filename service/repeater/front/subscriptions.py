@@ -30,6 +30,7 @@ from repeater.transports.sockets import RECEIVE, send_last
 if TYPE_CHECKING:
     from repeater.config import CurrentSettings
     from repeater.front.hypercorn import Handover
+    from repeater.front.open_connections import OpenConnection
     from repeater.front.preamble import Preamble
     from repeater.node import Node
     from repeater.protocol.http.head import Head
@@ -63,7 +64,12 @@ class Subscriptions:
         self._preamble = preamble
 
     async def serve_websocket(
-        self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
+        self,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        head: Head,
+        received: bytes,
+        connection: OpenConnection | None = None,
     ) -> None:
         """Answer the handshake, and serve its client until the client leaves.
 
@@ -79,9 +85,9 @@ class Subscriptions:
         if not handshake.accepted:
             send_last(sock, handshake.answer)
             return
-        request, forwarded = self._request(sock, head)
+        request, forwarded = self._request(sock, head, connection)
         request.subprotocol = handshake.subprotocol
-        del head
+        del head, connection
         with admit(self._node, self._settings(), request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
@@ -100,7 +106,12 @@ class Subscriptions:
             await websocket.serve(self._node, client, sock, session, received, first)
 
     async def serve_stream(
-        self, sock: socket.socket, scope: trio.CancelScope, head: Head, received: bytes
+        self,
+        sock: socket.socket,
+        scope: trio.CancelScope,
+        head: Head,
+        received: bytes,
+        connection: OpenConnection | None = None,
     ) -> None:
         """Serve a stream until its client leaves, or hand its connection over.
 
@@ -109,9 +120,9 @@ class Subscriptions:
         """
         if not is_plain(head):
             _lift_deadline(scope)
-            await self._handover.serve(sock, head.raw + received)
+            await self._handover.serve(sock, head.raw + received, connection)
             return
-        request, forwarded = self._request(sock, head)
+        request, forwarded = self._request(sock, head, connection)
         body = _Body(sock, received, request.length, partial(self._no_request_yet, scope))
         with admit(self._node, self._settings(), request, body.read) as admission:
             opening = await admission.decide()
@@ -123,7 +134,7 @@ class Subscriptions:
                 headers = (*stream_headers(route, request), *_LAST, ("Date", http_date()))
                 answer = write_head(200, headers) + opening_bytes(route)
                 codec = route.codec
-                del head, received, request, forwarded, body, route, headers
+                del head, received, request, forwarded, body, route, headers, connection
                 await http_stream.serve(self._node, sock, scope, opening, codec, answer)
                 return
         if opening.counted or (request.method in _BODILESS and not body.announced):
@@ -132,16 +143,18 @@ class Subscriptions:
             # counted twice.
             send_last(sock, _last_answer(opening))
         else:
-            await self._handover.serve(sock, head.raw + body.received)
+            await self._handover.serve(sock, head.raw + body.received, connection)
 
-    def _request(self, sock: socket.socket, head: Head) -> tuple[Request, str]:
+    def _request(
+        self, sock: socket.socket, head: Head, connection: OpenConnection | None
+    ) -> tuple[Request, str]:
         """The request, and its client's address if a trusted proxy named it."""
-        request = request_of_head(head, sock)
+        request = request_of_head(head, sock, connection)
         if not self._preamble.proxies:
             return request, ""
         forwarded = self._preamble.forwarded_client(sock, request.header_lines())
         if forwarded:
-            request = request_of_head(head, forwarded)
+            request = request_of_head(head, forwarded, connection)
         return request, forwarded
 
 
