@@ -34,6 +34,8 @@ SETTINGS = {
         for who in ("CLIENT", "ANONYMOUS")
     },
 }
+# The pings of a plain WebSocket and of Centrifugo's protocol, and their answers.
+PONGS = {b"\x89\x00": frame(b"", 10), b"\x81\x02{}": frame(b"{}")}
 GROWTH = 200 << 20  # bytes of resident memory that an attack may cost while it lasts
 HONEST = "honest"  # the channel of those who must notice nothing
 
@@ -64,8 +66,9 @@ class Subscriber:
                 chunk = b""
             if not chunk:
                 raise BrokenPromise(f"{self.name} was ended after {self.seen} events")
-            if b"\x89\x00" in chunk and self.name == "plain":
-                await self._stream.send_all(frame(b"", 10))
+            for ping, pong in PONGS.items():
+                if ping in chunk:
+                    await self._stream.send_all(pong)
             self._received += chunk
             for found in re.finditer(rb'\{"n":(\d+)\}', self._received):
                 if int(found[1]) != self.seen + 1:
