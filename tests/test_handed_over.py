@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.config import load_settings
 from repeater.front.hypercorn import Handover, HandoverStatistics
+from tests.serving import running
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n\r\n"
 NOTHING = b"(nothing)"
@@ -371,3 +374,20 @@ async def test_a_peer_that_leaves_after_each_byte(autojump_clock: MockClock, how
             await trio.sleep(1)
             assert end.ended, EXCHANGE[:size]
             assert end.application.open == 0
+
+
+async def test_a_reset_before_the_first_answer_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel does not know the peer's name any more: one line at debug level, counted."""
+    async with running() as server:
+
+        def reset(_socket: socket.socket, _seconds: float) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        monkeypatch.setattr("repeater.front.handed_connection.notice_silence", reset)
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+            with contextlib.suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+        assert server.node.statistics().failures == {}

@@ -8,6 +8,7 @@ deadlines for a peer that trickles. The tests send REST calls through all of it.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -160,4 +161,6 @@ def _is_gone(error: BaseException) -> bool:
     """Whether an error says nothing but that the peer has gone."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_gone(one) for one in error.exceptions)
+    if isinstance(error, OSError) and error.errno == errno.ENOTCONN:
+        return True  # of `getpeername`, if the reset came while the head was read
     return isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError | ConnectionError)
