@@ -56,6 +56,16 @@ async def test_events_arrive_in_order() -> None:
         assert (second.text, second.offset) == ("2", 2)
 
 
+async def test_half_a_surrogate_pair() -> None:
+    """It arrives as it was written, and decodes as the standard library decodes it."""
+    async with running() as server, open_subscriber(url(server), ["news"]) as events:
+        await publish(server, r'"cut \ud83d"', "2")
+        first, second = await anext(events), await anext(events)
+        assert first.text == r'"cut \ud83d"'
+        assert first.data == "cut \ud83d"
+        assert second.data == 2
+
+
 async def test_missed_events_come_first() -> None:
     """After a lost connection: what was published meanwhile, each once, then the live ones."""
     told: list[str] = []

@@ -15,6 +15,7 @@ import msgspec
 DEPTH_LIMIT: Final = 128
 """Levels of arrays and objects in one value; a chat message has three or four."""
 
+_PREFIX: Final = 4_096  # bytes looked at first: a text that is deep at its beginning costs no more
 _LINE_BREAKS: Final = b"\r\n"
 _BRACKETS: Final = b"[]{}"
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
@@ -105,6 +106,8 @@ def deeper(text: bytes | str, limit: int) -> bool:
         text = text.encode(errors="replace")
     elif text.count(b"[") + text.count(b"{") <= limit:
         return False
+    if len(text) > _PREFIX and deeper(text[:_PREFIX], limit):
+        return True
     outside = b"".join(text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
     return max(accumulate(steps), default=0) > limit

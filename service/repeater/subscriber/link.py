@@ -7,6 +7,7 @@ event whose hand-over was cancelled is requested again.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -54,7 +55,10 @@ class Event(msgspec.Struct, frozen=True):
     @property
     def data(self) -> object:
         """The decoded data."""
-        return msgspec.json.decode(self.text)
+        try:
+            return msgspec.json.decode(self.text)
+        except msgspec.DecodeError:
+            return json.loads(self.text)  # which takes half a surrogate pair
 
 
 class LostError(Exception):

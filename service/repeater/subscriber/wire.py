@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from repeater.errors import RepeaterError
+from repeater.protocol.json_reader import reader
 
 _MESSAGE: Final = 32_768
 _TOO_BIG: Final = 1009  # a message was larger than its receiver takes (RFC 6455, section 7.4.1)
@@ -97,7 +98,7 @@ class Position(msgspec.Struct, frozen=True):
     epoch: str
 
 
-_decode = msgspec.json.Decoder(Reply).decode
+_decode = reader(Reply, around=4)
 
 
 def replies(message: str | bytes) -> list[Reply]:
