@@ -21,7 +21,7 @@ from repeater.backend.signature import HEADER, sign
 from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
-from repeater.testing import connect
+from repeater.testing import MemoryTransport, connect
 from tests.application import ASKED, URL, Application, dumps, open_asking_node
 from tests.conversation import talking
 from tests.signing import SECRET
@@ -627,14 +627,18 @@ async def test_subscription_is_renewed_or_ends(
         assert talk.client.end is None
 
 
-async def test_plain_clients_are_not_asked_about(application: Application) -> None:
-    """The back end is not asked about a plain subscriber that the options alone admit."""
-    from repeater.testing import MemoryTransport
-
+async def test_plain_clients_are_not_asked_about(
+    application: Application, autojump_clock: MockClock
+) -> None:
+    """Neither at its start nor when its token ends, which ends the subscriber at once."""
     options = NodeOptions(allow_anonymous=True)
     async with open_asking_node(application, options) as node:
-        async with connect(node, MemoryTransport(), ["news"]):
-            pass
+        transport = MemoryTransport()
+        async with connect(node, transport, ["news"]) as client:
+            client.identify(ConnectionGrant("ann", expire_at=int(node.unix_time()) + 10))
+            client.expiry_changed()
+            await trio.sleep(12)
+        assert transport.closed_with == EXPIRED
         assert not application.requests
 
 

@@ -28,6 +28,7 @@ from repeater.access.http_client import make_client
 from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import sign
+from repeater.clients.limits import party_of
 from repeater.config import CurrentSettings, load_settings
 from repeater.errors import BrokerError
 from repeater.front.accept import Acceptor
@@ -39,6 +40,7 @@ from tests.answering import answering, http
 from tests.application import Application, open_asking_node
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
+from tests.serving import UPGRADE, frame, peer, running
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
 
@@ -299,3 +301,49 @@ async def upgrade_and_say(port: int, before: bytes, head: bytes, connect: bytes)
         await stream.send_all(frame)
         while b"enough" not in received:
             received += await stream.receive_some()
+
+
+FORWARDED = "X-Forwarded-For: 192.0.2.7\r\n"
+
+
+@pytest.mark.parametrize("way", ["native", "asgi"])
+@pytest.mark.parametrize("path", ["/connection/websocket", "/connection/uni_sse"])
+@pytest.mark.parametrize(
+    ("more", "party"), [("", "address 127.0.0.1"), (FORWARDED, "address 192.0.2.7")]
+)
+async def test_strangers_share_turns_by_their_address(
+    way: str, path: str, more: str, party: str
+) -> None:
+    """Of every way in the back end's turns know the address, also the one that a proxy names."""
+    proxies = ["127.0.0.1"] if more else []
+    async with running(trusted_proxies=proxies) as server, peer(server) as client:
+        if way == "asgi":
+            assert b" 404 " in await client.call("GET", "/nothing")
+        if "uni" in path:
+            request = f"GET {path} HTTP/1.1\r\nHost: test\r\n{more}\r\n"
+        else:
+            request = UPGRADE.format(path=path, more=more)
+        await client.stream.send_all(request.encode())
+        await client.until(b"\r\n\r\n")
+        if "uni" not in path:
+            await client.stream.send_all(frame(b'{"connect":{},"id":1}'))
+        await client.until(b"version")
+        (one,) = server.node.registry.clients
+        assert one.asking().party == party
+
+
+@pytest.mark.parametrize(
+    ("name", "party"),
+    [
+        ("192.0.2.1:80", "address 192.0.2.1"),
+        ("192.0.2.1", "address 192.0.2.1"),
+        ("[2001:db8:1:2:3::4]:80", "address 2001:db8:1:2::"),
+        ("2001:db8:1:2:3::4", "address 2001:db8:1:2::"),
+        ("[::ffff:192.0.2.1]:80", "address 192.0.2.1"),
+        ("", ""),
+        ("/run/a.sock", ""),
+    ],
+)
+def test_the_party_of_a_peer(name: str, party: str) -> None:
+    """An IPv6 address counts by its /64; a Unix socket's peer has a share of its own."""
+    assert party_of(name) == party

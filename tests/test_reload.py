@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -410,3 +413,54 @@ async def test_renewals_by_the_back_end_after_a_reload(
             application.answers["sub_refresh"] = {"result": {"expired": True}}
             await trio.sleep(1_000)
             assert not talk.client.channels
+
+
+@starts_processes
+@pytest.mark.parametrize("first", ["native", "asgi"])
+async def test_a_signal_that_removes_a_namespace(tmp_path: Path, first: str) -> None:
+    """A subscription in it expires, is told, and the process and the connection live on."""
+    file = trio.Path(tmp_path / "repeater.toml")
+    common = f'expired_close_delay = 0\n[token]\nhmac_secret_key = "{SECRET}"\n'
+    await file.write_text(f"{common}[namespaces.chat]\n")
+    async with serving("--config", str(file)) as server:
+        port = await server.port()
+        with trio.fail_after(LOOP_ANSWERS):
+            async with open_socket(port, first) as socket:
+                expiring = sign({"sub": "a", "channel": "chat:1", "exp": int(time.time()) + 3})
+                await socket.send_message(dumps(1, connect={"token": sign({"sub": "a"})}))
+                assert "connect" in json.loads(await socket.get_message())
+                subscribe = {"channel": "chat:1", "token": expiring}
+                await socket.send_message(dumps(2, subscribe=subscribe))
+                assert json.loads(await socket.get_message())["subscribe"]["expires"] is True
+                await file.write_text(common)
+                server.process.send_signal(signal.SIGHUP)
+                assert "namespaces.chat" in await server.line("configuration")
+                ended = json.loads(await socket.get_message())["push"]
+                assert ended["unsubscribe"]["code"] == 2501
+                await socket.send_message(dumps(3, subscribe={"channel": "chat:1"}))
+                assert json.loads(await socket.get_message())["error"]["code"] == 102
+
+
+def dumps(number: int, **command: Any) -> str:
+    return json.dumps({"id": number, **command})
+
+
+@asynccontextmanager
+async def open_socket(port: int, way: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+    """A Centrifugo client's WebSocket: the first request of its connection, or a later one."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        if way == "asgi":
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n")
+            received = b""
+            while b"\r\n\r\n" not in received:
+                received += await stream.receive_some()
+            head, _, body = received.partition(b"\r\n\r\n")
+            length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
+            while len(body) < length:
+                body += await stream.receive_some()
+        async with trio.open_nursery() as nursery:
+            socket = await trio_websocket.wrap_client_stream(
+                nursery, stream, "test", "/connection/websocket"
+            )
+            yield socket
+            nursery.cancel_scope.cancel()

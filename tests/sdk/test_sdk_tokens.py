@@ -137,3 +137,60 @@ async def test_a_server_side_subscription(sdk: SDK) -> None:
         assert (again["was_recovering"], again["recovered"]) == (True, True)
         await publish(server, "inbox", 4)
         assert await client.data("inbox", 3) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("late", [{"exp": int(time.time()) - 60}, {"nbf": int(time.time()) + 60}])
+async def test_a_subscription_survives_a_refresh_by_a_late_token(
+    sdk: SDK, late: dict[str, Any]
+) -> None:
+    """One that has expired, or is not valid yet: the SDK subscribes again with another one."""
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
+        bad = token(channel="$c", **late)
+        tokens = [token(2, channel="$c"), bad, token(channel="$c")]
+        await client.subscribe("$c", tokens=tokens)
+        again = await client.heard("subscribing", "$c")
+        while again["code"] != 2501:
+            again = await client.heard("subscribing", "$c")
+        await client.heard("subscribed", "$c")
+        await publish(server, "$c", 1)
+        assert await client.data("$c", 1) == [1]
+        assert not client.waiting("unsubscribed")
+        assert not client.waiting("disconnected")
+        assert len(client.waiting("connecting")) == 1
+
+
+async def test_a_connection_survives_a_refresh_by_an_expired_token(sdk: SDK) -> None:
+    """3005: the SDK comes back, with another token."""
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, tokens=[token(2), token(-60), token()]) as client,
+    ):
+        await client.call("connect")
+        await client.heard("connected")
+        await client.heard("connected")
+        assert not client.waiting("disconnected")
+
+
+async def test_a_bad_subscription_token_costs_its_subscription(sdk: SDK) -> None:
+    """103 for that one; the connection and the others live on."""
+    forged = sign({"sub": "42", "channel": "$bad"}, "another secret of at least 32 bytes")
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
+        await client.subscribe("news")
+        await client.call("subscribe", channel="$bad", options={"token": forged})
+        assert (await client.heard("unsubscribed", "$bad"))["code"] == 103
+        await publish(server, "news", 1)
+        assert await client.data("news", 1) == [1]
+        assert not client.waiting("disconnected")
+
+
+async def test_an_expired_date_of_a_token_is_replaced(sdk: SDK) -> None:
+    """A past `expire_at` is 109 like a past `exp`, of connection and subscription."""
+    past = {"expire_at": int(time.time()) - 60}
+    async with (
+        running(**CLOSED) as server,
+        sdk.client(server, connect=False, token=token(**past), tokens=[token()]) as client,
+    ):
+        await client.call("connect")
+        await client.heard("connected")
+        tokens = [token(channel="$c")]
+        await client.subscribe("$c", token=token(channel="$c", **past), tokens=tokens)

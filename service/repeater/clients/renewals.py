@@ -68,7 +68,8 @@ class Renewals:
         """
         if isinstance(target, Subscription):
             return target.renewed and self._node.asks("sub_refresh") is not None
-        return self._node.asks("refresh") is not None
+        # The back end is not asked about plain subscribers: they end when their token does.
+        return target.codec.pushes and self._node.asks("refresh") is not None
 
     def due_at(self, target: Client | Subscription) -> bool:
         """Whether to call `begin` at the target's expiry: it is covered and not under way."""
