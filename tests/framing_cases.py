@@ -51,7 +51,7 @@ def answered(name: str, rule: str, sent: bytes, *statuses: int) -> Case:
 
 
 def request_lines() -> Iterator[Case]:
-    """Section 3: METHOD SP target SP HTTP/1.x, and nothing else."""
+    """RFC 9112, section 3: METHOD SP target SP HTTP/1.x, and nothing else."""
     yield accepted("an empty line before", "2.2", b"\r\n" + publish())
     yield accepted("several empty lines before", "2.2", b"\r\n" * 3 + publish())
     yield accepted("an empty line between", "2.2", publish() + b"\r\n" + publish(), 2)
@@ -82,7 +82,7 @@ def request_lines() -> Iterator[Case]:
 
 
 def versions() -> Iterator[Case]:
-    """Section 2.3, and only HTTP/1.0 and 1.1; HTTP/2 is never spoken without its negotiation."""
+    """RFC 9112, section 2.3: HTTP/1.0 and 1.1. HTTP/2 is never spoken unless TLS negotiated it."""
     for version in (
         *(b"HTTP/0.9", b"HTTP/1.2", b"HTTP/1.9", b"HTTP/2.0", b"HTTP/3.0", b"HTTP/2", b"HTTP/1"),
         *(b"HTTP/1.10", b"HTTP/11.1", b"HTTP/01.1", b"HTTP/1.1.1", b"HTTP/1,1", b"HTTP/ 1.1"),
@@ -125,7 +125,7 @@ def methods() -> Iterator[Case]:
 
 
 def hosts() -> Iterator[Case]:
-    """Section 3.2: one valid Host, or 400."""
+    """RFC 9112, section 3.2: one valid Host, or 400."""
     yield refused("no Host", "3.2", publish(host=b""))
     yield refused("two Hosts", "3.2", publish(host=HOST + b"Host: b\r\n"))
     yield refused("twice the same Host", "3.2", publish(host=HOST * 2))
@@ -156,7 +156,7 @@ def hosts() -> Iterator[Case]:
 
 
 def targets() -> Iterator[Case]:
-    """Section 3.2.2: a target in absolute form is served; its authority must be one."""
+    """RFC 9112, section 3.2.2: a target in absolute form is served; its authority must be one."""
     for target in (
         b"http://a/api/publish",
         b"HTTP://[::1]:8000/api/publish",
@@ -179,7 +179,7 @@ def targets() -> Iterator[Case]:
 
 
 def fields() -> Iterator[Case]:
-    """Section 5: a name, a colon, a value, on one line."""
+    """RFC 9112, section 5: a name, a colon, a value, on one line."""
     for name, field in (
         ("a blank before the colon", b"X : a\r\n"),
         ("a tab before the colon", b"X\t: a\r\n"),
@@ -216,7 +216,7 @@ def fields() -> Iterator[Case]:
 
 
 def lengths() -> Iterator[Case]:
-    """Sections 6.2 and 6.3: one length, in digits."""
+    """RFC 9112, sections 6.2 and 6.3: one length, in digits."""
     for value in (
         *(b"+24", b"-24", b"24 24", b"24,24", b"24, 24", b"24;", b"0x18", b"2_4", b"24.0", b"1e1"),
         *(b"", b" ", b"a", b'"24"', b"\xb2\xb4", b"18446744073709551640", b"0" * 30 + b"24"),
@@ -238,7 +238,7 @@ def lengths() -> Iterator[Case]:
 
 
 def codings() -> Iterator[Case]:
-    """Sections 6.1 and 6.3: chunked, alone, and without a length."""
+    """RFC 9112, sections 6.1 and 6.3: chunked, alone, and without a length."""
     for name, field in (
         ("with a length", LENGTH + CHUNKED),
         ("before a length", CHUNKED + LENGTH),
@@ -270,7 +270,7 @@ def codings() -> Iterator[Case]:
 
 
 def chunks() -> Iterator[Case]:
-    """Section 7.1, for a call and for a stream."""
+    """RFC 9112, section 7.1, for a call and for a stream."""
     first, last = b"18\r\n" + EVENT + b"\r\n", b"0\r\n\r\n"
     good = (
         ("in one", first + last),
@@ -326,7 +326,7 @@ def chunks() -> Iterator[Case]:
 
 
 def ends() -> Iterator[Case]:
-    """Sections 9.3 and 9.6: a connection's last request, and bytes behind it."""
+    """RFC 9112, sections 9.3 and 9.6: a connection's last request, and bytes behind it."""
     close = b"Connection: close\r\n"
     old = LINE.replace(b"1.1", b"1.0")
     chunked = LINE + HOST + CHUNKED + close + b"\r\n" + CHUNKS
@@ -348,7 +348,7 @@ def ends() -> Iterator[Case]:
 
 
 def sequences() -> Iterator[Case]:
-    """Section 9.3.2: answers in their order; the first fault ends the connection."""
+    """RFC 9112, section 9.3.2: answers in their order; the first fault ends the connection."""
     yield accepted("three calls at once", "9.3.2", publish() * 3, 3)
     mixed = LINE + HOST + CHUNKED + b"\r\n" + CHUNKS + publish()
     yield accepted("chunks, then a length", "9.3.2", mixed, 2)

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-_PREFACE: Final = 24  # bytes that a client sends before its first frame (section 3.4)
+_PREFACE: Final = 24  # bytes that a client sends before its first frame (RFC 9113, section 3.4)
 _HEADER: Final = 9
 _DATA: Final = 0
 _HEADERS: Final = 1
