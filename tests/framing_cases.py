@@ -18,6 +18,9 @@ CHUNKS = b"18\r\n" + EVENT + b"\r\n0\r\n\r\n"
 LENGTH = b"Content-Length: 24\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
+WAYS = ("first", "after a call", "after Hypercorn", "to Hypercorn")
+PASSED_ON = b"Upgrade: nothing\r\n"  # a request with it is not plain, and means the same
+
 
 class Case(msgspec.Struct, frozen=True):
     """One row. `rule` is the section of RFC 9112, or names another document."""
@@ -146,11 +149,20 @@ def hosts() -> Iterator[Case]:
             b"a:80:80",
         ),
         *(b"a:999999", b"[::1", b"::1", b"[a b]", b"[]", b"\xe9", b"a\tb", b"<a>", b'"a"', b"a\\b"),
-        *(b"b" * 8_000, b"a" * 256),
+        *(b"b" * 8_000, b"a" * 64, b"c." * 140, b"a..b", b".a", b"."),
     ):
         host = b"Host: %b\r\n" % value
         yield refused(f"Host {value[:20]!r}", "3.2", publish(host=host))
-    for value in (b"a:80", b"a:", b"127.0.0.1", b"[::1]:8000", b"a_b.example", b" a \t", b"A.B"):
+    for value in (
+        b"a:80",
+        b"a:",
+        b"127.0.0.1",
+        b"[::1]:8000",
+        b"a_b.example",
+        b" a \t",
+        b"A.B",
+        b"a.b.",
+    ):
         host = b"Host:%b\r\n" % value
         yield accepted(f"Host {value!r}", "RFC 9110, 7.2", publish(host=host))
 
@@ -251,6 +263,8 @@ def codings() -> Iterator[Case]:
         ("that is chunked, then gzip", b"Transfer-Encoding: chunked, gzip\r\n"),
         ("that is chunked twice", b"Transfer-Encoding: chunked, chunked\r\n"),
         ("that is chunked on two lines", CHUNKED * 2),
+        ("that is other, then chunked", b"Transfer-Encoding: x\r\n" + CHUNKED),
+        ("that is empty, then chunked", b"Transfer-Encoding:\r\n" + CHUNKED),
         ("that is chunked, then other", CHUNKED + b"Transfer-Encoding: x\r\n"),
         ("xchunked", b"Transfer-Encoding: xchunked\r\n"),
         ("chunkedx", b"Transfer-Encoding: chunkedx\r\n"),

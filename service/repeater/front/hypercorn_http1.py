@@ -42,6 +42,7 @@ class HTTP1(H11Protocol):
         self._endless = False
         self._head_only = False
         self._framing = RequestFraming(link.options.head_limit)
+        self._refused = False
         self.resumable = False
         """Whether a request was answered, so that bytes behind it may go on with `resume`."""
 
@@ -108,8 +109,10 @@ class HTTP1(H11Protocol):
 
     async def stream_send(self, event: Any) -> None:
         """Send a part of the answer; after the connection's end, do nothing."""
-        if self._link.over:
+        if self._link.over or self._refused:
             await trio.lowlevel.checkpoint()  # an application must not spin on it
+        if self._refused:
+            return  # the refusal is the last answer
         if isinstance(event, Response) and event.status_code >= 200:
             self._endless = not self._has_end(event)
         await super().stream_send(event)
@@ -153,6 +156,7 @@ class HTTP1(H11Protocol):
     async def _refuse(self, fault: Fault) -> None:
         """Answer an invalid request, tell the application that it is over, and end."""
         stream, self.stream = self.stream, None
+        self._refused = True
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             await self._link.write(write_fault(fault))
         self._link.end()

@@ -53,15 +53,19 @@ _HANDSHAKE_BODY: Final = _bad("a WebSocket handshake has no body")
 
 # Fields with one value: of two, a proxy might believe the one and this server the other.
 _ONCE: Final = frozenset({
-    b"host", b"origin", b"content-length", b"content-type", b"authorization",
+    b"host", b"origin", b"transfer-encoding", b"content-length", b"content-type", b"authorization",
     b"x-api-key", b"x-centrifugo-error-mode", b"last-event-id",
 })  # fmt: skip
 _REPEATED: Final = {name: _bad(f"{name.decode()} is repeated") for name in _ONCE}
 
-# RFC 3986, section 3.2.2, without IPvFuture. A name in the DNS has at most 253 characters.
-_AUTHORITY: Final = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[\w.~!$&'()*+,;=%%-]{%d,255})(?::[0-9]{0,5})?"
-_HOST: Final = re.compile(_AUTHORITY % 0)
-_URL: Final = re.compile(rb"https?://(" + _AUTHORITY % 1 + rb")(?=[/?]|$)", re.IGNORECASE)
+# RFC 3986, section 3.2.2, without IPvFuture. The parts of a name have up to 63 characters, as in
+# the DNS: Quart encodes a name by the rules of IDNA, and fails on others.
+_PART: Final = rb"[\w~!$&'()*+,;=%-]{1,63}"
+_NAME: Final = _PART + rb"(?:\." + _PART + rb"){0,126}\.?"
+_AUTHORITY: Final = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|" + _NAME + rb")(?::[0-9]{0,5})?"
+_HOST: Final = re.compile(rb"(?:" + _AUTHORITY + rb")?")
+_HOST_LENGTH: Final = 261  # a name of 255 characters and a port
+_URL: Final = re.compile(rb"https?://(" + _AUTHORITY + rb")(?=[/?]|$)", re.IGNORECASE)
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~\w-]+) [!-~]+ HTTP/1\.[01]\r\n")
 _METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"}
@@ -111,7 +115,7 @@ def find_scope_fault(fields: Sequence[Field]) -> Fault | None:
 
 def is_host(value: bytes) -> bool:
     """Whether this is a valid value of `Host` (RFC 9110, section 7.2): a host, perhaps a port."""
-    return _HOST.fullmatch(value.strip(b" \t")) is not None
+    return len(value) <= _HOST_LENGTH and _HOST.fullmatch(value.strip(b" \t")) is not None
 
 
 def split_url(target: bytes) -> tuple[bytes, bytes] | None:

@@ -68,20 +68,20 @@ class Head:
     @property
     def keep_alive(self) -> bool:
         """Whether the connection goes on after this request; HTTP/1.0 always ends it."""
-        return self.version == "1.1" and b"close" not in self._connection_options()
+        return self.version == "1.1" and b"close" not in self._items(b"connection")
 
     @property
     def asks_for_websocket(self) -> bool:
         """Whether the request asks for a WebSocket (RFC 6455, section 4.2.1)."""
-        if self.by_name.get(b"upgrade", b"").strip(b" \t").lower() != b"websocket":
+        if b"upgrade" not in self.by_name or self.method != b"GET" or self.version != "1.1":
             return False
-        plain = self.method == b"GET" and self.version == "1.1"
-        return plain and b"upgrade" in self._connection_options()
+        asked = self._items(b"upgrade") == [b"websocket"]
+        return asked and b"upgrade" in self._items(b"connection")
 
-    def _connection_options(self) -> list[bytes]:
-        """The options of all `Connection` headers, in lower case."""
-        lines = [value for name, value in self.headers if name == b"connection"]
-        return [option.strip(b" \t") for option in b",".join(lines).lower().split(b",")]
+    def _items(self, name: bytes) -> list[bytes]:
+        """The items of all headers of this name, in lower case; one empty item if there is none."""
+        lines = [value for one, value in self.headers if one == name]
+        return [item.strip(b" \t") for item in b",".join(lines).lower().split(b",")]
 
 
 def read_head(raw: bytes) -> Head:
