@@ -17,6 +17,7 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
+from repeater.clients import announcements
 from repeater.log import _last_step
 from repeater.node import Node
 from repeater.testing import UnixClock
@@ -98,6 +99,12 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if _DESCRIPTORS.is_dir() and open_sockets() - before:
         gc.collect()
         assert not open_sockets() - before
+
+
+@pytest.fixture
+def announced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joins and leaves are held for no time, so that a test need not wait for them."""
+    monkeypatch.setattr(announcements, "HOLD", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from repeater.clients.client import Client
 from repeater.clients.session import Session
 from repeater.errors import SERVER_ERROR
 from repeater.failures import Failures
+from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN
 from repeater.publication import Publication
@@ -95,10 +96,10 @@ async def test_an_error_in_a_turn_of_the_heartbeat_costs_its_client(
 class BrokenTransport(MemoryTransport):
     """Takes nothing at once, and fails with an error that no socket raises."""
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         raise BlockingIOError
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         raise Mistake
 
 

@@ -34,6 +34,8 @@ from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect
 from tests.conversation import HeldHistory
 
+pytestmark = pytest.mark.usefixtures("announced_at_once")
+
 SEEN = ChannelOptions(
     presence=True, join_leave=True, force_push_join_leave=True, allow_recovery=True
 )

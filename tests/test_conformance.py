@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import SHUTDOWN, Disconnect
-from repeater.fanout.transport import Transport
+from repeater.fanout.transport import Chunk, Transport
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON,
@@ -290,7 +290,7 @@ async def test_a_broken_store_is_named(broken: type[MemoryPresence], text: str) 
 class Boastful(MemoryTransport):
     """Says that it took more than there was."""
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         return super().write(chunk) + 1
 
 
@@ -319,11 +319,11 @@ class Lossy(StallingTransport):
         super().__init__()
         self.allow(100_000)
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         try:
             return await super().send_some(chunk)
         except trio.Cancelled:
-            self.sent.append(chunk)
+            self.sent.append(bytes(chunk))
             raise
 
 

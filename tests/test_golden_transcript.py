@@ -30,6 +30,8 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication
 from repeater.testing import MemoryTransport, connect
 
+pytestmark = pytest.mark.usefixtures("announced_at_once")
+
 OPTIONS = NodeOptions(
     private_prefix="denied",  # The channel of this name needs a token, which nobody has.
     channel=ChannelOptions(

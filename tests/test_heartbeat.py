@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from repeater.clients.session import Session
 from repeater.errors import NO_PONG, STALE, WRITE_ERROR, Disconnect
+from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON_ASGI,
@@ -144,7 +145,7 @@ async def test_a_reload_holds_for_those_who_come_after(autojump_clock: MockClock
 class DeadTransport(MemoryTransport):
     """A peer that is gone, which only a write finds out."""
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         raise OSError("broken pipe")
 
 

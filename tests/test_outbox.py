@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.clients.client import Client
 from repeater.errors import SLOW, WRITE_ERROR, Disconnect
 from repeater.fanout.outbox import BacklogRoom, Outbox, send_to_all
+from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN, PLAIN_ASGI, Codec
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
@@ -334,10 +335,10 @@ class ShieldedTransport(MemoryTransport):
         super().__init__(PLAIN_ASGI)
         self._abort = trio.Event()
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         raise BlockingIOError
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         await self.close(SLOW)
         raise trio.BrokenResourceError
 
@@ -380,3 +381,23 @@ async def test_a_client_that_was_asked_to_go_can_be_cut(autojump_clock: MockCloc
         assert transport.aborted
         assert client.end is SLOW
         assert trio.current_time() == start
+
+
+async def test_slow_clients_share_the_rest_of_a_chunk() -> None:
+    """What a socket did not take of a shared chunk is a view of that chunk, not a copy."""
+    chunk = b"x" * 5_000
+    transports = [StallingTransport(PLAIN) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        benches = [await stack.enter_async_context(open_bench(one)) for one in transports]
+        for transport in transports:
+            transport.allow(1_000)
+        send_to_all([bench.outbox for bench in benches], chunk)
+        for bench, transport in zip(benches, transports, strict=True):
+            assert bench.outbox._backlog is not None
+            rest = bench.outbox._backlog._receive.receive_nowait()
+            assert isinstance(rest, memoryview)
+            assert rest.obj is chunk
+            bench.outbox._backlog._send.send_nowait(rest)
+            transport.allow(10_000)
+        await wait_all_tasks_blocked()
+        assert all(b"".join(transport.sent) == chunk for transport in transports)

@@ -20,6 +20,8 @@ from repeater.publication import Announcement, ClientInfo
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, Gate, Talk, TestBroker, talking
 
+pytestmark = pytest.mark.usefixtures("announced_at_once")
+
 OPTIONS = NodeOptions(
     insecure=True,
     channel=ChannelOptions(presence=True, join_leave=True, force_push_join_leave=True),
@@ -109,6 +111,7 @@ async def test_joins_and_leaves() -> None:
             name = second.client.id
             assert told(await second.pushes()) == [("join", name)]
             await second.ask(unsubscribe={"channel": "c"})
+            await wait_all_tasks_blocked()
             await second.subscribe()
             await second.news()
         expected = [("join", name), ("leave", name), ("join", name), ("leave", name)]

@@ -15,6 +15,7 @@ from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_
 from repeater.fanout.groups import Audience
 from repeater.fanout.listener import Listener
 from repeater.fanout.outbox import Outbox
+from repeater.fanout.transport import Chunk
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs
@@ -24,6 +25,8 @@ from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from tests.conversation import Talk, TestBroker, talking
+
+pytestmark = pytest.mark.usefixtures("announced_at_once")
 
 
 class WatchedTransport(MemoryTransport):
@@ -36,7 +39,7 @@ class WatchedTransport(MemoryTransport):
         super().__init__()
         self._nursery = nursery
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         if not self.sent:
             self._nursery.start_soon(self.act)
         return super().write(chunk)
@@ -276,7 +279,7 @@ async def test_who_is_cut_by_its_part_is_gone() -> None:
     """A client whose socket fails while it is given its part does not come back to the channel."""
 
     class BrokenTransport(MemoryTransport):
-        def write(self, chunk: bytes) -> int:
+        def write(self, chunk: Chunk) -> int:
             raise OSError("gone")
 
     async with open_test_node() as node:
@@ -428,6 +431,7 @@ async def test_announcements_go_to_who_asked() -> None:
         await asked.news()
         await did_not.news()
         await comer.subscribe()
+        await wait_all_tasks_blocked()
         await comer.ask(unsubscribe={"channel": "c"})
         pushes = await asked.pushes()
         info = {"info": {"user": "", "client": comer.client.id}}

@@ -35,6 +35,8 @@ from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, TestBroker
 
+pytestmark = pytest.mark.usefixtures("announced_at_once")
+
 
 class Listener(msgspec.Struct, frozen=True):
     client: Client

@@ -153,7 +153,7 @@ class Node(UserConnections):
         )
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick, self.failures)
-        self.attendance = Attendance(presence, broker, self.broker_errors)
+        self.attendance = Attendance(presence, broker, self.broker_errors, options.publish_timeout)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
         self.places = Places(lambda user: len(self.registry.users.get(user, ())), self.limited)

@@ -415,7 +415,8 @@ class Client:
         if not self.outbox.closed:  # a closed outbox means that the client was cut
             await self._part()
         # Only now: a mass reconnect must not wait for the leaves of the connections it replaces.
-        for subscription in self._departing:
+        departing, self._departing = self._departing, ()  # each refers to this client
+        for subscription in departing:
             self._home.departed(subscription)
 
     async def _part(self) -> None:

@@ -218,7 +218,7 @@ async def _subscribe(
     except (DisconnectError, ReplyError):
         return False  # the client was told nothing, so it need not come back
     joining.tell()
-    await node.attendance.announce_join(joining.subscription)
+    node.attendance.announce_join(joining.subscription)
     return True
 
 

@@ -83,7 +83,7 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
             complete_all(client, joinings, replay.finish)
         client.outbox.flush()
         for joining in joinings:
-            await node.attendance.announce_join(joining.subscription)
+            node.attendance.announce_join(joining.subscription)
         yield
 
 

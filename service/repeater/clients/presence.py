@@ -3,19 +3,21 @@
 The subscribing task awaits the arrival, because the reply must come after it. A departure begins in
 sync code (a sweep, a cut, another client's command), so it waits here for the one task that
 carries departures out. That happens after the socket is gone, never before.
+
+Joins and leaves go through `Announcements`, which leaves out those that cancel each other.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.clients.announcements import Announcements
 from repeater.errors import BrokerError
 from repeater.log import get_logger
-from repeater.publication import Announcement
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
@@ -33,12 +35,18 @@ class Attendance:
     never more than connections times channels.
     """
 
-    def __init__(self, store: PresenceStore, broker: Broker, errors: Counter[str]) -> None:
-        """Use a node's store and broker, and count their failures in `errors`."""
+    def __init__(
+        self, store: PresenceStore, broker: Broker, errors: Counter[str], timeout: float
+    ) -> None:
+        """Use a node's store and broker, and count their failures in `errors`.
+
+        An announcement that the broker does not take within `timeout` seconds is dropped.
+        """
         self._store = store
-        self._broker = broker
         self._errors = errors
-        self._leaving: dict[tuple[str, str], tuple[Subscription, trio.Event]] = {}
+        self._announcements = Announcements(broker, errors, timeout)
+        # The oldest is first; a plain dictionary would be slow to find it after many have gone.
+        self._leaving: OrderedDict[tuple[str, str], tuple[Subscription, trio.Event]] = OrderedDict()
         self._woken = trio.Event()
 
     async def enter(self, subscription: Subscription) -> None:
@@ -105,11 +113,14 @@ class Attendance:
             _log.warning("presence was not renewed", reason=str(failures[0]))
         return not failures
 
-    async def announce_join(self, subscription: Subscription) -> None:
-        """Announce a join, if the channel announces them. A failure is logged, not retried."""
+    def announce_join(self, subscription: Subscription) -> None:
+        """Announce a join soon, if the channel announces joins."""
         if subscription.announced and not subscription.ended:
-            subscription.arrived = True
-            await self._announce(subscription, joined=True)
+            self._announcements.join(subscription)
+
+    async def announce_at_once(self, subscription: Subscription) -> None:
+        """Announce a join that is held now, because its client is about to publish."""
+        await self._announcements.join_at_once(subscription)
 
     def leave_soon(self, subscription: Subscription) -> None:
         """Queue the departure of a `noticed` subscription.
@@ -122,16 +133,22 @@ class Attendance:
         self._woken.set()
 
     async def run(self) -> None:
-        """Carry out departures until cancelled, oldest first."""
-        while True:
-            await self._woken.wait()
-            self._woken = trio.Event()
-            while self._leaving:
-                key = next(iter(self._leaving))
-                subscription, done = self._leaving[key]
-                await self._leave(subscription)
-                del self._leaving[key]
-                done.set()
+        """Carry out departures until cancelled, oldest first, and announce joins and leaves."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announcements.run)
+            while True:
+                await self._woken.wait()
+                self._woken = trio.Event()
+                while self._leaving:
+                    await self._leave_first()
+
+    async def _leave_first(self) -> None:
+        # In a function of its own: a variable of `run` would keep the last client alive.
+        key = next(iter(self._leaving))
+        subscription, done = self._leaving[key]
+        await self._leave(subscription)
+        del self._leaving[key]
+        done.set()
 
     async def _leave(self, subscription: Subscription) -> None:
         if subscription.presence:
@@ -141,15 +158,5 @@ class Attendance:
                 # The store's own expiry removes the entry later.
                 self._errors["presence"] += 1
                 _log.warning("presence was not removed", reason=str(error))
-        if subscription.arrived:
-            await self._announce(subscription, joined=False)
-
-    async def _announce(self, subscription: Subscription, *, joined: bool) -> None:
-        announcement = Announcement(subscription.channel.name, subscription.info(), joined)
-        try:
-            await self._broker.announce(announcement)
-        except BrokerError as error:
-            self._errors["announce"] += 1
-            _log.warning("a join or leave was not announced", reason=str(error))
-        except trio.ClosedResourceError:
-            return  # The node is shutting down, and no subscriber is left to tell.
+        if subscription.announced:
+            self._announcements.leave(subscription)

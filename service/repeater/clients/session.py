@@ -120,7 +120,7 @@ class Session:
             self._push(Reply(command.id, error=failure_of(error)))
             return
         connected.complete(lambda result: self._bytes(Reply(command.id, connect=result)))
-        await connected.announce()
+        connected.announce()
 
     async def _answer(self, command: Command) -> None:
         """Carry out the command's first method, in the protocol's order, and reply."""
@@ -179,4 +179,4 @@ class Session:
             await self._wait_for_room()
         joining = await subscribe.subscribe(self._node, self._client, request)
         joining.complete(lambda result: self._bytes(Reply(number, subscribe=result)))
-        await self._node.attendance.announce_join(joining.subscription)
+        self._node.attendance.announce_join(joining.subscription)

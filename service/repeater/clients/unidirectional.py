@@ -62,7 +62,7 @@ class UnidirectionalSession:
     async def _connect(self, request: ConnectRequest) -> None:
         connected = await connect.connect(self._node, self._client, request)
         connected.complete(self._say)
-        await connected.announce()
+        connected.announce()
 
     def _say(self, result: ConnectResult) -> bytes:
         push = Push(connect=msgspec.structs.replace(result, pong=False, node=""))

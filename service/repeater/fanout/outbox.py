@@ -20,6 +20,7 @@ import trio
 
 from repeater.errors import SERVER_ERROR, SLOW, WRITE_ERROR, Disconnect
 from repeater.failures import Failures
+from repeater.fanout.transport import Chunk
 
 if TYPE_CHECKING:
     from repeater.fanout.transport import Transport
@@ -74,7 +75,7 @@ class Outbox:
     ) -> None:
         self._transport = transport
         # The function that takes a chunk now: the transport's `write`, `_queue` or `_drop`.
-        self._write = transport.write
+        self._write: Callable[[bytes], int] = transport.write
         self._room = room
         self._cut = cut
         self._pending: list[bytes] | None = None  # pushed, not yet flushed
@@ -154,7 +155,7 @@ class Outbox:
         else:
             self._cut(WRITE_ERROR)
 
-    def _wait(self, chunk: bytes) -> None:
+    def _wait(self, chunk: Chunk) -> None:
         """Put a chunk behind the backlog. If the backlog is full, the client is cut as slow."""
         if self._closed:
             return
@@ -179,11 +180,11 @@ class Outbox:
 
     async def _drain_all(self, backlog: _Backlog) -> None:
         while backlog.size:
-            chunk = backlog.take(join=self._transport.codec.framed)
-            while chunk:
-                sent = await self._transport.send_some(chunk)
+            rest = memoryview(backlog.take(join=self._transport.codec.framed))
+            while rest:
+                sent = await self._transport.send_some(rest)
                 backlog.progress(sent)
-                chunk = chunk[sent:]
+                rest = rest[sent:]
         # No await since the last look at its size: nothing can have been added meanwhile.
         self._backlog = None
         self._choose_write()
@@ -235,7 +236,8 @@ def send_to_all(outboxes: Iterable[Outbox], chunk: bytes) -> None:
             outbox._refused(chunk, error)
         else:
             if sent != size:
-                outbox._wait(chunk[sent:])
+                # A view: one chunk goes to thousands, and each slow client would copy its rest.
+                outbox._wait(memoryview(chunk)[sent:])
 
 
 def _drop(chunk: bytes) -> int:
@@ -254,14 +256,14 @@ class _Backlog:
 
     def __init__(self, limit: int) -> None:
         # Unbounded in items, because `add` bounds it in bytes.
-        self._send, self._receive = trio.open_memory_channel[bytes](math.inf)
+        self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
         self._limit = limit
         self.size = 0
         self.moved_at = trio.current_time()
         self.scope = trio.CancelScope()
         self.emptied = trio.Event()
 
-    def add(self, chunk: bytes) -> bool:
+    def add(self, chunk: Chunk) -> bool:
         """Put one chunk in, or return False without doing so if the limit would be passed.
 
         The first chunk always fits: an event that was accepted cuts no client that keeps up,
@@ -273,7 +275,7 @@ class _Backlog:
         self._send.send_nowait(chunk)
         return True
 
-    def take(self, *, join: bool) -> bytes:
+    def take(self, *, join: bool) -> Chunk:
         """The next chunk; with `join`, also chunks behind it. `size` still counts their bytes."""
         chunk = self._receive.receive_nowait()
         if not join:
@@ -286,7 +288,7 @@ class _Backlog:
                 break
             chunks.append(chunk)
             size += len(chunk)
-        return b"".join(chunks)
+        return b"".join(chunks) if len(chunks) > 1 else chunk
 
     def progress(self, sent: int) -> None:
         """Note that the socket took this many bytes."""

@@ -12,6 +12,9 @@ from typing import Protocol
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
 
+Chunk = bytes | memoryview
+"""Bytes on their way out; a view is the rest of a chunk that other clients may share."""
+
 
 class Transport(Protocol):
     """How bytes go to one client. Owned by the handler of its connection."""
@@ -23,7 +26,7 @@ class Transport(Protocol):
         """The peer's address, for people; empty if it is not known (any more)."""
 
     @property
-    def write(self) -> Callable[[bytes], int]:
+    def write(self) -> Callable[[Chunk], int]:
         """Writes what the socket takes now; returns the number of bytes. A bound method.
 
         Raises:
@@ -31,7 +34,7 @@ class Transport(Protocol):
             OSError: the peer is gone.
         """
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         """Wait until the socket takes something, and write it; returns the number of bytes.
 
         Has no deadline of its own: the backlog sweep cuts a client that makes no progress.

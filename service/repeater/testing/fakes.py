@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from repeater.errors import Disconnect
+from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import PLAIN_ASGI, Codec
 from repeater.testing.messages import decoded_messages
 
@@ -36,14 +37,14 @@ class MemoryTransport:
         """Nowhere."""
         return ""
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         """Keep the chunk; after `abort`, refuse it as a closed socket does."""
         if self.aborted:
             raise OSError("aborted")
-        self.sent.append(chunk)
+        self.sent.append(bytes(chunk))
         return len(chunk)
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         """Keep the chunk, after a checkpoint."""
         await trio.lowlevel.checkpoint()
         return self.write(chunk)
@@ -77,7 +78,7 @@ class StallingTransport(MemoryTransport):
         self._allowed += size
         self._moved.set()
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Chunk) -> int:
         """Take what is allowed, partly if need be, like a socket whose buffer is nearly full."""
         if self.aborted:
             raise OSError("aborted")
@@ -87,7 +88,7 @@ class StallingTransport(MemoryTransport):
         self._allowed -= size
         return super().write(chunk[:size])
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         """Wait for `allow` or `abort`."""
         while True:
             if self.aborted:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import Codec
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class ASGITransport(ABC):
         """Make the ASGI server answer the request, before the client is made."""
         await self._send(event)
 
-    def write(self, _chunk: bytes) -> int:
+    def write(self, _chunk: Chunk) -> int:
         """Raise `BlockingIOError`, since ASGI cannot write without waiting."""
         raise BlockingIOError
 
@@ -66,11 +67,11 @@ class ASGITransport(ABC):
         """The peer's address by the ASGI server; empty if the server does not know it."""
         return self._address
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         """Hand the whole chunk to the ASGI server."""
         if self._aborted:
             raise trio.ClosedResourceError
-        await self.hand_over(chunk)
+        await self.hand_over(bytes(chunk))
         return len(chunk)
 
     def abort(self) -> None:

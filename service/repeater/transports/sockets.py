@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import Codec
 
 RECEIVE: Final = 65_536
@@ -39,7 +40,7 @@ class SocketTransport:
             return str(host)  # a proxy's header may name an address without a port
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def send_some(self, chunk: bytes) -> int:
+    async def send_some(self, chunk: Chunk) -> int:
         """Wait until the socket takes bytes, write, and return how many it took."""
         while True:
             if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.

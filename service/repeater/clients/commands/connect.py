@@ -100,10 +100,10 @@ class Connected:
             node=node.id if client.session else "",
         )
 
-    async def announce(self) -> None:
-        """Announce the joins, in channels that announce them. At most once."""
+    def announce(self) -> None:
+        """Announce the joins soon, in channels that announce them. At most once."""
         for joining in self._joinings:
-            await self._node.attendance.announce_join(joining.subscription)
+            self._node.attendance.announce_join(joining.subscription)
 
 
 async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> Connected:

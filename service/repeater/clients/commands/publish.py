@@ -39,6 +39,7 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     grant = await _publish_grant(node, client, request)
     subscription = client.channels.get(request.channel)
     if subscription is not None:
+        await node.attendance.announce_at_once(subscription)
         info = subscription.info()
     else:
         info = ClientInfo(client.user, client.id, embedded(client.grant.info))
