@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repeater.cli.main import main
-from repeater.config import Settings, reloadable
+from repeater.config import ConfigError, Settings, reloadable
 from repeater.config.descriptions import descriptions
 from repeater.config.documentation import STARS, effective, renew, template
 from repeater.config.tables import ANY_NAME, leaves_of, tables_of
 from repeater.serving.extension import EXTENSION, load_settings
+from tests.certificates import Authority
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -218,3 +219,35 @@ def test_serve_reads_the_file_it_is_given(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["serve", "--config", "a.toml"])
     assert run.exit_code == 1
     assert run.stderr == "Error: a.toml: prt: unknown setting; did you mean port?\n"
+
+
+def test_check_loads_the_certificate(tmp_path: Path, authority: Authority) -> None:
+    """Missing files, and what is no certificate, are found before the start, in one line."""
+    file = tmp_path / "repeater.toml"
+
+    def check(cert: Path, key: Path) -> tuple[int, str]:
+        file.write_text(f'tls_cert = "{cert}"\ntls_key = "{key}"\n', encoding="utf-8")
+        done = CliRunner().invoke(main, ["config", "check", "--config", str(file)])
+        return done.exit_code, done.output
+
+    assert check(authority.certificate, authority.key)[0] == 0
+    status, output = check(tmp_path / "nope.pem", authority.key)
+    assert status == 1
+    assert output == f"tls_cert, tls_key: {tmp_path}/nope.pem: No such file or directory\n"
+    status, output = check(authority.certificate, authority.certificate)
+    assert status == 1
+    assert output.startswith("tls_cert, tls_key: ")
+    assert "are not a certificate and its key" in output
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["http://0.0.0.0:80", "a b:80", "[localhost]:80", "[::1::2]:80", "a/b:80", "*:80", "me@a:80"],
+)
+def test_an_address_that_cannot_be_listened_on(listen: str) -> None:
+    """Neither `listen` nor `host` takes what can be no address and no name."""
+    with pytest.raises(ConfigError, match="listen"):
+        load_settings(listen=[listen])
+    with pytest.raises(ConfigError, match="host"):
+        load_settings(host=listen.rpartition(":")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import ssl
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ import pytest
 import trio
 
 from repeater.config import ConfigError, load_settings
-from repeater.front.tls import TLSError
+from repeater.front.tls import Certificate, TLSError
 from repeater.serving.server import ServeError, Server, open_server
 from tests.certificates import Authority, Stream, connect
 from tests.processes import serving, starts_processes
@@ -376,3 +377,29 @@ async def test_an_event_stream(authority: Authority) -> None:
             await trio.lowlevel.checkpoint()
         await back_end.call("POST", "/api/publish", BODY % 1)
         assert b"[1]" in await client.until(b"[1]")
+
+
+def test_what_tls_may_be(authority: Authority) -> None:
+    """Each bound is set by us, whatever the defaults of this OpenSSL are."""
+    context = Certificate(authority.certificate, authority.key)._context
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    suites = {one["name"] for one in context.get_ciphers() if one["protocol"] != "TLSv1.3"}
+    assert suites
+    modern = re.compile(r"(EC)?DHE-(RSA|ECDSA)-(AES(128|256)-GCM-SHA\d+|CHACHA20-POLY1305)")
+    assert all(map(modern.fullmatch, suites))
+
+
+@pytest.mark.parametrize("suite", ["AES128-SHA", "ECDHE-RSA-AES128-SHA256", "AES256-GCM-SHA384"])
+async def test_a_suite_that_is_not_on_the_list(authority: Authority, suite: str) -> None:
+    """A client that knows no other is refused in the handshake."""
+    async with running(**authority.settings) as server:
+        client = authority.client()
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        client.set_ciphers(f"{suite}:@SECLEVEL=0")
+        raw = await trio.open_tcp_stream("127.0.0.1", server.port)
+        stream = trio.SSLStream(raw, client, server_hostname="localhost")
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.do_handshake()
+        await raw.aclose()

@@ -47,12 +47,21 @@ def init(file: Path | None) -> None:
 @config_group.command()
 @config_option
 def check(config_file: Path | None) -> None:
-    """Check the configuration, and print a line for each mistake."""
+    """Check the configuration, and print a line for each mistake.
+
+    Loads the keys and the certificate, too. Listens nowhere and asks nobody.
+    """
     from repeater.config import ConfigError, find_config
+    from repeater.front.tls import Certificate, TLSError
     from repeater.serving.extension import load_settings
 
     try:
-        load_settings(config_file)
+        settings = load_settings(config_file)
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            Certificate(settings.tls_cert, settings.tls_key)
+    except TLSError as error:
+        click.echo(f"tls_cert, tls_key: {error}", err=True)
+        raise SystemExit(1) from None
     except ConfigError as error:
         for line in error.lines:
             click.echo(line, err=True)

@@ -16,7 +16,7 @@ from repeater.access.http_client import trusted_certificates
 from repeater.access.origins import parse_glob, parse_host_glob
 from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackKind, CallbackOptions
-from repeater.config.endpoints import Endpoint, parse_endpoint
+from repeater.config.endpoints import Endpoint, is_host, parse_endpoint
 from repeater.config.errors import Mistake
 from repeater.options import ChannelOptions, NodeOptions, OptionsError
 
@@ -33,6 +33,8 @@ def listen_mistakes(listen: Iterable[str], host: str, dev: bool) -> Iterator[Mis
             endpoints.append(parse_endpoint(text))
         except ValueError as error:
             yield Mistake(("listen",), str(error))
+    if not is_host(host):
+        yield Mistake(("host",), f"{host!r} is not an address or a name, such as 0.0.0.0 or ::1")
     for endpoint in endpoints if listen else [Endpoint(host)]:
         if dev and not endpoint.is_local:
             yield Mistake(

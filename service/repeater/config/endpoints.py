@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv6Address
 from typing import Final
 
 import msgspec
 
 _UNIX: Final = "unix:"
+_NAME_LIMIT: Final = 253  # characters of a DNS name (RFC 1035)
+_NOT_HOST: Final = re.compile(r"[\s/@\[\]?#*,\x00-\x1f]")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -44,6 +48,17 @@ def parse_endpoint(text: str) -> Endpoint:
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
     number = int(port) if port.isascii() and port.isdigit() else 65_536
-    if not (colon and bare) or number > 65_535 or (":" in bare and not bracketed):
+    if not colon or number > 65_535 or bracketed != (":" in bare) or not is_host(bare):
         raise ValueError(f"{text!r} is not host:port, [ipv6]:port or unix:/path")
     return Endpoint(bare, number)
+
+
+def is_host(text: str) -> bool:
+    """Whether this can be an address or a name to listen on, IPv6 without brackets."""
+    if ":" in text:
+        try:
+            IPv6Address(text)
+        except ValueError:
+            return False
+        return True
+    return bool(text) and len(text) <= _NAME_LIMIT and not _NOT_HOST.search(text)

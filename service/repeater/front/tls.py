@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 HTTP2: Final = "h2"
 _PROTOCOLS: Final = [HTTP2, "http/1.1"]
+# Mozilla's "intermediate" list, 5.7 (wiki.mozilla.org/Security/Server_Side_TLS). TLS 1.3 has
+# suites of its own, and OpenSSL's defaults choose the curves: Python before 3.15 can set no list.
+_CIPHERS: Final = ":".join((
+    "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305",
+    "DHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES256-GCM-SHA384", "DHE-RSA-CHACHA20-POLY1305",
+))  # fmt: skip
 _RECORD: Final = 16_384  # the most that one TLS record holds (RFC 8446, section 5.1)
 
 
@@ -114,6 +122,7 @@ def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # HTTP/2 forbids both (RFC 9113, section 9.2.1). And with renegotiation a write may have to
     # wait for a read, while our writers wait for a writable socket: they could spin.
+    context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(_PROTOCOLS)
     try:

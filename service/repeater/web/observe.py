@@ -66,4 +66,5 @@ def _may_read_metrics(settings: CurrentSettings) -> bool:
     if token is None or scheme.lower() != "bearer":
         return False
     expected = token.get_secret_value()
-    return hmac.compare_digest(given.strip().encode(), expected.encode())
+    # The bytes that came: a header is read as Latin-1, and the token may be any text.
+    return hmac.compare_digest(given.strip().encode("latin-1"), expected.encode())
