@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -347,6 +349,24 @@ async def test_a_shutdown_finishes_what_is_under_way(autojump_clock: MockClock) 
         await trio.sleep(3)
         assert body.ended
         assert slow.ended
+
+
+async def test_a_closed_connection_leaves_no_cycle(autojump_clock: MockClock) -> None:
+    """It is freed without the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with line(HEAD % b"quick" + HEAD % b"endless") as end:
+            assert b"first" in await end.received()
+            (link,) = end.handover._links
+            reference = weakref.ref(link)
+            del link
+            end.socket.close()
+            await trio.sleep(1)
+            assert end.ended
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 EXCHANGE = (

@@ -267,6 +267,15 @@ async def test_a_stream_that_is_not_read_is_cut(path: str, end: str) -> None:
                 assert len(server.node.registry.clients) == 1
 
 
+async def test_silence_is_for_tcp_to_notice_behind_asgi() -> None:
+    """There as well: whatever is served on such a connection, TCP gives its peer up."""
+    async with running(pong_timeout=7.0) as server, peer(server, "asgi") as client:
+        await client.request("GET", "/events?channel=news")
+        await client.until(b"\n")
+        (sock,) = server.acceptor._open.sockets
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_000
+
+
 async def test_silence_is_for_tcp_to_notice() -> None:
     """A peer that does not acknowledge a heartbeat in time is given up by the kernel."""
     async with running(pong_timeout=7.0) as server:

@@ -38,6 +38,9 @@ def request(
     return start + (b"Content-Length: %d\r\n" % len(body) if length else b"") + b"\r\n" + body
 
 
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
 def chunked(lines: Sequence[bytes]) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(line), line) for line in (*lines, b""))
 
@@ -263,6 +266,32 @@ async def test_requests_after_a_wish_to_close(way: str, monkeypatch: pytest.Monk
         assert (await back_end.rest()).count(b"HTTP/1.1 ") == 1
         await server.acceptor.wait_empty()
         assert server.node.statistics().repeater.publications <= 1
+
+
+HALF_CLOSED: dict[str, bytes] = {
+    "plain": request(EVENT),
+    "close": request(EVENT, head=b"Connection: close\r\n"),
+    "http/1.0": request(EVENT).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "expect": request(EVENT, head=b"Expect: 100-continue\r\n"),
+    "chunked": request(chunked([EVENT]), "publish", CHUNKED, length=False),
+    "stream": request(EVENT, "stream"),
+    "chunked stream": request(chunked([EVENT]), "stream", CHUNKED, length=False),
+    "several": request(EVENT) + request(EVENT, "stream"),
+    "half a call behind": request(EVENT) + request(EVENT)[:40],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", HALF_CLOSED)
+async def test_a_half_close_behind_a_call(way: str, kind: str) -> None:
+    """A client that has said all it wants to gets its whole answer, and the connection ends."""
+    async with running() as server, caller(server, way) as back_end:
+        await back_end.stream.send_all(HALF_CLOSED[kind])
+        await back_end.stream.send_eof()
+        answers = await back_end.rest()
+        assert answers.count(b" 200 ") == 1 + (kind == "several")
+        assert answers.count(b'{"result":{') == 1 + (kind == "several")
+        await server.acceptor.wait_empty()
 
 
 async def test_noise_after_a_call() -> None:

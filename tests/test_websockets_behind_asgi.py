@@ -246,7 +246,22 @@ async def test_a_half_close_ends_a_websocket(way: str) -> None:
             await wait_all_tasks_blocked(0.01)
 
 
+@pytest.mark.parametrize("way", ["native", "asgi"])
+async def test_frames_right_behind_the_request(way: str) -> None:
+    """Commands that a client sends without waiting for the answer are carried out."""
+    async with running() as server, peer(server) as client:
+        if way == "asgi":
+            assert b" 200 " in await client.call("GET", "/health")
+        await client.stream.send_all(exchange("bidirectional")[:-14])
+        assert b" 101 " in await client.until(b"\r\n\r\n")
+        await client.until(b'{"id":2,"subscribe":{')
+
+
+CALL = b"POST /api/publish HTTP/1.1\r\nHost: t\r\nContent-Length: 27\r\n\r\n"
+CALL += b'{"channel":"c1","data":[1]}'
+
 EXCHANGES = {
+    "call": "",
     "plain": "/ws?channel=news",
     "unidirectional": UNI,
     "bidirectional": "/connection/websocket",
@@ -258,6 +273,8 @@ EXCHANGES = {
 
 def exchange(kind: str) -> bytes:
     target = EXCHANGES[kind]
+    if kind == "call":
+        return CALL + CALL
     head = f"GET {target} HTTP/1.1\r\nHost: t\r\n\r\n"
     upgraded = kind in ("plain", "unidirectional", "bidirectional")
     sent = (UPGRADE.format(path=target, more="") if upgraded else head).encode()

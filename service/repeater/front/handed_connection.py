@@ -45,7 +45,7 @@ peer did not take in time, or a reset by the peer."""
 IDLE_TIMEOUT: Final = 75.0  # seconds between two requests of a connection; nginx's default
 _LINGER: Final = 2.0  # seconds that a peer gets to read its last answer while it still sends
 _LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its tasks
-_STEP: Final = 4_096  # bytes given to a protocol at once; of empty frames they are some hundreds
+_RECEIVE: Final = 4_096
 _HELD: Final = 65_536  # bytes that wait behind a request under way; then TCP holds the peer back
 
 
@@ -63,6 +63,9 @@ class LinkOptions(msgspec.Struct, frozen=True):
 
 class Served(Protocol):
     """The protocol of a connection, as its `Link` sees it: `HTTP1` or `HTTP2`."""
+
+    step: int
+    """Bytes that are fed at once: about the readers' share of a pass, whatever the bytes are."""
 
     @property
     def full(self) -> bool:
@@ -215,6 +218,9 @@ class Link:
         finally:
             abort_connection.reset(token)
             abort_socket(self._socket)
+            # Without these references no garbage collector is needed to free the connection.
+            self._writer.close()
+            del self._protocol, self.requests
 
     async def _read(self) -> None:
         """Read and feed the protocol until the connection is over.
@@ -239,8 +245,9 @@ class Link:
                 await self._receive()
 
     def _take_step(self) -> bytes:
-        step = bytes(self._pending[:_STEP])
-        del self._pending[:_STEP]
+        size = self._protocol.step
+        step = bytes(self._pending[:size])
+        del self._pending[:size]
         return step
 
     async def _end_if_nothing_is_owed(self) -> bool:
@@ -280,7 +287,7 @@ class Link:
     async def _receive_some(self) -> bytes:
         while True:
             try:
-                return self._socket.recv(_STEP)
+                return self._socket.recv(_RECEIVE)
             except BlockingIOError:
                 if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
                     raise trio.ClosedResourceError from None

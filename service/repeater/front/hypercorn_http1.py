@@ -35,6 +35,8 @@ _BODILESS: Final = (204, 304)
 class HTTP1(H11Protocol):
     """One connection of HTTP/1. Owned by its `Link`, which is the only one to feed it."""
 
+    step = 4_096
+
     def __init__(self, link: Link) -> None:
         super().__init__(*link.protocol_parts())
         self._link = link
@@ -43,8 +45,8 @@ class HTTP1(H11Protocol):
         self._head_only = False
         self._framing = RequestFraming(link.options.head_limit)
         self._refused = False
-        self.resumable = False
-        """Whether a request was answered, so that bytes behind it may go on with `resume`."""
+        self._answered = False  # a request, and what follows it was not looked at yet
+        self._upgrading = False  # as above, for a request of a WebSocket
 
     @property
     def full(self) -> bool:
@@ -54,6 +56,11 @@ class HTTP1(H11Protocol):
         if isinstance(self.stream, WebSocketStream):
             return self.stream.undecided
         return self.connection.their_state is not h11.SEND_BODY
+
+    @property
+    def resumable(self) -> bool:
+        """Whether bytes behind a request may go on: it was answered, or is an open WebSocket."""
+        return self._answered or (self._upgrading and not self.full)
 
     @property
     def discards(self) -> bool:
@@ -78,8 +85,10 @@ class HTTP1(H11Protocol):
         await self._advance()
 
     async def resume(self) -> None:
-        """Go on with the bytes behind a request that was answered."""
-        self.resumable = False
+        """Go on with the bytes behind a request that was answered, or that became a WebSocket."""
+        self._answered = self._upgrading = False
+        if isinstance(self.connection, H11WSConnection):
+            await self._handle_events()  # the frames that h11 was given with the request
         await self._advance()
 
     async def half_close(self) -> bool:
@@ -138,6 +147,7 @@ class HTTP1(H11Protocol):
 
     async def _handle_events(self) -> None:
         while not self.full and not self._link.over:
+            await self._link.give_way()
             if self.connection.they_are_waiting_for_100_continue:
                 headers = self.config.response_headers("h11")
                 await self._send_h11_event(
@@ -171,6 +181,7 @@ class HTTP1(H11Protocol):
         parts = (*self._link.stream_parts(), self.stream_send, STREAM_ID)
         if method == "GET" and _asks_for_websocket(request.headers):
             self.stream = WebSocketStream(self._link, self._link.abort, *parts)
+            self._upgrading = True
             self.connection = H11WSConnection(cast("h11.Connection", self.connection))
         else:
             self.stream = HTTPStream(*parts)
@@ -201,7 +212,7 @@ class HTTP1(H11Protocol):
         done = self.connection.our_state is h11.DONE and self.connection.their_state is h11.DONE
         if done and not self._link.draining:
             cast("h11.Connection", self.connection).start_next_cycle()
-            self.resumable = True
+            self._answered = True
             self._link.wake()
         else:
             self._link.end()

@@ -40,8 +40,9 @@ class Writer:
             self._stall()
 
     def close(self) -> None:
-        """Drop what waits. Idempotent."""
+        """Drop what waits, and end nobody any more. Idempotent."""
         self._waiting.clear()
+        self._stall = _nothing
 
     async def _flush(self) -> None:
         while self._waiting:
@@ -67,3 +68,7 @@ class Writer:
                 self.close()
         if scope.cancelled_caught:
             self._stall()
+
+
+def _nothing() -> None:
+    """The `_stall` of a closed writer."""
