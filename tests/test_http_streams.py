@@ -246,7 +246,7 @@ async def test_a_hang_up_is_noticed(path: str, end: str) -> None:
 async def test_a_stream_that_is_not_read_is_cut(path: str, end: str) -> None:
     """Cut as slow or stuck, connection and all; the subscriber beside it hears everything."""
     method, query, body = OPENINGS[path]
-    async with running(outbox_limit=65_536, write_timeout=1.0) as server:
+    async with running(batch_limit=65_536, outbox_limit=65_536, write_timeout=1.0) as server:
         stalled = socket.socket()
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         with stalled:

@@ -83,7 +83,7 @@ async def test_a_large_message_comes_in_and_goes_out_whole(authority: Authority)
 async def test_a_stalled_reader_is_cut_and_nobody_else_notices(authority: Authority) -> None:
     """As without TLS: slow by its bytes; the one beside it gets everything in order."""
     async with (
-        running(outbox_limit=65_536, **authority.settings) as server,
+        running(batch_limit=65_536, outbox_limit=65_536, **authority.settings) as server,
         secure_peer(server, authority, "/ws?channel=news") as stalled,
         secure_peer(server, authority, "/ws?channel=news") as other,
         secure_peer(server, authority) as back_end,
@@ -335,7 +335,7 @@ async def test_sighup_reads_the_certificate_again(authority: Authority) -> None:
 async def test_a_subscriber_in_http2_that_opens_no_window_is_cut(authority: Authority) -> None:
     """Slow, like any other: its stream is reset, and the one beside it hears everything."""
     async with (
-        running(outbox_limit=65_536, **authority.settings) as server,
+        running(batch_limit=65_536, outbox_limit=65_536, **authority.settings) as server,
         secure_peer(server, authority, "/ws?channel=news") as other,
         secure_peer(server, authority) as back_end,
     ):
