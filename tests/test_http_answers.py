@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
 
+from repeater.config import CurrentSettings, load_settings
+from repeater.serving.application import create_app
 from repeater.serving.server import Server
 from tests.serving import UPGRADE, Peer, peer, running
 
@@ -80,6 +87,7 @@ async def test_every_answer_says_when_and_that_it_is_not_kept(
             assert "no-store" in found["cache-control"][0]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
@@ -88,11 +96,11 @@ async def test_every_answer_says_when_and_that_it_is_not_kept(
         (get("/" + "a" * 20_000), "431"),
     ],
 )
-async def test_first_bytes_that_are_not_a_request_are_answered(
-    request_bytes: bytes, status: str
+async def test_bytes_that_are_not_a_request_are_answered(
+    way: str, request_bytes: bytes, status: str
 ) -> None:
     """With a reason, for the person behind them, and the end."""
-    async with running() as server, peer(server) as client:
+    async with running() as server, connection(server, way) as client:
         found = await head_of(client, request_bytes)
         assert found[""] == [status]
         assert found["connection"] == ["close"]
@@ -188,3 +196,40 @@ async def test_another_spelling_is_another_path(way: str, target: str) -> None:
             async with connection(server, way) as client:
                 assert (await head_of(client, sent))[""] in (["404"], ["403"])
         assert server.node.statistics().repeater.publications == (3 if way == "after a call" else 0)
+
+
+FAULTS = (
+    (get("/health", "Origin: http://a\r\nOrigin: http://a\r\n"), "400"),
+    (get("/health", "Authorization: a\r\nAuthorization: b\r\n"), "400"),
+    (post("/api/publish", b"", "Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n", "400"),
+    (get("/health").replace(b"Host: t", b"Host: a/b c"), "400"),
+    (get("/health").replace(b"Host: t", b"Host: " + b"a" * 8_000), "400"),
+    (get("/h%65alth"), "404"),
+    (get("//health"), "404"),
+    (get("/api/p%75blish", method="POST"), "404"),
+    (get("http://a/health"), "200"),
+    (get("http://a/connection/sse"), "400"),
+)
+
+
+async def test_a_stock_server_s_requests_are_judged() -> None:
+    """Whatever Hypercorn's own server lets through; a fault ends its connection."""
+    current = CurrentSettings(load_settings(dev=True, allowed_hosts="*"))
+    config, done = Config(), trio.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn's from here on
+    config.errorlog = None
+    async with trio.open_nursery() as nursery:
+        serving = partial(serve, create_app(settings=current), config)
+        nursery.start_soon(partial(serving, shutdown_trigger=done.wait))
+        for request_bytes, status in FAULTS:
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                client = Peer(stream)
+                found = await head_of(client, request_bytes)
+                assert found[""] == [status], request_bytes
+                if found.get("connection") == ["close"]:
+                    await client.rest()
+                else:
+                    assert status != "400" or b"sse" in request_bytes
+        done.set()

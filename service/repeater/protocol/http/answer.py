@@ -55,8 +55,9 @@ def write_answer(answer: Answer, *, keep_alive: bool, date: str = "") -> bytes:
     if answer.content_type:
         text += f"content-type: {answer.content_type}\r\n"
     if answer.status != _NO_CONTENT:
-        text += f"content-length: {len(answer.body)}\r\n"
-    text += "cache-control: no-store\r\n"
+        text += f"content-length: {len(answer.body)}\r\ncache-control: no-store\r\n"
+    else:
+        text += "cache-control: no-store\r\n"
     for name, value in answer.headers:
         text += f"{name.lower()}: {value}\r\n"
     if date:

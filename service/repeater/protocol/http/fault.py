@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -65,12 +66,13 @@ _NAME: Final = _PART + rb"(?:\." + _PART + rb"){0,126}\.?"
 _AUTHORITY: Final = rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|" + _NAME + rb")(?::[0-9]{0,5})?"
 _HOST: Final = re.compile(rb"(?:" + _AUTHORITY + rb")?")
 _HOST_LENGTH: Final = 261  # a name of 255 characters and a port
+_REMEMBERED: Final = 64  # hosts
 _URL: Final = re.compile(rb"https?://(" + _AUTHORITY + rb")(?=[/?]|$)", re.IGNORECASE)
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~\w-]+) [!-~]+ HTTP/1\.[01]\r\n")
 _METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"}
 )
-_VERSIONS: Final = ("1.0", "1.1")
+_VERSIONS: Final = {"1.0": b" HTTP/1.0\r\n", "1.1": b" HTTP/1.1\r\n"}
 _WITH_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 
@@ -80,9 +82,9 @@ def find_fault(head: Head) -> Fault | None:
     if not head.sound:
         return _explain(head)
     method, target, version = head.method, head.target, head.version
+    ending = _VERSIONS.get(version)
     # llhttp accepts blanks in a row, which RFC 9112, section 3, does not.
-    line = b"%b %b HTTP/%b\r\n" % (method, target, version.encode())
-    if version not in _VERSIONS or not head.raw.startswith(line):
+    if ending is None or not head.raw.startswith(b"%b %b%b" % (method, target, ending)):
         return _LINE
     if method == b"CONNECT":
         return _METHOD
@@ -95,10 +97,11 @@ def find_fault(head: Head) -> Fault | None:
     fields = head.by_name
     if head.repeats and (fault := _find_repeated(head.headers)):
         return fault
-    if b"transfer-encoding" in fields and version == "1.0":
-        return _OLD_CODING  # RFC 9112, section 6.1
-    if head.asks_for_websocket and not _WITH_BODY.isdisjoint(fields):
-        return _HANDSHAKE_BODY
+    if not _WITH_BODY.isdisjoint(fields):
+        if b"transfer-encoding" in fields and version == "1.0":
+            return _OLD_CODING  # RFC 9112, section 6.1
+        if head.asks_for_websocket:
+            return _HANDSHAKE_BODY
     return _find_field_fault(fields, needs_host=version == "1.1")
 
 
@@ -115,7 +118,13 @@ def find_scope_fault(fields: Sequence[Field]) -> Fault | None:
 
 def is_host(value: bytes) -> bool:
     """Whether this is a valid value of `Host` (RFC 9110, section 7.2): a host, perhaps a port."""
-    return len(value) <= _HOST_LENGTH and _HOST.fullmatch(value.strip(b" \t")) is not None
+    return len(value) <= _HOST_LENGTH and _is_host(value)
+
+
+@lru_cache(_REMEMBERED)
+def _is_host(value: bytes) -> bool:
+    # Cached, because most requests are for the same host.
+    return _HOST.fullmatch(value.strip(b" \t")) is not None
 
 
 def split_url(target: bytes) -> tuple[bytes, bytes] | None:
