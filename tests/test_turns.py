@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+from time import perf_counter
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -19,41 +23,57 @@ class Passes(trio.abc.Instrument):
         self.number += 1
 
 
-async def test_one_of_the_line_goes_on_in_each_pass() -> None:
-    """First come, first served, however many wait."""
+async def passes_of(count: int, seconds: float) -> list[int]:
+    """How many of a line of readers went on in each pass; each works for so many seconds."""
     turns, passes = Turns(0.001), Passes()
-    trio.lowlevel.add_instrument(passes)
-    went: list[tuple[int, int]] = []
+    went: list[int] = []
 
-    async def reader(number: int) -> None:
+    async def reader() -> None:
         await turns.next()
-        went.append((passes.number, number))
+        went.append(passes.number)
+        ends = perf_counter() + seconds
+        while perf_counter() < ends:
+            pass
 
+    trio.lowlevel.add_instrument(passes)
+    trio.lowlevel.add_instrument(turns)
     async with trio.open_nursery() as nursery:
-        for number in range(10):
-            nursery.start_soon(reader, number)
+        for _ in range(count):
+            nursery.start_soon(reader)
+    trio.lowlevel.remove_instrument(turns)
     trio.lowlevel.remove_instrument(passes)
-    numbers = [number for _, number in went]
-    assert len({one for one, _ in went}) == 10
-    assert sorted(numbers) == list(range(10))
+    assert len(went) == count
+    return list(Counter(went).values())
 
 
-async def test_the_line_is_first_come_first_served() -> None:
-    """Who asked first goes on first, and who asks again stands behind the others."""
+async def test_long_turns_have_a_pass_each() -> None:
+    """Fan-out and everybody else run between two of them; at first a few may share a pass."""
+    assert sorted(await passes_of(30, 0.002))[:-2] == [1] * 28
+
+
+async def test_short_turns_share_a_pass() -> None:
+    """A thousand connections that each have little to say do not wait a thousand passes."""
+    assert len(await passes_of(1_000, 0)) < 100
+
+
+async def test_nobody_is_passed_over() -> None:
+    """Between two turns of one reader each other reader has two turns at most."""
     turns = Turns(0.001)
+    names = "abcdefgh"
     went: list[str] = []
 
     async def reader(name: str) -> None:
-        for _ in range(3):
+        for _ in range(200):
             await turns.next()
             went.append(name)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reader, "a")
-        nursery.start_soon(reader, "b")
-        nursery.start_soon(reader, "c")
-    assert len(went) == 9
-    assert {*went[:3]} == {*went[3:6]} == {*went[6:]} == {"a", "b", "c"}
+        for name in names:
+            nursery.start_soon(reader, name)
+    for name in names:
+        places = [place for place, one in enumerate(went) if one == name]
+        gaps = [went[before + 1 : after] for before, after in pairwise(places)]
+        assert max(max(Counter(gap).values(), default=0) for gap in gaps) <= 2
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])

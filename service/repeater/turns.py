@@ -5,17 +5,21 @@ buffer must not make one pass a second long: fan-out, pings and health checks ru
 
 Rule: all readers together have one budget in each pass (1 ms, as fan-out has). A reader asks
 `over` between two steps of its work: frames, commands, a request's head. When the budget is used
-up, the reader waits in one line for all connections, and each pass lets one reader of the line go
-on. So a pass costs fan-out's budget, and at most two of the readers' budgets and one step,
-whatever the number of connections and whatever they send.
+up, the reader waits in one line for all connections. Each pass lets a few readers of the line go
+on, and at least one, whatever fan-out has used of the pass. So a pass costs fan-out's budget, and
+at most two of the readers' budgets and one step, whatever the number of connections and whatever
+they send.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from time import perf_counter
+from typing import Final
 
 import trio
+
+_MOST: Final = 64  # readers that are woken in one pass
 
 
 class Turns(trio.abc.Instrument):
@@ -30,6 +34,11 @@ class Turns(trio.abc.Instrument):
         self._ends = 0.0
         self._line: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._moving = False
+        # The readers woken in this pass: how many, how many of them have not run yet, and whether
+        # one of them found the budget used up and stands in the line again.
+        self._group = 1
+        self._woken = 0
+        self._crowded = False
 
     def after_io_wait(self, timeout: float) -> None:  # Trio's signature
         """Begin a pass: Trio calls this before it runs the tasks of a pass."""
@@ -46,33 +55,60 @@ class Turns(trio.abc.Instrument):
             await self.next()
 
     async def next(self) -> None:
-        """Wait for a turn: first come, first served, one in each pass of the loop.
+        """Wait for a turn; first come, first served.
 
-        No deadline: each pass serves one of the line, and nothing in the line waits for a peer.
-        Cancelled, the caller leaves the line.
+        No deadline: each pass serves the first of the line, and nothing in the line waits for a
+        peer. Cancelled, the caller leaves the line.
         """
         if self._moving:
-            task = trio.lowlevel.current_task()
-            self._line[task] = None
-
-            def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
-                del self._line[task]
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(leave)
-            self._move()
-        else:
-            self._moving = True
-            try:
-                await trio.lowlevel.checkpoint()
-            finally:
-                self._move()
+            await self._stand_in_line()
+            return
+        self._moving = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._wake_some()
         self._ends = perf_counter() + self._seconds
 
-    def _move(self) -> None:
-        """Wake the first of the line; it runs in the next pass, and so the loop never sleeps."""
-        if self._line:
-            task, _ = self._line.popitem(last=False)
+    async def _stand_in_line(self) -> None:
+        task = trio.lowlevel.current_task()
+        self._line[task] = None
+
+        def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
+            del self._line[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            await trio.lowlevel.wait_task_rescheduled(leave)
+            if self._take_turn(task):
+                return
+
+    def _take_turn(self, task: trio.lowlevel.Task) -> bool:
+        """Whether a reader that was woken goes on; else it is the first of the line again."""
+        first = self._woken == self._group
+        self._woken -= 1
+        goes_on = first or perf_counter() <= self._ends
+        if first:
+            self._ends = perf_counter() + self._seconds
+        if not goes_on:
+            self._crowded = True
+            self._line[task] = None
+            self._line.move_to_end(task, last=False)
+        if not self._woken:
+            self._wake_some()
+        return goes_on
+
+    def _wake_some(self) -> None:
+        """Wake the first of the line, who run in the next pass, and so the loop never sleeps.
+
+        More of them each time that all of them went on, since most turns take microseconds.
+        """
+        most = max(1, self._group // 2) if self._crowded else min(_MOST, self._group * 2)
+        self._group = self._woken = min(most, len(self._line))
+        self._crowded = False
+        self._moving = bool(self._group)
+        if not self._moving:
+            self._group = 1
+        for _ in range(self._woken):
+            task, _none = self._line.popitem(last=False)
             trio.lowlevel.reschedule(task)
-        else:
-            self._moving = False

@@ -47,6 +47,8 @@ _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
+_FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head, doubled for each after it
+_LONGEST_PAUSE: Final = 0.5
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
 
@@ -229,7 +231,7 @@ class Acceptor:
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Return the bytes up to the head's end, and those that arrived with them."""
-        received = b""
+        received, reads = b"", 0
         while True:
             try:
                 chunk = sock.recv(self._head_limit)
@@ -252,7 +254,21 @@ class Acceptor:
                 raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
             if end >= 0:
                 return received
-            await trio.lowlevel.checkpoint()
+            reads += 1
+            await self._wait_for_more(reads, sock, scope)
+
+    async def _wait_for_more(
+        self, reads: int, sock: socket.socket, scope: trio.CancelScope
+    ) -> None:
+        """Let the rest of a head gather before it is read again, longer after each read.
+
+        A head in two packets is read at once. One that comes byte by byte would cost as many turns
+        of the loop as it has bytes.
+        """
+        self._set_deadline(sock, scope)
+        with self._no_request_yet(scope):
+            pause = _FIRST_PAUSE * 2 ** (reads - 2) if reads > 1 else 0.0
+            await trio.sleep(min(pause, _LONGEST_PAUSE))
 
     def _set_deadline(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """Set the head's deadline once, at the first wait: most heads arrive without one."""
