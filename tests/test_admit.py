@@ -6,11 +6,8 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-import h2.config
-import h2.connection
-import h2.events
 import msgspec
 import pytest
 import trio
@@ -22,96 +19,26 @@ from repeater.access.grants import (
     ConnectionGrant,
     Denial,
     SubscriptionGrant,
-    TokenInvalidError,
 )
 from repeater.config import CurrentSettings, Settings, load_settings
-from repeater.errors import BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, LimitOptions, NodeOptions
 from repeater.serving.application import create_app
-from repeater.serving.server import Server
 from repeater.testing import open_test_node
 from repeater.web.subscriptions import SubscriptionRoutes
 from tests.conversation import FakeVerifier
-from tests.serving import Peer, frame, peer, running
-
-PATHS: Final = {"websocket": "/ws", "stream": "/events"}
-WAYS: Final = ("native", "asgi", "h2")
-UPGRADE: Final = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-
-every_way = pytest.mark.parametrize("way", WAYS)
-every_kind = pytest.mark.parametrize("kind", PATHS)
-
-
-@asynccontextmanager
-async def knocking(
-    server: Server, way: str, kind: str, query: str = "channel=news", **headers: str
-) -> AsyncIterator[int]:
-    """The status that a subscriber's request gets; its connection lives as long as the block."""
-    target = f"{PATHS[kind]}?{query}"
-    async with peer(server, protocols=["h2"] if way == "h2" else ()) as client:
-        if way == "h2":
-            yield await knock_by_http2(client, kind, target, headers)
-            return
-        if way == "asgi":  # behind a used connection
-            assert b" 404 " in await client.call("GET", "/nothing")
-        named = {"Host": "test", **(UPGRADE if kind == "websocket" else {}), **headers}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
-        await client.stream.send_all(f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode())
-        yield opened(int((await client.until(b"\r\n\r\n")).split(b" ")[1]))
-
-
-async def knock_by_http2(client: Peer, kind: str, target: str, headers: dict[str, str]) -> int:
-    http = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
-    http.initiate_connection()
-    head = {":method": "GET", ":scheme": "https", ":authority": "test", ":path": target}
-    if kind == "websocket":  # RFC 8441
-        head |= {":method": "CONNECT", ":protocol": "websocket", "sec-websocket-version": "13"}
-    head |= {name.lower(): value for name, value in headers.items()}
-    http.send_headers(1, list(head.items()), end_stream=kind == "stream")
-    while True:
-        await client.stream.send_all(http.data_to_send())
-        for event in http.receive_data(await client.stream.receive_some()):
-            if isinstance(event, h2.events.ResponseReceived):
-                return opened(int(dict(event.headers)[b":status"]))
-
-
-def opened(status: int) -> int:
-    """A WebSocket's 101 is 200 by HTTP/2 and for a stream."""
-    return 200 if status == 101 else status
-
-
-async def status_of(
-    server: Server, way: str, kind: str, query: str = "channel=news", **headers: str
-) -> int:
-    async with knocking(server, way, kind, query, **headers) as status:
-        return status
-
-
-TOKENS: Final = FakeVerifier(
-    {
-        "ann": ConnectionGrant("ann"),
-        "over": ConnectionGrant("ann", expire_at=1),
-        "wrong": TokenInvalidError("no"),
-        "later": BrokerError("no keys now"),
-    }
+from tests.knocking import (
+    PATHS,
+    TOKENS,
+    UPGRADE,
+    every_kind,
+    every_way,
+    guarded,
+    knock_by_http2,
+    knocking,
+    status_of,
 )
-
-
-@asynccontextmanager
-async def guarded(**settings: Any) -> AsyncIterator[Server]:
-    """A server that knows a few tokens, and lets nobody in without one."""
-    channel = {"allow_subscribe_for_client": True}
-    async with running(
-        **{"dev": False, "default_channel": "news", "channel": channel, **settings}
-    ) as server:
-        server.node.verifier = TOKENS
-        yield server
+from tests.serving import Peer, frame, peer, running
 
 
 @every_way

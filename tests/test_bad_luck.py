@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import trio
+from trio.testing import MockClock
 
+from repeater.protocol.http.head import begins_request
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import serving, starts_processes
-from tests.serving import UPGRADE, Peer, close_code
+from tests.serving import UPGRADE, Peer, close_code, running
 
 pytestmark = starts_processes
 
@@ -106,3 +109,25 @@ async def test_a_signal_with_a_thousand_connected_and_publishing_under_way() -> 
         assert numbers == list(range(len(numbers)))
         assert close_code(one) == 3001
         assert len(numbers) >= accepted
+
+
+async def test_a_head_that_trickles_costs_few_reads(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte by byte it is read ever more rarely, within its deadline, and answered when it ends."""
+    reads = 0
+
+    def count(received: bytes) -> bool:
+        nonlocal reads
+        reads += 1
+        return begins_request(received)
+
+    monkeypatch.setattr("repeater.front.accept.begins_request", count)
+    head = b"GET /health/live HTTP/1.1\r\nHost: t\r\nX: " + b"x" * 400 + b"\r\n\r\n"
+    async with running() as server:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            for place in range(len(head)):
+                await stream.send_all(head[place : place + 1])
+                await trio.sleep(0.01)
+            assert b" 200 " in await stream.receive_some()
+        assert 5 < reads < 30

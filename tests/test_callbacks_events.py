@@ -30,8 +30,8 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import pieces
 from tests.conversation import FakeVerifier, talking
+from tests.knocking import knocking
 from tests.serving import running
-from tests.test_admit import knocking
 
 URL = "http://app.example/events"
 SECRET = "s3cret"

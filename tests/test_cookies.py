@@ -12,8 +12,8 @@ import pytest
 
 import repeater
 from repeater.front.request import Request, token_of_cookies
+from tests.knocking import UPGRADE, WAYS, every_kind, every_way, guarded, status_of
 from tests.serving import peer
-from tests.test_admit import UPGRADE, WAYS, every_kind, every_way, guarded, status_of
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2ln-nature_x"
 OTHERS = [

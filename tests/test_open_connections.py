@@ -12,10 +12,9 @@ import trio.testing
 from repeater.front.open_connections import four_fifths_of_descriptors
 from repeater.serving.server import Server
 from tests.deadlines import LOOP_ANSWERS
+from tests.knocking import BROWSER, ask, knocking, refused, status_of
 from tests.processes import serving, starts_processes
 from tests.serving import UPGRADE, Peer, frame, peer, running
-from tests.test_admit import knocking, status_of
-from tests.test_pages import BROWSER, ask, refused
 
 EVENT = b'{"channel":"news","data":1}'
 KEY = "k" * 16

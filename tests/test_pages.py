@@ -5,27 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from h2.events import DataReceived, StreamEnded
 
 from repeater.serving.server import Server
-from tests.serving import Peer, peer, running
-from tests.test_admit import UPGRADE, WAYS, every_kind, every_way, guarded, knocking, status_of
+from tests.knocking import (
+    BROWSER,
+    UPGRADE,
+    WAYS,
+    ask,
+    every_kind,
+    every_way,
+    guarded,
+    knocking,
+    refused,
+    status_of,
+)
+from tests.serving import peer, running
 
 STREAMS = ("/events?channel=news", "/connection/sse?cf_connect={}", "/connection/uni_sse")
 EVIL = "https://evil.example"
-
-
-async def ask(
-    client: Peer, target: str, method: str = "GET", body: bytes = b"", **headers: str
-) -> tuple[int, bytes]:
-    """Status and head of the answer to one request."""
-    named = {"Host": "localhost", **headers}
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
-    if body:
-        lines += f"Content-Length: {len(body)}\r\n"
-    await client.stream.send_all(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body)
-    head = await client.until(b"\r\n\r\n")
-    return int(head.split(b" ")[1]), head
 
 
 async def status(
@@ -181,55 +178,6 @@ async def test_the_star_lets_no_credentials_be_read() -> None:
 
 
 # ---- temporary refusals
-
-BROWSER = {"Accept": "text/event-stream", "Sec_Fetch_Mode": "cors"}
-
-
-async def refused(
-    server: Server, way: str, target: str, **headers: str
-) -> tuple[int, bytes, bytes]:
-    """Status, head and body of a stream's refusal."""
-    async with peer(server, protocols=["h2"] if way == "h2" else ()) as client:
-        if way == "h2":
-            return await refused_by_http2(client, target, headers)
-        if way == "asgi":
-            await client.call("GET", "/nothing")
-        code, head = await ask(client, target, "GET", b"", **headers)
-        size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
-        while len(client.received) < size:
-            client.received += await client.stream.receive_some()
-        return code, head.lower(), client.received[:size]
-
-
-async def refused_by_http2(
-    client: Peer, target: str, headers: dict[str, str]
-) -> tuple[int, bytes, bytes]:
-    import h2.config
-    import h2.connection
-    from h2.events import ResponseReceived
-
-    http = h2.connection.H2Connection(h2.config.H2Configuration())
-    http.initiate_connection()
-    head = [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", "localhost"),
-        (":path", target),
-    ]
-    head += [(name.replace("_", "-").lower(), value) for name, value in headers.items()]
-    http.send_headers(1, head, end_stream=True)
-    code, lines, body = 0, b"", b""
-    while True:
-        await client.stream.send_all(http.data_to_send())
-        for event in http.receive_data(await client.stream.receive_some()):
-            if isinstance(event, ResponseReceived):
-                pairs = [(bytes(name), bytes(value)) for name, value in event.headers]
-                code = int(dict(pairs)[b":status"])
-                lines = b"".join(b"%s: %s\r\n" % pair for pair in pairs).lower()
-            elif isinstance(event, DataReceived):
-                body += event.data
-            elif isinstance(event, StreamEnded):
-                return code, lines, body
 
 
 @pytest.mark.parametrize("way", WAYS)
