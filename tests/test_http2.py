@@ -175,6 +175,7 @@ async def test_a_flood_ends_its_connection(
         async with browser(server, authority) as client:
             number = await client.request("/health")
             await client.until(lambda: number in client.ended)
+        assert not server.node.failures.counts
 
 
 @pytest.mark.parametrize(

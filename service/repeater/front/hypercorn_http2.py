@@ -124,8 +124,11 @@ class HTTP2:
             await self._flush()  # what `h2` says about it
             self._link.end()
             return
+        reset = {one.stream_id for one in events if isinstance(one, h2.events.StreamReset)}
         for event in events:
-            await self._handle(event)
+            # A request that was reset behind itself does not even begin.
+            if not (isinstance(event, h2.events.RequestReceived) and event.stream_id in reset):
+                await self._handle(event)
             await self._link.give_way()
         await self._flush()
 
@@ -210,7 +213,8 @@ class HTTP2:
             valid = False
         if self._link.draining or not valid:
             code = ErrorCodes.REFUSED_STREAM if valid else ErrorCodes.PROTOCOL_ERROR
-            self._h2.reset_stream(number, code)
+            with contextlib.suppress(h2.exceptions.ProtocolError):  # It is closed already.
+                self._h2.reset_stream(number, code)
             return
         self._requests += 1
         stream = self._streams[number] = _Stream(number)
