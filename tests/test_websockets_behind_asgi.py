@@ -317,3 +317,16 @@ async def test_an_exchange_that_is_cut_leaves_nothing(
             assert not server.node.hub.channels
             assert not server.node.failures.counts
     assert not [one for one in caplog.records if one.exc_info or "Traceback" in one.message]
+
+
+@pytest.mark.parametrize("way", ["native", "asgi"])
+async def test_an_upgrade_to_an_unknown_path(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """404 in development mode as well, and no traceback."""
+    with caplog.at_level(logging.INFO):
+        async with running() as server, peer(server) as client:
+            if way == "asgi":
+                assert b" 200 " in await client.call("GET", "/health")
+            await client.stream.send_all(UPGRADE.format(path="/nothing", more="").encode())
+            assert b" 404 " in await client.until(b"\r\n\r\n")
+            assert not server.node.failures.counts
+    assert not [one for one in caplog.records if one.exc_info]
