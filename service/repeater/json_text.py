@@ -64,7 +64,8 @@ def json_text(data: bytes) -> JSONText:
         raise ValueError("not UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(reason_of(error)) from None
-    return JSONText(_one_line(data))
+    # Valid JSON has no line breaks inside its strings and numbers.
+    return JSONText(data.translate(None, _LINE_BREAKS))
 
 
 def _check(data: bytes) -> None:
@@ -79,14 +80,10 @@ def _check(data: bytes) -> None:
 
 def accepted(raw: msgspec.Raw) -> JSONText:
     """Return a field of a message that a reader of `protocol.json_reader` returned."""
-    return JSONText(_one_line(bytes(raw)))
-
-
-def _one_line(text: bytes) -> bytes:
-    """The text without line breaks. Valid JSON has none inside its strings and numbers."""
+    text = bytes(raw)
     if b"\n" in text or b"\r" in text:
-        return text.translate(None, _LINE_BREAKS)
-    return text
+        text = text.translate(None, _LINE_BREAKS)
+    return JSONText(text)
 
 
 def embedded(text: bytes) -> msgspec.Raw | None:
