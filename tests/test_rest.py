@@ -486,6 +486,25 @@ async def test_a_bug_in_a_call_ends_its_connection_only() -> None:
                 assert (await end.hang_up(), end.left) == (b"", b"")
 
 
+async def test_bytes_behind_the_last_call_do_not_reset_its_answer(
+    autojump_clock: MockClock,
+) -> None:
+    """They are read and discarded until the peer hangs up, or the close timeout is over."""
+    for patient in (True, False):
+        async with open_test_node() as node, line(node) as end:
+            end.send(request(EVENT, head=b"Connection: close\r\n") + b"\r\n")
+            await wait_all_tasks_blocked()
+            end.send(b"\r\nnoise")
+            assert b" 200 " in await end.received()
+            assert end.left is None
+            if patient:
+                await trio.sleep(node.options.close_timeout + 0.1)
+                assert await end.received() == b""
+            else:
+                assert await end.hang_up() == b""
+            assert end.left == b""
+
+
 STREAM = b"".join(
     (
         request(EVENT),
