@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from random import Random
 from time import perf_counter
 
 import pytest
@@ -95,6 +96,37 @@ async def test_a_cancelled_reader_leaves_the_line(leaver: int) -> None:
     assert {0, 1, 2} - {leaver} <= {*went}
     went.clear()
     await turns.next()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_any_mixture_of_turns_and_cancels(seed: int) -> None:
+    """Readers with much and little to do, some cancelled at any moment: all others go on."""
+    rng = Random(seed)
+    turns = Turns(0.0002)
+    done = 0
+    scopes = [trio.CancelScope() for _ in range(60)]
+    cancelled = rng.sample(scopes, 20)
+
+    async def reader(scope: trio.CancelScope) -> None:
+        nonlocal done
+        with scope:
+            for _ in range(10):
+                await turns.next()
+                ends = perf_counter() + rng.choice((0, 0, 0.0001, 0.0005))
+                while perf_counter() < ends:
+                    pass
+                if rng.random() < 0.1 and cancelled:
+                    cancelled.pop().cancel()
+        done += not scope.cancelled_caught
+
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        for scope in scopes:
+            nursery.start_soon(reader, scope)
+    trio.lowlevel.remove_instrument(turns)
+    assert done >= 40
+    assert not turns._line
+    assert not turns._moving
 
 
 async def _cancel(scope: trio.CancelScope) -> None:

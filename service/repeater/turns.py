@@ -78,25 +78,29 @@ class Turns(trio.abc.Instrument):
             del self._line[task]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        while True:
-            await trio.lowlevel.wait_task_rescheduled(leave)
-            if self._take_turn(task):
-                return
-
-    def _take_turn(self, task: trio.lowlevel.Task) -> bool:
-        """Whether a reader that was woken goes on; else it is the first of the line again."""
-        first = self._woken == self._group
-        self._woken -= 1
-        goes_on = first or perf_counter() <= self._ends
-        if first:
-            self._ends = perf_counter() + self._seconds
-        if not goes_on:
-            self._crowded = True
+        await trio.lowlevel.wait_task_rescheduled(leave)
+        while not self._goes_on():
+            if not self._woken:
+                # The last of its group would have to wake itself: it goes on in the next pass.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._ends = perf_counter() + self._seconds
+                break
             self._line[task] = None
             self._line.move_to_end(task, last=False)
+            await trio.lowlevel.wait_task_rescheduled(leave)
         if not self._woken:
             self._wake_some()
-        return goes_on
+
+    def _goes_on(self) -> bool:
+        """Count a reader that was woken; return whether the budget lets it go on."""
+        first = self._woken == self._group
+        self._woken -= 1
+        if first:
+            self._ends = perf_counter() + self._seconds
+        elif perf_counter() > self._ends:
+            self._crowded = True
+            return False
+        return True
 
     def _wake_some(self) -> None:
         """Wake the first of the line, who run in the next pass, and so the loop never sleeps.

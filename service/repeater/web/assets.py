@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,12 @@ _HEADERS: Final = {
 }
 
 
+@functools.lru_cache(maxsize=64)
+def _etag(content: bytes) -> str:
+    """A digest of the content, made once: a stranger may ask for the same page all day."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 class Assets:
     """The pages of one folder, with their scripts, styles and images. Owns only their bytes."""
 
@@ -40,6 +48,6 @@ class Assets:
 async def send_bytes(content: bytes, kind: str) -> Response:
     """Return content that never changes while the process runs, or 304 if the browser has it."""
     response = Response(content, 200, _HEADERS, content_type=kind)
-    await response.add_etag()
+    response.set_etag(_etag(content))
     conditional: Response = await response.make_conditional(request)
     return conditional
