@@ -81,7 +81,8 @@ class Heartbeat:
         self._now = math.floor(trio.current_time() / self._tick)
         ends = perf_counter() + _BUDGET
         for slot in sorted(slot for slot in self._slots if slot <= self._now):
-            clients = self._slots[slot]
+            # Gone if all its clients ended while this sweep gave way in an earlier slot.
+            clients = self._slots.get(slot, {})
             while clients:
                 self._give_turn(clients.popitem()[0])
                 if perf_counter() > ends:
