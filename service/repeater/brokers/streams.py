@@ -129,10 +129,10 @@ class Streams:
         if stream is None:
             return None
         now = trio.current_time()
-        if stream.over(now):
-            self._forget(stream)
-            return None
-        if stream.publications is not None and stream.expired(now):
+        if stream.expired(now):  # first, because offset and epoch outlive the publications
+            if stream.over(now):
+                self._forget(stream)
+                return None
             self._clear(stream)
         return stream
 
