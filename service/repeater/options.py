@@ -139,12 +139,14 @@ class LimitOptions(Options, frozen=True, kw_only=True):
     connection without a subscriber; if there is none, it is closed at once. 0 means four fifths of
     the descriptors that the process may have (`ulimit -n`)."""
 
-    pending_connections: int = 1_000
+    pending_connections: int = 4_000
     """Connections that have not become anybody yet: no whole request, no `connect`, no call with
-    the API key. One more takes the place of the oldest, if that is older than a second."""
+    the API key. One more takes the place of the oldest, if that is older than a second. They take
+    some 8 KiB each, 32 MiB in all."""
 
-    pending_per_address: int = 100
-    """Such connections from one address (IPv6: from one /64)."""
+    pending_per_address: int = 500
+    """Such connections from one address (IPv6: from one /64). With few of them, an attacker who
+    holds many would only be made to connect again and again, which costs more than they do."""
 
     connections_per_address: int = 0
     """Connections from one address (IPv6: from one /64), counted when they are accepted, or when a
