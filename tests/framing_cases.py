@@ -242,7 +242,7 @@ def lengths() -> Iterator[Case]:
     for value in (b" 24 ", b"24\t", b"024", b"\t24"):
         sent = LINE + HOST + b"Content-Length:%b\r\n\r\n" % value + EVENT
         yield accepted(f"length {value!r}", "6.2", sent)
-    yield Case("no length is no body", "6.3", LINE + HOST + b"\r\n" + HEALTH, (400, 200), True, 0)
+    yield Case("without a length", "6.3", LINE + HOST + b"\r\n" + HEALTH, (400, 200), True, 0)
     zero = LINE + HOST + b"Content-Length: 0\r\n\r\n" + HEALTH
     yield Case("length 0", "6.3", zero, (400, 200), True, 0)
     health = b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 24\r\n\r\n" + EVENT

@@ -222,7 +222,7 @@ def test_serve_reads_the_file_it_is_given(tmp_path: Path) -> None:
 
 
 def test_check_loads_the_certificate(tmp_path: Path, authority: Authority) -> None:
-    """Missing files, and what is no certificate, are found before the start, in one line."""
+    """Missing files, and what is not a certificate, are found before the start, in one line."""
     file = tmp_path / "repeater.toml"
 
     def check(cert: Path, key: Path) -> tuple[int, str]:
@@ -246,7 +246,7 @@ def test_check_loads_the_certificate(tmp_path: Path, authority: Authority) -> No
     ["http://0.0.0.0:80", "a b:80", "[localhost]:80", "[::1::2]:80", "a/b:80", "*:80", "me@a:80"],
 )
 def test_an_address_that_cannot_be_listened_on(listen: str) -> None:
-    """Neither `listen` nor `host` takes what can be no address and no name."""
+    """Neither `listen` nor `host` takes what is neither an address nor a name."""
     with pytest.raises(ConfigError, match="listen"):
         load_settings(listen=[listen])
     with pytest.raises(ConfigError, match="host"):

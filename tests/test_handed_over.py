@@ -233,7 +233,7 @@ async def test_a_half_close_behind_a_request(autojump_clock: MockClock, kind: st
 
 
 async def test_a_half_close_behind_several_requests(autojump_clock: MockClock) -> None:
-    """Each of them is answered, and what is no request any more is answered with 400."""
+    """Each of them is answered, and what is not a request any more is answered with 400."""
     async with line() as end:
         end.send(HEAD % b"quick" + HEAD % b"slow" + HEAD % b"quick" + b"GET /qu")
         end.socket.shutdown(socket.SHUT_WR)

@@ -408,7 +408,7 @@ async def test_a_comment_is_sent_where_nobody_can_answer(autojump_clock: MockClo
 
 
 async def test_a_token_that_expires_ends_the_stream(autojump_clock: MockClock) -> None:
-    """At once: a plain subscriber cannot refresh its token, so there is no delay for it."""
+    """At once: a plain subscriber cannot refresh its token, so nobody waits for a new one."""
     async with open_test_node() as node:
         transport = MemoryTransport(EVENT_STREAM)
         with trio.CancelScope() as scope:

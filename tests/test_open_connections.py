@@ -275,7 +275,7 @@ async def test_a_long_request_is_not_pending() -> None:
 
 
 async def test_limits_that_are_switched_off() -> None:
-    """Zero is no bound for pending connections."""
+    """Zero means that pending connections have no bound."""
     limits = {"pending_connections": 0, "pending_per_address": 0}
     async with running(limits=limits) as server, AsyncExitStack() as stack:
         await silent(stack, server, 3)

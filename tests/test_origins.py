@@ -70,7 +70,7 @@ def test_the_own_origin_in_every_spelling(origin: str, host: str) -> None:
     ],
 )
 def test_another_s_origin(origin: str, host: str | None) -> None:
-    """Another port, another host, and what is no origin at all."""
+    """Another port, another host, and what is not an origin at all."""
     assert judge_page(origin, host, None, ()) is Page.FOREIGN
 
 

@@ -126,7 +126,7 @@ class Masked(msgspec.Struct, frozen=True):
 
 
 def mask(text: bytes) -> Masked | None:
-    """Mask the lone surrogates of a text, written as escapes; None if there are none.
+    """Mask the lone surrogates of a text, written as escapes; None if it has none.
 
     `JSON.stringify` and `json.dumps` write them for a text that was cut within an emoji.
     """

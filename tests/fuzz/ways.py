@@ -122,7 +122,7 @@ def http(rng: Random) -> bytes:
 
 
 def noise(rng: Random) -> bytes:
-    """Bytes that are no request."""
+    """Bytes that are not a request."""
     return rng.randbytes(rng.choice((1, 10, 1_000, 30_000)))
 
 

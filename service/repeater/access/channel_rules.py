@@ -27,7 +27,7 @@ class ChannelRules:
         self._options = options
         self._known: dict[str, ChannelOptions] = {}
         self._personal = ""
-        """How every user's personal channel begins; empty if there are none."""
+        """How every user's personal channel begins; empty if users have none."""
         if options.user_personal_channel:
             namespace = options.personal_channel_namespace
             self._personal = f"{namespace}{_NAMESPACE_END if namespace else ''}{_USERS_BEGIN}"

@@ -35,7 +35,7 @@ class FirstResults:
         return len(self._results)
 
     def find(self, key: _Key) -> tuple[StreamPosition | None] | None:
-        """The first result, which may itself be None, in a tuple; None if there was no publish."""
+        """The first result, which may itself be None, in a tuple; None if nobody published."""
         found = self._results.get(key)
         if found is None or found[0] <= trio.current_time():
             return None

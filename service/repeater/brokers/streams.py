@@ -52,7 +52,7 @@ class Stream:
         self.version = ("", 0)
         """`version_epoch` and `version` of the last publication that had a version."""
         self.publications: deque[Publication] | None = None
-        """Oldest first; None while there are none, because an empty deque takes 600 bytes."""
+        """Oldest first; None while the stream is empty, because an empty deque takes 600 bytes."""
         self.published = 0.0
         """When the newest publication came, on Trio's clock."""
 
@@ -124,7 +124,7 @@ class Streams:
         return len(self._streams)
 
     def find(self, channel: str) -> Stream | None:
-        """The stream of a channel, as far as it has not expired; None if there is none."""
+        """The stream of a channel, as far as it has not expired; None if it does not exist."""
         stream = self._streams.get(channel)
         if stream is None:
             return None

@@ -111,7 +111,7 @@ def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
     from repeater.json_text import json_text
 
     try:
-        # Bytes of an argument that are no UTF-8 are surrogates in a `str`.
+        # Bytes of an argument that are not UTF-8 are surrogates in a `str`.
         text = json_text(data.encode(errors="surrogateescape"))
     except ValueError as error:
         raise click.ClickException(f"that is not JSON: {error}") from None

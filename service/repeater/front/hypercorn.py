@@ -141,7 +141,7 @@ class Handover:
             _log.warning("HTTP/2 connections closed for a flood", so_far=self._ended[outcome])
 
     def _fail(self, error: BaseException) -> None:
-        """Note a failure with its traceback; that the peer has gone is none."""
+        """Note a failure with its traceback; a peer that has gone is not a failure."""
         if _is_gone(error):
             self._count("lost")
         elif self._failures is not None:

@@ -130,9 +130,9 @@ class Request(msgspec.Struct, eq=False):
         return judge_page(self.header(b"origin"), self.header(b"host"), site, origins)
 
     def host_allowed(self, hosts: tuple[str, ...]) -> bool:
-        """Whether the request is for a host of ours: one of these globs, or any if there are none.
+        """Whether the request is for a host of ours: one of these globs, or any without globs.
 
-        A repeated `Host` is for none.
+        A request with a repeated `Host` is for no host.
         """
         if not hosts:
             return True

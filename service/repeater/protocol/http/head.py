@@ -79,7 +79,7 @@ class Head:
         return asked and b"upgrade" in self._items(b"connection")
 
     def _items(self, name: bytes) -> list[bytes]:
-        """The items of all headers of this name, in lower case; one empty item if there is none."""
+        """The items of all headers of this name, in lower case; without one, an empty item."""
         lines = [value for one, value in self.headers if one == name]
         return [item.strip(b" \t") for item in b",".join(lines).lower().split(b",")]
 

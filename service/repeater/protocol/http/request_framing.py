@@ -37,7 +37,7 @@ class RequestFraming:
         self._chunked: ChunkedReader | None = None
         self._keep_alive = True
         self._tunnel = False
-        self._between = True  # the last request is whole, or there was none
+        self._between = True  # the last request is whole, or nothing came yet
         self._over = False  # the last request ends the connection
         self.fault: Fault | None = None
         """Why the connection must be refused after the bytes that were taken."""
