@@ -177,6 +177,7 @@ def test_the_star() -> None:
     assert judge_page("https://evil.test", "a", None, allowed) is Page.ANYBODY
     assert judge_page("https://friend.test", "a", None, allowed) is Page.TRUSTED
     assert judge_page("https://a", "a", None, allowed) is Page.TRUSTED
+    assert judge_page("null", "a", None, allowed) is Page.ANYBODY
     assert judge_page("nonsense", "a", None, allowed) is Page.ANYBODY
 
 
