@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -16,9 +17,10 @@ from repeater.errors import SERVER_ERROR
 from repeater.failures import Failures
 from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
-from repeater.protocol.centrifugo.codecs import PLAIN
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI, Codec
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.conversation import talking
 from tests.serving import frame, peer, running
 
 CONNECT = frame(b'{"connect":{},"id":1}')
@@ -148,3 +150,54 @@ async def test_tracebacks_are_bounded(
         failures.note("connection", Mistake())
     assert failures.counts == {"connection": 101, "outbox": 1}
     assert len(caplog.records) == 3
+
+
+def unable(*_: object) -> bytes:
+    raise Mistake
+
+
+async def test_a_codec_that_fails_costs_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its listeners miss the publication, those with a position are told, and others get it."""
+    async with open_test_node() as node, talking(node) as positioned, talking(node) as careless:
+        plain = MemoryTransport()
+        async with connect(node, plain, ["c"]):
+            await positioned.subscribe("c", positioned=True)
+            await careless.subscribe("c")
+            await positioned.news()
+            codec = type(CENTRIFUGE_JSON_ASGI)
+            encode = codec.publications
+
+            def publications(one: Codec, *run: Any) -> Any:
+                return encode(one, *run) if one is PLAIN_ASGI else unable()
+
+            monkeypatch.setattr(codec, "publications", publications)
+            await node.publish(Publication("c", b"1"))
+            assert await positioned.pushes("unsubscribe") == [
+                {"code": 2500, "reason": "insufficient state"}
+            ]
+            monkeypatch.undo()
+            await node.publish(Publication("c", b"2"))
+            assert await careless.data() == [2]
+            assert plain.sent == [b"1", b"2"]
+            assert node.statistics().failures["fanout"] >= 1
+
+
+async def test_a_cut_that_fails_does_not_end_fan_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer that finds a client broken is everybody's: the failure stays with that client."""
+
+    class Gone(MemoryTransport):
+        def write(self, chunk: Chunk) -> int:
+            raise OSError("gone")
+
+    gone, other = Gone(), MemoryTransport()
+    async with open_test_node() as node, connect(node, other, ["c"]):
+        async with connect(node, gone, ["c"]) as client:
+            with monkeypatch.context() as patched:
+                patched.setattr(client.outbox, "_cut", unable)
+                await node.publish(Publication("c", b"1"))
+                await wait_all_tasks_blocked()
+            assert gone.aborted
+        await node.publish(Publication("c", b"2"))
+        await wait_all_tasks_blocked()
+        assert other.sent == [b"1", b"2"]
+        assert node.statistics().failures == {"cut": 1}

@@ -179,7 +179,7 @@ class Node(UserConnections):
         self.position_sets = PositionSets()
         self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
-        self._repeater = Repeater(self.hub, self._intake, options.fanout_budget)
+        self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)
         self._repeated = trio.Event()
         self._refused = 0
 

@@ -153,7 +153,7 @@ class Outbox:
         if isinstance(error, BlockingIOError):
             self._wait(chunk)
         else:
-            self._cut(WRITE_ERROR)
+            self._end(WRITE_ERROR)
 
     def _wait(self, chunk: Chunk) -> None:
         """Put a chunk behind the backlog. If the backlog is full, the client is cut as slow."""
@@ -165,7 +165,7 @@ class Outbox:
             self._room.backlogged[self] = None
             self._room.nursery.start_soon(self._drain, self._backlog)
         if not self._backlog.add(chunk):
-            self._cut(SLOW)
+            self._end(SLOW)
 
     async def _drain(self, backlog: _Backlog) -> None:
         """Empty the backlog into the socket, then end. Its deadline is the backlog sweep's."""
@@ -173,10 +173,10 @@ class Outbox:
             try:
                 await self._drain_all(backlog)
             except (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
-                self._cut(WRITE_ERROR)
+                self._end(WRITE_ERROR)
             except Exception as error:  # the boundary: this is one client's task
                 self._room.failures.note("outbox", error)
-                self._cut(SERVER_ERROR)
+                self._end(SERVER_ERROR)
 
     async def _drain_all(self, backlog: _Backlog) -> None:
         while backlog.size:
@@ -197,7 +197,16 @@ class Outbox:
 
     def cut_stuck(self) -> None:
         """Cut the client, because its backlog makes no progress."""
-        self._cut(WRITE_ERROR)
+        self._end(WRITE_ERROR)
+
+    def _end(self, why: Disconnect) -> None:
+        """Have the client cut. A boundary: who writes may be fan-out, which serves all others."""
+        try:
+            self._cut(why)
+        except Exception as error:
+            self._room.failures.note("cut", error)
+            self.close()
+            self._transport.abort()
 
     async def wait_empty(self) -> None:
         """Wait until the socket took everything. The caller sets the deadline."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import trio
 
+from repeater.failures import Failures
 from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.fanout.outbox import send_to_all
 from repeater.publication import Announcement, Event, Publication
@@ -71,7 +72,11 @@ class Chunks(msgspec.Struct, frozen=True):
 class Repeater:
     """Distributes what the intake holds. Lives inside the node; ends when the intake closes."""
 
-    def __init__(self, hub: Hub, intake: Intake, fanout_budget: float) -> None:
+    def __init__(
+        self, hub: Hub, intake: Intake, fanout_budget: float, failures: Failures | None = None
+    ) -> None:
+        """Note in `failures` what could not be encoded, if it is given."""
+        self._failures = failures or Failures()
         self._hub = hub
         self._intake = intake
         self._budget = fanout_budget
@@ -213,10 +218,10 @@ class Repeater:
             for codec, group, piece in caught_up.pieces:
                 # Without a base, since fan-out gave these listeners none. They keep their codec:
                 # not all of them get the run's last publication, which is the next base.
-                chunks = Chunks.of(codec, piece, None)
+                chunks = self._encode(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
-            chunks = Chunks.of(codec, publications, base)
+            chunks = self._encode(codec, publications, base)
             await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
                 await self._recode(channel, audience, codec.following)
@@ -224,7 +229,10 @@ class Repeater:
     async def _lose_positions(self, listeners: Sequence[Listener]) -> None:
         for number, listener in enumerate(listeners):
             if not listener.ended:
-                listener.lose_position()
+                try:
+                    listener.lose_position()
+                except Exception as error:  # the boundary of one listener
+                    self._failures.note("fanout", error)
             if number % _SLICE == 0:
                 await self._give_way_if_due()
 
@@ -233,13 +241,17 @@ class Repeater:
         channel: Channel,
         version: int,
         audience: Audience,
-        chunks: Chunks,
+        chunks: Chunks | None,
         touched: dict[Outbox, None] | None,
     ) -> None:
         """Give chunks to a group's listeners, except to those that leave meanwhile.
 
-        `audience` has the group's listeners at this `version` of the channel.
+        `audience` has the group's listeners at this `version` of the channel. Without chunks the
+        group misses these publications, and who has a position is told.
         """
+        if chunks is None:
+            await self._lose_positions([one for one in audience.listeners if one.positioned])
+            return
         everybody = audience.outboxes
         for start in range(0, len(everybody), _SLICE):
             if channel.version == version:
@@ -282,13 +294,15 @@ class Repeater:
         self, channel: Channel, announcement: Announcement, touched: dict[Outbox, None] | None
     ) -> None:
         """Push a join or leave to the listeners that asked for joins and leaves."""
-        chunks: dict[Codec, bytes] = {}
+        chunks: dict[Codec, bytes] = {}  # empty if the codec failed
         audiences = [group.audience().listeners for group in channel.listeners.values()]
         for number, listener in enumerate(chain(*audiences, tuple(channel.ahead))):
             if listener.join_leave and not listener.ended:
                 chunk = chunks.get(listener.codec)
                 if chunk is None:
-                    chunk = chunks[listener.codec] = listener.codec.announcement(announcement)
+                    chunk = chunks[listener.codec] = self._say(listener.codec, announcement)
+                if not chunk:
+                    continue
                 if touched is None:
                     listener.outbox.send(chunk)
                 else:
@@ -296,6 +310,23 @@ class Repeater:
                     touched[listener.outbox] = None
             if number % _SLICE == 0:
                 await self._give_way_if_due()
+
+    def _encode(
+        self, codec: Codec, run: Sequence[Publication], base: Publication | None
+    ) -> Chunks | None:
+        """Encode a run. The boundary of a codec: None, counted and logged, if it fails."""
+        try:
+            return Chunks.of(codec, run, base)
+        except Exception as error:
+            self._failures.note("fanout", error)
+            return None
+
+    def _say(self, codec: Codec, announcement: Announcement) -> bytes:
+        try:
+            return codec.announcement(announcement)
+        except Exception as error:  # the boundary of a codec
+            self._failures.note("fanout", error)
+            return b""
 
     async def _flush(self, touched: Sequence[Outbox]) -> None:
         for start in range(0, len(touched), _SLICE):
