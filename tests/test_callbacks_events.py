@@ -187,15 +187,15 @@ async def test_nothing_is_made_when_nobody_listens() -> None:
 
 
 async def test_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The header is the time and the HMAC-SHA256 of `<time>.<body>`."""
+    """The header is the time, the kind and the HMAC-SHA256 of both with path and body."""
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
     receiver = Receiver()
     async with opened(receiver) as events:
         events.channel_occupied("news")
     (request,) = receiver.requests
-    signed = b"1700000000." + request.content
+    signed = b"1700000000\nevents\n/events\n" + request.content
     digest = hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest()
-    assert request.headers[HEADER] == f"t=1700000000,v1={digest}"
+    assert request.headers[HEADER] == f"t=1700000000,kind=events,v1={digest}"
     assert receiver.events[0]["time"] == 1_700_000_000_500
 
 
