@@ -41,6 +41,11 @@ test *ARGS: (_sync "requirements-dev.txt") _missing-clients
 fuzz *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m tests.fuzz "$@"
 
+# Make faults beside a running server, and check that no event is lost in silence; `just drill --list`
+[positional-arguments]
+drill *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m tests.drill "$@"
+
 # Run the tests on each installed Python from 3.11 to 3.14, e.g. `just test-pythons -k broadcast`
 [positional-arguments]
 test-pythons *ARGS: (_sync "requirements-dev.txt")

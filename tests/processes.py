@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -67,9 +67,12 @@ class ServerProcess:
 
 @asynccontextmanager
 async def serving(
-    *arguments: str, variables: Mapping[str, str] | None = None, descriptors: int | None = None
+    *arguments: str,
+    command: Sequence[str] = SERVE,
+    variables: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
 ) -> AsyncIterator[ServerProcess]:
-    """A server on a free port; killed at the end if the test has not ended it.
+    """A server on a free port, or where it is told to `--listen`; killed at the end if need be.
 
     Its only settings are the arguments and `variables`; it may have so many descriptors.
     """
@@ -79,8 +82,9 @@ async def serving(
         if descriptors is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
+    where = () if "--listen" in arguments else ("--port", "0")
     process = await trio.lowlevel.open_process(
-        [*SERVE, "--port", "0", *arguments],
+        [*command, *where, *arguments],
         stderr=subprocess.PIPE,
         preexec_fn=limit,
         env={**environment, "REPEATER_COMMENTS": "false", **(variables or {})},

@@ -1,0 +1,224 @@
+"""The faults: each function makes its fault once, and returns when it is over."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import trio
+
+from tests.drill.ledger import BrokenPromise, Ledger
+from tests.drill.network import Network
+from tests.drill.places import (
+    Place,
+    behind_cable,
+    ordinary,
+    with_clock,
+    with_few_descriptors,
+)
+from tests.drill.target import Publisher, Target
+
+DEAD = 12.0
+"""Seconds after which nothing may be left of peers that vanished: interval of pings and timeout of
+pongs are 3 s together, and the machine may be busy."""
+
+
+@dataclass
+class Scene:
+    """What a fault can lay hands on."""
+
+    rng: Random
+    target: Target
+    network: Network
+    ledger: Ledger
+    publishers: Sequence[Publisher]
+    place: Place
+
+
+Make = Callable[[Scene], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault."""
+
+    make: Make
+    forgets: bool = False
+    """Whether the server may forget events by it: then subscribers must be told so. Without it they
+    must recover everything."""
+    restarts: bool = False
+    """Whether it ends the server: one that keeps its events in memory forgets them."""
+    place: Callable[[Path], AbstractContextManager[Place]] = ordinary
+    """Where the server runs."""
+
+    @property
+    def name(self) -> str:
+        return self.make.__name__
+
+
+async def nothing(scene: Scene) -> None:
+    """No fault at all."""
+    await trio.sleep(0.5)
+
+
+async def resets(scene: Scene) -> None:
+    """Connections end by a reset, at any moment of their lives."""
+    for line in scene.network.some(0.3):
+        line.reset()
+    await trio.sleep(scene.rng.uniform(0.01, 0.4))
+
+
+async def closes(scene: Scene) -> None:
+    """Connections end by a FIN and nothing else."""
+    for line in scene.network.some(0.3):
+        line.close()
+    await trio.sleep(scene.rng.uniform(0.01, 0.4))
+
+
+async def half_closes(scene: Scene) -> None:
+    """Subscribers say that they will send nothing more, and read on."""
+    for line in scene.network.some(0.3):
+        line.half_close()
+    await trio.sleep(scene.rng.uniform(0.1, 0.5))
+
+
+async def crumbs(scene: Scene) -> None:
+    """Everything goes byte by byte, handshakes too."""
+    scene.network.crumbs = True
+    for line in scene.network.some(0.3):
+        line.reset()
+    await trio.sleep(0.5)
+
+
+async def cuts(scene: Scene) -> None:
+    """Every connection ends after some number of bytes, in the middle of anything."""
+    scene.network.cut_within = scene.rng.choice((50, 300, 1_000, 5_000))
+    for line in scene.network.some(0.3):
+        line.reset()
+    await trio.sleep(0.5)
+
+
+async def stalls(scene: Scene) -> None:
+    """Connections carry nothing for a while, shorter or longer than the server waits."""
+    for line in scene.network.some(0.5):
+        line.hold(scene.rng.uniform(0.2, 5))
+    await trio.sleep(scene.rng.uniform(0.2, 2))
+
+
+async def pauses(scene: Scene) -> None:
+    """Readers pause while more is published than the kernel and their outboxes hold."""
+    for line in scene.network.some(0.3):
+        line.hold(scene.rng.uniform(0.5, 4))
+    for _ in range(20):
+        for publisher in scene.publishers:
+            await publisher.publish(40_000)
+    await trio.sleep(0.5)
+
+
+async def stops(scene: Scene) -> None:
+    """The server's process stands still (SIGSTOP)."""
+    scene.target.send(signal.SIGSTOP)
+    await trio.sleep(scene.rng.uniform(1, 5))
+    scene.target.send(signal.SIGCONT)
+    await trio.sleep(scene.rng.uniform(0.5, 1))
+
+
+async def terms(scene: Scene) -> None:
+    """The server is shut down and started again."""
+    await scene.target.restart(signal.SIGTERM)
+    await trio.sleep(scene.rng.uniform(0.2, 1.5))
+
+
+async def kills(scene: Scene) -> None:
+    """The server is killed and started again."""
+    await scene.target.restart(signal.SIGKILL)
+    await trio.sleep(scene.rng.uniform(0.2, 1.5))
+
+
+async def reloads(scene: Scene) -> None:
+    """SIGHUP, with other sizes and times of history; off and on again, too."""
+    for size in (0, scene.rng.choice((0, 1, 5, 1_000)), 100):
+        scene.target.write(history_size=size, history_ttl=scene.rng.choice((0.05, 1, 300)))
+        scene.target.send(signal.SIGHUP)
+        for line in scene.network.some(0.3):
+            line.reset()
+        await trio.sleep(scene.rng.uniform(0.05, 0.8))
+    scene.target.write()
+    scene.target.send(signal.SIGHUP)
+    await trio.sleep(scene.rng.uniform(0.05, 0.5))
+
+
+async def clocks(scene: Scene) -> None:
+    """The clock is set, forward and back, by seconds or days."""
+    scene.place.set_clock(scene.rng.choice((-86_400, -3_600, -1, 1, 60, 3_600, 86_400)))
+    for line in scene.network.some(0.2):
+        line.reset()
+    await trio.sleep(scene.rng.uniform(0.2, 0.6))
+
+
+async def descriptors(scene: Scene) -> None:
+    """Strangers take all descriptors that the server may have, while subscribers come back."""
+    async with AsyncExitStack() as strangers:
+        for _ in range(scene.rng.randint(40, 80)):
+            with suppress(OSError):
+                await strangers.enter_async_context(await scene.network.open(stranger=True))
+        for line in scene.network.some(0.3):
+            line.reset()
+        await trio.sleep(scene.rng.uniform(0.2, 1.5))
+    await trio.sleep(0.3)
+
+
+async def cables(scene: Scene) -> None:
+    """The cable is out: no packet comes or goes, and nobody is told. The server lets all go."""
+    await scene.place.pull_cable()
+    if scene.rng.random() < 0.5:
+        await trio.sleep(scene.rng.uniform(0.1, 2))
+    else:
+        with trio.move_on_after(DEAD):
+            while (await scene.target.clients())["clients"]:  # noqa: ASYNC110  # the server tells
+                await trio.sleep(0.2)
+        if left := (await scene.target.clients())["clients"]:
+            raise BrokenPromise(
+                f"{left} clients whose peers vanished {DEAD:g} s ago are still there"
+            )
+    await scene.place.plug_cable()
+    await trio.sleep(scene.rng.uniform(0.5, 1.5))
+
+
+async def everything(scene: Scene) -> None:
+    """Some faults of connections and one of the server, all at once."""
+    if scene.rng.random() < 0.5:
+        scene.network.heal()
+    async with trio.open_nursery() as nursery:
+        for make in scene.rng.sample(_OF_CONNECTIONS, 3):
+            nursery.start_soon(make, scene)
+        nursery.start_soon(scene.rng.choice(_OF_THE_SERVER), scene)
+
+
+_OF_CONNECTIONS: Sequence[Make] = (
+    *(resets, closes, half_closes, crumbs, cuts, stalls, pauses, descriptors),
+)
+_OF_THE_SERVER: Sequence[Make] = (nothing, stops, terms, kills, reloads)
+
+FAULTS = (
+    Fault(nothing),
+    Fault(resets),
+    Fault(closes),
+    Fault(half_closes),
+    Fault(crumbs),
+    Fault(cuts),
+    Fault(stalls),
+    Fault(pauses, forgets=True),
+    Fault(stops),
+    Fault(terms, restarts=True),
+    Fault(kills, restarts=True),
+    Fault(reloads, forgets=True),
+    Fault(clocks, place=with_clock),
+    Fault(descriptors, place=with_few_descriptors),
+    Fault(cables, place=behind_cable),
+    Fault(everything, forgets=True),
+)

@@ -1,0 +1,112 @@
+"""Where a server runs: with a clock that can be set, with few descriptors, behind a cable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+_FEW = 72  # descriptors: some 15 of the server itself, 32 subscribers, and some that come and go
+
+
+class Missing(Exception):  # noqa: N818  # the fault is skipped
+    """This machine lacks what the place needs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a server is started in its place, and what can be done to it there."""
+
+    host: str = "127.0.0.1"
+    prefix: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    descriptors: int | None = None
+    clock: Path | None = None
+    cable: str = ""
+
+    def set_clock(self, seconds: int) -> None:
+        """Set the server's clock to so many seconds off, at once."""
+        assert self.clock is not None
+        # A file that is written anew is empty for a moment.
+        new = self.clock.with_suffix(".new")
+        new.write_text(f"{seconds:+d}\n")
+        new.replace(self.clock)
+
+    async def pull_cable(self) -> None:
+        """Have all packets dropped."""
+        await trio.run_process(("ip", "link", "set", self.cable, "down"))
+
+    async def plug_cable(self) -> None:
+        """Have packets carried again."""
+        await trio.run_process(("ip", "link", "set", self.cable, "up"))
+
+
+@contextmanager
+def ordinary(folder: Path) -> Iterator[Place]:
+    """Nothing special."""
+    yield Place()
+
+
+@contextmanager
+def with_few_descriptors(folder: Path) -> Iterator[Place]:
+    """Few more descriptors than the subscribers take."""
+    yield Place(descriptors=_FEW)
+
+
+@contextmanager
+def with_clock(folder: Path) -> Iterator[Place]:
+    """The wall clock is libfaketime's; the monotonic clock goes on as ever.
+
+    Raises:
+        Missing: libfaketime is not installed.
+    """
+    found = sorted(Path("/usr").glob("lib*/*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        raise Missing("libfaketime is not installed")
+    clock = folder / "clock"
+    variables = {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    place = Place(variables=variables, clock=clock)
+    place.set_clock(0)
+    yield place
+
+
+@contextmanager
+def behind_cable(folder: Path) -> Iterator[Place]:
+    """A network namespace of the server's own, and one cable into it.
+
+    Raises:
+        Missing: that takes root, and `ip`.
+    """
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        raise Missing("network namespaces take root, and ip")
+    name, outer, inner = (f"drill{os.getpid()}{end}" for end in ("", "a", "b"))
+    net = f"10.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+    inside = ("ip", "netns", "exec", name)
+    try:
+        _run("ip", "netns", "add", name)
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
+        _run("ip", "address", "add", f"{net}.1/24", "dev", outer)
+        _run("ip", "link", "set", outer, "up")
+        _run(*inside, "ip", "address", "add", f"{net}.2/24", "dev", inner)
+        _run(*inside, "ip", "link", "set", inner, "up")
+        yield Place(host=f"{net}.2", prefix=inside, cable=outer)
+    finally:
+        subprocess.run(("ip", "link", "delete", outer), check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(("ip", "netns", "delete", name), check=False, stderr=subprocess.DEVNULL)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise Missing(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,0 +1,221 @@
+"""The server in a process of its own, which faults stop, end and start again; and its back end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+import trio
+
+from tests.deadlines import PROCESS_STARTS
+from tests.drill.ledger import BrokenPromise, Ledger
+from tests.drill.links import Ended, Http
+from tests.drill.places import Place
+from tests.processes import ServerProcess, serving
+
+KEY = "drill"
+SETTINGS: Mapping[str, Any] = {
+    "allow_anonymous": True,
+    "api_key": KEY,
+    "log_level": "warning",
+    # Short, so that dead peers are found while the drill lasts.
+    "ping_interval": 2.0,
+    "pong_timeout": 1.0,
+    "write_timeout": 2.0,
+}
+CHANNEL: Mapping[str, Any] = {
+    "history_size": 100,
+    "force_recovery": True,
+    "allow_subscribe_for_client": True,
+    "allow_subscribe_for_anonymous": True,
+}
+KEPT = 60
+"""Events of a channel that a subscriber must be able to recover; below the history's size, because
+the events that come while it connects count as well."""
+
+
+class Target:
+    """The server. Its `run` starts it again when it has ended as it should."""
+
+    def __init__(self, command: Sequence[str], place: Place, folder: Path) -> None:
+        self.host = place.host
+        self.port = _free_port()
+        self._command = (*place.prefix, *command)
+        self._place = place
+        self._file = folder / "repeater.toml"
+        self._socket = folder / "socket"
+        self._up = trio.Event()
+        self._ending = False  # whether a fault has ended it
+        self._server: ServerProcess
+        self._process: psutil.Process
+        self._idle = 0  # sockets
+        self._memory = 0
+        self.write()
+
+    def write(self, **channel: Any) -> None:
+        """Write the settings file, with other options for channels."""
+        self._file.write_text(tomli_w.dumps({**SETTINGS, "channel": {**CHANNEL, **channel}}))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep it running until cancelled.
+
+        Raises:
+            BrokenPromise: it ended by itself, or with a traceback.
+        """
+        while True:
+            async with serving(
+                *("--config", str(self._file), "--listen", f"{self.host}:{self.port}"),
+                *("--listen", f"unix:{self._socket}"),
+                command=self._command,
+                variables=self._place.variables,
+                descriptors=self._place.descriptors,
+            ) as self._server:
+                await self._server.line(f"is up on http://{self.host}:{self.port}")
+                self._process = psutil.Process(self._server.process.pid)
+                if not self._memory:  # the first start, which nobody waits for
+                    self._idle = self.sockets()
+                    self._memory = self._process.memory_info().rss
+                self._ending = False
+                self._up.set()
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                status = await self._server.process.wait()
+                self._up = trio.Event()
+            self.check_log()
+            if not self._ending:
+                raise BrokenPromise(f"the server ended with {status}: {self._log()}")
+
+    def check_log(self) -> None:
+        """Look for an error of the server's own.
+
+        Raises:
+            BrokenPromise: there is one.
+        """
+        if b"Traceback" in self._server.log:
+            raise BrokenPromise(f"a traceback: {self._log()}")
+
+    def _log(self) -> str:
+        return self._server.log[-4_000:].decode(errors="replace")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal that it survives."""
+        self._server.process.send_signal(number)
+
+    async def restart(self, number: signal.Signals) -> None:
+        """End it, and wait until it is up again."""
+        with trio.fail_after(2 * PROCESS_STARTS):
+            await self._up.wait()
+            self._ending, process = True, self._server.process
+            process.send_signal(number)
+            await process.wait()
+            await until(lambda: self._up.is_set() and self._server.process is not process)
+
+    async def open(self) -> trio.SocketStream:
+        """A connection of the back end's, by a Unix socket: no fault of a network concerns it."""
+        return await trio.open_unix_socket(str(self._socket))
+
+    def sockets(self) -> int:
+        """How many sockets it has now."""
+        count = 0
+        for entry in Path(f"/proc/{self._process.pid}/fd").iterdir():
+            try:
+                count += os.readlink(entry).startswith("socket:")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+        return count
+
+    def memory_growth(self) -> int:
+        """Bytes that it has grown by since its start."""
+        return self._process.memory_info().rss - self._memory
+
+    async def clients(self) -> Mapping[str, int]:
+        """How many clients, subscriptions and channels it has."""
+        async with await self.open() as stream:
+            info = (await call(Http(stream), "info", {}))["nodes"][0]
+        return {name: info[f"num_{name}"] for name in ("clients", "subs", "channels")}
+
+    async def left(self) -> Mapping[str, int]:
+        """What it still has, other than after its start; empty is right."""
+        found = dict(await self.clients())
+        await trio.sleep(0.05)  # until the call's own connection has gone
+        found["sockets"] = self.sockets() - self._idle
+        return {name: count for name, count in found.items() if count}
+
+
+async def call(http: Http, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call of the server API.
+
+    Raises:
+        Ended: the call failed, or nobody knows.
+    """
+    status = await http.request("POST", f"/api/{method}", json.dumps(params), X_API_Key=KEY)
+    answer = await http.whole()
+    if status != 200 or "result" not in (read := json.loads(answer)):
+        raise Ended(f"answered {status} {answer!r}")
+    found: Mapping[str, Any] = read["result"]
+    return found
+
+
+class Publisher:
+    """The back end that publishes into one channel, one event after the other."""
+
+    def __init__(self, channel: str, target: Target, ledger: Ledger, rate: float) -> None:
+        self._channel = channel
+        self._target = target
+        self._ledger = ledger
+        self._pause = 1 / rate
+        self._http: Http | None = None
+        self._stream: trio.abc.Stream | None = None
+        self._turn = trio.Lock()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            await self.publish()
+            await trio.sleep(self._pause)
+
+    async def publish(self, size: int = 0) -> None:
+        """Publish the next event, with `size` bytes to fill it up. It is not cancelled half-way."""
+        with trio.CancelScope(shield=True):
+            async with self._turn:
+                number = self._ledger.attempt(self._channel)
+                data = {"channel": self._channel, "n": number, "fill": "x" * size}
+                try:
+                    await self._call(data)
+                except (Ended, OSError, trio.BrokenResourceError):
+                    self._ledger.counts["doubtful"] += 1
+                    await self.aclose()
+                else:
+                    self._ledger.accept(self._channel, number)
+
+    async def _call(self, data: Mapping[str, Any]) -> None:
+        if self._http is None:
+            self._stream = await self._target.open()
+            self._http = Http(self._stream)
+        await call(self._http, "publish", {"channel": self._channel, "data": data})
+
+    async def aclose(self) -> None:
+        """Close its connection; it makes another when it has something to publish."""
+        if self._stream is not None:
+            await trio.aclose_forcefully(self._stream)
+        self._http = self._stream = None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something outside this process, or far away in it, has come true."""
+    while not condition():  # noqa: ASYNC110  # nobody tells
+        await trio.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
