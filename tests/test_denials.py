@@ -445,7 +445,7 @@ async def test_a_file_that_is_held_by_another_fails_the_call(tmp_path: Path) -> 
 SERVER = """
 import sys, trio
 from repeater.config import load_settings
-from repeater.serving.server import serve
+from repeater.serving.process import serve
 
 async def main():
     async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ Tracebacks are text without the variables' values, since these values may be sec
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -14,6 +15,8 @@ from typing import Any, Final, Literal, cast
 
 import structlog
 from structlog.typing import Processor, WrappedLogger
+
+from repeater import log_output
 
 LogFormat = Literal["console", "json"]
 
@@ -33,8 +36,16 @@ def _console() -> tuple[Processor, ...]:
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.processors.format_exc_info,
         _printable,
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False),
+        structlog.dev.ConsoleRenderer(colors=_is_terminal(), pad_event_to=0, sort_keys=False),
     )
+
+
+def _is_terminal() -> bool:
+    """Whether standard error is a terminal; it may be missing or closed."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (OSError, ValueError):
+        return False
 
 
 def _json() -> tuple[Processor, ...]:
@@ -96,3 +107,27 @@ def configure_log(level: str, form: LogFormat = "console") -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("repeater").setLevel(level.upper())
+
+
+def open_log_output() -> None:
+    """Have a thread write the process's log; for the command line, before `configure_log`.
+
+    Afterwards nothing that is written to standard error waits, fails or stops the process; see
+    `repeater/log_output.py`.
+    """
+    log_output.open_log_output(_tell_lost)
+
+
+def _tell_lost(lines: int) -> None:
+    reason = "standard error could not be written, or not as fast"
+    _log.error("lines of the log were lost", lines=lines, reason=reason)
+
+
+def say(*lines: str) -> None:
+    """Write lines to standard error, outside the log. Lost if standard error fails."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+_log: Final = get_logger("log")

@@ -33,7 +33,7 @@ import trio
 from repeater.comments.store import Store
 from repeater.serving.extension import load_settings
 from repeater.node import Node
-from repeater.serving.server import serve
+from repeater.serving.process import serve
 
 async def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)

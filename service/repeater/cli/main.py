@@ -70,11 +70,12 @@ def serve(
 
     from repeater.config import ConfigError
     from repeater.config.extension import ExtensionError
-    from repeater.log import configure_log
+    from repeater.log import configure_log, open_log_output
+    from repeater.serving import early_signals
     from repeater.serving.collector import settle_heap
     from repeater.serving.extension import load_settings
+    from repeater.serving.process import serve as run_server
     from repeater.serving.server import ServeError
-    from repeater.serving.server import serve as run_server
 
     try:
         overrides = {
@@ -93,9 +94,11 @@ def serve(
                 "--host and --port do nothing beside --listen, --unix or the setting listen: "
                 "leave them out"
             )
+        open_log_output()
         configure_log(settings.log_level, settings.log_format)
         settle_heap()
-        trio.run(run_server, settings, load)
+        early_signals.keep_all()
+        trio.run(partial(run_server, settings, load, earlier=early_signals.take_kept))
     except (ConfigError, ServeError, ExtensionError) as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:

@@ -1,5 +1,7 @@
 """The server: listeners, node, application and the order in which they end.
 
+`process.py` runs a server until a signal.
+
 Shutdown is written down here and not left to Quart's lifespan: stop accepting; finish what was
 accepted; ask clients to leave in paced groups; let requests finish; reset the connections that are
 left.
@@ -7,26 +9,20 @@ left.
 
 from __future__ import annotations
 
-import platform
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Unpack, cast
 
 import trio
 from quart import Blueprint
 
-from repeater import __version__
 from repeater.config import (
     Changes,
-    ConfigError,
     CurrentSettings,
     ServerSettings,
     Settings,
     given_settings,
 )
-from repeater.config.endpoints import Endpoint
 from repeater.errors import RepeaterError, open_service_nursery
 from repeater.front.accept import Acceptor
 from repeater.front.hypercorn import Handover
@@ -34,20 +30,12 @@ from repeater.front.listeners import ListenError, Listeners, open_all
 from repeater.front.preamble import Preamble
 from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
-from repeater.log import configure_log, get_logger
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, NodeParts, open_assembly
 from repeater.serving.extension import EXTENSION, open_extension
-from repeater.serving.python_version import safer_version
 from repeater.web.lifespan import open_lifespan
-
-_log = get_logger("server")
-
-# Not on every system.
-_RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
-
 
 _PAGES_END: Final = 0.1  # of the shutdown timeout, for Quart's hooks behind the last request
 
@@ -64,10 +52,16 @@ class Server:
     """A running server. Made and ended by `open_server`."""
 
     def __init__(
-        self, assembly: Assembly, acceptor: Acceptor, listeners: Listeners, preamble: Preamble
+        self,
+        assembly: Assembly,
+        acceptor: Acceptor,
+        listeners: Listeners,
+        preamble: Preamble,
+        shutdown: trio.CancelScope,
     ) -> None:
         self.node = assembly.node
         self._assembly = assembly
+        self._shutdown = shutdown
         self.acceptor = acceptor
         self.port = listeners.port
         """The first port that it listens on: the one asked for, or the free one for 0; 0 where
@@ -83,6 +77,15 @@ class Server:
             ConfigError: the new settings are refused, and the old ones stay in force.
         """
         return await self._assembly.reload(settings)
+
+    def abort(self) -> None:
+        """Let the shutdown, also one that comes, wait for nobody: as if its time were over.
+
+        Connections are reset, and events that are not yet delivered are dropped.
+        """
+        self._shutdown.cancel("the shutdown waits no longer")
+        if self.node.events is not None:
+            self.node.events.shut_down_by(trio.current_time())
 
 
 @asynccontextmanager
@@ -128,15 +131,18 @@ async def open_server(
             app, settings, preamble.proxies, turns=node.turns, failures=node.failures
         )
         acceptor = Acceptor(node, handover, current, preamble)
+        shutdown = trio.CancelScope(shield=True)
         async with open_lifespan(app, node.options.shutdown_timeout * _PAGES_END):
             try:
                 async with open_service_nursery() as acceptors:
                     for listener in listeners.sockets:
                         acceptors.start_soon(acceptor.accept, listener, connections)
-                    yield Server(assembly, acceptor, listeners, preamble)
+                    yield Server(assembly, acceptor, listeners, preamble, shutdown)
             finally:
                 listeners.close()
-                await _shut_down(node, handover, acceptor, node.options.shutdown_timeout)
+                with shutdown:
+                    await _shut_down(node, handover, acceptor, shutdown)
+                acceptor.abort_all()
 
 
 def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
@@ -170,107 +176,13 @@ async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
         listeners.close()
 
 
-async def _shut_down(node: Node, handover: Handover, acceptor: Acceptor, seconds: float) -> None:
-    """Finish what is owed to the connected clients, within the shutdown timeout."""
-    deadline = trio.current_time() + seconds * 0.8  # the rest is for the cancelled to end
-    with trio.CancelScope(shield=True, deadline=deadline):
-        await node.shut_down()
-        acceptor.drain()
-        await handover.drain()
-        await acceptor.wait_empty()
-    acceptor.abort_all()
-
-
-async def serve(
-    settings: Settings,
-    load: Callable[[], Settings] | None = None,
-    *,
-    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+async def _shut_down(
+    node: Node, handover: Handover, acceptor: Acceptor, scope: trio.CancelScope
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then shut down and return. Starts with the port.
-
-    With TLS, SIGHUP has the certificate read again in any case.
-
-    Args:
-        settings: What to begin with.
-        load: Reads the settings again at a SIGHUP, those of the log for the whole process.
-            Without it, and without TLS, that signal keeps its own meaning. May raise ConfigError.
-        task_status: Trio's.
-
-    Raises:
-        ServeError: the server cannot listen on the address.
-    """
-    awaited = [signal.SIGINT, signal.SIGTERM]
-    if _RELOAD is not None and not (load is None and settings.tls_cert is None):
-        awaited.append(_RELOAD)
-    with trio.open_signal_receiver(*awaited) as signals:
-        async with open_server(settings) as server:
-            _announce(settings, server.endpoints)
-            task_status.started(server.port)
-            async for number in signals:
-                if number != _RELOAD:
-                    _log.info("shutting down", signal=signal.Signals(number).name)
-                    break
-                _reload_certificate(server)
-                if load is not None:
-                    await _reload(server, load)
-    _log.info("stopped")
-
-
-def _reload_certificate(server: Server) -> None:
-    if server.certificate is None:
-        return
-    try:
-        server.certificate.reload()
-    except TLSError as error:
-        _log.error("the new certificate is refused, the old one stays", reason=str(error))
-    else:
-        _log.info("the certificate was read again")
-
-
-async def _reload(server: Server, load: Callable[[], Settings]) -> None:
-    """Read the configuration again, and say in one line what came of it. Names, no values."""
-    try:
-        settings = load()
-        changes = await server.reload(settings)
-    except ConfigError as error:
-        refusal = "the new configuration is refused, the old one stays"
-        _log.error(refusal, mistakes=list(error.lines))
-        return
-    configure_log(settings.log_level, settings.log_format)
-    say = _log.warning if changes.restart else _log.info
-    say(
-        "the configuration was read again",
-        applied=list(changes.live),
-        needs_restart=list(changes.restart),
-    )
-
-
-def _announce(settings: Settings, endpoints: Sequence[Endpoint]) -> None:
-    """Say what is where, and loudly what is open."""
-    secure = "s" if settings.tls_cert is not None else ""
-    bases = [
-        f"{endpoint}" if endpoint.path else f"http{secure}://{endpoint}" for endpoint in endpoints
-    ]
-    reachable = [endpoint for endpoint in endpoints if not endpoint.path]
-    lines = [f"Repeater {__version__} is up on {' and '.join(bases)}"]
-    if reachable:
-        base, socket_base = f"http{secure}://{reachable[0]}", f"ws{secure}://{reachable[0]}"
-        lines[0] += (
-            f"  (REST {base}/api/publish, WebSocket {socket_base}/ws?channel=..., "
-            f"Centrifugo SDKs {socket_base}/connection/websocket, health {base}/health)"
-        )
-        if EXTENSION.is_on(settings):
-            lines.append(EXTENSION.greeting(base))
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
-    if notice := EXTENSION.notice(settings):
-        _log.info(notice)
-    if safer := safer_version():
-        running = platform.python_version()
-        _log.warning("this Python has known faults", running=running, least=safer)
-    if settings.dev:
-        _log.warning(
-            "DEVELOPMENT MODE: anybody on this machine may publish and subscribe, without a key"
-        )
-    elif settings.api_key is None:
-        _log.warning("no api_key: the REST API answers 401 to everybody")
+    """Finish what is owed to the connected clients, within the shutdown timeout."""
+    seconds = node.options.shutdown_timeout * 0.8  # the rest is for the cancelled to end
+    scope.deadline = trio.current_time() + seconds
+    await node.shut_down()
+    acceptor.drain()
+    await handover.drain()
+    await acceptor.wait_empty()

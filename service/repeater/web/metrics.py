@@ -24,6 +24,7 @@ from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.errors import REASONS
 from repeater.fanout.histogram import HistogramStatistics
+from repeater.log_output import lost_lines
 from repeater.node import Node, NodeStatistics
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def _health(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_broker_up", "1 while the broker is available.", not seen.outage)
     yield _gauge("repeater_draining", "1 while the node shuts down.", seen.draining)
     yield _gauge("repeater_loop_lag_seconds", "Lateness of the last tick.", seen.loop_lag)
+    yield _count("repeater_log_lines_lost", "Lines of the log not written.", lost_lines())
 
 
 def _acceptor(seen: AcceptorStatistics) -> Iterator[Metric]:
