@@ -26,7 +26,7 @@ CLIENTS = 400
 
 @asynccontextmanager
 async def serving_into(
-    redirection: str, folder: Path, stderr: int | None = None, **variables: str
+    redirection: str, folder: Path, stderr: int | None = None, form: str = "console"
 ) -> AsyncIterator[tuple[trio.Process, Path]]:
     """A server whose standard error the shell redirects so; and the socket that it listens on."""
     path = folder / "server.sock"
@@ -40,7 +40,7 @@ async def serving_into(
             "REPEATER_COMMENTS": "false",
             "REPEATER_LOG_LEVEL": "debug",
             "REPEATER_CONNECTION_LOG_LIMIT": "100000",
-            **variables,
+            "REPEATER_LOG_FORMAT": form,
         },
     )
     try:
@@ -87,8 +87,7 @@ async def ended(process: trio.Process) -> int:
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "0<&- 1>&- 2>&-", "2</dev/null"])
 async def test_a_log_that_cannot_be_written(redirection: str, form: str, tmp_path: Path) -> None:
     """The server starts, serves, and ends with status 0 at a signal."""
-    variables = {"REPEATER_LOG_FORMAT": form}
-    async with serving_into(redirection, tmp_path, **variables) as (process, path):
+    async with serving_into(redirection, tmp_path, form=form) as (process, path):
         await serves(path, 20)
         assert await ended(process) == 0
 
@@ -129,7 +128,7 @@ async def test_a_pipe_that_nobody_reads(small_pipe: tuple[int, int], tmp_path: P
 async def test_a_pipe_that_is_read_later(small_pipe: tuple[int, int], tmp_path: Path) -> None:
     """Once somebody reads, everything comes that waited, in order, and then the last line."""
     reader, writer = small_pipe
-    async with serving_into("", tmp_path, writer, REPEATER_LOG_FORMAT="json") as (process, path):
+    async with serving_into("", tmp_path, writer, "json") as (process, path):
         os.close(writer)
         await serves(path)
         text = b""
