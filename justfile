@@ -15,6 +15,8 @@ missing-clients := '''
     command -v node >/dev/null || missing+=(nodejs)
     command -v npm >/dev/null || missing+=(npm)
     command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
+    # The clock of `just drill`.
+    compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
 '''
 
 [private]
@@ -67,7 +69,7 @@ wheels: _venv
 test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
     @exec {{ python }} -m pytest tests/wheel "$@"
 
-# Install the clients of the tests: Node, npm and Chromium by apt, the SDKs of tests/sdk by npm
+# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, the SDKs of tests/sdk by npm
 clients:
     #!/usr/bin/env bash
     set -uo pipefail

@@ -98,7 +98,7 @@ class Drill:
         async with trio.open_nursery() as nursery:
             target = Target(self.command, place, folder)
             await nursery.start(target.run)
-            network = Network(target.host, target.port, rng)
+            network = Network(target.host, target.port, rng, place.authority)
             publishers = [Publisher(channel, target, ledger, RATE) for channel in CHANNELS]
             await self._with_subscribers(Scene(rng, target, network, ledger, publishers, place))
             for publisher in publishers:
@@ -128,13 +128,14 @@ class Drill:
 
 
 def _subscribers(scene: Scene, nursery: trio.Nursery) -> list[Subscriber]:
-    """Some of every way in, natively and behind Hypercorn, of one channel or of some."""
+    """Some of every way in, natively and by Hypercorn, of one channel or of some."""
     found = list[Subscriber]()
+    secure = scene.place.authority is not None
     for way in WAYS:
-        for reused in (False, True):
+        for end in ("native", "http2" if secure and not way.upgrades else "reused"):
             for count in (1, 3):
                 channels = scene.rng.sample(CHANNELS, count)
-                one = way(len(found), channels, scene.ledger, scene.network.open, reused=reused)
+                one = way(len(found), channels, scene.ledger, scene.network.open, end=end)
                 found.append(one)
                 nursery.start_soon(one.run)
     return found

@@ -19,6 +19,7 @@ from tests.drill.places import (
     ordinary,
     with_clock,
     with_few_descriptors,
+    with_tls,
 )
 from tests.drill.target import Publisher, Target
 
@@ -128,15 +129,23 @@ async def stops(scene: Scene) -> None:
 
 
 async def terms(scene: Scene) -> None:
-    """The server is shut down and started again."""
+    """The server is shut down and started again, while some are away."""
+    await _be_away(scene)
     await scene.target.restart(signal.SIGTERM)
-    await trio.sleep(scene.rng.uniform(0.2, 1.5))
+    await trio.sleep(scene.rng.uniform(0.5, 4))
 
 
 async def kills(scene: Scene) -> None:
-    """The server is killed and started again."""
+    """The server is killed and started again, while some are away."""
+    await _be_away(scene)
     await scene.target.restart(signal.SIGKILL)
-    await trio.sleep(scene.rng.uniform(0.2, 1.5))
+    await trio.sleep(scene.rng.uniform(0.5, 4))
+
+
+async def _be_away(scene: Scene) -> None:
+    for line in scene.network.some(0.3):
+        line.reset()
+    await trio.sleep(scene.rng.uniform(0, 0.4))
 
 
 async def reloads(scene: Scene) -> None:
@@ -165,7 +174,7 @@ async def descriptors(scene: Scene) -> None:
     async with AsyncExitStack() as strangers:
         for _ in range(scene.rng.randint(40, 80)):
             with suppress(OSError):
-                await strangers.enter_async_context(await scene.network.open(stranger=True))
+                await strangers.enter_async_context(await scene.network.open_line())
         for line in scene.network.some(0.3):
             line.reset()
         await trio.sleep(scene.rng.uniform(0.2, 1.5))
@@ -189,20 +198,26 @@ async def cables(scene: Scene) -> None:
     await trio.sleep(scene.rng.uniform(0.5, 1.5))
 
 
+async def tls(scene: Scene) -> None:
+    """Any fault of connections, over TLS and HTTP/2."""
+    scene.network.heal()
+    await scene.rng.choice(_OF_CONNECTIONS)(scene)
+
+
 async def everything(scene: Scene) -> None:
     """Some faults of connections and one of the server, all at once."""
-    if scene.rng.random() < 0.5:
-        scene.network.heal()
     async with trio.open_nursery() as nursery:
         for make in scene.rng.sample(_OF_CONNECTIONS, 3):
             nursery.start_soon(make, scene)
         nursery.start_soon(scene.rng.choice(_OF_THE_SERVER), scene)
+    scene.network.heal()
+    await trio.sleep(scene.rng.uniform(0.2, 2))  # some come back, and some are late
 
 
 _OF_CONNECTIONS: Sequence[Make] = (
     *(resets, closes, half_closes, crumbs, cuts, stalls, pauses, descriptors),
 )
-_OF_THE_SERVER: Sequence[Make] = (nothing, stops, terms, kills, reloads)
+_OF_THE_SERVER: Sequence[Make] = (nothing, nothing, nothing, stops, reloads, reloads, terms, kills)
 
 FAULTS = (
     Fault(nothing),
@@ -220,5 +235,6 @@ FAULTS = (
     Fault(clocks, place=with_clock),
     Fault(descriptors, place=with_few_descriptors),
     Fault(cables, place=behind_cable),
+    Fault(tls, forgets=True, place=with_tls),
     Fault(everything, forgets=True),
 )

@@ -9,6 +9,9 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import h2.connection
+import h2.events
+import h2.exceptions
 import h11
 import trio
 from websockets.client import ClientProtocol
@@ -19,7 +22,9 @@ from websockets.uri import parse_uri
 
 from tests.eventsource import EventSource
 
-Open = Callable[[], Awaitable[trio.abc.Stream]]
+Open = Callable[[str], Awaitable[trio.abc.Stream]]
+"""Opens a connection for a protocol, by its name in a TLS handshake."""
+
 
 _OPENING = 10.0  # seconds for the head of an answer, as long as an SDK waits for a connect reply
 _FOR_GOOD = 3_500
@@ -102,6 +107,70 @@ class Http:
         return event
 
 
+class Http2:
+    """One request on a connection of HTTP/2."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._http = h2.connection.H2Connection()
+        self._status = 0
+        self._body = b""
+        self._ended = False
+
+    async def request(self, method: str, target: str, body: str = "", **headers: str) -> int:
+        """Send the request; the status of its answer, whose body `chunk` gives."""
+        self._http.initiate_connection()
+        head = {":method": method, ":path": target, ":scheme": "https", ":authority": "localhost"}
+        head |= {name.replace("_", "-").lower(): value for name, value in headers.items()}
+        self._http.send_headers(1, list(head.items()), end_stream=not body)
+        if body:
+            self._http.send_data(1, body.encode(), end_stream=True)
+        with trio.move_on_after(_OPENING):
+            while not self._status:
+                await self._exchange()
+        if not self._status:
+            raise Ended("no answer")
+        return self._status
+
+    async def chunk(self) -> bytes:
+        """More of the answer's body; empty at its end."""
+        while not self._body and not self._ended:
+            await self._exchange()
+        body, self._body = self._body, b""
+        return body
+
+    async def _exchange(self) -> None:
+        try:
+            await self._stream.send_all(self._http.data_to_send())
+            received = bytes(await self._stream.receive_some(65_536))
+            if not received:
+                raise Ended("cut")
+            for event in self._http.receive_data(received):
+                self._take(event)
+            await self._stream.send_all(self._http.data_to_send())
+        except (trio.BrokenResourceError, h2.exceptions.ProtocolError) as error:
+            raise Ended(f"cut: {error!r}") from None
+
+    def _take(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.ResponseReceived():
+                self._status = int(dict(event.headers)[b":status"])
+            case h2.events.DataReceived():
+                self._body += event.data
+                self._http.acknowledge_received_data(event.flow_controlled_length, 1)
+            case h2.events.StreamReset():
+                raise Ended("reset")
+            case h2.events.StreamEnded() | h2.events.ConnectionTerminated():
+                self._ended = True
+
+
+def http(stream: trio.abc.Stream) -> Http | Http2:
+    """What the two ends agreed to speak, when they shook hands."""
+    if isinstance(stream, trio.SSLStream) and stream.selected_alpn_protocol() == "h2":
+        return Http2(stream)
+    return Http(stream)
+
+
 async def reuse(stream: trio.abc.Stream) -> None:
     """Have the connection used once: what comes next on it is served behind Hypercorn."""
     http = Http(stream)
@@ -173,7 +242,7 @@ class WebSocket:
 class _Stream:
     """An endless answer, which takes nothing."""
 
-    def __init__(self, http: Http) -> None:
+    def __init__(self, http: Http | Http2) -> None:
         self._http = http
 
     async def send(self, text: str) -> None:
@@ -188,7 +257,7 @@ class _Stream:
 class Sse(_Stream):
     """A stream of server-sent events, each of them one text."""
 
-    def __init__(self, http: Http, last_event_id: str = "") -> None:
+    def __init__(self, http: Http | Http2, last_event_id: str = "") -> None:
         super().__init__(http)
         self.source = EventSource(last_event_id)
 
@@ -205,7 +274,7 @@ class Sse(_Stream):
 class Lines(_Stream):
     """A stream of lines, each of them one text."""
 
-    def __init__(self, http: Http) -> None:
+    def __init__(self, http: Http | Http2) -> None:
         super().__init__(http)
         self._received = b""
 
@@ -229,7 +298,7 @@ class Emulated:
 
     async def send(self, text: str) -> None:
         body = json.dumps({"session": self.session, "node": self.node, "data": text})
-        async with await self._open_stream() as stream:
+        async with await self._open_stream("http/1.1") as stream:
             status = await Http(stream).request("POST", "/emulation", body)
         if status != 204:
             raise Ended(f"/emulation answered {status}")

@@ -7,12 +7,16 @@ apart, and nothing is copied twice.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from math import inf
 from random import Random
 
 import trio
 
+from tests.certificates import Authority
+
+_HANDSHAKE = 10.0  # seconds
 _RESET = struct.pack("ii", 1, 0)
 _BUFFER = 8_192  # bytes: so that a reader who pauses soon makes the server keep something
 
@@ -87,7 +91,10 @@ class Line(trio.abc.Stream):
 class Network:
     """All lines to one server."""
 
-    def __init__(self, host: str, port: int, rng: Random) -> None:
+    def __init__(
+        self, host: str, port: int, rng: Random, authority: Authority | None = None
+    ) -> None:
+        """Without an authority, everything is in the clear."""
         self.lines: dict[Line, None] = {}  # in the order of their making, so that a seed repeats
         self.crumbs = False
         """Whether everything goes byte by byte."""
@@ -95,9 +102,37 @@ class Network:
         """Each new line carries at most so many bytes."""
         self._address = host, port
         self._rng = rng
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        if authority is not None:
+            self._contexts = {one: authority.client(one) for one in ("http/1.1", "h2")}
 
-    async def open(self, *, stranger: bool = False) -> Line:
-        """A new line; faults leave that of a stranger alone.
+    async def open(self, protocol: str) -> trio.abc.Stream:
+        """A new line, behind TLS where the server speaks it.
+
+        Raises:
+            OSError: the server does not listen.
+            trio.BrokenResourceError: the line was cut already.
+        """
+        line = await self.open_line()
+        self.lines[line] = None
+        if not self._contexts:
+            return line
+        secure = trio.SSLStream(
+            line, self._contexts[protocol], server_hostname="localhost", https_compatible=True
+        )
+        try:
+            with trio.fail_after(_HANDSHAKE):
+                await secure.do_handshake()
+        except trio.TooSlowError:
+            await line.aclose()
+            raise OSError("no handshake") from None
+        except BaseException:
+            await line.aclose()
+            raise
+        return secure
+
+    async def open_line(self) -> Line:
+        """A stranger's line, which faults leave alone.
 
         Raises:
             OSError: the server does not listen.
@@ -113,10 +148,7 @@ class Network:
         except BaseException:
             sock.close()
             raise
-        line = Line(trio.SocketStream(sock), self)
-        if not stranger:
-            self.lines[line] = None
-        return line
+        return Line(trio.SocketStream(sock), self)
 
     def some(self, share: float) -> list[Line]:
         """Some of the lines, at least one if there are any."""

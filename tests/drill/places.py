@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
+import trustme
+
+from tests.certificates import Authority
 
 _FEW = 72  # descriptors: some 15 of the server itself, 32 subscribers, and some that come and go
 
@@ -29,6 +32,8 @@ class Place:
     descriptors: int | None = None
     clock: Path | None = None
     cable: str = ""
+    authority: Authority | None = None
+    """Has issued the server's certificate, if the server speaks TLS."""
 
     def set_clock(self, seconds: int) -> None:
         """Set the server's clock to so many seconds off, at once."""
@@ -51,6 +56,18 @@ class Place:
 def ordinary(folder: Path) -> Iterator[Place]:
     """Nothing special."""
     yield Place()
+
+
+@contextmanager
+def with_tls(folder: Path) -> Iterator[Place]:
+    """TLS, and so HTTP/2."""
+    authority = Authority(trustme.CA(), folder / "certificate.pem", folder / "key.pem")
+    authority.issue()
+    variables = {
+        "REPEATER_TLS_CERT": str(authority.certificate),
+        "REPEATER_TLS_KEY": str(authority.key),
+    }
+    yield Place(variables=variables, authority=authority)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tests.drill.links import (
     Emulated,
     Ended,
     Http,
+    Http2,
     Lines,
     Link,
     Open,
@@ -23,6 +24,7 @@ from tests.drill.links import (
     Sse,
     WebSocket,
     end,
+    http,
     reuse,
 )
 
@@ -38,11 +40,13 @@ class Subscriber:
     """One subscriber of some channels by one way in, until cancelled.
 
     Args:
-        reused: Whether each of its connections is used for another request first: natively, only
-            the first request of a connection is a subscription, and Hypercorn serves the rest.
+        end: `native`; `reused`, if each connection is used for another request first, since
+            Hypercorn serves all but the first request of a connection; or `http2`, over TLS.
     """
 
     way: ClassVar[str]
+    upgrades: ClassVar[bool] = False
+    """Whether it is a WebSocket, which is not served over HTTP/2."""
 
     def __init__(
         self,
@@ -51,9 +55,9 @@ class Subscriber:
         ledger: Ledger,
         open_stream: Open,
         *,
-        reused: bool,
+        end: str,
     ) -> None:
-        self.name = f"{self.way}{' reused' if reused else ''} {number}"
+        self.name = f"{self.way} {end} {number}"
         self.channels = channels
         self.tracks: Mapping[str, Track] = {
             channel: ledger.track(self.name, channel) for channel in channels
@@ -62,7 +66,7 @@ class Subscriber:
         self.ledger = ledger
         self.ping = 2.0
         self._open_stream = open_stream
-        self._reused = reused
+        self._end = end
         self._rng = Random(number)
 
     async def run(self) -> None:
@@ -73,8 +77,9 @@ class Subscriber:
         """
         while True:
             try:
-                async with await self._open_stream() as stream:
-                    if self._reused:
+                protocol = "h2" if self._end == "http2" else "http/1.1"
+                async with await self._open_stream(protocol) as stream:
+                    if self._end == "reused":
                         await reuse(stream)
                     await self.listen(stream)
             except (Ended, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -107,6 +112,7 @@ class Plain(Subscriber):
     """`/ws`: what is published while it is connected, and nothing else."""
 
     way = "ws"
+    upgrades = True
 
     async def listen(self, stream: trio.abc.Stream) -> None:
         query = "&".join(f"channel={quote(channel)}" for channel in self.channels)
@@ -132,13 +138,12 @@ class Events(Subscriber):
         headers = {"Accept": "text/event-stream"}
         if self._last_event_id:
             headers["Last_Event_ID"] = self._last_event_id
-        http = Http(stream)
-        if (status := await http.request("GET", f"/events?{query}", **headers)) != 200:
-            raise Ended(f"answered {status}")
+        connection = http(stream)
+        _accepted(await connection.request("GET", f"/events?{query}", **headers))
         if not self._last_event_id:
             for track in self.tracks.values():
                 track.begin(told=False)
-        link = Sse(http, self._last_event_id)
+        link = Sse(connection, self._last_event_id)
         try:
             while True:
                 await self.patiently(link.more)
@@ -223,6 +228,7 @@ class Unidirectional(_Positioned):
 
 class UniWebSocket(Unidirectional):
     way = "uni_websocket"
+    upgrades = True
 
     async def open(self, stream: trio.abc.Stream, request: str) -> Link:
         link = await WebSocket(stream, f"/connection/{self.way}").open()
@@ -311,6 +317,7 @@ class Bidirectional(_Positioned):
 
 class ClientWebSocket(Bidirectional):
     way = "websocket"
+    upgrades = True
 
     async def open(self, stream: trio.abc.Stream, connect: str) -> Link:
         link = await WebSocket(stream, f"/connection/{self.way}").open()
@@ -334,16 +341,16 @@ class ClientHttpStream(Bidirectional):
         return Emulated(link, self._open_stream)
 
 
-async def _get(stream: trio.abc.Stream, path: str, command: str) -> Http:
-    http = Http(stream)
-    _accepted(await http.request("GET", f"{path}?cf_connect={quote(command)}"))
-    return http
+async def _get(stream: trio.abc.Stream, path: str, command: str) -> Http | Http2:
+    connection = http(stream)
+    _accepted(await connection.request("GET", f"{path}?cf_connect={quote(command)}"))
+    return connection
 
 
-async def _post(stream: trio.abc.Stream, path: str, command: str) -> Http:
-    http = Http(stream)
-    _accepted(await http.request("POST", path, command))
-    return http
+async def _post(stream: trio.abc.Stream, path: str, command: str) -> Http | Http2:
+    connection = http(stream)
+    _accepted(await connection.request("POST", path, command))
+    return connection
 
 
 def _accepted(status: int) -> None:

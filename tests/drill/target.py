@@ -39,6 +39,7 @@ CHANNEL: Mapping[str, Any] = {
 KEPT = 60
 """Events of a channel that a subscriber must be able to recover; below the history's size, because
 the events that come while it connects count as well."""
+_AFTER_FAILURE = 0.5  # seconds
 
 
 class Target:
@@ -69,6 +70,7 @@ class Target:
         Raises:
             BrokenPromise: it ended by itself, or with a traceback.
         """
+        secure = "" if self._place.authority is None else "s"
         while True:
             async with serving(
                 *("--config", str(self._file), "--listen", f"{self.host}:{self.port}"),
@@ -77,7 +79,7 @@ class Target:
                 variables=self._place.variables,
                 descriptors=self._place.descriptors,
             ) as self._server:
-                await self._server.line(f"is up on http://{self.host}:{self.port}")
+                await self._server.line(f"is up on http{secure}://{self.host}:{self.port}")
                 self._process = psutil.Process(self._server.process.pid)
                 if not self._memory:  # the first start, which nobody waits for
                     self._idle = self.sockets()
@@ -192,6 +194,7 @@ class Publisher:
                 except (Ended, OSError, trio.BrokenResourceError):
                     self._ledger.counts["doubtful"] += 1
                     await self.aclose()
+                    await trio.sleep(_AFTER_FAILURE)
                 else:
                     self._ledger.accept(self._channel, number)
 
