@@ -46,6 +46,7 @@ _STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
 _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
+_FEWEST_ACCEPTS: Final = 8  # taken even where others have used up this turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head, doubled for each after it
 _LONGEST_PAUSE: Final = 0.5
@@ -123,13 +124,15 @@ class Acceptor:
         while listener.fileno() >= 0:  # closed at shutdown, perhaps between two accepts
             await trio.lowlevel.wait_readable(listener)
             try:
-                for _ in range(_ACCEPTS_PER_TURN):
+                for number in range(_ACCEPTS_PER_TURN):
                     sock, address = _accept(listener)
                     client = self._preamble.client_of(address)
                     if self._open.take(client):
                         nursery.start_soon(self._serve, sock, client)
                     else:
                         sock.close()
+                    if number >= _FEWEST_ACCEPTS and self._node.turns.over:
+                        break
             except BlockingIOError:
                 continue
             except ConnectionAbortedError:

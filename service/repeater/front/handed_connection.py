@@ -25,7 +25,7 @@ from repeater.front.tls import TLSSocket
 from repeater.front.writer import Writer
 from repeater.options import LimitOptions
 from repeater.transports.asgi import abort_connection
-from repeater.transports.sockets import abort_socket, notice_silence
+from repeater.transports.sockets import abort_socket, discard, notice_silence
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
@@ -160,7 +160,9 @@ class Link:
 
     async def give_way(self) -> None:
         """Let other tasks run if the readers' share of the loop's time is used up."""
-        if self._turns is not None:
+        if self._turns is None:
+            await trio.lowlevel.checkpoint()
+        else:
             await self._turns.give_way()
 
     def wake(self) -> None:
@@ -285,6 +287,8 @@ class Link:
             self.end(linger=False)
 
     async def _receive_some(self) -> bytes:
+        """Wait for bytes, and for a turn: what is discarded is read without another wait."""
+        await self.give_way()
         while True:
             try:
                 return self._socket.recv(_RECEIVE)
@@ -316,10 +320,11 @@ class Link:
         A socket that is closed while an unwanted body still arrives (413) resets its peer, before
         the peer has read the answer.
         """
-        with trio.move_on_after(_LINGER):
+        if self.draining:
+            return
+        with trio.move_on_after(_LINGER) as self._waiting:  # a shutdown ends it, too
             try:
-                while not self.draining and await self._receive_some():
-                    pass
+                await discard(self._socket)
             except (OSError, trio.ClosedResourceError):
                 return  # The peer is gone already.
 

@@ -63,7 +63,7 @@ async def serve(
     del answer
 
     async def wait_hang_up(client: Client) -> None:
-        await _read_into_nothing(client, sock)
+        await _read_into_nothing(node, client, sock)
 
     try:
         await converse(node, client, opening, wait_hang_up)
@@ -74,11 +74,12 @@ async def serve(
         await client.leave()
 
 
-async def _read_into_nothing(client: Client, sock: socket.socket) -> None:
+async def _read_into_nothing(node: Node, client: Client, sock: socket.socket) -> None:
     """Read and discard until the peer leaves. No deadline: the heartbeat finds a dead peer."""
     while not client.outbox.closed:
         try:
             await trio.lowlevel.wait_readable(sock)
+            await node.turns.give_way()
             if not sock.recv(RECEIVE):
                 return
         except BlockingIOError:

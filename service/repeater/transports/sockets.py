@@ -12,6 +12,8 @@ from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import Codec
 
 RECEIVE: Final = 65_536
+_FIRST_PAUSE: Final = 0.01  # seconds before the third read of what is discarded, then doubled
+_LONGEST_PAUSE: Final = 0.5
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends a reset
 
 
@@ -71,10 +73,28 @@ class SocketTransport:
     async def linger(self) -> None:
         """Half-close, then read and discard until the peer hangs up."""
         self._socket.shutdown(socket.SHUT_WR)
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            if not self._socket.recv(RECEIVE):
+        await discard(self._socket)
+
+
+async def discard(sock: socket.socket) -> None:
+    """Read and discard until the peer hangs up, ever more rarely. The caller sets the deadline.
+
+    Raises:
+        OSError, trio.ClosedResourceError: the peer was reset, or the socket was closed.
+    """
+    pause = 0.0
+    while True:
+        if sock.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
+            raise trio.ClosedResourceError
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            if not sock.recv(RECEIVE):
                 return
+        except BlockingIOError:
+            continue
+        # A peer that sends as fast as it can must not cost a read in each pass of the loop.
+        await trio.sleep(pause)
+        pause = min(_LONGEST_PAUSE, pause * 2 or _FIRST_PAUSE)
 
 
 def abort_socket(sock: socket.socket | trio.socket.SocketType) -> None:

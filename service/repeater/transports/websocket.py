@@ -97,7 +97,6 @@ async def _read(
         if received:
             client.heard()
             reader = reader or FrameReader(limit)
-            await node.turns.give_way()
             await _take(node, client, session, reader, received)
             if reader.closed:
                 await _answer_close(client, node.options.close_timeout)
@@ -108,6 +107,7 @@ async def _read(
             return  # The client was cut while it was served; the socket is closed.
         try:
             await trio.lowlevel.wait_readable(sock)
+            await node.turns.give_way()
             known = session is not None and client.ready
             received = sock.recv(_RECEIVE if known else _RECEIVE_LITTLE)
         except BlockingIOError:
