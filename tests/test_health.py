@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from repeater.brokers.memory import MemoryBroker
@@ -9,6 +10,7 @@ from repeater.config import CurrentSettings, load_settings
 from repeater.serving.application import create_app
 from repeater.testing import open_test_node
 from tests.deadlines import LOOP_ANSWERS
+from tests.serving import peer, running
 
 
 async def test_states() -> None:
@@ -42,3 +44,34 @@ async def test_states() -> None:
         await node.shut_down()
         draining = (503, {"status": "draining"})
         assert [await ask(path) for path in paths] == [draining, (200, {"status": "ok"}), draining]
+
+
+@pytest.mark.parametrize("more", ["", "Connection: close\r\n", "Content-Length: 0\r\n"])
+async def test_the_first_request_of_a_connection_is_answered_alike(more: str) -> None:
+    """A check on a connection of its own needs no ASGI server; nobody sees a difference."""
+    head = f"GET /health/live HTTP/1.1\r\nHost: t\r\n{more}\r\n".encode()
+    async with running(allowed_hosts=["*"]) as server:
+        async with peer(server) as first, peer(server) as later:
+            await later.call("GET", "/health")
+            answers = []
+            for client in (first, later):
+                await client.stream.send_all(head)
+                answer = await client.until(b'{"status":"ok"}\n')
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                _status, *lines = answer.lower().split(b"\r\n")
+                answers.append(sorted(one for one in lines if not one.startswith(b"date: ")))
+            assert answers[0] == answers[1]
+            if "close" not in more:
+                for client in (first, later):
+                    assert b" 200 " in await client.call("GET", "/health/live")
+        async with peer(server) as piped:
+            await piped.stream.send_all(head.replace(b"close", b"keep-alive") * 3)
+            for _ in range(3):
+                await piped.until(b'{"status":"ok"}\n')
+
+
+async def test_a_check_for_another_host_is_refused() -> None:
+    """Also where it needs no ASGI server."""
+    async with running(allowed_hosts=["good.example"]) as server, peer(server) as client:
+        await client.stream.send_all(b"GET /health/live HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert b" 421 " in await client.until(b"\r\n")

@@ -19,16 +19,19 @@ import trio
 
 from repeater.front.open_connections import REFUSED_TIMEOUT, OpenConnections
 from repeater.front.preamble import Preamble, PreambleError
-from repeater.front.responses import write_fault
+from repeater.front.request import is_plain, request_of_head
+from repeater.front.responses import LIVE, LIVE_TARGET, http_date, write_fault
 from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.front.subscriptions import Subscriptions
 from repeater.front.tls import HTTP2
 from repeater.log import get_logger
+from repeater.protocol.http.answer import write_answer
 from repeater.protocol.http.fault import HEAD_TOO_LARGE, NOT_HTTP
 from repeater.protocol.http.head import (
     HEAD_END,
     LINE_END,
+    Head,
     begins_request,
     read_head,
     skip_empty_lines,
@@ -221,11 +224,30 @@ class Acceptor:
                 sock, scope, head, received[end:], self._open.of(sock)
             )
         _lift_deadline(scope)
+        if head.target == LIVE_TARGET and self._answers_live(sock, head):
+            return self._serve_live(sock, received[end:])
         if path in _WEBSOCKET_PATHS:
             return self._subscriptions.serve_websocket(
                 sock, scope, head, received[end:], self._open.of(sock)
             )
         return self._handover.serve(sock, received, self._open.of(sock))
+
+    def _answers_live(self, sock: socket.socket, head: Head) -> bool:
+        """Whether this is an ordinary check of a load balancer's, on a connection of its own.
+
+        Then it needs no ASGI server: a check must not wait for the pages that strangers ask for.
+        """
+        if (head.method, head.version) != (b"GET", "1.1") or b"connection" in head.by_name:
+            return False
+        if not is_plain(head):
+            return False
+        request = request_of_head(head, sock)
+        return not request.length and request.host_allowed(self._settings().hosts)
+
+    async def _serve_live(self, sock: socket.socket, rest: bytes) -> None:
+        """Answer that the process lives, and hand the connection over for what comes next."""
+        sock.send(write_answer(LIVE, keep_alive=True, date=http_date()))
+        await self._handover.serve(sock, rest, self._open.of(sock))
 
     async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
         """Serve calls of the server API; at the first other request hand the connection over."""

@@ -58,9 +58,13 @@ class Exchange:
 class Requests:
     """The tasks of one connection's requests, as Hypercorn's protocols expect their task group."""
 
-    def __init__(self, nursery: trio.Nursery, fail: Fail) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, fail: Fail, give_way: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Note failures with `fail`, and `give_way` before each request and each answer."""
         self._nursery = nursery
         self._fail = fail
+        self._give_way = give_way
 
     def spawn(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that lives as long as the connection at most."""
@@ -81,8 +85,14 @@ class Requests:
         exchange: Exchange,
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
+        async def paced(event: Any) -> None:
+            if event["type"] == "http.response.start":
+                await self._give_way()
+            await send(event)
+
         try:
-            await app(scope, exchange.take, send, trio.to_thread.run_sync, trio.from_thread.run)
+            await self._give_way()
+            await app(scope, exchange.take, paced, trio.to_thread.run_sync, trio.from_thread.run)
         except BaseExceptionGroup as group:
             cancelled, failures = group.split(trio.Cancelled)
             if failures is not None:

@@ -165,6 +165,13 @@ class Link:
         else:
             await self._turns.give_way()
 
+    async def _stand_in_line(self) -> None:
+        """Wait for a turn: an application does more for a request than a reader in a step."""
+        if self._turns is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._turns.next()
+
     def wake(self) -> None:
         """Make the reader look again at what there is to do."""
         self._waiting.cancel()
@@ -208,7 +215,7 @@ class Link:
         try:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    self.requests = Requests(nursery, fail)
+                    self.requests = Requests(nursery, fail, self._stand_in_line)
                     self._protocol = choose(self)
                     await self._protocol.initiate()
                     await self._read()

@@ -11,6 +11,7 @@ from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
 from repeater.config import CurrentSettings
+from repeater.front.responses import LIVE
 from repeater.node import Node
 from repeater.web.api import admits
 
@@ -37,7 +38,7 @@ def create_observe(
 
     @observe.get("/health/live")
     async def live() -> ResponseReturnValue:
-        return {"status": "ok"}, 200  # A process that answers is alive.
+        return Response(LIVE.body, LIVE.status, content_type=LIVE.content_type)
 
     @observe.get("/health/ready")
     async def ready() -> ResponseReturnValue:
