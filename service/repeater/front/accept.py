@@ -308,7 +308,7 @@ class Acceptor:
         self._set_deadline(sock, scope)
         try:
             with self._no_request_yet(scope):
-                protocol = await self._preamble.enter(sock)
+                protocol = await self._preamble.enter(sock, self._node.turns.give_way)
         except PreambleError as error:
             raise _RejectedError(str(error)) from None
         connection, client = self._open.of(sock), self._preamble.named_client(sock)

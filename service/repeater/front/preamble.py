@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.front.tls import TLSSocket, shake_hands
+from repeater.front.tls import GiveWay, TLSSocket, shake_hands
 from repeater.front.trusted_proxies import UNIX, TrustedProxies
 from repeater.protocol.http.answer import Answer, write_answer
 from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
@@ -105,10 +105,10 @@ class Preamble:
         """
         return self._proxy_protocol and self.proxies.trusts(_peer(sock))
 
-    async def enter(self, sock: socket.socket) -> str:
+    async def enter(self, sock: socket.socket, give_way: GiveWay) -> str:
         """Read the header, do the handshake; return the protocol chosen, empty without TLS.
 
-        The caller sets the deadline.
+        The caller sets the deadline. `give_way` lets others run between two steps of the handshake.
 
         Raises:
             PreambleError: the header or the handshake failed.
@@ -119,7 +119,7 @@ class Preamble:
         if not isinstance(sock, TLSSocket):
             return ""
         try:
-            return await shake_hands(sock)
+            return await shake_hands(sock, give_way)
         except ssl.SSLError as error:
             if error.reason == "HTTP_REQUEST":
                 _answer_plainly(sock)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HTTP2: Final = "h2"
+GiveWay = Callable[[], Awaitable[None]]
+"""Lets other tasks run, if the readers have used up their share of the loop's time."""
+
 _PROTOCOLS: Final = [HTTP2, "http/1.1"]
 # Mozilla's "intermediate" list, 5.7 (wiki.mozilla.org/Security/Server_Side_TLS). TLS 1.3 has
 # suites of its own, and OpenSSL's defaults choose the curves: Python before 3.15 can set no list.
@@ -136,8 +140,10 @@ def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def shake_hands(sock: TLSSocket) -> str:
+async def shake_hands(sock: TLSSocket, give_way: GiveWay) -> str:
     """Do the handshake; return the protocol agreed on. The caller sets the deadline.
+
+    A step of it takes a millisecond: `give_way` is awaited before each.
 
     Raises:
         ssl.SSLError: the handshake failed.
@@ -145,6 +151,7 @@ async def shake_hands(sock: TLSSocket) -> str:
     """
     socket.socket.getpeername(sock)  # raises if the peer was gone at once, before a session
     while True:
+        await give_way()
         try:
             sock.do_handshake()
         except ssl.SSLWantReadError:
