@@ -2,7 +2,8 @@
 
 What drives a browser or an SDK, or is slow, is left out: those do not depend on the version. Each
 version gets a fresh environment in .pythons/ with the pinned packages. Nothing is downloaded but
-packages; a version that is not here is named.
+packages; a version that is not here is named. With `--others` as the first argument, the version of
+`just test` is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENTS: Final = ROOT / ".pythons"
+THIS: Final = "{}.{}".format(*sys.version_info)
+OTHERS: Final = "--others"
 VERSIONS: Final = ("3.11", "3.12", "3.13", "3.14")
 MARKERS: Final = "not sdk and not browser and not slow"
 BUILD: Final = ("--build-constraints", "requirements-build.txt")
@@ -102,7 +105,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the tests on every version; 1 if they fail on one, 2 if no version is here."""
     outcomes: dict[str, str] = {}
     failed = False
+    others = arguments[:1] == [OTHERS]
+    arguments = arguments[1:] if others else arguments
     for version in VERSIONS:
+        if others and version == THIS:
+            continue
         interpreter = find(version)
         if interpreter is None:
             named = ", though the classifiers name it" if version in classified() else ""

@@ -61,3 +61,16 @@ def test_newest_of_pyenvs_patch_versions_comes_first() -> None:
 def test_classifiers_name_no_other_version() -> None:
     """What is classified is among the versions that are tried."""
     assert pythons.classified() <= set(pythons.VERSIONS)
+
+
+def test_the_version_of_just_test_may_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CI runs all tests on it anyway."""
+    asked: list[str] = []
+    monkeypatch.setattr(pythons, "find", asked.append)
+    assert pythons.main(["--others"]) == 2
+    assert HERE not in asked
+    assert pythons.main([]) == 2
+    assert HERE in asked
+    assert "not here" in capsys.readouterr().out
