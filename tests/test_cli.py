@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from repeater.cli.main import main
+from repeater.cli.terminal import visible
+from repeater.subscriber import SubscriberError
 from tests.signing import pem_of, rsa_key
 
 
@@ -94,3 +102,64 @@ def test_a_server_that_is_not_there_is_one_plain_line() -> None:
 def test_data_that_is_not_json(data: str) -> None:
     """Bytes that are not UTF-8 (`\udce9` here), and JSON that is too deep, are one line, too."""
     assert refused("publish", "news", data).startswith("Error: that is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REPEATER_API_KEY", "caf\udce9"),
+        ("REPEATER_METRICS_TOKEN", "caf\udce9"),
+        ("REPEATER_TOKEN__HMAC_SECRET_KEY", "caf\udce9"),
+        ("REPEATER_CALLBACKS__SECRET", "caf\udce9"),
+        ("REPEATER_API_KEY", "a\nb"),
+        ("REPEATER_METRICS_TOKEN", "a  "),
+    ],
+)
+def test_a_secret_that_cannot_be_sent(variable: str, value: str) -> None:
+    """It is refused where it is read, by its name and without its value."""
+    line = refused("config", "check", **{variable: value})
+    assert line.startswith(f"{variable}: must ")
+    assert value not in line
+
+
+CONTROLS = '"\x9b2J\u202eevil\u2066\x7f"'
+
+
+@pytest.mark.parametrize(("terminal", "written"), [(True, visible(CONTROLS)), (False, CONTROLS)])
+def test_events_on_a_terminal(
+    terminal: bool, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control characters are escaped as in JSON for a terminal; a program gets what was sent."""
+
+    @asynccontextmanager
+    async def one_event(*_: object, **__: object) -> AsyncIterator[AsyncIterator[Any]]:
+        async def events() -> AsyncIterator[Any]:
+            yield SimpleNamespace(channel="news", text=CONTROLS)
+
+        yield events()
+
+    monkeypatch.setattr("repeater.subscriber.open_subscriber", one_event)
+    monkeypatch.setattr("repeater.cli.main._is_terminal", lambda: terminal)
+    result = CliRunner().invoke(main, ["subscribe", "news", "--with-channel"])
+    assert result.stdout == f"news {written}\n"
+
+
+def test_what_is_visible() -> None:
+    """The escapes are JSON's, so that the value is the same; other texts stay as they are."""
+    assert visible("caf\xe9 \u2764\ufe0f \u200d") == "caf\xe9 \u2764\ufe0f \u200d"
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\u2066]", visible(CONTROLS))
+    assert json.loads(visible('"\x9b\u202e"')) == "\x9b\u202e"
+
+
+def test_an_error_of_the_subscriber_inside_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one line without control characters, however deep the nurseries wrapped it."""
+
+    @asynccontextmanager
+    async def failing(*_: object, **__: object) -> AsyncIterator[None]:
+        inner = ExceptionGroup("inner", [SubscriberError("refused: \x1b[2J")])
+        if inner:
+            raise ExceptionGroup("outer", [inner])
+        yield
+
+    monkeypatch.setattr("repeater.subscriber.open_subscriber", failing)
+    assert refused("subscribe", "news") == "Error: refused: \\u001b[2J"

@@ -28,9 +28,9 @@ KEY = "secret"
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Server]:
+async def running(key: str = KEY) -> AsyncIterator[Server]:
     with trio.fail_after(LOOP_ANSWERS):
-        settings = load_settings(port=0, api_key=KEY, channel={"presence": True})
+        settings = load_settings(port=0, api_key=key, channel={"presence": True})
         async with open_server(settings) as server:
             yield server
 
@@ -59,6 +59,15 @@ async def client_of(server: Server, user: str, *channels: str) -> AsyncIterator[
         client.identify(ConnectionGrant(user=user))
         client.became_ready()
         yield client
+
+
+@pytest.mark.parametrize("key", ["schl\xfcssel", "\u043a\u043b\u044e\u0447 \U0001f511", "\xe0"])
+async def test_a_key_that_is_not_ascii(key: str) -> None:
+    """The command sends the bytes that the server compares."""
+    async with running(key) as server:
+        result = await run(server, "info", "--json", key=key)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "401" in (await run(server, "info", key=key[:-1] + "x")).stderr
 
 
 async def test_info() -> None:

@@ -33,6 +33,8 @@ from tests.deadlines import LOOP_ANSWERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 SECRET = "scrape-me-if-you-can"
+# Its last byte in UTF-8 is one that `str.strip` takes for a blank.
+FOREIGN = "p\xe4ssw\xf6rd-\xe0"
 CALLBACKS = {  # an address at which nobody is, of a server that has nothing to say
     "rpc_url": "http://127.0.0.1:1/rpc",
     "event_url": "http://127.0.0.1:1/events",
@@ -231,6 +233,8 @@ async def test_page_of_a_running_server() -> None:
         ({"metrics_token": SECRET}, {"Authorization": f"apikey {SECRET}"}, 401),
         ({"metrics_token": SECRET}, {"X-API-Key": SECRET}, 401),
         ({"metrics_token": SECRET}, {"Authorization": f"Bearer {SECRET}"}, 200),
+        ({"metrics_token": FOREIGN}, {"Authorization": f"Bearer {FOREIGN}"}, 200),
+        ({"metrics_token": FOREIGN}, {"Authorization": f"Bearer {FOREIGN[:-1]}"}, 401),
         ({"api_key": SECRET}, {}, 401),
         ({"api_key": SECRET}, {"Authorization": f"Bearer {SECRET}"}, 401),
         ({"api_key": SECRET}, {"X-API-Key": SECRET}, 200),
@@ -242,7 +246,8 @@ async def test_who_may_read(
 ) -> None:
     """Closed by default; open to its token, to the API key, and to all where that is set."""
     async with running(**settings) as (_, client):
-        answer = await client.get("/metrics", headers=headers)
+        given = httpx.Headers(headers, encoding="utf-8")
+        answer = await client.get("/metrics", headers=given)
         assert answer.status_code == status
         assert bool(answer.text) == (status == 200)
         assert SECRET not in answer.text

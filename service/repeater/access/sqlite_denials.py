@@ -16,6 +16,7 @@ import trio
 
 from repeater.access.grants import Denial
 from repeater.errors import BrokerError
+from repeater.private_files import make_private_database, make_private_folder
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS denials (
@@ -100,7 +101,8 @@ async def open_sqlite_denials(path: Path) -> AsyncIterator[SQLiteDenials]:
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        make_private_database(path)
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise BrokerError(f"{path}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from repeater.access.tokens.options import is_http
+from repeater.cli.terminal import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +42,8 @@ def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
     url = f"{url.rstrip('/')}/api/{method}"
     answer = _post(url, body, api_key)
     if "error" in answer:
-        raise click.ClickException(f"{answer['error']['code']} {answer['error']['message']}")
+        error = answer["error"]
+        raise click.ClickException(visible(f"{error['code']} {error['message']}"))
     if "result" not in answer:
         raise click.ClickException(f"{url} did not answer as Repeater does")
     return answer["result"]
@@ -50,7 +52,8 @@ def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
 def _post(url: str, body: bytes, api_key: str | None) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
     if api_key:
-        headers["X-API-Key"] = api_key
+        # `http.client` writes Latin-1; the bytes of a variable that are not UTF-8 stay as they are.
+        headers["X-API-Key"] = api_key.encode(errors="surrogateescape").decode("latin-1")
     try:
         request = urllib.request.Request(url, body, headers)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -61,5 +64,5 @@ def _post(url: str, body: bytes, api_key: str | None) -> dict[str, Any]:
         raise click.ClickException(f"{url} answered {error.code}{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise click.ClickException(f"cannot reach {url}: {reason}") from None
+        raise click.ClickException(visible(f"cannot reach {url}: {reason}")) from None
     return answer if isinstance(answer, dict) else {}

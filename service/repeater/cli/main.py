@@ -18,6 +18,7 @@ from repeater import __version__
 from repeater.cli.admin import COMMANDS
 from repeater.cli.call import call, server_options, url_option
 from repeater.cli.config import config_group, config_option
+from repeater.cli.terminal import visible
 from repeater.cli.token import token
 
 
@@ -137,7 +138,7 @@ def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
     except KeyboardInterrupt:
         return
     except SubscriberError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(visible(str(error))) from None
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
             _explain(group, SubscriberError)
@@ -149,19 +150,24 @@ async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool)
     async with open_subscriber(
         url, channels, on_reconnect=_say_reconnect, on_gap=_say_gap
     ) as subscriber:
-        click.echo(f"subscribed to {', '.join(channels)} on {url}", err=True)
+        click.echo(visible(f"subscribed to {', '.join(channels)} on {url}"), err=True)
         async for event in subscriber:
-            prefix = f"{event.channel} " if with_channel else ""
-            click.echo(f"{prefix}{event.text}")
+            line = f"{event.channel} {event.text}" if with_channel else event.text
+            click.echo(visible(line) if _is_terminal() else line)
             sys.stdout.flush()
 
 
+def _is_terminal() -> bool:
+    """Whether events go to a person; a program gets them as they were published."""
+    return sys.stdout.isatty()
+
+
 def _say_gap(channel: str) -> None:
-    click.echo(f"events of {channel} may be missing here", err=True)
+    click.echo(visible(f"events of {channel} may be missing here"), err=True)
 
 
 def _say_reconnect(reason: str, delay: float) -> None:
-    click.echo(f"{reason}; trying again in {delay:.1f} s", err=True)
+    click.echo(visible(f"{reason}; trying again in {delay:.1f} s"), err=True)
 
 
 def _explain(
@@ -178,4 +184,4 @@ def _explain(
     error: BaseException = found
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    raise click.ClickException(str(error)) from None
+    raise click.ClickException(visible(str(error))) from None

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 import trio
+from sqlalchemy import URL
 
 from repeater.comments.announcer import Announcer
 from repeater.comments.cache import MemoryCache, Pages
@@ -33,6 +34,7 @@ from repeater.comments.tables import make_engine
 from repeater.comments.threads import Workers
 from repeater.errors import ReplyError, open_service_nursery
 from repeater.node import Node
+from repeater.private_files import make_private_database, make_private_folder
 
 _RESUME_TIMEOUT: Final = 5.0  # seconds at the start, to announce what the last process left
 
@@ -163,6 +165,7 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
     async with AsyncExitStack() as stack:
         engine = make_engine(options)
         stack.callback(engine.dispose)
+        _make_database(engine.url)
         store = Store(engine, Workers(options.database_threads, options.thread_queue))
         try:
             await store.create_tables()
@@ -197,6 +200,19 @@ def _check_channel(node: Node) -> None:
 
 def _make_directory(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path)
     except OSError as error:
         raise CommentsError(f"cannot make the data directory {path}: {error.strerror}") from None
+
+
+def _make_database(url: URL) -> None:
+    """Make the file of an SQLite database; one with a `file:` URL is its user's own."""
+    if url.get_backend_name() != "sqlite" or (url.database or ":memory:").startswith(
+        (":", "file:")
+    ):
+        return
+    path = Path(url.database or "")
+    try:
+        make_private_database(path)
+    except OSError as error:
+        raise CommentsError(f"cannot use the comments' database {path}: {error.strerror}") from None

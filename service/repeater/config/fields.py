@@ -24,6 +24,7 @@ MADE_OF: Final[dict[type[BaseModel], type[Options]]] = {}
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|[smhd])")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _NAMESPACE: Final = re.compile(r"[-a-zA-Z0-9_.]{2,}")  # protocol, section 11
 
 
@@ -66,6 +67,23 @@ def unless_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _encodable(secret: SecretStr | None) -> SecretStr | None:
+    """Refuse half a surrogate, which stands for a byte of a variable that is not UTF-8."""
+    try:
+        (secret.get_secret_value() if secret else "").encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return secret
+
+
+def _fits_a_header(secret: SecretStr | None) -> SecretStr | None:
+    """Refuse a text that no header can carry as it is."""
+    text = secret.get_secret_value() if secret else ""
+    if _CONTROL.search(text) or text != text.strip(" "):
+        raise ValueError("must have no control characters, and no blanks at its ends")
+    return secret
+
+
 def _namespace(name: str) -> str:
     if not _NAMESPACE.fullmatch(name):
         raise ValueError("a namespace's name is two or more of a-z A-Z 0-9 - _ .")
@@ -75,7 +93,8 @@ def _namespace(name: str) -> str:
 Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty)]
+Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty), AfterValidator(_encodable)]
+HeaderSecret = Annotated[Secret, AfterValidator(_fits_a_header)]
 Regex = Annotated[re.Pattern[str] | None, BeforeValidator(unless_empty)]
 NamespaceName = Annotated[str, AfterValidator(_namespace)]
 
@@ -98,7 +117,7 @@ def settings_of(
         if one.name in leave_out:
             continue
         kind, default = _kind_of(one.type, (least or {}).get(one.name)), one.default
-        if kind is SecretStr:
+        if one.type == SecretText:
             default = SecretStr(default)
         if one.name in live:
             kind = Annotated[kind, LIVE]
@@ -114,7 +133,7 @@ def settings_of(
 def _kind_of(hint: Any, least: int | None) -> Any:
     """The type that reads a value for an option of type `hint`."""
     if hint == SecretText:
-        return SecretStr
+        return Annotated[SecretStr, AfterValidator(_encodable)]
     if hint is float:
         return Annotated[Seconds, Field(gt=0) if least is None else Field(ge=least)]
     if hint is int:

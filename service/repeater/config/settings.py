@@ -40,10 +40,10 @@ from repeater.config.checks import (
 from repeater.config.errors import Mistake, MistakesError
 from repeater.config.fields import (
     LIVE,
+    HeaderSecret,
     Integer,
     NamespaceName,
     Seconds,
-    Secret,
     Texts,
     options_of,
     settings_of,
@@ -180,11 +180,11 @@ class Settings(NodeSettings):
     dev: bool = False
     """Development mode: the server is open to everybody, and therefore listens on loopback only."""
 
-    api_key: Annotated[Secret, LIVE] = None
+    api_key: Annotated[HeaderSecret, LIVE] = None
     """The key that back ends send as `X-API-Key`. Without a key the REST API is closed, except in
     development mode."""
 
-    api_previous_key: Annotated[Secret, LIVE] = None
+    api_previous_key: Annotated[HeaderSecret, LIVE] = None
     """The old key, also accepted while back ends change to the new one."""
 
     allowed_origins: Annotated[Texts, LIVE] = ()
@@ -205,7 +205,7 @@ class Settings(NodeSettings):
     log_format: Annotated[Literal["console", "json"], LIVE] = "console"
     """`console` for people; `json` for machines: one object in each line, times in UTC."""
 
-    metrics_token: Annotated[Secret, LIVE] = None
+    metrics_token: Annotated[HeaderSecret, LIVE] = None
     """The token that a scraper sends to `/metrics` as `Authorization: Bearer`. The API key opens
     `/metrics` too; with this token, the scraper does not need the API key."""
 

@@ -63,9 +63,8 @@ def _may_read_metrics(settings: CurrentSettings) -> bool:
     if settings().dev or settings().metrics_open or admits(settings.api_key):
         return True
     token = settings().metrics_token
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if token is None or scheme.lower() != "bearer":
-        return False
-    expected = token.get_secret_value()
     # The bytes that came: a header is read as Latin-1, and the token may be any text.
-    return hmac.compare_digest(given.strip().encode("latin-1"), expected.encode())
+    scheme, _, given = request.headers.get("Authorization", "").encode("latin-1").partition(b" ")
+    if token is None or scheme.lower() != b"bearer":
+        return False
+    return hmac.compare_digest(given.strip(), token.get_secret_value().encode())
