@@ -154,12 +154,9 @@ def test_what_is_visible() -> None:
 def test_an_error_of_the_subscriber_inside_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is one line without control characters, however deep the nurseries wrapped it."""
 
-    @asynccontextmanager
-    async def failing(*_: object, **__: object) -> AsyncIterator[None]:
+    def failing(*_: object, **__: object) -> None:
         inner = ExceptionGroup("inner", [SubscriberError("refused: \x1b[2J")])
-        if inner:
-            raise ExceptionGroup("outer", [inner])
-        yield
+        raise ExceptionGroup("outer", [inner])
 
     monkeypatch.setattr("repeater.subscriber.open_subscriber", failing)
     assert refused("subscribe", "news") == "Error: refused: \\u001b[2J"
