@@ -12,11 +12,12 @@ from random import Random
 import click
 import trio
 
+from tests.drill.centrifugo import WAYS
 from tests.drill.faults import FAULTS, Fault, Scene
 from tests.drill.ledger import BrokenPromise, Ledger
 from tests.drill.network import Network
 from tests.drill.places import Missing, Place
-from tests.drill.subscribers import WAYS, Subscriber
+from tests.drill.subscribers import Subscriber
 from tests.drill.target import KEPT, Publisher, Target, until
 from tests.processes import SERVE
 
