@@ -121,7 +121,7 @@ async def test_strangers_stay_out() -> None:
 
 async def test_a_client_that_never_reads_is_cut() -> None:
     """Cut as slow; the subscriber beside it gets everything in order."""
-    async with running(outbox_limit=65_536) as server:
+    async with running(batch_limit=65_536, outbox_limit=65_536) as server:
         stalled = socket.socket()
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         with stalled:

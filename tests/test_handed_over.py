@@ -49,11 +49,13 @@ class Application:
 
     def __init__(self) -> None:
         self.open = 0
+        self.begun = 0
         self.go_on = trio.Event()
         self.gone = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.open += 1
+        self.begun += 1
         try:
             await getattr(self, scope["path"].strip("/"))(receive, send)
         finally:
@@ -244,6 +246,14 @@ async def test_a_half_close_behind_several_requests(autojump_clock: MockClock) -
         assert got.count(b" 400 ") == 1
         assert await end.received() == b""
         assert end.ended
+
+
+async def test_a_request_with_an_invalid_body_is_not_begun(autojump_clock: MockClock) -> None:
+    """The application would answer it, and the answer would be cut."""
+    async with line() as end:
+        end.send(HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\nZ") % b"quick")
+        assert b" 400 " in await end.received()
+        assert not end.application.begun
 
 
 @pytest.mark.parametrize("behind", [b"", HEAD % b"quick", b"GET /qu", 30 * (HEAD % b"quick")])

@@ -262,10 +262,10 @@ async def test_mistakes_are_named() -> None:
 
 async def test_all_settings_and_some_by_name() -> None:
     """Settings made elsewhere are taken as they are, but for those given by name."""
-    settings = Settings(dev=True, port=1, outbox_limit=70_000)  # type: ignore[call-arg]
+    settings = Settings(dev=True, port=1, outbox_limit=700_000)  # type: ignore[call-arg]
     async with open_server(settings, port=0) as server:
         assert server.port > 1
-        assert server.node.options.outbox_limit == 70_000
+        assert server.node.options.outbox_limit == 700_000
         assert server.node.options.insecure
 
 

@@ -137,12 +137,13 @@ class HTTP1(H11Protocol):
         """Give h11 the next request, as far as it has come."""
         while not self.full and not self._link.over:
             part = self._framing.take()
-            if part:
+            if self._framing.fault is not None:
+                # Nothing is begun that is known to be invalid: its answer would only be cut.
+                await self._refuse(self._framing.fault)
+            elif part:
                 self.connection.receive_data(part)
                 await self._handle_events()
-            if self._framing.fault is not None:
-                await self._refuse(self._framing.fault)
-            if not part:
+            else:
                 return
 
     async def _handle_events(self) -> None:
