@@ -61,7 +61,7 @@ class Requests:
     def __init__(
         self, nursery: trio.Nursery, fail: Fail, give_way: Callable[[], Awaitable[None]]
     ) -> None:
-        """Note failures with `fail`, and `give_way` before each request and each answer."""
+        """Note failures with `fail`, and `give_way` before each request."""
         self._nursery = nursery
         self._fail = fail
         self._give_way = give_way
@@ -85,14 +85,9 @@ class Requests:
         exchange: Exchange,
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        async def paced(event: Any) -> None:
-            if event["type"] == "http.response.start":
-                await self._give_way()
-            await send(event)
-
         try:
             await self._give_way()
-            await app(scope, exchange.take, paced, trio.to_thread.run_sync, trio.from_thread.run)
+            await app(scope, exchange.take, send, trio.to_thread.run_sync, trio.from_thread.run)
         except BaseExceptionGroup as group:
             cancelled, failures = group.split(trio.Cancelled)
             if failures is not None:

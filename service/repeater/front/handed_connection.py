@@ -46,7 +46,7 @@ IDLE_TIMEOUT: Final = 75.0  # seconds between two requests of a connection; ngin
 _LINGER: Final = 2.0  # seconds that a peer gets to read its last answer while it still sends
 _LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its tasks
 _RECEIVE: Final = 4_096
-_HELD: Final = 65_536  # bytes that wait behind a request under way; then TCP holds the peer back
+_HELD: Final = 16_384  # bytes that wait behind a request under way; then TCP holds the peer back
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
@@ -120,8 +120,10 @@ class Link:
         context: WorkerContext,
         options: LinkOptions,
         turns: Turns | None,
+        starts: Turns,
         count: Callable[[Outcome], None],
     ) -> None:
+        """Read in the line `turns`, if it is given, and begin requests in the line `starts`."""
         self.options = options
         self.config = config
         self.connection_state = ConnectionState({})
@@ -134,6 +136,7 @@ class Link:
         self._app = app
         self._context = context
         self._turns = turns
+        self._starts = starts
         self._protocol: Served
         self._lingers = True  # whether the peer has time to read what was written last
         self._half_closed = False  # by the peer
@@ -164,13 +167,6 @@ class Link:
             await trio.lowlevel.checkpoint()
         else:
             await self._turns.give_way()
-
-    async def _stand_in_line(self) -> None:
-        """Wait for a turn: an application does more for a request than a reader in a step."""
-        if self._turns is None:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._turns.next()
 
     def wake(self) -> None:
         """Make the reader look again at what there is to do."""
@@ -215,7 +211,7 @@ class Link:
         try:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    self.requests = Requests(nursery, fail, self._stand_in_line)
+                    self.requests = Requests(nursery, fail, self._starts.next)
                     self._protocol = choose(self)
                     await self._protocol.initiate()
                     await self._read()

@@ -28,6 +28,7 @@ from repeater.front.tls import HTTP2 as ALPN_HTTP2
 from repeater.front.tls import TLSSocket
 from repeater.front.trusted_proxies import ForwardedApp, TrustedProxies
 from repeater.log import get_logger
+from repeater.turns import Turns
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from repeater.config import Settings
     from repeater.failures import Failures
     from repeater.front.open_connections import OpenConnection
-    from repeater.turns import Turns
 
 _log = get_logger("http")
 
@@ -88,6 +88,9 @@ class Handover:
         self._config.websocket_ping_interval = options.ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
+        # One request begins in each pass of the loop. An application works for it in a few passes,
+        # a millisecond in all: a pass has about the work of one request, however many there are.
+        self._starts = Turns(0.0)
         self._links: dict[Link, None] = {}
         self._draining = False
         self._ended: Counter[Outcome] = Counter()
@@ -110,7 +113,16 @@ class Handover:
         """
         counted = self._app if connection is None else CountedApp(self._app, connection)
         app = ForwardedApp(counted, sock.getpeername(), self._proxies)
-        link = Link(sock, app, self._config, self._context, self._options, self._turns, self._count)
+        link = Link(
+            sock,
+            app,
+            self._config,
+            self._context,
+            self._options,
+            self._turns,
+            self._starts,
+            self._count,
+        )
         self._links[link] = None
         if self._draining:
             link.drain()
