@@ -15,6 +15,7 @@ import h2.events
 import h11
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import Denial
 from repeater.errors import BrokerError
@@ -37,6 +38,35 @@ async def publish(server: Server, channel: str, data: str) -> None:
     async with peer(server) as back_end:
         body = f'{{"channel":"{channel}","data":{data}}}'
         assert (await back_end.call("POST", "/api/publish", body))[0] == 200
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_stream_that_is_open_is_subscribed(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer's head waits for the channels: a page may load its state when it sees the head."""
+    async with running() as server, peer(server, end) as client, trio.open_nursery() as nursery:
+        asked, allowed, opened = trio.Event(), trio.Event(), trio.Event()
+        history = server.node.broker.history
+
+        async def late(*arguments: Any, **options: Any) -> Any:
+            asked.set()
+            await allowed.wait()
+            return await history(*arguments, **options)
+
+        async def subscribe() -> None:
+            await client.request("GET", "/events?channel=news")
+            opened.set()
+
+        monkeypatch.setattr(server.node.broker, "history", late)
+        nursery.start_soon(subscribe)
+        await asked.wait()
+        await wait_all_tasks_blocked(0.05)
+        assert not opened.is_set()
+        allowed.set()
+        await opened.wait()
+        await publish(server, "news", "1")
+        assert b"retry: " in await client.until(b"data: 1\n\n")
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -24,7 +24,6 @@ from tests.processes import SERVE
 CHANNELS = ("news", "sports", "weather", "chat")
 RATE = 7.0  # events a second and channel
 SETTLES = 30.0  # seconds until all subscribers are back and have everything
-SUBSCRIBED = 1.5  # seconds from the head of a stream's answer to its subscription, at most
 LEAVES = 15.0  # seconds until nothing is left of them: above all deadlines of the settings
 GROWTH = 64 << 20  # bytes of the server's memory
 
@@ -153,7 +152,6 @@ async def _all_connected(subscribers: list[Subscriber]) -> None:
 async def _settle(scene: Scene, subscribers: list[Subscriber]) -> None:
     """Publish something that all must get, and wait until they have it."""
     await _all_connected(subscribers)
-    await trio.sleep(SUBSCRIBED)
     for publisher in scene.publishers:
         await publisher.publish()
     with trio.move_on_after(SETTLES):

@@ -132,17 +132,14 @@ class Events(Subscriber):
             headers["Last_Event_ID"] = self._last_event_id
         connection = http(stream)
         accepted(await connection.request("GET", f"/events?{query}", **headers))
-        # The head comes before the subscription; a new one begins with its first id.
-        fresh = not self._last_event_id
+        if not self._last_event_id:
+            for track in self.tracks.values():
+                track.begin(told=False)
         link = Sse(connection, self._last_event_id)
         try:
             while True:
                 await self.patiently(link.more)
                 self.connected = True
-                if fresh and (link.source.last_event_id or link.source.events):
-                    fresh = False
-                    for track in self.tracks.values():
-                        track.begin(told=False)
                 self._take(link)
         finally:
             self._last_event_id = link.source.last_event_id

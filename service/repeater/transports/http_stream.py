@@ -59,7 +59,10 @@ async def serve(
     client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
     if not codec.answered:
         notice_silence(sock, node.options.pong_timeout)
-    client.outbox.send(answer)
+    if opening.wanted is None:
+        client.outbox.send(answer)
+    else:  # who sees the stream open hears the channels: it leaves when they are live
+        client.outbox.push(answer)
     del answer
 
     async def wait_hang_up(client: Client) -> None:
