@@ -52,7 +52,7 @@ _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _FEWEST_ACCEPTS: Final = 8  # taken even where others have used up this turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head, doubled for each after it
-_LONGEST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 1.0
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
 
