@@ -31,6 +31,10 @@ class TokenBucket:
         wait, self._full_at = _take(self._full_at, burst, per_second)
         return wait
 
+    def give_back(self, per_second: float) -> None:
+        """Give back a token that was taken."""
+        self._full_at -= 1 / per_second
+
 
 def _take(full_at: float, burst: float, per_second: float) -> tuple[float, float]:
     """Take a token of a bucket; return the seconds to wait for one, and when it is full again."""
@@ -58,6 +62,11 @@ class TokenBuckets:
         if len(self._buckets) > self._memory:
             self._buckets.popitem(last=False)
         return bucket.take(self._burst, self._per_second)
+
+    def give_back(self, key: str) -> None:
+        """Give a token back that `take` has given; nothing if the key was forgotten meanwhile."""
+        if bucket := self._buckets.get(key):
+            bucket.give_back(self._per_second)
 
 
 class Throttle:

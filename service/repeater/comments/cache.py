@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 import trio
 
-_MEMORY: Final = 16_777_216  # bytes of lists; above this limit all lists are forgotten
+_MEMORY: Final = 16_777_216  # bytes of lists; above this limit the oldest lists are forgotten
+_OVERHEAD: Final = 256  # bytes that a list costs beside its key and its text
 
 
 class Cache(Protocol):
@@ -53,19 +54,29 @@ class MemoryCache:
 
     async def put(self, generation: str, key: str, page: bytes) -> None:
         """As `Cache.put`; a list of a past generation, or above the limit, is not stored."""
-        if generation != str(self._generation) or len(page) > _MEMORY:
+        if generation != str(self._generation) or _cost(key, page) > _MEMORY:
             return
-        self._size += len(page)
-        if self._size > _MEMORY:
-            self._pages.clear()
-            self._size = len(page)
-        self._pages[key] = (trio.current_time() + self._ttl, page)
+        now = trio.current_time()
+        self._forget(key)
+        self._pages[key] = (now + self._ttl, page)
+        self._size += _cost(key, page)
+        # The oldest are first, and expire first.
+        while self._size > _MEMORY or next(iter(self._pages.values()))[0] <= now:
+            self._forget(next(iter(self._pages)))
+
+    def _forget(self, key: str) -> None:
+        if (kept := self._pages.pop(key, None)) is not None:
+            self._size -= _cost(key, kept[1])
 
     async def next_generation(self) -> None:
         """As `Cache.next_generation`."""
         self._generation += 1
         self._pages.clear()
         self._size = 0
+
+
+def _cost(key: str, page: bytes) -> int:
+    return len(key) + len(page) + _OVERHEAD
 
 
 class Pages:

@@ -18,7 +18,7 @@ from sqlalchemy import URL
 from repeater.comments.announcer import Announcer
 from repeater.comments.cache import MemoryCache, Pages
 from repeater.comments.identity import Identity, load_secret_key
-from repeater.comments.limits import RateLimit
+from repeater.comments.limits import Guesses, KnownBrowser, RateLimit, account_key
 from repeater.comments.options import CHANNEL, CommentsError, CommentsOptions, Rate
 from repeater.comments.passwords import Passwords
 from repeater.comments.problems import SIGN_IN, TAKEN, WRONG, ProblemError
@@ -27,6 +27,7 @@ from repeater.comments.rules import (
     check_name,
     check_password,
     check_text,
+    is_address,
     normal_address,
 )
 from repeater.comments.store import Comment, Store, StoreError, User
@@ -60,7 +61,9 @@ class Comments:
         self._announcer = announcer
         self._sign_ups = self._limit(options.sign_up_rate)
         self._sign_ins = self._limit(options.sign_in_rate)
-        self._accounts = self._limit(options.account_rate)
+        self._guesses = Guesses(
+            options.account_rate, options.account_total_rate, options.rate_memory
+        )
         self._comment_addresses = self._limit(options.comment_address_rate)
         self._comment_accounts = self._limit(options.comment_rate)
 
@@ -89,27 +92,56 @@ class Comments:
             raise ProblemError(TAKEN)
         return user
 
-    async def sign_in(self, peer: str, address: str, password: str) -> str:
-        """The user's id. A wrong address and a wrong password get the same answer, equally late.
+    async def sign_in(
+        self, peer: str, address: str, password: str, browser: KnownBrowser | None = None
+    ) -> tuple[str, str]:
+        """Begin a session; return its key, and the account as `KnownBrowser` names it.
+
+        A wrong address and a wrong password get the same answer, equally late. Nothing of them is
+        kept: only wrong attempts are counted, under a digest (see `Guesses`).
+
+        Args:
+            peer: The address that the request comes from.
+            address: What was given as the user's e-mail address.
+            password: What was given as the password.
+            browser: Where somebody signed in before, if that is known.
 
         Raises:
             ProblemError: address or password is wrong (401), or there were too many tries (429).
             StoreError: the database failed.
         """
-        self._sign_ins.take(peer)
         address = normal_address(address)
-        self._accounts.take(address)
-        known = await self._store.credentials(address)
-        right = await self._passwords.verify(known[1] if known else None, password)
-        if known is None or not right:
+        account = account_key(address)
+        if browser is None or browser.account != account:
+            self._sign_ins.take(peer)
+        if not is_address(address):
+            await self._passwords.verify(None, password)
             raise ProblemError(WRONG)
-        return known[0]
+        with self._guesses.attempt(account, peer, browser):
+            known = await self._store.credentials(address)
+            right = await self._passwords.verify(known[1] if known else None, password)
+            if known is None or not right:
+                raise ProblemError(WRONG)
+        options = self.options
+        session = await self._store.add_session(
+            known[0], int(options.identity_ttl), options.account_sessions
+        )
+        return session, account
 
-    async def user(self, uid: str | None) -> User | None:
-        """The user with the id in a cookie; None without an id, or if the user does not exist."""
-        return None if uid is None else await self._store.user(uid)
+    async def sign_out(self, session: str | None) -> None:
+        """End a session; see `Store.end_session`.
 
-    async def post(self, peer: str, uid: str | None, text: str) -> Comment:
+        Raises:
+            StoreError: the database failed.
+        """
+        if session is not None:
+            await self._store.end_session(session)
+
+    async def user(self, session: str | None) -> User | None:
+        """The user of a session; None without a session, or if it has ended."""
+        return None if session is None else await self._store.session_user(session)
+
+    async def post(self, peer: str, session: str | None, text: str) -> Comment:
         """Store a comment, and announce it to every open page.
 
         Raises:
@@ -117,20 +149,23 @@ class Comments:
                 there were too many comments (429).
             StoreError: the database failed.
         """
-        if uid is None:
+        if session is None:
             raise ProblemError(SIGN_IN)
         self._comment_addresses.take(peer)
-        self._comment_accounts.take(uid)
+        user = await self.user(session)
+        if user is None:
+            raise ProblemError(SIGN_IN)  # the cookie is valid, but its session has ended
+        self._comment_accounts.take(user.uid)
         text = check_text(text, self.options.comment_limit)
         # Shielded: a browser that disconnects now must not keep the stored comment from being
         # announced. The shield does not last: the database and the cache have timeouts.
         with trio.CancelScope(shield=True):
-            comment = await self._store.add_comment(uid, text)
+            comment = await self._store.add_comment(user.uid, text)
             if comment is not None:
                 await self._pages.forget()
                 self._announcer.wake()
         if comment is None:
-            raise ProblemError(SIGN_IN)  # the cookie is valid, but its user does not exist any more
+            raise ProblemError(SIGN_IN)  # the user does not exist any more
         return comment
 
     async def list_json(self, limit: int, before: int | None) -> bytes:

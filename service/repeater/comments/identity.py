@@ -1,7 +1,8 @@
 """Tells which user sends a request, by a signed cookie, and whether the server's own page sent it.
 
-The cookie holds the opaque user id and the time, signed. The server stores nothing for a cookie: to
-sign out means to delete the cookie in that browser, and a new secret key signs everybody out.
+The cookie `identity` holds the key of a session and the time, signed. To sign out ends the session,
+so that a copy of the cookie is worth nothing; a new secret key signs everybody out. The cookie
+`browser` stays: it lets nobody in, it only says that its browser is no stranger who guesses.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from quart import Response, request
 
 from repeater.access.origins import origin_allowed
+from repeater.comments.limits import KnownBrowser
 from repeater.comments.options import CommentsError, CommentsOptions
 from repeater.comments.problems import FOREIGN, ProblemError
 
 _COOKIE: Final = "identity"
+_BROWSER: Final = "browser"
+_BROWSER_TTL: Final = 31_536_000  # seconds, a year
 _SECRET_FILE: Final = "secret-key"
 
 
@@ -27,38 +31,56 @@ class Identity:
     """Signs the cookies of responses, and reads the cookie of the current request."""
 
     def __init__(self, secret_key: str, ttl: float) -> None:
-        self._signer = URLSafeTimedSerializer(
-            secret_key,
-            salt="repeater.comments.identity",
-            signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
-        )
+        self._sessions = _signer(secret_key, "repeater.comments.identity")
+        self._browsers = _signer(secret_key, "repeater.comments.browser")
         self._ttl = int(ttl)
 
-    def uid(self) -> str | None:
-        """The user's id; None without a cookie, or if the cookie is forged or too old."""
-        try:
-            uid = self._signer.loads(request.cookies.get(_COOKIE, ""), max_age=self._ttl)
-        except BadData:
-            return None
-        return uid if isinstance(uid, str) else None
+    def session(self) -> str | None:
+        """The key of a session; None without a cookie, or if the cookie is forged or too old."""
+        key = _value(self._sessions, _COOKIE, self._ttl)
+        return key if isinstance(key, str) else None
 
-    def remember(self, response: Response, uid: str) -> None:
-        """Sign the user in, in the browser that gets the response."""
-        self._set(response, str(self._signer.dumps(uid)), self._ttl)
+    def browser(self) -> KnownBrowser | None:
+        """The browser, if somebody signed in with it before; None if not, or if it is forged."""
+        value = _value(self._browsers, _BROWSER, _BROWSER_TTL)
+        return KnownBrowser(*value) if isinstance(value, list) and len(value) == 2 else None
+
+    def remember(self, response: Response, session: str, account: str) -> None:
+        """Sign the user of the session in, in the browser that gets the response."""
+        self._set(response, _COOKIE, str(self._sessions.dumps(session)), self._ttl)
+        known = self._browsers.dumps([account, secrets.token_urlsafe(12)])
+        self._set(response, _BROWSER, str(known), _BROWSER_TTL)
 
     def forget(self, response: Response) -> None:
         """Sign the user out, in the browser that gets the response."""
-        self._set(response, "", 0)
+        self._set(response, _COOKIE, "", 0)
 
-    def _set(self, response: Response, value: str, seconds: int) -> None:
+    def _set(self, response: Response, name: str, value: str, seconds: int) -> None:
         response.set_cookie(
-            _COOKIE,
+            name,
             value,
             max_age=seconds,
             httponly=True,
             samesite="Lax",
             secure=request.scheme == "https",
         )
+
+
+def _signer(secret_key: str, salt: str) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(
+        secret_key,
+        salt=salt,
+        signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
+    )
+
+
+def _value(signer: URLSafeTimedSerializer, cookie: str, ttl: int) -> object:
+    """What the cookie holds; None if it is missing, forged or older than `ttl` seconds."""
+    try:
+        value: object = signer.loads(request.cookies.get(cookie, ""), max_age=ttl)
+    except BadData:
+        return None
+    return value
 
 
 def check_own_page() -> None:

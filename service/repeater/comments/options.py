@@ -64,7 +64,7 @@ class CommentsOptions(Options, frozen=True, kw_only=True):
     """Longest time of one call to the cache. A request waits this long if the cache is down."""
 
     identity_ttl: float = 2_592_000.0
-    """How long a sign-in lasts (30 days)."""
+    """How long a sign-in lasts (30 days), unless the user signs out."""
 
     comment_limit: int = 2_000
     page_default: int = 50
@@ -90,7 +90,12 @@ class CommentsOptions(Options, frozen=True, kw_only=True):
     """Limits by the address of the peer. They are generous: a whole office may share one."""
 
     account_rate: Rate = Rate(burst=10, per_second=0.1)
-    """Limit of sign-ins by account, right or wrong: it stops guesses from many addresses."""
+    account_total_rate: Rate = Rate(burst=100, per_second=0.1)
+    """Limits of wrong passwords for one account: from one address, or from one browser in which
+    somebody signed in to it before; and from all other addresses together."""
+
+    account_sessions: int = 20
+    """Most sign-ins of one account that last at the same time; one more ends the oldest."""
 
     comment_rate: Rate = Rate(burst=20, per_second=0.5)
     """Limit of comments by account."""

@@ -65,26 +65,29 @@ def create_comments(comments: Callable[[], Comments]) -> Blueprint:
     @routes.post("/api/signin")
     async def sign_in() -> ResponseReturnValue:
         form = await request.form
-        uid = await comments().sign_in(_peer(), form.get("email", ""), form.get("password", ""))
+        email, password = form.get("email", ""), form.get("password", "")
+        browser = comments().identity.browser()
+        session, account = await comments().sign_in(_peer(), email, password, browser)
         response = _redirect("/comments.html")
-        comments().identity.remember(response, uid)
+        comments().identity.remember(response, session, account)
         return response
 
     @routes.post("/api/signout")
     async def sign_out() -> ResponseReturnValue:
+        await comments().sign_out(comments().identity.session())
         response = _redirect("/login.html")
         comments().identity.forget(response)
         return response
 
     @routes.get("/api/me")
     async def me() -> ResponseReturnValue:
-        user = await comments().user(comments().identity.uid())
+        user = await comments().user(comments().identity.session())
         return _json({"user": user})
 
     @routes.post("/api/new_comment")
     async def new_comment() -> ResponseReturnValue:
         form = await request.form
-        await comments().post(_peer(), comments().identity.uid(), form.get("text", ""))
+        await comments().post(_peer(), comments().identity.session(), form.get("text", ""))
         return _redirect("/comments.html")
 
     @routes.get("/api/comments")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from typing import Final
 
 from repeater.comments.problems import (
@@ -35,6 +36,11 @@ _ADJECTIVES: Final = "Amber Brave Calm Clever Eager Gentle Happy Keen Lucky Quie
 _ANIMALS: Final = "Badger Crane Dolphin Falcon Fox Heron Lynx Marten Otter Raven Seal Wren"
 
 
+def is_address(address: str) -> bool:
+    """Whether a text in its normal form is an address."""
+    return len(address) <= _ADDRESS_LIMIT and bool(_ADDRESS.fullmatch(address))
+
+
 def check_address(given: str) -> str:
     """The address as it is stored and compared: trimmed, in lower case.
 
@@ -42,7 +48,7 @@ def check_address(given: str) -> str:
         ProblemError: the text is not an address.
     """
     address = normal_address(given)
-    if len(address) > _ADDRESS_LIMIT or not _ADDRESS.fullmatch(address):
+    if not is_address(address):
         raise ProblemError(BAD_ADDRESS)
     return address
 
@@ -72,7 +78,9 @@ def check_name(given: str) -> str:
     Raises:
         ProblemError: the name is too long, or looks like an address.
     """
-    name = " ".join(_CONTROL.sub("", given).split())
+    # Without format characters (Cf): they turn the text around them, or make two names look alike.
+    shown = (letter for letter in given if unicodedata.category(letter) != "Cf")
+    name = " ".join(_CONTROL.sub("", "".join(shown)).split())
     if len(name) > _NAME_LIMIT or "@" in name:
         raise ProblemError(BAD_NAME)
     return name or made_up_name()

@@ -1,4 +1,4 @@
-"""The data that is kept across restarts: users, comments, and the outbox of announcements.
+"""The data that is kept across restarts: users, sessions, comments, and the outbox.
 
 Rule: a comment and its announcement are written in one transaction, so that neither is stored
 without the other, whenever the process ends.
@@ -16,7 +16,7 @@ from sqlalchemy import Engine, delete, insert, literal, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from repeater.comments.tables import comments, metadata, outbox, users
+from repeater.comments.tables import comments, metadata, outbox, sessions, users
 from repeater.comments.threads import Workers
 
 Result = TypeVar("Result")
@@ -75,6 +75,21 @@ class Store:
         """The user with this id; None if the user does not exist."""
         return await self._run(self._user, uid)
 
+    async def add_session(self, uid: str, ttl: int, most: int) -> str:
+        """Begin a session of the user for `ttl` seconds, and return its key.
+
+        Above `most` sessions of the user, the oldest end.
+        """
+        return await self._run(self._add_session, uid, ttl, most)
+
+    async def session_user(self, key: str) -> User | None:
+        """The user of the session with this key; None if it has ended, or never was."""
+        return await self._run(self._session_user, key)
+
+    async def end_session(self, key: str) -> None:
+        """End the session with this key, in every browser that has its cookie. Idempotent."""
+        await self._run(self._end_session, key)
+
     async def credentials(self, email: str) -> tuple[str, str] | None:
         """The id and the password hash of the user with this address; None without a user."""
         return await self._run(self._credentials, email)
@@ -120,6 +135,37 @@ class Store:
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else User(row.uid, row.name)
+
+    def _add_session(self, uid: str, ttl: int, most: int) -> str:
+        key = secrets.token_urlsafe(16)
+        now = int(time.time())
+        user = select(users.c.id).where(users.c.uid == uid).scalar_subquery()
+        begin = select(literal(key), users.c.id, literal(now + ttl)).where(users.c.uid == uid)
+        newest = (
+            select(sessions.c.id)
+            .where(sessions.c.user_id == user)
+            .order_by(sessions.c.id.desc())
+            .limit(most)
+        )
+        over = (sessions.c.expire_at <= now) | sessions.c.id.not_in(newest)
+        with self._engine.begin() as connection:
+            connection.execute(insert(sessions).from_select(["key", "user_id", "expire_at"], begin))
+            connection.execute(delete(sessions).where(sessions.c.user_id == user, over))
+        return key
+
+    def _session_user(self, key: str) -> User | None:
+        query = (
+            select(users.c.uid, users.c.name)
+            .join_from(sessions, users)
+            .where(sessions.c.key == key, sessions.c.expire_at > int(time.time()))
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else User(row.uid, row.name)
+
+    def _end_session(self, key: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(sessions).where(sessions.c.key == key))
 
     def _credentials(self, email: str) -> tuple[str, str] | None:
         query = select(users.c.uid, users.c.password_hash).where(users.c.email == email)

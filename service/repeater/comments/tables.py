@@ -39,6 +39,16 @@ users: Final = Table(
     Column("password_hash", String(255), nullable=False),
 )
 
+sessions: Final = Table(
+    "sessions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", String(32), nullable=False, unique=True),  # what the signed cookie holds
+    Column("user_id", _Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("expire_at", BigInteger, nullable=False),  # Unix time in seconds
+    sqlite_autoincrement=True,
+)
+
 comments: Final = Table(
     "comments",
     metadata,
