@@ -114,7 +114,10 @@ def pages() -> Blueprint:
 
     @blueprint.websocket("/echo")
     async def echo() -> None:
-        await websocket.send(await websocket.receive())
+        # Until the client has closed: where the server closes first, trio-websocket leaves the
+        # client's socket to the garbage collector.
+        while True:
+            await websocket.send(await websocket.receive())
 
     return blueprint
 
