@@ -151,7 +151,7 @@ class Sink:
     def check_room(self) -> None:
         self._intake.check_room()
 
-    def put_nowait(self, event: Event) -> None:
+    def put_nowait(self, event: Event, weight: int = 0) -> None:
         for one in self._fate(event):
             if self._held is not None:
                 self._held.append(one)

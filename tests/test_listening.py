@@ -465,7 +465,7 @@ class Dawdling(HeldHistory):
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def put_nowait(self, event: Event) -> None:
+    def put_nowait(self, event: Event, weight: int = 0) -> None:
         self._send.send_nowait(event)
 
     async def _forward(self, intake: EventSink) -> None:

@@ -31,7 +31,7 @@ from repeater.errors import (
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.filters import TagsFilter
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import Publication, StreamPosition, weight_of
 from repeater.testing import UnixClock, open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
 
@@ -178,7 +178,8 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
         for number in range(1, count + 1):
             # Without fan-out, which has its own tests.
             streams = broker._streams
-            numbered = streams.append(streams.find("c"), Publication("c", b"%d" % number), channel)
+            one = Publication("c", b"%d" % number)
+            numbered = streams.append(streams.find("c"), one, channel, weight_of(one))
         broker.after["c"].shut()
         command = talk.command(
             subscribe={

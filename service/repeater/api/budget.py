@@ -29,7 +29,7 @@ class Budget:
 
     async def give_way(self) -> None:
         """Checkpoint and begin a new turn if the turn is over; else no checkpoint."""
-        if self.spent:
+        if perf_counter() >= self._ends:
             await trio.lowlevel.checkpoint()
             self.renew()
 

@@ -48,10 +48,11 @@ class EventSink(Protocol):
             trio.WouldBlock: the sink is full, or others wait.
         """
 
-    def put_nowait(self, event: Event) -> None:
+    def put_nowait(self, event: Event, weight: int = 0) -> None:
         """Hand one event to fan-out, in order, without waiting.
 
-        The caller has called `wait_room` or `check_room` since its last await.
+        The caller has called `wait_room` or `check_room` since its last await. `weight` is the
+        event's `weight_of`, from a caller that knows it; by default the sink weighs the event.
 
         Raises:
             trio.WouldBlock: the sink is full.

@@ -16,7 +16,7 @@ from repeater.brokers.contract import BrokerStatistics, EventSink
 from repeater.brokers.first_results import FirstResults
 from repeater.brokers.streams import Streams
 from repeater.options import ChannelOptions
-from repeater.publication import Announcement, Publication, StreamPosition
+from repeater.publication import Announcement, Publication, StreamPosition, weight_of
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for what expired
 
@@ -116,14 +116,15 @@ class MemoryBroker:
     ) -> StreamPosition | None:
         """Number, keep and hand on; only return the top if the stream's version is as new."""
         assert self._intake is not None
+        weight = weight_of(publication)
         if options.history_size <= 0:
             self._streams.pass_by(publication.channel)
         elif not skip_history:
             stream = self._streams.find(publication.channel)
-            if stream is not None and stream.outdates(publication):
+            if publication.version and stream is not None and stream.outdates(publication):
                 return stream.position
-            publication = self._streams.append(stream, publication, options)
-        self._intake.put_nowait(publication)
+            publication = self._streams.append(stream, publication, options, weight)
+        self._intake.put_nowait(publication, weight)
         return publication.position
 
     async def announce(self, announcement: Announcement) -> None:

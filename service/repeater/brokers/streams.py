@@ -141,7 +141,7 @@ class Streams:
         return StreamPosition(0, self._epochs.of(channel))
 
     def append(
-        self, stream: Stream | None, publication: Publication, options: ChannelOptions
+        self, stream: Stream | None, publication: Publication, options: ChannelOptions, weight: int
     ) -> Publication:
         """Number and keep a publication; returns it with its offset and epoch.
 
@@ -149,6 +149,7 @@ class Streams:
             stream: What `find` says of the publication's channel.
             publication: The next one of the channel.
             options: The channel's options, with a `history_size` above 0.
+            weight: The publication's `weight_of`.
         """
         if stream is None:
             stream = self._begin(publication.channel, options)
@@ -169,7 +170,7 @@ class Streams:
             if len(kept) >= options.history_size:
                 self.bytes -= weight_of(kept.popleft())
         kept.append(numbered)
-        self.bytes += weight_of(numbered)
+        self.bytes += weight
         if self.bytes > self._byte_limit:
             self._drop_oldest(stream)
         return numbered

@@ -133,11 +133,11 @@ class Intake:
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if self._line or not self._has_room():
+        if self._line or len(self._waiting) >= self._limit or self.bytes >= self._byte_limit:
             raise trio.WouldBlock
 
-    def put_nowait(self, event: Event) -> None:
-        """Hand over one event, without waiting.
+    def put_nowait(self, event: Event, weight: int = 0) -> None:
+        """Hand over one event, without waiting; `weight` as for `EventSink.put_nowait`.
 
         Raises:
             trio.WouldBlock: the intake is full.
@@ -145,13 +145,14 @@ class Intake:
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if not self._has_room():
+        waiting = self._waiting
+        if len(waiting) >= self._limit or self.bytes >= self._byte_limit:
             raise trio.WouldBlock
-        if not self._waiting:
+        if not waiting:
             self._since = perf_counter()
-        weight = weight_of(event)
+        weight = weight or weight_of(event)
         self.bytes += weight
-        self._waiting.append(event)
+        waiting.append(event)
         self._weights.append(weight)
         if self._repeater:
             self._repeater.unpark()

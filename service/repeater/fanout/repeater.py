@@ -135,6 +135,11 @@ class Repeater:
         if len(publications) < len(batch):
             await self._distribute_mixed(batch)
             return
+        if len(publications) == 1:  # as nearly always, while the server is not busy
+            channel = self._hub.channels.get(publications[0].channel)
+            if channel is not None:
+                await self._advance(channel, publications)
+            return
         groups = self._by_channel(publications)
         if len(groups) == 1:
             await self._advance(*groups[0])

@@ -176,17 +176,16 @@ class _Connection:
         deadline = trio.current_time() + _IDLE_TIMEOUT
         begun = False
         while True:
-            if self._received.startswith(b"\r"):
-                self._received = skip_empty_lines(self._received)
-            if (end := self._received.find(HEAD_END)) >= 0:
-                break
-            if not PREFIX.startswith(self._received[: len(PREFIX)]) and self._received != b"\r":
-                return None
-            if len(self._received) > self._rest.options.head_limit:
-                return None
-            if self._received and not begun:
-                begun = True
-                deadline = trio.current_time() + self._rest.options.head_timeout
+            if self._received:
+                if self._received.startswith(b"\r"):
+                    self._received = skip_empty_lines(self._received)
+                if (end := self._received.find(HEAD_END)) >= 0:
+                    break
+                if not self._may_be_ours():
+                    return None
+                if self._received and not begun:
+                    begun = True
+                    deadline = trio.current_time() + self._rest.options.head_timeout
             part = await self._receive_or_none(deadline, idle=True)
             if part is None:
                 raise _EndedError
@@ -199,6 +198,13 @@ class _Connection:
             return None
         self._received = self._received[end:]
         return head
+
+    def _may_be_ours(self) -> bool:
+        """Whether the bytes so far may be the beginning of a plain call's head."""
+        received = self._received
+        if not PREFIX.startswith(received[: len(PREFIX)]) and received != b"\r":
+            return False
+        return len(received) <= self._rest.options.head_limit
 
     def _is_ours(self, head: CallHead) -> bool:
         name = _PATHS.get(head.path)
@@ -314,7 +320,9 @@ class _Connection:
     async def _wait_readable(self, deadline: float, *, idle: bool) -> bool:
         """Return whether bytes came in time; a shutdown ends `idle` waits at once."""
         self._idle = idle
-        scope = self._waiting = trio.CancelScope(deadline=min(deadline, self._last_moment()))
+        if self._rest.draining:
+            deadline = min(deadline, self._last_moment())
+        scope = self._waiting = trio.CancelScope(deadline=deadline)
         with scope:
             await trio.lowlevel.wait_readable(self._socket)
         self._waiting = None
