@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import random
 from typing import TYPE_CHECKING, Protocol
-from uuid import uuid4
 
 import msgspec
 import trio
@@ -39,6 +38,7 @@ from repeater.errors import (
 )
 from repeater.fanout.outbox import BacklogRoom, Outbox
 from repeater.protocol.centrifugo.replies import Push
+from repeater.random_id import random_id
 
 if TYPE_CHECKING:
     from repeater.clients.heartbeat import Heartbeat
@@ -171,7 +171,7 @@ class Client:
     def id(self) -> str:
         """The connection's id, a random UUID. Reading it for the first time makes it."""
         if not self._id:
-            self._id = str(uuid4())
+            self._id = random_id()
         return self._id
 
     @property

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
-from uuid import uuid4
 
 import trio
 
 from repeater.errors import TOO_MANY_REQUESTS
+from repeater.random_id import random_id
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -60,7 +60,7 @@ class Emulation:
             credentials: The credentials of the stream's request, or empty. A later request must
                 have the same ones, so a leaked session id alone is not enough to send messages.
         """
-        client.session = str(uuid4())
+        client.session = random_id()
         session = EmulatedSession(client, conversation, nursery, credentials)
         self._sessions[client.session] = session
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Literal
-from uuid import uuid4
 
 import msgspec
 import trio
@@ -20,6 +19,7 @@ from repeater.clients.plain import Wanted, listening
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import INAPPROPRIATE_PROTOCOL, SHUTDOWN, Disconnect
+from repeater.random_id import random_id
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
@@ -61,7 +61,7 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
     if wanted is None:
         if opening.kind != "unidirectional":
             return Session(node, client)
-        client.session = str(uuid4())
+        client.session = random_id()
         return UnidirectionalSession(node, client)
     if client.end is None:
         client.identify(wanted.grant)
@@ -87,7 +87,7 @@ async def converse(
         async with listening(node, client, opening.wanted):
             await wait_hang_up(client)
     elif opening.kind == "unidirectional":
-        client.session = str(uuid4())
+        client.session = random_id()
         await UnidirectionalSession(node, client).receive(opening.first)
         await wait_hang_up(client)
     else:
