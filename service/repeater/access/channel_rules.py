@@ -117,9 +117,10 @@ class ChannelRules:
         Raises:
             ReplyError: 107 or 102 for the channel's name, 103 if the user may not.
         """
-        if not self.may_subscribe(channel, user):
+        options = self.options(channel)
+        if not self._may_subscribe(channel, user, options):
             raise ReplyError(ErrorCode.PERMISSION_DENIED)
-        return self.options(channel)
+        return options
 
     def may_subscribe(self, channel: str, user: str) -> bool:
         """Whether a user may subscribe without a token. Applies the rules in Centrifugo's order.
@@ -127,8 +128,10 @@ class ChannelRules:
         Raises:
             ReplyError: 107 or 102 for the channel's name.
         """
-        options = self.options(channel)
-        by_name = self.decided_by_name(channel, user)
+        return self._may_subscribe(channel, user, self.options(channel))
+
+    def _may_subscribe(self, channel: str, user: str, options: ChannelOptions) -> bool:
+        by_name = self._decided_by_name(channel, user, options)
         if by_name is not None:
             return by_name
         if options.subscribe_proxy_enabled:
@@ -145,11 +148,14 @@ class ChannelRules:
         Raises:
             ReplyError: 107 or 102 for the channel's name.
         """
+        return self._decided_by_name(channel, user, self.options(channel))
+
+    def _decided_by_name(self, channel: str, user: str, options: ChannelOptions) -> bool | None:
         if self.is_private(channel):
             return False
         if self._personal and channel.startswith(self._personal):
             return channel == self.personal_channel(user)
-        if self.options(channel).allow_user_limited_channels and _USERS_BEGIN in channel:
+        if options.allow_user_limited_channels and _USERS_BEGIN in channel:
             users = channel.rpartition(_USERS_BEGIN)[2].split(",")
             return bool(user) and user in users
         return None

@@ -6,7 +6,7 @@ A grant says what a connection is or may hear; it does not say how the grant was
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -60,6 +60,10 @@ class SubscriptionGrant(msgspec.Struct, frozen=True):
         _check_texts(self, "info", "data")
 
 
+NOTHING_GRANTED: Final = SubscriptionGrant()
+"""Shared by all subscriptions to which no token and no back end adds anything: it never changes."""
+
+
 class ConnectionGrant(msgspec.Struct, frozen=True):
     """Who a connection is. `info`, `data` and `meta` are JSON text, empty for none.
 
@@ -100,6 +104,10 @@ class PublicationGrant(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         _check_texts(self, "data")
+
+
+PUBLISH_AS_IT_IS: Final = PublicationGrant()
+"""Of a publication that the options allow: nothing of it is changed."""
 
 
 class Renewal(msgspec.Struct, frozen=True):

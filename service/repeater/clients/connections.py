@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 import trio
 
-from repeater.access.grants import SubscriptionGrant
+from repeater.access.grants import NOTHING_GRANTED, SubscriptionGrant
 from repeater.clients.joining import open_subscription, server_side_wish, time_left
 from repeater.errors import (
     CHANNEL_LIMIT,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _AT_ONCE: Final = 64  # connections at a time, so that one call does not delay the others
-_NOTHING_GRANTED: Final = SubscriptionGrant()
 
 
 class UserConnections:
@@ -58,7 +57,7 @@ class UserConnections:
         *,
         client: str = "",
         session: str = "",
-        grant: SubscriptionGrant = _NOTHING_GRANTED,
+        grant: SubscriptionGrant = NOTHING_GRANTED,
         since: StreamPosition | None = None,
     ) -> None:
         """Have connections hear a channel from now on, as server-side subscriptions.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from repeater.access.grants import ConnectionGrant, SubscriptionGrant
+from repeater.access.grants import NOTHING_GRANTED, ConnectionGrant
 from repeater.fanout.listener import Listener
 from repeater.json_text import embedded
 from repeater.publication import ClientInfo
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from repeater.fanout.channel import Channel
     from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
-
-_NOTHING_GRANTED = SubscriptionGrant()
 
 
 class Subscriber(Protocol):
@@ -60,7 +58,7 @@ class Subscription(Listener):
     def __init__(self, client: Subscriber, codec: Codec) -> None:
         super().__init__(codec, client.outbox)
         self.client = client
-        self.grant = _NOTHING_GRANTED
+        self.grant = NOTHING_GRANTED
         self.expire_at = 0
         """Unix seconds; 0 for never."""
         self.recoverable = False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from repeater.access.grants import (
+    NOTHING_GRANTED,
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,
@@ -62,8 +63,6 @@ _TOO_MANY: Final = {
 _TEMPORARY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DRAINING: Final = "the server restarts"
 _NO_KEYS: Final = "the keys of tokens are not available"
-_NOTHING_GRANTED: Final = SubscriptionGrant()
-"""Shared by all subscriptions to which a token adds nothing; a grant never changes."""
 _NO_ROOM: Final = "The head of the request has no room for an event id: name fewer channels."
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
@@ -182,7 +181,10 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _ask_room_for_id(self, channels: int) -> None:
         """Refuse a stream that could not come back: its head has no room for an event id (431)."""
-        if self._request.size_without_id + room_of_event_id(channels) > self._settings.head_limit:
+        request, room = self._request, room_of_event_id(channels)
+        most = self._settings.head_limit - room
+        # The first number is at hand, and most heads are far below the limit.
+        if request.size > most and request.size_without_id > most:
             raise self._refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text=_NO_ROOM)
 
     def _ask_page(self) -> None:
@@ -230,32 +232,37 @@ class _Decision(msgspec.Struct, eq=False):
         more channels than a connection may have.
         """
         node = self._node
-        names = list(dict.fromkeys(self._request.query.get("channel", ())))
-        default = [node.options.default_channel] if node.options.default_channel else []
-        names = names or self._granted(grant) or default
-        if not names:
-            raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
         options, rules = node.options, node.channels
-        if any(rules.is_of_another(name, grant.user) for name in names):
-            raise self._refused(HTTPStatus.FORBIDDEN)
+        names = list(dict.fromkeys(self._request.query.get("channel", ())))
+        if not names:
+            default = [options.default_channel] if options.default_channel else []
+            names = self._granted(grant) or default
+            if not names:
+                raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
+        for name in names:
+            if rules.is_of_another(name, grant.user):
+                raise self._refused(HTTPStatus.FORBIDDEN)
         if options.public_channels.issuperset(names):
-            return dict.fromkeys(names, _NOTHING_GRANTED)
+            return dict.fromkeys(names, NOTHING_GRANTED)
         guest = grant.by_token and options.allow_guest_tokens
         if not (grant.user or guest or options.insecure or options.allow_anonymous):
             raise self._refused(HTTPStatus.UNAUTHORIZED)
-        if len(names) > node.options.channel_limit:
+        if len(names) > options.channel_limit:
             raise self._refused(HTTPStatus.BAD_REQUEST)
         try:
             for name in names:
                 if name in grant.channels:
-                    node.channels.options(name)
+                    rules.options(name)
                 else:
-                    node.channels.check_subscribe(name, grant.user)
+                    rules.check_subscribe(name, grant.user)
         except ReplyError as error:
             denied = error.code is ErrorCode.PERMISSION_DENIED
             status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
             raise self._refused(status) from None
-        return {name: grant.channels.get(name, _NOTHING_GRANTED) for name in names}
+        channels = dict.fromkeys(names, NOTHING_GRANTED)
+        if grant.channels:
+            channels |= {name: grant.channels[name] for name in names if name in grant.channels}
+        return channels
 
     def _granted(self, grant: ConnectionGrant) -> list[str]:
         """The token's channels; the server chose them, so one that cannot be refuses nobody."""

@@ -125,6 +125,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     _admit(node, client, grant)
     client.identify(grant)
     channels = _server_side_channels(node, client, request.subs)
+    if not channels:
+        return Connected(node, client, ())
     _check_limit(node, channels)
     rooms = Rooms(node.options.outbox_limit)  # one answer, so what was missed counts in all
     joinings = []

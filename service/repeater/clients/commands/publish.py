@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repeater.access.grants import PublicationGrant
+from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,
@@ -65,7 +65,7 @@ async def _publish_grant(
             client.user,
             subscribed=request.channel in client.channels,
         )
-        return PublicationGrant()
+        return PUBLISH_AS_IT_IS
     backend = node.asks("publish")
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)

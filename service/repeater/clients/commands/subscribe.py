@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater.access.grants import (
+    NOTHING_GRANTED,
     SubscriptionClaims,
     SubscriptionGrant,
     TokenExpiredError,
@@ -113,7 +114,7 @@ async def _grant_without_token(
     asked = options.subscribe_proxy_enabled
     if not asked or node.channels.decided_by_name(name, client.user) is not None:
         node.channels.check_subscribe(name, client.user)
-        return SubscriptionGrant()
+        return NOTHING_GRANTED
     backend = node.asks("subscribe")
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
