@@ -141,6 +141,8 @@ class Joining:
         if self.joined is None:
             return ()
         gathered = self._gathered()
+        if not gathered:
+            return ()
         gone_on = go_on(self.joined.position, gathered)
         self.joined = msgspec.structs.replace(self.joined, position=gone_on.position)
         return [one for one in gone_on.publications if one.offset]
@@ -151,7 +153,7 @@ class Joining:
     def _heed_drop(self) -> None:
         """Go on behind what was dropped since the history was read, if anything was."""
         gathered = self.subscription.channel.joining.get(self.subscription)
-        if self.joined is not None and gathered is not None:
+        if self.joined is not None and gathered is not None and gathered.dropped is not None:
             self.joined = after_drop(self.joined, gathered.dropped)
 
     def _go_live(self) -> None:
@@ -166,7 +168,9 @@ class Joining:
             return
         rest: Sequence[Publication] = gathered
         position, gap = None, False
-        if self.joined is not None:
+        if self.joined is not None and not gathered:
+            position = self.joined.position
+        elif self.joined is not None:
             gone_on = go_on(self.joined.position, gathered)
             rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
         channel.go_live(subscription, position)

@@ -6,7 +6,7 @@ gather. Then, with no await between, the missed events are queued and the channe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.clients.joining import Joining, complete_all, open_subscription, server_side_wish
 from repeater.clients.replay import Replay
 from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
-from repeater.fanout.recovery import Rooms
+from repeater.fanout.recovery import Rooms, Size
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
     EVENT_STREAM,
@@ -70,21 +70,35 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     joinings = await _open_all(node, client, wanted)
     tracked = [one for one in joinings if one.subscription.recoverable]
     sets, names = node.position_sets, tuple(sorted(wanted.channels))
-    patience = trio.current_time() + _PATIENCE
+    patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
     if wanted.since:  # there may be much to send, which is not to be kept while it waits
         await _find_shared(node, tracked, names, patience)
     replay = Replay(joinings, names, wanted.since, node.options.outbox_limit // 2)
     await replay.prepare(node.options.fanout_budget)
     codec = await _codec(node, tracked, names, patience)
     with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
-        for joining in tracked:
-            joining.subscription.codec = codec
-        if client.end is None:
-            complete_all(client, joinings, replay.finish)
-        client.outbox.flush()
-        for joining in joinings:
-            node.attendance.announce_join(joining.subscription)
+        _go_live(node, client, joinings, codec, replay)
+        # This frame lives as long as its client: nothing of its beginning may stay in it.
+        del wanted, joinings, tracked, replay, codec
         yield
+
+
+def _go_live(
+    node: ClientNode,
+    client: Client,
+    joinings: Sequence[Joining],
+    codec: EventStreamCodec,
+    replay: Replay,
+) -> None:
+    """Send what was missed and let all channels go live, in one call without an await."""
+    for joining in joinings:
+        if joining.subscription.recoverable:
+            joining.subscription.codec = codec
+    if client.end is None:
+        complete_all(client, joinings, replay.finish)
+    client.outbox.flush()
+    for joining in joinings:
+        node.attendance.announce_join(joining.subscription)
 
 
 async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequence[Joining]:
@@ -95,11 +109,7 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
     """
     since, joinings = wanted.since, []
     rooms = Rooms(node.options.outbox_limit)
-    of_id = len(event_id(since, wanted.channels)) + len(since)  # offsets may grow
-
-    def size(publication: Publication) -> int:
-        return EVENT_STREAM.size(publication) + of_id
-
+    size = _size_with_id(since, wanted.channels) if since else None
     try:
         for name, grant in wanted.channels.items():
             wish = server_side_wish(since.get(name))
@@ -111,6 +121,16 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
         client.disconnect(PERMISSION_DENIED)
         return ()
     return joinings
+
+
+def _size_with_id(since: Positions, channels: Collection[str]) -> Size:
+    """The size of a publication in the answer to a client that was at these positions."""
+    of_id = len(event_id(since, channels)) + len(since)  # offsets may grow
+
+    def size(publication: Publication) -> int:
+        return EVENT_STREAM.size(publication) + of_id
+
+    return size
 
 
 async def _codec(

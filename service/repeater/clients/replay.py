@@ -46,16 +46,28 @@ class Replay:
         self._channels = channels
         self._limit = limit
         self._size = self._count = 0
-        self._known = [name for one in joinings if (name := _name(one)) in since]
-        tracked = [one for one in joinings if one.subscription.recoverable]
-        self._tracked = sorted(tracked, key=_name)
-        self._recovered = [one for one in self._tracked if one.joined and one.joined.recovered]
-        at = {_name(one): one.joined.position for one in self._tracked if one.joined}
-        at |= {name: since[name] for one in self._recovered if (name := _name(one)) in since}
-        self._at = at
+        self._known, lost = list[str](), list[str]()
+        self._tracked: list[Joining] = []
+        self._recovered: list[Joining] = []
+        self._at = at = dict[str, StreamPosition]()
         self._ids: EventIds | None = None  # made with the first event: most clients missed nothing
-        found = {_name(one) for one in self._recovered}
-        lost = [name for name in self._known if name not in found]
+        for one in joinings:
+            name, joined, recovered = _name(one), one.joined, False
+            if one.subscription.recoverable:
+                self._tracked.append(one)
+                if joined is not None:
+                    at[name] = joined.position
+                    recovered = joined.recovered
+            if recovered:
+                self._recovered.append(one)
+            if name in since:
+                self._known.append(name)
+                if recovered:
+                    at[name] = since[name]
+                else:
+                    lost.append(name)
+        self._tracked.sort(key=_name)
+        self._recovered.sort(key=_name)
         begin = event_id(at, channels)
         self._chunks = [reset(lost, begin) if lost else silent_id(begin)]
 
