@@ -123,11 +123,12 @@ class Place(msgspec.Struct, eq=False):
         places = self._places
         if limits.connections and places._held >= limits.connections:
             places._refuse("connections")
-        most, key = limits.connections_per_address, ""
-        if carrier is not None and carrier.refused:
-            carrier.told = True
-            places._refuse("connections_per_address")
-        lent = carrier is not None and carrier.lend()
+        most, key, lent = limits.connections_per_address, "", False
+        if carrier is not None:
+            if carrier.refused:
+                carrier.told = True
+                places._refuse("connections_per_address")
+            lent = carrier.lend()
         if most and not lent:
             key = address_key(address)
             if places._addresses[key] >= most:

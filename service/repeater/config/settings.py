@@ -8,6 +8,7 @@ type is a model is a table of the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -341,10 +342,21 @@ class Settings(NodeSettings):
     @property
     def origins(self) -> tuple[str, ...]:
         """The globs in force of the pages that may connect."""
-        return (*LOOPBACK_ORIGINS, *self.allowed_origins) if self.dev else self.allowed_origins
+        return _origins_in_force(self.allowed_origins, self.dev)
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """The globs in force of the hosts that requests may be for; empty for any host."""
-        hosts = tuple(map(parse_host_glob, self.allowed_hosts))
-        return (*LOOPBACK_HOSTS, *hosts) if self.dev else hosts
+        return _hosts_in_force(self.allowed_hosts, self.dev)
+
+
+# Cached, because each connection asks for both.
+@lru_cache(8)
+def _origins_in_force(allowed: tuple[str, ...], dev: bool) -> tuple[str, ...]:
+    return (*LOOPBACK_ORIGINS, *allowed) if dev else allowed
+
+
+@lru_cache(8)
+def _hosts_in_force(allowed: tuple[str, ...], dev: bool) -> tuple[str, ...]:
+    hosts = tuple(map(parse_host_glob, allowed))
+    return (*LOOPBACK_HOSTS, *hosts) if dev else hosts

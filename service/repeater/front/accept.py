@@ -11,7 +11,7 @@ import errno
 import math
 import socket
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -94,7 +94,7 @@ class Acceptor:
         self._head_timeout = settings().head_timeout
         options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
         self._subscriptions = Subscriptions(
-            node, handover, settings, self._preamble, self._no_request_yet
+            node, handover, settings, self._preamble, self._rest_of_request
         )
         self._rest = Rest(node, settings.api_key, options, settings)
         self._draining = False
@@ -208,7 +208,8 @@ class Acceptor:
     async def _route(self, sock: socket.socket, scope: trio.CancelScope) -> Awaitable[None]:
         """Read the first head; return the call that serves the connection, not yet awaited."""
         await self._node.turns.give_way()
-        if not self._preamble.is_open(sock) and await self._enter(sock, scope) == HTTP2:
+        opened = self._preamble.absent or self._preamble.is_open(sock)
+        if not opened and await self._enter(sock, scope) == HTTP2:
             _lift_deadline(scope)
             return self._handover.serve(sock, b"", self._open.of(sock))
         received = await self._read_head(sock, scope)
@@ -219,7 +220,7 @@ class Acceptor:
         head = read_head(received[:end])
         path = head.target.partition(b"?")[0]
         if path in _STREAM_PATHS:
-            self._set_deadline(sock, scope)
+            # A deadline that was set for the head also holds for the body.
             return self._subscriptions.serve_stream(
                 sock, scope, head, received[end:], self._open.of(sock)
             )
@@ -318,6 +319,13 @@ class Acceptor:
                 scope.deadline = min(scope.deadline, trio.current_time() + REFUSED_TIMEOUT)
         return protocol
 
+    def _rest_of_request(
+        self, sock: socket.socket, scope: trio.CancelScope
+    ) -> AbstractContextManager[None]:
+        """Around a wait for a request's body: the head's deadline and `_no_request_yet`."""
+        self._set_deadline(sock, scope)
+        return self._no_request_yet(scope)
+
     @contextmanager
     def _no_request_yet(self, scope: trio.CancelScope) -> Iterator[None]:
         """While the block waits, `drain` may cancel it."""
@@ -331,7 +339,10 @@ class Acceptor:
 
 
 def _accept(listener: socket.socket) -> tuple[socket.socket, object]:
-    return listener.accept()
+    # `listener.accept()` without the enums that its `family` and `type` are made into each time.
+    descriptor, address = listener._accept()  # type: ignore[attr-defined]  # not in its stub
+    family, kind = super(socket.socket, listener).family, super(socket.socket, listener).type
+    return socket.socket(family, kind, listener.proto, descriptor), address
 
 
 def _lift_deadline(scope: trio.CancelScope) -> None:

@@ -44,8 +44,8 @@ class OpenConnection(msgspec.Struct, eq=False, gc=False):
 
     _all: OpenConnections
     sock: socket.socket
-    since: float
-    """When it was accepted, or when its last request ended."""
+    since: float = 0.0
+    """When it became pending: at its accept, or when its last request ended."""
     address: str = ""
     """The client's as limits count it; empty while only a proxy is known."""
     state: str = "known"
@@ -62,9 +62,10 @@ class OpenConnection(msgspec.Struct, eq=False, gc=False):
 
     def lend(self) -> bool:
         """Whether a new subscriber may use the place of this connection."""
-        free = self.counted and not self.lent
-        self.lent = self.lent or free
-        return free
+        if not self.counted or self.lent:
+            return False
+        self.lent = True
+        return True
 
     def take_back(self) -> None:
         """End what `lend` began: the address has room again, though the connection may go on.
@@ -166,7 +167,7 @@ class OpenConnections:
         `address` is empty for a proxy's: its connection is known, and counts for no address until
         `name` names its client.
         """
-        connection = OpenConnection(self, sock, trio.current_time())
+        connection = OpenConnection(self, sock)
         self.sockets[sock] = connection
         if address:
             self.name(connection, address)
@@ -185,10 +186,10 @@ class OpenConnections:
         if most := limits.connections_per_address:
             connection.counted = self._places.take_address(key, most)
             connection.refused = not connection.counted
-        self.make_pending(connection)
+        own = self.make_pending(connection)
         if connection.refused:
             self._drop_refused(key)
-        own, share = self._pending_of[key], limits.pending_per_address
+        share = limits.pending_per_address
         if share and len(own) > share:
             self._drop_if_old(next(iter(own)))
         elif limits.pending_connections and len(self._pending) > limits.pending_connections:
@@ -212,7 +213,8 @@ class OpenConnections:
 
     def identify(self, connection: OpenConnection) -> None:
         """See `OpenConnection.identify`."""
-        self._forget(connection)
+        if connection.state != "known":
+            self._forget(connection)
         if connection.state != "dropped":
             connection.state = "known"
             if not (connection.counted or connection.refused):
@@ -231,12 +233,17 @@ class OpenConnections:
         connection.state = "busy"
         self._busy[connection] = None
 
-    def make_pending(self, connection: OpenConnection) -> None:
-        """See `OpenConnection.end`."""
-        self._forget(connection)
+    def make_pending(self, connection: OpenConnection) -> Pending:
+        """See `OpenConnection.end`; return all pending ones of the address."""
+        if connection.state != "known":
+            self._forget(connection)
         connection.state, connection.since = "pending", trio.current_time()
         self._pending[connection] = None
-        self._pending_of.setdefault(connection.address, {})[connection] = None
+        own = self._pending_of.get(connection.address)
+        if own is None:
+            own = self._pending_of[connection.address] = {}
+        own[connection] = None
+        return own
 
     def _forget(self, connection: OpenConnection) -> None:
         if connection.state == "busy":

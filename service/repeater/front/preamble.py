@@ -55,7 +55,11 @@ class Preamble:
     ) -> None:
         self.certificate = certificate
         self.proxies = proxies or TrustedProxies(())
+        self.has_proxies = bool(self.proxies)
+        """Whether any proxy is trusted. Each connection asks."""
         self._proxy_protocol = proxy_protocol
+        self.absent = certificate is None and not proxy_protocol
+        """Whether every connection is open from its first byte."""
 
     def take(self, sock: socket.socket) -> socket.socket:
         """Take over an accepted socket; return the one to use, non-blocking and with `TCP_NODELAY`.
@@ -66,12 +70,13 @@ class Preamble:
             OSError: the connection is broken already.
         """
         sock.setblocking(False)
-        if sock.family == socket.AF_UNIX:
+        # The plain number: the attribute of `socket.socket` itself makes an enum of it each time.
+        if super(socket.socket, sock).family == socket.AF_UNIX:
             return _proxied(sock, (UNIX, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.certificate is not None:
             return self.certificate.wrap(sock)
-        if self.proxies:
+        if self.has_proxies:
             address, port, *_ = sock.getpeername()
             if self.proxies.trusts(address):
                 return _proxied(sock, (address, port))
@@ -85,7 +90,7 @@ class Preamble:
         if not isinstance(accepted, tuple):
             return ""
         address = str(accepted[0])
-        return "" if self.proxies and self.proxies.trusts(address) else address
+        return "" if self.has_proxies and self.proxies.trusts(address) else address
 
     def named_client(self, sock: socket.socket) -> str:
         """The address that a PROXY header has named; empty without one."""
@@ -127,7 +132,7 @@ class Preamble:
 
     def forwarded_client(self, sock: socket.socket, headers: Headers) -> str:
         """The client's address in a request's headers, if its peer is trusted; else empty."""
-        if not self.proxies:
+        if not self.has_proxies:
             return ""
         return self.proxies.forwarded(_peer(sock), headers).address
 

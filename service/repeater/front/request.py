@@ -6,9 +6,11 @@ parameters are looked up here and nowhere else, so that both paths read the same
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -29,10 +31,11 @@ _REQUEST_LINE: Final = len("  HTTP/1.1\r\n\r\n")
 _LAST_EVENT_ID: Final = b"last-event-id"
 _LAST_EVENT_ID_PARAMETER: Final = "lastEventId"
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
+_HOST_LENGTH: Final = 1_024  # bytes; a name of 253 characters in UTF-8, and a port, are shorter
 _CHUNKED: Final = b"transfer-encoding"
 _COOKIE: Final = b"cookie"
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1; a JWT is one
-_NOT_PLAIN: Final = (b"expect", b"upgrade", b"http2-settings", _CHUNKED)
+_NOT_PLAIN: Final = frozenset({b"expect", b"upgrade", b"http2-settings", _CHUNKED})
 
 Query = Mapping[str, Sequence[str]]
 ReadBody = Callable[[], Awaitable[bytes]]
@@ -58,6 +61,8 @@ class Request(msgspec.Struct, eq=False):
     """The subprotocol that a WebSocket's handshake chose."""
     connection: OpenConnection | None = None
     """The accepted connection; None under another ASGI server, and when its client is known."""
+    size: float = math.inf
+    """At least the bytes of the request's head; infinite where they were not counted."""
     from_anybody: bool = False
     """Whether the page that sends the request is allowed by the glob `*` alone."""
     _query: Query | None = None
@@ -71,7 +76,7 @@ class Request(msgspec.Struct, eq=False):
     def query(self) -> Query:
         """The parameters of the URL, each with its values."""
         if self._query is None:
-            self._query = parse_qs(self.query_string.decode("latin-1"))
+            self._query = _parse_query(self.query_string.decode("latin-1"))
         return self._query
 
     @property
@@ -115,6 +120,13 @@ class Request(msgspec.Struct, eq=False):
         If `Origin` or `Host` is repeated, the origin is empty, and only the glob `*` allows it: a
         guess which of two values counts must not decide whether a foreign page may connect.
         """
+        headers = self.headers
+        if (
+            b"origin" not in headers
+            and b"sec-fetch-site" not in headers
+            and len(headers) == len(self.pairs)
+        ):
+            return Page.TRUSTED  # like most requests; nothing else is needed then
         page = self._judge_page(origins)
         self.from_anybody = page is Page.ANYBODY
         return page
@@ -124,8 +136,6 @@ class Request(msgspec.Struct, eq=False):
             names = [name for name, _ in self.pairs]
             if names.count(b"origin") > 1 or names.count(b"host") > 1:
                 return judge_page("", None, None, origins)
-        if b"origin" not in self.headers and b"sec-fetch-site" not in self.headers:
-            return Page.TRUSTED  # like most requests; nothing else is needed then
         site = self.header(b"sec-fetch-site")
         return judge_page(self.header(b"origin"), self.header(b"host"), site, origins)
 
@@ -136,10 +146,11 @@ class Request(msgspec.Struct, eq=False):
         """
         if not hosts:
             return True
-        repeated = len(self.headers) != len(self.pairs)
-        if repeated and [name for name, _ in self.pairs].count(b"host") > 1:
+        headers = self.headers
+        if len(headers) != len(self.pairs) and [name for name, _ in self.pairs].count(b"host") > 1:
             return False
-        return host_allowed(self.header(b"host"), hosts)
+        host = headers.get(b"host")
+        return host is not None and len(host) <= _HOST_LENGTH and _host_allowed(host, hosts)
 
     def credentials(self) -> str:
         """The connection token in the headers, `Bearer` or a cookie; empty if it is missing.
@@ -178,7 +189,7 @@ def request_of_head(
     path, _, query = head.target.partition(b"?")
     method = head.method.decode()
     request = Request(method, path.decode("latin-1"), query, head.headers, head.by_name, peer)
-    request.connection = connection
+    request.connection, request.size = connection, len(head.raw)
     return request
 
 
@@ -224,7 +235,29 @@ def is_plain(head: Head) -> bool:
     """
     if head.upgrades or head.repeats or b"host" not in head.by_name:
         return False
-    return find_fault(head) is None and not any(name in head.by_name for name in _NOT_PLAIN)
+    return _NOT_PLAIN.isdisjoint(head.by_name) and find_fault(head) is None
+
+
+@lru_cache(64)
+def _host_allowed(host: bytes, hosts: tuple[str, ...]) -> bool:
+    # Cached, because most requests are for the same host.
+    return host_allowed(_text_of(host), hosts)
+
+
+def _parse_query(text: str) -> Query:
+    """The parameters of a query, as `parse_qs` reads them.
+
+    A query without an escape is only split: most are, and `parse_qs` would be one of the dearest
+    steps of a connection.
+    """
+    if "%" in text or "+" in text:
+        return parse_qs(text)
+    found: dict[str, list[str]] = {}
+    for part in text.split("&"):
+        name, _, value = part.partition("=")
+        if value:
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def client_address(sock: socket.socket) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from random import randint
+from random import uniform
 from typing import TYPE_CHECKING, Final
 
 from repeater.access.origins import Page
@@ -62,6 +62,8 @@ def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]
     """Return the answer to a foreign origin, a preflight or another method; None for the rest."""
     if request.judge_page(origins) is Page.FOREIGN:
         return answer_status(HTTPStatus.FORBIDDEN)
+    if request.method in methods:
+        return None
     cors = cors_headers(request)
     allowed = ", ".join((*methods, "OPTIONS"))
     if request.method == "OPTIONS":
@@ -73,9 +75,7 @@ def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]
             ("Access-Control-Max-Age", _PREFLIGHT_AGE),
         )
         return Answer(HTTPStatus.NO_CONTENT, b"", "", preflight)
-    if request.method not in methods:
-        return answer_status(HTTPStatus.METHOD_NOT_ALLOWED, (*cors, ("Allow", allowed)))
-    return None
+    return answer_status(HTTPStatus.METHOD_NOT_ALLOWED, (*cors, ("Allow", allowed)))
 
 
 def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
@@ -124,7 +124,7 @@ def answer_stream_later(request: Request, status: HTTPStatus, cors: Headers, why
     accept = request.header(b"accept") or ""
     if _EVENT_STREAM not in accept.lower() or b"sec-fetch-mode" not in request.headers:
         return answer_later(status, cors)
-    pause = retry(randint(*_RETRY)).removesuffix(b"\n")
+    pause = retry(int(uniform(*_RETRY))).removesuffix(b"\n")
     body = pause + f": {int(status)} {status.phrase}: {why}\n\n".encode()
     headers = (*cors, ("Cache-Control", _NO_CACHE), ("X-Accel-Buffering", "no"))
     return Answer(HTTPStatus.OK, body, f"{_EVENT_STREAM}; charset=utf-8", tuple(headers))
@@ -132,4 +132,4 @@ def answer_stream_later(request: Request, status: HTTPStatus, cors: Headers, why
 
 def opening_bytes(route: Route) -> bytes:
     """A stream's first bytes; those of a plain one are its `EventSource`'s reconnection pause."""
-    return retry(randint(*_RETRY)) if route.kind == "plain" else route.opening
+    return retry(int(uniform(*_RETRY))) if route.kind == "plain" else route.opening

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from repeater.node import Node
     from repeater.protocol.http.head import Head
 
-NoRequestYet = Callable[[trio.CancelScope], AbstractContextManager[None]]
-"""Surrounds a wait of the connection with this scope."""
+RestOfRequest = Callable[[socket.socket, trio.CancelScope], AbstractContextManager[None]]
+"""Surrounds a wait for the rest of a request on this socket, inside this scope."""
 
 _BODILESS: Final = ("GET", "OPTIONS")
 _LAST: Final = (("Connection", "close"),)
@@ -51,13 +51,13 @@ class Subscriptions:
         handover: Handover,
         settings: CurrentSettings,
         preamble: Preamble,
-        no_request_yet: NoRequestYet,
+        rest_of_request: RestOfRequest,
     ) -> None:
         """Keep `settings`, a function; each connection calls it for the settings then in force.
 
-        `no_request_yet` surrounds a wait that a shutdown may end at once.
+        `rest_of_request` gives a wait its deadline, and lets a shutdown end it at once.
         """
-        self._no_request_yet = no_request_yet
+        self._rest_of_request = rest_of_request
         self._node = node
         self._handover = handover
         self._settings = settings
@@ -115,15 +115,15 @@ class Subscriptions:
     ) -> None:
         """Serve a stream until its client leaves, or hand its connection over.
 
-        The arguments are those of `serve_websocket`. The deadline of `scope`, set for the head,
-        also holds for the request's body, and is lifted after that.
+        The arguments are those of `serve_websocket`. The deadline of `scope`, which a wait
+        for the head or for the request's body has set, is lifted after the body.
         """
         if not is_plain(head):
             _lift_deadline(scope)
             await self._handover.serve(sock, head.raw + received, connection)
             return
         request, forwarded = self._request(sock, head, connection)
-        body = _Body(sock, received, request.length, partial(self._no_request_yet, scope))
+        body = _Body(sock, received, request.length, partial(self._rest_of_request, sock, scope))
         with admit(self._node, self._settings(), request, body.read) as admission:
             opening = await admission.decide()
             _lift_deadline(scope)
@@ -150,7 +150,7 @@ class Subscriptions:
     ) -> tuple[Request, str]:
         """The request, and its client's address if a trusted proxy named it."""
         request = request_of_head(head, sock, connection)
-        if not self._preamble.proxies:
+        if not self._preamble.has_proxies:
             return request, ""
         forwarded = self._preamble.forwarded_client(sock, request.header_lines())
         if forwarded:
@@ -192,7 +192,7 @@ class _Body:
         """Whether there is a body, or other bytes after the head."""
 
     async def read(self) -> bytes:
-        """Wait for the whole body. The caller sets the deadline.
+        """Wait for the whole body. What surrounds the wait sets the deadline.
 
         Raises:
             OSError: the peer hung up.

@@ -97,11 +97,12 @@ def find_fault(head: Head) -> Fault | None:
     fields = head.by_name
     if head.repeats and (fault := _find_repeated(head.headers)):
         return fault
-    if not _WITH_BODY.isdisjoint(fields):
-        if b"transfer-encoding" in fields and version == "1.0":
-            return _OLD_CODING  # RFC 9112, section 6.1
-        if head.asks_for_websocket:
-            return _HANDSHAKE_BODY
+    if _WITH_BODY.isdisjoint(fields):
+        return _find_host_fault(fields, needs_host=version == "1.1")
+    if b"transfer-encoding" in fields and version == "1.0":
+        return _OLD_CODING  # RFC 9112, section 6.1
+    if head.asks_for_websocket:
+        return _HANDSHAKE_BODY
     return _find_field_fault(fields, needs_host=version == "1.1")
 
 
@@ -116,13 +117,9 @@ def find_scope_fault(fields: Sequence[Field]) -> Fault | None:
     return _find_field_fault(by_name, needs_host=False)
 
 
-def is_host(value: bytes) -> bool:
-    """Whether this is a valid value of `Host` (RFC 9110, section 7.2): a host, perhaps a port."""
-    return len(value) <= _HOST_LENGTH and _is_host(value)
-
-
 @lru_cache(_REMEMBERED)
 def _is_host(value: bytes) -> bool:
+    """Whether this is a valid value of `Host` (RFC 9110, section 7.2): a host, perhaps a port."""
     # Cached, because most requests are for the same host.
     return _HOST.fullmatch(value.strip(b" \t")) is not None
 
@@ -138,12 +135,8 @@ def split_url(target: bytes) -> tuple[bytes, bytes] | None:
 
 def _find_field_fault(fields: Mapping[bytes, bytes], *, needs_host: bool) -> Fault | None:
     """Return why a request with these fields is refused; None if they are correct."""
-    host = fields.get(b"host")
-    if host is None:
-        if needs_host:
-            return _HOST_COUNT
-    elif not is_host(host):
-        return _HOST_VALUE
+    if (fault := _find_host_fault(fields, needs_host=needs_host)) is not None:
+        return fault
     length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
     if length is None and coding is None:
         return None
@@ -152,6 +145,13 @@ def _find_field_fault(fields: Mapping[bytes, bytes], *, needs_host: bool) -> Fau
     if length is not None:
         return _TWO_LENGTHS
     return None if coding.strip(b" \t").lower() == b"chunked" else _CODING
+
+
+def _find_host_fault(fields: Mapping[bytes, bytes], *, needs_host: bool) -> Fault | None:
+    host = fields.get(b"host")
+    if host is None:
+        return _HOST_COUNT if needs_host else None
+    return None if len(host) <= _HOST_LENGTH and _is_host(host) else _HOST_VALUE
 
 
 def _find_repeated(fields: Iterable[Field]) -> Fault | None:

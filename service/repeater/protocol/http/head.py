@@ -28,8 +28,8 @@ class Head:
     """
 
     __slots__ = (
-        *("_by_name", "headers", "method", "mistake"),
-        *("raw", "sound", "target", "upgrades", "version"),
+        *("by_name", "headers", "method", "mistake", "raw", "repeats"),
+        *("sound", "target", "upgrades", "version"),
     )
 
     def __init__(self, raw: bytes) -> None:
@@ -43,7 +43,10 @@ class Head:
         """What llhttp says about bad syntax."""
         self.upgrades = False
         """Whether the request asks for another protocol."""
-        self._by_name: dict[bytes, bytes] | None = None
+        self.by_name: dict[bytes, bytes] = {}
+        """The headers by lower-case name; of a repeated header the last value counts."""
+        self.repeats = False
+        """Whether any header occurs more than once."""
 
     def on_url(self, url: bytes) -> None:
         """Called by the parser, once for each piece of the target."""
@@ -52,18 +55,6 @@ class Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
         self.headers.append((name.lower(), value))
-
-    @property
-    def by_name(self) -> dict[bytes, bytes]:
-        """The headers by lower-case name; of a repeated header the last value counts."""
-        if self._by_name is None:
-            self._by_name = dict(self.headers)
-        return self._by_name
-
-    @property
-    def repeats(self) -> bool:
-        """Whether any header occurs more than once."""
-        return len(self.by_name) != len(self.headers)
 
     @property
     def keep_alive(self) -> bool:
@@ -94,8 +85,10 @@ def read_head(raw: bytes) -> Head:
         head.upgrades = True
     except httptools.HttpParserError as error:
         head.sound, head.mistake = False, str(error)
-        return head
-    head.method, head.version = parser.get_method(), parser.get_http_version()
+    if head.sound:
+        head.method, head.version = parser.get_method(), parser.get_http_version()
+    head.by_name = dict(head.headers)
+    head.repeats = len(head.by_name) != len(head.headers)
     return head
 
 

@@ -100,9 +100,11 @@ class FrameReader:
             if not isinstance(event, Frame):
                 continue
             self._unread -= _received_size(event)
-            self._count(event)
-            if event.opcode not in _DATA:
-                continue
+            self.frames += 1
+            if event.opcode is not _TEXT or not event.fin:
+                self._count(event)
+                if event.opcode not in _DATA:
+                    continue
             try:
                 message = self._message(event)
             except UnicodeDecodeError:
@@ -114,7 +116,7 @@ class FrameReader:
         return messages
 
     def _count(self, frame: Frame) -> None:
-        self.frames += 1
+        """Count a frame that may bring nothing."""
         if frame.opcode is Opcode.PONG:
             self.heard_pongs += 1
         elif frame.opcode is Opcode.PING:
@@ -192,5 +194,6 @@ def _decoded(opcode: Opcode, payload: BytesLike) -> str | bytes:
     return str(payload, "utf-8") if opcode is Opcode.TEXT else bytes(payload)
 
 
+_TEXT: Final = Opcode.TEXT
 _DATA: Final = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
 _utf8_decoder: Final = getincrementaldecoder("utf-8")

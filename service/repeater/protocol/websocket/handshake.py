@@ -42,7 +42,7 @@ _JUDGED: Final = (
     *(b"connection", b"upgrade"),
     *(b"sec-websocket-version", b"sec-websocket-protocol"),
 )
-_WITH_BODY: Final = (b"content-length", b"transfer-encoding")
+_WITH_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 _KEY_SIZE: Final = 16  # bytes (RFC 6455, section 4.1)
 _VERDICTS: Final = 64  # remembered; each browser and each library needs a few
@@ -108,9 +108,9 @@ def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
     if not (target.isascii() and head.raw.startswith(b"GET %b HTTP/1.1\r\n" % target)):
         return None
     headers = head.by_name
-    if len(headers) != len(head.headers) or len(headers) > MAX_NUM_HEADERS:
+    if head.repeats or len(headers) > MAX_NUM_HEADERS:
         return None
-    return None if any(name in headers for name in _WITH_BODY) else headers
+    return headers if _WITH_BODY.isdisjoint(headers) else None
 
 
 def _accept_value(key: bytes) -> str | None:
