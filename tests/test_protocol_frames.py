@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 
-from repeater.protocol.websocket.frames import PING_FRAME, FrameReader, close_frame, text_frame
+from repeater.protocol.websocket.frames import (
+    PING_FRAME,
+    FrameReader,
+    close_frame,
+    give_back,
+    take_reader,
+    text_frame,
+)
 
 
 def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
@@ -169,3 +176,41 @@ def test_close_is_echoed(begun: bytes) -> None:
     client.receive_data(reader.closing)
     assert client.close_rcvd is not None
     assert client.close_rcvd.code == 1000
+
+
+def test_a_reader_is_used_again_when_nothing_is_in_it() -> None:
+    """An idle reader reads the next connection's messages as a new one would."""
+    first = take_reader(1_001)
+    assert first.feed(masked(Opcode.TEXT, b"one")) == ["one"]
+    assert first.idle
+    give_back(first)
+    again = take_reader(1_001)
+    assert again is first
+    assert again.feed(masked(Opcode.PING, b"?") + masked(Opcode.TEXT, b"two")) == ["two"]
+    assert read_by_client(again.pongs)[0].data == b"?"
+    assert (again.frames, again.idle_frames, again.closing) == (2, 1, b"")
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        masked(Opcode.TEXT, b"a part", fin=False),
+        masked(Opcode.TEXT, b"cut")[:-1],
+        masked(Opcode.CLOSE, b""),
+        b"\x81\x01x",  # not masked
+    ],
+    ids=["fragment", "cut", "closed", "violation"],
+)
+def test_a_reader_with_another_connection_s_bytes_is_never_used(received: bytes) -> None:
+    """A part of a message, or a closing handshake, stays with its own connection."""
+    reader = take_reader(1_002)
+    reader.feed(received)
+    give_back(reader)
+    assert take_reader(1_002) is not reader
+
+
+def test_a_reader_with_another_limit_is_not_used() -> None:
+    """A reader holds the limit that it was made with: a reload may have changed it."""
+    reader = take_reader(1_003)
+    give_back(reader)
+    assert take_reader(1_004) is not reader

@@ -14,7 +14,12 @@ import trio
 from repeater.clients.client import Client
 from repeater.clients.traffic import count_frames
 from repeater.errors import SERVER_ERROR, Disconnect
-from repeater.protocol.websocket.frames import FrameReader, close_frame
+from repeater.protocol.websocket.frames import (
+    FrameReader,
+    close_frame,
+    give_back,
+    take_reader,
+)
 from repeater.transports.sockets import SocketTransport
 
 if TYPE_CHECKING:
@@ -96,12 +101,13 @@ async def _read(
     while True:
         if received:
             client.heard()
-            reader = reader or FrameReader(limit)
+            reader = reader or take_reader(limit)
             await _take(node, client, session, reader, received)
             if reader.closed:
                 await _answer_close(client, node.options.close_timeout)
                 return
             if reader.idle:
+                give_back(reader)
                 reader = None
         if client.outbox.closed:
             return  # The client was cut while it was served; the socket is closed.

@@ -2,8 +2,8 @@
 
 A server frame is a header and the payload, unmasked (RFC 6455, section 5.2), so all subscribers
 share the same bytes; that is the point of this project. Received bytes go through the library's
-sans-I/O parser. The parser is made when the first byte of a message arrives and dropped when the
-buffer is empty, so that an idle subscriber keeps no parser.
+sans-I/O parser. A connection takes a parser when the first byte of a message arrives and gives it
+back when the buffer is empty, so that an idle subscriber keeps no parser.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ class _Receiving(Protocol):
 class FrameReader:
     """Turns received bytes into messages, and into the answers that the protocol demands.
 
-    Lives inside one connection's read loop, which drops it whenever it is `idle`.
+    Lives inside one connection's read loop, from `take_reader` to `give_back`.
     """
 
     __slots__ = (
         "_closing",
+        "_limit",
         "_opcode",
         "_payload",
         "_pongs",
@@ -72,6 +73,7 @@ class FrameReader:
     )
 
     def __init__(self, message_limit: int) -> None:
+        self._limit = message_limit
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
         self._opcode: Opcode | None = None  # of a fragmented message, until it is whole
         self._payload = bytearray()  # not a list, which endless empty fragments would grow
@@ -179,6 +181,31 @@ class FrameReader:
         The library's buffer does not show this: it is empty after a frame's header was read.
         """
         return self._opcode is None and not self._unread
+
+    def fits(self, message_limit: int) -> bool:
+        """Whether a connection with this limit may use the reader: nothing of another is in it."""
+        return self._limit == message_limit and self.idle and not self.closed
+
+
+# To make a reader costs more than to read a message. Few are enough: most messages are read and
+# carried out before another connection has its turn.
+_SPARE: Final = 8
+_spare: Final[list[FrameReader]] = []
+
+
+def take_reader(message_limit: int) -> FrameReader:
+    """Return a reader in which nothing is; the caller ends its use by `give_back`, or drops it."""
+    while _spare:
+        reader = _spare.pop()
+        if reader.fits(message_limit):
+            return reader
+    return FrameReader(message_limit)
+
+
+def give_back(reader: FrameReader) -> None:
+    """End the use of an `idle` reader: it is kept for the next message of any connection."""
+    if len(_spare) < _SPARE:
+        _spare.append(reader)
 
 
 def _received_size(frame: Frame) -> int:
