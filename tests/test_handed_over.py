@@ -16,6 +16,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.config import load_settings
+from repeater.front.handed_connection import Link
 from repeater.front.hypercorn import Handover, HandoverStatistics
 from tests.serving import running
 
@@ -49,13 +50,11 @@ class Application:
 
     def __init__(self) -> None:
         self.open = 0
-        self.begun = 0
         self.go_on = trio.Event()
         self.gone = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.open += 1
-        self.begun += 1
         try:
             await getattr(self, scope["path"].strip("/"))(receive, send)
         finally:
@@ -248,12 +247,22 @@ async def test_a_half_close_behind_several_requests(autojump_clock: MockClock) -
         assert end.ended
 
 
-async def test_a_request_with_an_invalid_body_is_not_begun(autojump_clock: MockClock) -> None:
-    """The application would answer it, and the answer would be cut."""
+async def test_the_refusal_of_an_invalid_body_is_the_only_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the application has answered before the reader comes to the fault."""
+
+    async def give_way(_link: Link) -> None:
+        await trio.sleep(1)
+
+    monkeypatch.setattr(Link, "give_way", give_way)
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n") % b"quick"
     async with line() as end:
-        end.send(HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\nZ") % b"quick")
-        assert b" 400 " in await end.received()
-        assert not end.application.begun
+        end.send(head + b"5\r\nhello\r\nZ")
+        await trio.sleep(10)
+        got = await end.received()
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b"quick" not in got
 
 
 @pytest.mark.parametrize("behind", [b"", HEAD % b"quick", b"GET /qu", 30 * (HEAD % b"quick")])

@@ -137,13 +137,16 @@ class HTTP1(H11Protocol):
         """Give h11 the next request, as far as it has come."""
         while not self.full and not self._link.over:
             part = self._framing.take()
-            if self._framing.fault is not None:
-                # Nothing is begun that is known to be invalid: its answer would only be cut.
-                await self._refuse(self._framing.fault)
-            elif part:
+            fault = self._framing.fault
+            # An application that answers before the body is whole would answer while it gets the
+            # part before the fault, and that answer would be cut: the refusal is the only one.
+            self._refused = self._refused or fault is not None
+            if part:
                 self.connection.receive_data(part)
                 await self._handle_events()
-            else:
+            if fault is not None:
+                await self._refuse(fault)
+            elif not part:
                 return
 
     async def _handle_events(self) -> None:
