@@ -100,7 +100,7 @@ def test_a_server_that_is_not_there_is_one_plain_line() -> None:
 
 @pytest.mark.parametrize("data", ["{", '"caf\udce9"', "[" * 100_000, "NaN", ""])
 def test_data_that_is_not_json(data: str) -> None:
-    """Bytes that are not UTF-8 (`\udce9` here), and JSON that is too deep, are one line, too."""
+    """What is not UTF-8 (here a lone surrogate), and JSON that is too deep, are one line, too."""
     assert refused("publish", "news", data).startswith("Error: that is not JSON: ")
 
 
