@@ -125,7 +125,7 @@ async def test_the_network_s_errors_do_not_end_accepting(
     accept = socket.socket.accept
     errors = [OSError(getattr(errno, number), "network"), OSError(errno.EPERM, "firewall")]
 
-    def unlucky(listener: socket.socket) -> tuple[socket.socket, object]:
+    def unlucky(listener: socket.socket, _kind: object) -> tuple[socket.socket, object]:
         if errors:
             raise errors.pop()
         return accept(listener)

@@ -152,8 +152,10 @@ class Joining:
 
     def _heed_drop(self) -> None:
         """Go on behind what was dropped since the history was read, if anything was."""
+        if self.joined is None:
+            return
         gathered = self.subscription.channel.joining.get(self.subscription)
-        if self.joined is not None and gathered is not None and gathered.dropped is not None:
+        if gathered is not None and gathered.dropped is not None:
             self.joined = after_drop(self.joined, gathered.dropped)
 
     def _go_live(self) -> None:

@@ -39,7 +39,8 @@ class TokenBucket:
 def _take(full_at: float, burst: float, per_second: float) -> tuple[float, float]:
     """Take a token of a bucket; return the seconds to wait for one, and when it is full again."""
     now = trio.current_time()
-    full_at = max(full_at, now)
+    if full_at < now:
+        full_at = now
     wait = full_at - now - (burst - 1) / per_second
     return (wait, full_at) if wait > 1e-9 else (0.0, full_at + 1 / per_second)
 
@@ -79,16 +80,17 @@ class Throttle:
 
     def refuse(self, limits: LimitOptions, *, publish: bool) -> str:
         """Count a command, and return the name of the limit it exceeds, or the empty text."""
-        wait = 0.0
         if commands := limits.commands_per_second:
             burst = limits.command_burst or commands
             wait, self._commands = _take(self._commands, burst, commands)
-        if wait:
-            return "commands_per_second"
+            if wait:
+                return "commands_per_second"
         if publish and (publishes := limits.publishes_per_second):
             burst = limits.publish_burst or publishes
             wait, self._publishes = _take(self._publishes, burst, publishes)
-        return "publishes_per_second" if wait else ""
+            if wait:
+                return "publishes_per_second"
+        return ""
 
     def exhausted(self, limits: LimitOptions) -> bool:
         """Count a refused command, and return whether there were too many refusals."""

@@ -48,6 +48,8 @@ _log = get_logger("acceptor")
 _STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
 _WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
+_USUAL: Final = (b"GET /", b"POST /")
+"""How most requests begin, looked for first."""
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _FEWEST_ACCEPTS: Final = 8  # taken even where others have used up this turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
@@ -124,11 +126,12 @@ class Acceptor:
         No deadline: this task exists to wait for clients. When descriptors run out, it pauses
         accepting; open connections are still served.
         """
+        kind = listener.family, listener.type, listener.proto
         while listener.fileno() >= 0:  # closed at shutdown, perhaps between two accepts
             await trio.lowlevel.wait_readable(listener)
             try:
                 for number in range(_ACCEPTS_PER_TURN):
-                    sock, address = _accept(listener)
+                    sock, address = _accept(listener, kind)
                     client = self._preamble.client_of(address)
                     if self._open.take(client):
                         nursery.start_soon(self._serve, sock, client)
@@ -269,7 +272,7 @@ class Acceptor:
             if not chunk:
                 raise _RejectedError("hung up before a request")
             received += chunk
-            if not begins_request(received):
+            if not (received.startswith(_USUAL) or begins_request(received)):
                 received = skip_empty_lines(received)
                 if received in LINE_END:
                     continue  # so far only empty lines; the head's deadline does not move
@@ -338,11 +341,10 @@ class Acceptor:
             del self._silent[scope]
 
 
-def _accept(listener: socket.socket) -> tuple[socket.socket, object]:
+def _accept(listener: socket.socket, kind: tuple[int, int, int]) -> tuple[socket.socket, object]:
     # `listener.accept()` without the enums that its `family` and `type` are made into each time.
     descriptor, address = listener._accept()  # type: ignore[attr-defined]  # not in its stub
-    family, kind = super(socket.socket, listener).family, super(socket.socket, listener).type
-    return socket.socket(family, kind, listener.proto, descriptor), address
+    return socket.socket(*kind, descriptor), address
 
 
 def _lift_deadline(scope: trio.CancelScope) -> None:

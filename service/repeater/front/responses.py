@@ -40,16 +40,23 @@ _NO_CACHE: Final = "private, no-cache, no-store, must-revalidate, max-age=0, no-
 _EVENT_STREAM: Final = "text/event-stream"
 _RETRY_AFTER: Final = ("Retry-After", "1")
 
-_date = (0, "")
+_dated, _date, _ending = 0, "", b""
 
 
 def http_date() -> str:
     """The time for the `date` header, formatted once a second."""
-    global _date
+    global _dated, _date, _ending
     now = int(time.time())
-    if now != _date[0]:
-        _date = (now, formatdate(now, usegmt=True))
-    return _date[1]
+    if now != _dated:
+        _dated, _date = now, formatdate(now, usegmt=True)
+        _ending = f"Date: {_date}\r\n\r\n".encode()
+    return _date
+
+
+def dated(answer: bytes) -> bytes:
+    """A head with the `date` header as its last one."""
+    http_date()
+    return answer[:-2] + _ending
 
 
 def write_fault(fault: Fault) -> bytes:

@@ -19,7 +19,7 @@ from repeater.clients.client import Client
 from repeater.clients.opening import begin
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, is_plain, request_of_head
-from repeater.front.responses import http_date, opening_bytes, stream_headers
+from repeater.front.responses import dated, http_date, opening_bytes, stream_headers
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.http.answer import write_answer, write_head
 from repeater.protocol.http.fault import find_fault
@@ -98,7 +98,7 @@ class Subscriptions:
             route = WEBSOCKETS[request.path]
             transport = _transport(sock, route)
             client = Client(self._node.registry, transport, scope, ready=opening.wanted is not None)
-            client.outbox.send(_dated(handshake.answer))
+            client.outbox.send(dated(handshake.answer))
             session = begin(self._node, client, opening)
             first = opening.first
             # This frame lives as long as its client: no part of the request may stay in it.
@@ -160,11 +160,6 @@ class Subscriptions:
 
 def _last_answer(refusal: Refusal) -> bytes:
     return write_answer(refusal.answer, keep_alive=False, date=http_date())
-
-
-def _dated(answer: bytes) -> bytes:
-    """A handshake's answer with the `date` header, which the library's verdict does not have."""
-    return answer[:-2] + f"Date: {http_date()}\r\n\r\n".encode()
 
 
 def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTransport:
