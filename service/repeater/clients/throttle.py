@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import msgspec
 import trio
 
 from repeater.options import LimitOptions
@@ -70,13 +71,16 @@ class TokenBuckets:
             bucket.give_back(self._per_second)
 
 
-class Throttle:
-    """The buckets of one client. Lives inside its client, from the first thing that counts on."""
+class Throttle(msgspec.Struct, eq=False, gc=False):
+    """The buckets of one client. Lives inside its client, from the first thing that counts on.
 
-    __slots__ = ("_commands", "_publishes", "_refusals")
+    A struct without the collector's header, because nearly every client has one.
+    """
 
-    def __init__(self) -> None:
-        self._commands = self._publishes = self._refusals = 0.0  # as `TokenBucket`
+    # Each as `TokenBucket`.
+    _commands: float = 0.0
+    _publishes: float = 0.0
+    _refusals: float = 0.0
 
     def refuse(self, limits: LimitOptions, *, publish: bool) -> str:
         """Count a command, and return the name of the limit it exceeds, or the empty text."""
