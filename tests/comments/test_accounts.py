@@ -19,7 +19,7 @@ from repeater.comments.options import CommentsOptions, Rate
 from repeater.comments.problems import ProblemError
 from repeater.comments.rules import check_name
 from repeater.comments.store import Comment
-from tests.comments.test_http import ANN, JSON, Site, open_site
+from tests.comments.site import ANN, JSON, Site, open_site
 
 WRONG = {**ANN, "password": "wrong password"}
 ANN_KEY = account_key(ANN["email"])

@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import trio
-from quart import Response
-from quart.typing import TestClientProtocol as ClientProtocol
-from quart_trio import QuartTrio
 
 import repeater.comments
 from repeater.comments import problems
-from repeater.comments.comments import Comments, open_comments
+from repeater.comments.comments import open_comments
 from repeater.comments.options import CommentsError, CommentsOptions, Rate
 from repeater.comments.problems import Problem
 from repeater.comments.settings import CommentsSettings
 from repeater.comments.store import StoreError
 from repeater.config import CurrentSettings
-from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.serving.application import create_app
 from repeater.serving.extension import EXTENSION, load_settings
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.deadlines import LOOP_ANSWERS
+from tests.comments.site import ANN, JSON, open_site
 
 STATIC = Path(repeater.comments.__file__).parent / "static"
-JSON = {"Accept": "application/json"}
-ANN = {"email": "ann@example.com", "password": "hunter2hunter", "name": "Ann"}
-
-
-class Site(msgspec.Struct, frozen=True):
-    """A running application and a browser on it."""
-
-    app: QuartTrio
-    node: Node
-    comments: Comments
-    browser: ClientProtocol
-
-    async def post(
-        self, path: str, form: Mapping[str, str] = {}, headers: Mapping[str, str] = {}, **more: Any
-    ) -> Response:
-        return await self.browser.post(path, form=dict(form), headers=dict(headers), **more)
-
-    async def list(self, query: str = "") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await (await self.browser.get(f"/api/comments{query}")).json
-        return found
-
-    async def sign_in(self, account: Mapping[str, str] = ANN) -> None:
-        await self.post("/api/signup", account)
-        answer = await self.post("/api/signin", account)
-        assert answer.location == "/comments.html"
-
-
-@asynccontextmanager
-async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
-    settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
-    with trio.fail_after(LOOP_ANSWERS):
-        async with open_test_node() as node, open_comments(node, options) as comments:
-            blueprints = EXTENSION.blueprints(lambda: comments)
-            app = create_app(node, CurrentSettings(settings), blueprints)
-            yield Site(app, node, comments, app.test_client())
 
 
 async def until(condition: Callable[[], object]) -> None:
