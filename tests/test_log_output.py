@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -253,3 +254,28 @@ def test_a_disk_with_room_again(tmp_path: Path, told: list[int]) -> None:
     assert (tmp_path / "log").read_text() == "three\n"
     os.close(full)
     os.close(file)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_who_reads_the_log_costs_no_thread(kind: str, told: list[int]) -> None:
+    """Lines go out at once while they are read; the thread comes with the first that is not."""
+    if kind == "pipe":
+        reads, writes = os.pipe()
+    else:
+        one, other = socket.socketpair()
+        reads, writes = one.detach(), other.detach()
+    output = LogOutput(writes, told.append)
+    for number in range(100):
+        output.write(b"line %d\n" % number)
+        assert os.read(reads, 100) == b"line %d\n" % number
+    assert output._thread is None
+    for _ in range(1_000):
+        output.write(b"x" * 999 + b"\n")
+    assert output._thread is not None
+    read = 0
+    while read < 1_000_000 - 1_000 * output.lost:
+        read += len(os.read(reads, 65_536))
+    assert output.drain(LOOP_ANSWERS)
+    os.close(reads)
+    os.close(writes)
+    output.close()

@@ -1,8 +1,12 @@
-"""Standard error, written by a thread: whoever logs never waits for the reader of the log.
+"""Standard error, written without waiting: whoever logs never waits for the reader of the log.
 
-A pipe that nobody reads, a stopped terminal or a full disk costs lines, and nothing else. The lines
-wait in a queue with a bound in bytes. Lines that find no room, or that cannot be written, are
-counted, and told in one line once writing works again.
+A pipe that nobody reads, a stopped terminal or a full disk costs lines, and nothing else. A pipe, a
+terminal or a socket is written at once, as far as it takes bytes. What it does not take, and all
+that goes into a file, waits for a thread in a queue with a bound in bytes. Lines that find no room,
+or that cannot be written, are counted, and told in one line once writing works again.
+
+The thread is made when it is needed: in a process with a second thread every `send` of the C library
+is slower, and fan-out is a loop of them.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import atexit
 import io
 import os
 import select
+import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -24,8 +30,27 @@ _LAST: Final = 2.0  # seconds at the end of the process for the lines that wait
 _STANDARD_ERROR: Final = 2
 
 
+def _open_writer(descriptor: int) -> Callable[[memoryview], int] | None:
+    """A call that writes to a descriptor and never waits; None if there is none.
+
+    To make the descriptor itself non-blocking would change it for all who share it.
+    """
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(kind):
+            shared = socket.socket(fileno=os.dup(descriptor))
+            return lambda text: shared.send(text, socket.MSG_DONTWAIT)
+        if stat.S_ISFIFO(kind) or os.isatty(descriptor):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            own = os.open(f"/proc/self/fd/{descriptor}", flags)
+            return lambda text: os.write(own, text)
+    except OSError:  # not on this system, or somebody else's terminal
+        return None
+    return None  # a file: its disk may be slow
+
+
 class LogOutput(io.RawIOBase):
-    """A descriptor with a queue and a thread of its own, which ends with the process.
+    """A descriptor with a queue, and a thread of its own that ends with the process.
 
     `write` may be called in every thread, and by a finaliser in the middle of another `write`.
     """
@@ -37,10 +62,11 @@ class LogOutput(io.RawIOBase):
 
         Args:
             descriptor: Is written to, and never closed.
-            tell: Is called by the thread with the number of lines that were lost since the last
-                call, once writing works again. What it writes takes its place in the queue.
+            tell: Is called with the number of lines that were lost since the last call, once
+                writing works again. What it writes takes its place in the queue.
             limit: Most bytes that wait.
         """
+        self._write_now = _open_writer(descriptor)
         self._descriptor = descriptor
         self._tell = tell
         self._limit = limit
@@ -50,7 +76,7 @@ class LogOutput(io.RawIOBase):
         self._told = 0
         self.lost = 0
         """Lines that were not written."""
-        threading.Thread(target=self._run, name="log output", daemon=True).start()
+        self._thread: threading.Thread | None = None
 
     def writable(self) -> bool:
         """As of every stream that is written to."""
@@ -67,7 +93,39 @@ class LogOutput(io.RawIOBase):
     def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
         """Have the bytes written. Never waits, and never raises."""
         text = bytes(data)
+        with self._lock:
+            rest = self._try_now(text)
+            if rest:
+                self._put(rest)
+        return len(text)
+
+    def _try_now(self, text: bytes) -> bytes:
+        """Write what goes out at once if nothing waits; return the rest."""
+        if self._waiting or self._write_now is None:
+            return text
+        rest = memoryview(text)
+        try:
+            while rest:
+                rest = rest[self._write_now(rest) :]
+        except BlockingIOError:
+            return bytes(rest)
+        except OSError:
+            self.lost += text.count(b"\n")
+        else:
+            self._tell_lost()
+        return b""
+
+    def _tell_lost(self) -> None:
+        lines, self._told = self.lost - self._told, self.lost
+        if lines:
+            self._tell(lines)
+
+    def _put(self, text: bytes) -> None:
+        """Leave the bytes to the thread."""
         cost = len(text) + _OVERHEAD
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="log output", daemon=True)
+            self._thread.start()
         with self._lock:
             room = self._waiting + cost <= self._limit
             if room:
@@ -76,10 +134,11 @@ class LogOutput(io.RawIOBase):
                 self.lost += text.count(b"\n")
         if room:
             self._queue.put(text)
-        return len(text)
 
     def drain(self, seconds: float = _LAST) -> bool:
         """Wait until what was written before this call is out; False if that takes too long."""
+        if self._thread is None:
+            return True
         done = threading.Event()
         self._queue.put(done)
         return done.wait(seconds)
