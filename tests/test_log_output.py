@@ -268,10 +268,11 @@ def test_who_reads_the_log_costs_no_thread(kind: str, told: list[int]) -> None:
     for number in range(100):
         output.write(b"line %d\n" % number)
         assert os.read(reads, 100) == b"line %d\n" % number
-    assert output._thread is None
+    threads = [output._thread]
     for _ in range(1_000):
         output.write(b"x" * 999 + b"\n")
-    assert output._thread is not None
+    threads.append(output._thread)
+    assert [thread is None for thread in threads] == [True, False]
     read = 0
     while read < 1_000_000 - 1_000 * output.lost:
         read += len(os.read(reads, 65_536))

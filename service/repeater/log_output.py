@@ -5,13 +5,14 @@ terminal or a socket is written at once, as far as it takes bytes. What it does 
 that goes into a file, waits for a thread in a queue with a bound in bytes. Lines that find no room,
 or that cannot be written, are counted, and told in one line once writing works again.
 
-The thread is made when it is needed: in a process with a second thread every `send` of the C library
-is slower, and fan-out is a loop of them.
+The thread is made when it is needed: in a process with a second thread, every `send` of the C
+library is slower, and fan-out is a loop of them.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import select
@@ -30,19 +31,25 @@ _LAST: Final = 2.0  # seconds at the end of the process for the lines that wait
 _STANDARD_ERROR: Final = 2
 
 
-def _open_writer(descriptor: int) -> Callable[[memoryview], int] | None:
+Write = Callable[[memoryview], int]
+
+
+def _open_writer(descriptor: int, closing: contextlib.ExitStack) -> Write | None:
     """A call that writes to a descriptor and never waits; None if there is none.
+
+    `closing` closes what was opened for it.
 
     To make the descriptor itself non-blocking would change it for all who share it.
     """
     try:
         kind = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(kind):
-            shared = socket.socket(fileno=os.dup(descriptor))
+            shared = closing.enter_context(socket.socket(fileno=os.dup(descriptor)))
             return lambda text: shared.send(text, socket.MSG_DONTWAIT)
         if stat.S_ISFIFO(kind) or os.isatty(descriptor):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             own = os.open(f"/proc/self/fd/{descriptor}", flags)
+            closing.callback(os.close, own)
             return lambda text: os.write(own, text)
     except OSError:  # not on this system, or somebody else's terminal
         return None
@@ -66,7 +73,8 @@ class LogOutput(io.RawIOBase):
                 writing works again. What it writes takes its place in the queue.
             limit: Most bytes that wait.
         """
-        self._write_now = _open_writer(descriptor)
+        self._closing = contextlib.ExitStack()
+        self._write_now = _open_writer(descriptor, self._closing)
         self._descriptor = descriptor
         self._tell = tell
         self._limit = limit
@@ -77,6 +85,12 @@ class LogOutput(io.RawIOBase):
         self.lost = 0
         """Lines that were not written."""
         self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        """Close what was opened beside the descriptor. Idempotent."""
+        self._write_now = None
+        self._closing.close()
+        super().close()
 
     def writable(self) -> bool:
         """As of every stream that is written to."""
