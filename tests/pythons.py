@@ -2,8 +2,9 @@
 
 What drives a browser or an SDK, or is slow, is left out: those do not depend on the version. Each
 version gets a fresh environment in .pythons/ with the pinned packages. Nothing is downloaded but
-packages; a version that is not here is named. With `--others` as the first argument, the version of
-`just test` is left out.
+packages; a version that is not here is named. All versions run at the same time, since tests wait
+more than they work; what one says is printed when it has ended. With `--others` as the first
+argument, the version of `just test` is left out.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENTS: Final = ROOT / ".pythons"
@@ -77,8 +80,11 @@ def _printed(*command: str) -> str | None:
     return done.stdout.decode(errors="replace").strip()
 
 
-def run_tests(version: str, interpreter: str, arguments: Sequence[str]) -> bool:
-    """Run the tests in a fresh environment of this interpreter; whether they passed."""
+def run_tests(version: str, interpreter: str, arguments: Sequence[str], log: IO[bytes]) -> bool:
+    """Run the tests in a fresh environment of this interpreter; whether they passed.
+
+    What the commands say goes into `log`.
+    """
     folder = ENVIRONMENTS / version
     python = str(folder / "bin" / "python")
     pip = (*_UV, "pip")
@@ -89,7 +95,8 @@ def run_tests(version: str, interpreter: str, arguments: Sequence[str]) -> bool:
         # The cache is the one of `just test`: its --last-failed means that run.
         (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS, *arguments),
     ):
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        done = subprocess.run(command, cwd=ROOT, check=False, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
             return False
     return True
 
@@ -101,31 +108,33 @@ def classified() -> set[str]:
     return {match[1] for match in found if match}
 
 
+def tested(version: str, interpreter: str, arguments: Sequence[str]) -> tuple[bool, str]:
+    """Run the tests on this version, then print what they said; whether they passed, and a line."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        passed = run_tests(version, interpreter, arguments, log)
+        log.seek(0)
+        print(f"Python {version}: {interpreter}\n{log.read().decode(errors='replace')}", flush=True)
+    seconds = f"{time.monotonic() - start:.0f} s"
+    return passed, f"{'passed' if passed else 'FAILED'}, {seconds}, {interpreter}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the tests on every version; 1 if they fail on one, 2 if no version is here."""
-    outcomes: dict[str, str] = {}
-    failed = False
     others = arguments[:1] == [OTHERS]
     arguments = arguments[1:] if others else arguments
-    for version in VERSIONS:
-        if others and version == THIS:
-            continue
-        interpreter = find(version)
-        if interpreter is None:
-            named = ", though the classifiers name it" if version in classified() else ""
-            outcomes[version] = f"not here{named}"
-            continue
-        print(f"Python {version}: {interpreter}", flush=True)
-        start = time.monotonic()
-        passed = run_tests(version, interpreter, arguments)
-        failed = failed or not passed
-        seconds = f"{time.monotonic() - start:.0f} s"
-        outcomes[version] = f"{'passed' if passed else 'FAILED'}, {seconds}, {interpreter}"
-    for version, outcome in outcomes.items():
+    versions = [version for version in VERSIONS if not (others and version == THIS)]
+    here = {version: path for version in versions if (path := find(version)) is not None}
+    with ThreadPoolExecutor() as pool:
+        runs = {one: pool.submit(tested, one, path, arguments) for one, path in here.items()}
+        results = {version: run.result() for version, run in runs.items()}
+    for version in versions:
+        named = ", though the classifiers name it" if version in classified() else ""
+        outcome = results[version][1] if version in results else f"not here{named}"
         print(f"Python {version}: {outcome}", flush=True)
-    if all(outcome.startswith("not here") for outcome in outcomes.values()):
+    if not results:
         return 2
-    return 1 if failed else 0
+    return 0 if all(passed for passed, _ in results.values()) else 1
 
 
 if __name__ == "__main__":

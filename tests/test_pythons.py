@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -68,9 +70,31 @@ def test_the_version_of_just_test_may_be_left_out(
 ) -> None:
     """CI runs all tests on it anyway."""
     asked: list[str] = []
-    monkeypatch.setattr(pythons, "find", asked.append)
+    monkeypatch.setattr(pythons, "find", asked.append)  # which finds nothing
     assert pythons.main(["--others"]) == 2
     assert HERE not in asked
     assert pythons.main([]) == 2
     assert HERE in asked
     assert "not here" in capsys.readouterr().out
+
+
+def test_all_versions_run_and_one_failure_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What each of them said is printed as a whole, and a line for each comes last."""
+
+    def run(version: str, _interpreter: str, arguments: Sequence[str], log: IO[bytes]) -> bool:
+        log.write(f"{version} says {arguments}\n".encode())
+        return version != "3.13"
+
+    monkeypatch.setattr(pythons, "find", lambda version: f"/python{version}")
+    monkeypatch.setattr(pythons, "run_tests", run)
+    assert pythons.main(["-k", "x"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "3.12 says ['-k', 'x']" in lines
+    assert [line.split(",")[0] for line in lines[-4:]] == [
+        "Python 3.11: passed",
+        "Python 3.12: passed",
+        "Python 3.13: FAILED",
+        "Python 3.14: passed",
+    ]
