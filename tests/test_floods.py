@@ -147,6 +147,7 @@ class Victim:
         self.port: int = self.listener.getsockname()[1]
         self.received = list[bytes]()
         self.addresses = list[str]()
+        self.accepted = threading.Event()
         self._answer, self._cut_after = answer, cut_after
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -156,6 +157,7 @@ class Victim:
             while True:
                 connection, address = self.listener.accept()
                 self.addresses.append(address[0])
+                self.accepted.set()
                 thread = threading.Thread(target=self._serve, args=(connection,))
                 self._threads.append(thread)
                 thread.start()
@@ -337,6 +339,7 @@ def test_publisher_does_not_wait_for_answers() -> None:
     ):
         for number in range(3):
             publisher.publish(b"%d" % number)
+        assert victim.accepted.wait(LOOP_ANSWERS)  # else its end would drop the connection
     assert victim.received == [b"012"]
 
 
