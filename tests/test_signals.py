@@ -160,6 +160,7 @@ def test_other_commands_keep_the_meaning_of_a_hang_up() -> None:
     """A closed terminal ends `repeater subscribe`, as it ends every program in it."""
     code = (
         "import os, signal, sys; sys.argv[1:] = ['--version']\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored below `nohup`
         "from repeater.__main__ import run\n"
         "try: run()\n"
         "except SystemExit: pass\n"

@@ -175,4 +175,6 @@ def _is_gone(error: BaseException) -> bool:
         return all(_is_gone(one) for one in error.exceptions)
     if isinstance(error, OSError) and error.errno == errno.ENOTCONN:
         return True  # of `getpeername`, if the reset came while the head was read
+    if type(error).__name__ == "ClientDisconnectedError":
+        return True  # of Quart's newer versions; older ones do not have it
     return isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError | ConnectionError)

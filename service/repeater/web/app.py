@@ -17,6 +17,7 @@ from repeater.api.methods import BODY_TIMEOUT
 from repeater.config import CurrentSettings
 from repeater.node import Node
 from repeater.web.api import create_api
+from repeater.web.body_limit import BodyLimit
 from repeater.web.console import create_console
 from repeater.web.faults import FaultCheck, exact_paths
 from repeater.web.metrics import create_registry
@@ -84,6 +85,9 @@ def make_app(
     for blueprint in ours:  # under names that no other blueprint has
         app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
     app.websocket_class = paced(app.websocket_class)
+    app.asgi_app = BodyLimit(  # type: ignore[method-assign]
+        app.asgi_app, settings().body_limit
+    )
     app.asgi_app = PacedWebsockets(app.asgi_app)  # type: ignore[method-assign]
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]
         app.asgi_app, holder, key, settings().body_limit
