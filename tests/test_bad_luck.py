@@ -131,3 +131,25 @@ async def test_a_head_that_trickles_costs_few_reads(
                 await trio.sleep(0.01)
             assert b" 200 " in await stream.receive_some()
         assert reads < 30
+
+
+class EmptyLines:
+    """A socket whose peer sends empty lines, faster than they are read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def recv(self, _size: int) -> bytes:
+        self.reads += 1
+        assert self.reads < 1_000, "read without giving way"
+        return b"\r\n" * 1_000
+
+
+async def test_endless_empty_lines_hold_nobody_up(autojump_clock: MockClock) -> None:
+    """They are read ever more rarely, like any head that does not end, and have its deadline."""
+    sock = EmptyLines()
+    async with running() as server:
+        with trio.CancelScope() as scope:
+            await server.acceptor._read_head(sock, scope)  # type: ignore[arg-type]
+        assert scope.cancelled_caught
+        assert sock.reads < 30

@@ -274,9 +274,8 @@ class Acceptor:
             received += chunk
             if not (received.startswith(_USUAL) or begins_request(received)):
                 received = skip_empty_lines(received)
-                if received in LINE_END:
-                    continue  # so far only empty lines; the head's deadline does not move
-                if not begins_request(received):
+                # Only empty lines so far are the beginning of a head like any other.
+                if not (received in LINE_END or begins_request(received)):
                     raise _RejectedError("not HTTP", write_fault(NOT_HTTP))
             end = received.find(HEAD_END)
             if end > self._head_limit or (end < 0 and len(received) > self._head_limit):
