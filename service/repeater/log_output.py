@@ -126,28 +126,34 @@ class LogOutput(io.RawIOBase):
         except OSError:
             self.lost += text.count(b"\n")
         else:
-            self._tell_lost()
+            if lines := self._take_untold():
+                self._tell(lines)
         return b""
 
-    def _tell_lost(self) -> None:
+    def _take_untold(self) -> int:
+        """The number of lines that were lost and not told, which the caller tells now."""
         lines, self._told = self.lost - self._told, self.lost
-        if lines:
-            self._tell(lines)
+        return lines
 
     def _put(self, text: bytes) -> None:
-        """Leave the bytes to the thread."""
+        """Leave the bytes to the thread. They are lost if there is no room, or no thread."""
         cost = len(text) + _OVERHEAD
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="log output", daemon=True)
-            self._thread.start()
-        with self._lock:
-            room = self._waiting + cost <= self._limit
-            if room:
-                self._waiting += cost
-            else:
-                self.lost += text.count(b"\n")
-        if room:
+        if self._waiting + cost <= self._limit and self._has_thread():
+            self._waiting += cost
             self._queue.put(text)
+        else:
+            self.lost += text.count(b"\n")
+
+    def _has_thread(self) -> bool:
+        """Start the thread if it is not there; False if that is impossible, as at the very end."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="log output", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def drain(self, seconds: float = _LAST) -> bool:
         """Wait until what was written before this call is out; False if that takes too long."""
@@ -163,17 +169,15 @@ class LogOutput(io.RawIOBase):
             if isinstance(text, threading.Event):
                 text.set()
                 continue
-            works = self._is_written(text)
+            works, lines = self._is_written(text), 0
             with self._lock:
                 self._waiting -= len(text) + _OVERHEAD
                 if not works:
                     self.lost += text.count(b"\n")
-                # Half empty: told once for each flood, and not for each line that a flood loses.
-                told = works and self.lost > self._told and self._waiting <= self._limit // 2
-                lines = self.lost - self._told
-                if told:
-                    self._told = self.lost
-            if told:
+                elif self._waiting <= self._limit // 2:
+                    # Half empty: told once for each flood, and not for each line that it loses.
+                    lines = self._take_untold()
+            if lines:
                 self._tell(lines)
 
     def _is_written(self, text: bytes) -> bool:
@@ -193,7 +197,7 @@ _output: LogOutput | None = None
 
 
 def open_log_output(tell: Callable[[int], None]) -> None:
-    """Have all that this process writes to `sys.stderr` from now on written by a thread.
+    """Have all that this process writes to `sys.stderr` from now on written without waiting.
 
     At the end of the process, the lines that wait are written within two seconds. Does nothing if
     `sys.stderr` is not the process's own; a test replaces it, for example. For `tell`, see
