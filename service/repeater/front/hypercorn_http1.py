@@ -24,8 +24,6 @@ from repeater.protocol.http.fault import NOT_WHOLE
 from repeater.protocol.http.request_framing import RequestFraming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from repeater.front.handed_connection import Link, Stage
     from repeater.protocol.http.fault import Fault
 
@@ -183,7 +181,7 @@ class HTTP1(H11Protocol):
         method = request.method.decode("ascii").upper()
         self._head_only = method == "HEAD"
         parts = (*self._link.stream_parts(), self.stream_send, STREAM_ID)
-        if method == "GET" and _asks_for_websocket(request.headers):
+        if self._framing.tunnel:
             self.stream = WebSocketStream(self._link, self._link.abort, *parts)
             self._upgrading = True
             self.connection = H11WSConnection(cast("h11.Connection", self.connection))
@@ -222,12 +220,6 @@ class HTTP1(H11Protocol):
             self._link.end()
         if stream is not None:
             await stream.handle(StreamClosed(stream_id=STREAM_ID))
-
-
-def _asks_for_websocket(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    fields = {name: value.lower() for name, value in headers}
-    tokens = [token.strip() for token in fields.get(b"connection", b"").split(b",")]
-    return b"upgrade" in tokens and fields.get(b"upgrade", b"").strip() == b"websocket"
 
 
 def _part(event: h11.Data | Data) -> Body | Data:

@@ -18,6 +18,7 @@ from wsproto.frame_protocol import CloseReason
 
 from repeater.clients.throttle import Throttle
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
+from repeater.protocol.websocket.frames import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 EXTENSIONS: Final = b"sec-websocket-extensions"
 """The request header that Hypercorn must not see: it would negotiate permessage-deflate, which
 takes some 93 KiB a connection, and unpacks a message before its size is known."""
-
-_SMALL: Final = 128  # bytes below which a fragment counts as a command
 
 
 class WebSocketStream(WSStream):
@@ -91,7 +90,7 @@ class WebSocketStream(WSStream):
         """Whether an event counts as a command: pings, other pongs than ours, small fragments."""
         if isinstance(event, Message):
             part = event.frame_finished and not event.message_finished
-            return bool(part and len(event.data) < _SMALL)
+            return bool(part and len(event.data) < SMALL)
         if isinstance(event, Pong):
             asked, self._pinged = self._pinged, False
             return not asked

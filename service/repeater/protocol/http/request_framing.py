@@ -36,7 +36,8 @@ class RequestFraming:
         self._missing = 0
         self._chunked: ChunkedReader | None = None
         self._keep_alive = True
-        self._tunnel = False
+        self.tunnel = False
+        """Whether the last request became a WebSocket's: what follows its head is passed on."""
         self._between = True  # the last request is whole, or nothing came yet
         self._over = False  # the last request ends the connection
         self.fault: Fault | None = None
@@ -54,7 +55,7 @@ class RequestFraming:
 
     def take(self) -> bytes:
         """Return the next bytes of one request; nothing if more are needed, or after a `fault`."""
-        if self._tunnel:
+        if self.tunnel:
             data, self._received = self._received, b""
             return data
         if self._between:
@@ -82,10 +83,8 @@ class RequestFraming:
         self._between = False
         self._keep_alive = head.keep_alive
         if head.asks_for_websocket:
-            self._tunnel = True
-            return (
-                _with_upgrade(head, b"Connection: Upgrade\r\nUpgrade: websocket\r\n") + self.take()
-            )
+            self.tunnel = True
+            return _with_upgrade(head, _WEBSOCKET) + self.take()
         fields = head.by_name
         self._chunked = ChunkedReader() if b"transfer-encoding" in fields else None
         self._missing = int(fields.get(b"content-length", b"0"))

@@ -20,7 +20,7 @@ from websockets.typing import BytesLike
 _LOGGER = logging.getLogger("repeater.websocket.frames")
 _LOGGER.setLevel(logging.CRITICAL + 1)
 
-_SMALL: Final = 128  # bytes; a fragment below that costs more to read than its bytes are worth
+SMALL: Final = 128  # bytes; a fragment below that costs more to read than its bytes are worth
 _REASON_LIMIT: Final = 123  # the 125 bytes of a control frame, minus two for the code
 
 PING_FRAME: Final = b"\x89\x00"
@@ -124,7 +124,7 @@ class FrameReader:
         elif frame.opcode is Opcode.PING:
             self.idle_frames += 1
         elif frame.opcode is Opcode.CONT or not frame.fin:
-            self.idle_frames += len(frame.data) < _SMALL
+            self.idle_frames += len(frame.data) < SMALL
 
     def _message(self, frame: Frame) -> str | bytes | None:
         """Return the message that this frame completes; None while fragments are missing.
