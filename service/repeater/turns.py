@@ -14,10 +14,14 @@ they send.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Final
 
 import trio
+
+GiveWay = Callable[[], Awaitable[None]]
+"""`Turns.give_way` or `Turns.next`, for code that needs no more of the line."""
 
 _MOST: Final = 64  # readers that are woken in one pass
 

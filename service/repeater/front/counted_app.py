@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from repeater.front.request import CONNECTION
 from repeater.front.responses import answer_later
 from repeater.front.routes import ROUTES
-from repeater.transports.asgi import deny, send_answer
+from repeater.transports.asgi import refuse
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
@@ -71,8 +71,4 @@ def _is_bodiless(scope: Any) -> bool:
 async def _refuse(scope: Any, receive: Any, send: Any) -> None:
     # HTTP/2 forbids the header (RFC 9113, section 8.2.2); there the connection is pending.
     headers = _CLOSE if scope["http_version"].startswith("1") else ()
-    answer = answer_later(HTTPStatus.TOO_MANY_REQUESTS, headers)
-    if scope["type"] == "http":
-        await send_answer(send, answer)
-    elif (await receive())["type"] == "websocket.connect":
-        await deny(scope, send, answer)
+    await refuse(scope, receive, send, answer_later(HTTPStatus.TOO_MANY_REQUESTS, headers))

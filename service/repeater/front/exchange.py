@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hypercorn.config import Config
     from hypercorn.typing import AppWrapper
 
+    from repeater.turns import GiveWay
+
 _ENDS: Final = ("http.disconnect", "websocket.disconnect")
 
 Fail = Callable[[BaseException], None]
@@ -58,9 +60,7 @@ class Exchange:
 class Requests:
     """The tasks of one connection's requests, as Hypercorn's protocols expect their task group."""
 
-    def __init__(
-        self, nursery: trio.Nursery, fail: Fail, give_way: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, nursery: trio.Nursery, fail: Fail, give_way: GiveWay) -> None:
         """Note failures with `fail`, and `give_way` before each request."""
         self._nursery = nursery
         self._fail = fail

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.front.tls import GiveWay, TLSSocket, shake_hands
+from repeater.front.tls import TLSSocket, shake_hands
 from repeater.front.trusted_proxies import UNIX, TrustedProxies
 from repeater.protocol.http.answer import Answer, write_answer
 from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, parse_proxy_header
@@ -20,6 +20,7 @@ from repeater.protocol.http.proxy_header import ProxyHeaderError, header_end, pa
 if TYPE_CHECKING:
     from repeater.front.tls import Certificate
     from repeater.front.trusted_proxies import Headers
+    from repeater.turns import GiveWay
 
 _PEEK: Final = 4_096
 _RECEIVE: Final = 65_536

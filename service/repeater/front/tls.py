@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,10 +17,9 @@ import trio
 if TYPE_CHECKING:
     from pathlib import Path
 
-HTTP2: Final = "h2"
-GiveWay = Callable[[], Awaitable[None]]
-"""Lets other tasks run, if the readers have used up their share of the loop's time."""
+    from repeater.turns import GiveWay
 
+HTTP2: Final = "h2"
 _PROTOCOLS: Final = [HTTP2, "http/1.1"]
 # Mozilla's "intermediate" list, 5.7 (wiki.mozilla.org/Security/Server_Side_TLS). TLS 1.3 has
 # suites of its own, and OpenSSL's defaults choose the curves: Python before 3.15 can set no list.

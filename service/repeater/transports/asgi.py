@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+Application = Callable[[Any, Receive, Send], Awaitable[None]]
 
 _DENIAL: Final = "websocket.http"
 
@@ -96,6 +97,14 @@ async def deny(scope: Any, send: Send, answer: Answer) -> None:
         await send_answer(send, answer, _DENIAL)
     else:
         await send({"type": "websocket.close"})
+
+
+async def refuse(scope: Any, receive: Receive, send: Send, answer: Answer) -> None:
+    """Refuse a request of either kind that no other code has begun to serve."""
+    if scope["type"] == "http":
+        await send_answer(send, answer)
+    elif (await receive())["type"] == "websocket.connect":  # else the peer hung up before
+        await deny(scope, send, answer)
 
 
 def start(status: int, headers: Headers, prefix: str = "http") -> dict[str, Any]:

@@ -9,8 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from repeater.protocol.http.answer import answer_status
-from repeater.transports.asgi import Receive, Send, send_answer
-from repeater.web.stream import Application
+from repeater.transports.asgi import Application, Receive, Send, send_answer
 
 
 class BodyLimit:
@@ -34,10 +33,11 @@ class BodyLimit:
                 return {"type": "http.disconnect"}
             event = await receive()
             seen += len(event.get("body", b""))
-            if seen <= self._limit or started:
+            if seen <= self._limit:
                 return event
             refused = True
-            await send_answer(send, answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+            if not started:
+                await send_answer(send, answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
             return {"type": "http.disconnect"}  # whatever it says now, nobody hears
 
         async def send_unless_refused(event: Any) -> None:

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.http.fault import Field, find_scope_fault, split_url
-from repeater.transports.asgi import Receive, Send, deny, send_answer
-from repeater.web.stream import STREAM_PATH, Application
+from repeater.transports.asgi import Application, Receive, Send, refuse
+from repeater.web.stream import STREAM_PATH
 from repeater.web.subscriptions import EMULATION_PATH
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ class FaultCheck:
         answer = self._refusal(scope)
         if answer is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await send_answer(send, answer)
-        elif (await receive())["type"] == "websocket.connect":
-            await deny(scope, send, answer)
+        else:
+            await refuse(scope, receive, send, answer)
 
     def _refusal(self, scope: Any) -> Answer | None:
         old = scope["http_version"].startswith("1")

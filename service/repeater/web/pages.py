@@ -8,21 +8,19 @@ with 403. The native paths ask the same questions of the same `Request`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from repeater.access.origins import Page
 from repeater.front.request import request_of_scope
 from repeater.protocol.http.answer import answer_status
-from repeater.transports.asgi import Receive, Send, deny, send_answer
+from repeater.transports.asgi import Application, Receive, Send, refuse
 
 if TYPE_CHECKING:
     from repeater.config import Settings
 
 API: Final = "/api/"
-
-Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class PageCheck:
@@ -34,15 +32,12 @@ class PageCheck:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        kind = scope["type"]
-        status = self._refusal(scope) if kind in ("http", "websocket") else None
+        judged = scope["type"] in ("http", "websocket")
+        status = self._refusal(scope) if judged else None
         if status is None:
             await self._app(scope, receive, send)
-        elif kind == "websocket":
-            if (await receive())["type"] == "websocket.connect":
-                await deny(scope, send, answer_status(status))
         else:
-            await send_answer(send, answer_status(status))
+            await refuse(scope, receive, send, answer_status(status))
 
     def _refusal(self, scope: Any) -> HTTPStatus | None:
         """The status that the request is refused with; None if it is not."""

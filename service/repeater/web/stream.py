@@ -6,7 +6,7 @@ ASGI server's own bounded queue is the back-pressure.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
@@ -14,7 +14,7 @@ import trio
 from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
 from repeater.protocol.http.answer import Answer
-from repeater.transports.asgi import Receive, Send, send_answer
+from repeater.transports.asgi import Application, Receive, Send, send_answer
 
 if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 STREAM_PATH: Final = f"/api/{STREAM}"
 _LOOK = 0.2  # seconds between two checks whether the node drains
-
-Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class StreamRoute:

@@ -8,7 +8,7 @@ queue is the back-pressure. Quart's own queue of a WebSocket has no bound (quart
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,7 @@ from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.json_reader import reader
 from repeater.transports import asgi_stream, asgi_websocket
-from repeater.transports.asgi import Receive, Send, deny, send_answer
+from repeater.transports.asgi import Application, Receive, Send, deny, send_answer
 from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.asgi_websocket import (
     ASGIUnidirectionalTransport,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 EMULATION_PATH: Final = "/emulation"
-
-Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class EmulationRequest(msgspec.Struct, frozen=True):
