@@ -19,6 +19,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
+from quart.wrappers import base as quart
 
 from repeater.front.counted_app import CountedApp
 from repeater.front.handed_connection import Link, LinkOptions, Outcome, Served
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 
 _log = get_logger("http")
 
+# The last one is of Quart's newer versions; older ones raise nothing of their own.
+_GONE: Final = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ConnectionError,
+    getattr(quart, "ClientDisconnectedError", ConnectionError),
+)
 _PAUSE: Final = 10.0  # seconds between two lines about floods, whatever their number
 
 
@@ -175,6 +183,4 @@ def _is_gone(error: BaseException) -> bool:
         return all(_is_gone(one) for one in error.exceptions)
     if isinstance(error, OSError) and error.errno == errno.ENOTCONN:
         return True  # of `getpeername`, if the reset came while the head was read
-    if type(error).__name__ == "ClientDisconnectedError":
-        return True  # of Quart's newer versions; older ones do not have it
-    return isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError | ConnectionError)
+    return isinstance(error, _GONE)
