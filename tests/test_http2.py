@@ -18,6 +18,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repeater.front.http2_connection import FRAME, Connection
 from repeater.front.hypercorn import HandoverStatistics
 from repeater.front.hypercorn_http2 import EMPTY_FRAMES, STREAMS
 from repeater.protocol.http.http2_frames import FrameCounter
@@ -239,6 +240,84 @@ async def test_more_requests_than_streams(authority: Authority) -> None:
                 for _ in range(3 * STREAMS):
                     nursery.start_soon(ask)
         assert statuses == [200] * 3 * STREAMS
+
+
+GENEROUS = {
+    h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1,
+    h2.settings.SettingCodes.MAX_FRAME_SIZE: 2**24 - 1,
+    h2.settings.SettingCodes.HEADER_TABLE_SIZE: 2**32 - 1,
+}
+
+
+async def test_a_peer_that_takes_frames_of_any_size(authority: Authority) -> None:
+    """Its answers come in small frames: the rest of each waits in the application, uncopied."""
+    async with (
+        running(**authority.settings) as server,
+        browser(server, authority, GENEROUS) as client,
+    ):
+        sizes: list[int] = []
+        note = client.note
+
+        def note_size(event: h2.events.Event) -> None:
+            if isinstance(event, h2.events.DataReceived):
+                sizes.append(len(event.data))
+            note(event)
+
+        client.note = note_size  # type: ignore[method-assign]
+        number = await client.request("/openapi.json")
+        await client.until(lambda: number in client.ended)
+        assert sum(sizes) > FRAME
+        assert max(sizes) <= FRAME
+
+
+def test_heads_for_a_peer_that_remembers_without_end() -> None:
+    """What is remembered for it has our own bound, and each head is still read correctly."""
+    ours, peer = Connection(), h2.connection.H2Connection()
+    peer.local_settings = h2.settings.Settings(client=True, initial_values=GENEROUS)
+    peer.initiate_connection()
+    ours.initiate_connection()
+    for number in range(1, 200, 2):
+        request = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "t"}
+        peer.send_headers(number, list(request.items()), end_stream=True)
+        ours.receive_data(peer.data_to_send())
+        value = f"{number} " + "x" * 1_000
+        answer = [(b":status", b"200"), (b"x-value", value.encode())]
+        ours.send_headers(number, answer, end_stream=True)
+        events = peer.receive_data(ours.data_to_send())
+        heads = [one for one in events if isinstance(one, h2.events.ResponseReceived)]
+        assert dict(heads[0].headers)[b"x-value"] == value.encode()
+    table = ours.encoder.header_table
+    assert sum(32 + len(name) + len(value) for name, value in table.dynamic_entries) <= 4_096
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 2**32 - 1], [100, 4_096], [8_192]])
+def test_a_peer_that_changes_the_size_of_its_memory(sizes: list[int]) -> None:
+    """Heads are read correctly behind each change."""
+    ours, peer = Connection(), h2.connection.H2Connection()
+    peer.initiate_connection()
+    ours.initiate_connection()
+    for number in range(1, 20, 2):
+        for size in sizes:
+            peer.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: size})
+        request = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "t"}
+        peer.send_headers(number, list(request.items()), end_stream=True)
+        ours.receive_data(peer.data_to_send())
+        ours.send_headers(number, [(b":status", b"200"), (b"x-value", b"1")], end_stream=True)
+        events = peer.receive_data(ours.data_to_send())
+        heads = [one for one in events if isinstance(one, h2.events.ResponseReceived)]
+        assert dict(heads[0].headers)[b"x-value"] == b"1"
+
+
+def test_a_head_is_written_without_the_huffman_code() -> None:
+    """The library's code is quadratic, and a stranger chooses a value of 15 KB."""
+    ours, peer = Connection(), h2.connection.H2Connection()
+    peer.initiate_connection()
+    ours.initiate_connection()
+    request = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "t"}
+    peer.send_headers(1, list(request.items()), end_stream=True)
+    ours.receive_data(peer.data_to_send())
+    ours.send_headers(1, [(b":status", b"200"), (b"x-value", b"a" * 15_000)])
+    assert b"a" * 10_000 in ours.data_to_send()
 
 
 CLOSED_WINDOW = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}

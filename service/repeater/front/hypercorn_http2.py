@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
 import trio
-from h2.config import H2Configuration
 from h2.errors import ErrorCodes
 from hypercorn.protocol.events import (
     Body,
@@ -33,6 +31,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
 
 from repeater.clients.throttle import TokenBucket
+from repeater.front.http2_connection import FRAME, Connection
 from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
 from repeater.front.writer import RATE
 from repeater.protocol.http.http2_frames import FrameCounter
@@ -51,10 +50,6 @@ EMPTY_FRAMES: Final = (200, 512)
 
 _WINDOW_UPDATES: Final = 2  # a DATA frame that we sent may be answered with: stream and connection
 _CREDIT: Final = 4_096  # window updates that may come later than their frames
-
-
-class _Connection(h2.connection.H2Connection):
-    MAX_CLOSED_STREAMS = 1_024  # remembered; 65,536 would be 6 MB a connection
 
 
 class _Stream:
@@ -79,7 +74,7 @@ class HTTP2:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._h2 = _Connection(H2Configuration(client_side=False, header_encoding=None))
+        self._h2 = Connection()
         codes = h2.settings.SettingCodes
         self._h2.local_settings = h2.settings.Settings(
             client=False,
@@ -288,6 +283,7 @@ class HTTP2:
                 room = min(
                     self._h2.local_flow_control_window(stream.number),
                     self._h2.max_outbound_frame_size,
+                    FRAME,
                 )
                 if room <= 0:
                     stream.window = trio.Event()
