@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from repeater.access.grants import ConnectionGrant, PublicationGrant, Renewal, SubscriptionGrant
 from repeater.errors import ErrorCode, ReplyError
 from repeater.json_text import DEPTH_LIMIT, JSONText, accepted, deeper, json_text
-from repeater.protocol.centrifugo.commands import Command, ConnectRequest, PublishRequest
-from repeater.protocol.json_reader import reader
+from repeater.protocol.centrifugo.commands import (
+    BadCommand,
+    Command,
+    ConnectRequest,
+    PublishRequest,
+    parse_commands,
+)
+from repeater.protocol.centrifugo.filters import check_filter
+from repeater.protocol.json_reader import STRANGERS_VALUES, reader
 from repeater.publication import ClientInfo, Publication, checked
 
 # Text of every kind: quotes, brackets, backslashes, halves of pairs, line breaks.
@@ -239,3 +246,53 @@ def test_a_publication_is_checked(publication: Publication) -> None:
     with pytest.raises(ReplyError) as caught:
         checked(publication)
     assert caught.value.code is ErrorCode.BAD_REQUEST
+
+
+MANY = {
+    "filter nodes": '{"id":7,"subscribe":{"channel":"c","tf":{"op":"and","nodes":[%s]}}}',
+    "filter texts": '{"id":7,"subscribe":{"channel":"c","tf":{"key":"k","vals":[%s]}}}',
+    "headers": '{"id":7,"connect":{"headers":{%s}}}',
+    "positions": '{"id":7,"connect":{"subs":{%s}}}',
+}
+ITEM = {
+    "filter nodes": "{{}}",
+    "filter texts": '"{}"',
+    "headers": '"{}":""',
+    "positions": '"{}":{{}}',
+}
+
+
+@pytest.mark.parametrize("mark", ['"id":null,', '"x":"\\ud800",'])
+@pytest.mark.parametrize("kind", MANY)
+def test_values_that_a_stranger_has_read_one_by_one_are_limited(kind: str, mark: str) -> None:
+    """A message with a null or half a pair costs its reader more for each value; so few may be."""
+
+    def message(count: int, begin: str = "") -> str:
+        text = MANY[kind] % ",".join(ITEM[kind].format(number) for number in range(count))
+        return text.replace("{", "{" + begin, 1)
+
+    limited = reader(Command, around=2, values=STRANGERS_VALUES)
+    assert limited(message(STRANGERS_VALUES - 100, mark)) == read_command(
+        message(STRANGERS_VALUES - 100)
+    )
+    with pytest.raises(msgspec.ValidationError, match="too many values"):
+        limited(message(STRANGERS_VALUES, mark))
+    assert limited(message(STRANGERS_VALUES)) == read_command(message(STRANGERS_VALUES, mark))
+
+
+def test_a_command_with_too_many_values_costs_that_command() -> None:
+    """It is answered with an error, as a command of another shape is."""
+    line = MANY["filter nodes"] % ",".join(["{}"] * 20_000)
+    found, after = parse_commands(line.replace('"op":"and"', '"op":null') + '\n{"id":8,"rpc":{}}')
+    assert type(found) is BadCommand
+    assert (found.id, after.id) == (7, 8)
+
+
+def test_the_largest_filter_may_have_nulls() -> None:
+    """Also an SDK that writes null for each field that it leaves out gets its largest filter."""
+    node = '{"op":null,"key":"k","cmp":"eq","val":"v","vals":null,"nodes":null}'
+    line = MANY["filter nodes"] % ",".join([node] * 255)
+    (command,) = parse_commands(line)
+    assert command.subscribe is not None
+    assert command.subscribe.tf is not None
+    check_filter(command.subscribe.tf)

@@ -21,11 +21,14 @@ _BRACKETS: Final = b"[]{}"
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
 
-# An escaped surrogate that does not begin within another escape: a pair, or a lone one (group 2).
-_SURROGATE: Final = re.compile(
-    rb"(?<!\\)((?:\\\\)*)\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|([dD][89a-fA-F][0-9a-fA-F]{2}))"
+# The `\u` of a lone surrogate, in a text in which every backslash begins an escape.
+_HIGH: Final = rb"[dD][89abAB][0-9a-fA-F]{2}"
+_LOW: Final = rb"[dD][c-fC-F][0-9a-fA-F]{2}"
+_LONE: Final = re.compile(
+    rb"\\u(?:(?=%b)(?!%b\\u%b)|(?=%b)(?<!\\u%b\\u))" % (_HIGH, _HIGH, _LOW, _LOW, _HIGH)
 )
+_ESCAPED_BACKSLASH: Final = rb"\\"
+_NO_JSON: Final = b"\0\0"  # stands for an escaped backslash; no JSON text has these bytes
 # Escapes of private characters. A text with all of them and a lone surrogate is refused.
 _MARKERS: Final = tuple(b"\\uE%03X" % number for number in range(0, 4096, 255))
 
@@ -116,12 +119,19 @@ class Masked(msgspec.Struct, frozen=True):
     text: bytes
     marker: bytes
 
+    @property
+    def character(self) -> str:
+        """The marker as it is read."""
+        return chr(int(self.marker[2:], 16))
+
     def restored(self, part: bytes) -> bytes:
         """A part of the masked text as its author wrote it."""
         return part.replace(self.marker, b"\\u")
 
     def replaced(self, part: bytes) -> bytes:
         """A part of the masked text with U+FFFD in place of each lone surrogate."""
+        if self.marker not in part:
+            return part
         return re.sub(re.escape(self.marker) + b"[0-9a-fA-F]{4}", rb"\\ufffd", part)
 
 
@@ -131,13 +141,12 @@ def mask(text: bytes) -> Masked | None:
     `JSON.stringify` and `json.dumps` write them for a text that was cut within an emoji.
     """
     marker = next((one for one in _MARKERS if one not in text), None)
-    if marker is None:
+    if marker is None or _NO_JSON in text:
         return None
-
-    def masked(found: re.Match[bytes]) -> bytes:
-        return found[0] if found[2] is None else b"".join((found[1], marker, found[2]))
-
-    result = _SURROGATE.sub(masked, text)
+    # A constant takes the place of each, since a call of Python's for each would take long.
+    constant = marker.replace(b"\\", _ESCAPED_BACKSLASH)
+    found = _LONE.sub(constant, text.replace(_ESCAPED_BACKSLASH, _NO_JSON))
+    result = found.replace(_NO_JSON, _ESCAPED_BACKSLASH)
     return None if result == text else Masked(result, marker)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter
-from repeater.protocol.json_reader import reader
+from repeater.protocol.json_reader import STRANGERS_VALUES, reader
 
 _UINT32: Final = 2**32 - 1
 
@@ -147,9 +147,9 @@ class _Identified(msgspec.Struct, frozen=True):
 
 
 PONG: Final = Command()
-_decode = reader(Command, around=2)
-_decode_id = reader(_Identified, around=2)
-_decode_connect = reader(ConnectRequest, around=1)
+_decode = reader(Command, around=2, values=STRANGERS_VALUES)
+_decode_id = reader(_Identified, around=2, values=STRANGERS_VALUES)
+_decode_connect = reader(ConnectRequest, around=1, values=STRANGERS_VALUES)
 
 
 def parse_commands(message: str) -> Iterator[Command]:
