@@ -122,6 +122,7 @@ _DIGEST = _ID.split(":")[0]
         f"{_DIGEST}:e:\uff11\uff11",
         f"{_DIGEST}:e:" + "_" * 4_000,  # a number without end
         f"{_DIGEST}:e:AP______________Aw",  # an offset above 64 bits
+        f"{_DIGEST}:e,f,g:AQE",  # more epochs than channels
         _ID[:-1],
     ],
 )

@@ -92,6 +92,16 @@ def test_incorrect_handshake_is_refused(request_head: bytes, status: bytes) -> N
     assert handshake.answer.startswith(b"HTTP/1.1 " + status)
 
 
+@pytest.mark.parametrize("name", ["Connection", "Upgrade", "Sec-WebSocket-Protocol"])
+def test_a_long_list_is_refused(name: str) -> None:
+    """The library would take milliseconds for it; other headers may have any lists."""
+    for lines in ([f"{name}: " + "a," * 100], [f"{name}: a,"] * 100):
+        handshake = answer(head(*lines))
+        assert handshake.answer.startswith(b"HTTP/1.1 400 ")
+        assert not handshake.accepted
+    assert answer(head(f"Accept-Language: {'a,' * 100}")).accepted
+
+
 def test_a_head_beyond_the_library_s_limits_is_left_to_others() -> None:
     """No answer: whoever knows all of HTTP gives one."""
     for odd in (b"nonsense\r\n\r\n", head("Cookie: " + "a" * 9_000), head(*["X: y"] * 200)):

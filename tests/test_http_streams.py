@@ -422,6 +422,26 @@ async def test_a_preflight(path: str, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
+async def test_an_answer_repeats_headers_byte_for_byte(end: str) -> None:
+    """Also text that is not Latin-1, which a header of ours could not be written with."""
+    asked = "x-\u4f8b".encode()
+    async with running(dev=False, allowed_origins="*") as server, peer(server, end) as client:
+        before = server.node.failures.counts.copy()
+        await client.stream.send_all(
+            b"OPTIONS /connection/sse HTTP/1.1\r\nHost: xn--fsq.test\r\n"
+            b"Origin: http://\xe4\xbe\x8b.test\r\nAccess-Control-Request-Headers: %b\r\n\r\n"
+            % asked
+        )
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += await client.stream.receive_some()
+        assert b" 204 " in answer
+        assert asked + b"\r\n" in answer
+        assert b"http://\xe4\xbe\x8b.test\r\n" in answer
+        assert server.node.failures.counts == before
+
+
+@pytest.mark.parametrize("end", ENDS)
 async def test_protobuf_is_told_to_stop(end: str) -> None:
     """An SDK that speaks protobuf gets its disconnect in protobuf, and does not come back."""
     async with running() as server, peer(server, end) as client:

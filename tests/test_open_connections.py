@@ -309,3 +309,14 @@ async def test_one_address_cannot_shut_others_out() -> None:
                     assert (round_, status) == (round_, 200)
         assert b"not accepting" not in server.log
         assert b"Traceback" not in server.log
+
+
+async def test_a_websocket_that_is_handed_over_has_the_place_of_its_connection() -> None:
+    """Its head is too long for the native handshake; it counts once, and is known all the same."""
+    settings = {"limits": {"connections_per_address": 1}}
+    async with running(**settings) as server, coming(server, HONEST) as client:
+        cookie = f"Cookie: a={'b' * 9_000}\r\n"
+        head = UPGRADE.format(path="/ws?channel=news", more=cookie)
+        await client.stream.send_all(head.encode())
+        assert b" 101 " in await client.until(b"\r\n\r\n")
+        assert server.acceptor._open.pending == 0

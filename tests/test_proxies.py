@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.config import ConfigError, load_settings
+from repeater.front import trusted_proxies
 from repeater.front.trusted_proxies import Forwarded, TrustedProxies
 from tests.certificates import Authority, connect
 from tests.serving import UPGRADE, Peer, running, telling
@@ -45,6 +47,32 @@ def test_the_nearest_stranger_is_the_client(values: list[str], expected: str) ->
     assert OURS.forwarded("10.0.0.1", headers).address == expected
     assert OURS.forwarded("unix", headers).address == expected
     assert OURS.forwarded("::ffff:10.0.0.1", headers).address == expected
+
+
+@pytest.mark.parametrize("entry", ["1", "10.0.0.9", "for=10.0.0.9"])
+@pytest.mark.parametrize("lines", [1, 1_000])
+def test_only_the_end_of_a_long_list_is_read(
+    monkeypatch: pytest.MonkeyPatch, entry: str, lines: int
+) -> None:
+    """Whatever a client writes in front of what its proxies write costs next to nothing."""
+    read = []
+
+    def reading(text: str) -> object:
+        read.append(text)
+        return ip_address(text)
+
+    monkeypatch.setattr(trusted_proxies, "ip_address", reading)
+    name, proxies = ("Forwarded", BY_RFC) if "=" in entry else ("X-Forwarded-For", OURS)
+    headers = [(name, ",".join([entry] * (1_000 // lines)))] * lines
+    found = proxies.forwarded("10.0.0.1", headers)
+    assert found.address == ("" if entry == "1" else "10.0.0.9")
+    assert len(read) < 200
+
+
+def test_a_zone_is_no_part_of_an_address() -> None:
+    """What follows the percent sign may be any text, and would stand in the log."""
+    headers = [("X-Forwarded-For", "fe80::1%eth0\x1b[2J")]
+    assert OURS.forwarded("10.0.0.1", headers).address == "fe80::1"
 
 
 def test_a_stranger_is_not_believed() -> None:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repeater.front.request import request_of_head
 from repeater.protocol.http.call_head import read_call_head
 from repeater.protocol.http.chunked import ChunkedReader
+from repeater.protocol.http.head import read_head
 
 LINE = b"POST /api/publish?api_key=a HTTP/1.1\r\n"
 
@@ -40,6 +42,16 @@ def test_length_and_end_of_the_connection() -> None:
     several = read_call_head(LINE + b"Host: a\r\nConnection: x, close\r\nContent-Length: 1\r\n\r\n")
     assert several is not None
     assert not several.keep_alive
+
+
+def test_parameters_that_mean_nothing_are_not_read() -> None:
+    """A head has room for thousands, and to take an escape apart is slow."""
+    head = read_head(
+        b"GET /events?a=%41&channel=%61%2Bb+c&a=%&channel=&channel=d&%63hannel=e&lastEventId=x%3A"
+        b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
+    request = request_of_head(head, "")
+    assert request.query == {"channel": ["a+b c", "d"], "lastEventId": ["x:"]}
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,16 @@ async def test_malformed_claims(payload: bytes) -> None:
     assert (await refuse(sign_text(payload), HMAC_OPTIONS)).count("\n") == 0
 
 
+async def test_header_too_long() -> None:
+    """A header of many values is not read: it would take milliseconds before anything is proven."""
+    header = b'{"alg":"HS256","x":[' + b"0," * 5_000 + b"0]}"
+    assert await refuse(sign_text(b'{"sub":"42"}', header), HMAC_OPTIONS) == "not a token"
+    chain = json.dumps({"alg": "HS256", "x5c": ["M" * 2_000] * 3}).encode()
+    assert await refuse(sign_text(b"{}", chain, secret=OTHER_SECRET), HMAC_OPTIONS) == (
+        "wrong signature"
+    )
+
+
 async def test_header_too_deep() -> None:
     """A header nested deeper than Python recurses makes the token invalid."""
     header = b'{"alg":"HS256","x":' + b"[" * 20_000

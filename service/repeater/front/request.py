@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import unquote
 
 import msgspec
 
@@ -36,6 +36,10 @@ _CHUNKED: Final = b"transfer-encoding"
 _COOKIE: Final = b"cookie"
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1; a JWT is one
 _NOT_PLAIN: Final = frozenset({b"expect", b"upgrade", b"http2-settings", _CHUNKED})
+
+_PARAMETERS: Final = frozenset(
+    {"cf_connect", "cf_protocol", "channel", "format", _LAST_EVENT_ID_PARAMETER, "token"}
+)
 
 Query = Mapping[str, Sequence[str]]
 ReadBody = Callable[[], Awaitable[bytes]]
@@ -74,7 +78,7 @@ class Request(msgspec.Struct, eq=False):
 
     @property
     def query(self) -> Query:
-        """The parameters of the URL, each with its values."""
+        """The parameters of the URL that mean something here, each with its values."""
         if self._query is None:
             self._query = _parse_query(self.query_string.decode("latin-1"))
         return self._query
@@ -245,17 +249,17 @@ def _host_allowed(host: bytes, hosts: tuple[str, ...]) -> bool:
 
 
 def _parse_query(text: str) -> Query:
-    """The parameters of a query, as `parse_qs` reads them.
+    """The values of `_PARAMETERS`. Their names are compared as written: they need no escapes.
 
-    A query without an escape is only split: most are, and `parse_qs` would be one of the dearest
-    steps of a connection.
+    `parse_qs` takes 5 us for a part with an escape, and a head has room for 4,000 parts.
     """
-    if "%" in text or "+" in text:
-        return parse_qs(text)
     found: dict[str, list[str]] = {}
+    escaped = "%" in text or "+" in text
     for part in text.split("&"):
         name, _, value = part.partition("=")
-        if value:
+        if value and name in _PARAMETERS:
+            if escaped:
+                value = unquote(value.replace("+", " "))
             found.setdefault(name, []).append(value)
     return found
 

@@ -74,7 +74,7 @@ def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]
     cors = cors_headers(request)
     allowed = ", ".join((*methods, "OPTIONS"))
     if request.method == "OPTIONS":
-        asked = request.header(b"access-control-request-headers")
+        asked = _as_written(request, b"access-control-request-headers")
         preflight = (
             *cors,
             *((("Access-Control-Allow-Headers", asked),) if asked else ()),
@@ -91,7 +91,7 @@ def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
     A page that only the glob `*` allows may read an answer to a request without credentials only:
     its browser would send the cookies of a user who never chose that page.
     """
-    origin = request.header(b"origin")
+    origin = _as_written(request, b"origin")
     if origin is None:
         return ()
     if request.from_anybody:
@@ -101,6 +101,12 @@ def cors_headers(request: Request) -> tuple[tuple[str, str], ...]:
         ("Access-Control-Allow-Credentials", "true"),
         ("Vary", "Origin"),
     )
+
+
+def _as_written(request: Request, name: bytes) -> str | None:
+    """A header's value, with which an answer repeats exactly the bytes that came."""
+    value = request.headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def stream_headers(route: Route, request: Request) -> Headers:

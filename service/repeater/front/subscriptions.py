@@ -80,7 +80,7 @@ class Subscriptions:
         """
         handshake = answer_handshake(head) if find_fault(head) is None else None
         if handshake is None or not handshake.answer:
-            await self._handover.serve(sock, head.raw + received)
+            await self._handover.serve(sock, head.raw + received, connection)
             return
         if not handshake.accepted:
             send_last(sock, handshake.answer)

@@ -22,6 +22,9 @@ UNIX: Final = "unix"
 ForwardedHeader = Literal["x-forwarded", "forwarded"]
 Headers = Iterable[tuple[str, str]]
 
+_HOPS: Final = 64
+"""Entries of a list that are looked at: each costs some 10 us, and a head has room for 8,000."""
+
 
 class Forwarded(msgspec.Struct, frozen=True):
     """A client's address and scheme by a request's headers; empty if they do not say."""
@@ -97,8 +100,9 @@ def _values(headers: Sequence[tuple[str, str]], name: str) -> list[str]:
 
 
 def _items(values: Iterable[str]) -> list[str]:
-    """The items of a list header, even if it is repeated. Addresses contain no commas."""
-    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+    """The last items of a list header, even if it is repeated. Addresses contain no commas."""
+    last = ",".join(values).rsplit(",", _HOPS)[-_HOPS:]
+    return [item for one in last if (item := one.strip())]
 
 
 def _pairs(element: str) -> Iterator[tuple[str, str]]:
@@ -108,13 +112,16 @@ def _pairs(element: str) -> Iterator[tuple[str, str]]:
 
 
 def _address(text: str) -> str:
-    """The address alone, without a port or brackets; empty for `unknown` and noise."""
+    """The address alone, without port, brackets or zone; empty for `unknown` and noise.
+
+    A zone (`fe80::1%eth0`) may be any text, and means nothing on another machine.
+    """
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(_plain(ip_address(text)))
+        return str(_plain(ip_address(text.partition("%")[0])))
     except ValueError:
         return ""
 

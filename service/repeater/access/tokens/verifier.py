@@ -45,6 +45,7 @@ Clock = Callable[[], float]
 """The time in Unix seconds."""
 
 _LIBRARY = jwt.PyJWS()
+_HEADER_LIMIT = 8_192  # characters; one with a chain of certificates has some 6,000
 
 
 class _Parts(msgspec.Struct, frozen=True):
@@ -63,6 +64,8 @@ def _take_apart(token: str) -> _Parts:
     Raises:
         TokenInvalidError: the text is not a token, or its header has an unknown critical part.
     """
+    if token.find(".", 0, _HEADER_LIMIT) < 0:  # the header is parsed before anything is proven
+        raise TokenInvalidError("not a token")
     try:
         # The signature is not checked here: `TokenProver.prove` decides which key may prove it.
         found = _LIBRARY.decode_complete(token, options={"verify_signature": False})

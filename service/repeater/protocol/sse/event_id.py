@@ -175,7 +175,10 @@ def parse_event_id(text: str, channels: Iterable[str]) -> dict[str, StreamPositi
         return None
     try:
         numbers = list(_numbers(_decoded(encoded)))
-        return _positions(names, [unquote(one) for one in epochs.split(",")], numbers)
+        written = epochs.split(",")
+        if len(written) > len(names):
+            return None
+        return _positions(names, [unquote(one) for one in written], numbers)
     except ValueError:
         return None
 

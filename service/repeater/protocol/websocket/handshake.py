@@ -25,6 +25,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from repeater.protocol.http.answer import answer_status, write_answer
 from repeater.protocol.http.head import Head
 
 _LOGGER = logging.getLogger("repeater.websocket.handshake")
@@ -41,6 +42,11 @@ _ACCEPTED: Final = (
 _JUDGED: Final = (
     *(b"connection", b"upgrade"),
     *(b"sec-websocket-version", b"sec-websocket-protocol"),
+)
+_COMMAS: Final = 64  # in these; the library takes 4 us for each item of a list
+_TOO_LONG: Final = write_answer(
+    answer_status(HTTPStatus.BAD_REQUEST, text="a list of the handshake is too long"),
+    keep_alive=False,
 )
 _WITH_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -83,6 +89,8 @@ def answer_handshake(head: Head) -> Handshake:
 
     Whether the client may have the WebSocket is decided elsewhere, after a correct handshake.
     """
+    if head.raw.count(b",") > _COMMAS and _commas(head) > _COMMAS:
+        return Handshake(_TOO_LONG, accepted=False)
     headers = _plain_headers(head)
     accept = None if headers is None else _accept_value(headers.get(b"sec-websocket-key", b""))
     if headers is None or accept is None:
@@ -94,6 +102,10 @@ def answer_handshake(head: Head) -> Handshake:
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     answer = f"{_ACCEPTED % accept}{chosen}\r\n".encode()
     return Handshake(answer, accepted=True, subprotocol=subprotocol)
+
+
+def _commas(head: Head) -> int:
+    return sum(value.count(b",") for name, value in head.headers if name in _JUDGED)
 
 
 def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
