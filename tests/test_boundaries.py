@@ -13,12 +13,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.clients.client import Client
 from repeater.clients.session import Session
+from repeater.config import CurrentSettings, load_settings
 from repeater.errors import SERVER_ERROR
 from repeater.failures import Failures
 from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, PLAIN_ASGI, Codec
 from repeater.publication import Publication
+from repeater.serving.application import create_app
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import talking
 from tests.serving import frame, peer, running
@@ -201,3 +203,37 @@ async def test_a_cut_that_fails_does_not_end_fan_out(monkeypatch: pytest.MonkeyP
         await wait_all_tasks_blocked()
         assert other.sent == [b"1", b"2"]
         assert node.statistics().failures == {"cut": 1}
+
+
+async def test_a_page_that_fails_is_noted_at_a_bounded_rate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request gets 500 and is counted; Quart would log a traceback for each."""
+    monkeypatch.setattr("repeater.web.observe.choose_encoder", unable)
+    async with open_test_node() as node:
+        client = create_app(node, CurrentSettings(load_settings(dev=True))).test_client()
+        with caplog.at_level(logging.ERROR):
+            for _ in range(5):
+                assert (await client.get("/metrics")).status_code == 500
+        assert node.failures.counts == {"page": 5}
+        assert len(caplog.records) == 1
+        node.failures.counts.clear()
+
+
+async def test_a_call_that_fails_is_noted_at_a_bounded_rate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call gets 500 and is counted."""
+
+    async def fail(*_given: object, **_more: object) -> object:
+        raise Mistake
+
+    monkeypatch.setattr("repeater.front.rest.call", fail)
+    async with running() as server:
+        with caplog.at_level(logging.ERROR):
+            for _ in range(5):
+                async with peer(server) as back_end:
+                    assert b" 500 " in await back_end.call("POST", "/api/info", b"{}")
+        assert server.node.failures.counts == {"call": 5}
+        assert len(caplog.records) == 1
+        server.node.failures.counts.clear()

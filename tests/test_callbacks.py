@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import itertools
+import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -869,3 +870,21 @@ async def test_headers_of_a_command_are_bounded(application: Application) -> Non
         async with talking(node, connected=False) as talk:
             headers = {"X-A": "a" * 16_000, "X-B": "b" * 20_000}
             assert "connect" in await talk.call("connect", headers=headers)
+
+
+async def test_failures_in_turn_with_answers_are_one_line_a_second(
+    application: Application, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client may know which question fails, and ask that and another in turn."""
+    with caplog.at_level(logging.WARNING, "repeater"):
+        async with open_asking_node(application) as node, talking(node) as talk:
+            for _ in range(20):
+                answers: tuple[Any, ...] = (b"not JSON", {"result": {}})
+                for answer in answers:
+                    application.answers["rpc"] = answer
+                    await talk.call("rpc", method="x")
+            assert len(caplog.records) == 1
+            await trio.sleep(1)
+            application.answers["rpc"] = b"not JSON"
+            await talk.call("rpc", method="x")
+    assert len(caplog.records) == 2

@@ -279,3 +279,13 @@ def test_it_fits_a_phone(browser: Browser, site: Site, scheme: Any) -> None:
         box = button.bounding_box()
         assert box is None or box["height"] >= 36
     context.close()
+
+
+@pytest.mark.parametrize("date", ["Mon, 01 Jan " + "9" * 40 + " 00:00:00 GMT", "1" * 4_000, "("])
+async def test_a_date_that_nobody_can_read(date: str) -> None:
+    """A page has a tag and no date, so no date of a request is read."""
+    async with open_test_node() as node:
+        client = create_app(node, CurrentSettings(load_settings(dev=True))).test_client()
+        for path in PATHS:
+            answer = await client.get(path, headers={"If-Modified-Since": date})
+            assert answer.status_code == 200

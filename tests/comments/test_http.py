@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -351,3 +352,50 @@ async def test_a_stock_asgi_server_runs_it_too(
     async with app.test_app() as running:
         client = running.test_client()
         assert (await client.post("/api/signup", form=ANN)).location == "/login.html"
+
+
+async def test_headers_that_take_long_to_read(sqlite_options: CommentsOptions) -> None:
+    """A long `Accept` counts as a browser's, and a long `Content-Type` as too large a form."""
+    async with open_site(sqlite_options) as site:
+        for accept in ("application/json", "text/plain;q=0.1, " * 20 + "application/json"):
+            answer = await site.post("/api/new_comment", {}, {"Accept": accept})
+            assert answer.status_code == 401
+        answer = await site.post(
+            "/api/new_comment", {}, {"Accept": "text/plain;q=0.1, " * 800 + "application/json"}
+        )
+        assert (answer.status_code, answer.location) == (302, "/login.html#sign-in")
+        form = "application/x-www-form-urlencoded" + "; a=b" * 3_000
+        answer = await site.browser.post(
+            "/api/new_comment", data=b"text=a", headers={"Content-Type": form}
+        )
+        assert answer.status_code == 413
+
+
+async def test_the_log_of_a_failing_database_is_bounded(
+    sqlite_options: CommentsOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Anybody may ask, and each request fails: one line a second."""
+    async with open_site(sqlite_options) as site:
+
+        async def fail(*given: object) -> None:
+            raise StoreError("it is down")
+
+        monkeypatch.setattr(site.comments._store, "comments", fail)
+        with caplog.at_level(logging.ERROR, "repeater"):
+            for _ in range(20):
+                assert (await site.browser.get("/api/comments")).status_code == 503
+        assert len(caplog.records) < 5
+
+
+async def test_no_cookie_hides_a_session(sqlite_options: CommentsOptions) -> None:
+    """The cookies beside it are not unquoted, whatever they are."""
+    async with open_site(sqlite_options) as site:
+        await site.post("/api/signup", ANN)
+        signed = (await site.post("/api/signin", ANN)).headers.getlist("Set-Cookie")
+        cookie = next(one for one in signed if one.startswith("identity=")).partition(";")[0]
+        client = site.app.test_client(use_cookies=False)
+        for before in ("a=b; ", 'quote="unclosed; ', "=; ", 'escaped="' + "\\101" * 2_000 + '"; '):
+            me = await client.get("/api/me", headers={"Cookie": before + cookie})
+            assert (await me.json)["user"]["name"] == "Ann"

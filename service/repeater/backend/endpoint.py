@@ -32,6 +32,8 @@ G = TypeVar("G")
 
 _DOWN: Final = frozenset({502, 503, 504})  # a proxy's answers when the server behind it is down
 
+_PAUSE: Final = 1.0  # seconds between two lines of log about failures
+
 
 class Answer(msgspec.Struct, frozen=True):
     """A status and a body. The body is empty unless the status is a success."""
@@ -125,6 +127,7 @@ class Endpoint:
         self._asked = self._answered = self._failed = self._timeouts = 0
         self._refused = self._crowded = self._waiting = 0
         self._failing = False
+        self._told = -_PAUSE
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot."""
@@ -177,9 +180,14 @@ class Endpoint:
         return BrokerError("taken for down")
 
     def _note_failure(self, error: BrokerError) -> None:
-        """Count a failure, and log it if the question before it did not fail."""
+        """Count a failure, and log it if the question before it did not fail.
+
+        One line a second at most: a client may ask what fails and what does not, in turn.
+        """
         self._failed += 1
-        if not self._failing:
+        now = trio.current_time()
+        if not self._failing and now >= self._told + _PAUSE:
+            self._told = now
             _log.warning("callbacks fail", kind=self._kind, reason=str(error))
         self._failing = True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from repeater.access.origins import origin_allowed
 from repeater.comments.limits import KnownBrowser
 from repeater.comments.options import CommentsError, CommentsOptions
 from repeater.comments.problems import FOREIGN, ProblemError
+from repeater.front.request import token_of_cookies
 
 _COOKIE: Final = "identity"
 _BROWSER: Final = "browser"
@@ -77,10 +79,16 @@ def _signer(secret_key: str, salt: str) -> URLSafeTimedSerializer:
 def _value(signer: URLSafeTimedSerializer, cookie: str, ttl: int) -> object:
     """What the cookie holds; None if it is missing, forged or older than `ttl` seconds."""
     try:
-        value: object = signer.loads(request.cookies.get(cookie, ""), max_age=ttl)
+        # Not `request.cookies`: unquoting them takes 5 ms for 15 KB of a stranger's cookies.
+        given = token_of_cookies(_cookie_headers(), cookie.encode())
+        value: object = signer.loads(given, max_age=ttl)
     except BadData:
         return None
     return value
+
+
+def _cookie_headers() -> Iterable[bytes]:
+    return (one.encode("latin-1") for one in request.headers.getlist("Cookie"))
 
 
 def check_own_page() -> None:

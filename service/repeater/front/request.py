@@ -209,19 +209,19 @@ def request_of_scope(scope: Any) -> Request:
     return request
 
 
-def token_of_cookies(headers: Iterable[bytes]) -> str:
-    """The token in the cookie `repeater_token`; empty if it is missing. `headers` are the values.
+def token_of_cookies(headers: Iterable[bytes], cookie_name: bytes = TOKEN_COOKIE) -> str:
+    """The token in the cookie of this name; empty if it is missing. `headers` are the values.
 
     The first cookie with that name and with a token counts: browsers put the one with the longest
     path first (RFC 6265, section 5.4). No other cookie matters, whatever bytes it has: the headers
     are only split, and so the work is linear, unlike that of `http.cookies`.
     """
     for header in headers:
-        if TOKEN_COOKIE not in header:
+        if cookie_name not in header:
             continue
         for cookie in header.split(b";"):
             name, equals, value = cookie.partition(b"=")
-            if not equals or name.strip() != TOKEN_COOKIE:
+            if not equals or name.strip() != cookie_name:
                 continue
             value = value.strip()
             if len(value) > 1 and value.startswith(b'"') and value.endswith(b'"'):

@@ -246,9 +246,9 @@ class _Connection:
         transport_mode = head.error_mode == _TRANSPORT_MODE
         try:
             answer = await call(self._node, name, body, transport_mode=transport_mode)
-        except Exception:
+        except Exception as error:
             # A bug in one method must not end other connections.
-            _log.exception("a call failed", method=name)
+            self._node.failures.note("call", error)
             answer, keep_alive = FAILED, False
         return await self._send(answer, keep_alive=keep_alive)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 from quart import Blueprint, Response, request
@@ -57,6 +57,22 @@ class Holder:
         return self._registry
 
 
+class Application(QuartTrio):
+    """Quart, whose failed requests are noted as every other failure for one connection is."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__("repeater.web", static_folder=None)
+        self._holder = holder
+
+    def log_exception(self, exception_info: Any) -> None:
+        """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it."""
+        node, error = self._holder.node, exception_info[1]
+        if node is None or error is None:  # before the node has started
+            super().log_exception(exception_info)
+        else:
+            node.failures.note("page", error)
+
+
 def make_app(
     holder: Holder, settings: CurrentSettings, blueprints: Sequence[Blueprint] = ()
 ) -> QuartTrio:
@@ -67,7 +83,7 @@ def make_app(
         settings: Returns the settings in force.
         blueprints: Routes of an application that runs in the same process.
     """
-    app = QuartTrio("repeater.web", static_folder=None)
+    app = Application(holder)
     app.config["MAX_CONTENT_LENGTH"] = settings().body_limit
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
