@@ -11,6 +11,7 @@ from repeater.access.grants import ConnectionGrant
 from repeater.clients.subscription import Subscription
 from repeater.errors import SLOW
 from repeater.fanout.channel import Channel
+from repeater.fanout.groups import SLICE
 from repeater.node import Node
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition
@@ -56,11 +57,28 @@ async def test_an_audience_is_kept_until_somebody_comes_or_goes() -> None:
         assert group.audience() is alone
         async with connect(node, MemoryTransport(), ["a"]) as second:
             both = group.audience()
-            assert both.outboxes == (first.outbox, second.outbox)
-            assert alone.outboxes == (first.outbox,)
-        assert group.audience().outboxes == (first.outbox,)
-        assert both.present(0, 2) == [first.outbox]
-        assert both.present(1, 2) == []
+            assert both.slices == [(first.outbox, second.outbox)]
+            assert alone.slices == [(first.outbox,)]
+        assert group.audience().slices == [(first.outbox,)]
+        assert both.present(0) == (first.outbox,)
+
+
+async def test_an_audience_is_cut_once() -> None:
+    """Fan-out is given the same slices event after event; a slice can leave out who has ended."""
+    async with open_test_node() as node, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(connect(node, MemoryTransport(), ["a"]))
+            for _ in range(SLICE + 2)
+        ]
+        (group,) = node.hub.channels["a"].listeners.values()
+        audience = group.audience()
+        outboxes = [client.outbox for client in clients]
+        assert audience.slices == [tuple(outboxes[:SLICE]), tuple(outboxes[SLICE:])]
+        for number in (0, SLICE):
+            clients[number].unsubscribe("a")
+        assert audience.present(0) == tuple(outboxes[1:SLICE])
+        assert audience.present(1) == (outboxes[-1],)
+        assert audience.slices == [tuple(outboxes[:SLICE]), tuple(outboxes[SLICE:])]
 
 
 async def test_version_changes_when_a_listener_leaves() -> None:

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from repeater.clients.client import Client
 from repeater.clients.subscription import Subscription
 from repeater.errors import INSUFFICIENT_STATE, SERVER_UNSUBSCRIBE, SLOW, WRITE_ERROR
-from repeater.fanout.groups import Audience
+from repeater.fanout.groups import SLICE, Audience
 from repeater.fanout.listener import Listener
 from repeater.fanout.outbox import Outbox
 from repeater.fanout.transport import Chunk
@@ -497,9 +497,9 @@ async def test_a_mass_leave_makes_no_audience_anew(monkeypatch: pytest.MonkeyPat
     looked_at: list[int] = []
     present = Audience.present
 
-    def counting(audience: Audience, start: int, end: int) -> list[Outbox]:
-        looked_at.append(len(audience.listeners[start:end]))
-        return present(audience, start, end)
+    def counting(audience: Audience, number: int) -> tuple[Outbox, ...]:
+        looked_at.append(len(audience.slices[number]))
+        return present(audience, number)
 
     monkeypatch.setattr(Audience, "present", counting)
     made: list[int] = []
@@ -534,6 +534,24 @@ async def test_a_mass_leave_makes_no_audience_anew(monkeypatch: pytest.MonkeyPat
         assert set(heard) == {0, 1}
         for client in clients:
             client.unsubscribe("c")
+
+
+async def test_deliveries_are_counted_when_others_get_a_turn() -> None:
+    """Who reads the statistics while fan-out gives way sees each outbox that was given to."""
+    async with open_test_node(NodeOptions(fanout_budget=0)) as node, AsyncExitStack() as stack:
+        transports = [MemoryTransport() for _ in range(SLICE + 1)]
+        for transport in transports:
+            await stack.enter_async_context(connect(node, transport, ["c"]))
+        hand_over(node, *numbered(1))
+        seen = {0}
+        while SLICE + 1 not in seen:
+            await trio.lowlevel.checkpoint()
+            counted = node.statistics().repeater
+            heard = [transport for transport in transports if transport.sent]
+            assert counted.deliveries == len(heard)
+            assert counted.bytes_out == sum(len(b"".join(one.sent)) for one in heard)
+            seen.add(counted.deliveries)
+        assert seen == {0, SLICE, SLICE + 1}
 
 
 async def test_who_recovers_during_a_gap_is_not_disturbed() -> None:

@@ -9,26 +9,34 @@ memory outside the processor's cache costs more than the instructions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from repeater.fanout.listener import Listener
     from repeater.fanout.outbox import Outbox
 
+SLICE: Final = 32  # listeners between two looks at the clock: about 0.3 ms of writing
+
 
 class Audience:
     """The listeners of a group at one moment, in the order in which they came. Never changed."""
 
-    __slots__ = ("listeners", "outboxes")
+    __slots__ = ("listeners", "slices")
 
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self.listeners = listeners
-        self.outboxes: tuple[Outbox, ...] = tuple(one.outbox for one in listeners)
-        """The listeners' outboxes, in the same order."""
+        outboxes = tuple([one.outbox for one in listeners])
+        self.slices = [outboxes[at : at + SLICE] for at in range(0, len(outboxes), SLICE)]
+        """The listeners' outboxes in the same order, in tuples of `SLICE`; the last has the rest.
 
-    def present(self, start: int, end: int) -> list[Outbox]:
-        """The outboxes from `start` to `end`, without those of listeners that have ended."""
-        return [one.outbox for one in self.listeners[start:end] if not one.ended]
+        Cut here, and not for each event: a cut writes to the reference count of each outbox.
+        """
+
+    def present(self, number: int) -> tuple[Outbox, ...]:
+        """The slice of this number, without the outboxes of listeners that have ended."""
+        start = number * SLICE
+        listeners = self.listeners[start : start + SLICE]
+        return tuple([one.outbox for one in listeners if not one.ended])
 
 
 class Group:
