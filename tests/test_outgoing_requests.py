@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from http.cookiejar import CookieJar
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trustme
 
 from repeater.access.grants import Caller
-from repeater.access.http_client import make_client, trusted_certificates
+from repeater.access.http_client import make_client, parts_of, trusted_certificates
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import open_verifier
 from repeater.backend.http import HTTPBackend
@@ -172,3 +175,46 @@ def test_a_file_without_authorities_is_named(
         file.write_text(content)
     with pytest.raises(ValueError, match=text):
         trusted_certificates(str(file))
+
+
+async def test_cookies_are_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading those of one answer took 50 ms; none is sent back."""
+
+    def fail(*_given: object) -> None:
+        raise AssertionError("a cookie was read")
+
+    monkeypatch.setattr(CookieJar, "make_cookies", fail)
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, headers=[("Set-Cookie", f"a{n}=b") for n in range(100)])
+
+    async with make_client(httpx.MockTransport(answer)) as client:
+        for _ in range(2):
+            await client.get("http://app.example/")
+    assert not any("cookie" in one.headers for one in asked)
+
+
+async def test_an_answer_in_many_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn while it is read, once a millisecond."""
+    times = itertools.count(0, 0.0005)
+    monkeypatch.setattr("repeater.access.http_client.perf_counter", lambda: next(times))
+    turns = 0
+
+    async def small() -> AsyncIterator[bytes]:
+        for _ in range(1_000):
+            yield b"x"
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        parts = [one async for one in parts_of(httpx.Response(200, content=small()))]
+        nursery.cancel_scope.cancel()
+    assert b"".join(parts) == b"x" * 1_000
+    assert turns >= 300

@@ -17,6 +17,7 @@ import trio
 
 from repeater import __version__
 from repeater.access.grants import Caller
+from repeater.access.http_client import parts_of
 from repeater.backend import signature
 from repeater.backend.circuit import Circuit
 from repeater.backend.contract import EndpointStatistics
@@ -92,7 +93,7 @@ async def post(
             async with client.stream("POST", url, content=body, headers=sent) as response:
                 status = response.status_code
                 if response.is_success:
-                    async for chunk in response.aiter_raw():
+                    async for chunk in parts_of(response):
                         received += chunk
                         if len(received) > limit:
                             # Cancel instead of raise: only this ends the client's generators too.

@@ -17,6 +17,7 @@ import trio
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from repeater.access.http_client import parts_of
 from repeater.access.tokens.keys import Key, public_keys
 from repeater.access.tokens.options import TokenOptions
 from repeater.errors import BrokerError
@@ -212,7 +213,7 @@ class KeySet:
                 ) as response:
                     if response.status_code != httpx.codes.OK:
                         raise BrokerError(f"answered {response.status_code}")
-                    async for chunk in response.aiter_raw():
+                    async for chunk in parts_of(response):
                         body += chunk
                         if len(body) > self._options.jwks_size_limit:
                             # Unlike an exception, this also ends the client's generators.
