@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater.access.grants import SubscriptionGrant
+from repeater.clients.filtered import filtered, known_sizes
 from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
 from repeater.fanout.gathered import Gathered
 from repeater.fanout.recovery import (
@@ -27,7 +28,7 @@ from repeater.fanout.recovery import (
     recover_newest,
 )
 from repeater.json_text import embedded
-from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
+from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
 from repeater.publication import START, Publication, StreamPosition
 
@@ -107,12 +108,7 @@ class Joining:
         if joined is None:
             return result
         offset = since.offset if joined.recovered and since is not None else joined.position.offset
-        wanted = compile_filter(self._wish.tags) if self._wish.tags is not None else None
-        publications = [
-            publication_result(publication, delta=delta)
-            for publication in joined.publications
-            if wanted is None or wanted(publication.tags or {})
-        ]
+        publications = [publication_result(one, delta=delta) for one in joined.publications]
         return msgspec.structs.replace(
             result,
             epoch=joined.position.epoch,
@@ -340,7 +336,7 @@ async def _read(
     if since is not None and _cached(subscription, options):
         found, top = await node.broker.history(name, options, limit=1, reverse=True)
         joined = recover_newest(since, found[0] if found else None, top, rooms.missed, size)
-        return after_drop(joined, _gathered(subscription).dropped)
+        return after_drop(filtered(joined, wish.tags, size), _gathered(subscription).dropped)
     if since is None or not subscription.recoverable:
         _, top = await node.broker.history(name, options, limit=0)
         gathered = _gathered(subscription)
@@ -348,9 +344,11 @@ async def _read(
     history, top = await node.broker.history(
         name, options, since=since, limit=node.options.recovery_limit
     )
+    if wish.tags is not None:
+        size = await known_sizes(node, history, size)
     gathered = _gathered(subscription)
     joined = recover(since, history, top, gathered.take(), rooms.missed, size)
-    return after_drop(joined, gathered.dropped)
+    return after_drop(filtered(joined, wish.tags, size), gathered.dropped)
 
 
 def _gathered(subscription: Subscription) -> Gathered:

@@ -131,12 +131,11 @@ class Channel:
         """Add publications to the lists of the joining listeners, counted once for each codec."""
         sizes: dict[Codec, int] = {}
         for listener, gathered in self.joining.items():
-            size = sizes.get(listener.codec)
+            # A publication that a filter leaves out takes memory all the same.
+            codec = listener.codec.unfiltered
+            size = sizes.get(codec)
             if size is None:
-                # A publication that the codec leaves out takes memory all the same.
-                count = listener.codec.size
-                size = sum(max(len(one.data), count(one)) for one in publications)
-                sizes[listener.codec] = size
+                size = sizes[codec] = sum(map(codec.size, publications))
             gathered.gather(publications, size)
 
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from repeater.failures import Failures
+from repeater.fanout.chunks import Chunks
 from repeater.fanout.groups import SLICE
 from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.fanout.outbox import send_to_all
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from repeater.fanout.listener import Listener
     from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
+
+_PART = 16  # publications that a filter judges between two looks at the clock: about a millisecond
 
 
 class RepeaterStatistics(msgspec.Struct, frozen=True):
@@ -52,20 +55,6 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     publish_to_write_seconds: HistogramStatistics
     """From the broker's hand-over to the end of fan-out. Each event counts with the age of the
     oldest event in its batch, so the real times are a little shorter."""
-
-
-class Chunks(msgspec.Struct, frozen=True):
-    """The bytes that each listener of a group gets, and the numbers of publications and bytes."""
-
-    bytes: Sequence[bytes]
-    publications: int
-    size: int
-
-    @classmethod
-    def of(cls, codec: Codec, run: Sequence[Publication], base: Publication | None) -> Self:
-        """Encode a run. It counts as all its publications, or as none if a filter leaves none."""
-        chunks = codec.publications(run, base)
-        return cls(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
 
 
 class Repeater:
@@ -222,10 +211,10 @@ class Repeater:
             for codec, group, piece in caught_up.pieces:
                 # Without a base, since fan-out gave these listeners none. They keep their codec:
                 # not all of them get the run's last publication, which is the next base.
-                chunks = self._encode(codec, piece, None)
+                chunks = await self._encode(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
-            chunks = self._encode(codec, publications, base)
+            chunks = await self._encode(codec, publications, base)
             await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
                 await self._recode(channel, audience, codec.following)
@@ -307,15 +296,26 @@ class Repeater:
             if number % SLICE == 0:
                 await self._give_way_if_due()
 
-    def _encode(
+    async def _encode(
         self, codec: Codec, run: Sequence[Publication], base: Publication | None
     ) -> Chunks | None:
         """Encode a run. The boundary of a codec: None, counted and logged, if it fails."""
         try:
+            if codec.tags is not None and len(run) > _PART:
+                return await self._encode_parts(codec, run)
             return Chunks.of(codec, run, base)
         except Exception as error:
             self._failures.note("fanout", error)
             return None
+
+    async def _encode_parts(self, codec: Codec, run: Sequence[Publication]) -> Chunks:
+        """Encode a run for listeners with a filter, which is slow and makes no deltas."""
+        parts: list[bytes] = []
+        for start in range(0, len(run), _PART):
+            parts += codec.publications(run[start : start + _PART])
+            await self._give_way_if_due()
+        chunks = [b"".join(parts)] if codec.framed and parts else parts
+        return Chunks(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
 
     def _say(self, codec: Codec, announcement: Announcement) -> bytes:
         try:

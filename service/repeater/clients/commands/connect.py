@@ -124,7 +124,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
     _admit(node, client, grant)
     client.identify(grant)
-    channels = _server_side_channels(node, client, request.subs)
+    channels = await _server_side_channels(node, client, request.subs)
     if not channels:
         return Connected(node, client, ())
     _check_limit(node, channels)
@@ -216,13 +216,14 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
     return msgspec.structs.replace(grant, by_token=True)
 
 
-def _server_side_channels(
+async def _server_side_channels(
     node: ClientNode, client: Client, positions: Mapping[str, SubscriptionPosition]
 ) -> dict[str, SubscriptionGrant]:
     """The granted channels, the personal one, and named ones the client may hear (section 3.3).
 
     A channel that cannot be is left out, and ends nobody: the server chose it, or a reload removed
-    its namespace since the client last heard it.
+    its namespace since the client last heard it. A message has room for thousands of names, so
+    this gives way.
     """
     rules = node.channels
     channels = dict(client.grant.channels)
@@ -234,6 +235,7 @@ def _server_side_channels(
             del channels[channel]
             _leave_out(node, client, channel)
     for channel in positions:
+        await node.turns.give_way()
         if channel not in channels and _may_subscribe(rules, channel, client.user):
             channels[channel] = SubscriptionGrant()
     return channels

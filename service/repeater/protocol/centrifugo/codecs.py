@@ -95,6 +95,11 @@ class Codec:
         return None
 
     @property
+    def unfiltered(self) -> Codec:
+        """The codec that encodes all publications as this one encodes those that it wants."""
+        return self
+
+    @property
     def framed(self) -> bool:
         """Whether chunks may be joined and split."""
         return self._frame is not None
@@ -192,6 +197,11 @@ class FilteredCodec(Codec):
     def tags(self) -> TagsFilter | None:
         """The filter that publications must match."""
         return self._tags
+
+    @property
+    def unfiltered(self) -> Codec:
+        """The codec without the filter."""
+        return self._codec
 
     def size(self, publication: Publication) -> int:
         """As `Codec.size`; 0 for a publication that the filter leaves out."""
