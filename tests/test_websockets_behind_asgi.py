@@ -330,3 +330,93 @@ async def test_an_upgrade_to_an_unknown_path(way: str, caplog: pytest.LogCapture
             assert b" 404 " in await client.until(b"\r\n\r\n")
             assert not server.node.failures.counts
     assert not [one for one in caplog.records if one.exc_info]
+
+
+INVALID = {
+    "a name that is not ASCII": "Sec-WebSocket-Protocol: a, \xff\r\n",
+    "a name with a blank": "Sec-WebSocket-Protocol: a b\r\n",
+    "no name": "Sec-WebSocket-Protocol: ,\r\n",
+    "a second key": "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    "a short key": "Sec-WebSocket-Key: x\r\n",
+    "a key that is not ASCII": "Sec-WebSocket-Key: \xff\xff\xff\xff\r\n",
+}
+
+
+@pytest.mark.parametrize("way", ["native", "asgi"])
+@pytest.mark.parametrize("kind", INVALID)
+async def test_an_invalid_handshake(way: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is 400, and no failure of ours, wherever it comes."""
+    handshake = UPGRADE.format(path="/ws?channel=news", more=INVALID[kind])
+    if kind in ("a short key", "a key that is not ASCII"):
+        before, _, rest = handshake.partition("Sec-WebSocket-Key: ")
+        handshake = before + rest.partition("\r\n")[2]
+    async with running() as server, peer(server) as raw:
+        if way == "asgi":
+            assert b" 200 " in await raw.call("GET", "/health")
+        await raw.stream.send_all(handshake.encode("latin-1"))
+        assert b" 400 " in await raw.until(b"\r\n\r\n")
+        assert not server.node.failures.counts
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+@asynccontextmanager
+async def connecting(
+    server: Server, *more: tuple[bytes, bytes]
+) -> AsyncIterator[tuple[trio.SocketStream, h2.connection.H2Connection]]:
+    """A connection of HTTP/2 whose stream 1 asks for a WebSocket; nothing was sent yet."""
+    async with connected(server, "h2") as stream:
+        http = h2.connection.H2Connection(
+            h2.config.H2Configuration(validate_outbound_headers=False)
+        )
+        http.initiate_connection()
+        head = {":method": "CONNECT", ":protocol": "websocket", ":path": "/ws?channel=news"}
+        head |= {":scheme": "https", ":authority": "t", "sec-websocket-version": "13"}
+        pairs = [(name.encode(), value.encode()) for name, value in head.items()]
+        http.send_headers(1, [*pairs, *more])
+        yield stream, http
+
+
+async def answers(stream: trio.SocketStream, http: h2.connection.H2Connection) -> list[bytes]:
+    """The statuses of stream 1 until it has ended."""
+    statuses: list[bytes] = []
+    while True:
+        for event in http.receive_data(await stream.receive_some()):
+            if isinstance(event, h2.events.ResponseReceived):
+                statuses += [value for name, value in event.headers if name == b":status"]
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                return statuses
+
+
+@pytest.mark.parametrize("way", ["h2"])
+async def test_an_invalid_handshake_in_http2(way: str) -> None:
+    """It costs its stream, and not its connection; the answer is 400."""
+    bad = (b"sec-websocket-protocol", b"\xff")
+    async with running() as server, connecting(server, bad) as (stream, http):
+        await stream.send_all(http.data_to_send())
+        assert await answers(stream, http) == [b"400"]
+        http.ping(bytes(8))
+        await stream.send_all(http.data_to_send())
+        events = http.receive_data(await stream.receive_some())
+        assert not any(isinstance(one, h2.events.ConnectionTerminated) for one in events)
+        assert not server.node.failures.counts
+
+
+@pytest.mark.parametrize("way", ["h2"])
+async def test_frames_before_the_answer_in_http2(way: str) -> None:
+    """They are 400, and nobody is subscribed: before, a client stayed that heard nothing."""
+    async with running() as server, connecting(server) as (stream, http):
+        http.send_data(1, frame(b""))
+        await stream.send_all(http.data_to_send())
+        assert await answers(stream, http) == [b"400"]
+        await wait_all_tasks_blocked(0.05)
+        assert not server.node.registry.clients
+
+
+async def test_a_refused_handshake_ends_its_connection() -> None:
+    """On a connection that was used before: the answer says so, and the end follows at once."""
+    async with running() as server, peer(server) as raw:
+        assert b" 200 " in await raw.call("GET", "/health")
+        handshake = UPGRADE.format(path="/ws?channel=news", more="").replace("13", "8")
+        await raw.stream.send_all(handshake.encode())
+        assert b" 400 " in await raw.until(b"\r\n\r\n")
+        assert await raw.stream.receive_some() == b""

@@ -18,7 +18,7 @@ from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, St
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.http_stream import HTTPStream
 
-from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
+from repeater.front.hypercorn_websocket import WebSocketStream, seen_headers
 from repeater.front.responses import write_fault
 from repeater.protocol.http.fault import NOT_WHOLE
 from repeater.protocol.http.request_framing import RequestFraming
@@ -190,7 +190,7 @@ class HTTP1(H11Protocol):
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID,
-                headers=[pair for pair in request.headers if pair[0] != EXTENSIONS],
+                headers=seen_headers(request.headers),
                 http_version=request.http_version.decode(),
                 method=method,
                 raw_path=request.target,

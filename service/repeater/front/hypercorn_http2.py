@@ -32,7 +32,7 @@ from hypercorn.utils import filter_pseudo_headers
 
 from repeater.clients.throttle import TokenBucket
 from repeater.front.http2_connection import FRAME, Connection
-from repeater.front.hypercorn_websocket import EXTENSIONS, WebSocketStream
+from repeater.front.hypercorn_websocket import WebSocketStream, seen_headers
 from repeater.front.writer import RATE
 from repeater.protocol.http.http2_frames import FrameCounter
 from repeater.transports.asgi import abort_connection
@@ -224,7 +224,7 @@ class HTTP2:
             await stream.http.handle(
                 Request(
                     stream_id=number,
-                    headers=[pair for pair in pairs if pair[0] != EXTENSIONS],
+                    headers=seen_headers(pairs),
                     http_version="2",
                     method=method.decode("ascii"),
                     raw_path=path,

@@ -7,6 +7,8 @@ fragments are counted, and what breaks the protocol is answered with its close c
 from __future__ import annotations
 
 import random
+import re
+from base64 import b64decode
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -21,13 +23,43 @@ from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
 from repeater.protocol.websocket.frames import SMALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from repeater.front.handed_connection import Link
 
-EXTENSIONS: Final = b"sec-websocket-extensions"
-"""The request header that Hypercorn must not see: it would negotiate permessage-deflate, which
-takes some 93 KiB a connection, and unpacks a message before its size is known."""
+_EXTENSIONS: Final = b"sec-websocket-extensions"
+_KEY: Final = b"sec-websocket-key"
+_SUBPROTOCOLS: Final = b"sec-websocket-protocol"
+_VERSION: Final = b"sec-websocket-version"
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+
+
+def seen_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request that Hypercorn may see.
+
+    It would negotiate permessage-deflate, which takes some 93 KiB a connection, and unpacks a
+    message before its size is known. It accepts every key, and fails on subprotocols that are not
+    ASCII. The native way answers 400 to both, and Hypercorn does to a handshake without a version.
+    """
+    pairs = [pair for pair in headers if pair[0] != _EXTENSIONS]
+    keys = [value for name, value in pairs if name == _KEY]
+    offers = [value for name, value in pairs if name == _SUBPROTOCOLS]
+    if len(keys) < 2 and all(map(_is_key, keys)) and all(map(_are_tokens, offers)):
+        return pairs
+    return [pair for pair in pairs if pair[0] not in (_SUBPROTOCOLS, _VERSION)]
+
+
+def _is_key(value: bytes) -> bool:
+    """Whether these are 16 bytes in Base64 (RFC 6455, section 4.1)."""
+    try:
+        return len(b64decode(value.strip(), validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def _are_tokens(value: bytes) -> bool:
+    names = [one.strip(b" \t") for one in value.split(b",")]
+    return any(names) and all(_TOKEN.fullmatch(one) for one in names if one)
 
 
 class WebSocketStream(WSStream):
@@ -56,7 +88,20 @@ class WebSocketStream(WSStream):
         if isinstance(event, EndBody | EndData) and not self.closed:
             await self.send(StreamClosed(stream_id=self.stream_id))
             return
+        open_before = not self.closed
         await super().handle(event)
+        if open_before and self.closed and not isinstance(event, StreamClosed):
+            await self._end_refused()
+
+    async def _end_refused(self) -> None:
+        """End the request that Hypercorn answered with 400 and forgot.
+
+        Its handshake is invalid, or frames came before the answer to it.
+        """
+        if self.app_put is not None:
+            code = CloseReason.ABNORMAL_CLOSURE.value
+            await self.app_put({"type": "websocket.disconnect", "code": code})
+        await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():
