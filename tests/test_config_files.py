@@ -85,10 +85,13 @@ def test_show_has_no_secret() -> None:
             api_key="hunter2",
             token={
                 "hmac_secret_key": "hunter2",
-                "jwks_url": "https://a",
+                "jwks_url": "https://me:hunter2@a/keys",
                 "jwks_proxy": "http://me:hunter2@proxy:3128",
             },
-            callbacks={"rpc_url": "https://a", "proxy": "http://me:hunter2@proxy:3128"},
+            callbacks={
+                "rpc_url": "https://me:@hunter2@a:80/b",
+                "proxy": "http://me:hunter2@proxy:3128",
+            },
             allowed_origins="https://a",
         )
     )
@@ -96,6 +99,8 @@ def test_show_has_no_secret() -> None:
     assert tomllib.loads(text)["token"]["hmac_secret_key"] == STARS
     assert tomllib.loads(text)["callbacks"]["proxy"] == STARS
     assert tomllib.loads(text)["allowed_origins"] == ["https://a"]
+    assert tomllib.loads(text)["token"]["jwks_url"] == f"https://me:{STARS}@a/keys"
+    assert tomllib.loads(text)["callbacks"]["rpc_url"] == f"https://me:{STARS}@a:80/b"
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
