@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.channel_rules import ChannelRules
+from repeater.errors import CHANNEL_LIMIT
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs
@@ -59,7 +60,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, passes: Passes) -> Passes:
 
 
 FILTERING = ChannelOptions(allow_tags_filter=True, history_size=200)
-NO_TIME = NodeOptions(channel=FILTERING, fanout_budget=0.0)
+NO_TIME = NodeOptions(channel=FILTERING, fanout_budget=0.0, channel_limit=1_000)
 TF = {"key": "n", "cmp": "eq", "val": "1"}
 
 
@@ -123,3 +124,14 @@ async def test_a_connect_gives_way_while_names_are_judged(
         await talk.connect(subs={**subs, "c": {}})
         assert list(talk.client.channels) == ["c"]
         assert (passes.all, passes.most) == (1_001, 1)
+
+
+async def test_positions_that_nobody_has_had_are_not_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client names twice as many channels as it may have at most, whether they are or not."""
+    monkeypatch.setattr(ChannelRules, "may_subscribe", None)
+    async with open_test_node() as node, talking(node, connected=False, ends=True) as talk:
+        await talk.connect(subs={f"{number}:": {} for number in range(257)})
+        assert talk.client.end is CHANNEL_LIMIT
+        assert node.limited["channel_limit"] == 1

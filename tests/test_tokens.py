@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repeater.access.grants import TokenExpiredError, TokenInvalidError
+from repeater.access.tokens import verifier
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.verifier import open_verifier
 from tests.signing import (
@@ -388,6 +389,21 @@ async def test_header_too_long() -> None:
     assert await refuse(sign_text(b"{}", chain, secret=OTHER_SECRET), HMAC_OPTIONS) == (
         "wrong signature"
     )
+
+
+async def test_signature_too_long() -> None:
+    """No key makes such a signature."""
+    signed = sign_text(b'{"sub":"42"}').rpartition(".")[0]
+    assert await refuse(f"{signed}.{'A' * 5_000}", HMAC_OPTIONS) == "not a token"
+
+
+async def test_a_payload_is_decoded_once_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's token may have 60 KiB, whose decoding takes milliseconds."""
+    decoded: list[object] = []
+    monkeypatch.setattr(verifier, "base64url_decode", decoded.append)
+    token = sign_text(b'{"sub":"42"}', secret=OTHER_SECRET)
+    assert await refuse(token, HMAC_OPTIONS) == "wrong signature"
+    assert decoded == []
 
 
 async def test_header_too_deep() -> None:

@@ -15,6 +15,7 @@ import httpx
 import jwt
 import msgspec
 import trio
+from jwt.utils import base64url_decode
 
 from repeater.access.grants import (
     ConnectionGrant,
@@ -45,7 +46,9 @@ Clock = Callable[[], float]
 """The time in Unix seconds."""
 
 _LIBRARY = jwt.PyJWS()
+_BASE64URL = re.compile("[A-Za-z0-9_-]*")
 _HEADER_LIMIT = 8_192  # characters; one with a chain of certificates has some 6,000
+_SIGNATURE_LIMIT = 4_096  # characters; that of an RSA key of 16,384 bits has 2,731
 
 
 class _Parts(msgspec.Struct, frozen=True):
@@ -53,30 +56,44 @@ class _Parts(msgspec.Struct, frozen=True):
 
     algorithm: str
     kid: str | None
-    payload: bytes
+    payload: str
+    """In base64url: to decode what nobody has proven would be a stranger's to choose."""
     signed: bytes
     signature: bytes
 
 
 def _take_apart(token: str) -> _Parts:
-    """Decode the three parts of a token.
+    """Take a token apart, and decode its header and its signature.
 
     Raises:
         TokenInvalidError: the text is not a token, or its header has an unknown critical part.
     """
-    if token.find(".", 0, _HEADER_LIMIT) < 0:  # the header is parsed before anything is proven
+    signed, dot, signature = token.rpartition(".")
+    header, inner, payload = signed.partition(".")
+    # Both are decoded before anything is proven.
+    if not (dot and inner) or len(header) > _HEADER_LIMIT or len(signature) > _SIGNATURE_LIMIT:
         raise TokenInvalidError("not a token")
     try:
         # The signature is not checked here: `TokenProver.prove` decides which key may prove it.
-        found = _LIBRARY.decode_complete(token, options={"verify_signature": False})
+        found = _LIBRARY.decode_complete(
+            f"{header}..{signature}", options={"verify_signature": False}
+        )
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenInvalidError("not a token") from None
     algorithm = found["header"].get("alg")
     if not isinstance(algorithm, str):
         raise TokenInvalidError("no algorithm")
-    signed = token.rpartition(".")[0].encode()
     kid = found["header"].get("kid")
-    return _Parts(algorithm, kid, found["payload"], signed, found["signature"])
+    return _Parts(algorithm, kid, payload, signed.encode(), found["signature"])
+
+
+def _decode(payload: str) -> bytes:
+    if _BASE64URL.fullmatch(payload) is None:
+        raise TokenInvalidError("not a token")
+    try:
+        return base64url_decode(payload)
+    except ValueError:  # its length
+        raise TokenInvalidError("not a token") from None
 
 
 class TokenProver:
@@ -99,9 +116,9 @@ class TokenProver:
         """
         parts = _take_apart(token)
         if self._ring.proves(parts.algorithm, parts.signed, parts.signature, self._now()):
-            return parts.payload
+            return _decode(parts.payload)
         if await self._issuer_proves(parts):
-            return parts.payload
+            return _decode(parts.payload)
         if self._ring.allows(parts.algorithm):
             raise TokenInvalidError("wrong signature")
         raise TokenInvalidError("no key for its algorithm")

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
 
+_POSITIONS: Final = 2  # times the limit of channels; a client has had no more subscriptions
 _SUB_SIZE: Final = 160  # bytes of a subscription's result without publications, data and name
 
 
@@ -124,6 +125,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
     _admit(node, client, grant)
     client.identify(grant)
+    if len(request.subs) > _POSITIONS * node.options.channel_limit:
+        raise _too_many(node)
     channels = await _server_side_channels(node, client, request.subs)
     if not channels:
         return Connected(node, client, ())
@@ -249,8 +252,12 @@ def _check_limit(node: ClientNode, channels: Mapping[str, SubscriptionGrant]) ->
     """
     size = sum(_SUB_SIZE + len(name) + len(grant.data) for name, grant in channels.items())
     if len(channels) > node.options.channel_limit or size > node.options.outbox_limit // 2:
-        node.limited["channel_limit"] += 1
-        raise DisconnectError(CHANNEL_LIMIT)
+        raise _too_many(node)
+
+
+def _too_many(node: ClientNode) -> DisconnectError:
+    node.limited["channel_limit"] += 1
+    return DisconnectError(CHANNEL_LIMIT)
 
 
 def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
