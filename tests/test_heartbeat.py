@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from time import perf_counter
 
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.clients.session import Session
 from repeater.errors import NO_PONG, STALE, WRITE_ERROR, Disconnect
@@ -24,7 +25,7 @@ from repeater.protocol.centrifugo.codecs import (
 )
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.protocol.websocket.frames import PING_FRAME
-from repeater.testing import MemoryTransport, connect, open_test_node
+from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 
 OPTIONS = NodeOptions(ping_interval=20, pong_timeout=5, stale_timeout=8)
 TICK = 1.0
@@ -234,3 +235,25 @@ async def test_a_later_slot_may_empty_during_a_sweep(autojump_clock: MockClock) 
         autojump_clock.jump(10)  # the loop was busy: both slots are due in one sweep
         await trio.sleep(5)
         assert took == ["early"]
+
+
+async def test_stuck_clients_are_cut_in_turns(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep gives way between two cuts, and spares a client whose peer reads on meanwhile."""
+    monkeypatch.setattr("repeater.clients.heartbeat._BUDGET", -1.0)
+    transports = [StallingTransport(PLAIN) for _ in range(3)]
+    async with open_test_node(NodeOptions(write_timeout=30)) as node, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(node, one)) for one in transports]
+        for client in clients:
+            client.outbox.send(b"event")
+        await wait_all_tasks_blocked()
+        for client in clients:
+            assert client.outbox._backlog is not None
+            client.outbox._backlog.moved_at -= 31
+        trio.lowlevel.spawn_system_task(node.heartbeat.sweep)
+        await trio.lowlevel.checkpoint()
+        for transport in transports:
+            transport.allow(100)
+        await wait_all_tasks_blocked()
+        assert [client.end for client in clients] == [WRITE_ERROR, None, None]

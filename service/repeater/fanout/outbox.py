@@ -196,8 +196,9 @@ class Outbox:
         return self._backlog is not None and self._backlog.moved_at < progress_deadline
 
     def cut_stuck(self) -> None:
-        """Cut the client, because its backlog makes no progress."""
-        self._end(WRITE_ERROR)
+        """Cut the client if its backlog still makes no progress: its cut may have waited."""
+        if self.stuck_since(trio.current_time() - self._room.write_timeout):
+            self._end(WRITE_ERROR)
 
     def _end(self, why: Disconnect) -> None:
         """Have the client cut. A boundary: who writes may be fan-out, which serves all others."""
