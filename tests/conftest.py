@@ -17,6 +17,7 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
+from repeater import deadlines
 from repeater.clients import announcements
 from repeater.log import _last_step
 from repeater.node import Node
@@ -99,6 +100,12 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if _DESCRIPTORS.is_dir() and open_sockets() - before:
         gc.collect()
         assert not open_sockets() - before
+
+
+@pytest.fixture(autouse=True)
+def _deadlines_come_at_their_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines have no random part, so that a test can say when they come."""
+    monkeypatch.setattr(deadlines, "SPREAD", 0.0)
 
 
 @pytest.fixture

@@ -70,6 +70,23 @@ async def test_the_first_request_of_a_connection_is_answered_alike(more: str) ->
                 await piped.until(b'{"status":"ok"}\n')
 
 
+@pytest.mark.parametrize("more", ["", "Connection: close\r\n"])
+async def test_a_check_waits_for_no_asgi_server(monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    """It is answered before the connection is handed over, if it goes on."""
+    async with running() as server, peer(server) as client:
+
+        async def serve(*_: object) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(server.acceptor._handover, "serve", serve)
+        head = f"GET /health/live HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode()
+        await client.stream.send_all(head)
+        await client.until(b'{"status":"ok"}\n')
+        if more:
+            assert not await client.rest()
+        server.acceptor.abort_all()
+
+
 async def test_a_check_for_another_host_is_refused() -> None:
     """Also where it needs no ASGI server."""
     async with running(allowed_hosts=["good.example"]) as server, peer(server) as client:

@@ -340,6 +340,19 @@ async def test_a_closed_window(authority: Authority) -> None:
         assert not client.closed
 
 
+async def test_answers_that_stall_together_end_apart(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write timeout has a random part, which is the whole of it here."""
+    monkeypatch.setattr("repeater.front.hypercorn_http2.within", lambda _: trio.current_time())
+    async with (
+        running(write_timeout=3_600, **authority.settings) as server,
+        browser(server, authority, CLOSED_WINDOW) as client,
+    ):
+        number = await client.request("/openapi.json")
+        await client.until(lambda: number in client.resets)
+
+
 async def test_a_window_that_opens_in_a_trickle(authority: Authority) -> None:
     """A byte now and then does not move the deadline of an answer."""
     async with (

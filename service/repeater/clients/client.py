@@ -23,6 +23,7 @@ from repeater.access.grants import Caller, ConnectionGrant
 from repeater.backend import headers
 from repeater.clients.limits import party_of
 from repeater.clients.subscription import Subscription
+from repeater.deadlines import within
 from repeater.errors import (
     CLIENT_UNSUBSCRIBE,
     CONNECTION_CLOSED,
@@ -164,7 +165,7 @@ class Client:
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         home.arrived(self)
-        self._ping_at = self._since + self._first_turn()
+        self._ping_at = self._first_turn()
         home.heartbeat.schedule(self, self._ping_at)
 
     @property
@@ -272,7 +273,7 @@ class Client:
         if self.end is not None:
             return
         self.ready = True
-        self._ping_at = trio.current_time() + self._first_turn()
+        self._ping_at = self._first_turn()
         self.expiry_changed()
         self.introduce()
 
@@ -282,11 +283,12 @@ class Client:
             self._home.connected(self)
 
     def _first_turn(self) -> float:
+        """When the first ping is due, or the end of a client that has not connected."""
         options = self._home.options
         if not self.ready:
-            return options.stale_timeout
+            return within(options.stale_timeout)
         # Jittered over half an interval, so that a mass reconnect is not pinged at once.
-        return options.ping_interval * random.uniform(0.5, 1.0)
+        return trio.current_time() + options.ping_interval * random.uniform(0.5, 1.0)
 
     def expiry_changed(self) -> None:
         """Schedule again, because the connection or a subscription got another expiry."""
@@ -421,7 +423,7 @@ class Client:
 
     async def _part(self) -> None:
         with trio.CancelScope(shield=True) as goodbye:
-            goodbye.deadline = trio.current_time() + self._home.options.close_timeout
+            goodbye.deadline = within(self._home.options.close_timeout)
             if self.end is not CONNECTION_CLOSED or self.outbox.backlog_bytes:
                 # An ASGI server writes under a shielded scope, which only an abort interrupts.
                 self._home.heartbeat.schedule(self, goodbye.deadline)

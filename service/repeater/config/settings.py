@@ -221,7 +221,7 @@ class Settings(NodeSettings):
     """Longest head of an HTTP request."""
 
     head_timeout: Seconds = Field(default=10.0, gt=0)
-    """How long a connection may take to send the head of a request."""
+    """How long a connection may take at most to send the head of a request."""
 
     backlog: Integer = Field(default=4_096, ge=1)
     """Most connections that wait in the kernel while the server is busy."""

@@ -12,26 +12,26 @@ import math
 import socket
 from collections.abc import Awaitable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from random import random
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
+from repeater.deadlines import lift, within
+from repeater.front.live_check import LIVE_TARGET, answer_live, is_live_check
 from repeater.front.open_connections import REFUSED_TIMEOUT, OpenConnections
 from repeater.front.preamble import Preamble, PreambleError
-from repeater.front.request import is_plain, request_of_head
-from repeater.front.responses import LIVE, LIVE_TARGET, http_date, write_fault
+from repeater.front.responses import write_fault
 from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.front.subscriptions import Subscriptions
 from repeater.front.tls import HTTP2
 from repeater.log import get_logger
-from repeater.protocol.http.answer import write_answer
 from repeater.protocol.http.fault import HEAD_TOO_LARGE, NOT_HTTP
 from repeater.protocol.http.head import (
     HEAD_END,
     LINE_END,
-    Head,
     begins_request,
     read_head,
     skip_empty_lines,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from repeater.config import CurrentSettings
     from repeater.front.hypercorn import Handover, HandoverStatistics
     from repeater.node import Node
+    from repeater.protocol.http.head import Head
 
 _log = get_logger("acceptor")
 
@@ -53,7 +54,7 @@ _USUAL: Final = (b"GET /", b"POST /")
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _FEWEST_ACCEPTS: Final = 8  # taken even where others have used up this turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
-_FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head, doubled for each after it
+_FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head; then as long as it has taken
 _LONGEST_PAUSE: Final = 1.0
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
@@ -213,11 +214,11 @@ class Acceptor:
         await self._node.turns.give_way()
         opened = self._preamble.absent or self._preamble.is_open(sock)
         if not opened and await self._enter(sock, scope) == HTTP2:
-            _lift_deadline(scope)
+            lift(scope)
             return self._handover.serve(sock, b"", self._open.of(sock))
         received = await self._read_head(sock, scope)
         if received.startswith(PREFIX):
-            _lift_deadline(scope)  # from here on each path sets its own deadlines
+            lift(scope)  # from here on each path sets its own deadlines
             return self._serve_calls(sock, received)
         end = received.index(HEAD_END) + len(HEAD_END)
         head = read_head(received[:end])
@@ -227,31 +228,19 @@ class Acceptor:
             return self._subscriptions.serve_stream(
                 sock, scope, head, received[end:], self._open.of(sock)
             )
-        _lift_deadline(scope)
-        if head.target == LIVE_TARGET and self._answers_live(sock, head):
-            return self._serve_live(sock, received[end:])
+        lift(scope)
+        if head.target == LIVE_TARGET and is_live_check(sock, head, self._settings().hosts):
+            return self._serve_live(sock, head, received[end:])
         if path in _WEBSOCKET_PATHS:
             return self._subscriptions.serve_websocket(
                 sock, scope, head, received[end:], self._open.of(sock)
             )
         return self._handover.serve(sock, received, self._open.of(sock))
 
-    def _answers_live(self, sock: socket.socket, head: Head) -> bool:
-        """Whether this is an ordinary check of a load balancer's, on a connection of its own.
-
-        Then it needs no ASGI server: a check must not wait for the pages that strangers ask for.
-        """
-        if (head.method, head.version) != (b"GET", "1.1") or b"connection" in head.by_name:
-            return False
-        if not is_plain(head):
-            return False
-        request = request_of_head(head, sock)
-        return not request.length and request.host_allowed(self._settings().hosts)
-
-    async def _serve_live(self, sock: socket.socket, rest: bytes) -> None:
+    async def _serve_live(self, sock: socket.socket, head: Head, rest: bytes) -> None:
         """Answer that the process lives, and hand the connection over for what comes next."""
-        sock.send(write_answer(LIVE, keep_alive=True, date=http_date()))
-        await self._handover.serve(sock, rest, self._open.of(sock))
+        if answer_live(sock, head):
+            await self._handover.serve(sock, rest, self._open.of(sock))
 
     async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
         """Serve calls of the server API; at the first other request hand the connection over."""
@@ -260,7 +249,8 @@ class Acceptor:
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Return the bytes up to the head's end, and those that arrived with them."""
-        received, reads = b"", 0
+        received = b""
+        since: float | None = None  # when the first bytes were read
         while True:
             try:
                 chunk = sock.recv(self._head_limit)
@@ -268,6 +258,7 @@ class Acceptor:
                 self._set_deadline(sock, scope)
                 with self._no_request_yet(scope):
                     await trio.lowlevel.wait_readable(sock)
+                    await self._node.turns.give_way()
                 continue
             if not chunk:
                 raise _RejectedError("hung up before a request")
@@ -282,21 +273,23 @@ class Acceptor:
                 raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
             if end >= 0:
                 return received
-            reads += 1
-            await self._wait_for_more(reads, sock, scope)
+            if since is None:
+                since = trio.current_time()
+            else:
+                await self._wait_for_more(since, sock, scope)
 
     async def _wait_for_more(
-        self, reads: int, sock: socket.socket, scope: trio.CancelScope
+        self, since: float, sock: socket.socket, scope: trio.CancelScope
     ) -> None:
-        """Let the rest of a head gather before it is read again, longer after each read.
+        """Let the rest of a head gather before it is read again: as long as it has taken `since`.
 
         A head in two packets is read at once. One that comes byte by byte would cost as many turns
-        of the loop as it has bytes.
+        of the loop as it has bytes, and a thousand that came together would wake in one pass.
         """
         self._set_deadline(sock, scope)
         with self._no_request_yet(scope):
-            pause = _FIRST_PAUSE * 2 ** (reads - 2) if reads > 1 else 0.0
-            await trio.sleep(min(pause, _LONGEST_PAUSE))
+            await trio.sleep(_pause_after(trio.current_time() - since))
+            await self._node.turns.give_way()
 
     def _set_deadline(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """Set the head's deadline once, at the first wait: most heads arrive without one."""
@@ -304,7 +297,7 @@ class Acceptor:
             connection = self._open.of(sock)
             refused = connection is not None and connection.refused
             seconds = min(self._head_timeout, REFUSED_TIMEOUT) if refused else self._head_timeout
-            scope.deadline = trio.current_time() + seconds
+            scope.deadline = within(seconds)
 
     async def _enter(self, sock: socket.socket, scope: trio.CancelScope) -> str:
         """Read the PROXY header and do the TLS handshake; return the protocol that TLS chose."""
@@ -318,7 +311,7 @@ class Acceptor:
         if connection is not None and client:
             self._open.name(connection, client)
             if connection.refused:
-                scope.deadline = min(scope.deadline, trio.current_time() + REFUSED_TIMEOUT)
+                scope.deadline = min(scope.deadline, within(REFUSED_TIMEOUT))
         return protocol
 
     def _rest_of_request(
@@ -346,6 +339,6 @@ def _accept(listener: socket.socket, kind: tuple[int, int, int]) -> tuple[socket
     return socket.socket(*kind, descriptor), address
 
 
-def _lift_deadline(scope: trio.CancelScope) -> None:
-    if scope.deadline != math.inf:
-        scope.deadline = math.inf
+def _pause_after(taken: float) -> float:
+    """Seconds until a head is read again that has taken so many; with a random part."""
+    return min(max(taken, _FIRST_PAUSE) * (1.0 + random()), _LONGEST_PAUSE)

@@ -20,6 +20,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from repeater.api.methods import LATE_BODY
+from repeater.deadlines import within
 from repeater.front.exchange import Fail, Requests
 from repeater.front.tls import TLSSocket
 from repeater.front.writer import Writer
@@ -142,7 +143,7 @@ class Link:
         self._half_closed = False  # by the peer
         self._pending = bytearray()
         self._waiting = trio.CancelScope()
-        self._since: dict[str, tuple[int, float]] = {}  # when the wait for this began
+        self._until: dict[str, tuple[int, float]] = {}  # when the wait for this ends
         self._drained_at = math.inf
         self._writer = Writer(sock, options.write_timeout, self._stall)
 
@@ -306,16 +307,15 @@ class Link:
             await trio.sleep_forever()
 
     def _deadline(self) -> float:
-        """When the present wait ends: seconds from its beginning, however many bytes came since."""
+        """When the present wait ends: set as it begins, however many bytes come."""
         name, number = self._protocol.stage
         if name == "busy":
             late = self.draining and self._protocol.incomplete
             return self._drained_at + LATE_BODY if late else math.inf
-        now = trio.current_time()
-        if self._since.get(name, (-1, 0.0))[0] != number:
-            self._since[name] = number, now
-        seconds = IDLE_TIMEOUT if name == "idle" else self.options.head_timeout
-        return self._since[name][1] + seconds
+        if self._until.get(name, (-1, 0.0))[0] != number:
+            seconds = IDLE_TIMEOUT if name == "idle" else self.options.head_timeout
+            self._until[name] = number, within(seconds)
+        return self._until[name][1]
 
     async def _linger(self) -> None:
         """Read and discard until the peer hangs up, or had its time to read the last answer.
@@ -325,7 +325,7 @@ class Link:
         """
         if self.draining:
             return
-        with trio.move_on_after(_LINGER) as self._waiting:  # a shutdown ends it, too
+        with trio.move_on_at(within(_LINGER)) as self._waiting:  # a shutdown ends it, too
             try:
                 await discard(self._socket)
             except (OSError, trio.ClosedResourceError):

@@ -31,6 +31,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
 
 from repeater.clients.throttle import TokenBucket
+from repeater.deadlines import within
 from repeater.front.http2_connection import FRAME, Connection
 from repeater.front.hypercorn_websocket import WebSocketStream, seen_headers
 from repeater.front.writer import RATE
@@ -278,7 +279,7 @@ class HTTP2:
         """
         timeout = self._link.options.write_timeout
         rest = memoryview(data)
-        with trio.move_on_after(timeout + len(data) / RATE):
+        with trio.move_on_at(within(timeout) + len(data) / RATE):
             while rest:
                 room = min(
                     self._h2.local_flow_control_window(stream.number),
@@ -287,7 +288,7 @@ class HTTP2:
                 )
                 if room <= 0:
                     stream.window = trio.Event()
-                    with trio.move_on_after(timeout) as waiting:
+                    with trio.move_on_at(within(timeout)) as waiting:
                         await stream.window.wait()
                     if waiting.cancelled_caught or stream.number not in self._streams:
                         break

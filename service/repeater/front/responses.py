@@ -33,7 +33,6 @@ _RETRY: Final = (1_000, 3_000)
 """Milliseconds before a browser reconnects: random, so that browsers do not return all at once."""
 
 # `no-transform`: a proxy that compresses keeps the events of a stream for a long time.
-LIVE_TARGET: Final = b"/health/live"
 LIVE: Final = Answer(200, b'{"status":"ok"}\n')
 """The answer of a process that lives."""
 _NO_CACHE: Final = "private, no-cache, no-store, must-revalidate, max-age=0, no-transform"

@@ -28,6 +28,7 @@ from repeater.api.answers import (
 from repeater.api.budget import Budget
 from repeater.api.methods import BODY_TIMEOUT, LATE_BODY, METHODS, call
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.deadlines import within
 from repeater.front.responses import http_date
 from repeater.log import get_logger
 from repeater.protocol.http.answer import Answer, write_answer
@@ -173,7 +174,7 @@ class _Connection:
 
     async def _next_head(self) -> CallHead | None:
         """Consume and return the next head; None, consuming nothing, if it is not plain."""
-        deadline = trio.current_time() + _IDLE_TIMEOUT
+        deadline = within(_IDLE_TIMEOUT)
         begun = False
         while True:
             if self._received:
@@ -185,7 +186,7 @@ class _Connection:
                     return None
                 if self._received and not begun:
                     begun = True
-                    deadline = trio.current_time() + self._rest.options.head_timeout
+                    deadline = within(self._rest.options.head_timeout)
             part = await self._receive_or_none(deadline, idle=True)
             if part is None:
                 raise _EndedError
@@ -257,7 +258,7 @@ class _Connection:
         if len(self._received) < length:
             parts, missing = [self._received], length - len(self._received)
             self._received = b""
-            deadline = trio.current_time() + BODY_TIMEOUT
+            deadline = within(BODY_TIMEOUT)
             while missing > 0:
                 part = await self._receive_or_none(deadline)
                 if part is None:
@@ -297,7 +298,7 @@ class _Connection:
                 return 200
             if chunked is not None and chunked.broken:
                 return 400
-            deadline = trio.current_time() + STREAM_TIMEOUT
+            deadline = within(STREAM_TIMEOUT)
             part = await self._receive_or_none(deadline, idle=True)
             if part is None:
                 return 503 if self._rest.draining else 408
@@ -364,6 +365,9 @@ class _Connection:
         If the socket were closed at once, bytes that nobody reads, such as the rest of a body or
         an empty line behind it, would reset the peer, which might lose the answer.
         """
-        with contextlib.suppress(_EndedError), trio.move_on_after(self._node.options.close_timeout):
+        with (
+            contextlib.suppress(_EndedError),
+            trio.move_on_at(within(self._node.options.close_timeout)),
+        ):
             while await self._receive_or_none(math.inf, idle=True):
                 pass

@@ -6,7 +6,6 @@ with every byte that was read.
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import begin
+from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import dated, http_date, opening_bytes, stream_headers
@@ -119,14 +119,14 @@ class Subscriptions:
         for the head or for the request's body has set, is lifted after the body.
         """
         if not is_plain(head):
-            _lift_deadline(scope)
+            lift(scope)
             await self._handover.serve(sock, head.raw + received, connection)
             return
         request, forwarded = self._request(sock, head, connection)
         body = _Body(sock, received, request.length, partial(self._rest_of_request, sock, scope))
         with admit(self._node, self._settings(), request, body.read) as admission:
             opening = await admission.decide()
-            _lift_deadline(scope)
+            lift(scope)
             if not isinstance(opening, Refusal):
                 if forwarded:
                     self._preamble.name_client(sock, forwarded)
@@ -203,8 +203,3 @@ class _Body:
                 raise ConnectionResetError("hung up inside its request")
             self.received += chunk
         return self.received[: self._length]
-
-
-def _lift_deadline(scope: trio.CancelScope) -> None:
-    if scope.deadline != math.inf:
-        scope.deadline = math.inf

@@ -8,6 +8,8 @@ from typing import Final
 
 import trio
 
+from repeater.deadlines import within
+
 RATE: Final = 16_384
 """Bytes a second that a peer must take of an answer, after the first `write_timeout`."""
 
@@ -32,8 +34,8 @@ class Writer:
         set once, and what the peer takes does not move it.
         """
         self._waiting += data
-        seconds = self._timeout + len(self._waiting) / RATE
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
+        deadline = within(self._timeout) + len(self._waiting) / RATE
+        with trio.CancelScope(shield=True, deadline=deadline) as scope:
             async with self._lock:
                 await self._flush()
         if scope.cancelled_caught and self._waiting:
@@ -61,7 +63,7 @@ class Writer:
         if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
             self.close()
             return
-        with trio.move_on_after(self._timeout) as scope:
+        with trio.move_on_at(within(self._timeout)) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._socket)
             except trio.ClosedResourceError:

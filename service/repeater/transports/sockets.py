@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from random import uniform
 from typing import Final
 
 import trio
@@ -93,7 +94,8 @@ async def discard(sock: socket.socket) -> None:
         except BlockingIOError:
             continue
         # A peer that sends as fast as it can must not cost a read in each pass of the loop.
-        await trio.sleep(pause)
+        # The random part keeps peers apart that came together.
+        await trio.sleep(pause * uniform(0.5, 1.0))
         pause = min(_LONGEST_PAUSE, pause * 2 or _FIRST_PAUSE)
 
 

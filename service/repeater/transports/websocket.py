@@ -13,6 +13,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.traffic import count_frames
+from repeater.deadlines import within
 from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.websocket.frames import (
     FrameReader,
@@ -174,7 +175,7 @@ async def _answer_close(client: Client, seconds: float) -> None:
     client.depart()  # before the half-close, after which writing an event would fail
     transport = client.transport
     assert isinstance(transport, WebSocketTransport)
-    with trio.move_on_after(seconds):
+    with trio.move_on_at(within(seconds)):
         try:
             await client.outbox.wait_empty()
             if not client.outbox.closed:

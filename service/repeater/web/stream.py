@@ -13,6 +13,7 @@ import trio
 
 from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.deadlines import within
 from repeater.protocol.http.answer import Answer
 from repeater.transports.asgi import Application, Receive, Send, send_answer
 
@@ -69,7 +70,7 @@ class StreamRoute:
 
     async def _event(self, receive: Receive) -> dict[str, Any] | None:
         """Return the body's next event; None if none came in time, or if the node drains."""
-        deadline = trio.current_time() + STREAM_TIMEOUT
+        deadline = within(STREAM_TIMEOUT)
         while not self._node().draining and trio.current_time() < deadline:
             with trio.move_on_after(_LOOK):
                 return cast("dict[str, Any]", await receive())

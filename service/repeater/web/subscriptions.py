@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from repeater.clients.emulation import OverflowedError, UnknownSessionError
+from repeater.deadlines import within
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
@@ -170,7 +171,7 @@ class SubscriptionRoutes:
         """
         limit = self._node().options.message_limit
         body = bytearray()
-        with trio.move_on_after(self._settings().head_timeout):
+        with trio.move_on_at(within(self._settings().head_timeout)):
             while True:
                 event = await receive()
                 if event["type"] == "http.disconnect":
