@@ -284,6 +284,28 @@ async def test_a_page_is_loaded_once(cache: Cache) -> None:
     assert await pages.get("50:7", source) == b"page 2"
 
 
+async def test_pages_that_take_too_long(autojump_clock: MockClock) -> None:
+    """Who waits while a database fails is told so after seconds: not one after the other."""
+    pages = Pages(MemoryCache(10))
+    ended: list[float] = []
+
+    async def fail() -> bytes:
+        await trio.sleep(5)
+        raise StoreError("it is down")
+
+    async def ask() -> None:
+        with pytest.raises((StoreError, ProblemError)):
+            await pages.get("50:", fail)
+        ended.append(trio.current_time())
+
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+    assert len(ended) == 10
+    assert max(ended) - begin <= 11
+
+
 async def test_a_new_comment_ends_a_page(cache: Cache) -> None:
     """After `forget` the next reader loads."""
     pages, source = Pages(cache), Source()

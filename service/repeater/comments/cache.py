@@ -12,7 +12,10 @@ from typing import Final, Protocol
 
 import trio
 
+from repeater.comments.problems import BUSY, ProblemError
+
 _MEMORY: Final = 16_777_216  # bytes of lists; above this limit the oldest lists are forgotten
+_WAIT: Final = 6.0  # seconds until a list's turn to be loaded; the database's own timeouts are 5
 _OVERHEAD: Final = 256  # bytes that a list costs beside its key and its text
 
 
@@ -90,18 +93,32 @@ class Pages:
         self._loading = trio.Lock()
 
     async def get(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The list of this key, from the cache or from `load`. Errors of `load` pass through."""
+        """The list of this key, from the cache or from `load`. Errors of `load` pass through.
+
+        Raises:
+            ProblemError: other lists took too long to load (503).
+        """
         page = await self._kept(key)
         if page is not None:
             return page
-        async with self._loading:
-            page = await self._kept(key)
-            if page is not None:
-                return page
-            generation = await self._cache.generation()
-            page = await load()
-            if generation is not None:
-                await self._cache.put(generation, key, page)
+        # If the database fails after its timeout, all who wait would fail one after the other.
+        with trio.move_on_after(_WAIT) as waiting:
+            await self._loading.acquire()
+        if waiting.cancelled_caught:
+            raise ProblemError(BUSY, retry_after=1.0)
+        try:
+            return await self._load(key, load)
+        finally:
+            self._loading.release()
+
+    async def _load(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
+        page = await self._kept(key)
+        if page is not None:
+            return page
+        generation = await self._cache.generation()
+        page = await load()
+        if generation is not None:
+            await self._cache.put(generation, key, page)
         return page
 
     async def _kept(self, key: str) -> bytes | None:
