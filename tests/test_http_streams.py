@@ -24,6 +24,9 @@ from repeater.front.routes import STREAMS
 from repeater.protocol.sse.event_id import room_of_event_id
 from repeater.publication import Publication
 from repeater.serving.server import Server
+from repeater.transports import http_stream
+from repeater.transports.sockets import discard
+from repeater.turns import GiveWay
 from repeater.web.subscriptions import EMULATION_PATH
 from tests.eventsource import EventSource
 from tests.http_streams import CONNECT, OPENINGS, Peer, peer
@@ -722,3 +725,34 @@ async def test_streams_and_commands_share_an_http2_connection(end: str) -> None:
         while len(server.node.registry.clients) > 1:
             await trio.testing.wait_all_tasks_blocked()
         assert [one.session for one in server.node.registry.clients] == [where["session"]]
+
+
+@pytest.mark.parametrize("path", ["/events?channel=news", "/connection/uni_sse?cf_connect={}"])
+async def test_who_sends_into_a_stream_is_read_ever_more_rarely(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads these bytes. TCP holds their sender back, who is served on and may leave."""
+    reads = []
+
+    async def counted(sock: socket.socket, give_way: GiveWay) -> None:
+        async def counting() -> None:
+            reads.append(trio.current_time())
+            await give_way()
+
+        await discard(sock, counting)
+
+    monkeypatch.setattr(http_stream, "discard", counted)
+    async with running() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        async with stream:
+            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await stream.receive_some()
+            with trio.move_on_after(0.3):
+                while True:
+                    await stream.send_all(b"x" * 65_536)
+            assert 2 <= len(reads) <= 12
+            assert server.node.statistics().clients == 1
+            await server.node.publish(Publication("news", b'"still here"'))
+            received = b""
+            while b"still here" not in received and "events" in path:
+                received += await stream.receive_some()

@@ -8,6 +8,7 @@ while commands wait.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
 from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
-from repeater.transports.sockets import RECEIVE, SocketTransport, notice_silence
+from repeater.transports.sockets import SocketTransport, discard, notice_silence
 
 if TYPE_CHECKING:
     from repeater.node import Node
@@ -65,8 +66,10 @@ async def serve(
         client.outbox.push(answer)
     del answer
 
-    async def wait_hang_up(client: Client) -> None:
-        await _read_into_nothing(node, client, sock)
+    async def wait_hang_up(_client: Client) -> None:
+        # No deadline: the heartbeat finds a dead peer.
+        with contextlib.suppress(OSError, trio.ClosedResourceError):
+            await discard(sock, node.turns.give_way)
 
     try:
         await converse(node, client, opening, wait_hang_up)
@@ -75,17 +78,3 @@ async def serve(
         raise
     finally:
         await client.leave()
-
-
-async def _read_into_nothing(node: Node, client: Client, sock: socket.socket) -> None:
-    """Read and discard until the peer leaves. No deadline: the heartbeat finds a dead peer."""
-    while not client.outbox.closed:
-        try:
-            await trio.lowlevel.wait_readable(sock)
-            await node.turns.give_way()
-            if not sock.recv(RECEIVE):
-                return
-        except BlockingIOError:
-            continue
-        except (OSError, trio.ClosedResourceError):
-            return

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 from random import uniform
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import Codec
+
+if TYPE_CHECKING:
+    from repeater.turns import GiveWay
 
 RECEIVE: Final = 65_536
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of what is discarded, then doubled
@@ -77,8 +80,10 @@ class SocketTransport:
         await discard(self._socket)
 
 
-async def discard(sock: socket.socket) -> None:
+async def discard(sock: socket.socket, give_way: GiveWay = trio.lowlevel.checkpoint) -> None:
     """Read and discard until the peer hangs up, ever more rarely. The caller sets the deadline.
+
+    `give_way` is awaited before each read.
 
     Raises:
         OSError, trio.ClosedResourceError: the peer was reset, or the socket was closed.
@@ -88,6 +93,7 @@ async def discard(sock: socket.socket) -> None:
         if sock.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(sock)
+        await give_way()
         try:
             if not sock.recv(RECEIVE):
                 return
