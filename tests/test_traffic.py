@@ -13,7 +13,7 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.protocol.websocket.frames import FrameReader
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import Talk, talking
-from tests.serving import close_code, frame, peer, running
+from tests.serving import UPGRADE, close_code, frame, peer, running
 
 OPEN = NodeOptions(channel=ChannelOptions(allow_publish_for_client=True))
 PING, PONG, CONTINUATION, TEXT = 9, 10, 0, 1
@@ -108,6 +108,19 @@ async def test_a_plain_subscriber_that_talks_ends_with_3013() -> None:
     """Nobody reads its messages, and they cost work all the same."""
     async with running() as server, peer(server, "/ws?channel=news") as flooding:
         await flooding.stream.send_all(frame(b"x") * 1_000)
+        assert close_code(await flooding.rest()) == 3013
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_unidirectional_client_that_talks_ends_with_3013(*, behind: bool) -> None:
+    """After its first message nobody reads its messages, by either way in."""
+    async with running() as server, peer(server) as flooding:
+        if behind:
+            assert b" 404 " in await flooding.call("GET", "/nothing")
+        head = UPGRADE.format(path="/connection/uni_websocket", more="")
+        await flooding.stream.send_all(head.encode() + frame(b"{}"))
+        await flooding.until(b'connect"')
+        await flooding.stream.send_all(frame(b"{}") * 1_000)
         assert close_code(await flooding.rest()) == 3013
 
 

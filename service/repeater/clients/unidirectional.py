@@ -12,6 +12,7 @@ import msgspec
 
 from repeater.clients.client import Client
 from repeater.clients.commands import connect
+from repeater.clients.traffic import count_frames
 from repeater.errors import (
     BAD_REQUEST,
     EXPIRED,
@@ -46,8 +47,9 @@ class UnidirectionalSession:
         self._client = client
 
     async def receive(self, message: str | bytes) -> None:
-        """Carry out the first message, the connect request. Later messages are ignored."""
+        """Carry out the first message, the connect request. Later ones are counted only."""
         if self._client.ready or self._client.end is not None:
+            count_frames(self._node, self._client, 1)
             return
         try:
             if isinstance(message, bytes):
