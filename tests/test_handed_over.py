@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import socket
+import struct
+import termios
+import tracemalloc
 import weakref
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,11 +23,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.config import load_settings
 from repeater.front.handed_connection import Link
 from repeater.front.hypercorn import Handover, HandoverStatistics
+from repeater.front.starts import Starts
 from tests.serving import running
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n\r\n"
 NOTHING = b"(nothing)"
 LARGE = 8 * 2**20
+PAGE = bytes(32 * 2**10)
+HUGE = bytes(LARGE)
 
 Endpoint = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -49,12 +57,13 @@ class Application:
     """Answers by path; notes what was under way, and how it ended."""
 
     def __init__(self) -> None:
-        self.open = 0
+        self.open = self.begun = 0
         self.go_on = trio.Event()
         self.gone = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.open += 1
+        self.begun += 1
         try:
             await getattr(self, scope["path"].strip("/"))(receive, send)
         finally:
@@ -72,6 +81,12 @@ class Application:
 
     async def large(self, _receive: Any, send: Any) -> None:
         await answer(send, bytes(LARGE))
+
+    async def page(self, _receive: Any, send: Any) -> None:
+        await answer(send, PAGE)
+
+    async def huge(self, _receive: Any, send: Any) -> None:
+        await answer(send, HUGE)
 
     async def endless(self, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -93,6 +108,7 @@ class Line:
         self.socket = sock
         self.application = application
         self.handover = handover
+        self.served: socket.socket
         self.ended = False
 
     def send(self, data: bytes) -> None:
@@ -113,12 +129,24 @@ class Line:
         return self.handover.statistics()
 
 
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """A connection whose client's window is small."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.socket()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        theirs.connect(listener.getsockname())
+        ours, _ = listener.accept()
+    return ours, theirs
+
+
 @asynccontextmanager
-async def line(received: bytes = b"", **settings: object) -> AsyncIterator[Line]:
+async def line(
+    received: bytes = b"", *, tcp: bool = False, **settings: object
+) -> AsyncIterator[Line]:
     """One connection, served until the block ends; these bytes were read already."""
     application = Application()
     handover = Handover(application, load_settings(dev=True, **settings))  # type: ignore[arg-type]
-    ours, theirs = socket.socketpair()
+    ours, theirs = _tcp_pair() if tcp else socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
 
@@ -134,6 +162,7 @@ async def line(received: bytes = b"", **settings: object) -> AsyncIterator[Line]
     with theirs, named:
         async with trio.open_nursery() as nursery:
             end = Line(theirs, application, handover)
+            end.served = named
 
             async def serve() -> None:
                 await handover.serve(named, received)
@@ -193,6 +222,81 @@ async def test_answers_that_nobody_reads(autojump_clock: MockClock) -> None:
         await trio.sleep(2)
         assert end.ended
         assert end.statistics.stalled == 1
+
+
+async def test_the_kernel_takes_few_answers_that_nobody_reads(autojump_clock: MockClock) -> None:
+    """A peer that pipelines without reading is answered a few times, not until megabytes are full.
+
+    Without a limit the kernel takes 80 answers of 32 KiB and more.
+    """
+    pages = 200
+    async with line(pages * (HEAD % b"page"), tcp=True) as end:
+        await wait_all_tasks_blocked()
+        assert 0 < end.application.begun < 10
+        got = 0
+        with trio.fail_after(60):
+            while got < pages * len(PAGE):  # who reads gets them all
+                await trio.lowlevel.wait_readable(end.socket)
+                got += len(end.socket.recv(1 << 20))
+
+
+async def test_an_answer_that_waits_is_not_copied(autojump_clock: MockClock) -> None:
+    """Where many peers do not read one page, its bytes are in memory once."""
+    tracemalloc.start()
+    try:
+        async with line(HEAD % b"huge") as end:
+            await wait_all_tasks_blocked()
+            assert end.application.begun == 1
+            assert tracemalloc.get_traced_memory()[1] < len(HUGE) / 2
+    finally:
+        tracemalloc.stop()
+
+
+async def test_few_bytes_are_read_behind_a_request(autojump_clock: MockClock) -> None:
+    """What is pipelined behind a request under way stays with the kernel, but for 8 KiB."""
+    behind = 1_000 * (HEAD % b"quick")
+    async with line(HEAD % b"slow") as end:
+        end.send(behind)
+        await wait_all_tasks_blocked()
+        left = array("i", [0])
+        fcntl.ioctl(end.served, termios.FIONREAD, left)
+        assert left[0] >= len(behind) - 8_192
+        end.application.go_on.set()
+        await wait_all_tasks_blocked()
+        assert end.application.begun > 1
+
+
+async def test_nothing_is_begun_for_a_peer_that_has_gone(autojump_clock: MockClock) -> None:
+    """Of its pipelined requests the one under way ends, and the others are forgotten."""
+    async with line(400 * (HEAD % b"page"), tcp=True) as end:
+        await wait_all_tasks_blocked()
+        begun = end.application.begun
+        end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.socket.close()  # a reset
+        await trio.sleep(1)
+        assert end.ended
+        assert end.application.begun == begun
+        assert end.statistics.lost == 1
+
+
+async def test_stalled_peers_are_reset_one_in_each_pass(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a turn, as requests do: what waited for all of them would be one long pass."""
+    turns = 0
+
+    async def count(_starts: Starts, _address: str, *, first: bool) -> None:
+        nonlocal turns
+        turns += 1
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Starts, "next", count)
+    async with line(HEAD % b"large", write_timeout=5.0) as end:
+        await trio.sleep(4)
+        before = turns
+        await trio.sleep(2)
+        assert end.ended
+        assert turns == before + 1
 
 
 async def test_an_answer_that_is_read_in_a_trickle(autojump_clock: MockClock) -> None:

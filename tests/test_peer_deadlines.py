@@ -126,13 +126,17 @@ async def test_a_writer_has_a_random_part(early: Callable[[], None]) -> None:
     """The rate that a peer must keep has none."""
     early()
     ended: list[float] = []
+
+    async def stall() -> None:
+        ended.append(trio.current_time())
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 ours.send(b"x" * 65_536)
-        writer = Writer(ours, NEVER, lambda: ended.append(trio.current_time()))
+        writer = Writer(ours, NEVER, stall)
         with trio.fail_after(5):
             await writer.write(b"x" * (RATE // 1_000))
     assert ended

@@ -54,6 +54,8 @@ _USUAL: Final = (b"GET /", b"POST /")
 _ACCEPTS_PER_TURN: Final = 64  # connections taken before others have a turn
 _FEWEST_ACCEPTS: Final = 8  # taken even where others have used up this turn
 _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descriptors ran out
+# At once from a new connection. What comes behind its first request is kept until that is answered.
+_READ: Final = 4_096
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head; then as long as it has taken
 _LONGEST_PAUSE: Final = 1.0
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
@@ -240,12 +242,16 @@ class Acceptor:
     async def _serve_live(self, sock: socket.socket, head: Head, rest: bytes) -> None:
         """Answer that the process lives, and hand the connection over for what comes next."""
         if answer_live(sock, head):
-            await self._handover.serve(sock, rest, self._open.of(sock))
+            handed_over = self._handover.serve(sock, rest, self._open.of(sock))
+            del rest  # this frame lives as long as the connection
+            await handed_over
 
     async def _serve_calls(self, sock: socket.socket, received: bytes) -> None:
         """Serve calls of the server API; at the first other request hand the connection over."""
         if received := await self._rest.serve(sock, received, self._open.of(sock)):
-            await self._handover.serve(sock, received, self._open.of(sock))
+            handed_over = self._handover.serve(sock, received, self._open.of(sock))
+            del received  # this frame lives as long as the connection
+            await handed_over
 
     async def _read_head(self, sock: socket.socket, scope: trio.CancelScope) -> bytes:
         """Return the bytes up to the head's end, and those that arrived with them."""
@@ -253,7 +259,7 @@ class Acceptor:
         since: float | None = None  # when the first bytes were read
         while True:
             try:
-                chunk = sock.recv(self._head_limit)
+                chunk = sock.recv(_READ)
             except BlockingIOError:
                 self._set_deadline(sock, scope)
                 with self._no_request_yet(scope):
@@ -273,6 +279,8 @@ class Acceptor:
                 raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
             if end >= 0:
                 return received
+            if len(chunk) == _READ:
+                continue  # more of it is there, up to the head's limit
             if since is None:
                 since = trio.current_time()
             else:

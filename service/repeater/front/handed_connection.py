@@ -11,7 +11,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import trio
@@ -33,11 +33,9 @@ if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
     from hypercorn.typing import AppWrapper
 
+    from repeater.front.served import Served
+    from repeater.front.starts import ConnectionStarts
     from repeater.turns import Turns
-
-Stage = tuple[Literal["idle", "head", "busy"], int]
-"""What a connection waits for: a request, the rest of a head (the number says which), or the
-answers under way."""
 
 Outcome = Literal["flood", "stalled", "lost"]
 """Why a connection, or one of its streams, was ended: frames that carry nothing, an answer that the
@@ -47,7 +45,7 @@ IDLE_TIMEOUT: Final = 75.0  # seconds between two requests of a connection; ngin
 _LINGER: Final = 2.0  # seconds that a peer gets to read its last answer while it still sends
 _LEFTOVER: Final = 0.5  # seconds from a connection's end to the end of its tasks
 _RECEIVE: Final = 4_096
-_HELD: Final = 16_384  # bytes that wait behind a request under way; then TCP holds the peer back
+_HELD: Final = 4_096  # bytes that wait behind a request under way; then TCP holds the peer back
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
@@ -62,69 +60,26 @@ class LinkOptions(msgspec.Struct, frozen=True):
     """Frames of a WebSocket count as commands."""
 
 
-class Served(Protocol):
-    """The protocol of a connection, as its `Link` sees it: `HTTP1` or `HTTP2`."""
-
-    step: int
-    """Bytes that are fed at once: about the readers' share of a pass, whatever the bytes are."""
-
-    @property
-    def full(self) -> bool:
-        """Whether a request is carried out behind which nothing may be fed."""
-
-    @property
-    def discards(self) -> bool:
-        """Whether bytes that wait are never going to be fed."""
-
-    @property
-    def resumable(self) -> bool:
-        """Whether `resume` is due."""
-
-    @property
-    def stage(self) -> Stage:
-        """What the connection waits for."""
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether a request's body is not whole yet."""
-
-    async def initiate(self) -> None:
-        """Begin."""
-
-    async def feed(self, data: bytes) -> None:
-        """Take bytes in, and carry out what they say."""
-
-    async def resume(self) -> None:
-        """Go on with bytes that were fed already."""
-
-    async def half_close(self) -> bool:
-        """The peer has sent its last byte; return whether no answer is owed to it."""
-
-    async def close(self) -> None:
-        """Tell all requests under way that their peer has gone."""
-
-    async def goodbye(self) -> None:
-        """Say that no request is taken any more."""
-
-    async def drop_bodies(self) -> None:
-        """End the requests whose bodies did not come in time."""
-
-
 class Link:
     """One connection. Lives inside `Handover.serve`; ended by its peer, by `end` or by `abort`."""
 
     def __init__(
         self,
         sock: socket.socket,
+        received: bytes,
         app: AppWrapper,
         config: Config,
         context: WorkerContext,
         options: LinkOptions,
         turns: Turns | None,
-        starts: Turns,
+        starts: ConnectionStarts,
         count: Callable[[Outcome], None],
     ) -> None:
-        """Read in the line `turns`, if it is given, and begin requests in the line `starts`."""
+        """Serve a socket from which `received` was read already.
+
+        It reads in the line `turns`, if there is one. In `starts` it waits for the turn to begin a
+        request, or to reset a peer that does not read.
+        """
         self.options = options
         self.config = config
         self.connection_state = ConnectionState({})
@@ -141,7 +96,7 @@ class Link:
         self._protocol: Served
         self._lingers = True  # whether the peer has time to read what was written last
         self._half_closed = False  # by the peer
-        self._pending = bytearray()
+        self._pending = bytearray(received)  # read, and not fed yet
         self._waiting = trio.CancelScope()
         self._until: dict[str, tuple[int, float]] = {}  # when the wait for this ends
         self._drained_at = math.inf
@@ -196,15 +151,11 @@ class Link:
 
     # ---- its life
 
-    async def serve(self, received: bytes, choose: Callable[[Link], Served], fail: Fail) -> None:
-        """Serve the connection until it ends.
+    async def serve(self, choose: Callable[[Link], Served], fail: Fail) -> None:
+        """Serve the connection until it ends, with the protocol that `choose` makes.
 
-        Args:
-            received: The bytes that were read already.
-            choose: Makes the connection's protocol.
-            fail: Notes the failure of a request.
+        `fail` notes the failure of a request.
         """
-        self._pending += received
         self._names = self._socket.getpeername(), self._socket.getsockname()
         # Streams have no pongs: TCP finds a peer that has vanished.
         notice_silence(self._socket, self.options.pong_timeout)
@@ -341,9 +292,16 @@ class Link:
             self.end()
 
     async def write(self, data: bytes) -> None:
-        """As `Writer.write`."""
+        """As `Writer.write`; end the connection if its peer has gone: no request begins then."""
         await self._writer.write(data)
+        if self._writer.closed and not self.over:
+            self.count("lost")
+            self.end(linger=False)
 
-    def _stall(self) -> None:
-        self.count("stalled")
-        self.abort()
+    async def _stall(self) -> None:
+        try:
+            await self._starts.later()
+        finally:  # if cancelled, too: half an answer may have been written
+            if self._socket.fileno() >= 0:
+                self.count("stalled")
+                self.abort()

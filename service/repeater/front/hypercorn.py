@@ -22,14 +22,14 @@ from hypercorn.utils import wrap_app
 from quart.wrappers import base as quart
 
 from repeater.front.counted_app import CountedApp
-from repeater.front.handed_connection import Link, LinkOptions, Outcome, Served
+from repeater.front.handed_connection import Link, LinkOptions, Outcome
 from repeater.front.hypercorn_http1 import HTTP1
 from repeater.front.hypercorn_http2 import HTTP2
+from repeater.front.starts import ConnectionStarts, Starts
 from repeater.front.tls import HTTP2 as ALPN_HTTP2
 from repeater.front.tls import TLSSocket
 from repeater.front.trusted_proxies import ForwardedApp, TrustedProxies
 from repeater.log import get_logger
-from repeater.turns import Turns
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from repeater.config import Settings
     from repeater.failures import Failures
     from repeater.front.open_connections import OpenConnection
+    from repeater.front.served import Served
+    from repeater.turns import Turns
 
 _log = get_logger("http")
 
@@ -96,9 +98,7 @@ class Handover:
         self._config.websocket_ping_interval = options.ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
-        # One request begins in each pass of the loop. An application works for it in a few passes,
-        # a millisecond in all: a pass has about the work of one request, however many there are.
-        self._starts = Turns(0.0)
+        self._starts = Starts()
         self._links: dict[Link, None] = {}
         self._draining = False
         self._ended: Counter[Outcome] = Counter()
@@ -123,19 +123,21 @@ class Handover:
         app = ForwardedApp(counted, sock.getpeername(), self._proxies)
         link = Link(
             sock,
+            received,
             app,
             self._config,
             self._context,
             self._options,
             self._turns,
-            self._starts,
+            ConnectionStarts(self._starts, connection),
             self._count,
         )
+        del received  # this frame lives as long as the connection
         self._links[link] = None
         if self._draining:
             link.drain()
         try:
-            await link.serve(received, _choose(sock), self._fail)
+            await link.serve(_choose(sock), self._fail)
         except Exception as error:
             # A failure of Hypercorn, or of ours, must not end other connections.
             self._fail(error)

@@ -24,7 +24,8 @@ from repeater.protocol.http.fault import NOT_WHOLE
 from repeater.protocol.http.request_framing import RequestFraming
 
 if TYPE_CHECKING:
-    from repeater.front.handed_connection import Link, Stage
+    from repeater.front.handed_connection import Link
+    from repeater.front.served import Stage
     from repeater.protocol.http.fault import Fault
 
 _BODILESS: Final = (204, 304)

@@ -39,7 +39,8 @@ from repeater.protocol.http.http2_frames import FrameCounter
 from repeater.transports.asgi import abort_connection
 
 if TYPE_CHECKING:
-    from repeater.front.handed_connection import Link, Stage
+    from repeater.front.handed_connection import Link
+    from repeater.front.served import Stage
 
 STREAMS: Final = 32
 """Requests of one connection under way at once. A browser page has one EventSource or stream a

@@ -48,6 +48,7 @@ _log = get_logger("rest")
 PREFIX: Final = b"POST /api/"
 _PATHS: Final = {f"/api/{name}".encode(): name for name in (*METHODS, STREAM)}
 _RECEIVE: Final = 65_536
+_FIRST_RECEIVE: Final = 4_096  # of a peer that has not shown the API key
 _IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in hypercorn.py
 _ERROR_MODE: Final = ERROR_MODE_HEADER.lower().encode()
 _TRANSPORT_MODE: Final = TRANSPORT_MODE.encode()
@@ -307,9 +308,10 @@ class _Connection:
     async def _receive_or_none(self, deadline: float, *, idle: bool = False) -> bytes | None:
         """As `_wait_readable`, but return bytes or None; `_EndedError` if the peer hung up."""
         await self._budget.give_way()
+        size = _RECEIVE if self.accepted is None else _FIRST_RECEIVE
         while True:
             try:
-                data = self._socket.recv(_RECEIVE)
+                data = self._socket.recv(size)
             except BlockingIOError:
                 if not await self._wait_readable(deadline, idle=idle):
                     return None

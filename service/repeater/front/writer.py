@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
 from repeater.deadlines import within
+from repeater.transports.sockets import limit_unsent
 
 RATE: Final = 16_384
 """Bytes a second that a peer must take of an answer, after the first `write_timeout`."""
@@ -17,13 +18,19 @@ RATE: Final = 16_384
 class Writer:
     """Writes to one socket. Lives inside its connection; ended by `close`."""
 
-    def __init__(self, sock: socket.socket, timeout: float, stall: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, timeout: float, stall: Callable[[], Awaitable[None]]
+    ) -> None:
         """Take the function that ends the connection of a peer that does not read."""
         self._socket = sock
         self._timeout = timeout
         self._stall = stall
-        self._waiting = bytearray()
+        # The rest of an answer, not copied: thousands may wait for one page that all of them got.
+        self._waiting: bytes | memoryview = b""
+        limit_unsent(sock)
         self._lock = trio.Lock()
+        self.closed = False
+        """Whether nothing is written any more: the peer has gone, or the connection has ended."""
 
     async def write(self, data: bytes) -> None:
         """Write behind all that was written before; nothing is written once the peer has gone.
@@ -33,20 +40,22 @@ class Writer:
         for the write timeout is ended, and so is one that takes less than `RATE`: the deadline is
         set once, and what the peer takes does not move it.
         """
-        self._waiting += data
+        self._waiting = b"".join((self._waiting, data)) if self._waiting else data
         deadline = within(self._timeout) + len(self._waiting) / RATE
-        with trio.CancelScope(shield=True, deadline=deadline) as scope:
+        with trio.CancelScope(shield=True, deadline=deadline):
             async with self._lock:
                 await self._flush()
-        if scope.cancelled_caught and self._waiting:
-            self._stall()
+        if self._waiting:
+            await self._stall()
 
     def close(self) -> None:
         """Drop what waits, and end nobody any more. Idempotent."""
-        self._waiting.clear()
+        self.closed = True
+        self._waiting = b""
         self._stall = _nothing
 
     async def _flush(self) -> None:
+        """Write what waits, until the peer takes nothing for the write timeout."""
         while self._waiting:
             try:
                 sent = self._socket.send(self._waiting)
@@ -55,22 +64,22 @@ class Writer:
             except OSError:
                 self.close()  # The peer is gone; the reader hears of it, too.
                 return
-            del self._waiting[:sent]
-            if self._waiting:
-                await self._wait_writable()
+            self._waiting = memoryview(self._waiting)[sent:]
+            if self._waiting and not await self._wait_writable():
+                return
 
-    async def _wait_writable(self) -> None:
+    async def _wait_writable(self) -> bool:
+        """Wait for room; return whether there is room or the peer has gone."""
         if self._socket.fileno() < 0:  # Trio would raise ValueError, a bug of ours.
             self.close()
-            return
+            return True
         with trio.move_on_at(within(self._timeout)) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._socket)
             except trio.ClosedResourceError:
                 self.close()
-        if scope.cancelled_caught:
-            self._stall()
+        return not scope.cancelled_caught
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """The `_stall` of a closed writer."""

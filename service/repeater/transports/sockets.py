@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 RECEIVE: Final = 65_536
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of what is discarded, then doubled
 _LONGEST_PAUSE: Final = 0.5
+_UNSENT: Final = 65_536  # bytes
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends a reset
 
 
@@ -122,6 +123,17 @@ def notice_silence(sock: socket.socket, seconds: float) -> None:
     option: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # on Linux, not on Darwin
     if option is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1_000))
+
+
+def limit_unsent(sock: socket.socket) -> None:
+    """Make the kernel take no more than 64 KiB of bytes that the peer's window has no room for.
+
+    Else the kernel takes megabytes, and a peer that pipelines requests without reading is answered
+    again and again. What is on its way to a peer that reads is not limited.
+    """
+    option: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # on Linux and Darwin
+    if option is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, option, _UNSENT)
 
 
 def send_last(sock: socket.socket, answer: bytes) -> None:
