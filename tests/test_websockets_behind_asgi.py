@@ -11,11 +11,13 @@ from urllib.parse import quote
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.errors import FORCE_DISCONNECT
+from repeater.publication import Publication
 from repeater.serving.server import Server
 from tests.serving import UPGRADE, connected, frame, peer, running
 
@@ -420,3 +422,57 @@ async def test_a_refused_handshake_ends_its_connection() -> None:
         await raw.stream.send_all(handshake.encode())
         assert b" 400 " in await raw.until(b"\r\n\r\n")
         assert await raw.stream.receive_some() == b""
+
+
+async def read_until(
+    stream: trio.SocketStream, http: h2.connection.H2Connection, number: int, size: int
+) -> bytes:
+    """So many bytes of a stream's body."""
+    body = b""
+    while len(body) < size:
+        for event in http.receive_data(await stream.receive_some()):
+            assert not isinstance(event, h2.events.StreamReset)
+            if isinstance(event, h2.events.DataReceived) and event.stream_id == number:
+                body += event.data
+    return body
+
+
+@pytest.mark.parametrize("way", ["h2"])
+async def test_a_ping_behind_a_message_that_waits_for_room(way: str) -> None:
+    """The rest of the message comes first, once there is room, and then the ping."""
+    times = {"ping_interval": 1.0, "pong_timeout": 0.9}
+    async with running(**times) as server, connecting(server) as (stream, http):
+        http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000})
+        await stream.send_all(http.data_to_send())
+        await client_of(server)
+        text = b'"%b"' % (b"x" * 5_000)
+        await server.node.publish(Publication("news", text))
+        await trio.sleep(1.2)
+        http.increment_flow_control_window(10_000, 1)
+        await stream.send_all(http.data_to_send())
+        body = await read_until(stream, http, 1, len(text) + 4 + 2)
+        assert body[4:-2] == text
+        assert body[-2:] == b"\x89\x00"
+
+
+@pytest.mark.parametrize("way", ["h2"])
+@pytest.mark.parametrize(("opcode", "answer"), [(8, b"\x88\x00"), (9, b"\x8a\x00")])
+async def test_an_answer_that_waits_for_room_stops_no_other_stream(
+    way: str, opcode: int, answer: bytes
+) -> None:
+    """A pong or a close frame waits alone; the connection is read on."""
+    async with running() as server, connecting(server) as (stream, http):
+        http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        await stream.send_all(http.data_to_send())
+        await client_of(server)
+        with trio.fail_after(2):  # a peer that makes no room has 5 s
+            http.send_data(1, frame(b"", opcode))
+            await stream.send_all(http.data_to_send())
+            head = {":method": "GET", ":path": "/health", ":scheme": "https", ":authority": "t"}
+            http.send_headers(3, list(head.items()), end_stream=True)
+            http.increment_flow_control_window(1_000, 3)
+            await stream.send_all(http.data_to_send())
+            assert b"ok" in await read_until(stream, http, 3, 10)
+            http.increment_flow_control_window(1_000, 1)
+            await stream.send_all(http.data_to_send())
+            assert await read_until(stream, http, 1, 2) == answer

@@ -64,6 +64,9 @@ class _Stream:
         self.answered = False  # the answer has ended
         self.endless = False
         self.window = trio.Event()
+        self.sending = trio.Lock()
+        """Held while one part is sent: several tasks send on a WebSocket, and a part that waits for
+        room must neither be cut by another one nor miss that there is room."""
 
 
 class HTTP2:
@@ -278,6 +281,11 @@ class HTTP2:
 
         Room for other streams does not count, and a trickle of room does not renew the deadline.
         """
+        async with stream.sending:
+            if stream.number in self._streams:
+                await self._send_whole(stream, data)
+
+    async def _send_whole(self, stream: _Stream, data: bytes) -> None:
         timeout = self._link.options.write_timeout
         rest = memoryview(data)
         with trio.move_on_at(within(timeout) + len(data) / RATE):

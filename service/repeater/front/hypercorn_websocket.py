@@ -17,6 +17,7 @@ from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError,
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping, Pong
 from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError
 
 from repeater.clients.throttle import Throttle
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
@@ -72,6 +73,8 @@ class WebSocketStream(WSStream):
         self._abort = abort
         self._heard = False
         self._pinged = False
+        self._ending = False
+        self._pong: Pong | None = None  # the answer under way, or the one that is next
         self._throttle = Throttle()
 
     @property
@@ -83,7 +86,7 @@ class WebSocketStream(WSStream):
         """As Hypercorn's; a peer that ended its side has left."""
         if isinstance(event, Body | Data) and not self.closed and self.handshake.accepted:
             self._heard = True
-            if self.connection.state is ConnectionState.CLOSED:
+            if self._ending or self.connection.state is ConnectionState.CLOSED:
                 return  # bytes behind the closing handshake
         if isinstance(event, EndBody | EndData) and not self.closed:
             await self.send(StreamClosed(stream_id=self.stream_id))
@@ -107,29 +110,43 @@ class WebSocketStream(WSStream):
         for event in self.connection.events():
             await self._link.give_way()
             if self._counts(event) and self._too_many():
-                await self._end(TOO_MANY_REQUESTS.code, TOO_MANY_REQUESTS.reason)
+                self._end(TOO_MANY_REQUESTS.code, TOO_MANY_REQUESTS.reason)
                 return
             if isinstance(event, Message):
                 try:
                     self.buffer.extend(event)
                 except FrameTooLargeError:
-                    await self._end(CloseReason.MESSAGE_TOO_BIG)
+                    self._end(CloseReason.MESSAGE_TOO_BIG)
                     return
                 if event.message_finished:
                     assert self.app_put is not None
                     await self.app_put(self.buffer.to_message())
                     self.buffer.clear()
             elif isinstance(event, Ping):
-                await self._send_wsproto_event(event.response())
+                self._answer(event)
             elif isinstance(event, CloseConnection):
                 if self.connection.state is ConnectionState.REMOTE_CLOSING:
-                    await self._send_wsproto_event(event.response())
-                    await self.send(StreamClosed(stream_id=self.stream_id))
+                    self._close(event.response())
                 elif self.connection.state is ConnectionState.OPEN:  # the frames are invalid
-                    await self._end(event.code, event.reason)
+                    self._end(event.code, event.reason)
                 else:
                     await self.send(StreamClosed(stream_id=self.stream_id))
                 return
+
+    def _answer(self, ping: Ping) -> None:
+        """Answer the newest ping (RFC 6455, section 5.5.3) in a task of its own.
+
+        The reader must not wait for room: in HTTP/2 it is the reader that hears of room.
+        """
+        waits, self._pong = self._pong, ping.response()
+        if waits is None:
+            self._link.requests.spawn(self._send_pongs)
+
+    async def _send_pongs(self) -> None:
+        while (pong := self._pong) is not None:
+            await self._send_wsproto_event(pong)
+            if self._pong is pong:
+                self._pong = None
 
     def _counts(self, event: Any) -> bool:
         """Whether an event counts as a command: pings, other pongs than ours, small fragments."""
@@ -147,9 +164,22 @@ class WebSocketStream(WSStream):
             self._throttle.refuse(limits, publish=False) and self._throttle.exhausted(limits)
         )
 
-    async def _end(self, code: int, reason: str | None = None) -> None:
+    def _end(self, code: int, reason: str | None = None) -> None:
         """Close with a code, and tell the application that the peer has gone."""
-        await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
+        self._close(CloseConnection(code=code, reason=reason))
+
+    def _close(self, close: CloseConnection) -> None:
+        """Send the last frame in a task of its own, as pongs; nothing that comes later is read."""
+        self._ending = True
+        try:
+            data = self.connection.send(close)
+        except LocalProtocolError:  # the application has closed it already
+            data = b""
+        self._link.requests.spawn(self._send_last, data)
+
+    async def _send_last(self, data: bytes) -> None:
+        if data:
+            await self.send(Data(stream_id=self.stream_id, data=data))
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _accept(self, message: Any) -> None:
