@@ -1,4 +1,4 @@
-"""The frames of one HTTP/2 connection: `h2`, with bounds that its peer cannot move."""
+"""The state of one HTTP/2 connection and its streams: `h2`, with bounds that no peer can move."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Any, Final
 
 import h2.connection
 import hpack
+import trio
 from h2.config import H2Configuration
+from hypercorn.protocol.http_stream import HTTPStream
+
+from repeater.front.hypercorn_websocket import WebSocketStream
 
 FRAME: Final = 16_384
 """Most bytes of a DATA frame that we send, whatever its peer takes: what waits to be written is one
@@ -49,3 +53,18 @@ class Connection(h2.connection.H2Connection):
     def __init__(self) -> None:
         super().__init__(H2Configuration(client_side=False, header_encoding=None))
         self.encoder = _Encoder()
+
+
+class Stream:
+    """One request. Owned by its `HTTP2` until it is answered or reset."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.http: HTTPStream | WebSocketStream
+        self.whole = False  # the request has ended
+        self.answered = False  # the answer has ended
+        self.endless = False
+        self.window = trio.Event()
+        self.sending = trio.Lock()
+        """Held while one part is sent: several tasks send on a WebSocket, and a part that waits for
+        room must neither be cut by another one nor miss that there is room."""

@@ -32,7 +32,7 @@ from hypercorn.utils import filter_pseudo_headers
 
 from repeater.clients.throttle import TokenBucket
 from repeater.deadlines import within
-from repeater.front.http2_connection import FRAME, Connection
+from repeater.front.http2_connection import FRAME, Connection, Stream
 from repeater.front.hypercorn_websocket import WebSocketStream, seen_headers
 from repeater.front.writer import RATE
 from repeater.protocol.http.http2_frames import FrameCounter
@@ -52,21 +52,6 @@ EMPTY_FRAMES: Final = (200, 512)
 
 _WINDOW_UPDATES: Final = 2  # a DATA frame that we sent may be answered with: stream and connection
 _CREDIT: Final = 4_096  # window updates that may come later than their frames
-
-
-class _Stream:
-    """One request. Lives inside `HTTP2`, until it is answered or reset."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.http: HTTPStream | WebSocketStream
-        self.whole = False  # the request has ended
-        self.answered = False  # the answer has ended
-        self.endless = False
-        self.window = trio.Event()
-        self.sending = trio.Lock()
-        """Held while one part is sent: several tasks send on a WebSocket, and a part that waits for
-        room must neither be cut by another one nor miss that there is room."""
 
 
 class HTTP2:
@@ -89,7 +74,7 @@ class HTTP2:
                 codes.ENABLE_CONNECT_PROTOCOL: 1,
             },
         )
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._frames = FrameCounter()
         self._empty = TokenBucket()
         self._credit = 0
@@ -169,7 +154,7 @@ class HTTP2:
                 await self._reset(stream, ErrorCodes.CANCEL)
 
     @staticmethod
-    def _waits_for_body(stream: _Stream) -> bool:
+    def _waits_for_body(stream: Stream) -> bool:
         return not stream.whole and not isinstance(stream.http, WebSocketStream)
 
     # ---- from the peer
@@ -217,7 +202,7 @@ class HTTP2:
                 self._h2.reset_stream(number, code)
             return
         self._requests += 1
-        stream = self._streams[number] = _Stream(number)
+        stream = self._streams[number] = Stream(number)
         parts = (*self._link.stream_parts(), self.stream_send, number)
         token = abort_connection.set(lambda: self._abort(stream))
         try:
@@ -252,7 +237,7 @@ class HTTP2:
         except h2.exceptions.ProtocolError:
             await self._forget(stream)  # reset by the peer, or the connection has ended
 
-    async def _send(self, stream: _Stream, event: Any) -> None:
+    async def _send(self, stream: Stream, event: Any) -> None:
         number = stream.number
         if isinstance(event, Response | InformationalResponse):
             status = (b":status", b"%d" % event.status_code)
@@ -276,7 +261,7 @@ class HTTP2:
         elif isinstance(event, StreamClosed):
             await self._finish(stream)
 
-    async def _send_data(self, stream: _Stream, data: bytes) -> None:
+    async def _send_data(self, stream: Stream, data: bytes) -> None:
         """Send a part of an answer as the peer makes room; reset a stream that stalls.
 
         Room for other streams does not count, and a trickle of room does not renew the deadline.
@@ -285,7 +270,7 @@ class HTTP2:
             if stream.number in self._streams:
                 await self._send_whole(stream, data)
 
-    async def _send_whole(self, stream: _Stream, data: bytes) -> None:
+    async def _send_whole(self, stream: Stream, data: bytes) -> None:
         timeout = self._link.options.write_timeout
         rest = memoryview(data)
         with trio.move_on_at(within(timeout) + len(data) / RATE):
@@ -310,7 +295,7 @@ class HTTP2:
             self._link.count("stalled")
             await self._reset(stream, ErrorCodes.CANCEL)
 
-    async def _finish(self, stream: _Stream) -> None:
+    async def _finish(self, stream: Stream) -> None:
         """The application has ended: so does its stream."""
         if not stream.answered:
             await self._reset(stream, ErrorCodes.INTERNAL_ERROR)
@@ -321,18 +306,18 @@ class HTTP2:
         if self._link.draining and not self._streams:
             await self._end(ErrorCodes.NO_ERROR)
 
-    def _abort(self, stream: _Stream) -> None:
+    def _abort(self, stream: Stream) -> None:
         """Reset one stream without waiting. Idempotent."""
         if stream.number in self._streams:
             self._link.requests.spawn(self._reset, stream, ErrorCodes.CANCEL)
 
-    async def _reset(self, stream: _Stream, code: ErrorCodes) -> None:
+    async def _reset(self, stream: Stream, code: ErrorCodes) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError):  # It is closed already.
             self._h2.reset_stream(stream.number, code)
         await self._forget(stream)
         await self._flush()
 
-    async def _forget(self, stream: _Stream) -> None:
+    async def _forget(self, stream: Stream) -> None:
         """Drop a stream, and tell its application that the peer has gone. Idempotent."""
         if self._streams.pop(stream.number, None) is not None:
             stream.window.set()
