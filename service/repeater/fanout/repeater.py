@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from repeater.failures import Failures
-from repeater.fanout.chunks import Chunks
+from repeater.fanout.chunks import PART, Chunks
 from repeater.fanout.groups import SLICE
 from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.fanout.outbox import send_to_all
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from repeater.fanout.listener import Listener
     from repeater.fanout.outbox import Outbox
     from repeater.protocol.centrifugo.codecs import Codec
-
-_PART = 16  # publications that a filter judges between two looks at the clock: about a millisecond
 
 
 class RepeaterStatistics(msgspec.Struct, frozen=True):
@@ -211,10 +209,13 @@ class Repeater:
             for codec, group, piece in caught_up.pieces:
                 # Without a base, since fan-out gave these listeners none. They keep their codec:
                 # not all of them get the run's last publication, which is the next base.
-                chunks = await self._encode(codec, piece, None)
+                chunks = await self._encoded(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
-            chunks = await self._encode(codec, publications, base)
+            if len(publications) > PART:
+                chunks = await self._encoded(codec, publications, base)
+            else:
+                chunks = self._encode(codec, publications, base)
             await self._give_group(channel, version, audience, chunks, touched)
             if codec.following is not codec:
                 await self._recode(channel, audience, codec.following)
@@ -296,26 +297,27 @@ class Repeater:
             if number % SLICE == 0:
                 await self._give_way_if_due()
 
-    async def _encode(
+    async def _encoded(
         self, codec: Codec, run: Sequence[Publication], base: Publication | None
     ) -> Chunks | None:
-        """Encode a run. The boundary of a codec: None, counted and logged, if it fails."""
+        """As `_encode`; gives way while a filter judges a long run."""
+        if codec.tags is None or len(run) <= PART:
+            return self._encode(codec, run, base)
         try:
-            if codec.tags is not None and len(run) > _PART:
-                return await self._encode_parts(codec, run)
-            return Chunks.of(codec, run, base)
+            return await Chunks.in_parts(codec, run, self._give_way_if_due)
         except Exception as error:
             self._failures.note("fanout", error)
             return None
 
-    async def _encode_parts(self, codec: Codec, run: Sequence[Publication]) -> Chunks:
-        """Encode a run for listeners with a filter, which is slow and makes no deltas."""
-        parts: list[bytes] = []
-        for start in range(0, len(run), _PART):
-            parts += codec.publications(run[start : start + _PART])
-            await self._give_way_if_due()
-        chunks = [b"".join(parts)] if codec.framed and parts else parts
-        return Chunks(chunks, len(run) if chunks else 0, sum(map(len, chunks)))
+    def _encode(
+        self, codec: Codec, run: Sequence[Publication], base: Publication | None
+    ) -> Chunks | None:
+        """Encode a run. The boundary of a codec: None, counted and logged, if it fails."""
+        try:
+            return Chunks.of(codec, run, base)
+        except Exception as error:
+            self._failures.note("fanout", error)
+            return None
 
     def _say(self, codec: Codec, announcement: Announcement) -> bytes:
         try:
