@@ -179,7 +179,9 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
             # Without fan-out, which has its own tests.
             streams = broker._streams
             one = Publication("c", b"%d" % number)
-            numbered = streams.append(streams.find("c"), one, channel, weight_of(one))
+            now = trio.current_time()
+            known = streams.find("c", now)
+            numbered = streams.append(known, one, channel, weight_of(one), now)
         broker.after["c"].shut()
         command = talk.command(
             subscribe={

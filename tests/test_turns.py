@@ -156,3 +156,15 @@ async def test_the_budget_is_renewed_in_each_pass() -> None:
     finally:
         trio.lowlevel.remove_instrument(turns)
     assert seen == [True, False, True, False]
+
+
+async def test_the_budget_begins_with_the_first_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fan-out has used of a pass is not taken from the readers; what they used is."""
+    times = iter([7.0, 7.5, 8.5, 20.0, 20.0])
+    monkeypatch.setattr("repeater.turns.perf_counter", lambda: next(times))
+    turns = Turns(1.0)
+    turns.after_io_wait(0.0)  # at the time 0.0
+    assert [turns.over, turns.over] == [False, True]
+    turns.after_io_wait(0.0)
+    turns.after_io_wait(0.0)
+    assert not turns.over

@@ -6,14 +6,14 @@ buffer must not make one pass a second long: fan-out, pings and health checks ru
 Rule: all readers together have one budget in each pass (1 ms, as fan-out has). A reader asks
 `over` between two steps of its work: frames, commands, a request's head. When the budget is used
 up, the reader waits in one line for all connections. Each pass lets a few readers of the line go
-on, and at least one, whatever fan-out has used of the pass. So a pass costs fan-out's budget, and
-at most two of the readers' budgets and one step, whatever the number of connections and whatever
-they send.
+on, and at least one, whatever fan-out has used of the pass. The budget begins when the first reader
+asks, behind its first step. So a pass costs fan-out's budget, and at most two of the readers'
+budgets and two steps, whatever the number of connections and whatever they send.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Final
@@ -36,6 +36,10 @@ class Turns(trio.abc.Instrument):
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._ends = 0.0
+        # Trio calls `after_io_wait` before it runs the tasks of a pass. A method of ours would cost
+        # each event 1 % of its instructions, so a pass only leaves a mark here, without Python.
+        self._began: deque[float] = deque(maxlen=1)
+        self.after_io_wait = self._began.append  # type: ignore[assignment,method-assign]
         self._line: OrderedDict[trio.lowlevel.Task, None] = OrderedDict()
         self._moving = False
         # The readers woken in this pass: how many, how many of them have not run yet, and whether
@@ -44,19 +48,22 @@ class Turns(trio.abc.Instrument):
         self._woken = 0
         self._crowded = False
 
-    def after_io_wait(self, timeout: float) -> None:  # Trio's signature
-        """Begin a pass: Trio calls this before it runs the tasks of a pass."""
-        self._ends = perf_counter() + self._seconds
-
     @property
     def over(self) -> bool:
         """Whether the readers' budget of this pass is used up, so that `next` is to be awaited."""
+        if self._began:
+            self._begin()
         return perf_counter() > self._ends
 
     async def give_way(self) -> None:
         """Wait for the next turn if the budget is used up; else no checkpoint."""
-        if perf_counter() > self._ends:
+        if self.over:
             await self.next()
+
+    def _begin(self) -> None:
+        """Begin the budget of this pass."""
+        self._began.clear()
+        self._ends = perf_counter() + self._seconds
 
     async def next(self) -> None:
         """Wait for a turn; first come, first served.
@@ -72,7 +79,7 @@ class Turns(trio.abc.Instrument):
             await trio.lowlevel.checkpoint()
         finally:
             self._wake_some()
-        self._ends = perf_counter() + self._seconds
+        self._begin()
 
     async def _stand_in_line(self) -> None:
         task = trio.lowlevel.current_task()
@@ -87,7 +94,7 @@ class Turns(trio.abc.Instrument):
             if not self._woken:
                 # The last of its group would have to wake itself: it goes on in the next pass.
                 await trio.lowlevel.cancel_shielded_checkpoint()
-                self._ends = perf_counter() + self._seconds
+                self._begin()
                 break
             self._line[task] = None
             self._line.move_to_end(task, last=False)
@@ -100,7 +107,7 @@ class Turns(trio.abc.Instrument):
         first = self._woken == self._group
         self._woken -= 1
         if first:
-            self._ends = perf_counter() + self._seconds
+            self._begin()
         elif perf_counter() > self._ends:
             self._crowded = True
             return False

@@ -120,10 +120,11 @@ class MemoryBroker:
         if options.history_size <= 0:
             self._streams.pass_by(publication.channel)
         elif not skip_history:
-            stream = self._streams.find(publication.channel)
+            now = trio.current_time()
+            stream = self._streams.find(publication.channel, now)
             if publication.version and stream is not None and stream.outdates(publication):
                 return stream.position
-            publication = self._streams.append(stream, publication, options, weight)
+            publication = self._streams.append(stream, publication, options, weight, now)
         self._intake.put_nowait(publication, weight)
         return publication.position
 
@@ -150,7 +151,7 @@ class MemoryBroker:
     ) -> tuple[Sequence[Publication], StreamPosition]:
         """Publications since a position, and the top; see `Broker.history`."""
         await trio.lowlevel.checkpoint()
-        stream = self._streams.find(channel)
+        stream = self._streams.find(channel, trio.current_time())
         if stream is None:
             return (), self._streams.top(channel)
         if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):

@@ -123,12 +123,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def find(self, channel: str) -> Stream | None:
+    def find(self, channel: str, now: float) -> Stream | None:
         """The stream of a channel, as far as it has not expired; None if it does not exist."""
         stream = self._streams.get(channel)
         if stream is None:
             return None
-        now = trio.current_time()
         if stream.expired(now):  # first, because offset and epoch outlive the publications
             if stream.over(now):
                 self._forget(stream)
@@ -141,15 +140,21 @@ class Streams:
         return StreamPosition(0, self._epochs.of(channel))
 
     def append(
-        self, stream: Stream | None, publication: Publication, options: ChannelOptions, weight: int
+        self,
+        stream: Stream | None,
+        publication: Publication,
+        options: ChannelOptions,
+        weight: int,
+        now: float,
     ) -> Publication:
         """Number and keep a publication; returns it with its offset and epoch.
 
         Args:
-            stream: What `find` says of the publication's channel.
+            stream: What `find` says of the publication's channel, at the same time.
             publication: The next one of the channel.
             options: The channel's options, with a `history_size` above 0.
             weight: The publication's `weight_of`.
+            now: The Trio time.
         """
         if stream is None:
             stream = self._begin(publication.channel, options)
@@ -159,7 +164,7 @@ class Streams:
         if publication.version:
             stream.version = (publication.version_epoch, publication.version)
         numbered = msgspec.structs.replace(publication, offset=stream.top, epoch=stream.epoch)
-        stream.published = trio.current_time()
+        stream.published = now
         kept = stream.publications
         if kept is None:
             kept = stream.publications = deque()

@@ -165,7 +165,7 @@ class Client:
         self.end: Disconnect | None = None
         self.heartbeat_slot = -1
         home.arrived(self)
-        self._ping_at = self._first_turn()
+        self._ping_at = self._first_turn(self._since)
         home.heartbeat.schedule(self, self._ping_at)
 
     @property
@@ -273,7 +273,7 @@ class Client:
         if self.end is not None:
             return
         self.ready = True
-        self._ping_at = self._first_turn()
+        self._ping_at = self._first_turn(trio.current_time())
         self.expiry_changed()
         self.introduce()
 
@@ -282,13 +282,13 @@ class Client:
         if self.end is None:
             self._home.connected(self)
 
-    def _first_turn(self) -> float:
+    def _first_turn(self, now: float) -> float:
         """When the first ping is due, or the end of a client that has not connected."""
         options = self._home.options
         if not self.ready:
             return within(options.stale_timeout)
         # Jittered over half an interval, so that a mass reconnect is not pinged at once.
-        return trio.current_time() + options.ping_interval * random.uniform(0.5, 1.0)
+        return now + options.ping_interval * random.uniform(0.5, 1.0)
 
     def expiry_changed(self) -> None:
         """Schedule again, because the connection or a subscription got another expiry."""

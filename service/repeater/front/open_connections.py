@@ -246,14 +246,14 @@ class OpenConnections:
         return own
 
     def _forget(self, connection: OpenConnection) -> None:
-        if connection.state == "busy":
-            del self._busy[connection]
-        elif connection.state == "pending":
+        if connection.state == "pending":
             del self._pending[connection]
             own = self._pending_of[connection.address]
             del own[connection]
             if not own:
                 del self._pending_of[connection.address]
+        elif connection.state == "busy":
+            del self._busy[connection]
 
     def _drop_refused(self, key: str) -> None:
         """Reset idle connections that this address has too many, once they had their second."""
