@@ -22,7 +22,6 @@ from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import dated, http_date, opening_bytes, stream_headers
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.http.answer import write_answer, write_head
-from repeater.protocol.http.fault import find_fault
 from repeater.protocol.websocket.handshake import answer_handshake
 from repeater.transports import http_stream, websocket
 from repeater.transports.sockets import RECEIVE, send_last
@@ -78,8 +77,8 @@ class Subscriptions:
         The caller owns the socket. `received` are the bytes after the head; `scope` surrounds the
         call.
         """
-        handshake = answer_handshake(head) if find_fault(head) is None else None
-        if handshake is None or not handshake.answer:
+        handshake = answer_handshake(head)
+        if not handshake.answer:
             await self._handover.serve(sock, head.raw + received, connection)
             return
         if not handshake.accepted:

@@ -73,7 +73,6 @@ _METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"}
 )
 _VERSIONS: Final = {"1.0": b" HTTP/1.0\r\n", "1.1": b" HTTP/1.1\r\n"}
-_WITH_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 
 
@@ -88,16 +87,14 @@ def find_fault(head: Head) -> Fault | None:
         return _LINE
     if method == b"CONNECT":
         return _METHOD
-    if not target.startswith(b"/") and not (
-        _URL.match(target) or (target == b"*" and method == b"OPTIONS")
-    ):
+    if target[:1] != b"/" and not (_URL.match(target) or (target == b"*" and method == b"OPTIONS")):
         return _TARGET
     if b"#" in target:
         return _TARGET
     fields = head.by_name
     if head.repeats and (fault := _find_repeated(head.headers)):
         return fault
-    if _WITH_BODY.isdisjoint(fields):
+    if not (b"content-length" in fields or b"transfer-encoding" in fields):
         return _find_host_fault(fields, needs_host=version == "1.1")
     if b"transfer-encoding" in fields and version == "1.0":
         return _OLD_CODING  # RFC 9112, section 6.1

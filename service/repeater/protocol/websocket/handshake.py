@@ -20,12 +20,14 @@ from typing import Final
 
 import msgspec
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHandshake
 from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
 from repeater.protocol.http.answer import answer_status, write_answer
+from repeater.protocol.http.fault import find_fault
 from repeater.protocol.http.head import Head
 
 _LOGGER = logging.getLogger("repeater.websocket.handshake")
@@ -48,7 +50,6 @@ _TOO_LONG: Final = write_answer(
     answer_status(HTTPStatus.BAD_REQUEST, text="a list of the handshake is too long"),
     keep_alive=False,
 )
-_WITH_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 _KEY_SIZE: Final = 16  # bytes (RFC 6455, section 4.1)
 _VERDICTS: Final = 64  # remembered; each browser and each library needs a few
@@ -58,7 +59,7 @@ class Handshake(msgspec.Struct, frozen=True):
     """The answer's bytes, whether they accept the handshake, and the chosen subprotocol."""
 
     answer: bytes
-    """Empty if the head is beyond the library's limits, or is not HTTP to it."""
+    """Empty if the head has a fault, is beyond the library's limits, or is not HTTP to it."""
     accepted: bool
     subprotocol: str | None = None
 
@@ -87,18 +88,19 @@ _judge: Final = _Server(subprotocols=_KNOWN, logger=_LOGGER)
 def answer_handshake(head: Head) -> Handshake:
     """Answer a request head: 101 for a correct handshake, else the library's 400, 405, 426...
 
-    Whether the client may have the WebSocket is decided elsewhere, after a correct handshake.
+    The answer to a head with a fault (`find_fault`) is empty. Whether the client may have the
+    WebSocket is decided elsewhere, after a correct handshake.
     """
-    if head.raw.count(b",") > _COMMAS and _commas(head) > _COMMAS:
-        return Handshake(_TOO_LONG, accepted=False)
+    if find_fault(head) is not None:
+        return Handshake(b"", accepted=False)
     headers = _plain_headers(head)
     accept = None if headers is None else _accept_value(headers.get(b"sec-websocket-key", b""))
     if headers is None or accept is None:
-        return _answer_bytes(head.raw)
+        return _answer_bytes(head)
     try:
         subprotocol = _verdict(*map(headers.get, _JUDGED))
     except Exception:  # the library answers every error below
-        return _answer_bytes(head.raw)
+        return _answer_bytes(head)
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     answer = f"{_ACCEPTED % accept}{chosen}\r\n".encode()
     return Handshake(answer, accepted=True, subprotocol=subprotocol)
@@ -109,20 +111,19 @@ def _commas(head: Head) -> int:
 
 
 def _plain_headers(head: Head) -> Mapping[bytes, bytes] | None:
-    """The headers of a request that llhttp and the library read alike; else None.
+    """The headers of a request without a fault that llhttp and the library read alike; else None.
 
     Both read a request alike that has no body and no repeated header, and keeps the library's
     limits.
     """
-    if not head.sound or not head.upgrades or len(head.raw) > MAX_LINE_LENGTH:
+    if not head.upgrades or head.repeats or len(head.raw) > MAX_LINE_LENGTH:
         return None
-    target = head.target
-    if not (target.isascii() and head.raw.startswith(b"GET %b HTTP/1.1\r\n" % target)):
+    if head.method != b"GET" or head.version != "1.1" or not head.target.isascii():
         return None
     headers = head.by_name
-    if head.repeats or len(headers) > MAX_NUM_HEADERS:
+    if len(headers) > MAX_NUM_HEADERS:
         return None
-    return headers if _WITH_BODY.isdisjoint(headers) else None
+    return None if b"content-length" in headers or b"transfer-encoding" in headers else headers
 
 
 def _accept_value(key: bytes) -> str | None:
@@ -142,6 +143,8 @@ def _verdict(*values: bytes | None) -> Subprotocol | None:
     Raises:
         InvalidHandshake: the values are not those of a correct handshake.
     """
+    if sum(value.count(b",") for value in values if value is not None) > _COMMAS:
+        raise InvalidHandshake("a list is too long")
     headers = Headers({"Sec-WebSocket-Key": _SAMPLE_KEY})
     for name, value in zip(_JUDGED, values, strict=True):
         if (text := _text(value)) is not None:
@@ -155,10 +158,12 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1").strip(" \t")
 
 
-def _answer_bytes(head: bytes) -> Handshake:
+def _answer_bytes(head: Head) -> Handshake:
     """Answer by the library alone, for a head that is not plain or not accepted."""
+    if _commas(head) > _COMMAS:
+        return Handshake(_TOO_LONG, accepted=False)
     server = _Server(subprotocols=_KNOWN, logger=_LOGGER)
-    server.receive_data(head)
+    server.receive_data(head.raw)
     requests = server.events_received()
     if not requests or not isinstance(requests[0], Request):
         return Handshake(b"", accepted=False)
