@@ -73,6 +73,7 @@ _METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"}
 )
 _VERSIONS: Final = {"1.0": b" HTTP/1.0\r\n", "1.1": b" HTTP/1.1\r\n"}
+_FRAGMENT: Final = ord("#")  # a number: CPython raises an error inside to look for bytes in bytes
 _LENGTH_DIGITS: Final = 19  # of a 64-bit number
 
 
@@ -89,7 +90,7 @@ def find_fault(head: Head) -> Fault | None:
         return _METHOD
     if target[:1] != b"/" and not (_URL.match(target) or (target == b"*" and method == b"OPTIONS")):
         return _TARGET
-    if b"#" in target:
+    if _FRAGMENT in target:
         return _TARGET
     fields = head.by_name
     if head.repeats and (fault := _find_repeated(head.headers)):
