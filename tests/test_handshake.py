@@ -264,3 +264,9 @@ def test_nothing_is_left_to_the_garbage_collector() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_a_target_with_a_fragment_is_a_fault() -> None:
+    """Clients never send a fragment (RFC 9112, section 3.2): Hypercorn's path answers with 400."""
+    assert answer(head()).accepted
+    assert answer(head().replace(b"/ws", b"/ws#")) == Handshake(b"", accepted=False)
