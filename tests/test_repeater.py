@@ -539,19 +539,21 @@ async def test_a_mass_leave_makes_no_audience_anew(monkeypatch: pytest.MonkeyPat
 async def test_deliveries_are_counted_when_others_get_a_turn() -> None:
     """Who reads the statistics while fan-out gives way sees each outbox that was given to."""
     async with open_test_node(NodeOptions(fanout_budget=0)) as node, AsyncExitStack() as stack:
-        transports = [MemoryTransport() for _ in range(SLICE + 1)]
+        everybody = 3 * SLICE + 1
+        transports = [MemoryTransport() for _ in range(everybody)]
         for transport in transports:
             await stack.enter_async_context(connect(node, transport, ["c"]))
         hand_over(node, *numbered(1))
         seen = {0}
-        while SLICE + 1 not in seen:
+        while everybody not in seen:
             await trio.lowlevel.checkpoint()
             counted = node.statistics().repeater
             heard = [transport for transport in transports if transport.sent]
             assert counted.deliveries == len(heard)
             assert counted.bytes_out == sum(len(b"".join(one.sent)) for one in heard)
             seen.add(counted.deliveries)
-        assert seen == {0, SLICE, SLICE + 1}
+        # Trio runs the tasks of a pass in any order, so two slices may come between two looks.
+        assert {0, everybody} < seen <= {*range(0, everybody, SLICE), everybody}
 
 
 async def test_who_recovers_during_a_gap_is_not_disturbed() -> None:

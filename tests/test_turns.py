@@ -59,7 +59,7 @@ async def test_short_turns_share_a_pass() -> None:
 
 async def test_nobody_is_passed_over() -> None:
     """Between two turns of one reader each other reader has two turns at most."""
-    turns = Turns(0.001)
+    turns = Turns(10)  # never used up, so a machine that is busy changes no turn
     names = "abcdefgh"
     went: list[str] = []
 
