@@ -64,11 +64,15 @@ class Application(QuartTrio):
         super().__init__("repeater.web", static_folder=None)
         self._holder = holder
 
-    def log_exception(self, exception_info: Any) -> None:
-        """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it."""
-        node, error = self._holder.node, exception_info[1]
+    def log_exception(self, *told: Any) -> None:
+        """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it.
+
+        `told` ends with what `sys.exc_info` returned. From Quart 0.23 on, the request's context
+        comes before it.
+        """
+        node, error = self._holder.node, told[-1][1]
         if node is None or error is None:  # before the node has started
-            super().log_exception(exception_info)
+            super().log_exception(*told)
         else:
             node.failures.note("page", error)
 
