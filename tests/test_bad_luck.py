@@ -136,18 +136,31 @@ async def test_a_head_that_trickles_costs_few_reads(
 class EmptyLines:
     """A socket whose peer sends empty lines, faster than they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: bytes, size: int) -> None:
+        """Give `first` to the first read, and `size` bytes to each other; 0 for all it asks."""
         self.reads = 0
+        self._first = first
+        self._size = size
 
-    def recv(self, _size: int) -> bytes:
+    def recv(self, size: int) -> bytes:
         self.reads += 1
         assert self.reads < 1_000, "read without giving way"
-        return b"\r\n" * 1_000
+        if self._first and self.reads == 1:
+            return self._first
+        rest = b"\n\r" if self._first == b"\r" else b"\r\n"
+        return (rest * size)[: self._size or size]
 
 
-async def test_endless_empty_lines_hold_nobody_up(autojump_clock: MockClock) -> None:
-    """They are read ever more rarely, like any head that does not end, and have its deadline."""
-    sock = EmptyLines()
+@pytest.mark.parametrize("size", [2_000, 0])
+@pytest.mark.parametrize("first", [b"", b"\r"])
+async def test_endless_empty_lines_hold_nobody_up(
+    autojump_clock: MockClock, first: bytes, size: int
+) -> None:
+    """They are read ever more rarely, like any head that does not end, and have its deadline.
+
+    However many come at once, and wherever in a line's end a read ends.
+    """
+    sock = EmptyLines(first, size)
     async with running() as server:
         with trio.CancelScope() as scope:
             await server.acceptor._read_head(sock, scope)  # type: ignore[arg-type]

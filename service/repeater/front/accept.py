@@ -279,8 +279,8 @@ class Acceptor:
                 raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
             if end >= 0:
                 return received
-            if len(chunk) == _READ:
-                continue  # more of it is there, up to the head's limit
+            if len(chunk) == _READ <= len(received):
+                continue  # more of it is there, up to the head's limit; not so of empty lines
             if since is None:
                 since = trio.current_time()
             else:
