@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +43,15 @@ SETTINGS: Final = {
     # would depend on speed. In a storm most connections have no line either.
     "REPEATER_LOG_LEVEL": "warning",
 }
+HISTORY: Final = {
+    "REPEATER_CHANNEL__HISTORY_SIZE": "16",
+    "REPEATER_CHANNEL__HISTORY_TTL": "3600",
+    "REPEATER_CHANNEL__FORCE_RECOVERY": "true",
+}
 _WARM: Final = 24  # events; CPython has specialised the code after some 16
 # Seconds for one step, also on a busy machine; the gate has a deadline for all steps.
-_START: Final = 240.0  # valgrind takes 8 on an idle machine
-_PATIENCE: Final = 120.0  # for one event to arrive everywhere
+START: Final = 240.0  # valgrind takes 8 on an idle machine
+PATIENCE: Final = 120.0  # for one event to arrive everywhere
 
 
 class Protocol(msgspec.Struct, frozen=True):
@@ -57,6 +62,8 @@ class Protocol(msgspec.Struct, frozen=True):
     entry: Entry
     event: str
     """The name of one event's cost without deliveries; empty if another protocol has it."""
+    settings: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """More variables of the server."""
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -80,6 +87,14 @@ PROTOCOLS: Final = (
         "publish by a command",
     ),
     Protocol("sse", repeater.events(_CHANNELS), repeater.rest(_CHANNELS), ""),
+    # Each connection recovers all that the channel keeps: 16 publications.
+    Protocol(
+        "with recovery",
+        repeater.centrifugo(_CHANNELS, '"recover":true,"recoverable":true,'),
+        repeater.rest(_CHANNELS),
+        "publish into history",
+        HISTORY,
+    ),
 )
 
 
@@ -101,7 +116,7 @@ def idle(protocol: Protocol, build: Build) -> dict[str, Counts]:
     """Measure the bytes that one idle subscriber adds: the median of some fresh servers."""
     found = []
     for _ in range(_SERVERS):
-        with running(build.command(), _settings(build), _START, build.root) as child:
+        with running(build.command(), _settings(protocol, build), START, build.root) as child:
             before, after = resident(child, protocol.greeting, IDLE)
             found.append((after - before) / IDLE)
     return {protocol.idle: {"bytes": statistics.median(found)}}
@@ -184,7 +199,7 @@ class _Session:
     def _publish(self, deliveries: Deliveries, count: int) -> None:
         for _ in range(count):
             deliveries.publish(self._publisher)
-            deliveries.finish(_PATIENCE)
+            deliveries.finish(PATIENCE)
             wait_quiet(self._child)
 
 
@@ -196,7 +211,7 @@ def _session(
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="repeater-gate-"))
         tool = make_tool(Path(directory))
         command = (*tool.prefix(), *build.command())
-        child = stack.enter_context(running(command, _settings(build), _START, build.root))
+        child = stack.enter_context(running(command, _settings(protocol, build), START, build.root))
         crowd = stack.enter_context(Crowd(child.port))
         publisher = Publisher(child.port, protocol.entry)
         stack.callback(publisher.close)
@@ -206,5 +221,5 @@ def _session(
         yield session
 
 
-def _settings(build: Build) -> dict[str, str]:
-    return {**SETTINGS, **build.settings()}
+def _settings(protocol: Protocol, build: Build) -> dict[str, str]:
+    return {**SETTINGS, **protocol.settings, **build.settings()}

@@ -15,22 +15,32 @@ from typing import Final
 
 from rich.console import Console
 
+from benchmarks.gate import bulk
 from benchmarks.gate.builds import Build
+from benchmarks.gate.bulk import BULKS, Bulk
 from benchmarks.gate.costs import PROTOCOLS, Protocol, idle, measure, total
 from benchmarks.gate.counters import Counts, Instructions, SystemCalls, Tool, ToolError
 from benchmarks.gate.verdicts import INSTRUCTIONS, RESIDENT, SYSTEM_CALLS
 
-_SECONDS: Final = 600  # for one server; a minute and a half where the machine is idle
+_SECONDS: Final = 900  # for one server; two and a half minutes where the machine is idle
 _TOOLS: Final[dict[str, Callable[[Path], Tool]]] = {
     SYSTEM_CALLS: SystemCalls,
     INSTRUCTIONS: Instructions,
 }
 # strace first: its run also compiles the modules, which takes long under valgrind.
 UNITS: Final = (SYSTEM_CALLS, RESIDENT, INSTRUCTIONS)
+_SUBJECTS: Final[Sequence[Protocol | Bulk]] = (*PROTOCOLS, *BULKS)
 
 
 class OutOfTimeError(Exception):
     """The measurement took longer than its deadline allows."""
+
+
+def _costs(unit: str, subject: Protocol | Bulk) -> set[str]:
+    """The names of a subject's costs in one unit."""
+    if unit != RESIDENT:
+        return set(subject.costs)
+    return {subject.idle} if isinstance(subject, Protocol) else set()
 
 
 class Measurement:
@@ -49,34 +59,37 @@ class Measurement:
         found: list[dict[str, dict[str, float]]] = [{} for _ in self._builds]
         with self._deadline():
             for unit in UNITS:
-                for costs, named in zip(found, self._of(unit, PROTOCOLS), strict=True):
+                for costs, named in zip(found, self._of(unit, _SUBJECTS), strict=True):
                     if named:
                         costs[unit] = named
         return found
 
     def again(self, unit: str, names: set[str]) -> list[dict[str, float]]:
-        """Measure the protocols of these costs once more."""
+        """Measure the subjects of these costs once more."""
         with self._deadline():
-            return self._of(unit, [one for one in PROTOCOLS if names & {*one.costs, one.idle}])
+            return self._of(unit, [one for one in _SUBJECTS if names & _costs(unit, one)])
 
-    def _of(self, unit: str, protocols: Sequence[Protocol]) -> list[dict[str, float]]:
+    def _of(self, unit: str, subjects: Sequence[Protocol | Bulk]) -> list[dict[str, float]]:
         """Measure the costs in one unit, the servers in turns."""
         found: list[dict[str, float]] = [{} for _ in self._builds]
-        for protocol in protocols:
+        for subject in subjects:
             for build, named in zip(self._builds, found, strict=True):
-                named |= self._one(unit, protocol, build)
+                if _costs(unit, subject):
+                    named |= self._one(unit, subject, build)
         return [{} if unit in self.missing else named for named in found]
 
-    def _one(self, unit: str, protocol: Protocol, build: Build) -> dict[str, float]:
-        """Measure one protocol in one unit; empty if the tool does not work."""
+    def _one(self, unit: str, subject: Protocol | Bulk, build: Build) -> dict[str, float]:
+        """Measure one subject in one unit; empty if the tool does not work."""
         if unit in self.missing:
             return {}
-        with self._console.status(f"{unit}, {protocol.name}, {build.title}"):
+        with self._console.status(f"{unit}, {subject.name}, {build.title}"):
             try:
-                if unit == RESIDENT:
-                    costs = idle(protocol, build)
+                if isinstance(subject, Bulk):
+                    costs = bulk.measure(_TOOLS[unit], subject, build)
+                elif unit == RESIDENT:
+                    costs = idle(subject, build)
                 else:
-                    costs = measure(_TOOLS[unit], protocol, build)
+                    costs = measure(_TOOLS[unit], subject, build)
             except ToolError as error:
                 self.missing[unit] = str(error)
                 return {}
