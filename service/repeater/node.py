@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import msgspec
@@ -22,9 +21,10 @@ from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend, BackendStatistics, Events, EventStatistics
 from repeater.backend.options import CallbackKind
-from repeater.brokers.contract import Broker, BrokerStatistics, InstantBroker, PresenceStore
+from repeater.brokers.contract import Broker, BrokerStatistics, PresenceStore
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
+from repeater.clients.channel_operations import ChannelOperations
 from repeater.clients.connection_log import ConnectionLog
 from repeater.clients.connections import UserConnections
 from repeater.clients.denials import Denials
@@ -37,22 +37,15 @@ from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
 from repeater.errors import (
     SHUTDOWN,
-    BrokerError,
-    ErrorCode,
-    IntakeFullError,
-    ReplyError,
     open_service_nursery,
 )
 from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
-from repeater.fanout.recovery import named_position
 from repeater.fanout.repeater import Repeater, RepeaterStatistics
-from repeater.json_text import JSONText
 from repeater.log import get_logger
-from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import ClientInfo, Publication, StreamPosition, checked
+from repeater.options import NodeOptions
 from repeater.turns import Turns
 
 _log = get_logger("node")
@@ -60,8 +53,6 @@ _log = get_logger("node")
 _EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
 _CLOCK_INTERVAL = 1.0  # seconds between two looks at the clock
 _CLOCK_STEP = 0.5  # seconds by which expiries may be early or late after the clock was set
-# Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
-_NAME_LIMIT: Final = 255
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
@@ -108,7 +99,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
         return self.clients + sum(self.ended.values())
 
 
-class Node(UserConnections):
+class Node(UserConnections, ChannelOperations):
     """A running node. Made and ended by `open_node`, and never by other code."""
 
     def __init__(
@@ -144,7 +135,7 @@ class Node(UserConnections):
         """The line in which the readers of all connections wait for their turn."""
         self.failures = Failures()
         """Errors of our own that cost one connection each."""
-        self.hub = Hub(events)
+        self.hub = Hub(events, broker.release)
         self.backlogs = BacklogRoom(
             nursery,
             limit=options.outbox_limit,
@@ -177,11 +168,11 @@ class Node(UserConnections):
         )
         self.emulation = Emulation()
         self.position_sets = PositionSets()
-        self._instant = broker if isinstance(broker, InstantBroker) else None
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)
         self._repeated = trio.Event()
-        self._refused = 0
+        self.refused = 0
+        """Publishes told to try later: no room in time, or the node is shutting down."""
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of all counts of this node."""
@@ -198,7 +189,7 @@ class Node(UserConnections):
             ended=dict(registry.ends),
             limited=dict(self.limited),
             denials=len(self.denials),
-            refused=self._refused,
+            refused=self.refused,
             broker_errors=dict(self.broker_errors),
             outage=self.broker.outage(),
             broker=self.broker.statistics(),
@@ -233,165 +224,6 @@ class Node(UserConnections):
     def uptime(self) -> float:
         """Seconds since the node was made."""
         return trio.current_time() - self._since
-
-    async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
-    ) -> StreamPosition | None:
-        """Publish one event, and return its position as soon as the broker has taken it.
-
-        The position is None if the channel keeps no history. Does not wait for fan-out. Waits for
-        room in the intake for at most the publish timeout. Cancelled while it waits, nothing was
-        published.
-
-        Raises:
-            ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
-                a key or a tag's name is longer than 255 characters (107), or the namespace is
-                unknown (102).
-            IntakeFullError: no room in time, or the node is shutting down. Nothing was published;
-                try later.
-            BrokerError: the back end failed, or did not answer in time. The event may have been
-                published.
-        """
-        publication, options = self._checked(publication, idempotency_key)
-        with trio.move_on_after(self.options.publish_timeout):
-            try:
-                return await self.broker.publish(
-                    publication,
-                    options,
-                    idempotency_key=idempotency_key,
-                    skip_history=skip_history,
-                )
-            except trio.ClosedResourceError:
-                raise self._refusal() from None  # The intake is closed: nothing happened.
-            except BrokerError:
-                self.broker_errors["publish"] += 1
-                raise
-        if self._instant is None:
-            self.broker_errors["publish"] += 1
-            raise BrokerError("no answer in time; the event may have been published")
-        # This broker waits for nothing but room, and numbers nothing before there is room.
-        raise self._refusal()
-
-    def _refusal(self) -> IntakeFullError:
-        self._refused += 1
-        return IntakeFullError()
-
-    def publish_nowait(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
-    ) -> StreamPosition | None:
-        """Do `publish` without waiting, for code that publishes many events in a row.
-
-        Raises:
-            trio.WouldBlock: a wait is needed, and nothing was published. Call `publish` instead.
-            ReplyError, IntakeFullError, BrokerError: as `publish`.
-        """
-        publication, options = self._checked(publication, idempotency_key)
-        if self._instant is None:
-            raise trio.WouldBlock
-        try:
-            return self._instant.publish_nowait(
-                publication,
-                options,
-                idempotency_key=idempotency_key,
-                skip_history=skip_history,
-            )
-        except trio.ClosedResourceError:
-            raise self._refusal() from None  # The intake is closed: nothing happened.
-        except BrokerError:
-            self.broker_errors["publish"] += 1
-            raise
-
-    def _checked(
-        self, publication: Publication, idempotency_key: str
-    ) -> tuple[Publication, ChannelOptions]:
-        options = self.channels.options(publication.channel)
-        # The API and the clients' commands give text that is checked already.
-        if type(publication.data) is not JSONText:
-            publication = checked(publication)
-        if not _well_formed(publication.data, options) or len(idempotency_key) > _NAME_LIMIT:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-        if publication.tags or publication.version_epoch:
-            _check_names(publication)
-        if options.delta_publish and not publication.delta:
-            publication = msgspec.structs.replace(publication, delta=True)
-        return publication, options
-
-    async def history(
-        self,
-        channel: str,
-        *,
-        since: StreamPosition | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        """Return past publications of a channel, and the stream's top at the same moment.
-
-        Cancelled, nothing has changed.
-
-        Args:
-            channel: The name of a channel that keeps history.
-            since: Only publications after this position; with `reverse` those before it. An
-                empty epoch stands for any epoch.
-            limit: At most so many publications; None for all, 0 for the top alone.
-            reverse: Newest first instead of oldest first.
-
-        Raises:
-            ReplyError: 107 or 102 for the channel's name, 108 if it keeps no history, 112 for a
-                position of another epoch, 107 for an invalid position and for a reverse read
-                from before the first publication.
-            BrokerError: the broker failed.
-        """
-        options = self.channels.check_kept("history", channel)
-        if since is not None and named_position(since.offset, since.epoch).offset < reverse:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-        most = options.history_size
-        limit = most if limit is None else min(limit, most)
-        with self._counting("history"):
-            publications, top = await self.broker.history(
-                channel, options, since=since, limit=limit, reverse=reverse
-            )
-        if since is not None and since.epoch not in ("", top.epoch):
-            raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
-        return publications, top
-
-    async def remove_history(self, channel: str) -> None:
-        """Forget the publications of a channel that keeps history; its top and epoch stay.
-
-        Raises:
-            ReplyError, BrokerError: as `history`.
-        """
-        self.channels.check_kept("history", channel)
-        with self._counting("history"):
-            await self.broker.remove_history(channel)
-
-    async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
-        """Return the members of a channel by connection id.
-
-        Raises:
-            ReplyError: 107 or 102 for the channel's name, 108 if it does not keep presence.
-            BrokerError: the presence store failed.
-        """
-        self.channels.check_kept("presence", channel)
-        with self._counting("presence"):
-            return await self.presence_store.members(channel)
-
-    async def presence_stats(self, channel: str) -> tuple[int, int]:
-        """Return how many connections, and how many different users, are in a channel.
-
-        Raises:
-            ReplyError, BrokerError: as `presence`.
-        """
-        self.channels.check_kept("presence", channel)
-        with self._counting("presence"):
-            return await self.presence_store.count(channel)
-
-    @contextmanager
-    def _counting(self, asked: str) -> Iterator[None]:
-        try:
-            yield
-        except BrokerError:
-            self.broker_errors[asked] += 1
-            raise
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the node's own tasks until `shut_down` has let fan-out finish."""
@@ -448,24 +280,6 @@ class Node(UserConnections):
             for client in group:
                 client.disconnect(SHUTDOWN)
             await trio.sleep(pause)
-
-
-def _check_names(publication: Publication) -> None:
-    """Check the texts that a broker keeps for a channel; the body's limit bounds tags in all.
-
-    Raises:
-        ReplyError: one is too long (107).
-    """
-    names = (publication.version_epoch, *(publication.tags or ()))
-    if max(map(len, names)) > _NAME_LIMIT:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
-
-
-def _well_formed(data: bytes, options: ChannelOptions) -> bool:
-    """Whether the data is not empty and has the channel's format."""
-    if options.publication_data_format == "json_object":
-        return data.lstrip()[:1] == b"{"
-    return bool(data)
 
 
 def _memory_broker(options: NodeOptions) -> MemoryBroker:

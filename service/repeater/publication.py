@@ -75,7 +75,22 @@ class Announcement(msgspec.Struct, frozen=True):
         return b""
 
 
-Event = Publication | Announcement
+class Rupture(msgspec.Struct, frozen=True):
+    """Publications of a channel may be missing, and the broker cannot fetch them any more.
+
+    Whoever has a position in the channel is told, and comes back. An empty channel means every
+    channel.
+    """
+
+    channel: str = ""
+
+    @property
+    def data(self) -> bytes:
+        """Empty: a rupture carries no publisher's data."""
+        return b""
+
+
+Event = Publication | Announcement | Rupture
 EVENT_OVERHEAD: Final = 256
 """Bytes of an event beside its texts: the objects that hold them in memory, about. What a frame
 adds to the texts on its way to a subscriber is less."""
@@ -90,6 +105,8 @@ def weight_of(event: Event) -> int:
 
     Intake, batches and history are bounded by it, because a publisher chooses all of these texts.
     """
+    if isinstance(event, Rupture):
+        return EVENT_OVERHEAD + len(event.channel)
     if isinstance(event, Announcement):
         return EVENT_OVERHEAD + len(event.channel) + _weight_of_info(event.info)
     weight = EVENT_OVERHEAD + len(event.channel) + len(event.data)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from repeater.api.answers import Failure, failed
-from repeater.api.publishing import code_of
+from repeater.api.publishing import (
+    IN_FLIGHT,
+    code_of,
+    published,
+    responses,
+    submit,
+    submit_each,
+)
+from repeater.brokers.receipts import Receipt
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.json_reader import reader
 
@@ -49,26 +59,82 @@ async def batch(
 ) -> BatchReplies:
     """Make several calls, one after the other; a bad item fails alone.
 
-    If the intake stays full for the publish timeout, the remaining items do not wait for it.
+    Events are submitted one after the other, and the back end's answers to them awaited together:
+    before the next item of another method, and at the end. So the order of effects is the order of
+    the items, and a back end that waits costs one wait and not one for each event. If the intake
+    stays full for the publish timeout, the remaining items do not wait for it.
     """
-    replies = []
+    calls = _Calls(node, budget, methods)
     for item in body.commands:
-        replies.append(await _reply(node, item, budget, methods))
+        calls.replies.append(await calls.reply(item))
         await budget.give_way()
-    return BatchReplies(replies)
+    await calls.finish()
+    return BatchReplies(calls.replies)
 
 
-async def _reply(
-    node: Node, item: msgspec.Raw, budget: Budget, methods: Mapping[str, Method]
-) -> dict[str, object] | Failure:
-    try:
-        for name, argument in _decode_command(bytes(item)).items():
-            if name in methods and argument != _NULL:
-                method = methods[name]
-                body = method.decode(bytes(argument))
-                return {name: await method.call(node, body, budget)}
-    except msgspec.DecodeError:
-        return failed(ErrorCode.BAD_REQUEST)
-    except (ReplyError, BrokerError, IntakeFullError) as error:
-        return failed(code_of(error))
-    return failed(ErrorCode.METHOD_NOT_FOUND)
+class _Open(msgspec.Struct, frozen=True):
+    """A reply that waits for the back end's answers."""
+
+    number: int
+    name: str
+    result: Callable[[], Awaitable[object]]
+
+
+class _Calls:
+    """The calls of one batch and their replies. Lives inside `batch`."""
+
+    def __init__(self, node: Node, budget: Budget, methods: Mapping[str, Method]) -> None:
+        self._node = node
+        self._budget = budget
+        self._methods = methods
+        self._open: list[_Open] = []
+        self._answers = 0
+        self.replies: list[dict[str, object] | Failure] = []
+
+    async def reply(self, item: msgspec.Raw) -> dict[str, object] | Failure:
+        """Make one call. The reply is empty if the back end has not answered yet."""
+        try:
+            for name, argument in _decode_command(bytes(item)).items():
+                if name in self._methods and argument != _NULL:
+                    return await self._call(name, self._methods[name], bytes(argument))
+        except msgspec.DecodeError:
+            return failed(ErrorCode.BAD_REQUEST)
+        except (ReplyError, BrokerError, IntakeFullError) as error:
+            return failed(code_of(error))
+        return failed(ErrorCode.METHOD_NOT_FOUND)
+
+    async def _call(self, name: str, method: Method, argument: bytes) -> dict[str, object]:
+        body = method.decode(argument)
+        if name == "publish":
+            answer = await submit(self._node, body, body.channel, self._budget)
+            if isinstance(answer, Receipt):
+                return await self._leave_open(name, 1, partial(published, self._node, answer))
+            return {name: {} if answer is None else answer}
+        if name == "broadcast":
+            submitted = await submit_each(self._node, body, self._budget)
+            receipts = sum(isinstance(one, Receipt) for one in submitted)
+            result = partial(responses, self._node, submitted)
+            return await self._leave_open(name, receipts, result)
+        await self.finish()
+        return {name: await method.call(self._node, body, self._budget)}
+
+    async def _leave_open(
+        self, name: str, answers: int, result: Callable[[], Awaitable[object]]
+    ) -> dict[str, object]:
+        """The result if no answer is awaited for it, else nothing yet."""
+        if not answers:
+            return {name: await result()}
+        if self._answers >= IN_FLIGHT:
+            await self.finish()
+        self._answers += answers
+        self._open.append(_Open(len(self.replies), name, result))
+        return {}
+
+    async def finish(self) -> None:
+        """Wait for the answers to all events, and fill in the replies."""
+        waiting, self._open, self._answers = self._open, [], 0
+        for one in waiting:
+            try:
+                self.replies[one.number] = {one.name: await one.result()}
+            except (ReplyError, BrokerError) as error:
+                self.replies[one.number] = failed(code_of(error))

@@ -6,12 +6,14 @@ A body is parsed once. The text of `data` is passed on as it arrived.
 from __future__ import annotations
 
 from base64 import b64decode
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import trio
 
 from repeater.api.answers import Failure, Result, failed
+from repeater.brokers.contract import Outcome
+from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.json_text import JSONText, accepted, json_text
 from repeater.publication import Publication, StreamPosition
@@ -47,6 +49,13 @@ class Responses(msgspec.Struct, frozen=True):
     responses: list[Result | Failure]
 
 
+Submitted = list[Answer[Outcome] | Failure]
+"""The outcomes of a broadcast so far, in the order of its channels."""
+
+IN_FLIGHT: Final = 4_096
+"""Events of one call that wait for the back end's answer at a time."""
+
+
 async def publish(
     node: Node, body: PublishBody, budget: Budget
 ) -> StreamPosition | dict[str, object]:
@@ -61,7 +70,17 @@ async def publish(
         BrokerError: the back end failed.
         IntakeFullError: fan-out made no room in time.
     """
-    return await _publish(node, body, body.channel, budget)
+    return await published(node, await submit(node, body, body.channel, budget))
+
+
+async def published(node: Node, answer: Answer[Outcome]) -> StreamPosition | dict[str, object]:
+    """The result of a `publish` that was submitted, as soon as the back end has answered.
+
+    Raises:
+        ReplyError, BrokerError: the back end refused the event, or failed.
+    """
+    position = await node.answered(answer, "publish") if isinstance(answer, Receipt) else answer
+    return {} if position is None else position
 
 
 async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Responses:
@@ -73,15 +92,34 @@ async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Response
     Raises:
         ReplyError: the list of channels is empty (107).
     """
+    return await responses(node, await submit_each(node, body, budget))
+
+
+async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submitted:
+    """Submit the event of a `broadcast` into each channel; raises as `broadcast`."""
     if not body.channels:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-    responses: list[Result | Failure] = []
+    submitted: Submitted = []
     for channel in body.channels:
         try:
-            responses.append(Result(await _publish(node, body, channel, budget)))
+            submitted.append(await submit(node, body, channel, budget))
         except (ReplyError, BrokerError, IntakeFullError) as error:
-            responses.append(failed(code_of(error)))
-    return Responses(responses)
+            submitted.append(failed(code_of(error)))
+    return submitted
+
+
+async def responses(node: Node, submitted: Submitted) -> Responses:
+    """The result of a `broadcast`, as soon as the back end has answered for each channel."""
+    found: list[Result | Failure] = []
+    for answer in submitted:
+        if isinstance(answer, Failure):
+            found.append(answer)
+            continue
+        try:
+            found.append(Result(await published(node, answer)))
+        except (ReplyError, BrokerError) as error:
+            found.append(failed(code_of(error)))
+    return Responses(found)
 
 
 def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:
@@ -91,18 +129,6 @@ def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:
     if isinstance(error, IntakeFullError):
         return ErrorCode.TOO_MANY_REQUESTS
     return ErrorCode.INTERNAL
-
-
-async def _publish(
-    node: Node, body: PublishBody, channel: str, budget: Budget
-) -> StreamPosition | dict[str, object]:
-    publication = publication_of(body, channel)
-    await budget.give_way()
-    try:
-        position = publish_nowait(node, body, publication)
-    except trio.WouldBlock:
-        position = await publish_patiently(node, body, publication, budget)
-    return {} if position is None else position
 
 
 def publication_of(body: PublishBody, channel: str) -> Publication:
@@ -130,33 +156,34 @@ def _decoded(text: str) -> JSONText:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
 
 
-def publish_nowait(
-    node: Node, body: PublishBody, publication: Publication
-) -> StreamPosition | None:
-    """Publish if no wait is needed.
+async def submit(node: Node, body: PublishBody, channel: str, budget: Budget) -> Answer[Outcome]:
+    """Submit the event of a body to one channel.
+
+    A checkpoint only when the budget is spent or there is no room. Waits for room, unless an
+    earlier wait of this call timed out.
 
     Raises:
-        trio.WouldBlock: a wait is needed; nothing was published. And the errors of `publish`.
+        IntakeFullError: there is no room. And the errors of `publish`.
     """
-    return node.publish_nowait(
-        publication, idempotency_key=body.idempotency_key, skip_history=body.skip_history
-    )
+    publication = publication_of(body, channel)
+    await budget.give_way()
+    while True:
+        try:
+            return node.submit(
+                publication,
+                idempotency_key=body.idempotency_key,
+                skip_history=body.skip_history,
+            )
+        except trio.WouldBlock:
+            await _wait_room(node, budget)
 
 
-async def publish_patiently(
-    node: Node, body: PublishBody, publication: Publication, budget: Budget
-) -> StreamPosition | None:
-    """Publish, and wait for room in the intake unless an earlier wait of this call timed out.
-
-    Raises:
-        IntakeFullError: the intake is full. And the errors of `publish`.
-    """
+async def _wait_room(node: Node, budget: Budget) -> None:
     if not budget.patient:
         raise IntakeFullError
     try:
-        return await node.publish(
-            publication, idempotency_key=body.idempotency_key, skip_history=body.skip_history
-        )
+        await node.wait_room()
     except IntakeFullError:
         budget.patient = False
         raise
+    budget.renew()

@@ -7,25 +7,21 @@ is kept in memory.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import trio
 
 from repeater.api.answers import ApiError, Result, api_error, encode
 from repeater.api.budget import Budget
-from repeater.api.publishing import (
-    PublishBody,
-    code_of,
-    publication_of,
-    publish_nowait,
-    publish_patiently,
-)
+from repeater.api.publishing import IN_FLIGHT, PublishBody, submit
+from repeater.brokers.receipts import Receipt
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.http.answer import Answer
 from repeater.protocol.json_reader import reader
 
 if TYPE_CHECKING:
+    from repeater.brokers.contract import Outcome
     from repeater.node import Node
 
 STREAM: Final = "stream"
@@ -67,8 +63,14 @@ class EventStream:
         self._accepted = 0
         self._failed = 0
         self._errors: list[LineError] = []
-        self.stopped = False
-        """Whether fan-out made no room in time, so that no more lines are published."""
+        # The lines that wait for the back end's answer, oldest first.
+        self._open: deque[tuple[int, Receipt[Outcome]]] = deque()
+        self._stopped_at = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there was no room in time, or the back end failed: no more lines are taken."""
+        return self._stopped_at > 0
 
     async def feed(self, data: bytes) -> None:
         """Publish the lines that `data` completes; waits while the intake is full.
@@ -92,16 +94,17 @@ class EventStream:
         if self._partial or self._skipping:
             await self.feed(b"\n")
 
-    def answer(self, status: int = 200) -> Answer:
-        """The summary: 200 for a whole body, 503 if it stopped, or the `status` of a break."""
+    async def answer(self, status: int = 200) -> Answer:
+        """The summary: 200 for a whole body, 503 if it stopped, or the `status` of a break.
+
+        Waits for the back end's answers to the lines that were published.
+        """
+        while self._open:
+            await self._heed_oldest()
         if self.stopped:
             status = 503
-        summary = Summary(
-            self._accepted,
-            self._failed,
-            self._errors,
-            0 if status == 200 else self._line + 1,
-        )
+        stopped_at = 0 if status == 200 else self._stopped_at or self._line + 1
+        summary = Summary(self._accepted, self._failed, self._errors, stopped_at)
         headers = (("Retry-After", "1"),) if status == 503 else ()
         return Answer(status, encode(Result(summary)), headers=headers)
 
@@ -116,31 +119,50 @@ class EventStream:
                 self._fail(ErrorCode.LIMIT_EXCEEDED)
             elif line and not line.isspace():
                 await self._take(line)
-            if not self.stopped:
-                self._line += 1
+            self._line += 1
             if self._budget.spent:
                 await self._budget.give_way()
+            await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
         try:
             body = _parse(line)
-            publication = publication_of(body, body.channel)
-            try:
-                publish_nowait(self._node, body, publication)
-            except trio.WouldBlock:
-                await publish_patiently(self._node, body, publication, self._budget)
-                self._budget.renew()
-        except IntakeFullError:
-            self.stopped = True
-        except (ReplyError, BrokerError) as error:
-            self._fail(code_of(error))
+            answer = await submit(self._node, body, body.channel, self._budget)
+        except (IntakeFullError, BrokerError):
+            self._stop(self._line + 1)
+        except ReplyError as error:
+            self._fail(error.code)
+        else:
+            if isinstance(answer, Receipt):
+                self._open.append((self._line + 1, answer))
+            else:
+                self._accepted += 1
+
+    async def _heed_settled(self) -> None:
+        """Count the oldest lines that are answered; wait for one where too many are open."""
+        while self._open and (self._open[0][1].settled or len(self._open) >= IN_FLIGHT):
+            await self._heed_oldest()
+
+    async def _heed_oldest(self) -> None:
+        line, receipt = self._open.popleft()
+        try:
+            await self._node.answered(receipt, "publish")
+        except BrokerError:
+            self._stop(line)
+        except ReplyError as error:
+            self._fail(error.code, line)
         else:
             self._accepted += 1
 
-    def _fail(self, code: ErrorCode) -> None:
+    def _stop(self, line: int) -> None:
+        """Take no more lines. The sender goes on with this one, the first of those that failed."""
+        self._stopped_at = min(line, self._stopped_at or line)
+
+    def _fail(self, code: ErrorCode, line: int = 0) -> None:
+        """Count a failed line, by default the present one."""
         self._failed += 1
         if len(self._errors) < _ERRORS:
-            self._errors.append(LineError(self._line + 1, api_error(code)))
+            self._errors.append(LineError(line or self._line + 1, api_error(code)))
 
 
 def _parse(line: bytes) -> PublishBody:

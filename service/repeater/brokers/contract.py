@@ -1,20 +1,27 @@
 """The contracts of a broker and of a presence store.
 
 A broker knows no hub and no client: it gets a sink for its events. The rest of the server relies on
-these few methods and on nothing more. The data of a publication is a `JSONText`, and fan-out parses
-nothing again. So a broker hands on the data that it got; data that comes from another process is
-first checked by `publication.checked`.
+these few methods and on nothing more. No call waits: an answer that takes time is a `Receipt`. The
+data of a publication is a `JSONText`, and fan-out parses nothing again. So a broker hands on the
+data that it got; data that comes from another process is first checked by `publication.checked`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 
+from repeater.brokers.receipts import Answer
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
+
+Outcome = StreamPosition | None
+"""Where a publication is in its stream; None if the channel keeps no history."""
+
+Page = tuple[Sequence[Publication], StreamPosition]
+"""Publications of a stream, and the stream's top, both of one moment."""
 
 
 class BrokerStatistics(msgspec.Struct, frozen=True):
@@ -42,7 +49,7 @@ class EventSink(Protocol):
         """
 
     def check_room(self) -> None:
-        """`wait_room` without waiting.
+        """`wait_room` without waiting; has room for whoever has just waited for it.
 
         Raises:
             trio.WouldBlock: the sink is full, or others wait.
@@ -68,35 +75,65 @@ class Broker(Protocol):
         Lives in the node's nursery; ended by the node, after the last publisher.
         """
 
-    async def publish(
+    def submit(
         self,
         publication: Publication,
         options: ChannelOptions,
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
-    ) -> StreamPosition | None:
-        """Number, keep and hand on one publication; returns its position.
+    ) -> Answer[Outcome]:
+        """Publish one publication: number it, keep it, hand it to fan-out. Never waits.
 
-        A repeated idempotency key, or a `version` that is not newer than the stream's, publishes
-        nothing (protocol, section 9.1). Returns before fan-out. None means that the channel keeps
-        no history. No other publication of the channel may come between numbering and hand-over.
-        If it is cancelled before the numbering, nothing was published. With a `history_size` of 0
-        a publication is not numbered; a stream that it should have been in must have another epoch
-        when the channel keeps history again.
-
-        Raises:
-            BrokerError: the back end failed.
-        """
-
-    async def announce(self, announcement: Announcement) -> None:
-        """Hand on a join or leave, at most once.
+        The order of submissions is the order in the stream, for each channel, and receipts of one
+        channel settle in this order; those of different channels settle in any order. Answers
+        before fan-out. A repeated idempotency key, or a `version` that is not newer than the
+        stream's, publishes nothing (protocol, section 9.1). The publication's `time` is set where
+        it is numbered. It is kept for at least `history_ttl` from then on, as far as `history_size`
+        and the broker's bounds allow. With a `history_size` of 0 a publication is not numbered; a
+        stream that it should have been in must have another epoch when the channel keeps history
+        again.
 
         Raises:
-            BrokerError: the back end failed.
+            trio.WouldBlock: there is no room, and nothing happened; see `wait_room`.
+            trio.ClosedResourceError: the node is shutting down, and nothing happened.
+            BrokerError: the engine is known to be down, and nothing happened.
         """
 
-    async def history(
+    async def wait_room(self) -> None:
+        """Wait until one more submission fits, behind those who wait already.
+
+        The caller then submits, or does not, before it awaits anything. Cancellation leaves nothing
+        behind. The caller sets the deadline.
+
+        Raises:
+            trio.ClosedResourceError: the node is shutting down.
+            BrokerError: the engine is known to be down.
+        """
+
+    def announce(self, announcement: Announcement) -> None:
+        """Hand on a join or leave, at most once, behind what the caller submitted before.
+
+        There is no answer: a broker whose engine loses an announcement logs and counts the loss.
+
+        Raises:
+            trio.WouldBlock, trio.ClosedResourceError, BrokerError: as `submit`.
+        """
+
+    def hold(self, channel: str) -> Answer[None]:
+        """Have the events of a channel come to fan-out; idempotent.
+
+        Once it is answered no event is missed: what is not in a history read after that comes to
+        fan-out. The history may already be ahead of fan-out.
+
+        Raises:
+            BrokerError: the engine is known to be down.
+        """
+
+    def release(self, channel: str) -> None:
+        """Note that no listener is left: the events need not come any more. Never fails."""
+
+    def history(
         self,
         channel: str,
         options: ChannelOptions,
@@ -104,7 +141,7 @@ class Broker(Protocol):
         since: StreamPosition | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
+    ) -> Answer[Page]:
         """Publications after `since` and the stream's top, both of one moment.
 
         Oldest first, at most `limit` of them; 0 gives the position alone. With `reverse`,
@@ -117,14 +154,14 @@ class Broker(Protocol):
         A stream may be forgotten to keep a bound. Then its epoch changes, also if nobody publishes.
 
         Raises:
-            BrokerError: the back end failed.
+            BrokerError: the engine is known to be down.
         """
 
-    async def remove_history(self, channel: str) -> None:
+    def remove_history(self, channel: str) -> Answer[None]:
         """Forget a channel's publications; its top and epoch stay.
 
         Raises:
-            BrokerError: the back end failed.
+            BrokerError: the engine is known to be down.
         """
 
     def outage(self) -> str:
@@ -142,52 +179,34 @@ class PresenceStore(Protocol):
     """Who is in a channel: a map from connection id to its information.
 
     The node that added an entry also removes it; a store that outlives its process must expire
-    entries by itself.
+    entries by itself. Calls of one client in one channel take effect in their order. No call waits;
+    a failure that comes later settles the call's receipt.
     """
 
-    async def add(self, channel: str, info: ClientInfo) -> None:
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
         """Note that a client is in the channel, or is still there.
 
         Raises:
-            BrokerError: the back end failed.
+            BrokerError: the store is known to be down.
         """
 
-    async def remove(self, channel: str, client: str) -> None:
+    def remove(self, channel: str, client: str) -> Answer[None]:
         """Note that this connection is not in the channel any more. Idempotent.
 
         Raises:
-            BrokerError: the back end failed.
+            BrokerError: the store is known to be down.
         """
 
-    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
+    def members(self, channel: str) -> Answer[Mapping[str, ClientInfo]]:
         """All clients in the channel, by connection id.
 
         Raises:
-            BrokerError: the back end failed.
+            BrokerError: the store is known to be down.
         """
 
-    async def count(self, channel: str) -> tuple[int, int]:
+    def count(self, channel: str) -> Answer[tuple[int, int]]:
         """How many connections are in the channel, and how many different users.
 
         Raises:
-            BrokerError: the back end failed.
-        """
-
-
-@runtime_checkable
-class InstantBroker(Broker, Protocol):
-    """A broker that waits for nothing but room in the intake."""
-
-    def publish_nowait(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
-        """`publish` without waiting.
-
-        Raises:
-            trio.WouldBlock: the intake is full; nothing was published.
+            BrokerError: the store is known to be down.
         """

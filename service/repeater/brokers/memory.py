@@ -7,12 +7,11 @@ that numbering began again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import trio
 
-from repeater.brokers.contract import BrokerStatistics, EventSink
+from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
 from repeater.brokers.first_results import FirstResults
 from repeater.brokers.streams import Streams
 from repeater.options import ChannelOptions
@@ -56,34 +55,18 @@ class MemoryBroker:
             await self._streams.sweep()
             await self._results.sweep()
 
-    async def publish(
+    def submit(
         self,
         publication: Publication,
         options: ChannelOptions,
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
-    ) -> StreamPosition | None:
-        """Number, keep and hand on one publication, as `Broker.publish`.
+    ) -> Outcome:
+        """Number, keep and hand on one publication, as `Broker.submit`.
 
         A repeated idempotency key publishes nothing and returns the first result. A `version` that
         is not newer than the stream's publishes nothing and returns the stream's top.
-
-        Waits for room in the intake before anything is numbered; cancelled there, nothing
-        was published.
-        """
-        await self._room()
-        return self._publish(publication, options, idempotency_key, skip_history)
-
-    def publish_nowait(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        *,
-        idempotency_key: str = "",
-        skip_history: bool = False,
-    ) -> StreamPosition | None:
-        """`publish` without waiting.
 
         Raises:
             trio.WouldBlock: the intake is full; nothing was published.
@@ -91,16 +74,6 @@ class MemoryBroker:
         if self._intake is None:
             raise trio.WouldBlock
         self._intake.check_room()
-        return self._publish(publication, options, idempotency_key, skip_history)
-
-    def _publish(
-        self,
-        publication: Publication,
-        options: ChannelOptions,
-        idempotency_key: str,
-        skip_history: bool,
-    ) -> StreamPosition | None:
-        """Publish into an intake that has room."""
         if not idempotency_key:
             return self._take(publication, options, skip_history)
         key = (publication.channel, idempotency_key)
@@ -110,6 +83,13 @@ class MemoryBroker:
         position = self._take(publication, options, skip_history)
         self._results.keep(key, position)
         return position
+
+    async def wait_room(self) -> None:
+        """Wait until the intake has room for one more event; see `Broker.wait_room`."""
+        if self._intake is None:
+            await self._running.wait()
+        assert self._intake is not None
+        await self._intake.wait_room()
 
     def _take(
         self, publication: Publication, options: ChannelOptions, skip_history: bool
@@ -128,19 +108,20 @@ class MemoryBroker:
         self._intake.put_nowait(publication, weight)
         return publication.position
 
-    async def announce(self, announcement: Announcement) -> None:
-        """Hand an announcement on once the intake has room."""
-        (await self._room()).put_nowait(announcement)
-
-    async def _room(self) -> EventSink:
-        """The intake, once it has room. The caller must use the room before it awaits anything."""
+    def announce(self, announcement: Announcement) -> None:
+        """Hand an announcement on; raises `trio.WouldBlock` while the intake is full."""
         if self._intake is None:
-            await self._running.wait()
-        assert self._intake is not None
-        await self._intake.wait_room()
-        return self._intake
+            raise trio.WouldBlock
+        self._intake.check_room()
+        self._intake.put_nowait(announcement)
 
-    async def history(
+    def hold(self, channel: str) -> None:
+        """Do nothing: every event of this process comes to fan-out."""
+
+    def release(self, channel: str) -> None:
+        """Do nothing, as `hold`."""
+
+    def history(
         self,
         channel: str,
         options: ChannelOptions,
@@ -148,9 +129,8 @@ class MemoryBroker:
         since: StreamPosition | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
+    ) -> Page:
         """Publications since a position, and the top; see `Broker.history`."""
-        await trio.lowlevel.checkpoint()
         stream = self._streams.find(channel, trio.current_time())
         if stream is None:
             return (), self._streams.top(channel)
@@ -161,9 +141,8 @@ class MemoryBroker:
             return stream.before(before, limit), stream.position
         return stream.after(0 if since is None else since.offset, limit), stream.position
 
-    async def remove_history(self, channel: str) -> None:
+    def remove_history(self, channel: str) -> None:
         """Forget a channel's publications; its top and epoch stay."""
-        await trio.lowlevel.checkpoint()
         self._streams.clear(channel)
 
     def outage(self) -> str:

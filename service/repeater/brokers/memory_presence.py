@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-import trio
-
 from repeater.publication import ClientInfo
 
 
@@ -18,9 +16,8 @@ class MemoryPresence:
         # How many clients each user has in a channel, so that a count needs no walk over them.
         self._users: dict[str, Counter[str]] = {}
 
-    async def add(self, channel: str, info: ClientInfo) -> None:
+    def add(self, channel: str, info: ClientInfo) -> None:
         """Note that a client is in the channel."""
-        await trio.lowlevel.checkpoint()
         members = self._channels.setdefault(channel, {})
         users = self._users.setdefault(channel, Counter())
         users[info.user] += 1
@@ -29,9 +26,8 @@ class MemoryPresence:
         if before is not None:
             _subtract(users, before.user)
 
-    async def remove(self, channel: str, client: str) -> None:
+    def remove(self, channel: str, client: str) -> None:
         """Note that this connection is not in the channel any more. Idempotent."""
-        await trio.lowlevel.checkpoint()
         members = self._channels.get(channel, {})
         info = members.pop(client, None)
         if info is not None:
@@ -40,14 +36,12 @@ class MemoryPresence:
             self._channels.pop(channel, None)
             self._users.pop(channel, None)
 
-    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
+    def members(self, channel: str) -> Mapping[str, ClientInfo]:
         """All clients in the channel, by connection id."""
-        await trio.lowlevel.checkpoint()
         return dict(self._channels.get(channel, {}))
 
-    async def count(self, channel: str) -> tuple[int, int]:
+    def count(self, channel: str) -> tuple[int, int]:
         """How many connections are in the channel, and how many different users."""
-        await trio.lowlevel.checkpoint()
         return len(self._channels.get(channel, {})), len(self._users.get(channel, {}))
 
 

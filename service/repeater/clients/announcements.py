@@ -100,16 +100,29 @@ class Announcements:
     async def _announce(self, change: _Change) -> None:
         subscription = change.subscription
         subscription.arrived = change.joined
-        name, info = subscription.channel.name, subscription.info()
+        announcement = Announcement(subscription.channel.name, subscription.info(), change.joined)
         with trio.move_on_after(self._timeout) as waiting:
             try:
-                await self._broker.announce(Announcement(name, info, change.joined))
+                await self._submit(announcement)
             except BrokerError as error:
                 self._fail(str(error))
             except trio.ClosedResourceError:
                 return  # The node is shutting down, and no subscriber is left to tell.
         if waiting.cancelled_caught:
             self._fail("no room in time")
+
+    async def _submit(self, announcement: Announcement) -> None:
+        """Hand an announcement to the broker as soon as there is room; no wait for its answer.
+
+        An announcement is told at most once, so nothing would be done again after a failure.
+        """
+        while True:
+            try:
+                self._broker.announce(announcement)
+            except trio.WouldBlock:
+                await self._broker.wait_room()
+            else:
+                return
 
     def _fail(self, reason: str) -> None:
         self._errors["announce"] += 1

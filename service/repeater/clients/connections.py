@@ -14,7 +14,8 @@ import msgspec
 import trio
 
 from repeater.access.grants import NOTHING_GRANTED, SubscriptionGrant
-from repeater.clients.joining import open_subscription, server_side_wish, time_left
+from repeater.clients.joining import server_side_wish, time_left
+from repeater.clients.openings import GrantedChannel, open_subscription
 from repeater.errors import (
     CHANNEL_LIMIT,
     EXPIRED,
@@ -124,7 +125,7 @@ class UserConnections:
         present: list[tuple[str, str]] = []
         await _for_each(chosen, unsubscribe_one)
         for client_id, name in present:
-            await self.attendance.wait_departed(client_id, name)
+            self.attendance.depart(client_id, name)
 
     async def disconnect(
         self: ClientNode,
@@ -213,7 +214,9 @@ async def _subscribe(
         client.disconnect(CHANNEL_LIMIT)
         return True
     try:
-        joining = await open_subscription(node, client, channel, grant, server_side_wish(since))
+        joining = await open_subscription(
+            node, client, GrantedChannel(channel, grant, server_side_wish(since))
+        )
     except (DisconnectError, ReplyError):
         return False  # the client was told nothing, so it need not come back
     joining.tell()

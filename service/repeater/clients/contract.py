@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend
 from repeater.backend.options import CallbackKind
-from repeater.brokers.contract import Broker
+from repeater.brokers.contract import Broker, Outcome, Page, PresenceStore
+from repeater.brokers.receipts import Answer, Receipt
 from repeater.clients.connection_log import ConnectionLog
 from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
@@ -28,6 +29,8 @@ from repeater.options import NodeOptions
 from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.turns import Turns
 
+T = TypeVar("T")
+
 
 class ClientNode(Protocol):
     """The part of a node that conversations and commands may use."""
@@ -36,6 +39,7 @@ class ClientNode(Protocol):
     options: NodeOptions
     channels: ChannelRules
     broker: Broker
+    presence_store: PresenceStore
     verifier: TokenVerifier | None
     backend: Backend | None
     hub: Hub
@@ -55,6 +59,8 @@ class ClientNode(Protocol):
     """Refusals by the name of the limit or the denial. The code that refuses counts."""
     broker_errors: Counter[str]
     """Failures of broker and presence store, by the call. The code that handles one counts."""
+    refused: int
+    """Publishes told to try later: no room in time, or the node is shutting down."""
 
     def asks(self, kind: CallbackKind) -> Backend | None:
         """The back end, if it is to be asked this kind of question, else None."""
@@ -62,10 +68,21 @@ class ClientNode(Protocol):
     def unix_time(self) -> float:
         """Unix seconds."""
 
+    def submit(
+        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+    ) -> Answer[Outcome]:
+        """Publish one event without waiting; see `ChannelOperations.submit`."""
+
+    async def wait_room(self) -> None:
+        """Wait until one more event may be submitted; see `ChannelOperations.wait_room`."""
+
+    async def answered(self, receipt: Receipt[T], asked: str = "") -> T:
+        """Wait for the back end's answer; see `ChannelOperations.answered`."""
+
     async def publish(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
-    ) -> StreamPosition | None:
-        """Publish one event; see `Node.publish`."""
+    ) -> Outcome:
+        """Publish one event; see `ChannelOperations.publish`."""
 
     async def history(
         self,
@@ -74,11 +91,11 @@ class ClientNode(Protocol):
         since: StreamPosition | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        """Past publications and the stream's top; see `Node.history`."""
+    ) -> Page:
+        """Past publications and the stream's top; see `ChannelOperations.history`."""
 
     async def presence(self, channel: str) -> Mapping[str, ClientInfo]:
-        """The members of a channel by connection id; see `Node.presence`."""
+        """The members of a channel by connection id; see `ChannelOperations.presence`."""
 
     async def presence_stats(self, channel: str) -> tuple[int, int]:
-        """The numbers of connections and users in a channel; see `Node.presence_stats`."""
+        """The numbers of connections and users; see `ChannelOperations.presence_stats`."""

@@ -12,31 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.access.grants import SubscriptionGrant
-from repeater.clients.filtered import filtered, known_sizes
-from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
-from repeater.fanout.gathered import Gathered
 from repeater.fanout.recovery import (
     Joined,
-    Room,
-    Rooms,
-    Size,
     after_drop,
     go_on,
-    join,
-    recover,
-    recover_newest,
 )
 from repeater.json_text import embedded
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
-from repeater.publication import START, Publication, StreamPosition
+from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
     from repeater.clients.subscription import Subscription
-    from repeater.options import ChannelOptions
     from repeater.protocol.centrifugo.codecs import Codec
 
 
@@ -165,12 +154,13 @@ class Joining:
                 client.outbox.push(client.codec.push(push))
             return
         rest: Sequence[Publication] = gathered
-        position, gap = None, False
+        position, gap = None, gathered.broken and subscription.positioned
         if self.joined is not None and not gathered:
             position = self.joined.position
         elif self.joined is not None:
             gone_on = go_on(self.joined.position, gathered)
-            rest, position, gap = gone_on.publications, gone_on.position, gone_on.gap
+            rest, position = gone_on.publications, gone_on.position
+            gap = gap or gone_on.gap
         channel.go_live(subscription, position)
         self._node.registry.subscribed(client, subscription)
         _push_publications(client, subscription.codec, rest)
@@ -219,142 +209,6 @@ def _push_publications(client: Client, codec: Codec, publications: Sequence[Publ
 def server_side_wish(since: StreamPosition | None) -> Wish:
     """The wish of a server-side subscription: position and recovery, from `since` if given."""
     return Wish(positioned=True, recoverable=True, since=since, server_side=True)
-
-
-async def open_subscription(
-    node: ClientNode,
-    client: Client,
-    channel: str,
-    grant: SubscriptionGrant,
-    wish: Wish,
-    rooms: Rooms | None = None,
-    size: Size | None = None,
-) -> Joining:
-    """Join a channel that a client may hear and does not hear yet, and read its history.
-
-    Cancelled, it leaves nothing behind. It may be called from a task other than the client's. So
-    the client or the subscription may have ended by the time it returns.
-
-    Args:
-        node: The client's node.
-        client: The client.
-        channel: The channel.
-        grant: What goes with the subscription.
-        wish: What the client asks for.
-        rooms: The rooms of the answer, if it answers other subscriptions as well.
-        size: The size of a publication in the answer; by default the codec's.
-
-    Raises:
-        ReplyError: 107 or 102, for the channel's name.
-        DisconnectError: 3004, if history or presence cannot be read: the client comes back. Or
-            the client's own disconnect, if it has already ended.
-    """
-    if client.end is not None:
-        raise DisconnectError(client.end)
-    options = node.channels.options(channel)
-    codec = client.codec
-    if wish.delta and codec.delta is not None:
-        codec = codec.delta
-    if wish.tags is not None:
-        codec = codec.filtered(wish.tags)
-    rooms = rooms or Rooms(node.options.outbox_limit, client.outbox.waiting)
-    subscription = client.join(channel, codec, rooms.gathered)
-    subscription.server_side = wish.server_side
-    subscription.grant, subscription.expire_at = grant, grant.expire_at
-    _settle(node, client, subscription, options, wish)
-    if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
-        wish = msgspec.structs.replace(wish, since=START)
-    try:
-        await node.attendance.enter(subscription)
-        joined = await _read(node, subscription, options, wish, rooms, size or codec.size)
-    except BrokerError:
-        node.broker_errors["subscribe"] += 1
-        drop(client, subscription)
-        raise DisconnectError(SERVER_ERROR) from None
-    except BaseException:  # cancelled, or a bug: the caller gets no `Joining` to drop
-        drop(client, subscription)
-        raise
-    return Joining(node, client, subscription, joined, wish)
-
-
-def drop(client: Client, subscription: Subscription) -> None:
-    """End a subscription whose start was not told. Does nothing if it has ended already."""
-    if not subscription.ended:
-        client.unsubscribe(subscription.channel.name)
-
-
-def _settle(
-    node: ClientNode,
-    client: Client,
-    subscription: Subscription,
-    options: ChannelOptions,
-    wish: Wish,
-) -> None:
-    """Grant the parts of the wish that options, the grant's overrides and permissions allow."""
-    rules, overrides = node.channels, subscription.grant.overrides
-    subscription.renewed = options.sub_refresh_proxy_enabled
-    subscription.presence = _either(overrides.presence, options.presence)
-    subscription.announced = _either(overrides.join_leave, options.join_leave)
-    forced = _either(overrides.force_push_join_leave, options.force_push_join_leave)
-    subscription.join_leave = subscription.announced and (
-        forced or (wish.join_leave and rules.may("presence", options, client.user, subscribed=True))
-    )
-    if not options.history_size:
-        return
-    may_read = rules.may("history", options, client.user, subscribed=True)
-    subscription.recoverable = _either(overrides.force_recovery, options.force_recovery) or (
-        wish.recoverable and (options.allow_recovery or may_read)
-    )
-    subscription.positioned = (
-        subscription.recoverable
-        or _either(overrides.force_positioning, options.force_positioning)
-        or (wish.positioned and (options.allow_positioning or may_read))
-    )
-
-
-def _either(override: bool | None, option: bool) -> bool:
-    return option if override is None else override
-
-
-def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
-    """Whether the channel recovers its newest publication only."""
-    return options.force_recovery_mode == "cache" and subscription.recoverable
-
-
-async def _read(
-    node: ClientNode,
-    subscription: Subscription,
-    options: ChannelOptions,
-    wish: Wish,
-    rooms: Rooms,
-    size: Size,
-) -> Joined | None:
-    """Read history and position, if wanted, and merge the publications that gathered meanwhile."""
-    if not subscription.positioned:
-        return None
-    name, since = subscription.channel.name, wish.since
-    if since is not None and _cached(subscription, options):
-        found, top = await node.broker.history(name, options, limit=1, reverse=True)
-        joined = recover_newest(since, found[0] if found else None, top, rooms.missed, size)
-        return after_drop(filtered(joined, wish.tags, size), _gathered(subscription).dropped)
-    if since is None or not subscription.recoverable:
-        _, top = await node.broker.history(name, options, limit=0)
-        gathered = _gathered(subscription)
-        return after_drop(join(top, gathered.take()), gathered.dropped)
-    history, top = await node.broker.history(
-        name, options, since=since, limit=node.options.recovery_limit
-    )
-    if wish.tags is not None:
-        size = await known_sizes(node, history, size)
-    gathered = _gathered(subscription)
-    joined = recover(since, history, top, gathered.take(), rooms.missed, size)
-    return after_drop(filtered(joined, wish.tags, size), gathered.dropped)
-
-
-def _gathered(subscription: Subscription) -> Gathered:
-    """What gathers for a subscription; nothing if the subscription has ended meanwhile."""
-    gathered = subscription.channel.joining.get(subscription)
-    return Gathered(Room()) if gathered is None else gathered
 
 
 def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:

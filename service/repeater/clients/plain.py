@@ -1,7 +1,7 @@
 """A plain subscriber that can come back: it gets all events that it missed, or a `reset`.
 
-All its channels go live at one moment. Histories are read one after the other while publications
-gather. Then, with no await between, the missed events are queued and the channels go live.
+All its channels go live at one moment. Their histories are read while publications gather. Then,
+with no await between, the missed events are queued and the channels go live.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ import msgspec
 import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.clients.joining import Joining, complete_all, open_subscription, server_side_wish
+from repeater.brokers.receipts import Receipt
+from repeater.clients.joining import Joining, complete_all, server_side_wish
+from repeater.clients.openings import GrantedChannel, open_subscriptions
 from repeater.clients.replay import Replay
-from repeater.errors import PERMISSION_DENIED, DisconnectError, ReplyError
+from repeater.errors import (
+    PERMISSION_DENIED,
+    SERVER_ERROR,
+    BrokerError,
+    DisconnectError,
+    ReplyError,
+)
 from repeater.fanout.recovery import Rooms, Size
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
@@ -54,6 +62,22 @@ def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, Strea
     """
     positions = parse_event_id(last_event_id, channels)
     return dict.fromkeys(channels, UNKNOWN) if positions is None else positions
+
+
+async def hold_channels(node: ClientNode, client: Client) -> None:
+    """Have the broker hold the channels that a plain subscriber hears without positions.
+
+    What comes is sent at once, so nothing has to be read first. If the broker fails, the client is
+    disconnected and comes back.
+    """
+    try:
+        answers = [node.broker.hold(name) for name in client.channels]
+        for answer in answers:
+            if isinstance(answer, Receipt):
+                await node.answered(answer)
+    except BrokerError:
+        node.broker_errors["subscribe"] += 1
+        client.disconnect(SERVER_ERROR)
 
 
 @asynccontextmanager
@@ -107,20 +131,22 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
     They are server-side, so that a lost position ends the connection: a plain client recovers by
     connecting again.
     """
-    since, joinings = wanted.since, []
-    rooms = Rooms(node.options.outbox_limit)
+    since = wanted.since
     size = _size_with_id(since, wanted.channels) if since else None
+    channels = [
+        GrantedChannel(name, grant, server_side_wish(since.get(name)))
+        for name, grant in wanted.channels.items()
+    ]
     try:
-        for name, grant in wanted.channels.items():
-            wish = server_side_wish(since.get(name))
-            joinings.append(await open_subscription(node, client, name, grant, wish, rooms, size))
+        return await open_subscriptions(
+            node, client, channels, Rooms(node.options.outbox_limit), size
+        )
     except DisconnectError as error:
         client.disconnect(error.disconnect)
         return ()
     except ReplyError:  # the options changed after the channel was allowed
         client.disconnect(PERMISSION_DENIED)
         return ()
-    return joinings
 
 
 def _size_with_id(since: Positions, channels: Collection[str]) -> Size:

@@ -1,31 +1,37 @@
 """Presence of subscriptions in channels, and their joins and leaves (protocol, section 12).
 
-The subscribing task awaits the arrival, because the reply must come after it. A departure begins in
-sync code (a sweep, a cut, another client's command), so it waits here for the one task that
-carries departures out. That happens after the socket is gone, never before.
+Calls on the store never wait, and take effect in their order. So an arrival is sent to the store as
+soon as it happens. A departure begins in sync code (a sweep, a cut, another client's command), and
+very many can begin at once: they wait here for the one task that sends them to the store, some at a
+time. That happens after the socket is gone, never before. Whatever needs a departure to come first
+sends it at once.
 
 Joins and leaves go through `Announcements`, which leaves out those that cancel each other.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.brokers.receipts import Receipt
 from repeater.clients.announcements import Announcements
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.brokers.receipts import Answer
     from repeater.clients.subscription import Subscription
 
 _log = get_logger("presence")
 
-_AT_ONCE: Final = 64  # entries renewed at a time, so that one client does not fill the store's pool
+_AT_ONCE: Final = 64  # entries of one client that are renewed at a time
+_DEPARTURES: Final = 512  # sent to the store at a time: about 5 ms of a remote store's work
+_LOGGED: Final = 100  # failures for one line of log
 
 
 class Attendance:
@@ -44,50 +50,38 @@ class Attendance:
         """
         self._store = store
         self._errors = errors
+        self._timeout = timeout
+        self._sent: deque[Receipt[None]] = deque()  # departures that are not answered yet
         self._announcements = Announcements(broker, errors, timeout)
         # The oldest is first; a plain dictionary would be slow to find it after many have gone.
-        self._leaving: OrderedDict[tuple[str, str], tuple[Subscription, trio.Event]] = OrderedDict()
+        self._leaving: OrderedDict[tuple[str, str], Subscription] = OrderedDict()
         self._woken = trio.Event()
 
-    async def enter(self, subscription: Subscription) -> None:
+    def enter(self, subscription: Subscription) -> Answer[None]:
         """Add a subscription to its channel's presence, if the channel keeps presence.
 
-        Cancelled, the subscription may be in the store or not; its departure removes it. If other
-        code ends the subscription meanwhile, it departs after this call, so that no ended
-        subscription stays in the store. A connection that comes back to a channel first waits
-        until its last departure from that channel is done; the store sets that deadline.
+        If the subscription ends before the answer is there, its departure follows this call.
 
         Raises:
-            BrokerError: the store failed.
+            BrokerError: the store is known to be down.
         """
-        name = subscription.channel.name
-        while (leaving := self._leaving.get((subscription.client.id, name))) is not None:
-            await leaving[1].wait()
+        self.depart(subscription.client.id, subscription.channel.name)
         if not subscription.presence or subscription.ended:
-            return
-        subscription.entering += 1
-        try:
-            await self._store.add(name, subscription.info())
-        finally:
-            subscription.entering -= 1
-            self._entered(subscription)
+            return None
+        return self._store.add(subscription.channel.name, subscription.info())
 
-    def _entered(self, subscription: Subscription) -> None:
-        """Start the departure of a subscription that ended while it was being added."""
-        if subscription.ended and subscription.noticed:
-            following = subscription.client.channels.get(subscription.channel.name)
-            # Otherwise the store's entry belongs to the client's next subscription by now.
-            if following is None or not following.presence:
-                self.leave_soon(subscription)
+    def depart(self, client: str, channel: str) -> None:
+        """Send a client's last departure from a channel to the store now, if it waits here.
 
-    async def wait_departed(self, client: str, channel: str) -> None:
-        """Wait until a client's last departure from a channel is done; the store has a deadline.
-
-        So whoever has just ended a subscription does not find it in presence.
+        So whoever has just ended a subscription does not find it in presence, and a connection that
+        comes back to a channel is not taken out again.
         """
-        leaving = self._leaving.get((client, channel))
+        leaving = self._leaving.pop((client, channel), None)
         if leaving is not None:
-            await leaving[1].wait()
+            receipt = self._leave(leaving)
+            if receipt is not None:
+                self._sent.append(receipt)
+                self._woken.set()
 
     async def renew(self, subscriptions: Sequence[Subscription]) -> bool:
         """Give presence the subscriptions' present info; False if the store failed for some.
@@ -95,23 +89,19 @@ class Attendance:
         Ended subscriptions, and those without presence, are left as they are. Each failure is
         counted and logged. Cancelled, some have the new info.
         """
-        failures: list[BrokerError] = []
-
-        async def renew_one(subscription: Subscription) -> None:
-            try:
-                await self.enter(subscription)
-            except BrokerError as error:
-                failures.append(error)
-
         present = [one for one in subscriptions if one.presence and not one.ended]
+        failure: BrokerError | None = None
         for start in range(0, len(present), _AT_ONCE):
-            async with trio.open_nursery() as nursery:
-                for subscription in present[start : start + _AT_ONCE]:
-                    nursery.start_soon(renew_one, subscription)
-        if failures:
-            self._errors["presence"] += len(failures)
-            _log.warning("presence was not renewed", reason=str(failures[0]))
-        return not failures
+            answers = []
+            for subscription in present[start : start + _AT_ONCE]:
+                try:
+                    answers.append(self.enter(subscription))
+                except BrokerError as error:
+                    failure = self._failed("renewed", error)
+            for answer in answers:
+                if isinstance(answer, Receipt):
+                    failure = await self._heed(answer, "renewed") or failure
+        return failure is None
 
     def announce_join(self, subscription: Subscription) -> None:
         """Announce a join soon, if the channel announces joins."""
@@ -123,13 +113,9 @@ class Attendance:
         await self._announcements.join_at_once(subscription)
 
     def leave_soon(self, subscription: Subscription) -> None:
-        """Queue the departure of a `noticed` subscription.
-
-        While an earlier departure of the same client and channel waits, a second one is dropped.
-        """
-        # The second subscription waited in `enter`: it is neither in the store nor announced.
+        """Queue the departure of a `noticed` subscription."""
         key = (subscription.client.id, subscription.channel.name)
-        self._leaving.setdefault(key, (subscription, trio.Event()))
+        self._leaving.setdefault(key, subscription)
         self._woken.set()
 
     async def run(self) -> None:
@@ -139,24 +125,44 @@ class Attendance:
             while True:
                 await self._woken.wait()
                 self._woken = trio.Event()
-                while self._leaving:
-                    await self._leave_first()
+                while self._leaving or self._sent:
+                    await self._leave_some()
 
-    async def _leave_first(self) -> None:
-        # In a function of its own: a variable of `run` would keep the last client alive.
-        key = next(iter(self._leaving))
-        subscription, done = self._leaving[key]
-        await self._leave(subscription)
-        del self._leaving[key]
-        done.set()
+    async def _leave_some(self) -> None:
+        """Send some departures to the store, then await the answers to all that were sent."""
+        for _ in range(min(_DEPARTURES, len(self._leaving))):
+            _key, subscription = self._leaving.popitem(last=False)
+            receipt = self._leave(subscription)
+            if receipt is not None:
+                self._sent.append(receipt)
+        while self._sent:
+            await self._heed(self._sent.popleft(), "removed")
+        await trio.lowlevel.checkpoint()
 
-    async def _leave(self, subscription: Subscription) -> None:
+    def _leave(self, subscription: Subscription) -> Receipt[None] | None:
+        """Take a subscription out of the store; its receipt, if the answer comes later."""
+        answer: Answer[None] = None
         if subscription.presence:
             try:
-                await self._store.remove(subscription.channel.name, subscription.client.id)
+                answer = self._store.remove(subscription.channel.name, subscription.client.id)
             except BrokerError as error:
-                # The store's own expiry removes the entry later.
-                self._errors["presence"] += 1
-                _log.warning("presence was not removed", reason=str(error))
+                self._failed("removed", error)  # The store's own expiry removes it later.
         if subscription.announced:
             self._announcements.leave(subscription)
+        return answer if isinstance(answer, Receipt) else None
+
+    async def _heed(self, receipt: Receipt[None], done: str) -> BrokerError | None:
+        """Wait for the store's answer; the error, counted and logged, if it failed."""
+        with trio.move_on_after(self._timeout):
+            try:
+                await receipt.wait()
+            except BrokerError as error:
+                return self._failed(done, error)
+            return None
+        return self._failed(done, BrokerError("no answer in time"))
+
+    def _failed(self, done: str, error: BrokerError) -> BrokerError:
+        self._errors["presence"] += 1
+        if self._errors["presence"] % _LOGGED == 1:
+            _log.warning(f"presence was not {done}", reason=str(error))
+        return error

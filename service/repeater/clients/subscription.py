@@ -42,7 +42,6 @@ class Subscription(Listener):
         "arrived",
         "channel",
         "client",
-        "entering",
         "expire_at",
         "grant",
         "presence",
@@ -72,8 +71,6 @@ class Subscription(Listener):
         """Whether the channel's subscribers are told of this subscription's join and leave."""
         self.arrived = False
         """Whether the join was announced. The leave is announced only if the join was."""
-        self.entering = 0
-        """The number of tasks that are adding it to presence now. They start its departure."""
         self.why_ended: Unsubscribed | None = None
         """Why the server ended it while it joined. The client is told behind the reply."""
 
@@ -84,11 +81,8 @@ class Subscription(Listener):
 
     @property
     def noticed(self) -> bool:
-        """Whether the presence task must carry out this subscription's departure.
-
-        False while another task adds it to presence: that task then starts the departure.
-        """
-        return (self.presence or self.announced) and not self.entering
+        """Whether presence or the channel's members must be told of this subscription's end."""
+        return self.presence or self.announced
 
     def info(self) -> ClientInfo:
         """The information that other subscribers of the channel see."""

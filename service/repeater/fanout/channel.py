@@ -138,6 +138,18 @@ class Channel:
                 size = sizes[codec] = sum(map(codec.size, publications))
             gathered.gather(publications, size)
 
+    def break_off(self) -> Sequence[Listener]:
+        """Forget fan-out's position, since publications may be missing; return who must be told.
+
+        A joining listener is told as soon as it goes live, since its history may be older than the
+        rupture. Whoever goes live later begins anew.
+        """
+        self.offset, self.epoch, self.base = 0, "", None
+        for gathered in self.joining.values():
+            gathered.broken = True
+        positioned = [one for one in self.live() if one.positioned]
+        return [*positioned, *self.ahead]
+
     def catch_up(self, run: Sequence[Publication]) -> CaughtUp:
         """Take the listeners that this run reaches out of `ahead`; other listeners stay there.
 

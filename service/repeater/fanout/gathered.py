@@ -23,7 +23,7 @@ class Gathered(list[Publication]):
     whatever its size, as for `Room`.
     """
 
-    __slots__ = ("_room", "_size", "dropped")
+    __slots__ = ("_room", "_size", "broken", "dropped")
 
     def __init__(self, room: Room) -> None:
         super().__init__()
@@ -31,6 +31,8 @@ class Gathered(list[Publication]):
         self._size = 0
         self.dropped: StreamPosition | None = None
         """The last position that was dropped; None if nothing with a position was."""
+        self.broken = False
+        """Whether publications may be missing since the listener joined (`Rupture`)."""
 
     def gather(self, publications: Sequence[Publication], size: int) -> None:
         """Add publications that take `size` bytes together, or drop these and all before them."""

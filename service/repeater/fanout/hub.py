@@ -6,6 +6,7 @@ one channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -35,8 +36,14 @@ class Hub:
     It updates its counts with each change, so that a snapshot needs no loop over all listeners.
     """
 
-    def __init__(self, events: ChannelEvents | None = None) -> None:
+    def __init__(
+        self,
+        events: ChannelEvents | None = None,
+        release: Callable[[str], None] = lambda _channel: None,
+    ) -> None:
+        """Tell `events` of channels, and `release` of those whose last listener has gone."""
         self._events = events
+        self._release = release
         self.channels: dict[str, Channel] = {}
         self.distributed = trio.lowlevel.ParkingLot()
         """Tasks wait here until fan-out has come further; each batch wakes all of them."""
@@ -82,5 +89,6 @@ class Hub:
             self.filters.discard(channel.name, listener.codec.tags)
         if channel.empty:
             del self.channels[channel.name]
+            self._release(channel.name)
             if self._events is not None:
                 self._events.channel_vacated(channel.name)

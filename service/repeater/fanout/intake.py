@@ -54,6 +54,7 @@ class Intake:
         self._weights: deque[int] = deque()  # of the same events
         self._line: OrderedDict[_Publisher, None] = OrderedDict()
         self._woken = 0  # publishers of the line that were woken and have not left it
+        self._served: trio.lowlevel.Task | None = None  # whose turn came last
         self._repeater = trio.lowlevel.ParkingLot()
         self._closed = False
         self.bytes = 0
@@ -107,6 +108,7 @@ class Intake:
                     # Trio may run woken tasks in another order. The first one runs in this turn.
                     await trio.lowlevel.checkpoint()
                 else:
+                    self._served = trio.lowlevel.current_task()
                     return
         finally:
             del self._line[publisher]
@@ -125,7 +127,7 @@ class Intake:
                 publisher.lot.unpark()
 
     def check_room(self) -> None:
-        """`wait_room` without waiting.
+        """`wait_room` without waiting; has room for whoever has just waited for it.
 
         Raises:
             trio.WouldBlock: the intake is full, or others wait for room.
@@ -133,8 +135,15 @@ class Intake:
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if self._line or len(self._waiting) >= self._limit or self.bytes >= self._byte_limit:
+        if self._line and not self._was_served():
             raise trio.WouldBlock
+        if len(self._waiting) >= self._limit or self.bytes >= self._byte_limit:
+            raise trio.WouldBlock
+
+    def _was_served(self) -> bool:
+        """Whether this task is the one whose turn has come; once for each turn."""
+        served, self._served = self._served, None
+        return served is trio.lowlevel.current_task()
 
     def put_nowait(self, event: Event, weight: int = 0) -> None:
         """Hand over one event, without waiting; `weight` as for `EventSink.put_nowait`.

@@ -20,7 +20,7 @@ from repeater.fanout.chunks import PART, Chunks
 from repeater.fanout.groups import SLICE
 from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.fanout.outbox import send_to_all
-from repeater.publication import Announcement, Event, Publication
+from repeater.publication import Announcement, Event, Publication, Rupture
 
 if TYPE_CHECKING:
     from repeater.fanout.channel import Channel, Run
@@ -136,10 +136,32 @@ class Repeater:
             await self._flush(tuple(touched))
 
     async def _distribute_mixed(self, batch: Sequence[Event]) -> None:
-        """Distribute publications and announcements, in order within each channel.
+        """Distribute a batch that has other events than publications, in order in each channel.
 
         A member's join comes before its first publication, and its last one before its leave.
         """
+        before: list[Publication | Announcement] = []
+        for event in batch:
+            if isinstance(event, Rupture):
+                await self._distribute_parts(before)
+                before = []
+                await self._rupture(event)
+            else:
+                before.append(event)
+        await self._distribute_parts(before)
+
+    async def _rupture(self, rupture: Rupture) -> None:
+        """End the positions in a channel, or in all; whoever has none hears nothing of it."""
+        channels = self._hub.channels
+        names = (rupture.channel,) if rupture.channel else tuple(channels)
+        for name in names:
+            channel = channels.get(name)
+            if channel is not None:
+                self._gaps += 1
+                await self._lose_positions(channel.break_off())
+
+    async def _distribute_parts(self, batch: Sequence[Publication | Announcement]) -> None:
+        """Distribute publications and announcements."""
         parts: dict[Channel, list[Announcement | list[Publication]]] = {}
         for event in batch:
             channel = self._hub.channels.get(event.channel)

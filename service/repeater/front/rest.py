@@ -277,7 +277,7 @@ class _Connection:
         if status == 200 and not stream.stopped:
             await stream.end()
         whole = status == 200 and not stream.stopped
-        return await self._send(stream.answer(status), keep_alive=whole and head.keep_alive)
+        return await self._send(await stream.answer(status), keep_alive=whole and head.keep_alive)
 
     async def _feed(self, stream: EventStream, length: int | None) -> int:
         """Feed the body to the stream; return the status of its answer."""

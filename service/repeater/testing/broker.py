@@ -93,7 +93,7 @@ async def a_version(open_broker: OpenBroker) -> None:
     async with running(open_broker) as bench:
         for version, epoch, offset in ((2, "", 1), (1, "", 1), (2, "", 1), (3, "", 2), (1, "e", 3)):
             sent = Publication(bench.channel, b"1", version=version, version_epoch=epoch)
-            position = await bench.broker.publish(sent, bench.options)
+            position = await bench.send(sent)
             found = position and position.offset
             expect(f"the offset of version {version} of {epoch!r}", found, offset)
         expect("what is kept", offsets_of((await bench.history())[0]), [1, 2, 3])
@@ -123,7 +123,7 @@ async def what_travels_is_kept(open_broker: OpenBroker) -> None:
     async with running(open_broker) as bench:
         info = ClientInfo("ann", "1", msgspec.Raw(b"{}"))
         sent = Publication(bench.channel, b"1", tags={"k": "v"}, info=info, delta=True)
-        await bench.broker.publish(sent, bench.options)
+        await bench.send(sent)
         found, top = await bench.history()
         wanted = msgspec.structs.replace(sent, offset=1, epoch=top.epoch)
         expect("history", list(found), [wanted])
@@ -135,7 +135,7 @@ async def an_announcement(open_broker: OpenBroker) -> None:
     async with running(open_broker) as bench:
         joined = Announcement(bench.channel, ClientInfo("ann", "1"), joined=True)
         await bench.publish(b"1")
-        await bench.broker.announce(joined)
+        await bench.announce(joined)
         await bench.publish(b"2")
         events = await bench.handed_on(3)
         expect("what is handed on", data_of(events), [b"1", b"", b"2"])
@@ -151,7 +151,7 @@ async def a_full_intake(open_broker: OpenBroker) -> None:
         await bench.publish(b"1")
         nursery.start_soon(bench.publish, b"2")
         await wait_all_tasks_blocked()
-        nursery.start_soon(bench.broker.announce, joined)
+        nursery.start_soon(bench.announce, joined)
         await wait_all_tasks_blocked()
         expect("events in an intake for one", len(bench.intake), 1)
         events = await bench.handed_on(3)

@@ -8,12 +8,14 @@ from typing import Final
 from uuid import uuid4
 
 import msgspec
+import trio
 
 from repeater.brokers.contract import Broker
+from repeater.brokers.receipts import settled
 from repeater.errors import open_service_nursery
 from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
-from repeater.publication import Event, Publication, StreamPosition
+from repeater.publication import Announcement, Event, Publication, StreamPosition
 
 OpenBroker = Callable[[], AbstractAsyncContextManager[Broker]]
 """Opens one broker. The suite calls its `run`."""
@@ -43,9 +45,31 @@ class Bench:
     ) -> StreamPosition | None:
         """Publish one event, into the bench's channel unless another is named."""
         publication = Publication(channel or self.channel, data)
-        return await self.broker.publish(
-            publication, self.options, idempotency_key=key, skip_history=skip_history
-        )
+        return await self.send(publication, key=key, skip_history=skip_history)
+
+    async def send(
+        self, publication: Publication, *, key: str = "", skip_history: bool = False
+    ) -> StreamPosition | None:
+        """Publish, as soon as there is room, and wait for the answer."""
+        while True:
+            try:
+                answer = self.broker.submit(
+                    publication, self.options, idempotency_key=key, skip_history=skip_history
+                )
+            except trio.WouldBlock:
+                await self.broker.wait_room()
+            else:
+                return await settled(answer)
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Announce a join or leave, as soon as there is room."""
+        while True:
+            try:
+                self.broker.announce(announcement)
+            except trio.WouldBlock:
+                await self.broker.wait_room()
+            else:
+                return
 
     async def numbered(
         self, data: bytes = b"1", *, key: str = "", channel: str = ""
@@ -60,9 +84,10 @@ class Bench:
         self, since: StreamPosition | None = None, limit: int | None = None, reverse: bool = False
     ) -> tuple[Sequence[Publication], StreamPosition]:
         """What the broker keeps of the channel, and the top."""
-        return await self.broker.history(
+        answer = self.broker.history(
             self.channel, self.options, since=since, limit=limit, reverse=reverse
         )
+        return await settled(answer)
 
     async def handed_on(self, count: int) -> list[Event]:
         """The next events that reach fan-out; waits for so many."""

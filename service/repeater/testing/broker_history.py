@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 import trio
 
+from repeater.brokers.receipts import settled
 from repeater.publication import StreamPosition
 from repeater.testing.broker_bench import (
     EXPIRING,
@@ -171,9 +172,9 @@ async def history_is_off_without_publications(open_broker: OpenBroker) -> None:
 async def removed_history(open_broker: OpenBroker) -> None:
     """Removed publications are gone, the numbers go on; an unseen channel has none to remove."""
     async with running(open_broker) as bench:
-        await bench.broker.remove_history(f"{bench.channel}:unseen")
+        await settled(bench.broker.remove_history(f"{bench.channel}:unseen"))
         top = await bench.numbered()
-        await bench.broker.remove_history(bench.channel)
+        await settled(bench.broker.remove_history(bench.channel))
         found, at = await bench.history()
         expect("publications", list(found), [])
         expect("the top", at, top)
@@ -192,7 +193,7 @@ async def any_page(open_broker: OpenBroker) -> None:
                 await bench.publish()
                 published += 1
             if chance.random() < 0.02:
-                await bench.broker.remove_history(bench.channel)
+                await settled(bench.broker.remove_history(bench.channel))
                 size = chance.choice((5, 1_200))
                 bench.options = msgspec.structs.replace(LASTING, history_size=size)
             found, top = await bench.history()

@@ -13,6 +13,7 @@ from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend, Events
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.clients.client import Client
+from repeater.clients.plain import hold_channels
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.testing.fakes import MemoryTransport
@@ -82,6 +83,7 @@ async def connect(
                 client.introduce()
             for channel in channels:
                 client.subscribe(channel)
+            await hold_channels(node, client)
             yield client
         finally:
             await client.leave()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 from uuid import uuid4
@@ -10,6 +10,7 @@ from uuid import uuid4
 import msgspec
 
 from repeater.brokers.contract import PresenceStore
+from repeater.brokers.receipts import settled
 from repeater.publication import ClientInfo
 from repeater.testing.rules import expect, hold
 
@@ -33,12 +34,16 @@ def _channel() -> str:
     return f"check:{uuid4()}"
 
 
+async def _members(store: PresenceStore, channel: str) -> Mapping[str, ClientInfo]:
+    return await settled(store.members(channel))
+
+
 async def an_empty_channel(open_store: OpenPresenceStore) -> None:
     """Nobody is in a channel that nobody was added to."""
     async with open_store() as store:
         channel = _channel()
-        expect("members", dict(await store.members(channel)), {})
-        expect("count", await store.count(channel), (0, 0))
+        expect("members", dict(await _members(store, channel)), {})
+        expect("count", await settled(store.count(channel)), (0, 0))
 
 
 async def who_was_added(open_store: OpenPresenceStore) -> None:
@@ -46,9 +51,9 @@ async def who_was_added(open_store: OpenPresenceStore) -> None:
     info = ClientInfo("ann", "1", msgspec.Raw(b'{"n":1}'), msgspec.Raw(b'["c"]'))
     async with open_store() as store:
         channel = _channel()
-        await store.add(channel, info)
-        expect("members", dict(await store.members(channel)), {"1": info})
-        expect("count", await store.count(channel), (1, 1))
+        await settled(store.add(channel, info))
+        expect("members", dict(await _members(store, channel)), {"1": info})
+        expect("count", await settled(store.count(channel)), (1, 1))
 
 
 async def connections_of_a_user(open_store: OpenPresenceStore) -> None:
@@ -56,9 +61,9 @@ async def connections_of_a_user(open_store: OpenPresenceStore) -> None:
     async with open_store() as store:
         channel = _channel()
         for user, client in (("ann", "1"), ("ann", "2"), ("bob", "3")):
-            await store.add(channel, ClientInfo(user, client))
-        expect("members", set(await store.members(channel)), {"1", "2", "3"})
-        expect("count", await store.count(channel), (3, 2))
+            await settled(store.add(channel, ClientInfo(user, client)))
+        expect("members", set(await _members(store, channel)), {"1", "2", "3"})
+        expect("count", await settled(store.count(channel)), (3, 2))
 
 
 async def added_twice(open_store: OpenPresenceStore) -> None:
@@ -66,28 +71,28 @@ async def added_twice(open_store: OpenPresenceStore) -> None:
     later = ClientInfo("ann", "1", msgspec.Raw(b"2"))
     async with open_store() as store:
         channel = _channel()
-        await store.add(channel, ClientInfo("ann", "1", msgspec.Raw(b"1")))
-        await store.add(channel, later)
-        expect("members", dict(await store.members(channel)), {"1": later})
-        expect("count", await store.count(channel), (1, 1))
-        await store.add(channel, ClientInfo("bob", "1"))
-        expect("count as another user", await store.count(channel), (1, 1))
+        await settled(store.add(channel, ClientInfo("ann", "1", msgspec.Raw(b"1"))))
+        await settled(store.add(channel, later))
+        expect("members", dict(await _members(store, channel)), {"1": later})
+        expect("count", await settled(store.count(channel)), (1, 1))
+        await settled(store.add(channel, ClientInfo("bob", "1")))
+        expect("count as another user", await settled(store.count(channel)), (1, 1))
 
 
 async def who_was_removed(open_store: OpenPresenceStore) -> None:
     """Who was removed is not there; the others are. Removing twice, or nobody, does nothing."""
     async with open_store() as store:
         channel = _channel()
-        await store.remove(channel, "nobody")
+        await settled(store.remove(channel, "nobody"))
         for client in ("1", "2"):
-            await store.add(channel, ClientInfo("ann", client))
+            await settled(store.add(channel, ClientInfo("ann", client)))
         for _ in range(2):
-            await store.remove(channel, "1")
-        expect("members", set(await store.members(channel)), {"2"})
-        expect("count", await store.count(channel), (1, 1))
-        await store.remove(channel, "2")
-        expect("members after the last", dict(await store.members(channel)), {})
-        expect("count after the last", await store.count(channel), (0, 0))
+            await settled(store.remove(channel, "1"))
+        expect("members", set(await _members(store, channel)), {"2"})
+        expect("count", await settled(store.count(channel)), (1, 1))
+        await settled(store.remove(channel, "2"))
+        expect("members after the last", dict(await _members(store, channel)), {})
+        expect("count after the last", await settled(store.count(channel)), (0, 0))
 
 
 async def channels_are_apart(open_store: OpenPresenceStore) -> None:
@@ -95,20 +100,20 @@ async def channels_are_apart(open_store: OpenPresenceStore) -> None:
     async with open_store() as store:
         first, second = _channel(), _channel()
         for channel in (first, second):
-            await store.add(channel, ClientInfo("ann", "1"))
-        await store.remove(first, "1")
-        expect("members of the one left", dict(await store.members(first)), {})
-        expect("members of the other", set(await store.members(second)), {"1"})
+            await settled(store.add(channel, ClientInfo("ann", "1")))
+        await settled(store.remove(first, "1"))
+        expect("members of the one left", dict(await _members(store, first)), {})
+        expect("members of the other", set(await _members(store, second)), {"1"})
 
 
 async def an_answer_does_not_change(open_store: OpenPresenceStore) -> None:
     """An answer is of one moment: what happens later does not change it."""
     async with open_store() as store:
         channel = _channel()
-        await store.add(channel, ClientInfo("ann", "1"))
-        before = await store.members(channel)
-        await store.add(channel, ClientInfo("bob", "2"))
-        await store.remove(channel, "1")
+        await settled(store.add(channel, ClientInfo("ann", "1")))
+        before = await _members(store, channel)
+        await settled(store.add(channel, ClientInfo("bob", "2")))
+        await settled(store.remove(channel, "1"))
         expect("the earlier answer", set(before), {"1"})
 
 

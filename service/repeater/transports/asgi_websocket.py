@@ -12,6 +12,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, begin
+from repeater.clients.plain import hold_channels
 from repeater.clients.traffic import count_frames
 from repeater.errors import NO_PONG, SERVER_ERROR, Disconnect
 from repeater.transports.asgi import ASGITransport, Receive
@@ -65,7 +66,9 @@ async def serve(
         client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
         try:
             session = begin(node, client, opening)
-            if session is not None and opening.first:
+            if session is None:
+                await hold_channels(node, client)
+            elif opening.first:
                 await session.receive(opening.first)
             await _read(node, client, receive, session)
         except Exception:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from repeater.clients.client import Client
+from repeater.clients.plain import hold_channels
 from repeater.clients.traffic import count_frames
 from repeater.deadlines import within
 from repeater.errors import SERVER_ERROR, Disconnect
@@ -79,7 +80,9 @@ async def serve(
         first: A message that came with the request itself, before all others.
     """
     try:
-        if session is not None and first:
+        if session is None:
+            await hold_channels(node, client)
+        elif first:
             await session.receive(first)
         await _read(node, client, sock, session, received)
     except Exception:

@@ -59,14 +59,14 @@ class StreamRoute:
         while not stream.stopped:
             event = await self._event(receive)
             if event is None:
-                return stream.answer(503 if self._node().draining else 408)
+                return await stream.answer(503 if self._node().draining else 408)
             if event["type"] == "http.disconnect":
                 return None
             await stream.feed(event.get("body", b""))
             if not event.get("more_body", False) and not stream.stopped:
                 await stream.end()
                 break
-        return stream.answer()
+        return await stream.answer()
 
     async def _event(self, receive: Receive) -> dict[str, Any] | None:
         """Return the body's next event; None if none came in time, or if the node drains."""

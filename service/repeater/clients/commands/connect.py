@@ -23,11 +23,11 @@ from repeater.clients.joining import (
     Joining,
     Wish,
     complete_all,
-    open_subscription,
     server_side_wish,
     time_left,
 )
 from repeater.clients.limits import LimitError
+from repeater.clients.openings import GrantedChannel, open_subscriptions
 from repeater.errors import (
     BAD_REQUEST,
     CHANNEL_LIMIT,
@@ -132,14 +132,11 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         return Connected(node, client, ())
     _check_limit(node, channels)
     rooms = Rooms(node.options.outbox_limit)  # one answer, so what was missed counts in all
-    joinings = []
-    for channel, granted in channels.items():
-        wish = _wish(request.subs.get(channel))
-        try:
-            joinings.append(await open_subscription(node, client, channel, granted, wish, rooms))
-        except ReplyError:  # a reload removed the channel's namespace while others were opened
-            _leave_out(node, client, channel)
-    return Connected(node, client, joinings)
+    wanted = [
+        GrantedChannel(channel, granted, _wish(request.subs.get(channel)))
+        for channel, granted in channels.items()
+    ]
+    return Connected(node, client, await open_subscriptions(node, client, wanted, rooms))
 
 
 def _admit(node: ClientNode, client: Client, grant: ConnectionGrant) -> None:

@@ -16,7 +16,8 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
-from repeater.clients.joining import Joining, Wish, drop, open_subscription
+from repeater.clients.joining import Joining, Wish
+from repeater.clients.openings import GrantedChannel, drop, open_subscription
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -77,7 +78,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
         since=since,
         tags=_checked_filter(node, client, request, options),
     )
-    joining = await open_subscription(node, client, name, grant, wish)
+    joining = await open_subscription(node, client, GrantedChannel(name, grant, wish))
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
     if lost and request.flag & _NO_RECOVERED_FALSE:
         drop(client, joining.subscription)

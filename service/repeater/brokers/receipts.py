@@ -1,0 +1,72 @@
+"""Answers of an engine that come later: a receipt is given out at once, and settled when they come.
+
+A call on an engine is carried out in its turn and never waits. Its answer is an `Answer`: the value
+itself where the engine knows it at once, as one in this process's memory does, else a `Receipt`. So
+many calls can be under way before the first answer is awaited, and an engine that waits for a disk
+or a network costs one wait for all of them. An engine without waits makes no receipt.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Generic, TypeAlias, TypeVar, Union
+
+import trio
+
+from repeater.errors import BrokerError, ReplyError
+
+T = TypeVar("T")
+
+_NOTHING: Final = object()
+
+
+class Receipt(Generic[T]):
+    """One answer that is not there yet. Made and settled by an engine; awaited by its caller.
+
+    The engine settles every receipt: with the answer, with a `ReplyError` for a refusal, or with a
+    `BrokerError`, at the latest when its connection or the engine itself ends.
+    """
+
+    __slots__ = ("_answer", "_arrived")
+
+    def __init__(self) -> None:
+        self._answer: object = _NOTHING
+        self._arrived: trio.Event | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the answer is there: then `wait` returns or raises at once."""
+        return self._answer is not _NOTHING
+
+    def settle(self, answer: T | ReplyError | BrokerError) -> None:
+        """Give the answer, once. Called by the engine; never waits."""
+        assert self._answer is _NOTHING
+        self._answer = answer
+        if self._arrived is not None:
+            self._arrived.set()
+
+    async def wait(self) -> T:
+        """Wait for the answer and return it; a checkpoint only when it waits.
+
+        The caller sets the deadline. Cancelled, nothing is known: what was asked for may happen.
+
+        Raises:
+            ReplyError: the engine refused.
+            BrokerError: the engine failed; what was asked for may have happened or not.
+        """
+        if self._answer is _NOTHING:
+            if self._arrived is None:
+                self._arrived = trio.Event()
+            await self._arrived.wait()
+        answer = self._answer
+        if isinstance(answer, (ReplyError, BrokerError)):
+            raise answer
+        return answer  # type: ignore[return-value]  # `settle` took a T
+
+
+Answer: TypeAlias = Union[T, Receipt[T]]  # noqa: UP007  # `|` would be a value here, not a type
+"""What a call on an engine returns: the value, or a receipt for the value."""
+
+
+async def settled(answer: Answer[T]) -> T:
+    """The value of an answer, at once or after a wait; see `Receipt.wait`."""
+    return await answer.wait() if isinstance(answer, Receipt) else answer

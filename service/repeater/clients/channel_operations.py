@@ -1,0 +1,265 @@
+"""What a node offers on one channel: publish, history, presence; each checked, with a deadline.
+
+These are methods of `Node`, in a file of their own because they are an idea of their own. `submit`
+is the one way to publish: everything else here and in the API is built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+import trio
+
+from repeater.brokers.contract import Outcome, Page
+from repeater.brokers.receipts import Answer, Receipt
+from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
+from repeater.fanout.recovery import named_position
+from repeater.json_text import JSONText
+from repeater.publication import ClientInfo, Publication, StreamPosition, checked
+
+if TYPE_CHECKING:
+    from repeater.clients.contract import ClientNode
+    from repeater.options import ChannelOptions
+
+T = TypeVar("T")
+
+# Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
+_NAME_LIMIT: Final = 255
+
+
+class ChannelOperations:
+    """The methods of a node that act on one channel."""
+
+    __slots__ = ()
+
+    def submit(
+        self: ClientNode,
+        publication: Publication,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        """Publish one event without waiting; for code that publishes many events in a row.
+
+        Returns the event's position, or a receipt of it where the engine has to wait for a disk or
+        a network; `answered` awaits one with a deadline. Events are in their streams in the order
+        of submission. The position is None if the channel keeps no history.
+
+        Raises:
+            ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
+                a key or a tag's name is longer than 255 characters (107), or the namespace is
+                unknown (102).
+            trio.WouldBlock: there is no room, and nothing was published; see `wait_room`.
+            IntakeFullError: the node is shutting down, and nothing was published.
+            BrokerError: the back end is not available, and nothing was published.
+        """
+        publication, options = _checked(self, publication, idempotency_key)
+        try:
+            return self.broker.submit(
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+            )
+        except trio.ClosedResourceError:
+            raise _refusal(self) from None  # The intake is closed: nothing happened.
+        except BrokerError:
+            self.broker_errors["publish"] += 1
+            raise
+
+    async def wait_room(self: ClientNode) -> None:
+        """Wait until one more event may be submitted, for at most the publish timeout.
+
+        The caller submits its event before it awaits anything else. Cancelled, nothing happened.
+
+        Raises:
+            IntakeFullError: no room in time, or the node is shutting down. Try later.
+            BrokerError: the back end is not available.
+        """
+        with trio.move_on_after(self.options.publish_timeout):
+            try:
+                await self.broker.wait_room()
+                return
+            except trio.ClosedResourceError:
+                pass  # The intake is closed: nothing happened.
+            except BrokerError:
+                self.broker_errors["publish"] += 1
+                raise
+        raise _refusal(self)
+
+    async def answered(self: ClientNode, receipt: Receipt[T], asked: str = "") -> T:
+        """Wait for the back end's answer, for at most the publish timeout.
+
+        Cancelled, what was asked for may have happened or not. `asked` names the call for the
+        count of failures; empty if the caller counts.
+
+        Raises:
+            ReplyError: the back end refused.
+            BrokerError: the back end failed, or did not answer in time. What was asked for may
+                have happened: a publish that may be repeated needs an idempotency key.
+        """
+        with _counting(self, asked):
+            with trio.move_on_after(self.options.publish_timeout):
+                return await receipt.wait()
+            raise BrokerError("no answer in time; what was asked for may have happened")
+
+    async def publish(
+        self: ClientNode,
+        publication: Publication,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> StreamPosition | None:
+        """Publish one event, and return its position as soon as the broker has taken it.
+
+        The position is None if the channel keeps no history. Does not wait for fan-out. Waits for
+        room in the intake for at most the publish timeout, and as long again for the answer of a
+        back end. Cancelled while it waits for room, nothing was published; later the event may
+        have been published.
+
+        Raises:
+            ReplyError: as `submit`.
+            IntakeFullError: no room in time, or the node is shutting down. Nothing was published;
+                try later.
+            BrokerError: the back end failed, or did not answer in time. The event may have been
+                published.
+        """
+        while True:
+            try:
+                answer = self.submit(
+                    publication, idempotency_key=idempotency_key, skip_history=skip_history
+                )
+            except trio.WouldBlock:
+                await self.wait_room()
+            else:
+                return (
+                    await self.answered(answer, "publish")
+                    if isinstance(answer, Receipt)
+                    else answer
+                )
+
+    async def history(
+        self: ClientNode,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Page:
+        """Return past publications of a channel, and the stream's top at the same moment.
+
+        Cancelled, nothing has changed.
+
+        Args:
+            channel: The name of a channel that keeps history.
+            since: Only publications after this position; with `reverse` those before it. An
+                empty epoch stands for any epoch.
+            limit: At most so many publications; None for all, 0 for the top alone.
+            reverse: Newest first instead of oldest first.
+
+        Raises:
+            ReplyError: 107 or 102 for the channel's name, 108 if it keeps no history, 112 for a
+                position of another epoch, 107 for an invalid position and for a reverse read
+                from before the first publication.
+            BrokerError: the broker failed, or did not answer in time.
+        """
+        options = self.channels.check_kept("history", channel)
+        if since is not None and named_position(since.offset, since.epoch).offset < reverse:
+            raise ReplyError(ErrorCode.BAD_REQUEST)
+        most = options.history_size
+        limit = most if limit is None else min(limit, most)
+        with _counting(self, "history"):
+            answer = self.broker.history(
+                channel, options, since=since, limit=limit, reverse=reverse
+            )
+        page = await self.answered(answer, "history") if isinstance(answer, Receipt) else answer
+        if since is not None and since.epoch not in ("", page[1].epoch):
+            raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+        return page
+
+    async def remove_history(self: ClientNode, channel: str) -> None:
+        """Forget the publications of a channel that keeps history; its top and epoch stay.
+
+        Raises:
+            ReplyError, BrokerError: as `history`.
+        """
+        self.channels.check_kept("history", channel)
+        with _counting(self, "history"):
+            answer = self.broker.remove_history(channel)
+        if isinstance(answer, Receipt):
+            await self.answered(answer, "history")
+
+    async def presence(self: ClientNode, channel: str) -> Mapping[str, ClientInfo]:
+        """Return the members of a channel by connection id.
+
+        Raises:
+            ReplyError: 107 or 102 for the channel's name, 108 if it does not keep presence.
+            BrokerError: the presence store failed, or did not answer in time.
+        """
+        self.channels.check_kept("presence", channel)
+        with _counting(self, "presence"):
+            answer = self.presence_store.members(channel)
+        return await self.answered(answer, "presence") if isinstance(answer, Receipt) else answer
+
+    async def presence_stats(self: ClientNode, channel: str) -> tuple[int, int]:
+        """Return how many connections, and how many different users, are in a channel.
+
+        Raises:
+            ReplyError, BrokerError: as `presence`.
+        """
+        self.channels.check_kept("presence", channel)
+        with _counting(self, "presence"):
+            answer = self.presence_store.count(channel)
+        return await self.answered(answer, "presence") if isinstance(answer, Receipt) else answer
+
+
+def _checked(
+    node: ClientNode, publication: Publication, idempotency_key: str
+) -> tuple[Publication, ChannelOptions]:
+    options = node.channels.options(publication.channel)
+    # The API and the clients' commands give text that is checked already.
+    if type(publication.data) is not JSONText:
+        publication = checked(publication)
+    if not _well_formed(publication.data, options) or len(idempotency_key) > _NAME_LIMIT:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    if publication.tags or publication.version_epoch:
+        _check_names(publication)
+    if options.delta_publish and not publication.delta:
+        publication = msgspec.structs.replace(publication, delta=True)
+    return publication, options
+
+
+def _check_names(publication: Publication) -> None:
+    """Check the texts that a broker keeps for a channel; the body's limit bounds tags in all.
+
+    Raises:
+        ReplyError: one is too long (107).
+    """
+    names = (publication.version_epoch, *(publication.tags or ()))
+    if max(map(len, names)) > _NAME_LIMIT:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+
+
+def _well_formed(data: bytes, options: ChannelOptions) -> bool:
+    """Whether the data is not empty and has the channel's format."""
+    if options.publication_data_format == "json_object":
+        return data.lstrip()[:1] == b"{"
+    return bool(data)
+
+
+def _refusal(node: ClientNode) -> IntakeFullError:
+    node.refused += 1
+    return IntakeFullError()
+
+
+@contextmanager
+def _counting(node: ClientNode, asked: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokerError:
+        if asked:
+            node.broker_errors[asked] += 1
+        raise
