@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims
-from repeater.brokers.contract import EventSink
+from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
 from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.memory_presence import MemoryPresence
+from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.clients.client import Client
 from repeater.clients.session import Session
-from repeater.errors import CONNECTION_CLOSED, BrokerError
+from repeater.errors import CONNECTION_CLOSED, BrokerError, ReplyError
 from repeater.node import Node
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, Codec
-from repeater.publication import ClientInfo, Event, Publication, StreamPosition
+from repeater.publication import (
+    Announcement,
+    ClientInfo,
+    Event,
+    Publication,
+    StreamPosition,
+)
 from repeater.testing import MemoryTransport, connect
 
 Message = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Talk:
@@ -96,6 +105,11 @@ def outcome(reply: Any, method: str) -> Any:
     return None if reply is None else reply.get(method, reply.get("error"))
 
 
+async def members(node: Node, channel: str = "c") -> Mapping[str, ClientInfo]:
+    """Who is in a channel, whatever its options say of presence."""
+    return await settled(node.presence_store.members(channel))
+
+
 @asynccontextmanager
 async def talking(
     node: Node,
@@ -120,21 +134,74 @@ async def talking(
 
 
 class Gate:
-    """Something that may be shut for a while."""
+    """Something that may be shut for a while. Callbacks wait for it in their order."""
 
     def __init__(self) -> None:
-        self._opened = trio.Event()
-        self._opened.set()
+        self._is_open = True
+        self._waiting: deque[Callable[[], None]] = deque()
 
     def shut(self) -> None:
-        if self._opened.is_set():
-            self._opened = trio.Event()
+        self._is_open = False
 
     def open(self) -> None:
-        self._opened.set()
+        self._is_open = True
+        while self._waiting and self._is_open:
+            self._waiting.popleft()()
 
-    async def passed(self) -> None:
-        await self._opened.wait()
+    def when_open(self, callback: Callable[[], None]) -> None:
+        """Call it as soon as the gate is open: at once, or in `open`."""
+        self._waiting.append(callback)
+        if self._is_open:
+            self.open()
+
+    def answer(self, call: Callable[[], T]) -> Receipt[T]:
+        """Carry a call out as soon as the gate is open, and settle its receipt."""
+        receipt: Receipt[T] = Receipt()
+        self.when_open(lambda: settle(receipt, call))
+        return receipt
+
+
+def settle(receipt: Receipt[T], call: Callable[[], T]) -> None:
+    """Give a receipt what a call returns, or its error."""
+    try:
+        receipt.settle(call())
+    except (ReplyError, BrokerError) as error:
+        receipt.settle(error)
+
+
+class LateCalls:
+    """Carries calls out one after the other, each later than it was asked for."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Receipt[Any], Callable[[], Awaitable[Any]]]] = deque()
+        self._asked = trio.lowlevel.ParkingLot()
+
+    def later(self, call: Callable[[], Awaitable[T]]) -> Receipt[T]:
+        """Ask for a call; its receipt."""
+        receipt: Receipt[T] = Receipt()
+        self._waiting.append((receipt, call))
+        self._asked.unpark_all()
+        return receipt
+
+    async def run(self) -> None:
+        """Carry calls out until cancelled. What is left over then fails."""
+        try:
+            while True:
+                while not self._waiting:
+                    await self._asked.park()
+                await trio.lowlevel.checkpoint()
+                receipt, call = self._waiting[0]
+                try:
+                    answer = await call()
+                except trio.ClosedResourceError:
+                    answer = BrokerError("the node has ended")
+                except (ReplyError, BrokerError) as error:
+                    answer = error
+                self._waiting.popleft()
+                receipt.settle(answer)
+        finally:
+            for receipt, _ in self._waiting:
+                receipt.settle(BrokerError("the engine has ended"))
 
 
 class Sink:
@@ -169,16 +236,41 @@ class Sink:
             self._intake.put_nowait(event)
 
 
-class HeldHistory(MemoryBroker):
-    """A memory broker whose history is asked, or answers, late."""
+class ForwardingBroker:
+    """A broker that has a memory broker do everything; for brokers that differ in a few calls."""
 
-    async def asked(self, channel: str) -> None:
-        """Before it is read."""
+    def __init__(self) -> None:
+        self.memory = MemoryBroker()
 
-    async def answered(self, channel: str) -> None:
-        """After it was read: the answer says what was true then."""
+    async def run(self, intake: EventSink) -> None:
+        await self.memory.run(intake)
 
-    async def history(
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        return self.memory.submit(
+            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+        )
+
+    async def wait_room(self) -> None:
+        await self.memory.wait_room()
+
+    def announce(self, announcement: Announcement) -> None:
+        self.memory.announce(announcement)
+
+    def hold(self, channel: str) -> Answer[None]:
+        self.memory.hold(channel)
+        return None
+
+    def release(self, channel: str) -> None:
+        self.memory.release(channel)
+
+    def history(
         self,
         channel: str,
         options: ChannelOptions,
@@ -186,11 +278,50 @@ class HeldHistory(MemoryBroker):
         since: StreamPosition | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        await self.asked(channel)
-        found = await super().history(channel, options, since=since, limit=limit, reverse=reverse)
-        await self.answered(channel)
-        return found
+    ) -> Answer[Page]:
+        return self.memory.history(channel, options, since=since, limit=limit, reverse=reverse)
+
+    def remove_history(self, channel: str) -> Answer[None]:
+        self.memory.remove_history(channel)
+        return None
+
+    def outage(self) -> str:
+        return self.memory.outage()
+
+    def statistics(self) -> BrokerStatistics:
+        return self.memory.statistics()
+
+
+class HeldHistory(ForwardingBroker):
+    """A broker whose history is read, or answered, late, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing = False
+        # By channel: before its history is read, and between that and the answer.
+        self.before: defaultdict[str, Gate] = defaultdict(Gate)
+        self.after: defaultdict[str, Gate] = defaultdict(Gate)
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Answer[Page]:
+        receipt: Receipt[Page] = Receipt()
+
+        def read() -> None:
+            if self.failing:
+                receipt.settle(BrokerError("history is down"))
+                return
+            page = self.memory.history(channel, options, since=since, limit=limit, reverse=reverse)
+            self.after[channel].when_open(lambda: settle(receipt, lambda: page))
+
+        self.before[channel].when_open(read)
+        return receipt
 
 
 class TestBroker(HeldHistory):
@@ -200,10 +331,6 @@ class TestBroker(HeldHistory):
 
     def __init__(self, fate: Callable[[Event], Sequence[Event]] = lambda event: (event,)) -> None:
         super().__init__()
-        # By channel: before its history is read, and between that and the answer.
-        self.before: dict[str, Gate] = defaultdict(Gate)
-        self.after: dict[str, Gate] = defaultdict(Gate)
-        self.failing = False
         self.fate = fate
         self.sink: Sink
 
@@ -211,13 +338,156 @@ class TestBroker(HeldHistory):
         self.sink = Sink(intake, lambda event: self.fate(event))
         await super().run(self.sink)
 
-    async def asked(self, channel: str) -> None:
-        if self.failing:
-            raise BrokerError("history is down")
-        await self.before[channel].passed()
 
-    async def answered(self, channel: str) -> None:
-        await self.after[channel].passed()
+class HeldChannels(ForwardingBroker):
+    """A broker that answers late that it holds a channel. It notes the calls of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holding = Gate()
+        self.calls: list[tuple[str, str]] = []
+
+    def hold(self, channel: str) -> Answer[None]:
+        self.calls.append(("hold", channel))
+        return self.holding.answer(lambda: None)
+
+    def release(self, channel: str) -> None:
+        self.calls.append(("release", channel))
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Answer[Page]:
+        self.calls.append(("history", channel))
+        return super().history(channel, options, since=since, limit=limit, reverse=reverse)
+
+
+class LateAnswers(ForwardingBroker):
+    """A broker that takes publications at once, and answers them when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        """The data of each publication, and the names of the other calls, in their order."""
+        self.open: deque[tuple[Receipt[Outcome], Outcome]] = deque()
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        outcome = self.memory.submit(
+            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+        )
+        self.asked.append(bytes(publication.data).decode())
+        receipt: Receipt[Outcome] = Receipt()
+        self.open.append((receipt, outcome))
+        return receipt
+
+    def answer(self, count: int = 0, error: ReplyError | BrokerError | None = None) -> None:
+        """Settle the oldest receipts, or all: with their positions, or with an error."""
+        for _ in range(count or len(self.open)):
+            receipt, outcome = self.open.popleft()
+            receipt.settle(outcome if error is None else error)
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Answer[Page]:
+        self.asked.append("history")
+        return super().history(channel, options, since=since, limit=limit, reverse=reverse)
+
+
+class LateBroker(ForwardingBroker):
+    """A broker that carries out every call later, in order: its answers are all receipts.
+
+    Its calls wait in a list without a bound, so it always has room.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = LateCalls()
+        self._intake: EventSink | None = None
+
+    async def run(self, intake: EventSink) -> None:
+        self._intake = intake
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.memory.run, intake)
+            nursery.start_soon(self._calls.run)
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        self._check_open()
+
+        async def call() -> Outcome:
+            await self.memory.wait_room()
+            return self.memory.submit(
+                publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            )
+
+        return self._calls.later(call)
+
+    async def wait_room(self) -> None:
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._intake is not None:
+            with suppress(trio.WouldBlock):
+                self._intake.check_room()
+
+    def announce(self, announcement: Announcement) -> None:
+        self._check_open()
+
+        async def call() -> None:
+            await self.memory.wait_room()
+            self.memory.announce(announcement)
+
+        self._calls.later(call)
+
+    def hold(self, channel: str) -> Answer[None]:
+        async def call() -> None:
+            self.memory.hold(channel)
+
+        return self._calls.later(call)
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Answer[Page]:
+        async def call() -> Page:
+            return self.memory.history(channel, options, since=since, limit=limit, reverse=reverse)
+
+        return self._calls.later(call)
+
+    def remove_history(self, channel: str) -> Answer[None]:
+        async def call() -> None:
+            self.memory.remove_history(channel)
+
+        return self._calls.later(call)
 
 
 class FakeVerifier:
@@ -246,17 +516,73 @@ class FakeVerifier:
         return found
 
 
+class ForwardingPresence:
+    """A presence store that has one in memory do everything, as `ForwardingBroker`."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryPresence()
+
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
+        self.memory.add(channel, info)
+        return None
+
+    def remove(self, channel: str, client: str) -> Answer[None]:
+        self.memory.remove(channel, client)
+        return None
+
+    def members(self, channel: str) -> Answer[Mapping[str, ClientInfo]]:
+        return self.memory.members(channel)
+
+    def count(self, channel: str) -> Answer[tuple[int, int]]:
+        return self.memory.count(channel)
+
+
+class LatePresence:
+    """A presence store that carries out every call later, in order. Whoever opens it runs it."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryPresence()
+        self._calls = LateCalls()
+
+    async def run(self) -> None:
+        await self._calls.run()
+
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
+        async def call() -> None:
+            self.memory.add(channel, info)
+
+        return self._calls.later(call)
+
+    def remove(self, channel: str, client: str) -> Answer[None]:
+        async def call() -> None:
+            self.memory.remove(channel, client)
+
+        return self._calls.later(call)
+
+    def members(self, channel: str) -> Answer[Mapping[str, ClientInfo]]:
+        async def call() -> Mapping[str, ClientInfo]:
+            return self.memory.members(channel)
+
+        return self._calls.later(call)
+
+    def count(self, channel: str) -> Answer[tuple[int, int]]:
+        async def call() -> tuple[int, int]:
+            return self.memory.count(channel)
+
+        return self._calls.later(call)
+
+
 class FailingPresence:
     """A presence store that is down."""
 
-    async def add(self, channel: str, info: ClientInfo) -> None:
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
         raise BrokerError("presence is down")
 
-    async def remove(self, channel: str, client: str) -> None:
+    def remove(self, channel: str, client: str) -> Answer[None]:
         raise BrokerError("presence is down")
 
-    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
+    def members(self, channel: str) -> Answer[Mapping[str, ClientInfo]]:
         raise BrokerError("presence is down")
 
-    async def count(self, channel: str) -> tuple[int, int]:
+    def count(self, channel: str) -> Answer[tuple[int, int]]:
         raise BrokerError("presence is down")

@@ -15,7 +15,7 @@ from repeater.clients.client import Client
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Announcement
-from tests.conversation import Talk, TestBroker, talking
+from tests.conversation import Talk, TestBroker, members, talking
 
 HOLD = 0.1
 OPTIONS = NodeOptions(
@@ -82,7 +82,7 @@ async def test_what_cancels_out_is_not_announced(autojump_clock: MockClock, memb
         await trio.sleep(1)
         assert await heard(listener) == []
         present = {listener.client.id, *([talk.client.id] if member else [])}
-        assert set(await node.presence_store.members("c")) == present
+        assert set(await members(node)) == present
         if member:
             await talk.ask(unsubscribe={"channel": "c"})
             await trio.sleep(1)
@@ -147,10 +147,15 @@ async def test_an_announcement_has_a_deadline(autojump_clock: MockClock) -> None
     class Stuck(TestBroker):
         stuck = True
 
-        async def announce(self, announcement: Announcement) -> None:
+        def announce(self, announcement: Announcement) -> None:
+            if self.stuck:
+                raise trio.WouldBlock
+            super().announce(announcement)
+
+        async def wait_room(self) -> None:
             if self.stuck:
                 await trio.sleep_forever()
-            await super().announce(announcement)
+            await super().wait_room()
 
     broker = Stuck()
     options = NodeOptions(insecure=True, channel=OPTIONS.channel, publish_timeout=2)

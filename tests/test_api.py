@@ -50,7 +50,7 @@ async def stuck_node(room: int, **options: object) -> AsyncIterator[Node]:
 class FailingBroker(MemoryBroker):
     """A back end that is down."""
 
-    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
+    def submit(self, *_: object, **__: object) -> StreamPosition | None:
         raise BrokerError
 
 
@@ -315,7 +315,7 @@ def test_a_stream_means_the_same_however_it_is_cut(cuts: list[int], ended: bool)
             for start, end in pairwise(places):
                 await stream.feed(body[start:end])
             await stream.end()
-            return stream.answer()
+            return await stream.answer()
 
     answer = trio.run(consume)
     assert (answer.status, decoded(answer)) == (200, {"result": SUMMARY})
@@ -326,7 +326,7 @@ async def test_a_stream_names_ten_errors_and_counts_all() -> None:
     async with open_test_node() as node:
         stream = EventStream(node, 100)
         await stream.feed(b"{\n" * 50)
-        summary = msgspec.json.decode(stream.answer().body)["result"]
+        summary = msgspec.json.decode((await stream.answer()).body)["result"]
         assert (summary["failed"], len(summary["errors"])) == (50, 10)
 
 
@@ -343,7 +343,7 @@ async def test_a_stream_waits_while_the_intake_is_full(
             await node._intake.take_batch()
         await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
-        assert msgspec.json.decode(stream.answer().body)["result"]["accepted"] == 7
+        assert msgspec.json.decode((await stream.answer()).body)["result"]["accepted"] == 7
 
 
 async def test_a_stream_stops_at_an_intake_that_stays_full(
@@ -353,7 +353,7 @@ async def test_a_stream_stops_at_an_intake_that_stays_full(
     async with stuck_node(2) as node:
         stream = EventStream(node, 100)
         await stream.feed(b"\n" + (EVENT + b"\n") * 5)
-        answer = stream.answer()
+        answer = await stream.answer()
         assert (answer.status, answer.headers) == (503, (("Retry-After", "1"),))
         assert decoded(answer) == {
             "result": {"accepted": 2, "failed": 0, "errors": [], "stopped_at": 4}

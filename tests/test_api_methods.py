@@ -18,6 +18,7 @@ from repeater.access.grants import ConnectionGrant
 from repeater.api.budget import Budget
 from repeater.api.methods import COMMANDS, METHODS, call
 from repeater.api.overview import ChannelsBody, channels
+from repeater.brokers.receipts import settled
 from repeater.clients.client import Client
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
 from repeater.node import Node
@@ -376,7 +377,7 @@ async def test_delta() -> None:
     async with open_test_node(OPTIONS) as node:
         await ask(node, "publish", channel="news", data=1, delta=True)
         await ask(node, "publish", channel="news", data=1)
-        kept, _ = await node.broker.history("news", OPTIONS.channel)
+        kept, _ = await settled(node.broker.history("news", OPTIONS.channel))
         assert [one.delta for one in kept] == [True, False]
 
 

@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from repeater.access.grants import ConnectionGrant, SubscriptionClaims, SubscriptionGrant
+from repeater.brokers.contract import Outcome
+from repeater.brokers.receipts import Answer
 from repeater.errors import BAD_REQUEST, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import Publication
 from repeater.testing import open_test_node
 from tests.conversation import FailingPresence, FakeVerifier, Talk, TestBroker, talking
 
@@ -148,7 +150,7 @@ class TestPublish:
         """What could not be published is error 100, temporary."""
 
         class Failing(TestBroker):
-            async def publish(self, *parts: Any, **options: Any) -> StreamPosition | None:
+            def submit(self, *parts: Any, **options: Any) -> Answer[Outcome]:
                 raise BrokerError("publishing is down")
 
         async with open_test_node(broker=Failing()) as node, talking(node) as talk:

@@ -19,12 +19,13 @@ from trio.testing import MockClock
 from repeater.access.grants import ConnectionGrant
 from repeater.backend.http import HTTPBackend
 from repeater.backend.signature import HEADER, sign
+from repeater.brokers.receipts import settled
 from repeater.errors import BAD_REQUEST, EXPIRED, Disconnect
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect
 from tests.application import ASKED, URL, Application, dumps, open_asking_node
-from tests.conversation import talking
+from tests.conversation import members, talking
 from tests.signing import SECRET
 from tests.signing import sign as sign_token
 
@@ -74,8 +75,8 @@ async def test_connect_with_subs(application: Application) -> None:
     async with open_asking_node(application) as node, talking(node, connected=False) as talk:
         reply = await talk.call("connect")
         assert reply["connect"]["subs"]["news"]["data"] == 5
-        members = await node.presence_store.members("news")
-        assert bytes(members[talk.client.id].chan_info or b"") == b'{"x": 1}'
+        present = await members(node, "news")
+        assert bytes(present[talk.client.id].chan_info or b"") == b'{"x": 1}'
 
 
 async def test_a_token_comes_first(application: Application) -> None:
@@ -228,8 +229,8 @@ async def test_subscribe(application: Application) -> None:
         assert reply == {"subscribe": {"data": {"topic": "x"}}}
         (asked,) = application.asked("subscribe")
         assert (asked["channel"], asked["data"], asked["user"]) == ("news", {"why": 1}, "alice")
-        members = await node.presence_store.members("news")
-        assert bytes(members[talk.client.id].chan_info or b"") == b'{"role": "admin"}'
+        present = await members(node, "news")
+        assert bytes(present[talk.client.id].chan_info or b"") == b'{"role": "admin"}'
 
 
 async def test_subscribe_refused(application: Application) -> None:
@@ -287,7 +288,7 @@ async def test_publish(application: Application) -> None:
         assert (push["data"], push["tags"]) == ({"b": 2}, {"k": "v"})
         assert "offset" not in push
         assert [one["data"] for one in application.asked("publish")] == [{"a": 1}, {"a": 1}]
-        found, _ = await node.broker.history("news", ChannelOptions())
+        found, _ = await settled(node.broker.history("news", ChannelOptions()))
         assert [one.data for one in found] == [b'{"a": 1}']
 
 
@@ -300,7 +301,7 @@ async def test_publish_refused(application: Application) -> None:
         assert await talk.call("publish", channel="news", data=1) == INTERNAL
         assert (await talk.call("publish", channel="news"))["error"]["code"] == 107
         assert len(application.asked("publish")) == 2
-        assert (await node.broker.history("news", ChannelOptions()))[0] == ()
+        assert (await settled(node.broker.history("news", ChannelOptions())))[0] == ()
 
 
 async def test_bodies_are_signed(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
-from repeater.brokers.memory_presence import MemoryPresence
+from repeater.brokers.receipts import Answer
 from repeater.clients.client import Client
 from repeater.clients.connections import selected
 from repeater.clients.session import Session
@@ -32,7 +33,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect
-from tests.conversation import HeldHistory
+from tests.conversation import ForwardingPresence, Gate, HeldHistory
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 
@@ -42,37 +43,21 @@ SEEN = ChannelOptions(
 NOTHING = SubscriptionGrant()
 
 
-class Gate:
-    """Lets callers through until it is closed; then callers wait until it is opened."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-        self._event.set()
-        self.broken = False
-
-    def close(self) -> None:
-        self._event = trio.Event()
-
-    def open(self, *, broken: bool = False) -> None:
-        self.broken = broken
-        self._event.set()
-
-    async def pass_through(self) -> None:
-        await self._event.wait()
-        if self.broken:
-            raise BrokerError
-
-
-class GatedPresence(MemoryPresence):
+class GatedPresence(ForwardingPresence):
     """A store that answers late."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = Gate()
+        self.failing = False
 
-    async def add(self, channel: str, info: ClientInfo) -> None:
-        await self.gate.pass_through()
-        await super().add(channel, info)
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
+        return self.gate.answer(lambda: self._add(channel, info))
+
+    def _add(self, channel: str, info: ClientInfo) -> None:
+        if self.failing:
+            raise BrokerError("presence is down")
+        self.memory.add(channel, info)
 
 
 class GatedBroker(HeldHistory):
@@ -81,9 +66,7 @@ class GatedBroker(HeldHistory):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Gate()
-
-    async def answered(self, channel: str) -> None:
-        await self.gate.pass_through()
+        self.after = defaultdict(lambda: self.gate)
 
 
 class World(msgspec.Struct):
@@ -94,7 +77,7 @@ class World(msgspec.Struct):
     presence: GatedPresence
 
     async def members(self, channel: str = "news") -> Mapping[str, ClientInfo]:
-        return await self.presence.members(channel)
+        return self.presence.memory.members(channel)
 
 
 @asynccontextmanager
@@ -281,7 +264,7 @@ async def test_a_client_that_ends_while_it_is_subscribed(held: str) -> None:
     async with world() as it, trio.open_nursery() as nursery:
         gate: Gate = getattr(it, held).gate
         async with talking(it.node) as alice:
-            gate.close()
+            gate.shut()
             nursery.start_soon(it.node.subscribe, "alice", "news")
             await wait_all_tasks_blocked()
             assert set(alice.client.channels) == {"news"}
@@ -297,7 +280,7 @@ async def test_a_client_that_ends_while_it_is_subscribed(held: str) -> None:
 async def test_a_client_that_subscribes_at_the_same_time() -> None:
     """The server was first: the client is told 105, and hears the channel once."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
-        it.broker.gate.close()
+        it.broker.gate.shut()
         nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         await alice.say(subscribe={"channel": "news"}, id=2)
@@ -314,7 +297,7 @@ async def test_a_client_that_subscribes_at_the_same_time() -> None:
 async def test_the_client_was_first() -> None:
     """Its own subscription goes on, and the server's call does nothing."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
-        it.broker.gate.close()
+        it.broker.gate.shut()
         nursery.start_soon(
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
@@ -330,7 +313,7 @@ async def test_unsubscribed_while_it_subscribes(held: str) -> None:
     """The client hears of the end behind the reply, and nobody stays counted who has left."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         gate: Gate = getattr(it, held).gate
-        gate.close()
+        gate.shut()
         nursery.start_soon(
             lambda: alice.say(subscribe={"channel": "news", "recoverable": True}, id=2)
         )
@@ -347,7 +330,7 @@ async def test_unsubscribed_while_it_subscribes(held: str) -> None:
 async def test_subscribed_again_before_the_first_attempt_came_through() -> None:
     """Only the second subscription is there, and it stays counted."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
-        it.presence.gate.close()
+        it.presence.gate.shut()
         nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         await it.node.unsubscribe("alice", "news")
@@ -365,15 +348,14 @@ async def test_subscribed_again_before_the_first_attempt_came_through() -> None:
 async def test_a_failing_back_end(held: str) -> None:
     """The call fails; the client stays, was told nothing, and is nowhere counted."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
-        gate: Gate = getattr(it, held).gate
-        gate.open(broken=True)
+        getattr(it, held).failing = True
         with pytest.raises(BrokerError):
             await it.node.subscribe("alice", "news")
         assert "subscribe" not in [name for name, _ in await alice.pushes()]
         assert end_of(alice.client) is None
         assert not it.node.hub.channels
         assert await it.members() == {}
-        gate.open()
+        getattr(it, held).failing = False
         nursery.start_soon(it.node.subscribe, "alice", "news")
         assert ("subscribe", "news") in await alice.pushes()
 
@@ -381,7 +363,7 @@ async def test_a_failing_back_end(held: str) -> None:
 async def test_a_cancelled_call() -> None:
     """Nothing gathers for a client that nobody will tell."""
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
-        it.broker.gate.close()
+        it.broker.gate.shut()
         nursery.start_soon(it.node.subscribe, "alice", "news")
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -471,7 +453,7 @@ async def test_refresh_of_the_info() -> None:
     async with world() as it, talking(it.node) as alice, trio.open_nursery() as nursery:
         for channel in ("news", "sport"):
             await it.node.subscribe("alice", channel)
-        it.presence.gate.close()
+        it.presence.gate.shut()
         nursery.start_soon(lambda: it.node.refresh("alice", info=b'{"name":"Alice"}'))
         await wait_all_tasks_blocked()
         await it.node.unsubscribe("alice", "sport")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from repeater.brokers.contract import Outcome, Page
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import SHUTDOWN, Disconnect
@@ -181,7 +182,7 @@ print("it holds")
 class Unordered(MemoryBroker):
     """History is newest first where it should be oldest first."""
 
-    async def history(
+    def history(
         self,
         channel: str,
         options: ChannelOptions,
@@ -189,38 +190,36 @@ class Unordered(MemoryBroker):
         since: StreamPosition | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> tuple[Sequence[Publication], StreamPosition]:
-        found, top = await super().history(
-            channel, options, since=since, limit=limit, reverse=reverse
-        )
+    ) -> Page:
+        found, top = super().history(channel, options, since=since, limit=limit, reverse=reverse)
         return found[::-1], top
 
 
 class Forgetful(MemoryBroker):
     """Publishes each time, whatever the key."""
 
-    async def publish(
+    def submit(
         self,
         publication: Publication,
         options: ChannelOptions,
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
-    ) -> StreamPosition | None:
-        return await super().publish(publication, options, skip_history=skip_history)
+    ) -> Outcome:
+        return super().submit(publication, options, skip_history=skip_history)
 
 
 class Mute(MemoryBroker):
     """Announces nothing."""
 
-    async def announce(self, announcement: Announcement) -> None:
-        await trio.lowlevel.checkpoint()
+    def announce(self, announcement: Announcement) -> None:
+        pass
 
 
 class Crashing(MemoryBroker):
     """Raises what no broker may."""
 
-    async def remove_history(self, channel: str) -> None:
+    def remove_history(self, channel: str) -> None:
         raise ZeroDivisionError
 
 
@@ -260,15 +259,14 @@ async def test_a_crashing_broker_raises_its_own_error(autojump_clock: MockClock)
 class Sticky(MemoryPresence):
     """Removes nobody."""
 
-    async def remove(self, channel: str, client: str) -> None:
-        await trio.lowlevel.checkpoint()
+    def remove(self, channel: str, client: str) -> None:
+        pass
 
 
 class Live(MemoryPresence):
     """Answers with what it works on."""
 
-    async def members(self, channel: str) -> Mapping[str, ClientInfo]:
-        await super().members(channel)
+    def members(self, channel: str) -> Mapping[str, ClientInfo]:
         return self._channels.get(channel, {})
 
 

@@ -33,7 +33,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, UnixClock, open_test_node
-from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
+from tests.conversation import FailingPresence, FakeVerifier, TestBroker, members, talking
 
 NOW = 1_900_000_000
 ANN = ConnectionGrant("ann", info=b'{"name":"Ann"}', data=b'{"hello":1}')
@@ -286,8 +286,8 @@ class TestServerSide:
             assert subs["news"]["data"] == [1]
             # Recovery is granted where it is allowed, and it is not here.
             assert "recoverable" not in subs["news"]
-            assert list(await node.presence_store.members("$bare")) == [talk.client.id]
-            assert not await node.presence_store.members("news")
+            assert list(await members(node, "$bare")) == [talk.client.id]
+            assert not await members(node, "news")
             await node.publish(Publication("news", b"1"))
             await talk.news()
             await node.publish(Publication("$bare", b"2"))

@@ -78,7 +78,7 @@ async def publish(node: Node, talk: Talk, way: str, data: bytes) -> object:
         stream = EventStream(node, 1_000_000)
         await stream.feed(body.replace(b"\n", b"\r"))
         await stream.end()
-        return json.loads(stream.answer().body)["result"]["errors"] or None
+        return json.loads((await stream.answer()).body)["result"]["errors"] or None
     answer = await call(node, "publish" if way == "b64data" else way.split()[0], bodies[way])
     return answer.body if b"error" in answer.body or answer.status != 200 else None
 

@@ -15,6 +15,7 @@ import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater import errors
+from repeater.brokers.receipts import settled
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import Disconnect, ErrorCode
@@ -222,7 +223,7 @@ async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
             assert not node.registry.clients
             assert not node.hub.channels
         await wait_all_tasks_blocked()
-        assert await node.presence_store.count("a") == (0, 0)
+        assert await settled(node.presence_store.count("a")) == (0, 0)
 
 
 @pytest.mark.parametrize(

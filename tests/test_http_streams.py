@@ -28,6 +28,7 @@ from repeater.transports import http_stream
 from repeater.transports.sockets import discard
 from repeater.turns import GiveWay
 from repeater.web.subscriptions import EMULATION_PATH
+from tests.conversation import Gate
 from tests.eventsource import EventSource
 from tests.http_streams import CONNECT, OPENINGS, Peer, peer
 from tests.processes import starts_processes
@@ -49,24 +50,24 @@ async def test_a_stream_that_is_open_is_subscribed(
 ) -> None:
     """The answer's head waits for the channels: a page may load its state when it sees the head."""
     async with running() as server, peer(server, end) as client, trio.open_nursery() as nursery:
-        asked, allowed, opened = trio.Event(), trio.Event(), trio.Event()
+        asked, allowed, opened = trio.Event(), Gate(), trio.Event()
         history = server.node.broker.history
 
-        async def late(*arguments: Any, **options: Any) -> Any:
+        def late(*arguments: Any, **options: Any) -> Any:
             asked.set()
-            await allowed.wait()
-            return await history(*arguments, **options)
+            return allowed.answer(lambda: history(*arguments, **options))
 
         async def subscribe() -> None:
             await client.request("GET", "/events?channel=news")
             opened.set()
 
+        allowed.shut()
         monkeypatch.setattr(server.node.broker, "history", late)
         nursery.start_soon(subscribe)
         await asked.wait()
         await wait_all_tasks_blocked(0.05)
         assert not opened.is_set()
-        allowed.set()
+        allowed.open()
         await opened.wait()
         await publish(server, "news", "1")
         assert b"retry: " in await client.until(b"data: 1\n\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.brokers.contract import EventSink
-from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.contract import EventSink, Page
+from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.clients.client import Client
 from repeater.clients.limits import Place
 from repeater.clients.opening import Opening, begin
@@ -36,7 +36,7 @@ from repeater.protocol.sse.event_id import event_id
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Event, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import HeldHistory, TestBroker
+from tests.conversation import ForwardingBroker, TestBroker
 from tests.eventsource import EventSource
 
 
@@ -122,7 +122,7 @@ async def test_what_can_not_be_recovered_is_said(last: str | tuple[int, str]) ->
     reset, then live events."""
     async with open_test_node() as node:
         await publish(node, "a", 1, 2)
-        _, top = await node.broker.history("a", ChannelOptions(), limit=0)
+        _, top = await settled(node.broker.history("a", ChannelOptions(), limit=0))
         browser = Browser("a")
         if not isinstance(last, str):
             last = event_id({"a": StreamPosition(*last)}).decode()
@@ -349,10 +349,8 @@ async def test_clients_in_the_same_place_share_their_bytes() -> None:
 async def test_history_that_can_not_be_read() -> None:
     """The client is asked to come back, and the stream says why it ends."""
 
-    class Broken(MemoryBroker):
-        async def history(
-            self, *_: object, **__: object
-        ) -> tuple[Sequence[Publication], StreamPosition]:
+    class Broken(ForwardingBroker):
+        def history(self, *_: object, **__: object) -> Answer[Page]:
             raise BrokerError
 
     async with open_test_node(broker=Broken()) as node:
@@ -443,18 +441,20 @@ async def test_a_plain_websocket_ends_with_its_token(
         assert transport.closed_with == Disconnect(3005, "connection expired")
 
 
-class Dawdling(HeldHistory):
+class Dawdling(ForwardingBroker):
     """A broker far away: answers take a while, and events reach fan-out after the history."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._random = random.Random(seed)
         self._sink: EventSink | None = None
+        self._nursery: trio.Nursery
         self._send, self._receive = trio.open_memory_channel[Event](100)
 
     async def run(self, intake: EventSink) -> None:
         self._sink = intake
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._forward, intake)
             await super().run(self)
 
@@ -478,8 +478,23 @@ class Dawdling(HeldHistory):
         for _ in range(self._random.randrange(most)):
             await trio.lowlevel.checkpoint()
 
-    async def answered(self, channel: str) -> None:
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Answer[Page]:
+        page = self.memory.history(channel, options, since=since, limit=limit, reverse=reverse)
+        receipt: Receipt[Page] = Receipt()
+        self._nursery.start_soon(self._answer, receipt, page)
+        return receipt
+
+    async def _answer(self, receipt: Receipt[Page], page: Page) -> None:
         await self._dawdle(6)
+        receipt.settle(page)
 
 
 CHANNELS = ("a", "b", "c")

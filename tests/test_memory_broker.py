@@ -31,6 +31,7 @@ async def open_broker() -> AsyncIterator[MemoryBroker]:
 async def running(broker: MemoryBroker, *, room: int = 8) -> AsyncIterator[MemoryBroker]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broker.run, Intake(room, 1 << 26, 1 << 18))
+        await broker.wait_room()
         yield broker
         nursery.cancel_scope.cancel()
 
@@ -48,8 +49,8 @@ async def test_what_expired_is_forgotten(autojump_clock: MockClock) -> None:
     """After the meta TTL nothing of a channel or of an idempotency key is held any more."""
     async with running(MemoryBroker(idempotency_ttl=30)) as broker:
         for number in range(5):
-            await broker.publish(event(f"c{number}"), OPTIONS, idempotency_key="k")
-        await broker.history("only read", OPTIONS)
+            broker.submit(event(f"c{number}"), OPTIONS, idempotency_key="k")
+        broker.history("only read", OPTIONS)
         await trio.sleep(700)
         assert broker.statistics() == BrokerStatistics()
         assert not broker._streams._orders
@@ -60,7 +61,7 @@ async def test_stream_that_is_published_into_lives_on(autojump_clock: MockClock)
     async with running(MemoryBroker(), room=100) as broker:
         epochs = set()
         for _ in range(20):
-            position = await broker.publish(event(), OPTIONS)
+            position = broker.submit(event(), OPTIONS)
             assert position is not None
             epochs.add(position.epoch)
             await trio.sleep(500)
@@ -74,9 +75,9 @@ async def test_reading_keeps_nothing() -> None:
     """Whoever asks for names that nobody published to leaves nothing behind."""
     async with running(MemoryBroker()) as broker:
         for number in range(1_000):
-            found, top = await broker.history(f"guess{number}", OPTIONS)
+            found, top = broker.history(f"guess{number}", OPTIONS)
             assert (found, top.offset) == ((), 0)
-            await broker.remove_history(f"guess{number}")
+            broker.remove_history(f"guess{number}")
         assert broker.statistics() == BrokerStatistics()
         assert not broker._streams._orders
 
@@ -85,13 +86,13 @@ async def test_history_expires_at_its_time(autojump_clock: MockClock) -> None:
     """Read exactly `history_ttl` after the newest publication, history is empty; not before."""
     async with running(MemoryBroker()) as broker:
         begin = trio.current_time()
-        await broker.publish(event(), OPTIONS)
+        broker.submit(event(), OPTIONS)
         await trio.sleep_until(begin + 60 - 0.001)
-        assert len((await broker.history("c", OPTIONS))[0]) == 1
+        assert len(broker.history("c", OPTIONS)[0]) == 1
         # The sweep is not here yet.
         broker._streams.sweep = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         await trio.sleep_until(begin + 60)
-        found, top = await broker.history("c", OPTIONS)
+        found, top = broker.history("c", OPTIONS)
         assert (found, top.offset) == ((), 1)
 
 
@@ -105,14 +106,14 @@ async def test_history_is_bounded_in_bytes() -> None:
     async with running(MemoryBroker(history_bytes=10 * weight()), room=1_000) as broker:
         tops = {}
         for channel in "aaabbbccc":
-            tops[channel] = await broker.publish(event(channel), options)
-        await broker.publish(event("a"), options)
+            tops[channel] = broker.submit(event(channel), options)
+        broker.submit(event("a"), options)
         assert broker.statistics().history_bytes == 10 * weight()
-        await broker.publish(event("c"), options)
-        await broker.publish(event("c"), options)
+        broker.submit(event("c"), options)
+        broker.submit(event("c"), options)
         kept = {}
         for channel in "abc":
-            found, top = await broker.history(channel, options)
+            found, top = broker.history(channel, options)
             kept[channel] = [one.offset for one in found]
             assert top.epoch == (tops[channel] or top).epoch
         assert kept == {"a": [1, 2, 3, 4], "b": [3], "c": [1, 2, 3, 4, 5]}
@@ -123,14 +124,14 @@ async def test_history_is_bounded_in_bytes() -> None:
 async def test_the_newest_publication_is_kept() -> None:
     """A publication that is larger than the bound is kept alone, until the next one comes."""
     async with running(MemoryBroker(history_bytes=1_000), room=1_000) as broker:
-        await broker.publish(event("a"), OPTIONS)
+        broker.submit(event("a"), OPTIONS)
         for channel in ("b", "c", "c"):
-            await broker.publish(Publication(channel, b"x" * 5_000), OPTIONS)
-        found, top = await broker.history("c", OPTIONS)
+            broker.submit(Publication(channel, b"x" * 5_000), OPTIONS)
+        found, top = broker.history("c", OPTIONS)
         assert [one.offset for one in found] == [2]
         assert top.offset == 2
         for channel in "ab":
-            found, top = await broker.history(channel, OPTIONS)
+            found, top = broker.history(channel, OPTIONS)
             assert (found, top.offset) == ((), 1)
         assert broker.statistics().history_bytes == weight(5_000)
 
@@ -140,12 +141,12 @@ async def test_streams_are_bounded_in_number() -> None:
     async with running(MemoryBroker(history_channels=3), room=1_000) as broker:
         first = {}
         for channel in "abc":
-            first[channel] = await broker.publish(event(channel), OPTIONS)
-        await broker.publish(event("a"), OPTIONS)
-        await broker.remove_history("c")
-        await broker.publish(event("d"), OPTIONS)  # "c" goes: it has nothing any more
-        await broker.publish(event("e"), OPTIONS)  # then "b", the oldest
-        tops = {name: (await broker.history(name, OPTIONS))[1].offset for name in "abcde"}
+            first[channel] = broker.submit(event(channel), OPTIONS)
+        broker.submit(event("a"), OPTIONS)
+        broker.remove_history("c")
+        broker.submit(event("d"), OPTIONS)  # "c" goes: it has nothing any more
+        broker.submit(event("e"), OPTIONS)  # then "b", the oldest
+        tops = {name: broker.history(name, OPTIONS)[1].offset for name in "abcde"}
         assert tops == {"a": 2, "b": 0, "c": 0, "d": 1, "e": 1}
         seen = broker.statistics()
         assert (seen.streams, seen.forgotten_streams) == (3, 2)
@@ -158,15 +159,15 @@ async def test_a_forgotten_stream_has_another_epoch(before: int) -> None:
     async with running(MemoryBroker(history_channels=1), room=1_000) as broker:
         positions = {}
         for _ in range(before):
-            await broker.publish(event("a"), OPTIONS)
+            broker.submit(event("a"), OPTIONS)
         for _ in range(3):
-            _, position = await broker.history("a", OPTIONS)
+            _, position = broker.history("a", OPTIONS)
             assert position.epoch not in positions
             positions[position.epoch] = position
-            await broker.publish(event("a"), OPTIONS)
-            await broker.publish(event("b"), OPTIONS)
+            broker.submit(event("a"), OPTIONS)
+            broker.submit(event("b"), OPTIONS)
             for old in positions.values():
-                found, top = await broker.history("a", OPTIONS, since=old)
+                found, top = broker.history("a", OPTIONS, since=old)
                 assert not found
                 assert top.epoch != old.epoch
 
@@ -176,18 +177,18 @@ async def test_options_change_under_a_stream(autojump_clock: MockClock) -> None:
     short = ChannelOptions(history_size=1, history_ttl=10, history_meta_ttl=20)
     async with running(MemoryBroker(), room=1_000) as broker:
         for _ in range(3):
-            await broker.publish(event(), OPTIONS)
-        await broker.publish(event(), short)
-        found, _ = await broker.history("c", short)
+            broker.submit(event(), OPTIONS)
+        broker.submit(event(), short)
+        found, _ = broker.history("c", short)
         assert [one.offset for one in found] == [4]
         assert broker.statistics().history_bytes == weight()
         await trio.sleep(12)
         assert broker.statistics().history_bytes == 0
-        await broker.publish(event(), OPTIONS)
+        broker.submit(event(), OPTIONS)
         await trio.sleep(30)
         assert broker.statistics().history_bytes == weight()
-        await broker.remove_history("c")
-        await broker.publish(event(), short)
+        broker.remove_history("c")
+        broker.submit(event(), short)
         await trio.sleep(30)
         assert broker.statistics() == BrokerStatistics()
         assert not broker._streams._orders
@@ -197,27 +198,27 @@ async def test_results_are_bounded() -> None:
     """Beyond the bound the oldest key is forgotten, so it publishes again; the newest is not."""
     async with running(MemoryBroker(idempotency_bytes=10_000), room=1_000) as broker:
         for number in range(100):
-            await broker.publish(event(), OPTIONS, idempotency_key=f"{number}")
+            broker.submit(event(), OPTIONS, idempotency_key=f"{number}")
         seen = broker.statistics()
         assert 10 < seen.results < 20
         assert seen.results + seen.dropped_results == 100
         for key, offset in (("99", 100), ("0", 101)):
-            position = await broker.publish(event(), OPTIONS, idempotency_key=key)
+            position = broker.submit(event(), OPTIONS, idempotency_key=key)
             assert position is not None
             assert position.offset == offset
-        await broker.publish(event(), OPTIONS, idempotency_key="k" * 50_000)
+        broker.submit(event(), OPTIONS, idempotency_key="k" * 50_000)
         assert broker.statistics().results == 1
 
 
 async def test_an_expired_result_is_replaced(autojump_clock: MockClock) -> None:
     """A key that is used again after its time counts once, for its whole new time."""
     async with running(MemoryBroker(idempotency_ttl=0.5), room=1_000) as broker:
-        await broker.publish(event(), OPTIONS, idempotency_key="k")
+        broker.submit(event(), OPTIONS, idempotency_key="k")
         await trio.sleep(0.6)
-        position = await broker.publish(event(), OPTIONS, idempotency_key="k")
+        position = broker.submit(event(), OPTIONS, idempotency_key="k")
         await trio.sleep(0.45)  # the sweep comes at 1.0
         assert broker.statistics().results == 1
-        assert await broker.publish(event(), OPTIONS, idempotency_key="k") == position
+        assert broker.submit(event(), OPTIONS, idempotency_key="k") == position
         await trio.sleep(1)
         assert broker._results.bytes == 0
 
@@ -253,16 +254,16 @@ def test_no_recovery_is_false(steps: list[tuple[str, str, int]]) -> None:
                 if step in ("publish", "off"):
                     options = kinds[value] if step == "publish" else off
                     heard[channel].append(data)
-                    await broker.publish(Publication(channel, data), options)
+                    broker.submit(Publication(channel, data), options)
                 elif step == "read":
-                    _, top = await broker.history(channel, kinds[value], limit=0)
+                    _, top = broker.history(channel, kinds[value], limit=0)
                     positions.append((channel, top, len(heard[channel])))
                 elif step == "remove":
-                    await broker.remove_history(channel)
+                    broker.remove_history(channel)
                 else:
                     await trio.sleep(value * 3)
             for channel, since, before in positions:
-                found, top = await broker.history(channel, kinds[0], since=since)
+                found, top = broker.history(channel, kinds[0], since=since)
                 joined = recover(since, found, top, ())
                 if joined.recovered:
                     assert [one.data for one in joined.publications] == heard[channel][before:]

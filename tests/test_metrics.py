@@ -48,7 +48,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 class FailingBroker(MemoryBroker):
     """A back end that is down."""
 
-    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
+    def submit(self, *_: object, **__: object) -> StreamPosition | None:
         raise BrokerError("refused")
 
     def outage(self) -> str:

@@ -7,30 +7,23 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.contract import Outcome
+from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import SHUTDOWN, BrokerError, IntakeFullError, ReplyError
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
+from tests.conversation import ForwardingBroker, LateAnswers
 
 
-class SilentBroker(MemoryBroker):
-    """A broker behind a network, whose answers do not come."""
-
-    publish_nowait = None  # type: ignore[assignment]  # such a broker has no such method
-
-    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
-        await trio.sleep_forever()
-
-
-class StuckBroker(MemoryBroker):
+class StuckBroker(ForwardingBroker):
     """Never has room."""
 
-    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
+    def submit(self, *_: object, **__: object) -> Answer[Outcome]:
         raise trio.WouldBlock
 
-    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
+    async def wait_room(self) -> None:
         await trio.sleep_forever()
 
 
@@ -51,13 +44,37 @@ async def test_publish_timeout(autojump_clock: MockClock) -> None:
 
 
 async def test_publish_timeout_of_a_network_broker(autojump_clock: MockClock) -> None:
-    """If a broker that may wait for a network is late, nobody claims that nothing was published."""
-    async with open_test_node(NodeOptions(publish_timeout=3), broker=SilentBroker()) as node:
-        with pytest.raises(BrokerError, match="may have been published"):
-            await node.publish(Publication("c", b"1"))
-        assert trio.current_time() == pytest.approx(3)
+    """If a broker that waits for a network is late, nobody claims that nothing was published."""
+    broker, transport = LateAnswers(), MemoryTransport()
+    async with open_test_node(NodeOptions(publish_timeout=3), broker=broker) as node:
+        async with connect(node, transport, ["c"]):
+            start = trio.current_time()
+            with pytest.raises(BrokerError, match="may have happened"):
+                await node.publish(Publication("c", b"1"))
+            assert trio.current_time() - start == pytest.approx(3)
+            broker.answer()  # Nobody waits for it any more.
+        assert transport.sent == [b"1"]
         assert node.statistics().broker_errors == {"publish": 1}
         assert node.statistics().refused == 0
+
+
+async def test_room_and_answer_have_a_deadline_each(autojump_clock: MockClock) -> None:
+    """A publisher may wait for room nearly as long as it may, and then as long for the answer."""
+    broker = LateAnswers()
+    options = NodeOptions(publish_timeout=3, intake_limit=1)
+    async with open_test_node(options, broker=broker) as node, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()  # the broker runs
+        first = node.submit(Publication("c", b"1"))
+        start = trio.current_time()
+        with pytest.raises(BrokerError, match="may have happened"):
+            await node.publish(Publication("c", b"2"))
+        assert trio.current_time() - start == pytest.approx(3)
+        nursery.start_soon(node.publish, Publication("c", b"3"))
+        await trio.sleep(2.9)
+        broker.answer()
+    assert isinstance(first, Receipt)
+    assert first.settled
+    assert broker.asked == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("channel", ["", "x" * 256, "é", "a\nb", "a\x00"])
@@ -68,32 +85,35 @@ async def test_bad_channel_is_refused(channel: str) -> None:
             await node.publish(Publication(channel, b"1"))
 
 
-async def test_publish_nowait() -> None:
-    """Publishes at once, or not at all: full, and back ends that must wait, are told apart."""
+async def test_submit() -> None:
+    """Publishes at once, or not at all: full, invalid and shutting down are told apart."""
     event = Publication("news", b"1")
     transport = MemoryTransport()
     async with open_test_node(NodeOptions(intake_limit=2)) as node:
         async with connect(node, transport, ["news"]):
             await wait_all_tasks_blocked()  # the broker runs
-            first, second = node.publish_nowait(event), node.publish_nowait(event)
-            assert first is not None
-            assert second is not None
+            first, second = node.submit(event), node.submit(event)
+            assert isinstance(first, StreamPosition)
+            assert isinstance(second, StreamPosition)
             assert (first.offset, second.offset) == (1, 2)
             with pytest.raises(trio.WouldBlock):
-                node.publish_nowait(event)
+                node.submit(event)
             await wait_all_tasks_blocked()
             assert transport.sent == [b"1", b"1"]
-            third = node.publish_nowait(event)
-            assert third is not None
+            third = node.submit(event)
+            assert isinstance(third, StreamPosition)
             assert third.offset == 3  # the refused one was not numbered
         with pytest.raises(ReplyError):
-            node.publish_nowait(Publication("", b"1"))
+            node.submit(Publication("", b"1"))
         node._intake.close()
         with pytest.raises(IntakeFullError):
-            node.publish_nowait(event)
+            node.submit(event)
+        with pytest.raises(IntakeFullError):
+            await node.wait_room()
+        assert node.statistics().refused == 2
     async with open_test_node(broker=StuckBroker()) as node:
         with pytest.raises(trio.WouldBlock):
-            node.publish_nowait(event)
+            node.submit(event)
 
 
 async def test_publish_after_the_end_of_taking() -> None:
@@ -215,7 +235,7 @@ async def test_ten_thousand_leave_at_once() -> None:
 LONG = "k" * 256
 
 
-@pytest.mark.parametrize("nowait", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize(
     ("publication", "key"),
     [
@@ -225,22 +245,22 @@ LONG = "k" * 256
     ],
 )
 async def test_texts_that_are_kept_are_short(
-    publication: Publication, key: str, nowait: bool
+    publication: Publication, key: str, at_once: bool
 ) -> None:
     """An idempotency key, version epoch or tag name above 255 characters is error 107."""
     async with open_test_node() as node:
 
-        async def publish(publication: Publication, key: str) -> StreamPosition | None:
-            if nowait:
+        async def publish(publication: Publication, key: str) -> Answer[Outcome]:
+            if at_once:
                 await wait_all_tasks_blocked()  # the broker runs
-                return node.publish_nowait(publication, idempotency_key=key)
+                return node.submit(publication, idempotency_key=key)
             return await node.publish(publication, idempotency_key=key)
 
         with pytest.raises(ReplyError, match="107"):
             await publish(publication, key)
         good = Publication("c", b"1", tags={LONG[1:]: LONG * 10}, version=1, version_epoch=LONG[1:])
         position = await publish(good, LONG[1:])
-        assert position is not None
+        assert isinstance(position, StreamPosition)
         assert position.offset == 1
 
 
@@ -253,7 +273,7 @@ async def test_data_that_is_not_json(data: bytes) -> None:
         with pytest.raises(ReplyError, match="107"):
             await node.publish(Publication("c", data))
         with pytest.raises(ReplyError, match="107"):
-            node.publish_nowait(Publication("c", data))
+            node.submit(Publication("c", data))
         await node.publish(Publication("c", b'{\n"a": 1}'))
         await wait_all_tasks_blocked()
         (push,) = transport.sent

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
-from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.contract import Page
+from repeater.brokers.receipts import Answer
 from repeater.errors import FORCE_DISCONNECT, BrokerError, Disconnect, ReplyError
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
@@ -21,18 +20,16 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import talking
+from tests.conversation import ForwardingBroker, talking
 
 KEEPING = NodeOptions(channel=ChannelOptions(presence=True))
 NOTHING_KEPT = NodeOptions(channel=ChannelOptions(history_size=0))
 
 
-class SilentBroker(MemoryBroker):
+class SilentBroker(ForwardingBroker):
     """Publishes, and cannot read."""
 
-    async def history(
-        self, *_: object, **__: object
-    ) -> tuple[Sequence[Publication], StreamPosition]:
+    def history(self, *_: object, **__: object) -> Answer[Page]:
         raise BrokerError("down")
 
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
-from repeater.brokers.memory_presence import MemoryPresence
+from repeater.brokers.receipts import Answer
 from repeater.clients.session import Session
 from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
@@ -18,7 +18,16 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Announcement, ClientInfo
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import FakeVerifier, Gate, Talk, TestBroker, talking
+from tests.conversation import (
+    FakeVerifier,
+    ForwardingPresence,
+    Gate,
+    HeldChannels,
+    Talk,
+    TestBroker,
+    members,
+    talking,
+)
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 
@@ -30,27 +39,28 @@ ANN, BOB = ConnectionGrant("ann", info=b'{"n":1}'), ConnectionGrant("bob")
 VERIFIER = FakeVerifier({"ann": ANN, "bob": BOB})
 
 
-class SlowPresence(MemoryPresence):
+class SlowPresence(ForwardingPresence):
     """A store whose changes can be held, or fail."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.adding, self.removing = Gate(), Gate()
+        self.changing = Gate()
         self.failing = False
         self.asked: list[str] = []
         self.removed: Callable[[str], None] = lambda client: None
 
-    async def add(self, channel: str, info: ClientInfo) -> None:
+    def add(self, channel: str, info: ClientInfo) -> Answer[None]:
         self.asked.append(info.client)
-        await self.adding.passed()
-        await super().add(channel, info)
+        return self.changing.answer(lambda: self.memory.add(channel, info))
 
-    async def remove(self, channel: str, client: str) -> None:
+    def remove(self, channel: str, client: str) -> Answer[None]:
         self.removed(client)
-        await self.removing.passed()
+        return self.changing.answer(lambda: self._remove(channel, client))
+
+    def _remove(self, channel: str, client: str) -> None:
         if self.failing:
             raise BrokerError("presence is down")
-        await super().remove(channel, client)
+        self.memory.remove(channel, client)
 
 
 async def stats(talk: Talk) -> Any:
@@ -124,10 +134,10 @@ async def test_leave_comes_after_the_socket_is_gone(how: str) -> None:
     states: list[bool] = []
 
     class Watching(TestBroker):
-        async def announce(self, announcement: Announcement) -> None:
+        def announce(self, announcement: Announcement) -> None:
             if not announcement.joined:
                 states.append(transport.released or transport.aborted)
-            await super().announce(announcement)
+            super().announce(announcement)
 
     class Lingering(MemoryTransport):
         async def close(self, disconnect: Any) -> None:
@@ -144,12 +154,12 @@ async def test_leave_comes_after_the_socket_is_gone(how: str) -> None:
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         assert states == [True]
-        assert not await node.presence_store.members("c")
+        assert not await members(node)
         assert transport.aborted is (how == "cut")
 
 
 async def test_back_at_once_is_present() -> None:
-    """A client that subscribes right after its 2500 waits for its own leave, and is there then."""
+    """Who subscribes right after its 2500 is taken out of the store first, and then added again."""
     store = SlowPresence()
     async with (
         open_node(OPTIONS, presence=store) as node,
@@ -161,16 +171,16 @@ async def test_back_at_once_is_present() -> None:
         await talk.subscribe()
         await talk.news()
         await other.news()
-        store.removing.shut()
+        store.changing.shut()
         talk.client.end_subscription(talk.client.channels["c"], POSITION_LOST)
         nursery.start_soon(talk.session.receive, talk.command(subscribe={"channel": "c"}))
         assert [list(message) for message in await talk.news()] == [["push"]]
-        store.removing.open()
+        store.changing.open()
         reply, *pushes = await talk.news()
         assert "subscribe" in reply
         # Its own leave comes before or after the reply, and always before its join.
         assert told([push["push"] for push in pushes])[-1] == ("join", talk.client.id)
-        assert set(await store.members("c")) == {talk.client.id, other.client.id}
+        assert set(store.memory.members("c")) == {talk.client.id, other.client.id}
         assert [kind for kind, _ in told(await other.pushes())] == ["leave", "join"]
 
 
@@ -192,55 +202,42 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
                 await session.receive('{"id":3,"unsubscribe":{"channel":"c"}}')
                 await session.receive('{"id":4,"subscribe":{"channel":"c"}}')
 
-        store.removing.shut()
+        store.changing.shut()
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
         (client,) = [one for one in node.registry.clients if one is not other.client]
         # In one turn: the leave is done, and the client ended.
-        store.removing.open()
+        store.changing.open()
         client.cut(SERVER_ERROR)
         pushes = told(await other.pushes())
         assert pushes[1:] == [("join", client.id), ("leave", client.id)]
-        assert set(await store.members("c")) == {other.client.id}
+        assert set(store.memory.members("c")) == {other.client.id}
 
 
-async def test_cut_in_the_turn_in_which_its_leave_is_done() -> None:
-    """The store is not told of a client that was ended before it could be added."""
-    store = SlowPresence()
+async def test_cut_before_it_is_added() -> None:
+    """The store is not told of a client that was ended while the broker began to hold the channel.
+
+    The answer and the end come in one turn, so the task that waits for the answer goes on.
+    """
+    store, broker = SlowPresence(), HeldChannels()
     async with (
-        open_node(OPTIONS, presence=store) as node,
-        talking(node) as second,
+        open_node(OPTIONS, presence=store, broker=broker) as node,
         trio.open_nursery() as nursery,
     ):
-        talks: list[Talk] = []
 
         async def live() -> None:
-            async with talking(node, connected=False) as first:
-                talks.append(first)
-                await first.connect()
-                await first.subscribe()
-                await trio.sleep_forever()
+            async with talking(node) as talk:
+                await talk.subscribe()
 
+        broker.holding.shut()
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
-        (first,) = talks
-        await second.subscribe()
+        (client,) = node.registry.clients
+        broker.holding.open()
+        client.cut(SERVER_ERROR)
         await wait_all_tasks_blocked()
-        await first.ask(unsubscribe={"channel": "c"})
-        await second.ask(unsubscribe={"channel": "c"})
-        # The departure of the second begins in the turn in which that of the first is done.
-        name = second.client.id
-
-        def cut_first(client: str) -> None:
-            if client == name:
-                first.client.cut(SERVER_ERROR)
-
-        store.removed = cut_first
-        nursery.start_soon(first.session.receive, first.command(subscribe={"channel": "c"}))
-        await wait_all_tasks_blocked()
-        assert first.client.end == SERVER_ERROR
-        assert store.asked == [first.client.id, second.client.id]
-        assert not await store.members("c")
+        assert store.asked == []
+        assert not store.memory.members("c")
 
 
 async def test_leave_is_told_though_it_wanted_back() -> None:
@@ -257,14 +254,14 @@ async def test_leave_is_told_though_it_wanted_back() -> None:
             async with talking(node) as talk:
                 await talk.subscribe()
                 await other.news()
-                store.removing.shut()
+                store.changing.shut()
                 await slow.ask(unsubscribe={"channel": "c"})
                 await talk.ask(unsubscribe={"channel": "c"})
                 nursery.start_soon(talk.session.receive, talk.command(subscribe={"channel": "c"}))
                 await wait_all_tasks_blocked()
                 talk.client.cut(SERVER_ERROR)
                 await trio.lowlevel.checkpoint()
-            store.removing.open()
+            store.changing.open()
             names = [slow.client.id, talk.client.id]
             assert told(await other.pushes()) == [("leave", name) for name in names]
 
@@ -284,14 +281,14 @@ async def test_cut_while_it_is_added() -> None:
             async with talking(node) as talk:
                 await talk.subscribe()
 
-        store.adding.shut()
+        store.changing.shut()
         nursery.start_soon(live)
         await wait_all_tasks_blocked()
         (client,) = [one for one in node.registry.clients if one is not other.client]
-        store.adding.open()
+        store.changing.open()
         client.cut(SERVER_ERROR)
         assert await other.pushes() == []
-        assert set(await store.members("c")) == {other.client.id}
+        assert set(store.memory.members("c")) == {other.client.id}
 
 
 async def test_no_leave_without_a_join() -> None:
@@ -309,7 +306,7 @@ async def test_no_leave_without_a_join() -> None:
             await talk.subscribe(positioned=True)
         assert talk.transport.closed_with == SERVER_ERROR
         assert await other.pushes() == []
-        assert set(await node.presence_store.members("c")) == {other.client.id}
+        assert set(await members(node)) == {other.client.id}
 
 
 async def test_leave_is_told_though_the_store_fails() -> None:
@@ -328,7 +325,7 @@ async def test_failing_announcement_fails_nothing() -> None:
     """A join that can't be announced does not fail the subscribe."""
 
     class Mute(TestBroker):
-        async def announce(self, announcement: Announcement) -> None:
+        def announce(self, announcement: Announcement) -> None:
             raise BrokerError("announcing is down")
 
     async with open_node(OPTIONS, broker=Mute()) as node, talking(node) as talk:
@@ -336,7 +333,7 @@ async def test_failing_announcement_fails_nothing() -> None:
         assert len(await talk.news()) == 1
         await talk.ask(unsubscribe={"channel": "c"})
         await wait_all_tasks_blocked()
-        assert not await node.presence_store.members("c")
+        assert not await members(node)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +355,7 @@ async def test_overrides(overrides: Overrides, present: bool, heard: bool) -> No
     ):
         await talk.connect("t")
         await wait_all_tasks_blocked()
-        assert bool(await node.presence_store.members("c")) is present
+        assert bool(await members(node)) is present
         assert bool(told(await talk.pushes())) is heard
 
 
@@ -366,7 +363,7 @@ async def test_plain_subscribers_are_not_counted() -> None:
     """A plain WebSocket client is nobody's presence."""
     async with open_test_node(OPTIONS) as node, connect(node, MemoryTransport(), ["c"]):
         await wait_all_tasks_blocked()
-        assert not await node.presence_store.members("c")
+        assert not await members(node)
 
 
 async def test_many_leave_at_once() -> None:
@@ -379,7 +376,7 @@ async def test_many_leave_at_once() -> None:
             name for kind, name in pushes[1:] if kind == "join"
         )
         assert len(pushes) == 101
-        assert set(await node.presence_store.members("c")) == {other.client.id}
+        assert set(await members(node)) == {other.client.id}
 
 
 async def cut_many(node: Node, count: int) -> None:

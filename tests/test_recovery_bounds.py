@@ -18,6 +18,7 @@ from repeater.api.budget import Budget
 from repeater.api.channel import ChannelBody
 from repeater.api.channel import history as api_history
 from repeater.api.channel import presence as api_presence
+from repeater.brokers.receipts import settled
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import BAD_REQUEST, CHANNEL_LIMIT, CONNECTION_CLOSED, ErrorCode, ReplyError
@@ -321,13 +322,13 @@ async def test_presence_that_does_not_fit_is_an_error() -> None:
     """A client gets 106, keeps its connection and may count; the back end gets them all."""
     async with open_test_node(OPTIONS) as node, talking(node) as talk:
         for number in range(300):
-            await node.presence_store.add("c", ClientInfo("u", f"client-{number}"))
+            await settled(node.presence_store.add("c", ClientInfo("u", f"client-{number}")))
         reply = await talk.ask(presence={"channel": "c"})
         assert reply["error"] == {"code": 106, "message": "limit exceeded"}
         counted = await talk.ask(presence_stats={"channel": "c"})
         assert counted["presence_stats"]["num_clients"] == 300
         assert len((await api_presence(node, ChannelBody("c"), Budget(1))).presence) == 300
-        await node.presence_store.add("d", ClientInfo("u" * 40_000, "one"))
+        await settled(node.presence_store.add("d", ClientInfo("u" * 40_000, "one")))
         assert (await talk.ask(presence={"channel": "d"}))["error"]["code"] == 106
 
 

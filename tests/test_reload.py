@@ -40,7 +40,7 @@ from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import Application, open_asking_node
-from tests.conversation import FakeVerifier, TestBroker, talking
+from tests.conversation import FakeVerifier, TestBroker, members, talking
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 from tests.signing import OTHER_SECRET, SECRET, sign
@@ -332,7 +332,7 @@ async def test_subscriptions_are_used_after_a_reload(
             assert reply["sub_refresh"]["expires"] is True
             assert (await talk.ask(refresh={"token": "new"}))["refresh"]["expires"] is True
             await node.refresh("ann", expire_at=at + 2_000, info=b"3")
-            shown = (await node.presence_store.members("chat:1"))[talk.client.id]
+            shown = (await members(node, "chat:1"))[talk.client.id]
             assert (bytes(shown.conn_info or b""), bytes(shown.chan_info or b"")) == (b"3", b"1")
             await trio.sleep(500)
             assert "chat:1" in talk.client.channels
@@ -342,7 +342,7 @@ async def test_subscriptions_are_used_after_a_reload(
                 "unsubscribe": {},
             }
             await wait_all_tasks_blocked()
-            assert not await node.presence_store.members("chat:1")
+            assert not await members(node, "chat:1")
 
 
 @narrowed

@@ -471,7 +471,7 @@ async def test_drain_ends_what_is_idle_and_finishes_the_rest(autojump_clock: Moc
 class BuggyBroker(MemoryBroker):
     """Has a bug."""
 
-    def publish_nowait(self, *_: object, **__: object) -> StreamPosition | None:
+    def submit(self, *_: object, **__: object) -> StreamPosition | None:
         raise LookupError("a bug")
 
 

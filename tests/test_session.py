@@ -214,7 +214,7 @@ class EndingBroker(MemoryBroker):
 
     node: Node
 
-    async def publish(self, *_: object, **__: object) -> StreamPosition | None:
+    def submit(self, *_: object, **__: object) -> StreamPosition | None:
         for client in tuple(self.node.registry.clients):
             client.disconnect(SHUTDOWN)
         return None

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.brokers.receipts import settled
 from repeater.clients.session import Session
 from repeater.errors import CONNECTION_CLOSED, INSUFFICIENT_STATE
 from repeater.node import Node
@@ -350,7 +351,7 @@ class World:
         for stream, ends, number in self.expected:
             assert number in stream.heard or stream.ends > ends, "never heard"
         for channel in CHANNELS:
-            _, top = await self.broker.history(channel, CHANNEL, limit=0)
+            _, top = await settled(self.broker.history(channel, CHANNEL, limit=0))
             for subscriber in self.subscribers:
                 stream = subscriber.streams[channel]
                 assert stream.subscribed

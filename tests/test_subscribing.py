@@ -33,7 +33,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.publication import Publication, StreamPosition, weight_of
 from repeater.testing import UnixClock, open_test_node
-from tests.conversation import FailingPresence, FakeVerifier, TestBroker, talking
+from tests.conversation import FailingPresence, FakeVerifier, TestBroker, members, talking
 
 CACHE = ChannelOptions(history_size=10, history_ttl=60, force_recovery_mode="cache")
 DELTA = ChannelOptions(allowed_delta_types=frozenset({"fossil"}))
@@ -177,7 +177,7 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
         channel = node.channels.options("c")
         for number in range(1, count + 1):
             # Without fan-out, which has its own tests.
-            streams = broker._streams
+            streams = broker.memory._streams
             one = Publication("c", b"%d" % number)
             now = trio.current_time()
             known = streams.find("c", now)
@@ -242,7 +242,7 @@ async def test_cut_while_history_is_held() -> None:
         client.cut(SERVER_ERROR)
         await wait_all_tasks_blocked()
         assert not node.hub.channels
-        assert not await node.presence_store.members("c")
+        assert not await members(node)
 
 
 class TestFeatures:
@@ -644,7 +644,7 @@ class TestToken:
                 "positioned": True,
                 "data": {"hello": 1},
             }
-            (info,) = (await node.presence_store.members("$c")).values()
+            (info,) = (await members(node, "$c")).values()
             assert info.chan_info is not None
             assert bytes(info.chan_info) == b'{"seat":1}'
 

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio_websocket import open_websocket_url
 
+from repeater.brokers.receipts import settled
 from repeater.comments.options import CommentsOptions
 from repeater.config import Settings
 from repeater.serving.extension import load_settings
@@ -98,7 +99,7 @@ async def announced(server: Server) -> list[str]:
     """The texts in the channel's history: what was published since this server started."""
     channel = "comments"
     options = server.node.channels.options(channel)
-    publications, _ = await server.node.broker.history(channel, options)
+    publications, _ = await settled(server.node.broker.history(channel, options))
     return [msgspec.json.decode(one.data)["text"] for one in publications]
 
 
