@@ -44,7 +44,7 @@ NOTHING = SubscriptionGrant()
 
 
 class GatedPresence(ForwardingPresence):
-    """A store that answers late."""
+    """A store that carries out changes late, in their order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +53,9 @@ class GatedPresence(ForwardingPresence):
 
     def add(self, channel: str, info: ClientInfo) -> Answer[None]:
         return self.gate.answer(lambda: self._add(channel, info))
+
+    def remove(self, channel: str, client: str) -> Answer[None]:
+        return self.gate.answer(lambda: self.memory.remove(channel, client))
 
     def _add(self, channel: str, info: ClientInfo) -> None:
         if self.failing:

@@ -150,7 +150,7 @@ async def test_history_that_can_not_be_read_is_told(
 ) -> None:
     """The stream says why it ends, and its browser comes back; then nothing is lost."""
 
-    async def fail(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise BrokerError("history is down")
 
     async with running() as server:

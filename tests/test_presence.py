@@ -11,7 +11,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.brokers.receipts import Answer
-from repeater.clients.session import Session
 from repeater.errors import POSITION_LOST, SERVER_ERROR, BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
@@ -150,6 +149,7 @@ async def test_leave_comes_after_the_socket_is_gone(how: str) -> None:
             talk = Talk(node, client, transport)
             await talk.connect()
             await talk.subscribe()
+            await talk.news()  # the join is announced
             getattr(client, how)(SERVER_ERROR)
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
@@ -193,17 +193,20 @@ async def test_gone_again_while_its_leave_is_carried_out() -> None:
         trio.open_nursery() as nursery,
     ):
         await other.subscribe()
-        transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+        back = trio.Event()
 
         async def live() -> None:
-            async with connect(node, transport, ready=False) as client:
-                session = Session(node, client)
-                await session.receive('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"c"}}')
-                await session.receive('{"id":3,"unsubscribe":{"channel":"c"}}')
-                await session.receive('{"id":4,"subscribe":{"channel":"c"}}')
+            async with talking(node, connected=False) as talk:
+                await talk.connect()
+                await talk.subscribe()
+                await back.wait()
+                await talk.ask(unsubscribe={"channel": "c"})
+                await talk.subscribe()
 
-        store.changing.shut()
         nursery.start_soon(live)
+        await wait_all_tasks_blocked()
+        store.changing.shut()
+        back.set()
         await wait_all_tasks_blocked()
         (client,) = [one for one in node.registry.clients if one is not other.client]
         # In one turn: the leave is done, and the client ended.
@@ -253,9 +256,11 @@ async def test_leave_is_told_though_it_wanted_back() -> None:
             await slow.subscribe()
             async with talking(node) as talk:
                 await talk.subscribe()
+                await talk.news()
                 await other.news()
                 store.changing.shut()
                 await slow.ask(unsubscribe={"channel": "c"})
+                await wait_all_tasks_blocked()  # The store is asked, and does not answer.
                 await talk.ask(unsubscribe={"channel": "c"})
                 nursery.start_soon(talk.session.receive, talk.command(subscribe={"channel": "c"}))
                 await wait_all_tasks_blocked()

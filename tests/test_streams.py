@@ -37,7 +37,12 @@ CHANNEL = ChannelOptions(history_size=HISTORY, history_ttl=EXPIRY, history_meta_
 # Nobody answers pings here, and a gate may stay shut for long.
 NEVER = 1e6
 OPTIONS = NodeOptions(
-    channel=CHANNEL, fanout_budget=0, ping_interval=NEVER, pong_timeout=1, stale_timeout=NEVER
+    channel=CHANNEL,
+    fanout_budget=0,
+    ping_interval=NEVER,
+    pong_timeout=1,
+    stale_timeout=NEVER,
+    publish_timeout=NEVER,
 )
 # Half of this outbox has room for three publications.
 CRAMPED = msgspec.structs.replace(OPTIONS, outbox_limit=1_200)
