@@ -239,8 +239,8 @@ class Sink:
 class ForwardingBroker:
     """A broker that has a memory broker do everything; for brokers that differ in a few calls."""
 
-    def __init__(self) -> None:
-        self.memory = MemoryBroker()
+    def __init__(self, memory: MemoryBroker | None = None) -> None:
+        self.memory = memory or MemoryBroker()
 
     async def run(self, intake: EventSink) -> None:
         await self.memory.run(intake)
@@ -417,8 +417,8 @@ class LateBroker(ForwardingBroker):
     Its calls wait in a list without a bound, so it always has room.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, memory: MemoryBroker | None = None) -> None:
+        super().__init__(memory)
         self._calls = LateCalls()
         self._intake: EventSink | None = None
 

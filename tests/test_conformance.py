@@ -14,9 +14,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from repeater.brokers.contract import Outcome, Page
+from repeater.brokers.contract import Broker, EventSink, Outcome, Page
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
+from repeater.brokers.receipts import Answer
 from repeater.errors import SHUTDOWN, Disconnect
 from repeater.fanout.transport import Chunk, Transport
 from repeater.options import ChannelOptions
@@ -44,6 +45,7 @@ from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.asgi_websocket import ASGIWebSocketTransport
 from repeater.transports.http_stream import HTTPStreamTransport
 from repeater.transports.websocket import UnidirectionalTransport, WebSocketTransport
+from tests.conversation import ForwardingBroker, LateAnswers, LateBroker, LatePresence
 from tests.deadlines import PROCESS_STARTS
 
 Opened = tuple[Transport, Any]
@@ -152,6 +154,30 @@ async def test_presence_in_memory_keeps_its_contract() -> None:
     await check_presence_store(open_memory_presence)
 
 
+@asynccontextmanager
+async def open_late_presence() -> AsyncIterator[LatePresence]:
+    store = LatePresence()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        yield store
+        nursery.cancel_scope.cancel()
+
+
+async def test_presence_that_answers_late_keeps_its_contract() -> None:
+    """A store whose answers are all receipts."""
+    await check_presence_store(open_late_presence)
+
+
+@asynccontextmanager
+async def open_late_broker() -> AsyncIterator[LateBroker]:
+    yield LateBroker(MemoryBroker(idempotency_ttl=30))
+
+
+async def test_a_broker_that_answers_late_keeps_its_contract(autojump_clock: MockClock) -> None:
+    """A broker whose answers are all receipts."""
+    await check_broker(open_late_broker, idempotency_ttl=30)
+
+
 def test_no_test_framework_is_needed() -> None:
     """A suite runs where pytest is not installed."""
     code = """
@@ -223,21 +249,54 @@ class Crashing(MemoryBroker):
         raise ZeroDivisionError
 
 
-BROKEN_BROKERS: dict[type[MemoryBroker], str] = {
+class Backwards(LateAnswers):
+    """Answers the newest publication first."""
+
+    async def run(self, intake: EventSink) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(super().run, intake)
+            while True:
+                await trio.sleep(0.01)
+                while self.open:
+                    receipt, outcome = self.open.pop()
+                    receipt.settle(outcome)
+                    await trio.lowlevel.checkpoint()
+
+
+class Rounding(ForwardingBroker):
+    """Keeps versions as floating point numbers, as some stores do."""
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        rounded = msgspec.structs.replace(publication, version=int(float(publication.version)))
+        return super().submit(
+            rounded, options, idempotency_key=idempotency_key, skip_history=skip_history
+        )
+
+
+BROKEN_BROKERS: dict[Callable[[], Broker], str] = {
     Unordered: r"oldest first, at most `limit`.*since None, limit None: expected \[b'1', b'2',",
     Forgetful: "A repeated idempotency key gets the first result.*the second result: expected",
+    Backwards: "A receipt of a channel is settled after all the earlier.*are settled: expected",
+    Rounding: "A version may be any unsigned.*the offset of version 18446744073709551615",
     Mute: "A join is handed on in its turn.*Nothing came of it within 60 seconds",
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN_BROKERS)
 async def test_a_broken_broker_is_named(
-    broken: type[MemoryBroker], autojump_clock: MockClock
+    broken: Callable[[], Broker], autojump_clock: MockClock
 ) -> None:
     """The error says the rule, and what was expected and found."""
 
     @asynccontextmanager
-    async def opened() -> AsyncIterator[MemoryBroker]:
+    async def opened() -> AsyncIterator[Broker]:
         yield broken()
 
     with pytest.raises(AssertionError, match=BROKEN_BROKERS[broken]):

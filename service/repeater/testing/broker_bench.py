@@ -10,8 +10,8 @@ from uuid import uuid4
 import msgspec
 import trio
 
-from repeater.brokers.contract import Broker
-from repeater.brokers.receipts import settled
+from repeater.brokers.contract import Broker, Outcome
+from repeater.brokers.receipts import Answer, settled
 from repeater.errors import open_service_nursery
 from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
@@ -39,6 +39,7 @@ class Bench:
         self.options = options
         self.channel = f"check:{uuid4()}"
         self._handed: list[Event] = []
+        self._held: set[str] = set()
 
     async def publish(
         self, data: bytes = b"1", *, key: str = "", skip_history: bool = False, channel: str = ""
@@ -50,19 +51,32 @@ class Bench:
     async def send(
         self, publication: Publication, *, key: str = "", skip_history: bool = False
     ) -> StreamPosition | None:
-        """Publish, as soon as there is room, and wait for the answer."""
+        """Publish into a channel that is held, as soon as there is room; wait for the answer."""
+        await self.hold(publication.channel)
+        return await settled(await self.submit(publication, key=key, skip_history=skip_history))
+
+    async def submit(
+        self, publication: Publication, *, key: str = "", skip_history: bool = False
+    ) -> Answer[Outcome]:
+        """Submit as soon as there is room; a checkpoint only when it waits."""
         while True:
             try:
-                answer = self.broker.submit(
+                return self.broker.submit(
                     publication, self.options, idempotency_key=key, skip_history=skip_history
                 )
             except trio.WouldBlock:
                 await self.broker.wait_room()
-            else:
-                return await settled(answer)
+
+    async def hold(self, channel: str = "") -> None:
+        """Have the events of a channel come: of the bench's, unless another is named."""
+        channel = channel or self.channel
+        if channel not in self._held:
+            self._held.add(channel)
+            await settled(self.broker.hold(channel))
 
     async def announce(self, announcement: Announcement) -> None:
-        """Announce a join or leave, as soon as there is room."""
+        """Announce a join or leave in a channel that is held, as soon as there is room."""
+        await self.hold(announcement.channel)
         while True:
             try:
                 self.broker.announce(announcement)
@@ -105,6 +119,7 @@ async def running(
     async with open_broker() as broker, open_service_nursery() as nursery:
         bench = Bench(broker, room, options)
         nursery.start_soon(broker.run, bench.intake)
+        await broker.wait_room()  # It runs by then.
         yield bench
 
 

@@ -117,6 +117,24 @@ async def an_answer_does_not_change(open_store: OpenPresenceStore) -> None:
         expect("the earlier answer", set(before), {"1"})
 
 
+async def calls_keep_their_order(open_store: OpenPresenceStore) -> None:
+    """What is asked of a client in a row, without waiting, takes effect in this order."""
+    later = ClientInfo("ann", "1", msgspec.Raw(b"2"))
+    async with open_store() as store:
+        channel = _channel()
+        answers = [
+            store.add(channel, ClientInfo("ann", "1", msgspec.Raw(b"1"))),
+            store.remove(channel, "1"),
+            store.add(channel, later),
+            store.add(channel, ClientInfo("bob", "2")),
+            store.remove(channel, "2"),
+        ]
+        for answer in answers:
+            await settled(answer)
+        expect("members", dict(await _members(store, channel)), {"1": later})
+        expect("count", await settled(store.count(channel)), (1, 1))
+
+
 RULES: Final = (
     an_empty_channel,
     who_was_added,
@@ -125,4 +143,5 @@ RULES: Final = (
     who_was_removed,
     channels_are_apart,
     an_answer_does_not_change,
+    calls_keep_their_order,
 )
