@@ -105,16 +105,19 @@ class _Calls:
 
     async def _call(self, name: str, method: Method, argument: bytes) -> dict[str, object]:
         body = method.decode(argument)
+        if self._answers >= IN_FLIGHT:
+            await self.finish()
         if name == "publish":
             answer = await submit(self._node, body, body.channel, self._budget)
             if isinstance(answer, Receipt):
-                return await self._leave_open(name, 1, partial(published, self._node, answer))
+                result = partial(published, self._node, answer, self._budget)
+                return await self._leave_open(name, 1, result)
             return {name: {} if answer is None else answer}
         if name == "broadcast":
             submitted = await submit_each(self._node, body, self._budget)
             receipts = sum(isinstance(one, Receipt) for one in submitted)
-            result = partial(responses, self._node, submitted)
-            return await self._leave_open(name, receipts, result)
+            together = partial(responses, self._node, submitted, self._budget)
+            return await self._leave_open(name, receipts, together)
         await self.finish()
         return {name: await method.call(self._node, body, self._budget)}
 
@@ -124,8 +127,6 @@ class _Calls:
         """The result if no answer is awaited for it, else nothing yet."""
         if not answers:
             return {name: await result()}
-        if self._answers >= IN_FLIGHT:
-            await self.finish()
         self._answers += answers
         self._open.append(_Open(len(self.replies), name, result))
         return {}
@@ -138,3 +139,4 @@ class _Calls:
                 self.replies[one.number] = {one.name: await one.result()}
             except (ReplyError, BrokerError) as error:
                 self.replies[one.number] = failed(code_of(error))
+            await self._budget.give_way()

@@ -1,4 +1,4 @@
-"""The time for which one call may use the processor, and its one wait for a full intake.
+"""The time for which one call may use the processor, and the waits that it has left.
 
 A call with many events publishes most of them without a checkpoint. This clock makes it give
 fan-out, pings and other calls their turn.
@@ -14,13 +14,16 @@ import trio
 class Budget:
     """The budget of one call. Lives inside one call, or one connection that makes calls."""
 
-    __slots__ = ("_ends", "_seconds", "patient")
+    __slots__ = ("_ends", "_seconds", "awaits_answers", "patient")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._ends = perf_counter() + seconds
         self.patient = True
         """Whether the call may still wait for room in the intake. False after one timeout."""
+        self.awaits_answers = True
+        """Whether it may still wait for the back end's answers. False after one timeout: a call
+        with thousands of events must not wait for each."""
 
     @property
     def spent(self) -> bool:

@@ -70,17 +70,37 @@ async def publish(
         BrokerError: the back end failed.
         IntakeFullError: fan-out made no room in time.
     """
-    return await published(node, await submit(node, body, body.channel, budget))
+    return await published(node, await submit(node, body, body.channel, budget), budget)
 
 
-async def published(node: Node, answer: Answer[Outcome]) -> StreamPosition | dict[str, object]:
+async def published(
+    node: Node, answer: Answer[Outcome], budget: Budget
+) -> StreamPosition | dict[str, object]:
     """The result of a `publish` that was submitted, as soon as the back end has answered.
 
     Raises:
-        ReplyError, BrokerError: the back end refused the event, or failed.
+        ReplyError, BrokerError: as `outcome_of`.
     """
-    position = await node.answered(answer, "publish") if isinstance(answer, Receipt) else answer
+    position = await outcome_of(node, answer, budget) if isinstance(answer, Receipt) else answer
     return {} if position is None else position
+
+
+async def outcome_of(node: Node, receipt: Receipt[Outcome], budget: Budget) -> Outcome:
+    """The back end's answer to one event. Waits for it, unless an earlier wait timed out.
+
+    Raises:
+        ReplyError: the back end refused the event.
+        BrokerError: the back end failed, or did not answer in time. The event may have been
+            published.
+    """
+    if not (receipt.settled or budget.awaits_answers):
+        node.broker_errors["publish"] += 1
+        raise BrokerError("no answer in time; the event may have been published")
+    try:
+        return await node.answered(receipt, "publish")
+    except BrokerError:
+        budget.awaits_answers = receipt.settled
+        raise
 
 
 async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Responses:
@@ -92,7 +112,7 @@ async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Response
     Raises:
         ReplyError: the list of channels is empty (107).
     """
-    return await responses(node, await submit_each(node, body, budget))
+    return await responses(node, await submit_each(node, body, budget), budget)
 
 
 async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submitted:
@@ -100,7 +120,10 @@ async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submit
     if not body.channels:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     submitted: Submitted = []
-    for channel in body.channels:
+    for number, channel in enumerate(body.channels):
+        if number >= IN_FLIGHT:
+            oldest = number - IN_FLIGHT
+            submitted[oldest] = await _outcome_or_failure(node, submitted[oldest], budget)
         try:
             submitted.append(await submit(node, body, channel, budget))
         except (ReplyError, BrokerError, IntakeFullError) as error:
@@ -108,18 +131,29 @@ async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submit
     return submitted
 
 
-async def responses(node: Node, submitted: Submitted) -> Responses:
+async def responses(node: Node, submitted: Submitted, budget: Budget) -> Responses:
     """The result of a `broadcast`, as soon as the back end has answered for each channel."""
     found: list[Result | Failure] = []
     for answer in submitted:
-        if isinstance(answer, Failure):
-            found.append(answer)
-            continue
-        try:
-            found.append(Result(await published(node, answer)))
-        except (ReplyError, BrokerError) as error:
-            found.append(failed(code_of(error)))
+        outcome = await _outcome_or_failure(node, answer, budget)
+        if isinstance(outcome, Failure):
+            found.append(outcome)
+        else:
+            found.append(Result({} if outcome is None else outcome))
+        await budget.give_way()
     return Responses(found)
+
+
+async def _outcome_or_failure(
+    node: Node, answer: Answer[Outcome] | Failure, budget: Budget
+) -> Outcome | Failure:
+    """`outcome_of` for one event of several."""
+    if not isinstance(answer, Receipt):
+        return answer
+    try:
+        return await outcome_of(node, answer, budget)
+    except (ReplyError, BrokerError) as error:
+        return failed(code_of(error))
 
 
 def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:

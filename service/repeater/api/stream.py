@@ -14,7 +14,7 @@ import msgspec
 
 from repeater.api.answers import ApiError, Result, api_error, encode
 from repeater.api.budget import Budget
-from repeater.api.publishing import IN_FLIGHT, PublishBody, submit
+from repeater.api.publishing import IN_FLIGHT, PublishBody, outcome_of, submit
 from repeater.brokers.receipts import Receipt
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.http.answer import Answer
@@ -101,6 +101,7 @@ class EventStream:
         """
         while self._open:
             await self._heed_oldest()
+            await self._budget.give_way()
         if self.stopped:
             status = 503
         stopped_at = 0 if status == 200 else self._stopped_at or self._line + 1
@@ -146,7 +147,7 @@ class EventStream:
     async def _heed_oldest(self) -> None:
         line, receipt = self._open.popleft()
         try:
-            await self._node.answered(receipt, "publish")
+            await outcome_of(self._node, receipt, self._budget)
         except BrokerError:
             self._stop(line)
         except ReplyError as error:

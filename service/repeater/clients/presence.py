@@ -11,7 +11,7 @@ Joins and leaves go through `Announcements`, which leaves out those that cancel 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -51,7 +51,7 @@ class Attendance:
         self._store = store
         self._errors = errors
         self._timeout = timeout
-        self._sent: deque[Receipt[None]] = deque()  # departures that are not answered yet
+        self._sent: list[Receipt[None]] = []  # departures that are not answered yet
         self._announcements = Announcements(broker, errors, timeout)
         # The oldest is first; a plain dictionary would be slow to find it after many have gone.
         self._leaving: OrderedDict[tuple[str, str], Subscription] = OrderedDict()
@@ -98,9 +98,8 @@ class Attendance:
                     answers.append(self.enter(subscription))
                 except BrokerError as error:
                     failure = self._failed("renewed", error)
-            for answer in answers:
-                if isinstance(answer, Receipt):
-                    failure = await self._heed(answer, "renewed") or failure
+            receipts = [answer for answer in answers if isinstance(answer, Receipt)]
+            failure = await self._heed_all(receipts, "renewed") or failure
         return failure is None
 
     def announce_join(self, subscription: Subscription) -> None:
@@ -135,8 +134,8 @@ class Attendance:
             receipt = self._leave(subscription)
             if receipt is not None:
                 self._sent.append(receipt)
-        while self._sent:
-            await self._heed(self._sent.popleft(), "removed")
+        sent, self._sent = self._sent, []
+        await self._heed_all(sent, "removed")
         await trio.lowlevel.checkpoint()
 
     def _leave(self, subscription: Subscription) -> Receipt[None] | None:
@@ -151,15 +150,23 @@ class Attendance:
             self._announcements.leave(subscription)
         return answer if isinstance(answer, Receipt) else None
 
-    async def _heed(self, receipt: Receipt[None], done: str) -> BrokerError | None:
-        """Wait for the store's answer; the error, counted and logged, if it failed."""
-        with trio.move_on_after(self._timeout):
+    async def _heed_all(self, receipts: Sequence[Receipt[None]], done: str) -> BrokerError | None:
+        """Wait for the store's answers; the last error, if some failed. Each is counted and logged.
+
+        They were asked for together, so they have one deadline together.
+        """
+        failure: BrokerError | None = None
+        deadline = trio.current_time() + self._timeout
+        for receipt in receipts:
             try:
-                await receipt.wait()
+                with trio.move_on_at(deadline):
+                    await receipt.wait()
+                    continue
             except BrokerError as error:
-                return self._failed(done, error)
-            return None
-        return self._failed(done, BrokerError("no answer in time"))
+                failure = self._failed(done, error)
+            else:
+                failure = self._failed(done, BrokerError("no answer in time"))
+        return failure
 
     def _failed(self, done: str, error: BrokerError) -> BrokerError:
         self._errors["presence"] += 1
