@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from repeater.brokers.memory import MemoryBroker
 from repeater.fanout.intake import Intake
+from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON
 from repeater.publication import (
     EVENT_OVERHEAD,
@@ -282,6 +285,102 @@ def test_the_line_of_publishers(
             assert intake.bytes == intake._woken == 0
         assert served == sorted(served)
         assert taken == put
+
+    trio.run(check)
+
+
+@pytest.mark.parametrize("puts", [True, False])
+async def test_a_turn_is_for_one_event(puts: bool) -> None:
+    """Who was served, and used its turn or did not, waits behind the others the next time."""
+    intake, order = new_intake(1), []
+
+    async def put(number: int) -> None:
+        try:
+            intake.check_room()
+        except trio.WouldBlock:
+            await intake.wait_room()
+            intake.check_room()
+        intake.put_nowait(publication(number))
+        order.append(number)
+
+    async def served_before() -> None:
+        await intake.wait_room()  # The last of the line, so nobody waits when it is served.
+        intake.check_room()
+        if puts:
+            intake.put_nowait(publication(1))
+        await again.wait()
+        await put(3)
+
+    again = trio.Event()
+    intake.put_nowait(publication(0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served_before)
+        await wait_all_tasks_blocked()
+        await intake.take_batch()
+        await wait_all_tasks_blocked()
+        if not puts:
+            intake.put_nowait(publication(1))
+        nursery.start_soon(put, 2)
+        await wait_all_tasks_blocked()
+        again.set()
+        await intake.take_batch()  # The one that waits is woken, and both run in the next turn.
+        await wait_all_tasks_blocked()
+        await intake.take_batch()
+        await wait_all_tasks_blocked()
+    assert order == [2, 3]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("publish"), st.integers(1, 5)),
+            st.tuples(st.sampled_from(["take", "run", "turn"]), st.just(0)),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 4),
+)
+def test_nobody_overtakes_with_a_submission(steps: list[tuple[str, int]], room: int) -> None:
+    """Publishers submit, wait for room where there is none, and submit again: the events are in the
+    order in which they were submitted first, whoever published before and comes once more.
+    """
+
+    async def check() -> None:
+        intake, broker = new_intake(room), MemoryBroker()
+        options = ChannelOptions(history_size=0)
+        numbers = itertools.count(1)
+        taken: list[int] = []
+
+        async def publish(count: int) -> None:
+            for _ in range(count):
+                event = publication(next(numbers))
+                while True:
+                    try:
+                        broker.submit(event, options)
+                    except trio.WouldBlock:
+                        await broker.wait_room()
+                    else:
+                        break
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broker.run, intake)
+            await broker.wait_room()
+            for kind, count in steps:
+                if kind == "publish":
+                    nursery.start_soon(publish, count)
+                elif kind == "take" and len(intake):
+                    taken += [offset_of(one) for one in await intake.take_batch()]
+                elif kind == "run":
+                    await wait_all_tasks_blocked()
+                else:
+                    await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked()
+            while len(intake):
+                taken += [offset_of(one) for one in await intake.take_batch()]
+                await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert taken == [*range(1, len(taken) + 1)]
+        assert len(taken) == sum(count for kind, count in steps if kind == "publish")
 
     trio.run(check)
 

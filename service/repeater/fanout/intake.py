@@ -135,13 +135,15 @@ class Intake:
         """
         if self._closed:
             raise trio.ClosedResourceError
-        if self._line and not self._was_served():
+        # Asked first: a turn ends with this call, also where nobody else waits any more.
+        served = self._served is not None and self._was_served()
+        if self._line and not served:
             raise trio.WouldBlock
         if len(self._waiting) >= self._limit or self.bytes >= self._byte_limit:
             raise trio.WouldBlock
 
     def _was_served(self) -> bool:
-        """Whether this task is the one whose turn has come; once for each turn."""
+        """Whether this task is the one whose turn has come; whoever asks ends the turn."""
         served, self._served = self._served, None
         return served is trio.lowlevel.current_task()
 
@@ -176,6 +178,7 @@ class Intake:
             if self._closed:
                 return []
             await self._repeater.park()
+        self._served = None  # It had its turn before this task ran.
         waiting, weights, room = self._waiting, self._weights, self._batch_limit
         batch = [waiting.popleft()]
         size = weights.popleft()
