@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.brokers.receipts import Answer
@@ -324,6 +325,29 @@ async def test_leave_is_told_though_the_store_fails() -> None:
             await other.news()
             store.failing = True
         assert told(await other.pushes()) == [("leave", talk.client.id)]
+
+
+async def test_departures_wait_for_a_silent_store_once(autojump_clock: MockClock) -> None:
+    """A store that hangs holds up all departures of one round for the publish timeout together;
+    each is counted, and those that are answered in time are not."""
+    store = SlowPresence()
+    options = msgspec.structs.replace(OPTIONS, publish_timeout=3)
+    async with open_node(options, presence=store) as node, talking(node) as other:
+        await other.subscribe()
+        start = trio.current_time()
+        store.removed = lambda _client: store.changing.shut()
+        await cut_many(node, 50)
+        await trio.sleep(2.9)
+        assert node.broker_errors["presence"] == 0
+        await trio.sleep(0.2)
+        assert node.broker_errors["presence"] == 50
+        assert trio.current_time() - start < 4
+        store.removed = lambda _client: None
+        store.changing.open()
+        await cut_many(node, 5)
+        await trio.sleep(0.1)
+        assert node.broker_errors["presence"] == 50
+        assert set(store.memory.members("c")) == {other.client.id}
 
 
 async def test_failing_announcement_fails_nothing() -> None:
