@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from repeater.backend.contract import Backend, Events
     from repeater.brokers.contract import Broker, PresenceStore
     from repeater.brokers.memory import MemoryBroker
+    from repeater.brokers.receipts import Receipt
     from repeater.errors import (
         BrokerError,
         Disconnect,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from repeater.fanout.transport import Transport
     from repeater.node import Node, open_node
     from repeater.options import ChannelOptions, LimitOptions, NodeOptions
-    from repeater.publication import Publication, StreamPosition
+    from repeater.publication import Publication, Rupture, StreamPosition
     from repeater.serving.application import create_app
     from repeater.serving.server import open_server
     from repeater.subscriber import open_subscriber
@@ -52,8 +53,10 @@ _HOMES: Final = {
     "NodeOptions": "repeater.options",
     "PresenceStore": "repeater.brokers.contract",
     "Publication": "repeater.publication",
+    "Receipt": "repeater.brokers.receipts",
     "RepeaterError": "repeater.errors",
     "ReplyError": "repeater.errors",
+    "Rupture": "repeater.publication",
     "StreamPosition": "repeater.publication",
     "Transport": "repeater.fanout.transport",
     "create_app": "repeater.serving.application",
@@ -78,8 +81,10 @@ __all__ = [
     "NodeOptions",
     "PresenceStore",
     "Publication",
+    "Receipt",
     "RepeaterError",
     "ReplyError",
+    "Rupture",
     "StreamPosition",
     "Transport",
     "__version__",
