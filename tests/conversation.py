@@ -339,6 +339,43 @@ class TestBroker(HeldHistory):
         await super().run(self.sink)
 
 
+class LateTestBroker(TestBroker):
+    """A `TestBroker` that publishes and holds channels later: its answers are all receipts."""
+
+    __test__ = False
+
+    def __init__(self, fate: Callable[[Event], Sequence[Event]] = lambda event: (event,)) -> None:
+        super().__init__(fate)
+        self._calls = LateCalls()
+
+    async def run(self, intake: EventSink) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._calls.run)
+            await super().run(intake)
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        async def call() -> Outcome:
+            await self.memory.wait_room()
+            return self.memory.submit(
+                publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            )
+
+        return self._calls.later(call)
+
+    def hold(self, channel: str) -> Answer[None]:
+        async def call() -> None:
+            self.memory.hold(channel)
+
+        return self._calls.later(call)
+
+
 class HeldChannels(ForwardingBroker):
     """A broker that answers late that it holds a channel. It notes the calls of each channel."""
 

@@ -27,7 +27,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Event, Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import TestBroker
+from tests.conversation import LateTestBroker, TestBroker
 from tests.deadlines import PROCESS_STARTS
 
 CHANNELS = ("c", "d")
@@ -257,8 +257,10 @@ class World:
         nursery: trio.Nursery,
         fate: Callable[[Event], Sequence[Event]],
         options: NodeOptions,
+        make_broker: type[TestBroker],
     ) -> None:
         self.nursery = nursery
+        self.make_broker = make_broker
         self.options = options
         self.stopping = False
         self.waited = 0.0
@@ -279,7 +281,7 @@ class World:
 
     async def start(self) -> None:
         """A new process: a new broker, so new epochs."""
-        self.broker = TestBroker(self.fate)
+        self.broker = self.make_broker(self.fate)
         self._ending = trio.Event()
         self.node = await self.nursery.start(self._run_node)
         await wait_all_tasks_blocked()
@@ -316,17 +318,18 @@ class World:
     async def publish(self, channel: str, skip_history: bool) -> None:
         """One publication; who surely has to hear it though no position tells is noted."""
         self.published += 1
+        there = [one for one in self.subscribers if one.streams[channel].subscribed]
+        ends = [one.streams[channel].ends for one in there]
         position = await self.node.publish(
             Publication(channel, b"%d" % self.published), skip_history=skip_history
         )
         if position is not None:
             self.truth[channel, position.epoch, position.offset] = self.published
-        for subscriber in self.subscribers:
-            stream = subscriber.streams[channel]
+        for subscriber, ended in zip(there, ends, strict=True):
             by_offset = position is not None and subscriber.positioned
             told = position is None or self.fate is in_order
-            if stream.subscribed and told and not by_offset:
-                self.expected.append((stream, stream.ends, self.published))
+            if told and not by_offset:
+                self.expected.append((subscriber.streams[channel], ended, self.published))
 
     def lost(self) -> None:
         """With hand-over in order there is a gap only where the numbering began again."""
@@ -445,10 +448,11 @@ async def run(
     steps: Sequence[tuple[Any, ...]],
     fate: Callable[[Event], Sequence[Event]],
     options: NodeOptions = OPTIONS,
+    make_broker: type[TestBroker] = TestBroker,
 ) -> World:
     """One world, from its first node to the end of its last."""
     async with trio.open_nursery() as nursery:
-        world = World(nursery, fate, options)
+        world = World(nursery, fate, options, make_broker)
         await world.start()
         for subscriber in world.subscribers:
             subscriber.go_online()
@@ -471,6 +475,15 @@ def in_order(event: Event) -> Sequence[Event]:
 def test_every_offset_once_and_in_order(steps: list[tuple[Any, ...]]) -> None:
     """Whatever happens: everything, once, in order, or told that it was not recovered."""
     trio.run(run, steps, in_order, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.timeout(3 * PROCESS_STARTS)
+@settings(max_examples=120)
+@given(st.lists(_STEPS, min_size=15, max_size=60))
+def test_an_engine_that_answers_late(steps: list[tuple[Any, ...]]) -> None:
+    """Where every publication and every hold waits for its answer, the same holds."""
+    clock = MockClock(autojump_threshold=0)
+    trio.run(run, steps, in_order, OPTIONS, LateTestBroker, clock=clock)
 
 
 @pytest.mark.timeout(3 * PROCESS_STARTS)
