@@ -241,7 +241,8 @@ class NodeOptions(Options, frozen=True, kw_only=True):
     publishers wait. One event may be above, so that every event fits some time."""
 
     publish_timeout: float = 5.0
-    """How long a publisher waits for room in the intake before the node says "try later"."""
+    """How long a publisher waits for room in the intake before the node says "try later", and then
+    for the broker's answer. Other answers of a broker or presence store have as long."""
 
     batch_limit: int = 262_144
     """Bytes of events, counted as for `intake_bytes`, taken from the intake at once. One batch must

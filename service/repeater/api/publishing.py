@@ -121,9 +121,9 @@ async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submit
         raise ReplyError(ErrorCode.BAD_REQUEST)
     submitted: Submitted = []
     for number, channel in enumerate(body.channels):
-        if number >= IN_FLIGHT:
-            oldest = number - IN_FLIGHT
-            submitted[oldest] = await _outcome_or_failure(node, submitted[oldest], budget)
+        oldest = submitted[number - IN_FLIGHT] if number >= IN_FLIGHT else None
+        if isinstance(oldest, Receipt):
+            submitted[number - IN_FLIGHT] = await _outcome_or_failure(node, oldest, budget)
         try:
             submitted.append(await submit(node, body, channel, budget))
         except (ReplyError, BrokerError, IntakeFullError) as error:
@@ -135,23 +135,23 @@ async def responses(node: Node, submitted: Submitted, budget: Budget) -> Respons
     """The result of a `broadcast`, as soon as the back end has answered for each channel."""
     found: list[Result | Failure] = []
     for answer in submitted:
-        outcome = await _outcome_or_failure(node, answer, budget)
+        outcome = answer
+        if isinstance(answer, Receipt):
+            outcome = await _outcome_or_failure(node, answer, budget)
+            await budget.give_way()
         if isinstance(outcome, Failure):
             found.append(outcome)
         else:
             found.append(Result({} if outcome is None else outcome))
-        await budget.give_way()
     return Responses(found)
 
 
 async def _outcome_or_failure(
-    node: Node, answer: Answer[Outcome] | Failure, budget: Budget
+    node: Node, receipt: Receipt[Outcome], budget: Budget
 ) -> Outcome | Failure:
     """`outcome_of` for one event of several."""
-    if not isinstance(answer, Receipt):
-        return answer
     try:
-        return await outcome_of(node, answer, budget)
+        return await outcome_of(node, receipt, budget)
     except (ReplyError, BrokerError) as error:
         return failed(code_of(error))
 

@@ -179,8 +179,9 @@ class PresenceStore(Protocol):
     """Who is in a channel: a map from connection id to its information.
 
     The node that added an entry also removes it; a store that outlives its process must expire
-    entries by itself. Calls of one client in one channel take effect in their order. No call waits;
-    a failure that comes later settles the call's receipt.
+    entries by itself. Calls for one channel take effect in their order: who asks for the members
+    after a change has been asked for finds this change. No call waits; a failure that comes later
+    settles the call's receipt.
     """
 
     def add(self, channel: str, info: ClientInfo) -> Answer[None]:

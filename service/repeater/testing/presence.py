@@ -118,7 +118,7 @@ async def an_answer_does_not_change(open_store: OpenPresenceStore) -> None:
 
 
 async def calls_keep_their_order(open_store: OpenPresenceStore) -> None:
-    """What is asked of a client in a row, without waiting, takes effect in this order."""
+    """Calls for one channel that are made in a row, without waiting, take effect in this order."""
     later = ClientInfo("ann", "1", msgspec.Raw(b"2"))
     async with open_store() as store:
         channel = _channel()
@@ -129,10 +129,13 @@ async def calls_keep_their_order(open_store: OpenPresenceStore) -> None:
             store.add(channel, ClientInfo("bob", "2")),
             store.remove(channel, "2"),
         ]
+        members, count = store.members(channel), store.count(channel)
+        found = await settled(members)
+        expect("members asked for at once", dict(found), {"1": later})
+        expect("count asked for at once", await settled(count), (1, 1))
         for answer in answers:
             await settled(answer)
         expect("members", dict(await _members(store, channel)), {"1": later})
-        expect("count", await settled(store.count(channel)), (1, 1))
 
 
 RULES: Final = (
