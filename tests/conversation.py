@@ -27,6 +27,7 @@ from repeater.publication import (
     ClientInfo,
     Event,
     Publication,
+    Rupture,
     StreamPosition,
 )
 from repeater.testing import MemoryTransport, connect
@@ -229,6 +230,14 @@ class Sink:
         """Fan-out falls behind: nothing is handed on until `release`."""
         if self._held is None:
             self._held = []
+
+    def lose(self, channel: str) -> list[Event]:
+        """What is held of a channel, or of all, is lost, and the node is told; returns it."""
+        lost = [one for one in self._held or () if channel in ("", one.channel)]
+        if self._held is not None:
+            self._held = [one for one in self._held if one not in lost]
+        self._intake.put_nowait(Rupture(channel))
+        return lost
 
     def release(self) -> None:
         held, self._held = self._held, None

@@ -174,6 +174,23 @@ async def test_later_listeners_begin_anew() -> None:
         assert ends(await it.positioned.pushes()) == [("c", 2500)]
 
 
+async def test_what_was_lost_is_no_gap_later() -> None:
+    """Who joined after the rupture is at the top, so what comes next disturbs nobody."""
+    async with crowd() as it:
+        await it.publish(1)
+        it.broker.sink.hold()
+        await it.publish(2, 3)
+        assert len(it.broker.sink.lose("c")) == 2
+        it.broker.sink.release()
+        await wait_all_tasks_blocked()
+        result = await it.positioned.subscribe(positioned=True)
+        assert result["offset"] == 3
+        await it.publish(4)
+        assert await it.positioned.data() == [4]
+        assert it.plain.messages() == await it.careless.data() == [1, 4]
+        assert it.node.statistics().repeater.gaps == 1
+
+
 async def test_events_around_a_rupture_keep_their_order() -> None:
     """What came before it in one batch is distributed before it, and what came behind, after."""
     async with crowd() as it:

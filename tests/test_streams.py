@@ -263,6 +263,7 @@ class World:
         self.make_broker = make_broker
         self.options = options
         self.stopping = False
+        self.ruptured = False
         self.waited = 0.0
         """How much time has passed; history may have expired."""
         self.fate = fate
@@ -331,9 +332,15 @@ class World:
             if told and not by_offset:
                 self.expected.append((subscriber.streams[channel], ended, self.published))
 
+    def break_off(self, channel: str) -> None:
+        """The broker loses what it has not handed on; who has no position never hears of that."""
+        self.ruptured = True
+        lost = {bytes(one.data) for one in self.broker.sink.lose(channel)}
+        self.expected = [one for one in self.expected if b"%d" % one[2] not in lost]
+
     def lost(self) -> None:
         """With hand-over in order there is a gap only where the numbering began again."""
-        assert self.waited >= FORGETTING or self.fate is not in_order
+        assert self.waited >= FORGETTING or self.fate is not in_order or self.ruptured
 
     def not_recovered(self, stream: Stream, result: dict[str, Any]) -> None:
         """Not for nothing: the numbering began again, or history is too short or expired."""
@@ -392,6 +399,7 @@ _GATES = st.one_of(
     step("hold hand-over"),
     step("let hand-over"),
 )
+_RUPTURES = step("rupture", st.sampled_from([*CHANNELS, ""]))
 _UPHEAVALS = st.one_of(
     step("burst", _CHANNEL, st.integers(2, HISTORY + 2)),
     step("wait", st.sampled_from([1.0, EXPIRY, FORGETTING])),
@@ -424,6 +432,8 @@ async def act(world: World, name: str, *parts: Any) -> None:
             world.subscribers[who].go_offline()
         case "settle", ():
             await world.settle()
+        case "rupture", (channel,):
+            world.break_off(channel)
         case "hold history", (channel,):
             world.broker.before[channel].shut()
         case "hold read history", (channel,):
@@ -484,6 +494,14 @@ def test_an_engine_that_answers_late(steps: list[tuple[Any, ...]]) -> None:
     """Where every publication and every hold waits for its answer, the same holds."""
     clock = MockClock(autojump_threshold=0)
     trio.run(run, steps, in_order, OPTIONS, LateTestBroker, clock=clock)
+
+
+@pytest.mark.timeout(3 * PROCESS_STARTS)
+@settings(max_examples=120)
+@given(st.lists(st.one_of(_STEPS, _STEPS, _STEPS, _RUPTURES), min_size=15, max_size=60))
+def test_a_rupture_costs_no_position(steps: list[tuple[Any, ...]]) -> None:
+    """Where the broker says what it lost, whoever has a position misses nothing."""
+    trio.run(run, steps, in_order, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.timeout(3 * PROCESS_STARTS)
