@@ -7,6 +7,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.api.methods import call
 from repeater.brokers.contract import Outcome
 from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import SHUTDOWN, BrokerError, IntakeFullError, ReplyError
@@ -262,6 +263,20 @@ async def test_texts_that_are_kept_are_short(
         position = await publish(good, LONG[1:])
         assert isinstance(position, StreamPosition)
         assert position.offset == 1
+
+
+@pytest.mark.parametrize("version", [-1, 2**64])
+async def test_a_version_has_64_bits(version: int) -> None:
+    """A version that no engine could keep is error 107; the largest one is accepted."""
+    async with open_test_node() as node:
+        with pytest.raises(ReplyError, match="107"):
+            await node.publish(Publication("c", b"1", version=version))
+        position = await node.publish(Publication("c", b"1", version=2**64 - 1))
+        assert position is not None
+        assert position.offset == 1
+        answer = await call(node, "publish", b'{"channel":"c","data":1,"version":%d}' % version)
+        assert answer.status in (200, 400)
+        assert b"offset" not in answer.body
 
 
 @pytest.mark.parametrize("data", [b"hello", b"hello\nworld", b"[" * 60_000, b'"\xff"'])

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
 _NAME_LIMIT: Final = 255
+_VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
 
 
 class ChannelOperations:
@@ -50,8 +51,8 @@ class ChannelOperations:
 
         Raises:
             ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
-                a key or a tag's name is longer than 255 characters (107), or the namespace is
-                unknown (102).
+                a key or a tag's name is longer than 255 characters (107), the version is not an
+                unsigned number of 64 bits (107), or the namespace is unknown (102).
             trio.WouldBlock: there is no room, and nothing was published; see `wait_room`.
             IntakeFullError: the node is shutting down, and nothing was published.
             BrokerError: the back end is not available, and nothing was published.
@@ -225,21 +226,22 @@ def _checked(
         publication = checked(publication)
     if not _well_formed(publication.data, options) or len(idempotency_key) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-    if publication.tags or publication.version_epoch:
-        _check_names(publication)
+    if publication.tags or publication.version_epoch or publication.version:
+        _check_what_is_kept(publication)
     if options.delta_publish and not publication.delta:
         publication = msgspec.structs.replace(publication, delta=True)
     return publication, options
 
 
-def _check_names(publication: Publication) -> None:
-    """Check the texts that a broker keeps for a channel; the body's limit bounds tags in all.
+def _check_what_is_kept(publication: Publication) -> None:
+    """Check what a broker keeps beside the data; the body's limit bounds tags in all.
 
     Raises:
-        ReplyError: one is too long (107).
+        ReplyError: a text is too long, or the version is not an unsigned number of 64 bits (107).
     """
     names = (publication.version_epoch, *(publication.tags or ()))
-    if max(map(len, names)) > _NAME_LIMIT:
+    valid = 0 <= publication.version < _VERSION_LIMIT
+    if not valid or max(map(len, names)) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
 
 
