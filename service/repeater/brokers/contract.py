@@ -46,6 +46,10 @@ class EventSink(Protocol):
 
         Then the caller puts one event, or none, before it awaits anything. Cancellation leaves
         nothing behind.
+
+        Raises:
+            trio.ClosedResourceError: the node is shutting down and takes no more events. `run` may
+                return then, after it has settled all receipts.
         """
 
     def check_room(self) -> None:
@@ -53,6 +57,7 @@ class EventSink(Protocol):
 
         Raises:
             trio.WouldBlock: the sink is full, or others wait.
+            trio.ClosedResourceError: as `wait_room`.
         """
 
     def put_nowait(self, event: Event, weight: int = 0) -> None:
@@ -63,6 +68,7 @@ class EventSink(Protocol):
 
         Raises:
             trio.WouldBlock: the sink is full.
+            trio.ClosedResourceError: as `wait_room`.
         """
 
 
@@ -72,7 +78,8 @@ class Broker(Protocol):
     async def run(self, intake: EventSink) -> None:
         """Own the back end's connections and house-keeping until cancelled.
 
-        Lives in the node's nursery; ended by the node, after the last publisher.
+        Lives in the node's nursery; ended by the node, after the last publisher. Settles every
+        receipt before it ends, also when it is cancelled.
         """
 
     def submit(

@@ -118,6 +118,16 @@ async def the_largest_version(open_broker: OpenBroker) -> None:
         expect("the top", top, StreamPosition(2, top.epoch))
 
 
+async def the_end_settles_all(open_broker: OpenBroker) -> None:
+    """When the broker ends, every receipt is settled: nobody waits for ever."""
+    async with running(open_broker, room=_SOME, options=_KEEPING_ALL) as bench:
+        answers = [await bench.submit(Publication(bench.channel, b"1")) for _ in range(_SOME)]
+        history = bench.broker.history(bench.channel, bench.options)
+        held = bench.broker.hold(bench.channel)
+    receipts = [one for one in (*answers, history, held) if isinstance(one, Receipt)]
+    expect("all are settled", [one.settled for one in receipts], [True] * len(receipts))
+
+
 CALL_RULES: Final = (
     many_submissions,
     receipts_settle_in_order,
@@ -125,4 +135,5 @@ CALL_RULES: Final = (
     held_before_history,
     holding_twice,
     the_largest_version,
+    the_end_settles_all,
 )
