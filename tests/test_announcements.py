@@ -15,7 +15,8 @@ from repeater.clients.client import Client
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Announcement
-from tests.conversation import Talk, TestBroker, members, talking
+from tests.brokers import TestBroker
+from tests.conversation import Talk, members, talking
 
 HOLD = 0.1
 OPTIONS = NodeOptions(

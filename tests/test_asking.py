@@ -17,7 +17,9 @@ from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import open_test_node
-from tests.conversation import FailingPresence, FakeVerifier, Talk, TestBroker, talking
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier, Talk, talking
+from tests.engines import FailingPresence
 
 
 @asynccontextmanager

@@ -33,7 +33,8 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect
-from tests.conversation import ForwardingPresence, Gate, HeldHistory
+from tests.brokers import HeldHistory
+from tests.engines import ForwardingPresence, Gate
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 

@@ -45,8 +45,9 @@ from repeater.transports.asgi_stream import ASGIStreamTransport
 from repeater.transports.asgi_websocket import ASGIWebSocketTransport
 from repeater.transports.http_stream import HTTPStreamTransport
 from repeater.transports.websocket import UnidirectionalTransport, WebSocketTransport
-from tests.conversation import ForwardingBroker, LateAnswers, LateBroker, LatePresence
+from tests.brokers import ForwardingBroker, LateAnswers, LateBroker
 from tests.deadlines import PROCESS_STARTS
+from tests.engines import LatePresence
 
 Opened = tuple[Transport, Any]
 Open = Callable[[], AbstractAsyncContextManager[Opened]]

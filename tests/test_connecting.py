@@ -33,7 +33,9 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_JSON_ASGI, Codec
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, UnixClock, open_test_node
-from tests.conversation import FailingPresence, FakeVerifier, TestBroker, members, talking
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier, members, talking
+from tests.engines import FailingPresence
 
 NOW = 1_900_000_000
 ANN = ConnectionGrant("ann", info=b'{"name":"Ann"}', data=b'{"hello":1}')

@@ -15,14 +15,9 @@ from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import ClientInfo, Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import (
-    FakeVerifier,
-    ForwardingPresence,
-    Gate,
-    HeldChannels,
-    Talk,
-    talking,
-)
+from tests.brokers import HeldChannels
+from tests.conversation import FakeVerifier, Talk, talking
+from tests.engines import ForwardingPresence, Gate
 
 POSITIONED = NodeOptions(channel=ChannelOptions(force_positioning=True))
 NAMES = ("a", "b", "c")

@@ -28,7 +28,7 @@ from repeater.transports import http_stream
 from repeater.transports.sockets import discard
 from repeater.turns import GiveWay
 from repeater.web.subscriptions import EMULATION_PATH
-from tests.conversation import Gate
+from tests.engines import Gate
 from tests.eventsource import EventSource
 from tests.http_streams import CONNECT, OPENINGS, Peer, peer
 from tests.processes import starts_processes

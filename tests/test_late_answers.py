@@ -18,7 +18,7 @@ from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.testing import open_test_node
-from tests.conversation import LateAnswers
+from tests.brokers import LateAnswers
 
 DOWN = BrokerError("down")
 INTERNAL = {"code": 100, "message": "internal server error"}

@@ -16,7 +16,9 @@ from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import LateBroker, LatePresence, members, talking
+from tests.brokers import LateBroker
+from tests.conversation import members, talking
+from tests.engines import LatePresence
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 

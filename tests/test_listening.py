@@ -36,7 +36,7 @@ from repeater.protocol.sse.event_id import event_id
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Event, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import ForwardingBroker, TestBroker
+from tests.brokers import ForwardingBroker, TestBroker
 from tests.eventsource import EventSource
 
 

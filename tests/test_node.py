@@ -15,7 +15,7 @@ from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from tests.conversation import ForwardingBroker, LateAnswers
+from tests.brokers import ForwardingBroker, LateAnswers
 
 
 class StuckBroker(ForwardingBroker):

@@ -20,7 +20,8 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN_ASGI
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import ForwardingBroker, talking
+from tests.brokers import ForwardingBroker
+from tests.conversation import talking
 
 KEEPING = NodeOptions(channel=ChannelOptions(presence=True))
 NOTHING_KEPT = NodeOptions(channel=ChannelOptions(history_size=0))

@@ -18,16 +18,9 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Announcement, ClientInfo
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import (
-    FakeVerifier,
-    ForwardingPresence,
-    Gate,
-    HeldChannels,
-    Talk,
-    TestBroker,
-    members,
-    talking,
-)
+from tests.brokers import HeldChannels, TestBroker
+from tests.conversation import FakeVerifier, Talk, members, talking
+from tests.engines import ForwardingPresence, Gate
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 

@@ -39,7 +39,8 @@ from repeater.protocol.centrifugo.replies import encode_reply, publication_resul
 from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import ClientInfo, Publication, StreamPosition, checked
 from repeater.testing import StallingTransport, connect, open_test_node
-from tests.conversation import FakeVerifier, TestBroker, talking
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier, talking
 
 LIMIT = 65_536  # of an outbox, so half of it is 32,768
 OPTIONS = NodeOptions(outbox_limit=LIMIT, channel=ChannelOptions(presence=True))

@@ -40,7 +40,8 @@ from repeater.publication import Publication
 from repeater.serving.assembly import Assembly, open_assembly
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import Application, open_asking_node
-from tests.conversation import FakeVerifier, TestBroker, members, talking
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier, members, talking
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 from tests.signing import OTHER_SECRET, SECRET, sign

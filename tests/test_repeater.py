@@ -24,7 +24,8 @@ from repeater.protocol.centrifugo.filters import Predicate, TagsFilter
 from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from tests.conversation import Talk, TestBroker, talking
+from tests.brokers import TestBroker
+from tests.conversation import Talk, talking
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 

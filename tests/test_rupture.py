@@ -15,7 +15,8 @@ from repeater.errors import INSUFFICIENT_STATE
 from repeater.node import Node
 from repeater.publication import Publication, Rupture
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import Talk, TestBroker, talking
+from tests.brokers import TestBroker
+from tests.conversation import Talk, talking
 
 
 class Crowd(msgspec.Struct):

@@ -27,7 +27,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Event, Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import LateTestBroker, TestBroker
+from tests.brokers import LateTestBroker, TestBroker
 from tests.deadlines import PROCESS_STARTS
 
 CHANNELS = ("c", "d")

@@ -33,7 +33,9 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.publication import Publication, StreamPosition, weight_of
 from repeater.testing import UnixClock, open_test_node
-from tests.conversation import FailingPresence, FakeVerifier, TestBroker, members, talking
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier, members, talking
+from tests.engines import FailingPresence
 
 CACHE = ChannelOptions(history_size=10, history_ttl=60, force_recovery_mode="cache")
 DELTA = ChannelOptions(allowed_delta_types=frozenset({"fossil"}))

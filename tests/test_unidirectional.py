@@ -33,7 +33,8 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_UNI_ASGI
 from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
-from tests.conversation import FakeVerifier, TestBroker
+from tests.brokers import TestBroker
+from tests.conversation import FakeVerifier
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
 
