@@ -18,7 +18,8 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE
 from repeater.protocol.centrifugo.filters import Predicate, TagsFilter
 from repeater.publication import Publication
 from repeater.testing import open_test_node
-from tests.conversation import TestBroker, talking
+from tests.brokers import TestBroker
+from tests.conversation import talking
 
 
 class Passes(trio.abc.Instrument):

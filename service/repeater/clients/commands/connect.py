@@ -135,6 +135,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     wanted = [
         GrantedChannel(channel, granted, _wish(request.subs.get(channel)))
         for channel, granted in channels.items()
+        if _is_known(node, client, channel)
     ]
     return Connected(node, client, await open_subscriptions(node, client, wanted, rooms))
 
@@ -259,6 +260,16 @@ def _too_many(node: ClientNode) -> DisconnectError:
 
 def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
     node.connection_log.warn("a channel was left out of a connect", client, channel=channel)
+
+
+def _is_known(node: ClientNode, client: Client, channel: str) -> bool:
+    """Whether no reload removed the channel's namespace while the others were judged."""
+    try:
+        node.channels.options(channel)
+    except ReplyError:
+        _leave_out(node, client, channel)
+        return False
+    return True
 
 
 def _may_subscribe(rules: ChannelRules, channel: str, user: str) -> bool:
