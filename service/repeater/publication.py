@@ -55,6 +55,7 @@ class Publication(msgspec.Struct, frozen=True):
     delta: bool = False
     version: int = 0
     version_epoch: str = ""
+    time: int = 0
 
     @property
     def position(self) -> StreamPosition | None:

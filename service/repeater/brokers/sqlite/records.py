@@ -1,0 +1,150 @@
+"""The rows of the file as values, and a publication as bytes.
+
+Pure values: no SQL, no file, no clock. Times are Unix seconds, as everything that is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from repeater.json_text import JSONText
+from repeater.publication import ClientInfo, Publication, StreamPosition
+
+UINT64_DIGITS: Final = 20
+"""SQLite's integers have 63 bits and a sign, so a version is a text of so many digits."""
+
+
+class StreamRecord(msgspec.Struct, frozen=True):
+    """A stream without its publications.
+
+    The row is written when the stream begins, when its last publications go, and when its lifetimes
+    change. In between, `top`, `version` and `published` follow from the publications.
+    """
+
+    id: int
+    channel: str
+    epoch: str
+    top: int
+    version: int
+    version_epoch: str
+    published: float
+    history_ttl: float
+    meta_ttl: float
+
+
+class StoredPublication(msgspec.Struct, frozen=True):
+    """A publication in its place: `id` is the order in the file, over all streams."""
+
+    id: int
+    stream: int
+    offset: int
+    body: bytes
+
+
+class StoredResult(msgspec.Struct, frozen=True):
+    """What the first publish with an idempotency key returned."""
+
+    channel: str
+    key: str
+    position: StreamPosition | None
+    until: float
+
+
+class Changes(msgspec.Struct):
+    """What one transaction changes, in the order of these fields."""
+
+    streams: list[StreamRecord] = []
+    """New and changed ones."""
+    publications: list[StoredPublication] = []
+    results: list[StoredResult] = []
+    freed: list[int] = []
+    """The ids of publications that are not kept any more."""
+    forgotten_streams: list[int] = []
+    forgotten_results: list[tuple[str, str]] = []
+    meta: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return any(
+            (
+                self.streams,
+                self.publications,
+                self.results,
+                self.freed,
+                self.forgotten_streams,
+                self.forgotten_results,
+                self.meta,
+            )
+        )
+
+
+class _Body(msgspec.Struct, array_like=True, frozen=True):
+    """What the file has of a publication beside its place. New fields are added at the end."""
+
+    data: bytes
+    time: int
+    tags: dict[str, str] | None
+    info: tuple[str, str, bytes | None, bytes | None] | None
+    delta: bool
+    version: int
+    version_epoch: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Body).decode
+
+
+def body_of(publication: Publication) -> bytes:
+    """The bytes of a publication for its row."""
+    info = publication.info
+    return _encode(
+        (
+            bytes(publication.data),
+            publication.time,
+            publication.tags,
+            None if info is None else _info_row(info),
+            publication.delta,
+            publication.version,
+            publication.version_epoch,
+        )
+    )
+
+
+def publication_of(channel: str, epoch: str, offset: int, body: bytes) -> Publication:
+    """The publication of a row, as it was.
+
+    Raises:
+        msgspec.DecodeError: the bytes are not a publication's.
+    """
+    found = _decode(body)
+    return Publication(
+        channel,
+        JSONText(found.data),
+        offset,
+        epoch,
+        found.tags,
+        None if found.info is None else _info(found.info),
+        found.delta,
+        found.version,
+        found.version_epoch,
+        found.time,
+    )
+
+
+def _info_row(info: ClientInfo) -> Sequence[object]:
+    return (info.user, info.client, _bytes(info.conn_info), _bytes(info.chan_info))
+
+
+def _bytes(text: msgspec.Raw | None) -> bytes | None:
+    return None if text is None else bytes(text)
+
+
+def _info(row: tuple[str, str, bytes | None, bytes | None]) -> ClientInfo:
+    user, client, conn_info, chan_info = row
+    return ClientInfo(user, client, _raw(conn_info), _raw(chan_info))
+
+
+def _raw(text: bytes | None) -> msgspec.Raw | None:
+    return None if text is None else msgspec.Raw(text)
