@@ -44,6 +44,7 @@ class Publication(msgspec.Struct, frozen=True):
     too. With `delta` the publication is sent as a delta to the subscribers that negotiated deltas.
     A `version` other than 0 says how new the data is: a channel's history takes the publication
     only if its version is newer than the last version of the same `version_epoch` (section 9.1).
+    `time` is Unix milliseconds, set where the publication is numbered; 0 for one without a number.
     """
 
     channel: str

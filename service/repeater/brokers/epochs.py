@@ -11,29 +11,56 @@ subscribers, who wait at offset 0, are told once that they may have missed somet
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Final
+from zlib import crc32
 
 _GROUPS: Final = (
     65_536  # names share one count of forgotten streams; at most 8 MB when all are used
 )
 _NAMESPACE_END: Final = ":"
+_BASE: Final = "base"
+_FORGOTTEN: Final = "forgotten"
+_INTERRUPTED: Final = "interrupted"
+_SILENT: Final = "silent"
 
 
 class Epochs:
-    """Lives inside the broker. A new one has epochs that no other has."""
+    """Lives inside the broker. A new one has epochs that no other has.
 
-    def __init__(self) -> None:
-        self._base = secrets.token_urlsafe(6)
+    A broker that outlives its process keeps what `changes` returns, and begins with it again.
+    """
+
+    def __init__(self, kept: Mapping[str, str] | None = None) -> None:
+        """Begin anew, or with all the values that `changes` has ever returned."""
+        kept = kept or {}
+        self._base = kept.get(_BASE) or secrets.token_urlsafe(6)
         self._forgotten: dict[int, int] = {}  # streams that were forgotten, by group of names
         self._interrupted: dict[str, int] = {}  # times that history came back, by namespace
         self._silent: set[str] = set()  # namespaces published to while they kept no history
+        self._changed: dict[str, str] = {} if _BASE in kept else {_BASE: self._base}
+        for key, value in kept.items():
+            kind, _, name = key.partition(":")
+            if kind == _FORGOTTEN:
+                self._forgotten[int(name)] = int(value)
+            elif kind == _INTERRUPTED:
+                self._interrupted[name] = int(value)
+            elif kind == _SILENT and value:
+                self._silent.add(name)
+
+    def changes(self) -> dict[str, str]:
+        """What has changed since the last call, by key."""
+        changed, self._changed = self._changed, {}
+        return changed
 
     def of(self, channel: str) -> str:
         """The epoch of a name without a stream, and of the stream that it gets next."""
         namespace = _namespace(channel)
         if namespace in self._silent:
             self._silent.discard(namespace)
-            self._interrupted[namespace] = self._interrupted.get(namespace, 0) + 1
+            times = self._interrupted[namespace] = self._interrupted.get(namespace, 0) + 1
+            self._changed[f"{_SILENT}:{namespace}"] = ""
+            self._changed[f"{_INTERRUPTED}:{namespace}"] = str(times)
         forgotten = self._forgotten.get(_group(channel), 0)
         # Both counts only grow, so the sum is another one after each event.
         generation = forgotten + self._interrupted.get(namespace, 0)
@@ -42,15 +69,20 @@ class Epochs:
     def forget(self, channel: str) -> None:
         """Note that the stream of this name was forgotten: the next one needs another epoch."""
         group = _group(channel)
-        self._forgotten[group] = self._forgotten.get(group, 0) + 1
+        times = self._forgotten[group] = self._forgotten.get(group, 0) + 1
+        self._changed[f"{_FORGOTTEN}:{group}"] = str(times)
 
     def interrupt(self, channel: str) -> None:
         """Note a publication to a channel whose options keep no history now."""
-        self._silent.add(_namespace(channel))
+        namespace = _namespace(channel)
+        if namespace not in self._silent:
+            self._silent.add(namespace)
+            self._changed[f"{_SILENT}:{namespace}"] = "1"
 
 
 def _group(channel: str) -> int:
-    return hash(channel) % _GROUPS
+    # Not `hash`, which is another one in each process.
+    return crc32(channel.encode(errors="surrogatepass")) % _GROUPS
 
 
 def _namespace(channel: str) -> str:

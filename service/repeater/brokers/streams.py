@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from time import time_ns
 from typing import Final
 
 import msgspec
@@ -54,7 +55,12 @@ class Stream:
         self.publications: deque[Publication] | None = None
         """Oldest first; None while the stream is empty, because an empty deque takes 600 bytes."""
         self.published = 0.0
-        """When the newest publication came, on Trio's clock."""
+        """When the newest publication came, on the clock of `Streams`."""
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """The top, without making a `StreamPosition`."""
+        return self.top, self.epoch
 
     @property
     def position(self) -> StreamPosition:
@@ -106,13 +112,28 @@ class _Order:
 class Streams:
     """All streams of one broker. Lives inside it; `sweep` is called once a second."""
 
-    def __init__(self, *, byte_limit: int, limit: int) -> None:
-        """Bound the publications of all streams by weight, and the streams by number."""
+    def __init__(
+        self,
+        *,
+        byte_limit: int,
+        limit: int,
+        now: Callable[[], float] = trio.current_time,
+        epochs: Epochs | None = None,
+    ) -> None:
+        """Bound the publications of all streams by weight, and the streams by number.
+
+        Args:
+            byte_limit: The most bytes of all publications.
+            limit: The most streams.
+            now: The clock of the lifetimes, in seconds.
+            epochs: Those of channels without a stream; new ones by default.
+        """
+        self._now = now
         self._byte_limit = byte_limit
         self._limit = limit
         self._streams: dict[str, Stream] = {}
         self._orders: dict[tuple[float, float], _Order] = {}
-        self._epochs = Epochs()
+        self._epochs = epochs or Epochs()
         self.bytes = 0
         """The weight of all publications that are kept."""
         self.dropped = 0
@@ -156,14 +177,29 @@ class Streams:
             weight: The publication's `weight_of`.
             now: The Trio time.
         """
+        top, epoch = (0, self._epochs.of(publication.channel)) if stream is None else stream.place
+        numbered = msgspec.structs.replace(
+            publication, offset=top + 1, epoch=epoch, time=time_ns() // 1_000_000
+        )
+        self.keep(stream, numbered, options, weight, now)
+        return numbered
+
+    def keep(
+        self,
+        stream: Stream | None,
+        numbered: Publication,
+        options: ChannelOptions,
+        weight: int,
+        now: float,
+    ) -> Stream:
+        """Keep a publication that has its number already; returns its stream. Args as `append`."""
         if stream is None:
-            stream = self._begin(publication.channel, options)
+            stream = self._begin(numbered.channel, numbered.epoch, options)
         elif stream.options is not options:
             self._follow(stream, options)
-        stream.top += 1
-        if publication.version:
-            stream.version = (publication.version_epoch, publication.version)
-        numbered = msgspec.structs.replace(publication, offset=stream.top, epoch=stream.epoch)
+        stream.top = numbered.offset
+        if numbered.version:
+            stream.version = (numbered.version_epoch, numbered.version)
         stream.published = now
         kept = stream.publications
         if kept is None:
@@ -178,7 +214,7 @@ class Streams:
         self.bytes += weight
         if self.bytes > self._byte_limit:
             self._drop_oldest(stream)
-        return numbered
+        return stream
 
     def pass_by(self, channel: str) -> None:
         """Note a publication to a channel whose options keep no history.
@@ -199,7 +235,7 @@ class Streams:
 
     async def sweep(self) -> None:
         """Drop what has expired."""
-        now = trio.current_time()
+        now = self._now()
         swept = 0
         for lifetimes, order in tuple(self._orders.items()):
             for stream in _while_first(order.full, lambda one: one.expired(now)):
@@ -217,12 +253,15 @@ class Streams:
             if not (order.full or order.bare):
                 self._orders.pop(lifetimes, None)
 
-    def _begin(self, channel: str, options: ChannelOptions) -> Stream:
+    def _begin(self, channel: str, epoch: str, options: ChannelOptions) -> Stream:
         if len(self._streams) >= self._limit:
             self._forget_oldest()
-        stream = Stream(channel, self._epochs.of(channel), options, self._order(options))
+        stream = self._make(channel, epoch, options, self._order(options))
         self._streams[channel] = stream
         return stream
+
+    _make = Stream
+    """What a stream is made as."""
 
     def _order(self, options: ChannelOptions) -> _Order:
         lifetimes = options.history_ttl, options.history_meta_ttl
