@@ -203,9 +203,7 @@ class Streams:
         stream.published = now
         kept = stream.publications
         if kept is None:
-            kept = stream.publications = deque()
-            stream.order.bare.pop(stream.channel, None)
-            stream.order.full[stream.channel] = stream
+            kept = self._fill(stream)
         else:
             stream.order.full.move_to_end(stream.channel)
             if len(kept) >= options.history_size:
@@ -215,6 +213,13 @@ class Streams:
         if self.bytes > self._byte_limit:
             self._drop_oldest(stream)
         return stream
+
+    def _fill(self, stream: Stream) -> deque[Publication]:
+        """Let an empty stream have publications."""
+        kept = stream.publications = deque()
+        stream.order.bare.pop(stream.channel, None)
+        stream.order.full[stream.channel] = stream
+        return kept
 
     def pass_by(self, channel: str) -> None:
         """Note a publication to a channel whose options keep no history.
@@ -276,6 +281,7 @@ class Streams:
         kept = stream.publications
         while kept is not None and len(kept) > options.history_size:
             self.bytes -= weight_of(kept.popleft())
+        self._shortened(stream)
         order = self._order(options)
         if order is not stream.order:
             bare, full = stream.order.bare, stream.order.full
@@ -298,6 +304,7 @@ class Streams:
                 return
             self.bytes -= weight_of(kept.popleft())
             self.dropped += 1
+            self._shortened(oldest)
             if not kept:
                 self._clear(oldest)
 
@@ -308,6 +315,9 @@ class Streams:
         fronts = fronts or [next(iter(one.full.values())) for one in orders if one.full]
         self.forgotten += 1
         self._forget(min(fronts, key=_published))
+
+    def _shortened(self, stream: Stream) -> None:
+        """For streams that are kept elsewhere, too: publications at the beginning were dropped."""
 
     def _clear(self, stream: Stream) -> None:
         kept, stream.publications = stream.publications, None

@@ -1,0 +1,140 @@
+"""The broker whose streams outlive the process: an SQLite file, with the memory as its index.
+
+Rule: nothing is acknowledged, readable or handed to fan-out before it is committed. While one
+commit runs in a worker thread, the next submissions gather: the slower the disk, the more of them
+share a commit, so the rate hardly depends on the disk.
+
+A commit that fails fails its submissions, and nothing of them happened. Reading, live subscribers
+and channels without history go on. The next submission tries again, at most once in a second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.brokers.contract import BrokerStatistics
+from repeater.brokers.receipts import Receipt
+from repeater.brokers.sqlite.commit import Commit, Removal, Submission
+from repeater.brokers.sqlite.journal import JournalError
+from repeater.brokers.window import Window
+from repeater.errors import BrokerError
+from repeater.log import get_logger
+from repeater.publication import weight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from repeater.brokers.contract import EventSink, Outcome, Page
+    from repeater.brokers.first_results import FirstResults
+    from repeater.brokers.receipts import Answer
+    from repeater.brokers.sqlite.index import StoredStreams
+    from repeater.brokers.sqlite.journal import Journal
+    from repeater.options import ChannelOptions
+    from repeater.publication import Announcement, Publication, StreamPosition
+
+_log = get_logger("history")
+
+_SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for what expired
+_RETRY: Final = 1.0  # seconds between two tries while the disk fails
+_UNDER_WAY: Final = 8_192  # submissions that wait for their commit
+_BYTES_UNDER_WAY: Final = 8 * 1024 * 1024
+
+
+class SQLiteBroker:
+    """Implements `Broker` on one file. Made by `open_sqlite_broker`, which closes the file."""
+
+    def __init__(self, journal: Journal, index: StoredStreams, results: FirstResults) -> None:
+        self._journal = journal
+        self._index = index
+        self._results = results
+        self._intake: EventSink | None = None
+        self._running = trio.Event()
+        self._window = Window(_UNDER_WAY, _BYTES_UNDER_WAY)
+        self._pending: list[Submission | Removal] = []
+        self._woken = trio.Event()
+        self._one = trio.CapacityLimiter(1)
+        # Submissions under way by channel: what needs no commit waits behind them.
+        self._busy: Counter[str] = Counter()
+        self._outage = ""
+        self._failed_at = 0.0
+
+    async def run(self, intake: EventSink) -> None:
+        """Commit what is submitted, and free what expired, until cancelled."""
+        self._intake = intake
+        self._running.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep)
+            while True:
+                await self._woken.wait()
+                self._woken = trio.Event()
+                while self._pending:
+                    work, self._pending = self._pending, []
+                    await self._commit(work)
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        """Have a publication committed; at once where nothing is to be kept of it."""
+        intake = self._intake
+        if intake is None:
+            raise trio.WouldBlock
+        intake.check_room()
+        channel, weight = publication.channel, weight_of(publication)
+        kept = options.history_size > 0 and not skip_history
+        if not (kept or idempotency_key or channel in self._busy):
+            if options.history_size <= 0:
+                self._index.pass_by(channel)
+            intake.put_nowait(publication, weight)
+            return None
+        if self._outage and trio.current_time() < self._failed_at + _RETRY:
+            raise BrokerError(self._outage)
+        self._window.check()
+        receipt = Receipt[Outcome]()
+        self._begin(
+            Submission(publication, options, idempotency_key, skip_history, weight, receipt),
+            channel,
+        )
+        return receipt
+
+    def _begin(self, work: Submission | Removal, channel: str) -> None:
+        self._window.take(work.weight)
+        self._busy[channel] += 1
+        self._pending.append(work)
+        self._woken.set()
+
+    async def _commit(self, work: Sequence[Submission | Removal]) -> None:
+        """Write one transaction, then make everything else follow, or fail all of it."""
+        follow = self._index.changes()
+        commit = Commit(self._index, self._results, follow)
+        for one in work:
+            commit.add(one)
+        try:
+            await trio.to_thread.run_sync(self._journal.write, commit.changes, limiter=self._one)
+        except JournalError as error:
+            self._index.restore_changes(follow)
+            self._fail(str(error))
+            commit.fail(BrokerError(self._outage))
+            handed_on: Sequence[Publication] = ()
+        else:
+            self._recover()
+            handed_on = commit.apply()
+        for one in work:
+            self._end(one)
+        for publication in handed_on:
+            await self._hand_on(publication)
+
+    async def _hand_on(self, publication: Publication) -> None:
+        assert self._intake is not None
+        try:
+            self._intake.put_nowait(publication)
+        except trio.WouldBlock:
+            await self._intake.wait_room()
+            self._intake.put_nowait(publication)

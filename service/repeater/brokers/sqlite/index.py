@@ -1,0 +1,197 @@
+"""The streams of a durable history in memory, and what has to follow in the file.
+
+Readers are served from here alone. A publication comes in after its commit. What goes out again, by
+a bound or by its age, is gone here at once; its rows are freed by one of the next commits.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from repeater.brokers.epochs import Epochs
+from repeater.brokers.sqlite.records import Changes, StreamRecord
+from repeater.brokers.streams import Stream, Streams
+from repeater.options import ChannelOptions
+from repeater.publication import Publication, weight_of
+
+_MOST_FREED: Final = 5_000  # rows freed by one commit, so that a commit stays short
+_SEPARATOR: Final = "."
+
+
+class StoredStream(Stream):
+    """A stream, and the places of its publications in the file."""
+
+    __slots__ = ("ids", "lifetimes", "loaded", "number")
+
+    number: int
+    """Its id in the file."""
+    ids: array[int]
+    """The rows of its publications, oldest first."""
+    lifetimes: tuple[float, float]
+    """Those that its row has."""
+    loaded: bool
+    """Whether this process found it in the file, under this epoch."""
+
+
+class StoredStreams(Streams):
+    """The index of one file. Lives inside the broker, which writes `changes` to the file."""
+
+    _make = StoredStream
+
+    def __init__(
+        self,
+        *,
+        byte_limit: int,
+        limit: int,
+        now: Callable[[], float],
+        epochs: Epochs,
+        generation: int,
+    ) -> None:
+        """As `Streams`. `now` gives Unix seconds, since the file outlives every other clock."""
+        super().__init__(byte_limit=byte_limit, limit=limit, now=now, epochs=epochs)
+        self._epochs = epochs
+        self._suffix = f"{_SEPARATOR}{generation}" if generation else ""
+        self._numbers = 0
+        self._rows = 0
+        self._freed: list[int] = []
+        self._forgotten: list[int] = []
+        self._unrecorded: dict[StoredStream, None] = {}
+
+    def next_number(self) -> int:
+        """The id of one more stream."""
+        self._numbers += 1
+        return self._numbers
+
+    def next_row(self) -> int:
+        """The id of one more publication."""
+        self._rows += 1
+        return self._rows
+
+    def epoch(self, channel: str) -> str:
+        """The epoch of a stream that begins now."""
+        return self.top(channel).epoch
+
+    def keep_row(
+        self,
+        numbered: Publication,
+        options: ChannelOptions,
+        weight: int,
+        *,
+        number: int,
+        row: int,
+    ) -> None:
+        """Keep a publication that was committed as this row of the stream with this number."""
+        found = self._streams.get(numbered.channel)
+        if found is not None and found.epoch != numbered.epoch:
+            self._forget(found)  # It began while the commit was under way, for another reason.
+            found = None
+        stream = self.keep(found, numbered, options, weight)
+        assert isinstance(stream, StoredStream)
+        if found is None:
+            stream.number, stream.ids, stream.loaded = number, array("q"), False
+            stream.lifetimes = options.history_ttl, options.history_meta_ttl
+        stream.ids.append(row)
+        self._free(stream)
+
+    def restore(self, records: Iterable[StreamRecord]) -> dict[int, StoredStream]:
+        """Take in the streams of a file, without their publications; returns them by number."""
+        streams: dict[int, StoredStream] = {}
+        for one in records:
+            options = ChannelOptions(history_ttl=one.history_ttl, history_meta_ttl=one.meta_ttl)
+            order = self._order(options)
+            stream = StoredStream(one.channel, one.epoch + self._suffix, options, order)
+            stream.number, stream.ids, stream.loaded = one.id, array("q"), True
+            stream.lifetimes = one.history_ttl, one.meta_ttl
+            stream.top, stream.version = one.top, (one.version_epoch, one.version)
+            stream.published = one.published
+            order.bare[one.channel] = stream
+            self._streams[one.channel] = streams[one.id] = stream
+            self._numbers = max(self._numbers, one.id)
+        return streams
+
+    def restore_row(self, stream: StoredStream, row: int, publication: Publication) -> None:
+        """Take in a publication of the file, in the order of the rows."""
+        kept = stream.publications
+        if kept is None:
+            kept = self._fill(stream)
+        kept.append(publication)
+        stream.ids.append(row)
+        stream.top = max(stream.top, publication.offset)
+        stream.published = max(stream.published, publication.time / 1_000)
+        if publication.version:
+            stream.version = (publication.version_epoch, publication.version)
+        self.bytes += weight_of(publication)
+        self._rows = row
+
+    def renew_epoch(self, stream: StoredStream) -> None:
+        """Give a stream another epoch, because somebody has seen more of it than the file has."""
+        self._epochs.forget(stream.channel)
+        stream.epoch = self.epoch(stream.channel)
+        for number, publication in enumerate(stream.publications or ()):
+            assert stream.publications is not None
+            stream.publications[number] = msgspec.structs.replace(publication, epoch=stream.epoch)
+        stream.loaded = False
+        self._unrecorded[stream] = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file has to follow."""
+        return bool(self._freed or self._forgotten or self._unrecorded)
+
+    def changes(self) -> Changes:
+        """Take what has to follow in the file, as much of it as belongs into one commit."""
+        freed, self._freed = self._freed[:_MOST_FREED], self._freed[_MOST_FREED:]
+        forgotten, self._forgotten = self._forgotten, []
+        unrecorded, self._unrecorded = self._unrecorded, {}
+        return Changes(
+            streams=[self.record(one) for one in unrecorded],
+            freed=freed,
+            forgotten_streams=forgotten,
+            meta=self._epochs.changes(),
+        )
+
+    def record(self, stream: StoredStream) -> StreamRecord:
+        """The row of a stream as it is now."""
+        return StreamRecord(
+            stream.number,
+            stream.channel,
+            stream.epoch.partition(_SEPARATOR)[0],
+            stream.top,
+            stream.version[1],
+            stream.version[0],
+            stream.published,
+            stream.options.history_ttl,
+            stream.options.history_meta_ttl,
+        )
+
+    def _free(self, stream: StoredStream) -> None:
+        """Note the rows of the publications that have gone from the beginning of a stream."""
+        gone = len(stream.ids) - len(stream.publications or ())
+        if gone > 0:
+            self._freed += stream.ids[:gone]
+            del stream.ids[:gone]
+
+    def _shortened(self, stream: Stream) -> None:
+        assert isinstance(stream, StoredStream)
+        self._free(stream)
+        lifetimes = stream.options.history_ttl, stream.options.history_meta_ttl
+        if stream.lifetimes != lifetimes:
+            stream.lifetimes = lifetimes
+            self._unrecorded[stream] = None
+
+    def _clear(self, stream: Stream) -> None:
+        super()._clear(stream)
+        assert isinstance(stream, StoredStream)
+        if stream.ids:
+            self._free(stream)
+            self._unrecorded[stream] = None  # Its numbers followed from rows that go now.
+
+    def _forget(self, stream: Stream) -> None:
+        super()._forget(stream)
+        assert isinstance(stream, StoredStream)
+        self._unrecorded.pop(stream, None)
+        self._forgotten.append(stream.number)
