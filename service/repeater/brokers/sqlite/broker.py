@@ -138,3 +138,88 @@ class SQLiteBroker:
         except trio.WouldBlock:
             await self._intake.wait_room()
             self._intake.put_nowait(publication)
+
+    def _end(self, work: Submission | Removal) -> None:
+        """Give back the place of a submission that was answered."""
+        channel = work.channel if isinstance(work, Removal) else work.publication.channel
+        self._window.give_back(work.weight)
+        self._busy[channel] -= 1
+        if not self._busy[channel]:
+            del self._busy[channel]
+
+    def _fail(self, reason: str) -> None:
+        if not self._outage:
+            _log.error("history cannot be written", reason=reason)
+        self._outage = f"history: {reason}"
+        self._failed_at = trio.current_time()
+
+    def _recover(self) -> None:
+        if self._outage:
+            _log.info("history is written again")
+            self._outage = ""
+
+    async def _sweep(self) -> None:
+        """Free what expired; it is gone from the index at once, and from the file soon."""
+        while True:
+            await trio.sleep(_SWEEP_INTERVAL)
+            await self._index.sweep()
+            await self._results.sweep()
+            if self._index.changed:
+                self._woken.set()
+
+    async def wait_room(self) -> None:
+        """Wait until a submission fits into the window and into the intake."""
+        if self._intake is None:
+            await self._running.wait()
+        assert self._intake is not None
+        await self._window.wait()
+        await self._intake.wait_room()
+
+    def announce(self, announcement: Announcement) -> None:
+        """Hand an announcement on; it is kept nowhere."""
+        if self._intake is None:
+            raise trio.WouldBlock
+        self._intake.check_room()
+        self._intake.put_nowait(announcement)
+
+    def hold(self, channel: str) -> None:
+        """Do nothing: every event of this process comes to fan-out."""
+
+    def release(self, channel: str) -> None:
+        """Do nothing, as `hold`."""
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Page:
+        """What is committed of a channel; see `Broker.history`."""
+        if since is not None:
+            self._index.heed_position(channel, since)
+        return self._index.page(channel, since=since, limit=limit, reverse=reverse)
+
+    def remove_history(self, channel: str) -> Receipt[None]:
+        """Forget a channel's publications, behind what was submitted before."""
+        receipt = Receipt[None]()
+        self._begin(Removal(channel, receipt), channel)
+        return receipt
+
+    def outage(self) -> str:
+        """Why nothing can be committed now; empty while it can."""
+        return self._outage
+
+    def statistics(self) -> BrokerStatistics:
+        """A snapshot of what is kept, and of what the bounds made it forget early."""
+        index, results = self._index, self._results
+        return BrokerStatistics(
+            streams=len(index),
+            history_bytes=index.bytes,
+            dropped_publications=index.dropped,
+            forgotten_streams=index.forgotten,
+            results=len(results),
+            dropped_results=results.dropped,
+        )
