@@ -31,9 +31,13 @@ class Epochs:
     A broker that outlives its process keeps what `changes` returns, and begins with it again.
     """
 
-    def __init__(self, kept: Mapping[str, str] | None = None) -> None:
-        """Begin anew, or with all the values that `changes` has ever returned."""
+    def __init__(self, kept: Mapping[str, str] | None = None, suffix: str = "") -> None:
+        """Begin anew, or with all the values that `changes` has ever returned.
+
+        Every epoch ends with `suffix`.
+        """
         kept = kept or {}
+        self._suffix = suffix
         self._base = kept.get(_BASE) or secrets.token_urlsafe(6)
         self._forgotten: dict[int, int] = {}  # streams that were forgotten, by group of names
         self._interrupted: dict[str, int] = {}  # times that history came back, by namespace
@@ -53,6 +57,10 @@ class Epochs:
         changed, self._changed = self._changed, {}
         return changed
 
+    def restore_changes(self, taken: Mapping[str, str]) -> None:
+        """Take back changes that could not be kept."""
+        self._changed = {**taken, **self._changed}
+
     def of(self, channel: str) -> str:
         """The epoch of a name without a stream, and of the stream that it gets next."""
         namespace = _namespace(channel)
@@ -64,7 +72,7 @@ class Epochs:
         forgotten = self._forgotten.get(_group(channel), 0)
         # Both counts only grow, so the sum is another one after each event.
         generation = forgotten + self._interrupted.get(namespace, 0)
-        return f"{self._base}{generation}" if generation else self._base
+        return f"{self._base}{generation or ''}{self._suffix}"
 
     def forget(self, channel: str) -> None:
         """Note that the stream of this name was forgotten: the next one needs another epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -22,8 +23,12 @@ class FirstResults:
     the bound, the oldest are forgotten early: a publish that repeats their key publishes again.
     """
 
-    def __init__(self, *, ttl: float, byte_limit: int) -> None:
+    def __init__(
+        self, *, ttl: float, byte_limit: int, now: Callable[[], float] = trio.current_time
+    ) -> None:
+        """Keep each for `ttl` seconds of the clock `now`, and all in so many bytes."""
         self._ttl = ttl
+        self._now = now
         self._byte_limit = byte_limit
         self._results: OrderedDict[_Key, tuple[float, StreamPosition | None]] = OrderedDict()
         self.bytes = 0
@@ -37,15 +42,19 @@ class FirstResults:
     def find(self, key: _Key) -> tuple[StreamPosition | None] | None:
         """The first result, which may itself be None, in a tuple; None if nobody published."""
         found = self._results.get(key)
-        if found is None or found[0] <= trio.current_time():
+        if found is None or found[0] <= self._now():
             return None
         return (found[1],)
 
-    def keep(self, key: _Key, result: StreamPosition | None) -> None:
-        """Keep a result that `find` did not find."""
+    def end_of_life(self) -> float:
+        """When a result that is kept now is forgotten."""
+        return self._now() + self._ttl
+
+    def keep(self, key: _Key, result: StreamPosition | None, until: float | None = None) -> None:
+        """Keep a result that `find` did not find, for its time or until then."""
         if self._results.pop(key, None) is not None:  # an expired one
             self.bytes -= _weight(key)
-        self._results[key] = (trio.current_time() + self._ttl, result)
+        self._results[key] = (self.end_of_life() if until is None else until, result)
         self.bytes += _weight(key)
         while self.bytes > self._byte_limit and len(self._results) > 1:
             self._drop_first()
@@ -53,7 +62,7 @@ class FirstResults:
 
     async def sweep(self) -> None:
         """Forget the results whose time is over."""
-        now = trio.current_time()
+        now = self._now()
         swept = 0
         while self._results and next(iter(self._results.values()))[0] <= now:
             self._drop_first()
@@ -64,6 +73,10 @@ class FirstResults:
     def _drop_first(self) -> None:
         key, _ = self._results.popitem(last=False)
         self.bytes -= _weight(key)
+        self.gone(key)
+
+    def gone(self, key: _Key) -> None:
+        """For results that are kept elsewhere, too: this one was forgotten."""
 
 
 def _weight(key: _Key) -> int:

@@ -131,15 +131,7 @@ class MemoryBroker:
         reverse: bool = False,
     ) -> Page:
         """Publications since a position, and the top; see `Broker.history`."""
-        stream = self._streams.find(channel, trio.current_time())
-        if stream is None:
-            return (), self._streams.top(channel)
-        if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):
-            return (), stream.position
-        if reverse:
-            before = stream.top + 1 if since is None else since.offset
-            return stream.before(before, limit), stream.position
-        return stream.after(0 if since is None else since.offset, limit), stream.position
+        return self._streams.page(channel, since=since, limit=limit, reverse=reverse)
 
     def remove_history(self, channel: str) -> None:
         """Forget a channel's publications; its top and epoch stay."""

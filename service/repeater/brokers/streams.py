@@ -232,6 +232,25 @@ class Streams:
         if stream is not None:
             self._forget(stream)
 
+    def page(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None,
+        limit: int | None,
+        reverse: bool,
+    ) -> tuple[Sequence[Publication], StreamPosition]:
+        """Publications and the top, as `Broker.history` answers."""
+        stream = self.find(channel, self._now())
+        if stream is None:
+            return (), self.top(channel)
+        if limit == 0 or (since is not None and since.epoch not in ("", stream.epoch)):
+            return (), stream.position
+        if reverse:
+            before = stream.top + 1 if since is None else since.offset
+            return stream.before(before, limit), stream.position
+        return stream.after(0 if since is None else since.offset, limit), stream.position
+
     def clear(self, channel: str) -> None:
         """Drop the publications of a channel; its top and epoch stay."""
         stream = self._streams.get(channel)

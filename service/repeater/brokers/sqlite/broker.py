@@ -97,7 +97,7 @@ class SQLiteBroker:
         if self._outage and trio.current_time() < self._failed_at + _RETRY:
             raise BrokerError(self._outage)
         self._window.check()
-        receipt = Receipt[Outcome]()
+        receipt: Receipt[Outcome] = Receipt()
         self._begin(
             Submission(publication, options, idempotency_key, skip_history, weight, receipt),
             channel,
@@ -204,7 +204,7 @@ class SQLiteBroker:
 
     def remove_history(self, channel: str) -> Receipt[None]:
         """Forget a channel's publications, behind what was submitted before."""
-        receipt = Receipt[None]()
+        receipt: Receipt[None] = Receipt()
         self._begin(Removal(channel, receipt), channel)
         return receipt
 

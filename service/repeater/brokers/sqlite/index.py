@@ -16,7 +16,7 @@ from repeater.brokers.epochs import Epochs
 from repeater.brokers.sqlite.records import Changes, StreamRecord
 from repeater.brokers.streams import Stream, Streams
 from repeater.options import ChannelOptions
-from repeater.publication import Publication, weight_of
+from repeater.publication import Publication, StreamPosition, weight_of
 
 _MOST_FREED: Final = 5_000  # rows freed by one commit, so that a commit stays short
 _SEPARATOR: Final = "."
@@ -75,6 +75,32 @@ class StoredStreams(Streams):
         """The epoch of a stream that begins now."""
         return self.top(channel).epoch
 
+    def now(self) -> float:
+        """Unix seconds."""
+        return self._now()
+
+    def stored_epoch(self, epoch: str) -> str:
+        """An epoch as the file has it: without the generation, which is the file's as a whole."""
+        return epoch.partition(_SEPARATOR)[0]
+
+    def find_stored(self, channel: str) -> StoredStream | None:
+        """As `find`."""
+        stream = self.find(channel, self._now())
+        assert stream is None or isinstance(stream, StoredStream)
+        return stream
+
+    def heed_position(self, channel: str, since: StreamPosition) -> None:
+        """Give a stream of the file another epoch if somebody has seen more of it than the file.
+
+        Then the file is an older copy. Once for each stream and start: a stranger may invent a
+        position.
+        """
+        stream = self.find_stored(channel)
+        if stream is None or not stream.loaded or since.epoch != stream.epoch:
+            return
+        if since.offset > stream.top:
+            self.renew_epoch(stream)
+
     def keep_row(
         self,
         numbered: Publication,
@@ -89,7 +115,7 @@ class StoredStreams(Streams):
         if found is not None and found.epoch != numbered.epoch:
             self._forget(found)  # It began while the commit was under way, for another reason.
             found = None
-        stream = self.keep(found, numbered, options, weight)
+        stream = self.keep(found, numbered, options, weight, self._now())
         assert isinstance(stream, StoredStream)
         if found is None:
             stream.number, stream.ids, stream.loaded = number, array("q"), False
@@ -127,6 +153,18 @@ class StoredStreams(Streams):
         self.bytes += weight_of(publication)
         self._rows = row
 
+    def free_row(self, row: int) -> None:
+        """Note a row of a stream that the file does not have any more."""
+        self._freed.append(row)
+        self._rows = row
+
+    def settle(self) -> None:
+        """Bring the loaded streams into the order in which they were published to."""
+        for order in self._orders.values():
+            for streams in (order.full, order.bare):
+                for stream in sorted(streams.values(), key=lambda one: one.published):
+                    streams.move_to_end(stream.channel)
+
     def renew_epoch(self, stream: StoredStream) -> None:
         """Give a stream another epoch, because somebody has seen more of it than the file has."""
         self._epochs.forget(stream.channel)
@@ -154,12 +192,22 @@ class StoredStreams(Streams):
             meta=self._epochs.changes(),
         )
 
+    def restore_changes(self, taken: Changes) -> None:
+        """Take back what a commit that failed should have carried to the file."""
+        self._freed = taken.freed + self._freed
+        self._forgotten = taken.forgotten_streams + self._forgotten
+        for record in taken.streams:
+            stream = self._streams.get(record.channel)
+            if isinstance(stream, StoredStream) and stream.number == record.id:
+                self._unrecorded[stream] = None
+        self._epochs.restore_changes(taken.meta)
+
     def record(self, stream: StoredStream) -> StreamRecord:
         """The row of a stream as it is now."""
         return StreamRecord(
             stream.number,
             stream.channel,
-            stream.epoch.partition(_SEPARATOR)[0],
+            self.stored_epoch(stream.epoch),
             stream.top,
             stream.version[1],
             stream.version[0],

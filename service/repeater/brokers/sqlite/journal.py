@@ -162,9 +162,7 @@ class Journal:
                 [(number,) for number in changes.forgotten_streams],
             )
         if changes.forgotten_results:
-            run_many(
-                "DELETE FROM results WHERE channel = ? AND key = ?", changes.forgotten_results
-            )
+            run_many("DELETE FROM results WHERE channel = ? AND key = ?", changes.forgotten_results)
         if changes.meta:
             run_many("INSERT OR REPLACE INTO meta VALUES(?, ?)", list(changes.meta.items()))
 

@@ -1,0 +1,26 @@
+"""A broker whose streams outlive it: the contract, restarts, kills, full disks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from repeater.brokers.contract import Broker
+from repeater.brokers.sqlite.opening import open_sqlite_broker
+from repeater.testing.broker import check_broker
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def test_it_keeps_the_contract(tmp_path: Path) -> None:
+    """The conformance suite, in real time: its threads do not follow a mock clock."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Broker]:
+        async with open_sqlite_broker(tmp_path, idempotency_ttl=1) as broker:
+            yield broker
+
+    await check_broker(opened, idempotency_ttl=1)
