@@ -17,7 +17,7 @@ import trio
 
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
-from repeater.brokers.sqlite.commit import Commit, Removal, Submission
+from repeater.brokers.sqlite.commit import Commit, Removal, Submission, Told, Work
 from repeater.brokers.sqlite.journal import JournalError
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
@@ -53,7 +53,7 @@ class SQLiteBroker:
         self._intake: EventSink | None = None
         self._running = trio.Event()
         self._window = Window(_UNDER_WAY, _BYTES_UNDER_WAY)
-        self._pending: list[Submission | Removal] = []
+        self._pending: list[Work] = []
         self._woken = trio.Event()
         self._one = trio.CapacityLimiter(1)
         # Submissions under way by channel: what needs no commit waits behind them.
@@ -65,14 +65,20 @@ class SQLiteBroker:
         """Commit what is submitted, and free what expired, until cancelled."""
         self._intake = intake
         self._running.set()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sweep)
-            while True:
-                await self._woken.wait()
-                self._woken = trio.Event()
-                while self._pending:
-                    work, self._pending = self._pending, []
-                    await self._commit(work)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep)
+                while True:
+                    await self._woken.wait()
+                    self._woken = trio.Event()
+                    while self._pending or self._index.changed:
+                        work, self._pending = self._pending, []
+                        await self._commit(work)
+        finally:
+            self._window.close()
+            for one in self._pending:
+                if not isinstance(one, Told):
+                    one.receipt.settle(BrokerError("the broker has ended"))
 
     def submit(
         self,
@@ -99,49 +105,51 @@ class SQLiteBroker:
         self._window.check()
         receipt: Receipt[Outcome] = Receipt()
         self._begin(
-            Submission(publication, options, idempotency_key, skip_history, weight, receipt),
-            channel,
+            Submission(publication, options, idempotency_key, skip_history, weight, receipt)
         )
         return receipt
 
-    def _begin(self, work: Submission | Removal, channel: str) -> None:
+    def _begin(self, work: Work) -> None:
         self._window.take(work.weight)
-        self._busy[channel] += 1
+        self._busy[work.channel] += 1
         self._pending.append(work)
         self._woken.set()
 
-    async def _commit(self, work: Sequence[Submission | Removal]) -> None:
+    async def _commit(self, work: Sequence[Work]) -> None:
         """Write one transaction, then make everything else follow, or fail all of it."""
         follow = self._index.changes()
         commit = Commit(self._index, self._results, follow)
         for one in work:
             commit.add(one)
         try:
-            await trio.to_thread.run_sync(self._journal.write, commit.changes, limiter=self._one)
+            # Not to be cancelled: what was written must be told.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(
+                    self._journal.write, commit.changes, limiter=self._one
+                )
         except JournalError as error:
             self._index.restore_changes(follow)
             self._fail(str(error))
-            commit.fail(BrokerError(self._outage))
-            handed_on: Sequence[Publication] = ()
+            handed_on: Sequence[Publication | Announcement] = commit.fail(BrokerError(self._outage))
         else:
             self._recover()
             handed_on = commit.apply()
         for one in work:
             self._end(one)
-        for publication in handed_on:
-            await self._hand_on(publication)
+        for event in handed_on:
+            await self._hand_on(event)
 
-    async def _hand_on(self, publication: Publication) -> None:
+    async def _hand_on(self, event: Publication | Announcement) -> None:
         assert self._intake is not None
         try:
-            self._intake.put_nowait(publication)
+            self._intake.put_nowait(event)
         except trio.WouldBlock:
             await self._intake.wait_room()
-            self._intake.put_nowait(publication)
+            self._intake.put_nowait(event)
 
-    def _end(self, work: Submission | Removal) -> None:
+    def _end(self, work: Work) -> None:
         """Give back the place of a submission that was answered."""
-        channel = work.channel if isinstance(work, Removal) else work.publication.channel
+        channel = work.channel
         self._window.give_back(work.weight)
         self._busy[channel] -= 1
         if not self._busy[channel]:
@@ -176,11 +184,15 @@ class SQLiteBroker:
         await self._intake.wait_room()
 
     def announce(self, announcement: Announcement) -> None:
-        """Hand an announcement on; it is kept nowhere."""
+        """Hand an announcement on, behind what is under way in its channel; it is kept nowhere."""
         if self._intake is None:
             raise trio.WouldBlock
         self._intake.check_room()
-        self._intake.put_nowait(announcement)
+        if announcement.channel in self._busy:
+            self._window.check()
+            self._begin(Told(announcement, weight_of(announcement)))
+        else:
+            self._intake.put_nowait(announcement)
 
     def hold(self, channel: str) -> None:
         """Do nothing: every event of this process comes to fan-out."""
@@ -205,7 +217,7 @@ class SQLiteBroker:
     def remove_history(self, channel: str) -> Receipt[None]:
         """Forget a channel's publications, behind what was submitted before."""
         receipt: Receipt[None] = Receipt()
-        self._begin(Removal(channel, receipt), channel)
+        self._begin(Removal(channel, receipt))
         return receipt
 
     def outage(self) -> str:

@@ -22,7 +22,7 @@ from repeater.brokers.sqlite.records import (
     body_of,
 )
 from repeater.errors import BrokerError
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import Announcement, Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Outcome
@@ -41,6 +41,11 @@ class Submission(msgspec.Struct):
     weight: int
     receipt: Receipt[Outcome]
 
+    @property
+    def channel(self) -> str:
+        """The publication's."""
+        return self.publication.channel
+
 
 class Removal(msgspec.Struct):
     """The removal of a channel's publications, in its turn."""
@@ -48,6 +53,21 @@ class Removal(msgspec.Struct):
     channel: str
     receipt: Receipt[None]
     weight: int = 0
+
+
+class Told(msgspec.Struct):
+    """An announcement behind submissions of its channel; nothing of it is kept."""
+
+    announcement: Announcement
+    weight: int = 0
+
+    @property
+    def channel(self) -> str:
+        """The announcement's."""
+        return self.announcement.channel
+
+
+Work = Submission | Removal | Told
 
 
 class _Numbers(msgspec.Struct):
@@ -70,11 +90,11 @@ class Commit:
         self._numbers: dict[str, _Numbers] = {}
         self._keys: dict[tuple[str, str], Outcome] = {}
         # In the order of submission: what is done once the transaction is committed.
-        self._steps: list[_Done | Removal] = []
+        self._steps: list[_Done | Removal | Told] = []
 
-    def add(self, work: Submission | Removal) -> None:
-        """Number one submission behind those before it, or note a removal."""
-        if isinstance(work, Removal):
+    def add(self, work: Work) -> None:
+        """Number one submission behind those before it, or note what is done in its turn."""
+        if not isinstance(work, Submission):
             self._steps.append(work)
             return
         publication, key = work.publication, (work.publication.channel, work.key)
@@ -134,10 +154,13 @@ class Commit:
         self._numbers[channel] = at
         return at
 
-    def apply(self) -> Sequence[Publication]:
+    def apply(self) -> Sequence[Publication | Announcement]:
         """Make the index follow, and settle the receipts; return what is to be handed on."""
-        handed_on: list[Publication] = []
+        handed_on: list[Publication | Announcement] = []
         for step in self._steps:
+            if isinstance(step, Told):
+                handed_on.append(step.announcement)
+                continue
             if isinstance(step, Removal):
                 self._index.clear(step.channel)
                 step.receipt.settle(None)
@@ -159,11 +182,16 @@ class Commit:
         elif work.options.history_size <= 0:
             self._index.pass_by(publication.channel)
 
-    def fail(self, error: BrokerError) -> None:
-        """Tell everybody that nothing happened."""
+    def fail(self, error: BrokerError) -> Sequence[Announcement]:
+        """Tell everybody that nothing happened; return the announcements, which need no disk."""
+        handed_on: list[Announcement] = []
         for step in self._steps:
-            receipt = step.receipt if isinstance(step, Removal) else step.work.receipt
-            receipt.settle(error)
+            if isinstance(step, Told):
+                handed_on.append(step.announcement)
+            else:
+                receipt = step.receipt if isinstance(step, Removal) else step.work.receipt
+                receipt.settle(error)
+        return handed_on
 
 
 class _Done(msgspec.Struct, frozen=True):
