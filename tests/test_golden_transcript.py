@@ -119,7 +119,7 @@ class Stage:
     async def _reach(self, channel: str, offset: int, epoch: str) -> None:
         """Bring a stream to its position in the transcript."""
         assert isinstance(self.node.broker, MemoryBroker)
-        self.node.broker._streams._begin(channel, OPTIONS.channel).epoch = epoch
+        self.node.broker._streams._begin(channel, epoch, OPTIONS.channel)
         for number in range(1, offset + 1):
             await self._publish(channel, b"%d" % number)
         await wait_all_tasks_blocked()
