@@ -8,20 +8,25 @@ None needs a test framework.
 
 from repeater.testing.broker import check_broker
 from repeater.testing.broker_bench import OpenBroker
+from repeater.testing.control import OpenControls, check_control
+from repeater.testing.controls import ControlGroup
 from repeater.testing.fakes import MemoryTransport, StallingTransport
 from repeater.testing.nodes import UnixClock, connect, open_test_node
 from repeater.testing.presence import OpenPresenceStore, check_presence_store
 from repeater.testing.transport import OpenTransport, Peer, check_transport
 
 __all__ = [
+    "ControlGroup",
     "MemoryTransport",
     "OpenBroker",
+    "OpenControls",
     "OpenPresenceStore",
     "OpenTransport",
     "Peer",
     "StallingTransport",
     "UnixClock",
     "check_broker",
+    "check_control",
     "check_presence_store",
     "check_transport",
     "connect",
