@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from trio.testing import MockClock
 
-from repeater.brokers.control import CarryOut, Control, Member, MemberAnswer, Question
+from repeater.brokers.control import Member, MemberAnswer, Question, Supervision
 from repeater.brokers.loop_control import LoopControl
 from repeater.testing import ControlGroup, check_control
+from repeater.testing.control_bench import Controls
 from repeater.testing.controls import GroupControl
 
 
 @asynccontextmanager
-async def open_loop(count: int, _supervise: CarryOut) -> AsyncIterator[Sequence[Control]]:
+async def open_loop(count: int, _supervision: Supervision) -> AsyncIterator[Controls]:
     assert count == 1
-    yield [LoopControl()]
+    yield [LoopControl()], None
 
 
 async def test_a_node_without_others_keeps_the_contract(autojump_clock: MockClock) -> None:
@@ -29,9 +30,9 @@ async def test_a_group_keeps_the_contract(autojump_clock: MockClock) -> None:
     """The controls with which several nodes are tested in one process."""
 
     @asynccontextmanager
-    async def opened(count: int, supervise: CarryOut) -> AsyncIterator[Sequence[Control]]:
-        group = ControlGroup(supervise)
-        yield [group.control() for _ in range(count)]
+    async def opened(count: int, supervision: Supervision) -> AsyncIterator[Controls]:
+        group = ControlGroup(supervision)
+        yield [group.control() for _ in range(count)], group
 
     await check_control(opened, most=3)
 
@@ -74,10 +75,9 @@ async def test_a_broken_control_is_named(
     """The error says the rule, and what was expected and found."""
 
     @asynccontextmanager
-    async def opened(count: int, supervise: CarryOut) -> AsyncIterator[Sequence[Control]]:
-        group = ControlGroup(supervise)
-        made: Callable[[], GroupControl] = group.control
-        yield [kind(group, made().me) for _ in range(count)]
+    async def opened(count: int, supervision: Supervision) -> AsyncIterator[Controls]:
+        group = ControlGroup(supervision)
+        yield [kind(group, group.control().me) for _ in range(count)], group
 
     with pytest.raises(AssertionError, match=BROKEN[kind]):
         await check_control(opened, most=3)

@@ -58,12 +58,37 @@ class UnknownMemberError(RepeaterError):
     """The id belongs to no member now; nothing was asked."""
 
 
-CarryOut = Callable[[Question], Awaitable[bytes]]
-"""Carries out a question of another member, in a task of its own, and returns the answer.
+CarryOut = Callable[[Member, Question], Awaitable[bytes]]
+"""Carries out the question of a member, in a task of its own, and returns the answer.
 
 May raise `ReplyError` or `BrokerError`, which become the answer. Any other error is a bug, which
 its author keeps from the control. Cancelled when the control ends.
 """
+
+
+class Supervision(Protocol):
+    """What a supervisor does for its members' questions to the server. Called by its control."""
+
+    async def carry_out(self, asker: Member, question: Question) -> bytes:
+        """Answer a question to the server; as a `CarryOut`."""
+
+    def told(self, teller: Member, question: Question) -> None:
+        """Take what a member tells the server. Never waits or raises."""
+
+    def left(self, member: Member) -> None:
+        """Forget a member that has ended; all that it told came before. Never waits or raises."""
+
+
+class SupervisorControl(Protocol):
+    """The supervisor's own end of the control plane. It gets a `Supervision`."""
+
+    def members(self) -> Sequence[Member]:
+        """The server's members that run now."""
+
+    async def ask_members(
+        self, question: Question, *, timeout: float = DEADLINE
+    ) -> Sequence[MemberAnswer]:
+        """Ask all of them at the same time, as `Control.ask_others` with another deadline."""
 
 
 class Control(Protocol):
@@ -100,12 +125,20 @@ class Control(Protocol):
     async def ask_others(self, question: Question) -> Sequence[MemberAnswer]:
         """Ask all other members that are known now, at the same time; what each answered.
 
-        Supervisors are not among them. Returns at the latest after `DEADLINE`, with a `BrokerError`
+        Servers are not among them. Returns at the latest after `DEADLINE`, with a `BrokerError`
         for each member that did not answer, and in the order of `members`. Without other members
         the result is empty, and this is no checkpoint. Cancelled, the question may be carried out.
 
         Raises:
             ReplyError: the question is too long (106).
+        """
+
+    def tell(self, question: Question) -> None:
+        """Tell the server something that needs no answer, behind what this member asked it before.
+
+        Never waits. A server of one process is told nothing: its only node knows already. The
+        caller bounds what it tells, as the control keeps all of it until it is sent. It is lost
+        only if this member or its server ends.
         """
 
 
@@ -119,17 +152,19 @@ def check_question(question: Question) -> None:
         raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
 
 
-async def answer_of(carry_out: CarryOut, question: Question) -> bytes | ReplyError | BrokerError:
-    """Carry out a question of another member; its error is an answer, too."""
+async def answer_of(
+    carry_out: CarryOut, asker: Member, question: Question
+) -> bytes | ReplyError | BrokerError:
+    """Carry out a member's question; its error is an answer, too. For implementations."""
     try:
-        answer = await carry_out(question)
+        answer = await carry_out(asker, question)
     except (ReplyError, BrokerError) as error:
         return error
     return answer if len(answer) <= ANSWER_LIMIT else ReplyError(ErrorCode.LIMIT_EXCEEDED)
 
 
 def answered(answer: bytes | ReplyError | BrokerError) -> bytes:
-    """The bytes of an answer.
+    """The bytes of an answer. For implementations.
 
     Raises:
         ReplyError, BrokerError: the member answered with this error.

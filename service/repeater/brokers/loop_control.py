@@ -48,9 +48,12 @@ class LoopControl:
         if self._carry_out is None:
             raise BrokerError("the node is not running")
         check_question(question)
-        return answered(await answer_of(self._carry_out, question))
+        return answered(await answer_of(self._carry_out, self.me, question))
 
     async def ask_others(self, question: Question) -> Sequence[MemberAnswer]:
         """Nobody answers: there are no others."""
         check_question(question)
         return ()
+
+    def tell(self, question: Question) -> None:
+        """Nothing: the server is this node."""

@@ -8,7 +8,8 @@ None needs a test framework.
 
 from repeater.testing.broker import check_broker
 from repeater.testing.broker_bench import OpenBroker
-from repeater.testing.control import OpenControls, check_control
+from repeater.testing.control import check_control
+from repeater.testing.control_bench import OpenControls
 from repeater.testing.controls import ControlGroup
 from repeater.testing.fakes import MemoryTransport, StallingTransport
 from repeater.testing.nodes import UnixClock, connect, open_test_node
