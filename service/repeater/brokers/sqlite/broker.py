@@ -18,7 +18,7 @@ import trio
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.sqlite.commit import Commit, Removal, Submission, Told, Work
-from repeater.brokers.sqlite.journal import JournalError
+from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
 from repeater.log import get_logger

@@ -18,6 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
 
+from repeater.brokers.sqlite.errors import JournalError, explained
+from repeater.brokers.sqlite.files import remove_leftovers
+from repeater.brokers.sqlite.formats import format_of, prepare
 from repeater.brokers.sqlite.records import (
     UINT64_DIGITS,
     Changes,
@@ -32,46 +35,11 @@ FILE: Final = "history.sqlite3"
 Durability = Literal["disk", "process"]
 """What survives: `disk` a loss of power, `process` a kill of this process."""
 
-_APPLICATION_ID: Final = 0x52505452  # "RPTR"
-_VERSION: Final = 1
 _RESERVE: Final = "history.reserve"
 # On a full disk even a DELETE fails, for it needs room in the WAL: this file makes that room.
 _RESERVE_BYTES: Final = 16 * 1024 * 1024
 _WAL_PAGES: Final = 4_000  # 16 MB between two checkpoints
 _PAGE: Final = 10_000  # rows read at a time while the file is loaded
-
-_SCHEMA: Final = """
-CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE streams(
-    id INTEGER PRIMARY KEY,
-    channel TEXT NOT NULL UNIQUE,
-    epoch TEXT NOT NULL,
-    top INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    version_epoch TEXT NOT NULL,
-    published REAL NOT NULL,
-    history_ttl REAL NOT NULL,
-    meta_ttl REAL NOT NULL
-);
-CREATE TABLE publications(
-    id INTEGER PRIMARY KEY,
-    stream INTEGER NOT NULL,
-    "offset" INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE TABLE results(
-    channel TEXT NOT NULL,
-    key TEXT NOT NULL,
-    "offset" INTEGER,
-    epoch TEXT,
-    until REAL NOT NULL,
-    PRIMARY KEY(channel, key)
-) WITHOUT ROWID;
-"""
-
-
-class JournalError(Exception):
-    """The file cannot be opened, read or written. The text says why, without secrets."""
 
 
 class Journal:
@@ -89,12 +57,12 @@ class Journal:
 
     def meta(self) -> dict[str, str]:
         """The small values that are kept beside the streams."""
-        with _explained():
+        with explained():
             return dict(self._connection.execute("SELECT name, value FROM meta"))
 
     def streams(self) -> list[StreamRecord]:
         """The rows of all streams."""
-        with _explained():
+        with explained():
             rows = self._connection.execute("SELECT * FROM streams").fetchall()
         return [
             StreamRecord(number, channel, epoch, top, int(version), *rest)
@@ -103,14 +71,14 @@ class Journal:
 
     def publications(self) -> Iterator[Sequence[StoredPublication]]:
         """The publications of all streams in the order of their commits, some at a time."""
-        with _explained():
+        with explained():
             cursor = self._connection.execute("SELECT * FROM publications ORDER BY id")
             while rows := cursor.fetchmany(_PAGE):
                 yield [StoredPublication(*row) for row in rows]
 
     def results(self) -> list[StoredResult]:
         """The results of publishes with an idempotency key."""
-        with _explained():
+        with explained():
             rows = self._connection.execute("SELECT * FROM results").fetchall()
         return [
             StoredResult(
@@ -127,7 +95,7 @@ class Journal:
         Raises:
             JournalError: nothing was changed.
         """
-        with _explained():
+        with explained():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._apply(changes)
@@ -168,7 +136,7 @@ class Journal:
 
     def size(self) -> int:
         """The bytes of the file that hold something."""
-        with _explained():
+        with explained():
             (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             (page,) = self._connection.execute("PRAGMA page_size").fetchone()
@@ -176,7 +144,7 @@ class Journal:
 
     def check(self) -> str:
         """What SQLite finds wrong with the file; empty for nothing."""
-        with _explained():
+        with explained():
             found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
         return "" if found == ["ok"] else "; ".join(found)
 
@@ -188,7 +156,7 @@ class Journal:
         """
         if target.exists():
             raise JournalError(f"{target} exists")
-        with _explained():
+        with explained():
             self._connection.execute("VACUUM INTO ?", (str(target),))
 
     def use_reserve(self) -> bool:
@@ -214,44 +182,26 @@ def open_journal(folder: Path, durability: Durability) -> Journal:
     """
     path = folder / FILE
     try:
+        remove_leftovers(path)
         make_private_database(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(f"{path}: {error}") from None
     try:
-        with _explained():
+        with explained():
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            format_of(connection, path)  # before anything of a foreign file is changed
             connection.execute("PRAGMA journal_mode = WAL")
             level = "FULL" if durability == "disk" else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {level}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-            _prepare(connection, path)
+            prepare(connection, path)
         journal = Journal(connection, folder)
         journal.renew_reserve()
     except BaseException:
         connection.close()
         raise
     return journal
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables in a new file; check the format of an old one."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application == 0 and version == 0:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if tables:
-            raise JournalError(f"{path} is another program's database")
-        connection.executescript(
-            f"BEGIN EXCLUSIVE; PRAGMA application_id = {_APPLICATION_ID};"
-            f" PRAGMA user_version = {_VERSION}; {_SCHEMA} COMMIT;"
-        )
-    elif application != _APPLICATION_ID:
-        raise JournalError(f"{path} is another program's database")
-    elif version > _VERSION:
-        raise JournalError(
-            f"{path} has format {version}, and this version of Repeater reads up to {_VERSION}"
-        )
 
 
 def _make_reserve(path: Path) -> None:
@@ -296,29 +246,3 @@ def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     for _, group in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
         members = [number for _, number in group]
         yield members[0], members[-1]
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn SQLite's errors into `JournalError`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise JournalError(_REASONS.get(_name_of(error), str(error))) from None
-
-
-def _name_of(error: sqlite3.Error) -> str:
-    return getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
-
-
-_REASONS: Final = {
-    "FULL": "disk full",
-    "IOERR_WRITE": "disk full or failing",
-    "READONLY": "the disk is read-only",
-    "READONLY_DIRECTORY": "the disk is read-only",
-    "CANTOPEN": "the file cannot be opened",
-    "BUSY": "another process uses the file",
-    "LOCKED": "another process uses the file",
-    "NOTADB": "the file is not a database",
-    "CORRUPT": "the file is damaged",
-}

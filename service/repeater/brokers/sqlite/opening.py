@@ -20,8 +20,9 @@ import trio
 from repeater.brokers.epochs import Epochs
 from repeater.brokers.first_results import FirstResults
 from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.index import StoredStreams
-from repeater.brokers.sqlite.journal import Journal, JournalError, open_journal
+from repeater.brokers.sqlite.journal import Journal, open_journal
 from repeater.brokers.sqlite.records import Changes, publication_of
 from repeater.errors import BrokerError
 from repeater.private_files import make_private_folder
