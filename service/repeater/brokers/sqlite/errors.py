@@ -26,6 +26,11 @@ def reason_of(error: sqlite3.Error) -> str:
     return _REASONS.get(_name_of(error), str(error))
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is wrong, and not what is done with it."""
+    return _name_of(error).partition("_")[0] in ("CORRUPT", "NOTADB")
+
+
 def _name_of(error: sqlite3.Error) -> str:
     return getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
 

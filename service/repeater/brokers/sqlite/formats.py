@@ -21,6 +21,9 @@ _log = get_logger("history")
 APPLICATION_ID: Final = 0x52505452
 """Marks a file as ours: "RPTR"."""
 
+KEPT: Final = ".format-"
+"""Behind the file's name and before the old format: the copy of a file that was brought up."""
+
 SCHEMA: Final = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE streams(
@@ -85,13 +88,13 @@ def prepare(connection: sqlite3.Connection, path: Path, steps: Mapping[int, Step
             f" PRAGMA user_version = {newest}; {SCHEMA} COMMIT;"
         )
         return
-    copy = path.with_name(f"{path.name}.format-{found}")
+    copy = path.with_name(f"{path.name}{KEPT}{found}")
     checkpoint(connection)  # Commits that are still in the WAL belong into the copy.
     try:
         copy_file(path, copy)
     except OSError as error:
         raise JournalError(f"{copy}: {error.strerror}") from None
-    _bring_up(connection, found, newest, steps)
+    bring_up(connection, found, steps)
     _log.info("the history has a newer format now", old=found, new=newest, copy=str(copy))
 
 
@@ -123,12 +126,15 @@ def newest_format(steps: Mapping[int, Step] = STEPS) -> int:
     return max(steps, default=0) + 1
 
 
-def _bring_up(
-    connection: sqlite3.Connection, found: int, newest: int, steps: Mapping[int, Step]
-) -> None:
+def bring_up(connection: sqlite3.Connection, found: int, steps: Mapping[int, Step] = STEPS) -> None:
+    """Bring a file of the format `found` to the newest one, in one transaction. Keeps no copy.
+
+    Raises:
+        sqlite3.Error: a statement failed; the file is not changed.
+    """
     connection.execute("BEGIN EXCLUSIVE")
     try:
-        for number in range(found, newest):
+        for number in range(found, newest_format(steps)):
             steps[number](connection)
             connection.execute(f"PRAGMA user_version = {number + 1}")
         connection.execute("COMMIT")

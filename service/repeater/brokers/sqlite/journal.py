@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from repeater.brokers.sqlite.errors import JournalError, explained
-from repeater.brokers.sqlite.files import remove_leftovers
+from repeater.brokers.sqlite.files import checkpoint, remove_leftovers
 from repeater.brokers.sqlite.formats import format_of, prepare
 from repeater.brokers.sqlite.records import (
     UINT64_DIGITS,
@@ -49,6 +49,8 @@ class Journal:
         self._connection = connection
         self._reserve = folder / _RESERVE
         self.path = folder / FILE
+        self.pinned = False
+        """Whether the file stands still; see `pin`."""
 
     def close(self) -> None:
         """Write everything into the one file and close it. Idempotent."""
@@ -142,22 +144,28 @@ class Journal:
             (page,) = self._connection.execute("PRAGMA page_size").fetchone()
         return int((pages - free) * page)
 
-    def check(self) -> str:
-        """What SQLite finds wrong with the file; empty for nothing."""
-        with explained():
-            found = [row[0] for row in self._connection.execute("PRAGMA quick_check(3)")]
-        return "" if found == ["ok"] else "; ".join(found)
+    def pin(self) -> None:
+        """Bring all commits into the file itself, and let it stand still from now on.
 
-    def back_up(self, target: Path) -> None:
-        """Write a whole copy of one moment to a new file.
+        Other processes may read the file then, as immutable. Commits go on, into the WAL, which
+        grows until `unpin`.
 
         Raises:
-            JournalError: the copy cannot be written, or the target exists.
+            JournalError: the file is pinned, or cannot be written.
         """
-        if target.exists():
-            raise JournalError(f"{target} exists")
+        if self.pinned:
+            raise JournalError("another command reads the file")
         with explained():
-            self._connection.execute("VACUUM INTO ?", (str(target),))
+            checkpoint(self._connection)
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self.pinned = True
+
+    def unpin(self) -> None:
+        """Let the next commit bring the WAL into the file again. Idempotent."""
+        if self.pinned:
+            self.pinned = False
+            with explained():
+                self._connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
 
     def use_reserve(self) -> bool:
         """Give the disk's reserve back, so that something can be freed; False if it is used up."""
