@@ -16,7 +16,8 @@ MODULES = sorted((SOURCE / "repeater").rglob("*.py"))
 ROOMS = (
     *("errors", "json_text", "publication", "options", "log_output", "log", "private_files"),
     *("failures", "random_id", "turns", "deadlines"),
-    *("protocol", "access", "fanout", "brokers", "backend", "clients", "node"),
+    *("protocol", "access", "fanout", "brokers", "backend", "workers", "clients"),
+    "node",
     *("api", "config", "transports", "front", "web"),
     *("testing", "subscriber", "comments", "serving", "cli", "__main__"),
 )

@@ -97,3 +97,18 @@ async def test_an_answer_is_a_value_or_a_receipt() -> None:
     answers: list[Answer[str]] = ["at once", receipt]
     receipt.settle("later")
     assert [await settled(one) for one in answers] == ["at once", "later"]
+
+
+async def test_an_answer_is_told_to_one_who_does_not_wait() -> None:
+    """`when_settled` tells an answer when it comes, or at once if it is there; errors as well."""
+    told: list[object] = []
+    receipt: Receipt[int] = Receipt()
+    receipt.when_settled(told.append)
+    assert not told
+    receipt.settle(1)
+    failed: Receipt[int] = Receipt()
+    error = BrokerError("gone")
+    failed.settle(error)
+    failed.when_settled(told.append)
+    assert told == [1, error]
+    assert await receipt.wait() == 1

@@ -8,6 +8,7 @@ or a network costs one wait for all of them. An engine without waits makes no re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Generic, TypeAlias, TypeVar, Union
 
 import trio
@@ -26,11 +27,12 @@ class Receipt(Generic[T]):
     `BrokerError`, at the latest when its connection or the engine itself ends.
     """
 
-    __slots__ = ("_answer", "_arrived")
+    __slots__ = ("_answer", "_arrived", "_told")
 
     def __init__(self) -> None:
         self._answer: object = _NOTHING
         self._arrived: trio.Event | None = None
+        self._told: Callable[[T | ReplyError | BrokerError], object] | None = None
 
     @property
     def settled(self) -> bool:
@@ -43,6 +45,21 @@ class Receipt(Generic[T]):
         self._answer = answer
         if self._arrived is not None:
             self._arrived.set()
+        if self._told is not None:
+            told, self._told = self._told, None
+            told(answer)
+
+    def when_settled(self, tell: Callable[[T | ReplyError | BrokerError], object]) -> None:
+        """Have `tell` called with the answer by `settle`; at once if the answer is there.
+
+        For code that hands on very many answers without a task for each. At most one `tell` is
+        given to a receipt. It never waits and never fails.
+        """
+        assert self._told is None
+        if self._answer is _NOTHING:
+            self._told = tell
+        else:
+            tell(self._answer)  # type: ignore[arg-type]  # `settle` took a T
 
     async def wait(self) -> T:
         """Wait for the answer and return it; a checkpoint only when it waits.

@@ -1,0 +1,350 @@
+"""One worker, in the supervisor: its calls are carried out here on the real broker and stores.
+
+Nothing in the reader waits. Submissions that the broker has no room for wait in a line, which the
+worker's own window bounds. What must come behind them joins the line; every other call is carried
+out at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from repeater.brokers.receipts import Answer, Receipt
+from repeater.errors import ApplicationError, BrokerError, Disconnect, ReplyError, Unsubscribed
+from repeater.json_text import JSONText
+from repeater.publication import Announcement, Publication, StreamPosition
+from repeater.workers import messages as m
+from repeater.workers.backlog import Backlog
+from repeater.workers.link import Link
+from repeater.workers.members import Callers, Members
+from repeater.workers.values import (
+    caller_of,
+    info_of,
+    info_row,
+    options_of,
+    publication_row,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from repeater.access.grants import Denial
+    from repeater.brokers.contract import Outcome, Page
+    from repeater.publication import ClientInfo
+    from repeater.workers.shared import Shared
+
+_CLOSED: Final = BrokerError("the server is shutting down")
+_Call = m.Submit | m.Announce | m.RemoveHistory
+
+
+class Attachment:
+    """Made by `Exchange.attach`, which ends it."""
+
+    def __init__(
+        self, shared: Shared, stream: trio.SocketStream, given_up: Callable[[str], None]
+    ) -> None:
+        self._shared = shared
+        self._broker = shared.broker
+        self._presence = shared.presence
+        self._given_up = given_up
+        self._line: deque[_Call] = deque()
+        self._woken = trio.Event()
+        self._held: dict[str, None] = {}
+        self._members = Members(shared.presence, shared.broker)
+        self._callers = None if shared.events is None else Callers(shared.events)
+        self._nursery: trio.Nursery | None = None
+        self.link = Link(stream, self._receive, self._beat, self._next_events)
+        self.backlog = Backlog(self.link.wake, shared.sink.changed, self._overflow)
+        self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
+            m.Submit: self._in_line,
+            m.Announce: self._in_line,
+            m.RemoveHistory: self._in_line,
+            m.Hold: self._hold,
+            m.Release: self._release,
+            m.ReadHistory: self._read_history,
+            m.AddMember: self._add_member,
+            m.RemoveMember: self._remove_member,
+            m.ReadMembers: self._read_members,
+            m.CountMembers: self._count_members,
+            m.LoadDenials: self._load_denials,
+            m.SaveDenial: self._save_denial,
+            m.SweepDenials: self._sweep_denials,
+            m.DenialApplied: self._denial_applied,
+            m.ClientConnected: self._client_connected,
+            m.ClientDisconnected: self._client_disconnected,
+            m.ClientSubscribed: self._client_subscribed,
+            m.ClientUnsubscribed: self._client_unsubscribed,
+            m.Taken: self._taken,
+            m.WorkerBeat: self._worker_beat,
+        }
+
+    async def run(self) -> None:
+        """Serve the worker until its link ends."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._work_off)
+            await self.link.run()
+            nursery.cancel_scope.cancel("the link has ended")
+
+    async def take_back(self) -> None:
+        """Forget the worker: its presence, its clients and what it holds."""
+        self.backlog.close()
+        if self._callers is not None:
+            await self._callers.take_back()
+        for channel in self._held:  # The application hears of the channels behind their clients.
+            self._shared.holdings.release(channel, self.backlog)
+        self._held.clear()
+        await self._members.take_back()
+
+    def _receive(self, body: bytes) -> None:
+        handlers = self._handlers
+        for message in m.read_up(body).messages:
+            handlers[type(message)](message)
+
+    # What must keep its order.
+
+    def _in_line(self, call: _Call) -> None:
+        if self._line or not self._carry_out(call):
+            self._line.append(call)
+            self._woken.set()
+
+    def _carry_out(self, call: _Call) -> bool:
+        """Carry out one call and answer it; False if there is no room for it."""
+        try:
+            if type(call) is m.Submit:
+                self._answer(call.serial, self._submit(call), _position)
+            elif type(call) is m.Announce:
+                self._announce(call)
+            else:
+                answer = self._broker.remove_history(call.channel)
+                self._answer(call.serial, answer, _done)
+        except trio.WouldBlock:
+            return False
+        except trio.ClosedResourceError:
+            self._fail(call.serial, _CLOSED)
+        except (BrokerError, ReplyError) as error:
+            self._fail(call.serial, error)
+        return True
+
+    def _submit(self, call: m.Submit) -> Answer[Outcome]:
+        info = call.info
+        publication = Publication(
+            call.channel,
+            JSONText(call.data),  # checked by the worker's node
+            tags=call.tags,
+            info=None if info is None else info_of(info),
+            delta=call.delta,
+            version=call.version,
+            version_epoch=call.version_epoch,
+        )
+        return self._broker.submit(
+            publication,
+            options_of(call.history_size, call.history_ttl, call.history_meta_ttl),
+            idempotency_key=call.idempotency_key,
+            skip_history=call.skip_history,
+        )
+
+    def _announce(self, call: m.Announce) -> None:
+        announcement = Announcement(call.channel, info_of(call.info), call.joined)
+        self._broker.announce(announcement)
+        self._members.announced(announcement)
+        self.link.send(m.Done(call.serial))
+
+    async def _work_off(self) -> None:
+        """Carry out what waits for room. The line's callers have deadlines, in the worker."""
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            while self._line:
+                with suppress(BrokerError, trio.ClosedResourceError):  # Then the call says why.
+                    await self._broker.wait_room()
+                while self._line and self._carry_out(self._line[0]):
+                    self._line.popleft()
+                await trio.lowlevel.checkpoint()
+
+    # Answers.
+
+    def _answer(
+        self, serial: int, answer: Answer[Any], message: Callable[[int, Any], m.Message]
+    ) -> None:
+        """Send an answer, now or when its receipt is settled."""
+        if isinstance(answer, Receipt):
+            answer.when_settled(partial(self._say, serial, message))
+        else:
+            self.link.send(message(serial, answer))
+
+    def _say(self, serial: int, message: Callable[[int, Any], m.Message], answer: object) -> None:
+        if isinstance(answer, (BrokerError, ReplyError)):
+            self._fail(serial, answer)
+        else:
+            self.link.send(message(serial, answer))
+
+    def _fail(self, serial: int, error: BrokerError | ReplyError) -> None:
+        if isinstance(error, ApplicationError):
+            refusal = m.Refused(serial, error.number, error.message, error.temporary)
+            self.link.send(refusal)
+        elif isinstance(error, ReplyError):
+            self.link.send(m.Refused(serial, error.code))
+        else:
+            self.link.send(m.Failed(serial, str(error)))
+
+    def _ask(
+        self, serial: int, ask: Callable[[], Answer[Any]], message: Callable[[int, Any], m.Message]
+    ) -> None:
+        """Ask the engine and answer the worker."""
+        try:
+            self._answer(serial, ask(), message)
+        except (BrokerError, ReplyError) as error:
+            self._fail(serial, error)
+
+    # Channels.
+
+    def _hold(self, call: m.Hold) -> None:
+        self._held[call.channel] = None
+        hold = partial(self._shared.holdings.hold, call.channel, self.backlog)
+        self._ask(call.serial, hold, _done)
+
+    def _release(self, call: m.Release) -> None:
+        self._held.pop(call.channel, None)
+        self._shared.holdings.release(call.channel, self.backlog)
+
+    def _read_history(self, call: m.ReadHistory) -> None:
+        since = StreamPosition(call.since_offset, call.since_epoch)
+        read = partial(
+            self._broker.history,
+            call.channel,
+            options_of(call.history_size, call.history_ttl, call.history_meta_ttl),
+            since=since if call.since_offset >= 0 else None,
+            limit=call.limit,
+            reverse=call.reverse,
+        )
+        self._ask(call.serial, read, _page)
+
+    # Presence.
+
+    def _add_member(self, call: m.AddMember) -> None:
+        info = info_of(call.info)
+        self._members.added(call.channel, info.client)
+        self._ask(call.serial, partial(self._presence.add, call.channel, info), _done)
+
+    def _remove_member(self, call: m.RemoveMember) -> None:
+        self._members.removed(call.channel, call.client)
+        self._ask(call.serial, partial(self._presence.remove, call.channel, call.client), _done)
+
+    def _read_members(self, call: m.ReadMembers) -> None:
+        self._ask(call.serial, partial(self._presence.members, call.channel), _members)
+
+    def _count_members(self, call: m.CountMembers) -> None:
+        self._ask(call.serial, partial(self._presence.count, call.channel), _counts)
+
+    # Denials: a store that waits, so each call has a task.
+
+    def _load_denials(self, call: m.LoadDenials) -> None:
+        self._start(call.serial, self._shared.denials.load, _denials)
+
+    def _save_denial(self, call: m.SaveDenial) -> None:
+        save = partial(self._shared.denials.save, call.denial, self)
+        self._start(call.serial, save, _done)
+
+    def _sweep_denials(self, call: m.SweepDenials) -> None:
+        self._start(call.serial, partial(self._shared.denials.sweep, call.now), _done)
+
+    def _start(
+        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], m.Message]
+    ) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._call, serial, call, message)
+
+    async def _call(
+        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], m.Message]
+    ) -> None:
+        try:
+            answer = await call()
+        except (BrokerError, ReplyError) as error:
+            self._fail(serial, error)
+        else:
+            self.link.send(message(serial, answer))
+
+    def apply(self, number: int, denial: Denial) -> None:
+        """Have the worker apply another worker's denial."""
+        self.link.send(m.ApplyDenial(number, denial))
+
+    def _denial_applied(self, message: m.DenialApplied) -> None:
+        self._shared.denials.applied(message.number, self)
+
+    # Events of clients.
+
+    def _client_connected(self, event: m.ClientConnected) -> None:
+        if self._callers is not None:
+            self._callers.connected(caller_of(event.caller))
+
+    def _client_disconnected(self, event: m.ClientDisconnected) -> None:
+        if self._callers is not None:
+            why = Disconnect(event.code, event.reason)
+            self._callers.disconnected(caller_of(event.caller), why)
+
+    def _client_subscribed(self, event: m.ClientSubscribed) -> None:
+        if self._callers is not None:
+            self._callers.subscribed(caller_of(event.caller), event.channel)
+
+    def _client_unsubscribed(self, event: m.ClientUnsubscribed) -> None:
+        if self._callers is not None:
+            why = Unsubscribed(event.code, event.reason)
+            self._callers.unsubscribed(caller_of(event.caller), event.channel, why)
+
+    # The link itself.
+
+    def _next_events(self, most: int) -> Sequence[bytes]:
+        return self.backlog.next(most)
+
+    def _taken(self, message: m.Taken) -> None:
+        self.backlog.taken(message.weight)
+
+    def _worker_beat(self, _beat: m.WorkerBeat) -> None:
+        """Nothing is to be done: whatever is heard counts."""
+
+    def _beat(self) -> None:
+        self.backlog.look()
+        if self.link.silence >= self._shared.timeout:
+            self._give_up(f"silent for {self.link.silence:.0f} s")
+        self.link.send(self._shared.beat())
+
+    def _overflow(self) -> None:
+        self._give_up("8 MiB of events wait")
+
+    def _give_up(self, reason: str) -> None:
+        if not self.link.end:
+            self.link.close(reason)
+            self._given_up(reason)
+
+
+def _position(serial: int, position: StreamPosition | None) -> m.Message:
+    if position is None:
+        return m.Done(serial)
+    return m.Position(serial, position.offset, position.epoch)
+
+
+def _done(serial: int, _nothing: None) -> m.Message:
+    return m.Done(serial)
+
+
+def _page(serial: int, page: Page) -> m.Message:
+    found, top = page
+    return m.Page(serial, [publication_row(one) for one in found], top.offset, top.epoch)
+
+
+def _members(serial: int, members: Mapping[str, ClientInfo]) -> m.Message:
+    return m.Members(serial, [info_row(one) for one in members.values()])
+
+
+def _counts(serial: int, counts: tuple[int, int]) -> m.Message:
+    return m.Counts(serial, *counts)
+
+
+def _denials(serial: int, denials: Sequence[Denial]) -> m.Message:
+    return m.Denials(serial, list(denials))

@@ -1,0 +1,169 @@
+"""One end of the socket pair between a supervisor and a worker: a reader, a writer and a beat.
+
+What is sent in one pass of the loop gathers, and the writer sends it as one frame. Both ends say
+once in a second that their loop runs, and count the seconds in which they hear nothing of the
+other. The seconds are counted by ticks of this loop: whoever was stopped itself does not take its
+own pause for the other's silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.workers.frames import FrameReader, frame
+from repeater.workers.messages import encode
+
+if TYPE_CHECKING:
+    from repeater.workers.messages import Message
+
+BEAT: Final = 1.0
+"""Seconds between two beats."""
+_FRAME: Final = 65_536  # bytes, or weight, of a frame that is not one message: 0.5 ms to read
+_READ: Final = 65_536
+_ROOM: Final = 8 * 1024 * 1024  # bytes of messages that wait; past them nothing more is read
+
+
+def _no_events(_most: int) -> Sequence[bytes]:
+    return ()
+
+
+class Link:
+    """Made by the code that owns the stream; ended by the end of `run`."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        receive: Callable[[bytes], None],
+        beat: Callable[[], None],
+        events: Callable[[int], Sequence[bytes]] = _no_events,
+    ) -> None:
+        """Send and receive over `stream`.
+
+        Args:
+            stream: One end of a socket pair.
+            receive: Takes the body of each frame that comes; never waits.
+            beat: Called once in a second; it sends a beat, and may look at `silence`.
+            events: Gives encoded events to send, of at most so much weight.
+        """
+        self._stream = stream
+        self._receive = receive
+        self._on_beat = beat
+        self._events = events
+        self._messages: list[bytes] = []
+        self._bytes = 0
+        self._writer = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+        self._heard = False
+        self._sending = False
+        self.silence = 0.0
+        """Seconds since something was heard of the other end, in whole beats."""
+        self.end = ""
+        """Why the link has ended; empty while it has not."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of messages that wait to be sent."""
+        return self._bytes
+
+    def send(self, message: Message) -> None:
+        """Send one message, together with all that gathers; after the end it is dropped."""
+        if self.end:
+            return
+        row = encode(message)
+        self._messages.append(row)
+        self._bytes += len(row)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the writer send what there is."""
+        if self._writer:
+            self._writer.unpark()
+
+    def close(self, reason: str) -> None:
+        """End the link, without sending what waits. The first reason counts."""
+        self.end = self.end or reason
+        self._scope.cancel("the link is closed")
+
+    async def run(self) -> None:
+        """Read and write until the other end or `close` ends the link; then it is closed.
+
+        No deadline: a link is there as long as its two processes. The owner of the link sets the
+        bound on silence. Cancelled, the link is closed as well.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._beat)
+                    await self._read()
+                    nursery.cancel_scope.cancel("the other end is gone")
+        finally:
+            self.end = self.end or "closed"
+            self._messages.clear()
+            self._bytes = 0
+            self._room.unpark_all()
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def flush(self) -> None:
+        """Wait until what gathered is sent. The caller sets the deadline."""
+        while (self._bytes or self._sending) and not self.end:
+            await self._room.park()
+
+    async def _read(self) -> None:
+        reader = FrameReader()
+        try:
+            while data := await self._stream.receive_some(_READ):
+                self._heard = True
+                for body in reader.feed(data):
+                    self._receive(body)
+                while self._bytes > _ROOM:
+                    # The other end asks for more than it reads. Its own calls wait, and its beats:
+                    # if this lasts, it is silent.
+                    await self._room.park()
+        except trio.BrokenResourceError:
+            pass  # Reset: as good as its end.
+        self.end = self.end or "the other end is gone"
+
+    async def _write(self) -> None:
+        """Send what gathers. A peer that does not read is ended by the bound on its silence."""
+        with suppress(trio.BrokenResourceError):  # The reader notices the end, too.
+            while True:
+                messages = self._next_messages()
+                events = self._events(_FRAME)
+                if messages or events:
+                    self._sending = True
+                    await self._stream.send_all(frame(messages, events))
+                    self._sending = False
+                    continue
+                self._room.unpark_all()
+                await self._writer.park()
+
+    def _next_messages(self) -> list[bytes]:
+        messages = self._messages
+        if self._bytes <= _FRAME:
+            self._messages, self._bytes = [], 0
+        else:
+            size = count = 0
+            for row in messages:
+                size += len(row)
+                count += 1
+                if size >= _FRAME:
+                    break
+            self._messages, self._bytes = messages[count:], self._bytes - size
+            messages = messages[:count]
+            if self._bytes <= _ROOM:
+                self._room.unpark_all()
+        return messages
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(BEAT)
+            self.silence = 0.0 if self._heard else self.silence + BEAT
+            self._heard = False
+            self._on_beat()

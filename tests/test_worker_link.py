@@ -1,0 +1,56 @@
+"""A supervisor and its workers: the contracts of broker and stores hold over their link."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.sqlite.opening import open_sqlite_broker
+from repeater.testing import check_broker, check_presence_store
+from tests.worker_links import supervising
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def test_the_broker_keeps_the_contract(autojump_clock: MockClock) -> None:
+    """The conformance suite of brokers, over a socket pair and a broker in memory."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Broker]:
+        broker = MemoryBroker(idempotency_ttl=30)
+        async with supervising(broker) as supervisor, supervisor.worker() as link:
+            yield link.broker
+
+    await check_broker(opened, idempotency_ttl=30)
+
+
+async def test_the_broker_keeps_the_contract_with_a_file(tmp_path: Path) -> None:
+    """The same over the broker that commits, in real time."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Broker]:
+        async with (
+            open_sqlite_broker(tmp_path, idempotency_ttl=1) as broker,
+            supervising(broker) as supervisor,
+            supervisor.worker() as link,
+        ):
+            yield link.broker
+
+    await check_broker(opened, idempotency_ttl=1)
+
+
+async def test_the_presence_store_keeps_the_contract(autojump_clock: MockClock) -> None:
+    """The conformance suite of presence stores, over a socket pair."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[PresenceStore]:
+        async with supervising() as supervisor, supervisor.worker() as link:
+            yield link.presence
+
+    await check_presence_store(opened)
