@@ -117,7 +117,7 @@ def test_exceptions_have_one_base() -> None:
     [
         ("repeater.config", "ConfigError"),
         ("repeater.errors", "DisconnectError"),
-        ("repeater.serving.server", "ServeError"),
+        ("repeater.serving.errors", "ServeError"),
         ("repeater.subscriber", "SubscriberError"),
         ("repeater.subscriber", "SubscriptionError"),
         ("repeater.access.grants", "TokenExpiredError"),

@@ -16,8 +16,9 @@ import trio
 
 from repeater.config import ConfigError, load_settings
 from repeater.config.endpoints import Endpoint, parse_endpoint
-from repeater.front.listeners import ListenError, open_all, open_listeners
-from repeater.serving.server import ServeError, open_server
+from repeater.front.listeners import ListenError, Listeners, open_all, open_listeners
+from repeater.serving.errors import ServeError
+from repeater.serving.server import open_server
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import starts_processes
 from tests.serving import Peer, peer, running
@@ -135,7 +136,7 @@ async def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path) -> None:
         assert b" 200 " in await health(path)
     path.write_text("precious")
     with pytest.raises(ListenError, match="in use"):
-        open_all(load_settings(dev=True, listen=["127.0.0.1:0", f"unix:{path}"]))
+        open_all(load_settings(dev=True, listen=["127.0.0.1:0", f"unix:{path}"]), Listeners())
     assert path.read_text() == "precious"
 
 

@@ -20,7 +20,8 @@ import trio
 
 from repeater.config import ConfigError, load_settings
 from repeater.front.tls import Certificate, TLSError
-from repeater.serving.server import ServeError, Server, open_server
+from repeater.serving.errors import ServeError
+from repeater.serving.server import Server, open_server
 from tests.certificates import Authority, Stream, connect
 from tests.processes import serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code, frame, running

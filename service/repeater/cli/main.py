@@ -74,9 +74,9 @@ def serve(
     from repeater.log import configure_log, open_log_output
     from repeater.serving import early_signals
     from repeater.serving.collector import settle_heap
+    from repeater.serving.errors import ServeError
     from repeater.serving.extension import load_settings
     from repeater.serving.process import serve as run_server
-    from repeater.serving.server import ServeError
 
     try:
         overrides = {

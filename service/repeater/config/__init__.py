@@ -8,7 +8,13 @@ Secrets are `SecretStr`, so that a secret prints as stars even where somebody pr
 from repeater.config.current import CurrentSettings
 from repeater.config.errors import ConfigError
 from repeater.config.given import ServerSettings, given_settings
-from repeater.config.inherited import inherited_descriptors
+from repeater.config.inherited import (
+    WorkerPlace,
+    inherited_descriptors,
+    service_manager,
+    worker_place,
+    worker_variables,
+)
 from repeater.config.reload import Changes, reloadable, with_live_of
 from repeater.config.settings import Settings, TokenSettings
 from repeater.config.sources import find_config, load_settings
@@ -20,10 +26,14 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "TokenSettings",
+    "WorkerPlace",
     "find_config",
     "given_settings",
     "inherited_descriptors",
     "load_settings",
     "reloadable",
+    "service_manager",
     "with_live_of",
+    "worker_place",
+    "worker_variables",
 ]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
 from repeater.config.errors import ConfigError, Mistake, MistakesError
+from repeater.config.inherited import WORKER_VARIABLES
 from repeater.config.settings import Settings
 from repeater.config.tables import SettingPath, leaves_of, nearest, table_in
 
@@ -36,8 +37,8 @@ _TEXTS: Final = {
 PREFIX: Final = "REPEATER_"
 DELIMITER: Final = "__"
 DEFAULT_FILE: Final = Path("repeater.toml")
-# Variables of the command line, which are not settings.
-OTHER_VARIABLES: Final = frozenset({"REPEATER_CONFIG", "REPEATER_URL"})
+# Variables of the command line and of workers, which are not settings.
+OTHER_VARIABLES: Final = frozenset({"REPEATER_CONFIG", "REPEATER_URL"}) | WORKER_VARIABLES
 
 
 def load_settings(

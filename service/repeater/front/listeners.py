@@ -1,7 +1,7 @@
 """The listening sockets: TCP, Unix, or inherited from the process that started this one.
 
-Owned by the server. It opens them before anything else, so that a mistake in the settings is
-reported at once, and closes them first when it ends.
+Owned by the server, or by the supervisor of its workers. It opens them before anything else, so
+that a mistake in the settings is reported at once, and closes them first when it ends.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -103,13 +103,19 @@ class Listeners:
         self._paths.clear()
 
 
-def open_all(settings: Settings) -> Listeners:
+AnyListeners = TypeVar("AnyListeners", bound=Listeners)
+
+
+def open_all(settings: Settings, listeners: AnyListeners) -> AnyListeners:
     """Listen where the settings say; inherited sockets replace the settings' host and port.
+
+    Args:
+        settings: Say where.
+        listeners: Gets the sockets, and is returned.
 
     Raises:
         ListenError: one of them failed; none stays open.
     """
-    listeners = Listeners()
     inherited = inherited_descriptors()
     endpoints = [parse_endpoint(one) for one in settings.listen]
     if not endpoints and not inherited:
@@ -125,6 +131,23 @@ def open_all(settings: Settings) -> Listeners:
                     listeners.add_unix(Path(endpoint.path), mode, settings.backlog)
                 else:
                     listeners.add_tcp(endpoint, settings.backlog)
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
+
+
+def take_over(descriptors: Iterable[int]) -> Listeners:
+    """Listen on sockets that the supervisor of this worker has opened.
+
+    Raises:
+        ListenError: one of them failed; none stays open.
+    """
+    listeners = Listeners()
+    try:
+        for descriptor in descriptors:
+            with _saying(f"take over descriptor {descriptor}"):
+                listeners.add_inherited(descriptor, local_only=False)  # the supervisor has judged
     except BaseException:
         listeners.close()
         raise

@@ -20,6 +20,10 @@ RELOAD: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
 STOP: Final = (signal.SIGINT, signal.SIGTERM)
 """The signals that end the server."""
 
+CUT: Final[signal.Signals | None] = getattr(signal, "SIGUSR1", None)
+"""The signal by which a supervisor cuts a worker's shutdown short; not on every system. Before the
+worker receives signals it ends the process, as it does by default."""
+
 _kept: Final[list[int]] = []
 _begun = False  # a program that runs the command without `begin` has its own handlers
 

@@ -22,11 +22,12 @@ from repeater.config import (
     ServerSettings,
     Settings,
     given_settings,
+    worker_place,
 )
-from repeater.errors import RepeaterError, open_service_nursery
+from repeater.errors import open_service_nursery
 from repeater.front.accept import Acceptor
 from repeater.front.hypercorn import Handover
-from repeater.front.listeners import ListenError, Listeners, open_all
+from repeater.front.listeners import ListenError, Listeners, open_all, take_over
 from repeater.front.preamble import Preamble
 from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
@@ -34,6 +35,7 @@ from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, NodeParts, open_assembly
+from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
 from repeater.web.lifespan import open_lifespan
 
@@ -42,10 +44,6 @@ _PAGES_END: Final = 0.1  # of the shutdown timeout, for Quart's hooks behind the
 
 class ServerParts(ServerSettings, NodeParts, total=False):
     """What `open_server` takes by name."""
-
-
-class ServeError(RepeaterError):
-    """The server cannot start; the text is one line for the user who started it."""
 
 
 class Server:
@@ -165,9 +163,13 @@ def _make_preamble(settings: Settings) -> Preamble:
 
 @asynccontextmanager
 async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
-    """Open the listeners, and close them at the end of the block, also if the start fails."""
+    """Open the listeners, and close them at the end of the block, also if the start fails.
+
+    A worker has those that its supervisor opened.
+    """
+    place = worker_place()
     try:
-        listeners = open_all(settings)
+        listeners = take_over(place.listeners) if place else open_all(settings, Listeners())
     except ListenError as error:
         raise ServeError(str(error)) from None
     try:
