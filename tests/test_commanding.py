@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.access.grants import ConnectionGrant, Overrides, SubscriptionGrant
 from repeater.brokers.receipts import Answer
 from repeater.clients.client import Client
-from repeater.clients.connections import selected
+from repeater.clients.connections import Selection, selected
 from repeater.clients.session import Session
 from repeater.errors import (
     CHANNEL_LIMIT,
@@ -216,7 +216,7 @@ async def test_the_target() -> None:
         two.client.session = "s2"
 
         def found(user: str = "", client: str = "", session: str = "") -> set[Client]:
-            return set(selected(it.node, user, client, session))
+            return set(selected(it.node, Selection(user=user, client=client, session=session)))
 
         assert found(user="alice") == {one.client, two.client}
         assert found(user="alice", client=one.client.id) == {one.client}

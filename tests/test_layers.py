@@ -18,7 +18,7 @@ ROOMS = (
     *("failures", "random_id", "turns", "deadlines"),
     *("protocol", "access", "fanout", "brokers", "backend", "workers", "clients"),
     "node",
-    *("api", "config", "transports", "front", "web"),
+    *("api", "config", "transports", "front", "web", "supervision"),
     *("testing", "subscriber", "comments", "serving", "cli", "__main__"),
 )
 RANKS = {room: rank for rank, room in enumerate(ROOMS)}

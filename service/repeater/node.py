@@ -11,30 +11,34 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from uuid import uuid4
 
-import msgspec
 import trio
 
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.grants import TokenVerifier
-from repeater.backend.contract import Backend, BackendStatistics, Events, EventStatistics
+from repeater.backend.contract import Backend, Events
 from repeater.backend.options import CallbackKind
-from repeater.brokers.contract import Broker, BrokerStatistics, PresenceStore
+from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Control, Question
+from repeater.brokers.loop_control import LoopControl
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
+from repeater.clients import overview, user_connections
 from repeater.clients.channel_operations import ChannelOperations
 from repeater.clients.connection_log import ConnectionLog
-from repeater.clients.connections import UserConnections
 from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
 from repeater.clients.heartbeat import Heartbeat
 from repeater.clients.limits import Places
+from repeater.clients.overview import Overview
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
+from repeater.clients.questions import Questions
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
+from repeater.clients.statistics import NodeStatistics
+from repeater.clients.user_connections import UserConnections
 from repeater.errors import (
     SHUTDOWN,
     open_service_nursery,
@@ -43,7 +47,7 @@ from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
 from repeater.fanout.outbox import BacklogRoom
-from repeater.fanout.repeater import Repeater, RepeaterStatistics
+from repeater.fanout.repeater import Repeater
 from repeater.log import get_logger
 from repeater.options import NodeOptions
 from repeater.turns import Turns
@@ -56,50 +60,7 @@ _CLOCK_STEP = 0.5  # seconds by which expiries may be early or late after the cl
 _SWEEPS_PER_TIMEOUT = 5  # so that a timeout ends at most a fifth of itself too late
 
 
-class NodeStatistics(msgspec.Struct, frozen=True):
-    """A snapshot, made without a walk over clients or channels. Counts begin with the node."""
-
-    clients: int
-    kinds: dict[tuple[str, str], int]
-    """Clients by the names of their transport and codec."""
-    users: int
-    """Different users with a connection, not counting the anonymous user."""
-    channels: int
-    subscriptions: int
-    backlogged: int
-    """Clients with bytes waiting in their outbox."""
-    backlog_bytes: int
-    draining: bool
-    ended: dict[int, int]
-    """Connections that ended, by disconnect code."""
-    refused: int
-    """Publishes told to try later: no room in time, or the node is shutting down."""
-    broker_errors: dict[str, int]
-    """Failures of broker and presence store, by the call."""
-    outage: str
-    """Why the broker does not work now; empty while it works."""
-    broker: BrokerStatistics
-    failures: dict[str, int]
-    """Connections that an error of our own has cost, by the place of the error."""
-    loop_lag: float
-    """Seconds by which the last tick of the heartbeat was late. Every task waits about as long."""
-    limited: dict[str, int]
-    """Refusals by the setting that caused them, or by `blocked` or `revoked`."""
-    denials: int
-    """The number of blocked users and revoked tokens that are kept."""
-    repeater: RepeaterStatistics
-    backend: BackendStatistics | None = None
-    """None without callbacks."""
-    events: EventStatistics | None = None
-    """None without event callbacks."""
-
-    @property
-    def connected(self) -> int:
-        """All connections since the start: those that are open and those that have ended."""
-        return self.clients + sum(self.ended.values())
-
-
-class Node(UserConnections, ChannelOperations):
+class Node(UserConnections, ChannelOperations, Overview):
     """A running node. Made and ended by `open_node`, and never by other code."""
 
     def __init__(
@@ -113,8 +74,11 @@ class Node(UserConnections, ChannelOperations):
         events: Events | None = None,
         denials: DenialStore | None = None,
         now: Callable[[], float] = time.time,
+        control: Control | None = None,
     ) -> None:
-        self.id = str(uuid4())
+        self.control = control or LoopControl()
+        """The way to the other nodes."""
+        self.id = self.control.me.id
         self.options = options
         self.broker = broker
         self.presence_store = presence
@@ -158,6 +122,7 @@ class Node(UserConnections, ChannelOperations):
             events,
             options,
             self.unix_time,
+            self._tell_user if self.control.me.server != self.id else None,
         )
         """Every connection. It is also the `Home` of every client."""
         self.denials = Denials(
@@ -167,6 +132,10 @@ class Node(UserConnections, ChannelOperations):
             now=self.unix_time,
         )
         self.emulation = Emulation()
+        self.questions = Questions(self.control, self.failures, self.broker_errors)
+        """What this node carries out for others."""
+        user_connections.register(self, self.questions)
+        overview.register(self, self.questions)
         self.position_sets = PositionSets()
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)
@@ -199,6 +168,9 @@ class Node(UserConnections, ChannelOperations):
             backend=self.backend.statistics() if self.backend is not None else None,
             events=self.events.statistics() if self.events is not None else None,
         )
+
+    def _tell_user(self, news: str, user: str) -> None:
+        self.control.tell(Question(news, user.encode(errors="surrogatepass")))
 
     def reload(self, options: NodeOptions) -> None:
         """Use other options from now on, without closing a connection.
@@ -233,6 +205,7 @@ class Node(UserConnections, ChannelOperations):
             nursery.start_soon(self.attendance.run)
             nursery.start_soon(self.denials.run)
             nursery.start_soon(self._follow_clock)
+            await nursery.start(self.questions.run)
             task_status.started()
             try:
                 await self._repeater.run()
@@ -302,6 +275,7 @@ async def open_node(
     events: Events | None = None,
     denials: DenialStore | None = None,
     now: Callable[[], float] = time.time,
+    control: Control | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -319,6 +293,8 @@ async def open_node(
         denials: Stores blocked users and revoked tokens. By default they are kept in memory, and
             forgotten with the node. Its owner outlives the node.
         now: Gives Unix seconds. Expiries follow this clock when it is set, forwards or backwards.
+        control: The way to other nodes, which this node asks and answers. By default it is the
+            only one.
 
     Raises:
         BrokerError: blocked users and revoked tokens cannot be read.
@@ -337,6 +313,7 @@ async def open_node(
             events,
             denials,
             now,
+            control,
         )
         node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)

@@ -1,23 +1,19 @@
-"""`channels` and `info`: the node as a whole."""
+"""`channels` and `info`: the server as a whole, over all its workers."""
 
 from __future__ import annotations
 
-import platform
-import re
-from fnmatch import translate
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater import __version__
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
     from repeater.api.budget import Budget
+    from repeater.clients.overview import Summary
     from repeater.node import Node
 
 _PATTERN_LIMIT: Final = 1_024  # characters; far more than a channel's name has
-_SLICE: Final = 256  # channels between two looks at the clock
 
 
 class ChannelsBody(msgspec.Struct, frozen=True):
@@ -50,7 +46,7 @@ class Metrics(msgspec.Struct, frozen=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """One node. Every field is always present. `uptime` is in whole seconds."""
+    """One server, with all its workers. Every field is always present. `uptime` is in seconds."""
 
     uid: str
     name: str
@@ -64,7 +60,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
 
 class InfoResult(msgspec.Struct, frozen=True):
-    """The list of nodes. It holds this node only."""
+    """The list of servers; Centrifugo calls them nodes. It holds this server only."""
 
     nodes: list[NodeInfo]
 
@@ -75,43 +71,34 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
     The signs mean the same as in a shell.
 
     Raises:
-        ReplyError: the pattern is too long (107).
+        ReplyError: the pattern is too long (107), or a worker has too many channels (106).
+        BrokerError: a worker did not answer.
     """
     if len(body.pattern) > _PATTERN_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-    matches = re.compile(translate(body.pattern or "*")).match
-    found: dict[str, ChannelInfo] = {}
-    for number, (name, channel) in enumerate(tuple(node.hub.channels.items())):
-        # A channel may have lost its last subscriber while other tasks had their turn.
-        if matches(name) and not channel.empty:
-            found[name] = ChannelInfo(channel.size)
-        if number % _SLICE == 0:
-            await budget.give_way()
-    return ChannelsResult(found)
+    sizes = await node.channel_sizes(body.pattern, give_way=budget.give_way)
+    return ChannelsResult({name: ChannelInfo(size) for name, size in sizes.items()})
 
 
 async def info(node: Node, _body: InfoBody, _budget: Budget) -> InfoResult:
-    """Return the node's name, version, numbers of clients and channels, and counts."""
-    statistics = node.statistics()
-    repeater = statistics.repeater
-    uptime = node.uptime()
-    items = {
-        "publications": repeater.publications,
-        "deliveries": repeater.deliveries,
-        "batches": repeater.batches,
-        "bytes_out": repeater.bytes_out,
-        "gaps": repeater.gaps,
-        "disconnects": sum(statistics.ended.values()),
-    }
-    one = NodeInfo(
-        uid=node.id,
-        name=platform.node(),
-        version=__version__,
-        num_clients=statistics.clients,
-        num_users=statistics.users,
-        num_channels=statistics.channels,
-        num_subs=statistics.subscriptions,
-        uptime=int(uptime),
-        metrics=Metrics(uptime, {name: float(count) for name, count in items.items()}),
+    """Return the server's name, version, numbers of clients and channels, and counts.
+
+    Raises:
+        BrokerError: a worker did not answer.
+    """
+    return InfoResult([_node_info(one) for one in await node.summaries()])
+
+
+def _node_info(server: Summary) -> NodeInfo:
+    counts = server.counts
+    return NodeInfo(
+        uid=server.id,
+        name=server.name,
+        version=server.version,
+        num_clients=counts.clients,
+        num_users=server.users,
+        num_channels=server.channels,
+        num_subs=counts.subscriptions,
+        uptime=int(server.uptime),
+        metrics=Metrics(server.uptime, {name: float(one) for name, one in counts.done.items()}),
     )
-    return InfoResult([one])

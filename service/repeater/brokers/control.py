@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
+import trio
 
 from repeater.errors import BrokerError, ErrorCode, RepeaterError, ReplyError
 
@@ -101,8 +102,15 @@ class Control(Protocol):
     def members(self) -> Sequence[Member]:
         """All members known now, this one first. Those of other nodes as far as they run."""
 
-    async def run(self, carry_out: CarryOut) -> None:
+    async def run(
+        self,
+        carry_out: CarryOut,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Be a member until cancelled: have the questions of others carried out.
+
+        Starts when the others know this member, so that no client comes before.
 
         Each question is carried out once, also if its way has repeated it. Questions of one member
         begin in the order in which it asked, and none waits for the end of an earlier one. At the

@@ -33,9 +33,15 @@ class LoopControl:
         """This one."""
         return (self.me,)
 
-    async def run(self, carry_out: CarryOut) -> None:
+    async def run(
+        self,
+        carry_out: CarryOut,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Wait until cancelled: no other node asks."""
         self._carry_out = carry_out
+        task_status.started()
         try:
             await trio.sleep_forever()
         finally:

@@ -1,13 +1,13 @@
-"""What a back end may do to its users' connections: subscribe, unsubscribe, disconnect, refresh.
+"""What a back end may do to its users' connections on one node: the calls, and how they act.
 
-These are methods of `Node`, in a file of their own because they are an idea of their own. They
-run in the caller's task and not in the client's. So what was true of a client before an `await` is
-checked again after it: the client may have ended, or may have subscribed by itself.
+They run in the caller's task and not in the client's. So what was true of a client before an
+`await` is checked again after it: the client may have ended, or may have subscribed by itself.
+`user_connections` has them act on all nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -24,188 +24,137 @@ from repeater.errors import (
     BrokerError,
     Disconnect,
     DisconnectError,
-    ErrorCode,
     ReplyError,
 )
-from repeater.fanout.recovery import named_position
-from repeater.json_text import json_text
 from repeater.protocol.centrifugo.replies import Push, RefreshResult
+from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
-    from repeater.publication import StreamPosition
 
 T = TypeVar("T")
 
 _AT_ONCE: Final = 64  # connections at a time, so that one call does not delay the others
 
 
-class UserConnections:
-    """The methods of a node that act on connections by their user (protocol, section 18.2).
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which connections a call is for: a user's, and of these one if its id is given."""
 
-    `user` selects the connections of exactly that user. The empty text selects the anonymous
-    connections, those without a protocol included. `client` selects only the connection with this
-    id, `session` only the connection with this session. It is not an error to select nothing.
+    user: str
+    client: str = ""
+    session: str = ""
+
+
+class SubscribeCall(Selection, frozen=True, kw_only=True):
+    """Have them hear a channel."""
+
+    channel: str
+    grant: SubscriptionGrant = NOTHING_GRANTED
+    since: StreamPosition | None = None
+
+
+class UnsubscribeCall(Selection, frozen=True, kw_only=True):
+    """End their subscriptions to a channel; to all channels if it is empty."""
+
+    channel: str = ""
+
+
+class DisconnectCall(Selection, frozen=True, kw_only=True):
+    """End them, except those whose ids are in the whitelist."""
+
+    why: Disconnect = FORCE_DISCONNECT
+    whitelist: frozenset[str] = frozenset()
+
+
+class RefreshCall(Selection, frozen=True, kw_only=True):
+    """Give them another expiry, Unix seconds, and other JSON text as their info if it is given."""
+
+    expire_at: int = 0
+    info: bytes | None = None
+
+
+async def subscribe(node: ClientNode, call: SubscribeCall) -> None:
+    """Subscribe the connections of this node; see `UserConnections.subscribe`.
+
+    Raises:
+        BrokerError: history or presence cannot be read for some; the others are subscribed.
     """
+    failed: list[Client] = []
 
-    __slots__ = ()
+    async def subscribe_one(one: Client) -> None:
+        if not await _subscribe(node, one, call):
+            failed.append(one)
 
-    async def subscribe(
-        self: ClientNode,
-        user: str,
-        channel: str,
-        *,
-        client: str = "",
-        session: str = "",
-        grant: SubscriptionGrant = NOTHING_GRANTED,
-        since: StreamPosition | None = None,
-    ) -> None:
-        """Have connections hear a channel from now on, as server-side subscriptions.
-
-        Each connection gets a `subscribe` push before the channel's publications. A connection
-        stays as it is if it hears the channel already, if its protocol has no pushes, or if its
-        `connect` is not answered yet. A connection at its limit of channels is closed (3505).
-        Cancelled, some are subscribed and the others are not.
-
-        Args:
-            user: Selects connections, with `client` and `session`.
-            channel: The channel; the connections need no permission of their own for it.
-            client: See `UserConnections`.
-            session: See `UserConnections`.
-            grant: What goes with the subscription.
-            since: The position to recover from.
-
-        Raises:
-            ReplyError: 107 or 102, for the channel's name; 107 for a grant that has expired, or
-                for an offset in `since` that is not an unsigned number of 64 bits.
-            BrokerError: history or presence cannot be read for some; the others are subscribed.
-        """
-        self.channels.options(channel)
-        if 0 < grant.expire_at <= self.unix_time():
-            raise ReplyError(ErrorCode.BAD_REQUEST)
-        if since is not None:
-            named_position(since.offset, since.epoch)
-        failed: list[Client] = []
-
-        async def subscribe_one(one: Client) -> None:
-            if not await _subscribe(self, one, channel, grant, since):
-                failed.append(one)
-
-        for group in _groups(selected(self, user, client, session)):
-            async with trio.open_nursery() as nursery:
-                for one in group:
-                    nursery.start_soon(subscribe_one, one)
-        if failed:
-            raise BrokerError(f"{len(failed)} connections were not subscribed")
-
-    async def unsubscribe(
-        self: ClientNode, user: str, channel: str = "", *, client: str = "", session: str = ""
-    ) -> None:
-        """Unsubscribe connections from a channel, or from all of theirs, and tell each (2000).
-
-        Returns when presence is up to date. A checkpoint only if that needs a wait, or for more
-        than 64 connections. Cancelled, some are unsubscribed.
-
-        Raises:
-            ReplyError: 107 or 102, for the name of a channel that none of them hears.
-        """
-        chosen = selected(self, user, client, session)
-        if channel and not any(channel in one.channels for one in chosen):
-            self.channels.options(channel)  # a name that is heard may have become invalid since
-
-        def unsubscribe_one(one: Client) -> None:
-            for name in (channel,) if channel else tuple(one.channels):
-                subscription = one.channels.get(name)
-                if subscription is not None:
-                    one.end_subscription(subscription, SERVER_UNSUBSCRIBE)
-                    if subscription.presence:
-                        present.append((one.id, name))
-
-        present: list[tuple[str, str]] = []
-        await _for_each(chosen, unsubscribe_one)
-        for client_id, name in present:
-            self.attendance.depart(client_id, name)
-
-    async def disconnect(
-        self: ClientNode,
-        user: str,
-        *,
-        client: str = "",
-        session: str = "",
-        why: Disconnect = FORCE_DISCONNECT,
-        whitelist: Collection[str] = (),
-    ) -> None:
-        """End connections, except those whose ids are in the whitelist.
-
-        Does not wait for goodbyes. A checkpoint only for more than 64 connections. Cancelled, some
-        are ended.
-        """
-
-        def disconnect_one(one: Client) -> None:
-            if not whitelist or one.id not in whitelist:
-                one.disconnect(why)
-
-        await _for_each(selected(self, user, client, session), disconnect_one)
-
-    async def refresh(
-        self: ClientNode,
-        user: str,
-        *,
-        client: str = "",
-        session: str = "",
-        expire_at: int = 0,
-        info: bytes | None = None,
-    ) -> None:
-        """Give connections another expiry, and tell each. A past expiry ends them (3005).
-
-        Args:
-            user: Selects connections, with `client` and `session`.
-            client: See `UserConnections`.
-            session: See `UserConnections`.
-            expire_at: Unix seconds; 0 for never.
-            info: New JSON text to show to other clients; None keeps the old one.
-
-        Raises:
-            ReplyError: the info is not JSON text (107).
-            BrokerError: the presence of some channels does not have the new info.
-        """
-        if info is not None:
-            info = _checked_info(info)
-        chosen = selected(self, user, client, session)
-        if 0 < expire_at <= self.unix_time():
-            await _for_each(chosen, lambda one: one.disconnect(EXPIRED))
-            return
-        await _for_each(chosen, lambda one: _refresh(self, one, expire_at, info))
-        if info is not None:
-            await _renew_presence(self, chosen)
+    for group in _groups(selected(node, call)):
+        async with trio.open_nursery() as nursery:
+            for one in group:
+                nursery.start_soon(subscribe_one, one)
+    if failed:
+        raise BrokerError(f"{len(failed)} connections were not subscribed")
 
 
-def _checked_info(info: bytes) -> bytes:
-    try:
-        return json_text(info) if info else info
-    except ValueError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+def is_heard(node: ClientNode, call: UnsubscribeCall) -> bool:
+    """Whether one of the connections hears the channel."""
+    return any(call.channel in one.channels for one in selected(node, call))
 
 
-def selected(node: ClientNode, user: str, client: str, session: str) -> list[Client]:
-    """The selected connections that are open now."""
+async def unsubscribe(node: ClientNode, call: UnsubscribeCall) -> None:
+    """Unsubscribe the connections of this node; see `UserConnections.unsubscribe`."""
+
+    def unsubscribe_one(one: Client) -> None:
+        for name in (call.channel,) if call.channel else tuple(one.channels):
+            subscription = one.channels.get(name)
+            if subscription is not None:
+                one.end_subscription(subscription, SERVER_UNSUBSCRIBE)
+                if subscription.presence:
+                    present.append((one.id, name))
+
+    present: list[tuple[str, str]] = []
+    await _for_each(selected(node, call), unsubscribe_one)
+    for client_id, name in present:
+        node.attendance.depart(client_id, name)
+
+
+async def disconnect(node: ClientNode, call: DisconnectCall) -> None:
+    """End the connections of this node; see `UserConnections.disconnect`."""
+
+    def disconnect_one(one: Client) -> None:
+        if not call.whitelist or one.id not in call.whitelist:
+            one.disconnect(call.why)
+
+    await _for_each(selected(node, call), disconnect_one)
+
+
+async def refresh(node: ClientNode, call: RefreshCall) -> None:
+    """Refresh the connections of this node; see `UserConnections.refresh`.
+
+    Raises:
+        BrokerError: the presence of some channels does not have the new info.
+    """
+    chosen = selected(node, call)
+    if 0 < call.expire_at <= node.unix_time():
+        await _for_each(chosen, lambda one: one.disconnect(EXPIRED))
+        return
+    await _for_each(chosen, lambda one: _refresh(node, one, call.expire_at, call.info))
+    if call.info is not None:
+        await _renew_presence(node, chosen)
+
+
+def selected(node: ClientNode, selection: Selection) -> list[Client]:
+    """The selected connections that are open now on this node."""
+    client, session = selection.client, selection.session
     return [
         one
-        for one in node.registry.users.get(user, ())
+        for one in node.registry.users.get(selection.user, ())
         # Read `one.id` only if `client` is given: the first reading makes a UUID.
         if (not client or client == one.id) and session in ("", one.session)
     ]
 
 
-async def _subscribe(
-    node: ClientNode,
-    client: Client,
-    channel: str,
-    grant: SubscriptionGrant,
-    since: StreamPosition | None,
-) -> bool:
+async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> bool:
     """Subscribe one connection; False if history or presence cannot be read."""
+    channel = call.channel
     if client.end is not None or not client.ready or channel in client.channels:
         return True
     if not client.codec.pushes:
@@ -215,7 +164,7 @@ async def _subscribe(
         return True
     try:
         joining = await open_subscription(
-            node, client, GrantedChannel(channel, grant, server_side_wish(since))
+            node, client, GrantedChannel(channel, call.grant, server_side_wish(call.since))
         )
     except (DisconnectError, ReplyError):
         return False  # the client was told nothing, so it need not come back

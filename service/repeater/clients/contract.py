@@ -14,6 +14,7 @@ from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend
 from repeater.backend.options import CallbackKind
 from repeater.brokers.contract import Broker, Outcome, Page, PresenceStore
+from repeater.brokers.control import Control
 from repeater.brokers.receipts import Answer, Receipt
 from repeater.clients.connection_log import ConnectionLog
 from repeater.clients.denials import Denials
@@ -21,8 +22,10 @@ from repeater.clients.emulation import Emulation
 from repeater.clients.limits import Places
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
+from repeater.clients.questions import Questions
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
+from repeater.clients.statistics import NodeStatistics
 from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.options import NodeOptions
@@ -36,6 +39,8 @@ class ClientNode(Protocol):
     """The part of a node that conversations and commands may use."""
 
     id: str
+    control: Control
+    questions: Questions
     options: NodeOptions
     channels: ChannelRules
     broker: Broker
@@ -67,6 +72,12 @@ class ClientNode(Protocol):
 
     def unix_time(self) -> float:
         """Unix seconds."""
+
+    def uptime(self) -> float:
+        """Seconds since the node was made."""
+
+    def statistics(self) -> NodeStatistics:
+        """A snapshot of all counts of this node."""
 
     def submit(
         self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False

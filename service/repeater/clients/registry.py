@@ -44,8 +44,23 @@ class Registry:
         events: Events | None,
         options: NodeOptions,
         unix_time: Callable[[], float],
+        tell_user: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Call `unix_time` for Unix seconds."""
+        """Take the node's parts.
+
+        Args:
+            hub: Every channel.
+            backlogs: Where clients wait whose peers do not read.
+            heartbeat: Gives each client its turns.
+            attendance: Keeps presence.
+            renewals: Asks the back end about what expires.
+            connection_log: Has a line for each connection.
+            events: Tells the application.
+            options: The options in force.
+            unix_time: Gives Unix seconds.
+            tell_user: Tells the node's server of each connection of a user, `user_arrived` and
+                `user_left`. None where the server is this node.
+        """
         self.hub = hub
         self.backlogs = backlogs
         self.heartbeat = heartbeat
@@ -56,6 +71,7 @@ class Registry:
         self.options = options
         """The options in force now; the node replaces them at a reload."""
         self.unix_time = unix_time
+        self._tell_user = tell_user
         self.clients: dict[Client, None] = {}
         self.users: dict[str, dict[Client, None]] = {}
         """Connections by user id, once their user is known. An anonymous user's id is empty."""
@@ -78,14 +94,20 @@ class Registry:
         self._index(client)
 
     def _index(self, client: Client) -> None:
-        self.users.setdefault(client.grant.user, {})[client] = None
+        user = client.grant.user
+        self.users.setdefault(user, {})[client] = None
+        if self._tell_user is not None and user:
+            self._tell_user("user_arrived", user)
 
     def _forget_user(self, client: Client) -> None:
-        connections = self.users.get(client.grant.user, {})
+        user = client.grant.user
+        connections = self.users.get(user, {})
         if client in connections:
             del connections[client]
             if not connections:
-                del self.users[client.grant.user]
+                del self.users[user]
+            if self._tell_user is not None and user:
+                self._tell_user("user_left", user)
 
     def connected(self, client: Client) -> None:
         """Log that a client is a subscriber from now on, and tell the application."""

@@ -22,6 +22,7 @@ from repeater.backend.events import EventQueue
 from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Control
 from repeater.config import (
     Changes,
     ConfigError,
@@ -81,6 +82,7 @@ class NodeParts(TypedDict, total=False):
     backend: Backend | None
     events: Events | None
     denials: DenialStore | None
+    control: Control | None
 
 
 @asynccontextmanager

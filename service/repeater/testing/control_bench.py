@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from repeater.brokers.control import (
     Control,
@@ -41,10 +40,10 @@ class ControlBench:
         self.scope = trio.CancelScope()
         self.may_answer = trio.Event()
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Be a member until `scope` is cancelled."""
         with self.scope:
-            await self.control.run(self._carry_out)
+            await self.control.run(self._carry_out, task_status=task_status)
 
     async def _carry_out(self, asker: Member, question: Question) -> bytes:
         self.asked.append(question.method)
@@ -121,10 +120,8 @@ async def with_server(
     ):
         members = [ControlBench(control) for control in controls]
         for member in members:
-            nursery.start_soon(member.run)
+            await nursery.start(member.run)
         await until(lambda: all(len(one.control.members()) == count for one in members))
-        # A control of one knows itself before it runs.
-        await wait_all_tasks_blocked()
         yield members, server
 
 

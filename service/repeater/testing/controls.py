@@ -94,9 +94,15 @@ class GroupControl:
         others = [one.me for one in self._group.running.values() if one is not self]
         return (self.me, *others)
 
-    async def run(self, carry_out: CarryOut) -> None:
+    async def run(
+        self,
+        carry_out: CarryOut,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Be a member until cancelled."""
         self._group.running[self.me.id] = self
+        task_status.started()
         try:
             async with trio.open_nursery() as nursery:
                 while True:

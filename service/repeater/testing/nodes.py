@@ -12,6 +12,7 @@ import trio
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend, Events
 from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Control
 from repeater.clients.client import Client
 from repeater.clients.plain import hold_channels
 from repeater.node import Node, open_node
@@ -49,6 +50,7 @@ async def open_test_node(
     backend: Backend | None = None,
     events: Events | None = None,
     now: Callable[[], float] | None = None,
+    control: Control | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node on which every client may do everything, whatever `options` says of it.
 
@@ -63,6 +65,7 @@ async def open_test_node(
         backend=backend,
         events=events,
         now=now or UnixClock(),
+        control=control,
     ) as node:
         yield node
 

@@ -22,10 +22,11 @@ from prometheus_client.registry import Collector
 from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
+from repeater.clients.statistics import NodeStatistics
 from repeater.errors import REASONS
 from repeater.fanout.histogram import HistogramStatistics
 from repeater.log_output import lost_lines
-from repeater.node import Node, NodeStatistics
+from repeater.node import Node
 
 if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics

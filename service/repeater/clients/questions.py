@@ -1,0 +1,116 @@
+"""What nodes ask each other: the table of methods that a node carries out for others.
+
+A node acts on its own connections first, by a direct call. Then it asks the others, and each looks
+the question's method up in this table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from repeater.brokers.control import Control, Member, MemberAnswer, Question
+from repeater.errors import BrokerError, ReplyError
+from repeater.failures import Failures
+from repeater.json_text import JSONText
+from repeater.log import get_logger
+
+_log = get_logger("control")
+
+Answerer = Callable[[Member, bytes], Awaitable[bytes]]
+"""Carries out one method for a member: takes the question's body, returns the answer's."""
+
+
+def _plain(value: Any) -> bytes:
+    """What the encoder does not know: JSON text is bytes."""
+    if isinstance(value, JSONText):
+        return bytes(value)
+    raise NotImplementedError(type(value))
+
+
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain)
+
+
+def encoded(value: object) -> bytes:
+    """The bytes of a question's or an answer's values."""
+    return _encoder.encode(value)
+
+
+class Questions:
+    """The questions of one node. Lives inside the node, whose nursery runs and ends `run`."""
+
+    def __init__(self, control: Control, failures: Failures, errors: Counter[str]) -> None:
+        """Take where errors of our own are noted, and where members that fail are counted."""
+        self._control = control
+        self._failures = failures
+        self._errors = errors
+        self._answerers: dict[str, Answerer] = {}
+
+    def register(self, method: str, answerer: Answerer) -> None:
+        """Have a method carried out for others. A later one of the same name takes its place."""
+        self._answerers[method] = answerer
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a member, and carry out what others ask, until cancelled; see `Control.run`."""
+        await self._control.run(self._carry_out, task_status=task_status)
+
+    async def _carry_out(self, asker: Member, question: Question) -> bytes:
+        answerer = self._answerers.get(question.method)
+        if answerer is None:  # a member of another version
+            raise BrokerError("unknown method")
+        try:
+            return await answerer(asker, question.body)
+        except (ReplyError, BrokerError):
+            raise
+        except msgspec.DecodeError:
+            raise BrokerError("the question cannot be read") from None
+        except Exception as error:  # the boundary: what fails here costs this question only
+            self._failures.note("control", error)
+            raise BrokerError("an error of the member's own") from None
+
+    async def ask_others(self, method: str, values: object) -> Sequence[bytes]:
+        """Ask all other members the same, and return their answers.
+
+        Without other members the result is empty; this is no checkpoint, and nothing is encoded.
+
+        Raises:
+            ReplyError: one refused.
+            BrokerError: one failed, or did not answer in time. The log says which.
+        """
+        if len(self._control.members()) == 1:
+            return ()
+        question = Question(method, encoded(values))
+        try:
+            return all_of(method, await self._control.ask_others(question))
+        except BrokerError:
+            self._errors["control"] += 1
+            raise
+
+
+def all_of(method: str, answers: Sequence[MemberAnswer]) -> Sequence[bytes]:
+    """The bytes of all answers to a question, in their order.
+
+    Raises:
+        ReplyError: one refused.
+        BrokerError: one failed, or did not answer in time. The log says which.
+    """
+    refusals = [one.answer for one in answers if isinstance(one.answer, ReplyError)]
+    failed = [one for one in answers if isinstance(one.answer, BrokerError)]
+    for one in failed:
+        _log.warning(
+            "a member did not carry out a call",
+            method=method,
+            member=one.member.id,
+            host=one.member.name,
+            worker=one.member.worker,
+            reason=str(one.answer),
+        )
+    if refusals:
+        raise refusals[0]
+    if failed:
+        raise BrokerError(f"{len(failed)} of {len(answers)} members did not carry out a call")
+    return [one.answer for one in answers if isinstance(one.answer, bytes)]

@@ -1,0 +1,52 @@
+"""The counts of a node at one moment: what metrics, health checks and `info` show."""
+
+from __future__ import annotations
+
+import msgspec
+
+from repeater.backend.contract import BackendStatistics, EventStatistics
+from repeater.brokers.contract import BrokerStatistics
+from repeater.fanout.repeater import RepeaterStatistics
+
+
+class NodeStatistics(msgspec.Struct, frozen=True):
+    """A snapshot, made without a walk over clients or channels. Counts begin with the node."""
+
+    clients: int
+    kinds: dict[tuple[str, str], int]
+    """Clients by the names of their transport and codec."""
+    users: int
+    """Different users with a connection, not counting the anonymous user."""
+    channels: int
+    subscriptions: int
+    backlogged: int
+    """Clients with bytes waiting in their outbox."""
+    backlog_bytes: int
+    draining: bool
+    ended: dict[int, int]
+    """Connections that ended, by disconnect code."""
+    refused: int
+    """Publishes told to try later: no room in time, or the node is shutting down."""
+    broker_errors: dict[str, int]
+    """Failures of broker and presence store, by the call."""
+    outage: str
+    """Why the broker does not work now; empty while it works."""
+    broker: BrokerStatistics
+    failures: dict[str, int]
+    """Connections that an error of our own has cost, by the place of the error."""
+    loop_lag: float
+    """Seconds by which the last tick of the heartbeat was late. Every task waits about as long."""
+    limited: dict[str, int]
+    """Refusals by the setting that caused them, or by `blocked` or `revoked`."""
+    denials: int
+    """The number of blocked users and revoked tokens that are kept."""
+    repeater: RepeaterStatistics
+    backend: BackendStatistics | None = None
+    """None without callbacks."""
+    events: EventStatistics | None = None
+    """None without event callbacks."""
+
+    @property
+    def connected(self) -> int:
+        """All connections since the start: those that are open and those that have ended."""
+        return self.clients + sum(self.ended.values())

@@ -1,0 +1,89 @@
+"""The questions and the news that a supervisor gets from its workers: a table of methods.
+
+The link between supervisor and workers carries them; the modules beside this one take part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from repeater.brokers.control import DEADLINE, Question
+from repeater.clients.questions import all_of
+from repeater.errors import BrokerError, ReplyError
+
+if TYPE_CHECKING:
+    from repeater.brokers.control import Member, SupervisorControl
+    from repeater.clients.questions import Answerer
+    from repeater.failures import Failures
+
+MEMBERS_DEADLINE: Final = 0.6 * DEADLINE
+"""Seconds for the workers' answers: who asked the supervisor waits for `DEADLINE` in all."""
+
+Listener = Callable[["Member", bytes], None]
+"""Takes what a worker tells: its sender, and its body."""
+
+
+class ServerQuestions:
+    """Implements `Supervision`. Lives inside the supervisor; needs no end."""
+
+    def __init__(self, failures: Failures) -> None:
+        """Take where errors of our own are noted."""
+        self.control: SupervisorControl | None = None
+        """The supervisor's end of the control plane. The code that opens it sets it."""
+        self._failures = failures
+        self._answerers: dict[str, Answerer] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._ends: list[Callable[[Member], None]] = []
+
+    def register(self, method: str, answerer: Answerer) -> None:
+        """Have a method carried out for workers."""
+        self._answerers[method] = answerer
+
+    def hear(self, method: str, listener: Listener) -> None:
+        """Have news of this method heard."""
+        self._listeners[method] = listener
+
+    def at_end(self, forget: Callable[[Member], None]) -> None:
+        """Have a function called when a worker has ended, behind all that the worker told."""
+        self._ends.append(forget)
+
+    async def ask_members(self, method: str) -> list[tuple[Member, bytes]]:
+        """Ask all workers the same, and return their answers.
+
+        Raises:
+            ReplyError: one refused.
+            BrokerError: one failed, or did not answer in time. The log says which.
+        """
+        assert self.control is not None
+        answers = await self.control.ask_members(Question(method), timeout=MEMBERS_DEADLINE)
+        given = all_of(method, answers)
+        return list(zip((one.member for one in answers), given, strict=True))
+
+    async def carry_out(self, asker: Member, question: Question) -> bytes:
+        """Answer a question; as `Supervision.carry_out`."""
+        answerer = self._answerers.get(question.method)
+        if answerer is None:
+            raise BrokerError("unknown method")
+        try:
+            return await answerer(asker, question.body)
+        except (ReplyError, BrokerError):
+            raise
+        except msgspec.DecodeError:
+            raise BrokerError("the question cannot be read") from None
+        except Exception as error:  # the boundary: what fails here costs this question only
+            self._failures.note("control", error)
+            raise BrokerError("an error of the supervisor's own") from None
+
+    def told(self, teller: Member, question: Question) -> None:
+        """Take news; as `Supervision.told`. What nobody hears is dropped."""
+        listener = self._listeners.get(question.method)
+        if listener is not None:
+            listener(teller, question.body)
+
+    def left(self, member: Member) -> None:
+        """Forget a worker; as `Supervision.left`."""
+        for forget in self._ends:
+            forget(member)

@@ -1,0 +1,47 @@
+"""The users of all workers, each counted once, however many workers have connections of it.
+
+Each worker tells of each connection whose user is known, and of its end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repeater.brokers.control import Member
+    from repeater.supervision.questions import ServerQuestions
+
+
+class Users:
+    """Connections by user, over all workers. Lives inside the supervisor; needs no end."""
+
+    def __init__(self, questions: ServerQuestions) -> None:
+        self.connections: Counter[str] = Counter()
+        """The number of connections of each user that has one."""
+        self._of_workers: dict[str, Counter[str]] = {}
+        questions.hear("user_arrived", self._arrived)
+        questions.hear("user_left", self._left)
+        questions.at_end(self._forget)
+
+    def _arrived(self, worker: Member, body: bytes) -> None:
+        user = body.decode(errors="surrogatepass")
+        self.connections[user] += 1
+        self._of_workers.setdefault(worker.id, Counter())[user] += 1
+
+    def _left(self, worker: Member, body: bytes) -> None:
+        user = body.decode(errors="surrogatepass")
+        subtract(self.connections, user, 1)
+        subtract(self._of_workers[worker.id], user, 1)
+
+    def _forget(self, worker: Member) -> None:
+        """Take back what a worker told that has ended, also if it was killed."""
+        for user, count in self._of_workers.pop(worker.id, Counter()).items():
+            subtract(self.connections, user, count)
+
+
+def subtract(counter: Counter[str], key: str, count: int) -> None:
+    """Lower a count, and forget it at zero."""
+    counter[key] -= count
+    if not counter[key]:
+        del counter[key]
