@@ -107,6 +107,20 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def write_synced(self, changes: Changes) -> None:
+        """As `write`, and they survive a loss of power whatever the durability.
+
+        Raises:
+            JournalError: nothing was changed.
+        """
+        with explained():
+            (level,) = self._connection.execute("PRAGMA synchronous").fetchone()
+            self._connection.execute("PRAGMA synchronous = FULL")
+            try:
+                self.write(changes)
+            finally:
+                self._connection.execute(f"PRAGMA synchronous = {level}")
+
     def _apply(self, changes: Changes) -> None:
         run, run_many = self._connection.execute, self._connection.executemany
         if changes.streams:

@@ -69,7 +69,9 @@ async def open_sqlite_broker(
         try:
             meta = journal.meta()
             generation = _generation(meta)
-            journal.write(
+            # Synced before anybody is told of the generation: a loss of power that undid it would
+            # have the next start trust what it must not trust, or give the generation twice.
+            journal.write_synced(
                 Changes(
                     meta={
                         _GENERATION: str(generation),
