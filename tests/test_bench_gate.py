@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.gate.__main__ import main
 from benchmarks.gate.builds import build_of, work_tree
+from benchmarks.gate.bulk import BULKS, measure
 from benchmarks.gate.costs import minus, per, typical
-from benchmarks.gate.counters import ToolError, callgrind_summary, strace_calls
+from benchmarks.gate.counters import Counts, ToolError, callgrind_summary, strace_calls
 from benchmarks.gate.measurement import Measurement, OutOfTimeError
 from benchmarks.gate.verdicts import (
     INSTRUCTIONS,
@@ -27,6 +28,8 @@ from benchmarks.gate.verdicts import (
     judge,
     lesser,
 )
+from benchmarks.servers import Child
+from tests.processes import starts_processes
 
 _LOG = b"""\
 [{events=EPOLLIN, data={u32=14}}], 8, 980) = 1
@@ -167,6 +170,35 @@ def test_work_tree_is_a_build_of_its_own_interpreter() -> None:
     build = work_tree()
     assert (build.python, build.package) == (sys.executable, "repeater")
     build.check()
+
+
+class CountsNothing:
+    """A tool that lets the server run at full speed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prefix(self) -> tuple[str, ...]:
+        return ()
+
+    def begin(self, child: Child) -> None:
+        """Do nothing."""
+
+    def pause(self) -> None:
+        """Do nothing."""
+
+    def read(self) -> Counts:
+        return {"instructions": 1}
+
+
+@starts_processes
+def test_library_publishes_on_a_revision_with_benchmarks_of_its_own(tmp_path: Path) -> None:
+    """The program that publishes is the work tree's; a revision may not have it yet."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    build = msgspec.structs.replace(work_tree(), root=tmp_path)
+    library = next(one for one in BULKS if one.name == "publish by a library")
+    assert measure(CountsNothing, library, build) == {library.name: {"instructions": 0}}
 
 
 @pytest.mark.parametrize("arguments", [["--against", "no-such-revision"], ["--nonsense"]])

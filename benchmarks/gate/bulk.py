@@ -91,9 +91,10 @@ def measure(make_tool: Callable[[Path], Tool], bulk: Bulk, build: Build) -> dict
         tool = make_tool(Path(directory))
         command = (*tool.prefix(), *bulk.command(build))
         # The library's program is the gate's own; the package that it imports is the revision's.
-        paths = f"{build.source}:{ROOT}"
+        # Python looks into the folder it runs in first, and a revision has a `benchmarks` too.
+        paths = f"{ROOT}:{build.source}"
         settings = {**SETTINGS, **HISTORY, "PYTHONPATH": paths}
-        child = stack.enter_context(running(command, settings, START, build.root))
+        child = stack.enter_context(running(command, settings, START, ROOT))
         sock = stack.enter_context(socket.create_connection(("127.0.0.1", child.port), PATIENCE))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for count in (FEW, MORE) * _WARM:
