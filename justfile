@@ -135,6 +135,11 @@ bench-full *ARGS: (_sync "requirements-dev.txt")
 bench-hostile *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks hostile "$@"
 
+# Compare durable history and workers with one process and its memory, e.g. `just bench-engines --only durable`
+[positional-arguments]
+bench-engines *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks engines "$@"
+
 # Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
 bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md

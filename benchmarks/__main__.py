@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -16,21 +19,27 @@ from rich.console import Console
 
 from benchmarks import commands
 from benchmarks.claims import judge
-from benchmarks.machine import machine
+from benchmarks.machine import IN_MEMORY, disk, machine
 from benchmarks.model import Run, load, save
+from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.registry import PEERS
 from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
-from benchmarks.workloads import hostile
+from benchmarks.workloads import durable, hostile, workers
 from benchmarks.workloads.hostile_kinds import FLOODED, KINDS
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
 
 # 10,000 subscribers, a publisher for each of 1,000 channels, and the other files of a process.
 _DESCRIPTORS: Final = 12_000
+_ALL_OF: Final = {
+    "durable": [one.name for one in durable.WORKLOADS],
+    "workers": [one.name for one in workers.WORKLOADS],
+}
+"""The workloads of `just bench-engines`, by their kind."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,6 +143,49 @@ def hostile_command(
     )
 
 
+@main.command("engines")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([*_ALL_OF, *chain(*_ALL_OF.values())]),
+    help="Only this workload, or all of one kind; may be repeated.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="Measure less: a quick look, not a measurement.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Make the servers' folders inside this one. Without it: the machine's temporary folder.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --json; its results are kept.")
+def engines_command(
+    only: Sequence[str],
+    rounds: int,
+    quick: bool,
+    folder: Path | None,
+    json_path: Path | None,
+    resume: bool,
+) -> None:
+    """Compare durable history and workers with one process that keeps its history in memory.
+
+    Durable history needs a folder on a disk: tmpfs is refused. Ends as `run` does.
+    """
+    names = {name for one in only or _ALL_OF for name in _ALL_OF.get(one, [one])}
+    chosen = [one for one in (*durable.WORKLOADS, *workers.WORKLOADS) if one.name in names]
+    tempfile.tempdir = str(folder) if folder else tempfile.gettempdir()
+    _measure(
+        "quick" if quick else "engines",
+        chosen,
+        ENGINES,
+        Plan(quick=quick, rounds=rounds),
+        json_path,
+        resume=resume,
+    )
+
+
 def _measure(
     name: str,
     chosen: Sequence[Workload],
@@ -144,11 +196,14 @@ def _measure(
     resume: bool,
 ) -> NoReturn:
     """Take the turns, judge the claims, write and print the document, and exit."""
+    if any(one in durable.WORKLOADS for one in chosen) and disk() in IN_MEMORY:
+        raise click.ClickException("the temporary folder is in memory: give a --folder on a disk")
     _prepare()
     run = Run(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         plan=name,
+        command=shlex.join(("python", "-m", "benchmarks", *sys.argv[1:])),
     )
     if resume and json_path is not None and json_path.exists():
         run = _begun(json_path, run)

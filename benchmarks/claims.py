@@ -1,18 +1,13 @@
-"""The claims of Repeater about itself; each run judges the claims that it measured.
-
-A ratio is calculated within each round, and the median of the rounds counts: the machine is
-shared, and two servers of the same round ran in the same minute.
-"""
+"""The claims of Repeater about itself; each run judges the claims that it measured."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
-
-from benchmarks.model import METRICS, Metric, Run, Series, Verdict
+from benchmarks.claim import Claim
+from benchmarks.engine_claims import ENGINE_CLAIMS
+from benchmarks.model import Run
 from benchmarks.workloads import hostile
 from benchmarks.workloads.workload import Workload
 
@@ -27,64 +22,6 @@ _IDLE: Final = (
     "a prototype with a plain socket and no parser kept for an idle client measured 4.7 KiB; the "
     "client, its outbox and its place in hub and heartbeat come on top"
 )
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """One number that Repeater must reach, and where the number comes from."""
-
-    workload: str
-    metric: str
-    limit: float
-    side: Literal["at most", "at least"]
-    origin: str
-    server: str = "repeater"
-    against: str = ""
-    """The peer whose value of the same round divides ours; empty: the value is not divided."""
-    worst: bool = False
-    """Whether the worst round counts instead of the median, e.g. for lost events."""
-
-    def text(self, metric: Metric) -> str:
-        """Return the claim in words."""
-        of = "" if self.server == "repeater" else f" ({self.server})"
-        title = f"{self.workload}{of}: {metric.title}"
-        return f"{title}, times {self.against}" if self.against else title
-
-    def judge(self, run: Run) -> Verdict:
-        """Judge the claim by this run; a claim that was not measured has not passed."""
-        ours = run.one(self.workload, self.server)
-        theirs = run.one(self.workload, self.against) if self.against else None
-        values = _values(ours, theirs, self.metric, relative=bool(self.against))
-        metric = {**METRICS, **run.workloads[self.workload].metrics}[self.metric]
-        value = self._of_rounds(values) if values else None
-        passed = value is not None and (
-            value <= self.limit if self.side == "at most" else value >= self.limit
-        )
-        return Verdict(
-            claim=self.text(metric),
-            workload=self.workload,
-            value=value,
-            limit=self.limit,
-            side=self.side,
-            unit="x" if self.against else metric.unit,
-            passed=passed and not (ours and ours.faults),
-            origin=self.origin,
-            detail="; ".join(ours.faults) if ours else "",
-        )
-
-    def _of_rounds(self, values: Sequence[float]) -> float:
-        if not self.worst:
-            return statistics.median(values)
-        return max(values) if self.side == "at most" else min(values)
-
-
-def _values(
-    ours: Series | None, theirs: Series | None, metric: str, *, relative: bool
-) -> list[float]:
-    if ours is None:
-        return []
-    if not relative:
-        return ours.values(metric)
-    return [] if theirs is None else ours.ratios(theirs, metric)
 
 
 def _fanout(workload: str, limit: float, origin: str, server: str = "repeater") -> Claim:
@@ -251,6 +188,7 @@ CLAIMS: Final[Sequence[Claim]] = (
     _ingest("batch", 30_000),
     _ingest("stream", 50_000),
     *(claim for workload in hostile.WORKLOADS for claim in _hostile(workload)),
+    *ENGINE_CLAIMS,
 )
 
 

@@ -7,6 +7,7 @@ capacity model are made from that document alone.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -103,6 +104,17 @@ class Series(msgspec.Struct, kw_only=True):
             if metric in turn.values and theirs.get(turn.round)
         ]
 
+    def differences(self, others: Sequence[Series], metric: str) -> list[float]:
+        """Return this server's value less the sum of the others', for each round that has all."""
+        rounds = [{turn.round: turn.values.get(metric) for turn in one.turns} for one in others]
+        found = list[float]()
+        for turn in self.turns:
+            theirs = [one.get(turn.round) for one in rounds]
+            known = [value for value in theirs if value is not None]
+            if metric in turn.values and len(known) == len(theirs):
+                found.append(turn.values[metric] - sum(known))
+        return found
+
     def histogram(self, name: str) -> HdrHistogram | None:
         """Return the distribution of all turns together; None without one."""
         parts = [turn.histograms[name] for turn in self.turns if name in turn.histograms]
@@ -169,6 +181,8 @@ class Run(msgspec.Struct, kw_only=True):
     when: str
     machine: dict[str, str]
     plan: str
+    command: str = ""
+    """The command line that made it."""
     servers: dict[str, Server] = {}
     missing: dict[str, str] = {}
     """Peers that are not installed, and what installs them."""

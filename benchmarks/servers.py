@@ -57,12 +57,23 @@ class Child:
 
     def cpu_ns(self) -> int:
         """User and system time of all threads of all processes so far; ended ones left out."""
-        # The kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
-        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids())
+        return sum(map(_cpu_ns, self.pids()))
+
+    def first_cpu_ns(self) -> int:
+        """The same of the process that was started, without its descendants."""
+        return _cpu_ns(self.pid)
 
     def rss(self) -> int:
         """Resident bytes; of a shared page, each process counts its part."""
         return sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in self.pids()) * 1_024
+
+    def private(self) -> int:
+        """Resident bytes of pages that one process has for itself."""
+        return 1_024 * sum(
+            _kib(f"/proc/{pid}/smaps_rollup", label)
+            for pid in self.pids()
+            for label in ("Private_Clean:", "Private_Dirty:")
+        )
 
     def reset_peak(self) -> None:
         """Let `peak_rss` begin again from now."""
@@ -105,14 +116,17 @@ class Child:
 
 
 @contextlib.contextmanager
-def started(peer: Peer) -> Iterator[Child]:
-    """Start a peer on a free port, in a folder of its own, which is removed at the end."""
+def started(peer: Peer, *, pinned: bool = True) -> Iterator[Child]:
+    """Start a peer on a free port, in a folder of its own, which is removed at the end.
+
+    If it is not `pinned`, it may use all cores, also the load generator's.
+    """
     with tempfile.TemporaryDirectory(prefix="repeater-benchmarks-") as folder:
         port = _free_port()
         command = [word.replace("PORT", str(port)) for word in peer.command(Path(folder))]
         for file in Path(folder).iterdir():
             file.write_text(file.read_text().replace("PORT", str(port)))
-        with _process(command, peer.settings(), port) as child:
+        with _process(command, peer.settings(), port, pinned=pinned) as child:
             yield child
 
 
@@ -141,8 +155,10 @@ def _process(
     port: int,
     patience: float = _START,
     folder: Path = ROOT,
+    *,
+    pinned: bool = True,
 ) -> Iterator[Child]:
-    core, _ = cores()
+    allowed = {cores()[0]} if pinned else _ALLOWED
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
     environment.update(settings)
     with tempfile.TemporaryFile() as log:
@@ -153,7 +169,7 @@ def _process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
         )
         child = Child(process, port, log)
         try:
@@ -162,6 +178,11 @@ def _process(
             child.check()
         finally:
             child.stop()
+
+
+def _cpu_ns(pid: int) -> int:
+    # The kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
+    return time.clock_gettime_ns((~pid << 3) | 2)
 
 
 def _kib(path: str, label: str) -> int:

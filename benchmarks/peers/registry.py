@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from benchmarks.peers.centrifugo import CENTRIFUGO
+from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.floors import BARE_TRIO, FLOOR, FLOOR_PYTHON
 from benchmarks.peers.mercure import MERCURE
 from benchmarks.peers.nats import NATS
@@ -21,6 +22,7 @@ PEERS: Final[dict[str, Peer]] = {
         BARE_TRIO,
         REPEATER,
         *VARIANTS,
+        *ENGINES,
         NCHAN,
         NCHAN_SSE,
         NCHAN_TLS,

@@ -60,12 +60,13 @@ def events(channels: Sequence[str]) -> Greeting:
     return Greeting(request=head.encode(), accepted=STREAMING, ready=b"\n\nid: ", stream=True)
 
 
-def centrifugo(channels: Sequence[str], wishes: str = "") -> Greeting:
+def centrifugo(channels: Sequence[str], wishes: str = "", token: str = "") -> Greeting:
     """A Centrifugo client that connects and subscribes in one message.
 
     `wishes` are more members of each subscribe request, each with a comma after it.
     """
-    commands = ['{"connect":{},"id":1}'] + [
+    proof = f'"token":"{token}"' if token else ""
+    commands = [f'{{"connect":{{{proof}}},"id":1}}'] + [
         f'{{"subscribe":{{{wishes}"channel":"{channel}"}},"id":{number}}}'
         for number, channel in enumerate(channels, 2)
     ]

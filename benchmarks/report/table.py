@@ -23,7 +23,7 @@ _COLOURS: Final = {"pass": "green", "miss": "red", "not measured": "yellow"}
 
 
 def print_run(run: Run, console: Console) -> None:
-    """Print a table for each workload, then the claims and the missing servers."""
+    """Print a table for each workload, then the claims, the missing servers and the machine."""
     for name in run.workloads:
         if run.of(name):
             print_summary(summarise(run, name), console)
@@ -31,6 +31,8 @@ def print_run(run: Run, console: Console) -> None:
         console.print(_claims(run.verdicts))
     for title, reason in run.missing.items():
         console.print(f"[yellow]skipped[/] {escape(title)}: {escape(reason)}")
+    for name, text in {**run.machine, "when": run.when, "command": run.command}.items():
+        console.print(f"[dim]{name}: {escape(text)}[/]", highlight=False)
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -34,11 +34,17 @@ _VARIANTS: Final = (
 
 
 def fan_out(
-    peer: Peer, *, subscribers: int, rate: float, seconds: float, size: int = EVENT_SIZE
+    peer: Peer,
+    *,
+    subscribers: int,
+    rate: float,
+    seconds: float,
+    size: int = EVENT_SIZE,
+    pinned: bool = True,
 ) -> Turn:
     """One turn: `rate` events a second to so many subscribers of one channel."""
     wrap = secured if peer.secure else None
-    with started(peer) as child, Crowd(child.port, wrap) as crowd:
+    with started(peer, pinned=pinned) as child, Crowd(child.port, wrap) as crowd:
         crowd.open(subscribers, peer.subscribe([CHANNEL]))
         if peer.quiet_first:
             crowd.settle()

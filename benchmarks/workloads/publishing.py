@@ -8,6 +8,7 @@ and one request whose body waits only for TCP.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def _call(publisher: Publisher, number: int) -> None:
 def batch(peer: Peer, plan: Plan) -> Turn:
     """One turn of `POST /api/batch`, in a closed loop."""
     count = plan.of(60_000, 10_000)
-    items = [b'{"publish":%s}' % _body(number) for number in range(count)]
+    items = [b'{"publish":%s}' % line(CHANNEL, number) for number in range(count)]
     requests = [
         request("/api/batch", b'{"commands":[%s]}' % b",".join(items[start : start + _ITEMS]))
         for start in range(0, count, _ITEMS)
@@ -74,16 +75,28 @@ def batch(peer: Peer, plan: Plan) -> Turn:
     )
 
 
-def stream(peer: Peer, plan: Plan) -> Turn:
-    """One turn of a single `POST /api/stream`."""
+def stream(peer: Peer, plan: Plan, channels: Sequence[str] = (CHANNEL,)) -> Turn:
+    """One turn of a single `POST /api/stream`, its events spread over the channels."""
     count = plan.of(200_000, 50_000)
-    body = b"".join(_body(number) + b"\n" for number in range(count))
-    summary = b'{"result":{"accepted":%d,"failed":0,"errors":[]}}' % count
-    return _ingest(peer, count, [request("/api/stream", body)], lambda body: body == summary)
+    return _ingest(peer, count, [lines(channels, count)], lambda body: body == accepted(count))
 
 
-def _body(number: int) -> bytes:
-    return b'{"channel":"%s","data":%s}' % (CHANNEL.encode(), event(number))
+def lines(channels: Sequence[str], count: int) -> bytes:
+    """Return a `POST /api/stream` request with so many events, spread over the channels."""
+    channel = itertools.cycle(channels)
+    return request(
+        "/api/stream", b"".join(line(next(channel), number) + b"\n" for number in range(count))
+    )
+
+
+def accepted(count: int) -> bytes:
+    """Return the answer to such a request that lost nothing."""
+    return b'{"result":{"accepted":%d,"failed":0,"errors":[]}}' % count
+
+
+def line(channel: str, number: int) -> bytes:
+    """Return the JSON that publishes one event."""
+    return b'{"channel":"%s","data":%s}' % (channel.encode(), event(number))
 
 
 def _ingest(
@@ -98,8 +111,7 @@ def _ingest(
         busy, cpu, start = Busy(), child.cpu_ns(), time.monotonic()
         busy.begin()
         for one in requests:
-            sock.sendall(one)
-            if not right(body := _answer(sock)):
+            if not right(body := ask(sock, one)):
                 raise WireError(f"unexpected answer: {body[:200]!r}")
         busy.end()
         took, spent = time.monotonic() - start, child.cpu_ns() - cpu
@@ -109,8 +121,9 @@ def _ingest(
         )
 
 
-def _answer(sock: socket.socket) -> bytes:
-    """Return the body of the next answer."""
+def ask(sock: socket.socket, whole: bytes) -> bytes:
+    """Send a whole request, and return the body of its answer."""
+    sock.sendall(whole)
     received = b""
     while True:
         head, end, body = received.partition(b"\r\n\r\n")
@@ -123,8 +136,8 @@ def _answer(sock: socket.socket) -> bytes:
         received += data
 
 
-_RATE: Final = Metric("events a second", "/s", "higher", "per second")
-_EVENT: Final = Metric("server CPU per event", "us", short="CPU us")
+RATE: Final = Metric("events a second", "/s", "higher", "per second")
+EVENT: Final = Metric("server CPU per event", "us", short="CPU us")
 
 WORKLOADS: Final = (
     Workload(
@@ -144,7 +157,7 @@ WORKLOADS: Final = (
         description=f"One connection, {_ITEMS} events a call, each after the answer to the last.",
         group="Publishing",
         measure=batch,
-        metrics={"rate": _RATE, "event_us": _EVENT},
+        metrics={"rate": RATE, "event_us": EVENT},
         only=("repeater",),
     ),
     Workload(
@@ -153,7 +166,7 @@ WORKLOADS: Final = (
         description="One request whose body is a line for each event.",
         group="Publishing",
         measure=stream,
-        metrics={"rate": _RATE, "event_us": _EVENT},
+        metrics={"rate": RATE, "event_us": EVENT},
         only=("repeater",),
     ),
 )

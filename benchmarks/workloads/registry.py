@@ -7,6 +7,7 @@ from typing import Final
 from benchmarks.workloads import (
     accept,
     channels,
+    durable,
     fanout,
     flood,
     hostile,
@@ -18,6 +19,7 @@ from benchmarks.workloads import (
     slow,
     storm,
     syscalls,
+    workers,
 )
 from benchmarks.workloads.workload import Workload
 
@@ -37,5 +39,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *mixed.WORKLOADS,
         *syscalls.WORKLOADS,
         *hostile.WORKLOADS,
+        *durable.WORKLOADS,
+        *workers.WORKLOADS,
     )
 }
