@@ -91,7 +91,7 @@ def spread(peer: Peer, *, connections: int) -> Turn:
     return Turn(values={"spread": max(found.values()) / (connections / WORKERS)})
 
 
-def hand_over(peer: Peer, *, subscribers: int) -> Turn:
+def hand_over(peer: Peer, *, subscribers: int, events: int = _EVENTS) -> Turn:
     """One turn: how long the slowest worker writes an event, as the server says.
 
     The generator sleeps while the server writes, and reads the sockets afterwards.
@@ -104,7 +104,7 @@ def hand_over(peer: Peer, *, subscribers: int) -> Turn:
         crowd.open(subscribers, peer.subscribe([CHANNEL]))
         crowd.settle()
         before, took = _written(child.port), list[float]()
-        for number in range(_WARM_EVENTS + _EVENTS):
+        for number in range(_WARM_EVENTS + events):
             publisher.publish(event(number))
             time.sleep(_SLEEP)
             publisher.wait()
