@@ -18,6 +18,7 @@ from repeater import __version__
 from repeater.cli.admin import COMMANDS
 from repeater.cli.call import call, server_options, url_option
 from repeater.cli.config import config_group, config_option
+from repeater.cli.data import data_group
 from repeater.cli.terminal import visible
 from repeater.cli.token import token
 
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 main.add_command(config_group)
+main.add_command(data_group)
 main.add_command(token)
 for _command in COMMANDS:
     main.add_command(_command)

@@ -11,7 +11,8 @@ and channels without history go on. The next submission tries again, at most onc
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.journal import Journal
     from repeater.options import ChannelOptions
     from repeater.publication import Announcement, Publication, StreamPosition
+
+Result = TypeVar("Result")
 
 _log = get_logger("history")
 
@@ -219,6 +222,19 @@ class SQLiteBroker:
         receipt: Receipt[None] = Receipt()
         self._begin(Removal(channel, receipt))
         return receipt
+
+    async def with_journal(self, call: Callable[[Journal], Result]) -> Result:
+        """Run a call on the open file in the thread that writes, between two commits.
+
+        A cancelled caller waits for the end of the call.
+
+        Raises:
+            BrokerError: the call failed.
+        """
+        try:
+            return await trio.to_thread.run_sync(call, self._journal, limiter=self._one)
+        except JournalError as error:
+            raise BrokerError(f"history: {error}") from None
 
     def outage(self) -> str:
         """Why nothing can be committed now; empty while it can."""

@@ -35,6 +35,7 @@ def settle(path: Path) -> None:
 
     Raises:
         JournalError: the file is damaged or cannot be written.
+        OSError: the folder cannot be read.
     """
     wal = path.with_name(path.name + _WAL)
     if not (path.exists() and wal.exists() and wal.stat().st_size):
@@ -49,6 +50,7 @@ def back_up(
     target: Path,
     *,
     stood_still: Callable[[], object] = lambda: None,
+    with_log: bool = False,
     copied: Callable[[int], None] | None = None,
 ) -> Inspection:
     """Copy a history's file, which stands still meanwhile; returns what the copy holds.
@@ -57,6 +59,7 @@ def back_up(
         source: The history's file.
         target: Replaced, if it is a backup; made whole, or not at all.
         stood_still: Called once the bytes are copied; raises if they are not of one moment.
+        with_log: Whether commits that a kill left in the WAL belong to it, too; nobody writes then.
         copied: Told the number of bytes from time to time.
 
     Raises:
@@ -70,6 +73,9 @@ def back_up(
     try:
         with replacing(target) as temporary:
             copy_bytes(source, temporary, copied)
+            log = source.with_name(source.name + _WAL)
+            if with_log and log.exists():
+                copy_bytes(log, temporary.with_name(temporary.name + _WAL))
             stood_still()
             _stand_alone(temporary)
             found = _whole(temporary, source)
