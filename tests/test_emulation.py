@@ -11,13 +11,19 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.clients.emulation import Emulation, OverflowedError, UnknownSessionError
+from repeater.clients.emulated_message import EmulatedMessage, emulate
+from repeater.clients.emulation import (
+    Emulation,
+    OverflowedError,
+    UnknownSessionError,
+)
 from repeater.clients.session import Session
 from repeater.errors import NO_PONG, TOO_MANY_REQUESTS
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_STREAM
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.members import open_workers
 
 CONNECT = '{"connect":{},"id":1}'
 
@@ -181,3 +187,52 @@ async def test_a_broken_command_ends_the_stream_with_its_reason() -> None:
         assert CENTRIFUGE_STREAM.farewell(transport.closed_with) == (
             b'{"push":{"disconnect":{"code":3501,"reason":"bad request"}}}\n'
         )
+
+
+async def test_another_worker_forwards_a_message(autojump_clock: trio.testing.MockClock) -> None:
+    """The messages are answered on the stream, in their order; credentials count as on its node."""
+    async with open_workers(3) as workers, emulated(workers.nodes[1], "secret") as (one, transport):
+        subscribe = EmulatedMessage(one, '{"subscribe":{"channel":"a"},"id":2}', "secret")
+        publish = EmulatedMessage(one, '{"publish":{"channel":"a","data":1},"id":3}', "secret")
+        for number in range(10):
+            await emulate(workers.nodes[number % 3], workers.nodes[1].id, subscribe)
+            await emulate(workers.nodes[0], workers.nodes[1].id, publish)
+        await wait_all_tasks_blocked()
+        ids = [line["id"] for line in replies(transport)[1:] if "id" in line]
+        assert ids == [2, 3] * 10
+        for node in workers.nodes:
+            with pytest.raises(UnknownSessionError):
+                await emulate(node, workers.nodes[1].id, EmulatedMessage(one, "{}", "other"))
+            with pytest.raises(UnknownSessionError):
+                await emulate(node, workers.nodes[0].id, subscribe)
+            for member in ("nobody", workers.group.server):
+                with pytest.raises(UnknownSessionError):
+                    await emulate(node, member, subscribe)
+
+
+async def test_a_full_session_of_another_worker(autojump_clock: trio.testing.MockClock) -> None:
+    """The worker that forwards a message too many learns that the session has ended."""
+    conversation = Waiting()
+    async with open_workers(2) as workers:
+        first, second = workers.nodes
+        transport = MemoryTransport(CENTRIFUGE_STREAM)
+        async with connect(second, transport) as client, trio.open_nursery() as nursery:
+            with second.emulation.open(client, conversation, nursery) as session:
+                session.take("first")
+                await wait_all_tasks_blocked()
+                message = EmulatedMessage(client.session, "x")
+                for _ in range(128):
+                    await emulate(first, second.id, message)
+                with pytest.raises(OverflowedError):
+                    await emulate(first, second.id, message)
+                assert client.end == TOO_MANY_REQUESTS
+
+
+async def test_a_silent_worker_has_no_sessions(autojump_clock: trio.testing.MockClock) -> None:
+    """After a second the client is told that its session is unknown, and comes back."""
+    async with open_workers(2) as workers, emulated(workers.nodes[1]) as (session, _):
+        workers.fall_silent(1)
+        began, message = trio.current_time(), EmulatedMessage(session, "{}")
+        with pytest.raises(UnknownSessionError):
+            await emulate(workers.nodes[0], workers.nodes[1].id, message)
+        assert trio.current_time() - began == pytest.approx(1)

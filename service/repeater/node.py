@@ -24,7 +24,7 @@ from repeater.brokers.control import Control, Question
 from repeater.brokers.loop_control import LoopControl
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
-from repeater.clients import overview, user_connections
+from repeater.clients import emulated_message, overview, user_connections
 from repeater.clients.channel_operations import ChannelOperations
 from repeater.clients.connection_log import ConnectionLog
 from repeater.clients.denials import Denials
@@ -136,6 +136,7 @@ class Node(UserConnections, ChannelOperations, Overview):
         """What this node carries out for others."""
         user_connections.register(self, self.questions)
         overview.register(self, self.questions)
+        emulated_message.register(self, self.questions)
         self.position_sets = PositionSets()
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)

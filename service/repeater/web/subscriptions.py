@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from repeater.clients.emulation import OverflowedError, UnknownSessionError
+from repeater.clients.emulated_message import EmulatedMessage, emulate
+from repeater.clients.emulation import (
+    OverflowedError,
+    UnknownSessionError,
+)
 from repeater.deadlines import within
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, request_of_scope
@@ -152,10 +156,9 @@ class SubscriptionRoutes:
             return answer_status(HTTPStatus.BAD_REQUEST, cors)
         if not (command.session and command.node):
             return answer_status(HTTPStatus.BAD_REQUEST, cors)
-        if command.node != node.id:
-            return answer_status(HTTPStatus.NOT_FOUND, cors)
+        message = EmulatedMessage(command.session, command.data, request.credentials())
         try:
-            node.emulation.take(command.session, command.data, request.credentials())
+            await emulate(node, command.node, message)
         except UnknownSessionError:
             return answer_status(HTTPStatus.NOT_FOUND, cors)
         except OverflowedError:
