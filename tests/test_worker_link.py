@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
 
 from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Supervision
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.sqlite.opening import open_sqlite_broker
-from repeater.testing import check_broker, check_presence_store
+from repeater.testing import check_broker, check_control, check_presence_store
+from repeater.testing.control_bench import Controls
 from tests.worker_links import supervising
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,3 +56,16 @@ async def test_the_presence_store_keeps_the_contract(autojump_clock: MockClock) 
             yield link.presence
 
     await check_presence_store(opened)
+
+
+async def test_the_control_keeps_the_contract(autojump_clock: MockClock) -> None:
+    """The conformance suite of controls, over the links of several workers."""
+
+    @asynccontextmanager
+    async def opened(count: int, supervision: Supervision) -> AsyncIterator[Controls]:
+        async with AsyncExitStack() as stack:
+            supervisor = await stack.enter_async_context(supervising(supervision=supervision))
+            links = [await stack.enter_async_context(supervisor.worker()) for _ in range(count)]
+            yield [one.control for one in links], supervisor.exchange.control
+
+    await check_control(opened, most=3)

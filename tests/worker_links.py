@@ -11,6 +11,7 @@ import trio
 from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.backend.contract import Events
 from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Supervision
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.errors import open_service_nursery
@@ -64,6 +65,7 @@ async def supervising(
     denials: DenialStore | None = None,
     events: Events | None = None,
     timeout: float = 10.0,
+    supervision: Supervision | None = None,
 ) -> AsyncIterator[Supervisor]:
     """A supervisor that runs for as long as the block lasts."""
     exchange = Exchange(
@@ -72,6 +74,7 @@ async def supervising(
         denials or MemoryDenials(),
         events,
         timeout=timeout,
+        supervision=supervision,
     )
     async with open_service_nursery() as nursery:
         nursery.start_soon(exchange.run)

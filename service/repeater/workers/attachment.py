@@ -18,10 +18,12 @@ from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import ApplicationError, BrokerError, Disconnect, ReplyError, Unsubscribed
 from repeater.json_text import JSONText
 from repeater.publication import Announcement, Publication, StreamPosition
-from repeater.workers import messages as m
+from repeater.workers import down, up
 from repeater.workers.backlog import Backlog
 from repeater.workers.link import Link
 from repeater.workers.members import Callers, Members
+from repeater.workers.messages import Message
+from repeater.workers.server_control import ControlEnd
 from repeater.workers.values import (
     caller_of,
     info_of,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from repeater.workers.shared import Shared
 
 _CLOSED: Final = BrokerError("the server is shutting down")
-_Call = m.Submit | m.Announce | m.RemoveHistory
+_Call = up.Submit | up.Announce | up.RemoveHistory
 
 
 class Attachment:
@@ -57,30 +59,37 @@ class Attachment:
         self._held: dict[str, None] = {}
         self._members = Members(shared.presence, shared.broker)
         self._callers = None if shared.events is None else Callers(shared.events)
+        self.control = ControlEnd(shared.control, self._send)
         self._nursery: trio.Nursery | None = None
         self.link = Link(stream, self._receive, self._beat, self._next_events)
         self.backlog = Backlog(self.link.wake, shared.sink.changed, self._overflow)
-        self._handlers: dict[type[m.Message], Callable[[Any], None]] = {
-            m.Submit: self._in_line,
-            m.Announce: self._in_line,
-            m.RemoveHistory: self._in_line,
-            m.Hold: self._hold,
-            m.Release: self._release,
-            m.ReadHistory: self._read_history,
-            m.AddMember: self._add_member,
-            m.RemoveMember: self._remove_member,
-            m.ReadMembers: self._read_members,
-            m.CountMembers: self._count_members,
-            m.LoadDenials: self._load_denials,
-            m.SaveDenial: self._save_denial,
-            m.SweepDenials: self._sweep_denials,
-            m.DenialApplied: self._denial_applied,
-            m.ClientConnected: self._client_connected,
-            m.ClientDisconnected: self._client_disconnected,
-            m.ClientSubscribed: self._client_subscribed,
-            m.ClientUnsubscribed: self._client_unsubscribed,
-            m.Taken: self._taken,
-            m.WorkerBeat: self._worker_beat,
+        self._handlers: dict[type[Message], Callable[[Any], None]] = {
+            up.Submit: self._in_line,
+            up.Announce: self._in_line,
+            up.RemoveHistory: self._in_line,
+            up.Hold: self._hold,
+            up.Release: self._release,
+            up.ReadHistory: self._read_history,
+            up.AddMember: self._add_member,
+            up.RemoveMember: self._remove_member,
+            up.ReadMembers: self._read_members,
+            up.CountMembers: self._count_members,
+            up.LoadDenials: self._load_denials,
+            up.SaveDenial: self._save_denial,
+            up.SweepDenials: self._sweep_denials,
+            up.DenialApplied: self._denial_applied,
+            up.ClientConnected: self._client_connected,
+            up.ClientDisconnected: self._client_disconnected,
+            up.ClientSubscribed: self._client_subscribed,
+            up.ClientUnsubscribed: self._client_unsubscribed,
+            up.Taken: self._taken,
+            up.WorkerBeat: self._worker_beat,
+            up.Join: self.control.join,
+            up.Leave: self.control.leave,
+            up.Ask: self.control.ask,
+            up.AskOthers: self.control.ask_others,
+            up.Tell: self.control.tell,
+            up.CarriedOut: self.control.carried_out,
         }
 
     async def run(self) -> None:
@@ -88,12 +97,12 @@ class Attachment:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._work_off)
+            nursery.start_soon(self.control.run)
             await self.link.run()
             nursery.cancel_scope.cancel("the link has ended")
 
     async def take_back(self) -> None:
         """Forget the worker: its presence, its clients and what it holds."""
-        self.backlog.close()
         if self._callers is not None:
             await self._callers.take_back()
         for channel in self._held:  # The application hears of the channels behind their clients.
@@ -101,9 +110,12 @@ class Attachment:
         self._held.clear()
         await self._members.take_back()
 
+    def _send(self, message: Message) -> None:
+        self.link.send(message)
+
     def _receive(self, body: bytes) -> None:
         handlers = self._handlers
-        for message in m.read_up(body).messages:
+        for message in up.read(body).messages:
             handlers[type(message)](message)
 
     # What must keep its order.
@@ -116,9 +128,9 @@ class Attachment:
     def _carry_out(self, call: _Call) -> bool:
         """Carry out one call and answer it; False if there is no room for it."""
         try:
-            if type(call) is m.Submit:
+            if type(call) is up.Submit:
                 self._answer(call.serial, self._submit(call), _position)
-            elif type(call) is m.Announce:
+            elif type(call) is up.Announce:
                 self._announce(call)
             else:
                 answer = self._broker.remove_history(call.channel)
@@ -131,7 +143,7 @@ class Attachment:
             self._fail(call.serial, error)
         return True
 
-    def _submit(self, call: m.Submit) -> Answer[Outcome]:
+    def _submit(self, call: up.Submit) -> Answer[Outcome]:
         info = call.info
         publication = Publication(
             call.channel,
@@ -149,11 +161,11 @@ class Attachment:
             skip_history=call.skip_history,
         )
 
-    def _announce(self, call: m.Announce) -> None:
+    def _announce(self, call: up.Announce) -> None:
         announcement = Announcement(call.channel, info_of(call.info), call.joined)
         self._broker.announce(announcement)
         self._members.announced(announcement)
-        self.link.send(m.Done(call.serial))
+        self.link.send(down.Done(call.serial))
 
     async def _work_off(self) -> None:
         """Carry out what waits for room. The line's callers have deadlines, in the worker."""
@@ -170,7 +182,7 @@ class Attachment:
     # Answers.
 
     def _answer(
-        self, serial: int, answer: Answer[Any], message: Callable[[int, Any], m.Message]
+        self, serial: int, answer: Answer[Any], message: Callable[[int, Any], Message]
     ) -> None:
         """Send an answer, now or when its receipt is settled."""
         if isinstance(answer, Receipt):
@@ -178,7 +190,7 @@ class Attachment:
         else:
             self.link.send(message(serial, answer))
 
-    def _say(self, serial: int, message: Callable[[int, Any], m.Message], answer: object) -> None:
+    def _say(self, serial: int, message: Callable[[int, Any], Message], answer: object) -> None:
         if isinstance(answer, (BrokerError, ReplyError)):
             self._fail(serial, answer)
         else:
@@ -186,15 +198,15 @@ class Attachment:
 
     def _fail(self, serial: int, error: BrokerError | ReplyError) -> None:
         if isinstance(error, ApplicationError):
-            refusal = m.Refused(serial, error.number, error.message, error.temporary)
+            refusal = down.Refused(serial, error.number, error.message, error.temporary)
             self.link.send(refusal)
         elif isinstance(error, ReplyError):
-            self.link.send(m.Refused(serial, error.code))
+            self.link.send(down.Refused(serial, error.code))
         else:
-            self.link.send(m.Failed(serial, str(error)))
+            self.link.send(down.Failed(serial, str(error)))
 
     def _ask(
-        self, serial: int, ask: Callable[[], Answer[Any]], message: Callable[[int, Any], m.Message]
+        self, serial: int, ask: Callable[[], Answer[Any]], message: Callable[[int, Any], Message]
     ) -> None:
         """Ask the engine and answer the worker."""
         try:
@@ -204,16 +216,16 @@ class Attachment:
 
     # Channels.
 
-    def _hold(self, call: m.Hold) -> None:
+    def _hold(self, call: up.Hold) -> None:
         self._held[call.channel] = None
         hold = partial(self._shared.holdings.hold, call.channel, self.backlog)
         self._ask(call.serial, hold, _done)
 
-    def _release(self, call: m.Release) -> None:
+    def _release(self, call: up.Release) -> None:
         self._held.pop(call.channel, None)
         self._shared.holdings.release(call.channel, self.backlog)
 
-    def _read_history(self, call: m.ReadHistory) -> None:
+    def _read_history(self, call: up.ReadHistory) -> None:
         since = StreamPosition(call.since_offset, call.since_epoch)
         read = partial(
             self._broker.history,
@@ -227,41 +239,41 @@ class Attachment:
 
     # Presence.
 
-    def _add_member(self, call: m.AddMember) -> None:
+    def _add_member(self, call: up.AddMember) -> None:
         info = info_of(call.info)
         self._members.added(call.channel, info.client)
         self._ask(call.serial, partial(self._presence.add, call.channel, info), _done)
 
-    def _remove_member(self, call: m.RemoveMember) -> None:
+    def _remove_member(self, call: up.RemoveMember) -> None:
         self._members.removed(call.channel, call.client)
         self._ask(call.serial, partial(self._presence.remove, call.channel, call.client), _done)
 
-    def _read_members(self, call: m.ReadMembers) -> None:
+    def _read_members(self, call: up.ReadMembers) -> None:
         self._ask(call.serial, partial(self._presence.members, call.channel), _members)
 
-    def _count_members(self, call: m.CountMembers) -> None:
+    def _count_members(self, call: up.CountMembers) -> None:
         self._ask(call.serial, partial(self._presence.count, call.channel), _counts)
 
     # Denials: a store that waits, so each call has a task.
 
-    def _load_denials(self, call: m.LoadDenials) -> None:
+    def _load_denials(self, call: up.LoadDenials) -> None:
         self._start(call.serial, self._shared.denials.load, _denials)
 
-    def _save_denial(self, call: m.SaveDenial) -> None:
+    def _save_denial(self, call: up.SaveDenial) -> None:
         save = partial(self._shared.denials.save, call.denial, self)
         self._start(call.serial, save, _done)
 
-    def _sweep_denials(self, call: m.SweepDenials) -> None:
+    def _sweep_denials(self, call: up.SweepDenials) -> None:
         self._start(call.serial, partial(self._shared.denials.sweep, call.now), _done)
 
     def _start(
-        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], m.Message]
+        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], Message]
     ) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self._call, serial, call, message)
 
     async def _call(
-        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], m.Message]
+        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], Message]
     ) -> None:
         try:
             answer = await call()
@@ -272,27 +284,27 @@ class Attachment:
 
     def apply(self, number: int, denial: Denial) -> None:
         """Have the worker apply another worker's denial."""
-        self.link.send(m.ApplyDenial(number, denial))
+        self.link.send(down.ApplyDenial(number, denial))
 
-    def _denial_applied(self, message: m.DenialApplied) -> None:
+    def _denial_applied(self, message: up.DenialApplied) -> None:
         self._shared.denials.applied(message.number, self)
 
     # Events of clients.
 
-    def _client_connected(self, event: m.ClientConnected) -> None:
+    def _client_connected(self, event: up.ClientConnected) -> None:
         if self._callers is not None:
             self._callers.connected(caller_of(event.caller))
 
-    def _client_disconnected(self, event: m.ClientDisconnected) -> None:
+    def _client_disconnected(self, event: up.ClientDisconnected) -> None:
         if self._callers is not None:
             why = Disconnect(event.code, event.reason)
             self._callers.disconnected(caller_of(event.caller), why)
 
-    def _client_subscribed(self, event: m.ClientSubscribed) -> None:
+    def _client_subscribed(self, event: up.ClientSubscribed) -> None:
         if self._callers is not None:
             self._callers.subscribed(caller_of(event.caller), event.channel)
 
-    def _client_unsubscribed(self, event: m.ClientUnsubscribed) -> None:
+    def _client_unsubscribed(self, event: up.ClientUnsubscribed) -> None:
         if self._callers is not None:
             why = Unsubscribed(event.code, event.reason)
             self._callers.unsubscribed(caller_of(event.caller), event.channel, why)
@@ -302,14 +314,15 @@ class Attachment:
     def _next_events(self, most: int) -> Sequence[bytes]:
         return self.backlog.next(most)
 
-    def _taken(self, message: m.Taken) -> None:
+    def _taken(self, message: up.Taken) -> None:
         self.backlog.taken(message.weight)
 
-    def _worker_beat(self, _beat: m.WorkerBeat) -> None:
+    def _worker_beat(self, _beat: up.WorkerBeat) -> None:
         """Nothing is to be done: whatever is heard counts."""
 
     def _beat(self) -> None:
         self.backlog.look()
+        self.control.look()
         if self.link.silence >= self._shared.timeout:
             self._give_up(f"silent for {self.link.silence:.0f} s")
         self.link.send(self._shared.beat())
@@ -323,28 +336,28 @@ class Attachment:
             self._given_up(reason)
 
 
-def _position(serial: int, position: StreamPosition | None) -> m.Message:
+def _position(serial: int, position: StreamPosition | None) -> Message:
     if position is None:
-        return m.Done(serial)
-    return m.Position(serial, position.offset, position.epoch)
+        return down.Done(serial)
+    return down.Position(serial, position.offset, position.epoch)
 
 
-def _done(serial: int, _nothing: None) -> m.Message:
-    return m.Done(serial)
+def _done(serial: int, _nothing: None) -> Message:
+    return down.Done(serial)
 
 
-def _page(serial: int, page: Page) -> m.Message:
+def _page(serial: int, page: Page) -> Message:
     found, top = page
-    return m.Page(serial, [publication_row(one) for one in found], top.offset, top.epoch)
+    return down.Page(serial, [publication_row(one) for one in found], top.offset, top.epoch)
 
 
-def _members(serial: int, members: Mapping[str, ClientInfo]) -> m.Message:
-    return m.Members(serial, [info_row(one) for one in members.values()])
+def _members(serial: int, members: Mapping[str, ClientInfo]) -> Message:
+    return down.Members(serial, [info_row(one) for one in members.values()])
 
 
-def _counts(serial: int, counts: tuple[int, int]) -> m.Message:
-    return m.Counts(serial, *counts)
+def _counts(serial: int, counts: tuple[int, int]) -> Message:
+    return down.Counts(serial, *counts)
 
 
-def _denials(serial: int, denials: Sequence[Denial]) -> m.Message:
-    return m.Denials(serial, list(denials))
+def _denials(serial: int, denials: Sequence[Denial]) -> Message:
+    return down.Denials(serial, list(denials))

@@ -21,15 +21,7 @@ from repeater.brokers.receipts import Receipt
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import weight_of
-from repeater.workers.messages import (
-    Announce,
-    Hold,
-    ReadHistory,
-    Release,
-    RemoveHistory,
-    Submit,
-    Taken,
-)
+from repeater.workers.up import Announce, Hold, ReadHistory, Release, RemoveHistory, Submit, Taken
 from repeater.workers.values import event_of, info_row
 
 if TYPE_CHECKING:

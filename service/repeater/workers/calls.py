@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
-from repeater.workers.messages import SupervisorBeat
+from repeater.workers.down import SupervisorBeat
 from repeater.workers.questions import Questions
 
 if TYPE_CHECKING:

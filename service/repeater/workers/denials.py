@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from repeater.workers.messages import (
-    ApplyDenial,
-    DenialApplied,
-    LoadDenials,
-    SaveDenial,
-    SweepDenials,
-)
+from repeater.workers.down import ApplyDenial
+from repeater.workers.up import DenialApplied, LoadDenials, SaveDenial, SweepDenials
 
 if TYPE_CHECKING:
     from repeater.access.grants import Denial

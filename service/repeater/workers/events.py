@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from repeater.backend.contract import EventStatistics
-from repeater.workers.messages import (
+from repeater.workers.up import (
     ClientConnected,
     ClientDisconnected,
     ClientSubscribed,

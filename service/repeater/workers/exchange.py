@@ -12,7 +12,8 @@ import trio
 from repeater import __version__
 from repeater.log import get_logger
 from repeater.workers.attachment import Attachment
-from repeater.workers.messages import VERSION, Hello
+from repeater.workers.down import Hello
+from repeater.workers.messages import VERSION
 from repeater.workers.shared import Shared
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from repeater.access.denial_store import DenialStore
     from repeater.backend.contract import Events
     from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.brokers.control import Member, Supervision, SupervisorControl
 
 _log = get_logger("workers")
 
@@ -36,6 +38,7 @@ class Exchange:
         events: Events | None = None,
         *,
         timeout: float = 10.0,
+        supervision: Supervision | None = None,
     ) -> None:
         """Serve workers with these parts, whose owner outlives the exchange.
 
@@ -45,10 +48,26 @@ class Exchange:
             denials: Stores blocked users and revoked tokens.
             events: Is told of all workers' clients and channels, in one order.
             timeout: Seconds of silence after which a worker is given up.
+            supervision: Answers the questions of workers to their server.
         """
-        self._shared = Shared(broker, presence, denials, events, timeout)
+        self._shared = Shared(broker, presence, denials, events, timeout, supervision)
         self.workers: dict[int, Attachment] = {}
         """The workers that are attached now, by number."""
+
+    @property
+    def control(self) -> SupervisorControl:
+        """The supervisor's own end of the control plane."""
+        return self._shared.control
+
+    @property
+    def server(self) -> Member:
+        """The server as the workers' control knows it."""
+        return self._shared.control.me
+
+    @property
+    def channels(self) -> int:
+        """The number of channels that have a listener on some worker."""
+        return len(self._shared.holdings)
 
     async def run(self) -> None:
         """Run the broker until cancelled. Called before the first worker is attached."""
@@ -71,7 +90,7 @@ class Exchange:
         """
         shared = self._shared
         attachment = Attachment(shared, stream, given_up)
-        attachment.link.send(Hello(VERSION, __version__, number))
+        attachment.link.send(Hello(VERSION, __version__, number, shared.control.me.id))
         attachment.link.send(shared.beat())
         self.workers[number] = attachment
         shared.sink.backlogs.add(attachment.backlog)
@@ -82,6 +101,7 @@ class Exchange:
             del self.workers[number]
             shared.sink.backlogs.discard(attachment.backlog)
             shared.denials.discard(attachment)
+            attachment.control.end()
             attachment.backlog.close()
         _log.info("a worker's link has ended", worker=number, reason=attachment.link.end)
         await attachment.take_back()

@@ -30,6 +30,10 @@ class Holdings:
         self._wanted: dict[str, dict[Backlog, None]] = {}
         self._holders: dict[str, dict[Backlog, None]] = {}
 
+    def __len__(self) -> int:
+        """The number of channels that some worker wants."""
+        return len(self._wanted)
+
     def holders(self, channel: str) -> Iterable[Backlog]:
         """The workers that get the events of a channel."""
         return self._holders.get(channel, _NOBODY)

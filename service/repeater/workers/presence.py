@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repeater.workers.messages import AddMember, CountMembers, ReadMembers, RemoveMember
+from repeater.workers.up import AddMember, CountMembers, ReadMembers, RemoveMember
 from repeater.workers.values import info_row
 
 if TYPE_CHECKING:

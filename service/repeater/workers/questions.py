@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+from repeater.brokers.control import MemberAnswer
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.window import Window
-from repeater.errors import ApplicationError, BrokerError, ErrorCode, ReplyError
+from repeater.errors import BrokerError
 from repeater.publication import StreamPosition
-from repeater.workers.messages import (
+from repeater.workers.down import (
+    AllAnswered,
+    Answered,
     Counts,
     Denials,
     Done,
@@ -18,10 +21,26 @@ from repeater.workers.messages import (
     Page,
     Position,
     Refused,
+    Unknown,
 )
-from repeater.workers.values import info_of, publication_of
+from repeater.workers.values import answer_of, info_of, publication_of, refusal_of
 
-Reply = Position | Done | Failed | Refused | Page | Members | Counts | Denials
+Reply = (
+    Position
+    | Done
+    | Failed
+    | Refused
+    | Page
+    | Members
+    | Counts
+    | Denials
+    | Answered
+    | AllAnswered
+    | Unknown
+)
+
+UNKNOWN: Final = object()
+"""The value of a question to a member that is not there."""
 
 
 class Questions:
@@ -76,13 +95,13 @@ def _value(reply: Reply) -> object:
         return reply.clients, reply.users
     if isinstance(reply, Denials):
         return reply.denials
+    if isinstance(reply, Answered):
+        return answer_of(reply.answer)
+    if isinstance(reply, AllAnswered):
+        return [MemberAnswer(member, answer_of(row)) for member, row in reply.answers]
+    if isinstance(reply, Unknown):
+        return UNKNOWN
     if isinstance(reply, Failed):
         return BrokerError(reply.reason)
     assert isinstance(reply, Refused)
-    return _refusal(reply)
-
-
-def _refusal(reply: Refused) -> ReplyError:
-    if reply.message:
-        return ApplicationError(reply.number, reply.message, temporary=reply.temporary)
-    return ReplyError(ErrorCode(reply.number))
+    return refusal_of(reply.number, reply.message, temporary=reply.temporary)

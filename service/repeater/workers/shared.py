@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.workers.denial_relay import DenialRelay
+from repeater.workers.down import SupervisorBeat
 from repeater.workers.holdings import Holdings
-from repeater.workers.messages import SupervisorBeat
+from repeater.workers.server_control import ServerControl
 from repeater.workers.sink import Sink
 
 if TYPE_CHECKING:
     from repeater.access.denial_store import DenialStore
     from repeater.backend.contract import Events
     from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.brokers.control import Supervision
 
 
 class Shared:
@@ -25,6 +27,7 @@ class Shared:
         denials: DenialStore,
         events: Events | None,
         timeout: float,
+        supervision: Supervision | None,
     ) -> None:
         self.broker = broker
         self.presence = presence
@@ -34,6 +37,7 @@ class Shared:
         self.denials = DenialRelay(denials)
         self.holdings = Holdings(broker, events)
         self.sink = Sink(self.holdings)
+        self.control = ServerControl(supervision)
 
     def beat(self) -> SupervisorBeat:
         """What each worker is told once in a second."""

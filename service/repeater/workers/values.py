@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from repeater.access.grants import Caller
+from repeater.errors import ApplicationError, BrokerError, ErrorCode, ReplyError
 from repeater.json_text import JSONText
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Event, Publication, Rupture
@@ -67,6 +68,17 @@ class RuptureRow(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
     channel: str
     weight: int
+
+
+class AnswerRow(msgspec.Struct, array_like=True, frozen=True):
+    """The answer to a question of the control plane: bytes, or the error that took their place."""
+
+    answer: bytes | None
+    number: int = 0
+    """The code of a `ReplyError`; 0 for a `BrokerError`."""
+    text: str = ""
+    """Of an `ApplicationError` or a `BrokerError`."""
+    temporary: bool = False
 
 
 EventRow = PublicationRow | AnnouncementRow | RuptureRow
@@ -158,6 +170,33 @@ def caller_of(row: CallerRow) -> Caller:
     return Caller(
         row.client, row.transport, row.user, JSONText(row.meta), row.headers or {}, row.party
     )
+
+
+def answer_row(answer: bytes | ReplyError | BrokerError) -> AnswerRow:
+    """An answer of the control plane, as it crosses the link."""
+    if isinstance(answer, bytes):
+        return AnswerRow(answer)
+    if isinstance(answer, ApplicationError):
+        return AnswerRow(None, answer.number, answer.message, answer.temporary)
+    if isinstance(answer, ReplyError):
+        return AnswerRow(None, answer.code)
+    return AnswerRow(None, 0, str(answer))
+
+
+def answer_of(row: AnswerRow) -> bytes | ReplyError | BrokerError:
+    """The answer that crossed the link."""
+    if row.answer is not None:
+        return row.answer
+    if not row.number:
+        return BrokerError(row.text)
+    return refusal_of(row.number, row.text, temporary=row.temporary)
+
+
+def refusal_of(number: int, message: str, *, temporary: bool) -> ReplyError:
+    """The error of this number; one with a message is an application's."""
+    if message:
+        return ApplicationError(number, message, temporary=temporary)
+    return ReplyError(ErrorCode(number))
 
 
 @functools.lru_cache(_options_kept)

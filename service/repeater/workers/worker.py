@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 
+from repeater.brokers.control import Member
 from repeater.errors import BrokerError, open_service_nursery
+from repeater.random_id import random_id
+from repeater.workers import down
 from repeater.workers.broker import WorkerBroker
 from repeater.workers.calls import Calls
+from repeater.workers.control import WorkerControl
 from repeater.workers.denials import WorkerDenials
+from repeater.workers.down import ApplyDenial, CarryOut, Hello, MembersNow, SupervisorBeat
 from repeater.workers.events import WorkerEvents
 from repeater.workers.link import Link
-from repeater.workers.messages import (
-    VERSION,
-    ApplyDenial,
-    Hello,
-    SupervisorBeat,
-    WorkerBeat,
-    read_down,
-)
+from repeater.workers.messages import VERSION
 from repeater.workers.presence import WorkerPresence
+from repeater.workers.up import WorkerBeat
 
 _GREETING: Final = 10.0  # seconds that the supervisor may take for its first message
 _FLUSH: Final = 1.0  # seconds for what is left to send at the end
@@ -37,6 +37,7 @@ class WorkerLink:
         self._greeted = trio.Event()
         self._ended = trio.Event()
         self._hello: Hello | None = None
+        self._control: WorkerControl | None = None
         self.broker = WorkerBroker(calls)
         self.presence = WorkerPresence(calls)
         self.denials = WorkerDenials(calls)
@@ -47,6 +48,12 @@ class WorkerLink:
         """The worker's number, as the supervisor counts."""
         assert self._hello is not None
         return self._hello.number
+
+    @property
+    def control(self) -> WorkerControl:
+        """The node's end of the control plane."""
+        assert self._control is not None
+        return self._control
 
     def outage(self) -> str:
         """Why the supervisor, or its broker, is not available now; empty if it is."""
@@ -76,6 +83,12 @@ class WorkerLink:
             release = self._hello.release
             raise BrokerError(f"the supervisor runs Repeater {release}: restart the server")
 
+    def _take(self, hello: Hello) -> None:
+        self._hello = hello
+        me = Member(random_id(), platform.node(), hello.server, hello.number)
+        self._control = WorkerControl(self._calls, me)
+        self._greeted.set()
+
     async def _close(self) -> None:
         """Send what is left, for a second at most, and end the link."""
         with trio.move_on_after(_FLUSH, shield=True):
@@ -87,15 +100,16 @@ class WorkerLink:
         self._link.send(WorkerBeat())
 
     def _receive(self, body: bytes) -> None:
-        frame = read_down(body)
+        frame = down.read(body)
         for message in frame.messages:
             if isinstance(message, SupervisorBeat):
                 self._calls.told = message
             elif isinstance(message, ApplyDenial):
                 self.denials.receive(message)
+            elif isinstance(message, (CarryOut, MembersNow)):
+                self.control.receive(message)
             elif isinstance(message, Hello):
-                self._hello = message
-                self._greeted.set()
+                self._take(message)
             else:
                 self._calls.open.answer(message)
         if frame.events:
