@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +24,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.serving.admin_socket import open_admin_socket
 from repeater.serving.data_methods import data_methods
-from tests.deadlines import LOOP_ANSWERS
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.histories import change, dump, killed, make
 
 pytestmark = pytest.mark.timeout(120)
@@ -181,6 +184,38 @@ def test_leftovers_of_a_kill_are_removed(folder: Path) -> None:
     left.write_bytes(b"x")
     done(folder, "check")
     assert not left.exists()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_disk_that_cannot_be_written(folder: Path) -> None:
+    """The history can be backed up from there, to elsewhere, with what is in the WAL."""
+    killed(folder)
+    target = folder.parent / "backup"
+    script = (
+        'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77; shift;'
+        ' for what in "data check" "data compact" "data backup $1"; do "$2" -m repeater $what; done'
+    )
+    environment = {**os.environ, "REPEATER_DATA_DIR": str(folder)}
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", folder, target, sys.executable],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3 * PROCESS_STARTS,
+    )
+    if result.returncode in (1, 77) and "unshare" in result.stderr:
+        pytest.skip("this user may not mount")
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == (
+        f"Error: {folder} cannot be written, and commits wait in {FILE}-wal:"
+        " back it up to elsewhere, and check that"
+    )
+    assert lines[1] == f"Error: {folder / 'lock'}: Read-only file system"
+    assert len(lines) == 2
+    assert "publications      15" in result.stdout
+    assert len(dump(target)["publications"]) == 15
 
 
 async def test_check_of_a_running_server(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,6 @@ def check(file: Path | None, as_json: bool, config_file: Path | None) -> None:
 
     A running server goes on meanwhile. With FILE, check a backup. Exit status 3 means faults.
     """
-    from repeater.brokers.sqlite.copies import settle
     from repeater.brokers.sqlite.inspection import inspect
 
     with _one_line():
@@ -53,7 +53,7 @@ def check(file: Path | None, as_json: bool, config_file: Path | None) -> None:
             folder = _folder(config_file)
             with _standing_still(folder, "repeater data check") as still:
                 if still.stopped:
-                    settle(_history(folder))
+                    _settle(_history(folder))
                 found = inspect(_history(folder))
                 still.confirm()
     _print(found, as_json)
@@ -160,6 +160,20 @@ def _history(folder: Path) -> Path:
     if not path.exists():
         raise click.ClickException(f"{folder} holds no history")
     return path
+
+
+def _settle(path: Path) -> None:
+    """Bring what a kill left in the WAL into the file, because `inspect` reads the file alone."""
+    from repeater.brokers.sqlite.copies import settle
+    from repeater.brokers.sqlite.files import log_size
+
+    if os.access(path.parent, os.W_OK):
+        settle(path)
+    elif log_size(path):
+        raise click.ClickException(
+            f"{path.parent} cannot be written, and commits wait in {path.name}-wal:"
+            " back it up to elsewhere, and check that"
+        )
 
 
 @contextlib.contextmanager

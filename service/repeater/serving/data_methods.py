@@ -14,6 +14,7 @@ import trio
 
 from repeater.brokers.contract import Broker
 from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.files import log_size
 from repeater.brokers.sqlite.journal import Journal
 from repeater.serving.admin_call import AdminError
 from repeater.serving.admin_socket import AdminMethod, Conversation
@@ -41,7 +42,7 @@ def data_methods(
                 with trio.move_on_after(_LOOK):
                     await conversation.ask()
                     break
-                if await broker.with_journal(Journal.log_size) > wal_limit:
+                if await broker.with_journal(_log_size) > wal_limit:
                     raise AdminError("too much was written meanwhile: try again at a quieter time")
             if not await broker.with_journal(_is_pinned):
                 raise AdminError("the disk failed meanwhile: try again")
@@ -62,6 +63,10 @@ async def _pinned(broker: SQLiteBroker) -> AsyncIterator[None]:
 
 def _path(journal: Journal) -> str:
     return str(journal.path.absolute())
+
+
+def _log_size(journal: Journal) -> int:
+    return log_size(journal.path)
 
 
 def _is_pinned(journal: Journal) -> bool:

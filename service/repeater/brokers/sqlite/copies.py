@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from repeater.brokers.sqlite.errors import JournalError, explained
-from repeater.brokers.sqlite.files import checkpoint, copy_bytes, copy_file, replacing, sync
+from repeater.brokers.sqlite.files import (
+    checkpoint,
+    copy_bytes,
+    copy_file,
+    log_of,
+    log_size,
+    replacing,
+    sync,
+)
 from repeater.brokers.sqlite.formats import APPLICATION_ID, bring_up, format_of
 from repeater.brokers.sqlite.inspection import Inspection, generation_of, inspect, open_still
 from repeater.brokers.sqlite.journal import FILE
@@ -25,7 +33,6 @@ REPLACED: Final = ".replaced-"
 """Behind the file's name and before the UTC time: the file that a restore replaced."""
 
 _HEAD: Final = 72  # bytes of a file's header up to its application's id
-_WAL: Final = "-wal"
 
 
 def settle(path: Path) -> None:
@@ -37,8 +44,7 @@ def settle(path: Path) -> None:
         JournalError: the file is damaged or cannot be written.
         OSError: the folder cannot be read.
     """
-    wal = path.with_name(path.name + _WAL)
-    if not (path.exists() and wal.exists() and wal.stat().st_size):
+    if not (path.exists() and log_size(path)):
         return
     with explained(), closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -73,9 +79,8 @@ def back_up(
     try:
         with replacing(target) as temporary:
             copy_bytes(source, temporary, copied)
-            log = source.with_name(source.name + _WAL)
-            if with_log and log.exists():
-                copy_bytes(log, temporary.with_name(temporary.name + _WAL))
+            if with_log and log_size(source):
+                copy_bytes(log_of(source), log_of(temporary))
             stood_still()
             _stand_alone(temporary)
             found = _whole(temporary, source)
@@ -99,9 +104,8 @@ def restore(folder: Path, backup: Path) -> tuple[Inspection, Path | None]:
     path = folder / FILE
     if path.exists() and backup.exists() and path.samefile(backup):
         raise JournalError(f"{backup} is the history itself")
-    wal = backup.with_name(backup.name + _WAL)
-    if wal.exists() and wal.stat().st_size:
-        raise JournalError(f"{backup} is not whole without the commits in {wal.name}")
+    if log_size(backup):
+        raise JournalError(f"{backup} is not whole without the commits in {log_of(backup).name}")
     _whole(backup, backup)
     try:
         old = _settled(path)
@@ -181,13 +185,12 @@ def _keep(path: Path) -> Path | None:
         return None
     moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     kept = path.with_name(f"{path.name}{REPLACED}{moment}")
-    wal = path.with_name(path.name + _WAL)
-    for one, name in ((path, kept), (wal, kept.with_name(kept.name + _WAL))):
+    for one, name in ((path, kept), (log_of(path), log_of(kept))):
         if one.exists():
             _link(one, name)
     sync(path.parent)
     # What is left of a damaged file's WAL would be taken for the new file's.
-    wal.unlink(missing_ok=True)
+    log_of(path).unlink(missing_ok=True)
     return kept
 
 

@@ -68,7 +68,7 @@ def copy_bytes(source: Path, target: Path, copied: Callable[[int], None] | None 
         OSError: the source cannot be read, or the target cannot be written.
     """
     done = 0
-    with source.open("rb") as old, target.open("wb", buffering=0) as new:
+    with source.open("rb") as old, open(target, "wb", buffering=0, opener=_private) as new:
         while chunk := old.read(_COPIED):
             rest = memoryview(chunk)
             while rest:
@@ -76,6 +76,23 @@ def copy_bytes(source: Path, target: Path, copied: Callable[[int], None] | None 
             done += len(chunk)
             if copied is not None:
                 copied(done)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def log_of(path: Path) -> Path:
+    """The WAL of a database: commits that are not in the file itself yet."""
+    return path.with_name(f"{path.name}{_LOGS[0]}")
+
+
+def log_size(path: Path) -> int:
+    """The bytes of a database's WAL; 0 without one."""
+    try:
+        return log_of(path).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
@@ -110,10 +127,11 @@ def remove_database(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that a kill left beside a file.
+    """Remove the temporary files that a kill left beside a file, and second names of the file.
 
     The caller has the folder's lock, so nobody is writing one.
     """
-    for one in path.parent.glob(f"{path.name}*{TEMPORARY}*"):
+    for one in path.parent.glob(f"{path.name}*"):
         with contextlib.suppress(OSError):
-            one.unlink()
+            if TEMPORARY in one.name or (one != path and one.samefile(path)):
+                one.unlink()

@@ -181,13 +181,6 @@ class Journal:
             with explained():
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
 
-    def log_size(self) -> int:
-        """The bytes of the WAL."""
-        try:
-            return self.path.with_name(f"{FILE}-wal").stat().st_size
-        except OSError:
-            return 0
-
     def use_reserve(self) -> bool:
         """Give the disk's reserve back, so that something can be freed; False if it is used up."""
         try:
