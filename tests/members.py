@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import msgspec
 
-from repeater.brokers.control import Member
 from repeater.failures import Failures
 from repeater.node import Node
 from repeater.options import NodeOptions
+from repeater.supervision.metrics import Metrics
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.summary import Summaries
 from repeater.supervision.users import Users
 from repeater.testing import ControlGroup, open_test_node
 from repeater.testing.controls import GroupControl
+from repeater.web.metrics import create_registry
+from repeater.web.samples import Family, Sample
+from repeater.web.scrape import register
+
+OWN = (Family("process_open_fds", "Open files.", "gauge", [Sample("process_open_fds", {}, 7.0)]),)
+"""What the supervisor's process shows of itself."""
 
 
 class Workers(msgspec.Struct):
@@ -40,8 +47,9 @@ async def open_workers(
     failures = Failures()
     questions = ServerQuestions(failures)
     group = ControlGroup(questions)
-    questions.control = group
     users = Users(questions)
+    Summaries(questions, users)
+    Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))
     async with AsyncExitStack() as stack:
         controls = [group.control() for _ in range(count)]
         nodes = [
@@ -49,10 +57,12 @@ async def open_workers(
             for control in controls
         ]
 
+        for node in nodes:
+            register(node, partial(create_registry, node))
+
         def channels() -> int:
             return len({name for node in nodes for name in node.hub.channels})
 
-        me = Member(group.server, controls[0].me.name, group.server)
-        Summaries(questions, me, users, channels)
+        questions.begin(group, channels)
         yield Workers(group, nodes, controls, users, failures)
     assert not users.connections

@@ -27,6 +27,7 @@ from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication, StreamPosition
 from repeater.serving.server import Server, open_server
+from repeater.supervision.metrics import UP
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
 from repeater.web.metrics import ServerCollector, create_registry
 from tests.deadlines import LOOP_ANSWERS
@@ -182,7 +183,8 @@ def test_every_metric_is_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     # Lists, not sets: a metric that is described twice must show.
     on_the_page = re.findall(r"^\| `(repeater_[^`]+)` \|", page, re.MULTILINE)
-    assert sorted(on_the_page) == sorted(trio.run(names))
+    of_workers = f"{UP}{{worker}}"
+    assert sorted(on_the_page) == sorted([*trio.run(names), of_workers])
 
 
 @asynccontextmanager

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
+import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
@@ -209,3 +211,19 @@ async def test_info_shows_one_server(autojump_clock: MockClock) -> None:
         second.disconnect(FORCE_DISCONNECT)
         (one,) = (await ask(workers.nodes[0], "info"))["nodes"]
         assert [one[name] for name in counts] == [3, 2, 2, 3]
+
+
+async def test_a_worker_that_drains_is_met(autojump_clock: MockClock) -> None:
+    """Its clients are asked to leave in groups; until the last is gone, calls reach them."""
+    options = msgspec.structs.replace(OPTIONS, shutdown_group=1, shutdown_pause=1)
+    async with (
+        open_workers(2, options) as workers,
+        user_on(workers.nodes[1], "bob"),
+        user_on(workers.nodes[1]) as (client, _),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(workers.nodes[1].shut_down)
+        await trio.sleep(0.5)
+        assert client.end is None
+        assert await ask(workers.nodes[0], "disconnect", user="ann") == {}
+        assert client.end == FORCE_DISCONNECT

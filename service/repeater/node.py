@@ -206,7 +206,6 @@ class Node(UserConnections, ChannelOperations, Overview):
             nursery.start_soon(self.attendance.run)
             nursery.start_soon(self.denials.run)
             nursery.start_soon(self._follow_clock)
-            await nursery.start(self.questions.run)
             task_status.started()
             try:
                 await self._repeater.run()
@@ -321,11 +320,13 @@ async def open_node(
         trio.lowlevel.add_instrument(node.turns)
         try:
             await nursery.start(node.run)
+            await nursery.start(node.questions.run)  # until the last client has left
             try:
                 yield node
             finally:
                 deadline = trio.current_time() + node.options.shutdown_timeout
                 with trio.CancelScope(shield=True, deadline=deadline):
                     await node.shut_down()
+                node.questions.say_goodbye()
         finally:
             trio.lowlevel.remove_instrument(node.turns)

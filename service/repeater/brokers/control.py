@@ -83,6 +83,10 @@ class Supervision(Protocol):
 class SupervisorControl(Protocol):
     """The supervisor's own end of the control plane. It gets a `Supervision`."""
 
+    @property
+    def me(self) -> Member:
+        """The server, as a member that asks."""
+
     def members(self) -> Sequence[Member]:
         """The server's members that run now."""
 

@@ -142,5 +142,6 @@ def register(node: ClientNode, questions: Questions) -> None:
     async def summary(_asker: Member, _body: bytes) -> bytes:
         return encoded(summary_here(node))
 
+    questions.at_end("counts", lambda: encoded(counts_here(node)))
     for answerer in (channels, counts, summary):
         questions.register(answerer.__name__, answerer)

@@ -49,10 +49,21 @@ class Questions:
         self._failures = failures
         self._errors = errors
         self._answerers: dict[str, Answerer] = {}
+        self._last: dict[str, Callable[[], bytes]] = {}
 
     def register(self, method: str, answerer: Answerer) -> None:
         """Have a method carried out for others. A later one of the same name takes its place."""
         self._answerers[method] = answerer
+
+    def at_end(self, method: str, news: Callable[[], bytes]) -> None:
+        """Have the server told this, when the node ends in order."""
+        self._last[method] = news
+
+    def say_goodbye(self) -> None:
+        """Tell the server what `at_end` took. Called once, when no client is left."""
+        me = self._control.me
+        for method, news in self._last.items() if me.server != me.id else ():
+            self._control.tell(Question(method, news()))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a member, and carry out what others ask, until cancelled; see `Control.run`."""

@@ -31,12 +31,26 @@ class ServerQuestions:
 
     def __init__(self, failures: Failures) -> None:
         """Take where errors of our own are noted."""
-        self.control: SupervisorControl | None = None
-        """The supervisor's end of the control plane. The code that opens it sets it."""
+        self._control: SupervisorControl | None = None
+        self.count_channels: Callable[[], int] = lambda: 0
+        """The number of channels that workers hold."""
         self._failures = failures
         self._answerers: dict[str, Answerer] = {}
         self._listeners: dict[str, Listener] = {}
         self._ends: list[Callable[[Member], None]] = []
+
+    def begin(self, control: SupervisorControl, count_channels: Callable[[], int]) -> None:
+        """Take the way to the workers, and what counts the channels that they hold.
+
+        Called once, before the first worker.
+        """
+        self._control, self.count_channels = control, count_channels
+
+    @property
+    def control(self) -> SupervisorControl:
+        """The way to the workers."""
+        assert self._control is not None, "a supervisor begins before its workers"
+        return self._control
 
     def register(self, method: str, answerer: Answerer) -> None:
         """Have a method carried out for workers."""
@@ -57,7 +71,6 @@ class ServerQuestions:
             ReplyError: one refused.
             BrokerError: one failed, or did not answer in time. The log says which.
         """
-        assert self.control is not None
         answers = await self.control.ask_members(Question(method), timeout=MEMBERS_DEADLINE)
         given = all_of(method, answers)
         return list(zip((one.member for one in answers), given, strict=True))

@@ -13,8 +13,6 @@ from repeater.clients.questions import encoded
 from repeater.supervision.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from repeater.brokers.control import Member
     from repeater.supervision.questions import ServerQuestions
     from repeater.supervision.users import Users
@@ -23,18 +21,18 @@ if TYPE_CHECKING:
 class Summaries:
     """Answers `summary`. Lives inside the supervisor; needs no end."""
 
-    def __init__(
-        self, questions: ServerQuestions, me: Member, users: Users, channels: Callable[[], int]
-    ) -> None:
-        """Take the server as its members know it, and what counts the channels they hold."""
+    def __init__(self, questions: ServerQuestions, users: Users) -> None:
         self._questions = questions
-        self._me = me
         self._users = users
-        self._channels = channels
         self._since = trio.current_time()
         self._done: Totals[str, int] = Totals()
         questions.register("summary", self._answer)
+        questions.hear("counts", self._hear)
         questions.at_end(self._done.forget)
+
+    def _hear(self, worker: Member, body: bytes) -> None:
+        """Take the last counts of a worker that ends in order."""
+        self._done.see(worker, msgspec.msgpack.decode(body, type=Counts).done)
 
     async def _answer(self, _asker: Member, _body: bytes) -> bytes:
         clients = subscriptions = 0
@@ -43,13 +41,14 @@ class Summaries:
             self._done.see(worker, counts.done)
             clients += counts.clients
             subscriptions += counts.subscriptions
+        me = self._questions.control.me
         summary = Summary(
-            id=self._me.id,
-            name=self._me.name,
+            id=me.id,
+            name=me.name,
             version=__version__,
             counts=Counts(clients, subscriptions, self._done.total()),
             users=len(self._users.connections),
-            channels=self._channels(),
+            channels=self._questions.count_channels(),
             uptime=trio.current_time() - self._since,
         )
         return encoded(summary)

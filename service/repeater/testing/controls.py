@@ -35,6 +35,7 @@ class ControlGroup:
     def __init__(self, supervision: Supervision | None = None) -> None:
         """Take what answers the questions to the server; None if a test asks none."""
         self.server = random_id()
+        self.me = Member(self.server, platform.node(), self.server)
         self.running: dict[str, GroupControl] = {}
         """The members that run, by their ids, in the order in which they began."""
         self.silent: set[str] = set()
@@ -55,8 +56,7 @@ class ControlGroup:
         self, question: Question, *, timeout: float = DEADLINE
     ) -> Sequence[MemberAnswer]:
         """Ask all of them, as the server."""
-        server = Member(self.server, platform.node(), self.server)
-        return await self.ask_each(server, tuple(self.running.values()), question, timeout)
+        return await self.ask_each(self.me, tuple(self.running.values()), question, timeout)
 
     async def ask_each(
         self, asker: Member, asked: Sequence[GroupControl], question: Question, timeout: float

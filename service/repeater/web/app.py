@@ -25,6 +25,7 @@ from repeater.web.observe import create_observe
 from repeater.web.paced_websocket import PacedWebsockets, paced
 from repeater.web.pages import PageCheck
 from repeater.web.reference import create_reference
+from repeater.web.scrape import register
 from repeater.web.stream import StreamRoute
 from repeater.web.subscriptions import SubscriptionRoutes
 
@@ -88,6 +89,8 @@ def make_app(
         blueprints: Routes of an application that runs in the same process.
     """
     app = Application(holder)
+    if holder.node is not None:
+        register(holder.node, holder.registry)
     app.config["MAX_CONTENT_LENGTH"] = settings().body_limit
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False

@@ -7,7 +7,7 @@ channels nor users are labels. docs/operations.md lists every name; a test compa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import (
@@ -31,6 +31,14 @@ from repeater.node import Node
 if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics
     from repeater.front.accept import AcceptorStatistics
+
+ONCE: Final = (
+    *("repeater_build", "repeater_denials", "repeater_users", "repeater_channels"),
+    *("repeater_history_", "repeater_idempotency_", "repeater_broker_up"),
+    *("repeater_events_", "repeater_event_batches"),
+)
+"""The beginnings of the names of metrics that a server has once, however many workers it has: of
+its broker and stores, its events, and of what must not be added up."""
 
 _APPLICATION = "application"  # the reason shown for an application's own code
 
@@ -65,8 +73,14 @@ def create_registry(
     node: Node, acceptor: Callable[[], AcceptorStatistics] | None = None
 ) -> CollectorRegistry:
     """Make a registry of our and the process's metrics; Prometheus's default one is not touched."""
-    registry = CollectorRegistry()
+    registry = create_process_registry()
     registry.register(ServerCollector(node, acceptor))
+    return registry
+
+
+def create_process_registry() -> CollectorRegistry:
+    """Make a registry of the process's metrics alone."""
+    registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry

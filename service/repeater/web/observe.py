@@ -11,9 +11,11 @@ from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
 from repeater.config import CurrentSettings
+from repeater.errors import BrokerError
 from repeater.front.responses import LIVE
 from repeater.node import Node
 from repeater.web.api import admits
+from repeater.web.scrape import scrape
 
 
 def create_observe(
@@ -26,7 +28,7 @@ def create_observe(
     Args:
         node: Returns the running node.
         settings: Returns the settings in force.
-        registry: Returns the metrics for `/metrics`.
+        registry: Returns this process's metrics for `/metrics`.
     """
     observe = Blueprint("observe", __name__)
 
@@ -53,7 +55,11 @@ def create_observe(
         if not _may_read_metrics(settings):
             return Response(b"", 401, {"WWW-Authenticate": "Bearer"})
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return Response(encode(registry()), 200, content_type=content_type)
+        try:
+            seen = await scrape(node(), registry())
+        except BrokerError as error:
+            return Response(f"{error}\n", 503, content_type="text/plain; charset=utf-8")
+        return Response(encode(seen), 200, content_type=content_type)
 
     return observe
 

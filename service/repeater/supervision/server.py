@@ -1,0 +1,31 @@
+"""A supervisor's side of the control plane, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from repeater.failures import Failures
+from repeater.supervision.metrics import Metrics
+from repeater.supervision.questions import ServerQuestions
+from repeater.supervision.summary import Summaries
+from repeater.supervision.users import Users
+from repeater.web.metrics import create_process_registry
+from repeater.web.samples import Family, families_of
+
+
+def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
+    """Make what answers the workers' questions to their server; call its `begin` next.
+
+    Args:
+        workers: Gives the numbers of the workers that are to run.
+    """
+    questions = ServerQuestions(Failures())
+    users = Users(questions)
+    Summaries(questions, users)
+    registry = create_process_registry()
+
+    def own() -> Sequence[Family]:
+        return families_of(registry)
+
+    Metrics(questions, users, own, workers)
+    return questions
