@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from repeater.brokers.sqlite import files
 from repeater.brokers.sqlite.journal import Durability
 from repeater.brokers.sqlite.opening import open_sqlite_broker
 from tests.drill.disk import FATES, Disk, dropped, kept, steps, torn
@@ -106,3 +107,26 @@ def test_half_a_record_is_left_out() -> None:
     """The recording's writer may be killed within a record."""
     whole = record(WRITE, 0, b"abc")
     assert [bytes(step.data) for step in steps(whole + whole[:-1])] == [b"abc"]
+
+
+def test_names_that_went_are_gone_before_a_file_gets_a_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a loss of power could leave the new file beside the old one's WAL."""
+    done = list[str]()
+    sync, replace = files.sync, Path.replace
+
+    def noted_sync(path: Path) -> None:
+        done.append(f"sync {path.name}")
+        sync(path)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        done.append("replace")
+        return replace(path, target)
+
+    monkeypatch.setattr(files, "sync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    with files.replacing(tmp_path / "file"):
+        pass
+    folder = f"sync {tmp_path.name}"
+    assert done == ["sync file.tmp", folder, "replace", folder]

@@ -39,6 +39,8 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
+        # What the block removed, a WAL above all, must not come back beside the new file.
+        sync(target.parent)
         temporary.replace(target)
         sync(target.parent)
     except BaseException:
