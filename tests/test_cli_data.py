@@ -186,6 +186,23 @@ def test_leftovers_of_a_kill_are_removed(folder: Path) -> None:
     assert not left.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_what_root_does_stays_the_server_s(folder: Path) -> None:
+    """Every file in the folder belongs to the folder's user afterwards."""
+    killed(folder)
+    for one in (folder, *folder.iterdir()):
+        os.chown(one, 65_534, 65_534)
+    target = folder.parent / "backup"
+    done(folder, "check")
+    done(folder, "backup", target)
+    done(folder, "compact")
+    done(folder, "restore", target)
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in folder.iterdir()} == {
+        (65_534, 65_534)
+    }
+    assert target.stat().st_uid == 0
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_disk_that_cannot_be_written(folder: Path) -> None:
     """The history can be backed up from there, to elsewhere, with what is in the WAL."""

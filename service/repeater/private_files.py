@@ -57,3 +57,16 @@ def make_private_database(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if file.stat().st_mode & _OTHERS:
                 file.chmod(_FILE)
+
+
+def give_to_owner_of(place: Path, descriptor: int) -> None:
+    """Give a new file to whom a file or folder belongs, if this is the administrator's process.
+
+    Else a command that the administrator runs would leave files that the server cannot open.
+
+    Raises:
+        OSError: the file system has no owners.
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        owner = place.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)

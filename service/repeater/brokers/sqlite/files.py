@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from repeater.brokers.sqlite.errors import JournalError
+from repeater.private_files import give_to_owner_of
 
 TEMPORARY: Final = ".tmp"
 """The end of a temporary file's name."""
@@ -35,8 +36,12 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f"{target.name}{TEMPORARY}")
     remove_database(temporary)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    os.close(os.open(temporary, flags, 0o600))
+    descriptor = os.open(temporary, flags, 0o600)
     try:
+        try:
+            give_to_owner_of(target if target.exists() else target.parent, descriptor)
+        finally:
+            os.close(descriptor)
         yield temporary
         sync(temporary)
         # What the block removed, a WAL above all, must not come back beside the new file.

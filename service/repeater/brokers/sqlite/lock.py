@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from repeater.errors import BrokerError
+from repeater.private_files import give_to_owner_of
 
 FILE: Final = "lock"
 _MODE: Final = 0o600
@@ -47,6 +48,7 @@ def hold_folder(folder: Path, name: str = "repeater serve") -> Iterator[None]:
     # Not inherited by a child: its copy would hold the folder on.
     descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
     try:
+        give_to_owner_of(folder, descriptor)
         if not _lock(descriptor):
             raise FolderInUseError(folder, *_holder(descriptor))
         os.ftruncate(descriptor, 0)
