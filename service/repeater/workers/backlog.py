@@ -56,14 +56,15 @@ class Backlog:
         """Add one event, encoded; drop it if the worker is gone."""
         if self._closed:
             return
+        if not self._rows:
+            self._wake()  # Else the writer is awake, or waits for `taken`.
         self._rows.append(row)
         self._weights.append(weight)
-        before, self.weight = self.weight, self.weight + weight
+        self.weight += weight
         if self.weight >= LAG:
             self._judge()
-            if before < LIMIT <= self.weight:
+            if self.weight >= LIMIT:
                 self._overflow()
-        self._wake()
 
     def next(self, most: int) -> list[bytes]:
         """Take the rows to send now: of at most so much weight, but one always, if one may fly."""

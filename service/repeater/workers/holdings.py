@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from repeater.brokers.receipts import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from repeater.backend.contract import Events
     from repeater.brokers.contract import Broker
@@ -28,15 +28,12 @@ class Holdings:
         self._broker = broker
         self._events = events
         self._wanted: dict[str, dict[Backlog, None]] = {}
-        self._holders: dict[str, dict[Backlog, None]] = {}
+        self.holders: dict[str, dict[Backlog, None]] = {}
+        """The workers that get the events of a channel."""
 
     def __len__(self) -> int:
         """The number of channels that some worker wants."""
         return len(self._wanted)
-
-    def holders(self, channel: str) -> Iterable[Backlog]:
-        """The workers that get the events of a channel."""
-        return self._holders.get(channel, _NOBODY)
 
     def hold(self, channel: str, backlog: Backlog) -> Answer[None]:
         """Have a worker get a channel's events once the engine has answered; idempotent.
@@ -69,11 +66,11 @@ class Holdings:
 
     def _begin(self, channel: str, backlog: Backlog) -> None:
         if backlog in self._wanted.get(channel, _NOBODY):
-            self._holders.setdefault(channel, {})[backlog] = None
+            self.holders.setdefault(channel, {})[backlog] = None
 
     def release(self, channel: str, backlog: Backlog) -> None:
         """Note that a worker does not want a channel's events any more; idempotent."""
-        _discard(self._holders, channel, backlog)
+        _discard(self.holders, channel, backlog)
         if _discard(self._wanted, channel, backlog):
             self._broker.release(channel)
             if self._events is not None:

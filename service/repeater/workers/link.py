@@ -76,8 +76,9 @@ class Link:
             return
         row = encode(message)
         self._messages.append(row)
+        if not self._bytes:
+            self.wake()
         self._bytes += len(row)
-        self.wake()
 
     def wake(self) -> None:
         """Have the writer send what there is."""

@@ -36,7 +36,7 @@ class Shared:
         """Seconds of silence after which a worker is given up."""
         self.denials = DenialRelay(denials)
         self.holdings = Holdings(broker, events)
-        self.sink = Sink(self.holdings)
+        self.sink = Sink(self.holdings.holders)
         self.control = ServerControl(supervision)
 
     def beat(self) -> SupervisorBeat:

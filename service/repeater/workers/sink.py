@@ -7,7 +7,7 @@ process (`Backlog.lagging` says for how long).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,15 +19,14 @@ from repeater.workers.values import row_of
 if TYPE_CHECKING:
     from repeater.publication import Event
     from repeater.workers.backlog import Backlog
-    from repeater.workers.holdings import Holdings
 
 
 class Sink:
     """Implements `EventSink`. Lives inside an `Exchange`; ended by `close`."""
 
-    def __init__(self, holdings: Holdings) -> None:
-        """Give events to the holders of their channel, and a rupture of all to all workers."""
-        self._holdings = holdings
+    def __init__(self, holders: Mapping[str, Iterable[Backlog]]) -> None:
+        """Give an event to the `holders` of its channel, and a rupture of all to all workers."""
+        self._holders = holders
         self.backlogs: set[Backlog] = set()
         """Those of all workers."""
         self._lagging: set[Backlog] = set()
@@ -66,14 +65,14 @@ class Sink:
             raise trio.ClosedResourceError
         if self._lagging:
             raise trio.WouldBlock
-        holders: Iterable[Backlog] = self._holdings.holders(event.channel)
-        if not event.channel and isinstance(event, Rupture):
+        holders: Iterable[Backlog] | None = self._holders.get(event.channel)
+        if type(event) is Rupture and not event.channel:
             holders = tuple(self.backlogs)
-        row = b""
+        if holders is None:
+            return
+        weight = weight or weight_of(event)
+        row = encode(row_of(event, weight))
         for backlog in holders:
-            if not row:
-                weight = weight or weight_of(event)
-                row = encode(row_of(event, weight))
             backlog.put(row, weight)
 
     def close(self) -> None:
