@@ -67,15 +67,17 @@ class Backlog:
                 self._overflow()
 
     def next(self, most: int) -> list[bytes]:
-        """Take the rows to send now: of at most so much weight, but one always, if one may fly."""
+        """Take the rows to send now: one, and more up to so much weight, while the window is open.
+
+        The last one may pass the window, so that every event fits.
+        """
         rows: list[bytes] = []
-        room = min(most, WINDOW - self._flying)
         weights = self._weights
-        while weights and (room >= weights[0] or (not self._flying and not rows)):
+        while weights and self._flying < WINDOW and (not rows or most >= weights[0]):
             weight = weights.popleft()
             rows.append(self._rows.popleft())
             self._flying += weight
-            room -= weight
+            most -= weight
         return rows
 
     def taken(self, weight: int) -> None:

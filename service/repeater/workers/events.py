@@ -63,7 +63,9 @@ class WorkerEvents:
         self._tell(caller, ClientUnsubscribed(row, channel, why.code, why.reason))
 
     def _tell(self, caller: Caller, event: Message) -> None:
-        if caller.client in self._known and self._has_room():
+        if caller.client not in self._known:
+            self._dropped += 1  # as its `connected`
+        elif self._has_room():
             self._calls.tell(event)
 
     def _has_room(self) -> bool:
