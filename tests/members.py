@@ -8,10 +8,13 @@ from functools import partial
 
 import msgspec
 
+from repeater.config import load_settings
 from repeater.failures import Failures
 from repeater.node import Node
 from repeater.options import NodeOptions
+from repeater.serving.server import Server, open_server
 from repeater.supervision.metrics import Metrics
+from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.summary import Summaries
 from repeater.supervision.users import Users
@@ -32,11 +35,42 @@ class Workers(msgspec.Struct):
     nodes: Sequence[Node]
     controls: Sequence[GroupControl]
     users: Users
-    failures: Failures
+    places: Places
 
     def fall_silent(self, number: int) -> None:
         """Have a worker answer nobody from now on, as a stopped process."""
         self.group.silent.add(self.nodes[number].id)
+
+
+class Supervised(msgspec.Struct):
+    """A server's workers as their supervisor sees them. Its controls are for its nodes."""
+
+    group: ControlGroup
+    controls: Sequence[GroupControl]
+    users: Users
+    places: Places
+    nodes: list[Node]
+    """Whose channels are counted; a test adds them."""
+
+    def check_empty(self) -> None:
+        """Nothing is left of workers that have ended."""
+        assert not self.users.connections
+        assert not self.places.held
+        assert not self.places.addresses
+        assert not self.places.users
+
+
+def supervised(count: int) -> Supervised:
+    """Make the controls of workers, and what their supervisor answers them."""
+    questions = ServerQuestions(Failures())
+    group = ControlGroup(questions)
+    users = Users(questions)
+    places = Places(questions, users)
+    Summaries(questions, users)
+    Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))
+    nodes: list[Node] = []
+    questions.begin(group, lambda: len({name for node in nodes for name in node.hub.channels}))
+    return Supervised(group, [group.control() for _ in range(count)], users, places, nodes)
 
 
 @asynccontextmanager
@@ -44,25 +78,26 @@ async def open_workers(
     count: int = 2, options: NodeOptions | None = None
 ) -> AsyncIterator[Workers]:
     """Run nodes that know each other, for as long as the block lasts."""
-    failures = Failures()
-    questions = ServerQuestions(failures)
-    group = ControlGroup(questions)
-    users = Users(questions)
-    Summaries(questions, users)
-    Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))
+    parts = supervised(count)
     async with AsyncExitStack() as stack:
-        controls = [group.control() for _ in range(count)]
-        nodes = [
-            await stack.enter_async_context(open_test_node(options, control=control))
-            for control in controls
-        ]
-
-        for node in nodes:
+        for control in parts.controls:
+            node = await stack.enter_async_context(open_test_node(options, control=control))
             register(node, partial(create_registry, node))
+            parts.nodes.append(node)
+        yield Workers(parts.group, parts.nodes, parts.controls, parts.users, parts.places)
+    parts.check_empty()
 
-        def channels() -> int:
-            return len({name for node in nodes for name in node.hub.channels})
 
-        questions.begin(group, channels)
-        yield Workers(group, nodes, controls, users, failures)
-    assert not users.connections
+@asynccontextmanager
+async def open_servers(count: int = 2, **settings: object) -> AsyncIterator[list[Server]]:
+    """Run development servers that are the workers of one, each on a port of its own."""
+    parts = supervised(count)
+    chosen = {"dev": True, "port": 0, "allowed_hosts": "*", **settings}
+    async with AsyncExitStack() as stack:
+        servers: list[Server] = []
+        for control in parts.controls:
+            server = open_server(load_settings(**chosen), control=control)
+            servers.append(await stack.enter_async_context(server))
+            parts.nodes.append(servers[-1].node)
+        yield servers
+    parts.check_empty()

@@ -37,6 +37,7 @@ from repeater.clients.presence import Attendance
 from repeater.clients.questions import Questions
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
+from repeater.clients.shared_places import SharedPlaces
 from repeater.clients.statistics import NodeStatistics
 from repeater.clients.user_connections import UserConnections
 from repeater.errors import (
@@ -111,7 +112,14 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.attendance = Attendance(presence, broker, self.broker_errors, options.publish_timeout)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
-        self.places = Places(lambda user: len(self.registry.users.get(user, ())), self.limited)
+        self.questions = Questions(self.control, self.failures, self.broker_errors)
+        """What this node carries out for others."""
+        has_supervisor = self.control.me.server != self.id
+        self.places = Places(
+            lambda user: len(self.registry.users.get(user, ())),
+            self.limited,
+            SharedPlaces(self.control, self.questions) if has_supervisor else None,
+        )
         self.registry: Registry = Registry(
             self.hub,
             self.backlogs,
@@ -122,7 +130,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             events,
             options,
             self.unix_time,
-            self._tell_user if self.control.me.server != self.id else None,
+            self._tell_user if has_supervisor else None,
         )
         """Every connection. It is also the `Home` of every client."""
         self.denials = Denials(
@@ -132,8 +140,6 @@ class Node(UserConnections, ChannelOperations, Overview):
             now=self.unix_time,
         )
         self.emulation = Emulation()
-        self.questions = Questions(self.control, self.failures, self.broker_errors)
-        """What this node carries out for others."""
         user_connections.register(self, self.questions)
         overview.register(self, self.questions)
         emulated_message.register(self, self.questions)

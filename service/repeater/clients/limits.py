@@ -7,6 +7,9 @@ a place is taken where it is checked, with no await between, and given back when
 ends; so no limit is exceeded while a request waits. Addresses and users are counted only while
 their limit is on; a limit on addresses that is switched on counts the connections that come from
 then on.
+
+With workers, these are the places of one of them. A place of the whole server is reserved first
+(`shared_places`), which waits; then the rule above holds again.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 import msgspec
 
+from repeater.clients.shared_places import SharedPlaces, wanted_place
 from repeater.clients.throttle import TokenBucket
 
 if TYPE_CHECKING:
@@ -47,8 +51,20 @@ class LimitError(Exception):
 class Places:
     """The places of one node. Lives inside the node; needs no end."""
 
-    def __init__(self, connections_of: Callable[[str], int], refused: Counter[str]) -> None:
-        """Take what counts a user's connections of any kind, and where refusals are counted."""
+    def __init__(
+        self,
+        connections_of: Callable[[str], int],
+        refused: Counter[str],
+        shared: SharedPlaces | None = None,
+    ) -> None:
+        """Make the places of a node.
+
+        Args:
+            connections_of: Counts a user's connections of any kind.
+            refused: Where refusals are counted.
+            shared: The places of the server, where it has workers.
+        """
+        self.shared = shared
         self._connections_of = connections_of
         self._refused = refused
         self._arrivals = TokenBucket()
@@ -111,6 +127,38 @@ class Place(msgspec.Struct, eq=False):
     _user: str = ""
     _carrier: Carrier | None = None
     _lent: bool = False
+    _serial: int = 0  # of what is reserved with the server; 0 for nothing
+
+    async def reserve(
+        self, limits: LimitOptions, *, address: str = "", user: str = "", counted: bool = False
+    ) -> None:
+        """Reserve a place of the server for `take` and `take_user`, where workers share limits.
+
+        A checkpoint only with workers, and if a limit is on. Cancelled, the place may be taken
+        until `leave` gives it back.
+
+        Args:
+            limits: The limits in force.
+            address: The peer's.
+            user: The user, if it is known.
+            counted: Whether this is a new connection.
+
+        Raises:
+            LimitError: there are too many, over all workers.
+            BrokerError: the supervisor does not answer.
+        """
+        shared = self._places.shared
+        if shared is None:
+            return
+        serial = self._serial or shared.next_serial()
+        key = address_key(address) if limits.connections_per_address else ""
+        wanted = wanted_place(serial, limits, address=key, user=user, counted=counted)
+        if wanted is None:
+            return
+        self._serial = serial
+        refused = await shared.take(wanted)
+        if refused:
+            self._places._refuse(cast("Limit", refused))
 
     def take(self, limits: LimitOptions, address: str, carrier: Carrier | None = None) -> None:
         """Take one more in, from this address, which counts only where addresses do.
@@ -173,6 +221,9 @@ class Place(msgspec.Struct, eq=False):
     def leave(self) -> None:
         """Give everything back. Idempotent."""
         places = self._places
+        if self._serial and places.shared is not None:
+            places.shared.give_back(self._serial)
+            self._serial = 0
         if self._taken:
             places._held -= 1
             self._taken = False

@@ -85,7 +85,10 @@ class Overview:
 async def _summary(node: ClientNode, server: str) -> Summary:
     if server == node.id:
         return summary_here(node)
-    answer = await node.control.ask(server, Question("summary"))
+    if server == node.control.me.server:
+        answer = await node.questions.ask_server("summary")
+    else:
+        answer = await node.control.ask(server, Question("summary"))
     return msgspec.msgpack.decode(answer, type=Summary)
 
 

@@ -13,7 +13,13 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from repeater.brokers.control import Control, Member, MemberAnswer, Question
+from repeater.brokers.control import (
+    Control,
+    Member,
+    MemberAnswer,
+    Question,
+    UnknownMemberError,
+)
 from repeater.errors import BrokerError, ReplyError
 from repeater.failures import Failures
 from repeater.json_text import JSONText
@@ -82,6 +88,23 @@ class Questions:
         except Exception as error:  # the boundary: what fails here costs this question only
             self._failures.note("control", error)
             raise BrokerError("an error of the member's own") from None
+
+    async def ask_server(self, method: str, values: object = None) -> bytes:
+        """Ask the supervisor, and return its answer. Only for a node that has one.
+
+        Raises:
+            ReplyError: it refused.
+            BrokerError: it failed, or did not answer in time.
+        """
+        server = self._control.me.server
+        try:
+            return await self._control.ask(server, Question(method, encoded(values)))
+        except UnknownMemberError:
+            error = BrokerError("the supervisor does not know this worker")
+        except BrokerError as one:
+            error = one
+        self._errors["control"] += 1
+        raise error
 
     async def ask_others(self, method: str, values: object) -> Sequence[bytes]:
         """Ask all other members the same, and return their answers.

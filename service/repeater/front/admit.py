@@ -4,7 +4,8 @@ In this order: host, origin, method, shutdown, token, denial, limits of a user, 
 all.
 Rule: only a token's verifier and a request's body are waited for, and both come first. Nothing
 after them waits, so a decision still holds when the client arrives, and the place that was checked
-is the place that is held.
+is the place that is held. Where workers share limits, a place of the server is waited for, too:
+then all checks are made before it, and once more after it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ _TOO_MANY: Final = {
 _TEMPORARY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DRAINING: Final = "the server restarts"
 _NO_KEYS: Final = "the keys of tokens are not available"
+_NO_SUPERVISOR: Final = "the supervisor does not answer"
 _NO_ROOM: Final = "The head of the request has no room for an event id: name fewer channels."
 _NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
 
@@ -137,12 +139,19 @@ class _Decision(msgspec.Struct, eq=False):
         self._ask_draining()
         if route.kind == "plain":
             token = request.parameter("token") or request.credentials()
-            return self._admit_plain(await self._prove(token) if token else ANONYMOUS)
+            grant = await self._prove(token) if token else ANONYMOUS
+            if self._node.places.shared is not None:
+                self._check_plain(grant)
+                await self._reserve(grant.user)
+            return self._admit_plain(grant)
         first: str | bytes = ""
         if route.media_type:
             first = await self._first_of_stream()
         elif route.kind == "unidirectional":
             first = request.parameter("cf_connect")
+        if self._node.places.shared is not None:
+            self._ask_draining()
+            await self._reserve("")
         return self._admit_centrifuge(first)
 
     def _admit_centrifuge(self, first: str | bytes) -> Opening:
@@ -163,6 +172,16 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _admit_plain(self, grant: ConnectionGrant) -> Opening:
         """Decide on a plain subscriber whose token is proven; sync, see the module's rule."""
+        channels, since = self._check_plain(grant)
+        self._take_place()
+        self._place.identify()
+        wanted = Wanted(grant=grant, channels=channels, since=since)
+        return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
+
+    def _check_plain(
+        self, grant: ConnectionGrant
+    ) -> tuple[dict[str, SubscriptionGrant], Mapping[str, StreamPosition]]:
+        """Check all but the limits in all; return the channels, and the positions in them."""
         if 0 < grant.expire_at <= self._node.unix_time():
             raise self._refused(HTTPStatus.UNAUTHORIZED)
         self._ask_denials(grant)
@@ -174,10 +193,7 @@ class _Decision(msgspec.Struct, eq=False):
         if self._route.media_type:
             self._ask_room_for_id(len(channels))
             since = positions_of(self._request.last_event_id, list(channels))
-        self._take_place()
-        self._place.identify()
-        wanted = Wanted(grant=grant, channels=channels, since=since)
-        return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
+        return channels, since
 
     def _ask_room_for_id(self, channels: int) -> None:
         """Refuse a stream that could not come back: its head has no room for an event id (431)."""
@@ -302,6 +318,17 @@ class _Decision(msgspec.Struct, eq=False):
             self._place.take_user(self._node.options.limits, user)
         except LimitError as error:
             raise self._too_many(error) from None
+
+    async def _reserve(self, user: str) -> None:
+        """Reserve the place where workers share limits; see `Place.reserve`."""
+        limits = self._node.options.limits
+        address = self._request.address if limits.connections_per_address else ""
+        try:
+            await self._place.reserve(limits, address=address, user=user, counted=True)
+        except LimitError as error:
+            raise self._too_many(error) from None
+        except BrokerError:
+            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_NO_SUPERVISOR) from None
 
     def _take_place(self) -> None:
         """Take the place. The last check, since it counts the connection."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from repeater.failures import Failures
 from repeater.supervision.metrics import Metrics
+from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.summary import Summaries
 from repeater.supervision.users import Users
@@ -21,6 +22,7 @@ def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
     """
     questions = ServerQuestions(Failures())
     users = Users(questions)
+    Places(questions, users)
     Summaries(questions, users)
     registry = create_process_registry()
 

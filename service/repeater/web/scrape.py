@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from repeater.brokers.control import Question
 from repeater.clients.questions import encoded
 from repeater.web.samples import Family, families_of, registry_of
 
@@ -31,10 +30,9 @@ async def scrape(node: Node, own: CollectorRegistry) -> CollectorRegistry:
     Raises:
         BrokerError: the supervisor does not answer.
     """
-    server = node.control.me.server
-    if server == node.id:
+    if node.control.me.server == node.id:
         return own
-    answer = await node.control.ask(server, Question("metrics"))
+    answer = await node.questions.ask_server("metrics")
     return registry_of(msgspec.msgpack.decode(answer, type=list[Family]))
 
 

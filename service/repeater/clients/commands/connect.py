@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from repeater.access.channel_rules import ChannelRules
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
+    from repeater.clients.limits import Place
 
 _POSITIONS: Final = 2  # times the limit of channels; a client has had no more subscriptions
 _SUB_SIZE: Final = 160  # bytes of a subscription's result without publications, data and name
@@ -123,6 +124,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     if 0 < grant.expire_at <= node.unix_time():
         # At 109 an SDK comes back with a new token. A back end's answer has no token to replace.
         raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
+    if client.place is not None and grant.user:
+        await _reserve(node, client.place, grant.user)
     _admit(node, client, grant)
     client.identify(grant)
     if len(request.subs) > _POSITIONS * node.options.channel_limit:
@@ -138,6 +141,21 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         if _is_known(node, client, channel)
     ]
     return Connected(node, client, await open_subscriptions(node, client, wanted, rooms))
+
+
+async def _reserve(node: ClientNode, place: Place, user: str) -> None:
+    """Reserve the user's place where workers share limits; see `Place.reserve`.
+
+    Raises:
+        DisconnectError: the user has too many connections (3504).
+        ReplyError: the supervisor does not answer (100).
+    """
+    try:
+        await place.reserve(node.options.limits, user=user)
+    except LimitError:
+        raise DisconnectError(CONNECTION_LIMIT) from None
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
 
 
 def _admit(node: ClientNode, client: Client, grant: ConnectionGrant) -> None:

@@ -1,0 +1,178 @@
+"""Limits on subscribers hold over all workers, whichever of them takes a connection."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repeater.brokers.control import Member, Question
+from repeater.clients.limits import LimitError, Place
+from repeater.clients.questions import encoded
+from repeater.clients.shared_places import WantedPlace
+from repeater.errors import CONNECTION_LIMIT
+from repeater.failures import Failures
+from repeater.options import LimitOptions
+from repeater.supervision.places import Places
+from repeater.supervision.questions import ServerQuestions
+from repeater.supervision.users import Users
+from tests.members import open_servers, open_workers
+from tests.serving import peer
+from tests.test_limits import PATHS, emptied, inside, knock, limited, talking
+from tests.test_supervision import worker
+
+
+async def test_a_user_has_so_many_connections_on_all_workers(autojump_clock: MockClock) -> None:
+    """One more is closed with 3504 on any; the anonymous are not counted, and room returns."""
+    async with open_workers(2, limited(connections_per_user=2)) as workers:
+        async with AsyncExitStack() as stack:
+            for number, user in enumerate(("ann", "ann", "bob", "", "", "")):
+                node = workers.nodes[number % 2]
+                talk = await stack.enter_async_context(talking(node, user))
+                assert talk.session._client.ready
+            for node in workers.nodes:
+                async with talking(node, "ann") as late:
+                    assert late.session._client.end is CONNECTION_LIMIT
+                assert node.statistics().limited == {"connections_per_user": 1}
+        async with talking(workers.nodes[0], "ann") as talk:
+            assert talk.session._client.ready
+            assert workers.places.users == {"ann": 1}
+
+
+async def test_a_limit_that_is_switched_on_counts_who_is_there(autojump_clock: MockClock) -> None:
+    """A user's connections from before hold no place, and are counted nevertheless."""
+    async with open_workers(2) as workers, talking(workers.nodes[0], "ann"):
+        for node in workers.nodes:
+            limits = LimitOptions(connections_per_user=1)
+            node.options = msgspec.structs.replace(node.options, limits=limits)
+        async with talking(workers.nodes[1], "ann") as late:
+            assert late.session._client.end is CONNECTION_LIMIT
+
+
+async def sleep(*_: object) -> bytes:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_without_limits_nothing_is_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is off waits for no supervisor."""
+    monkeypatch.setattr(ServerQuestions, "carry_out", sleep)
+    async with open_workers(2) as workers, talking(workers.nodes[0], "ann") as talk:
+        assert talk.session._client.ready
+
+
+async def test_a_silent_supervisor_admits_nobody(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a second: error 100, with which an SDK comes back later."""
+    monkeypatch.setattr(ServerQuestions, "carry_out", sleep)
+    options = limited(connections_per_user=2)
+    async with open_workers(2, options) as workers, talking(workers.nodes[0], "ann") as talk:
+        (reply,) = talk.transport.messages()
+        assert reply["error"]["code"] == 100
+        assert workers.nodes[0].statistics().broker_errors == {"control": 1}
+
+
+async def test_a_silent_supervisor_refuses_plain_subscribers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """503, for which browsers and proxies come back."""
+    monkeypatch.setattr(ServerQuestions, "carry_out", sleep)
+    async with open_servers(1, limits={"connections": 2}) as (server,):
+        assert b" 503 " in await knock(server, PATHS[0], reused=False)
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["native", "asgi"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_full_server_answers_503(path: str, reused: bool) -> None:
+    """Before the upgrade, when all workers together are full; a client that leaves makes room."""
+    async with open_servers(2, limits={"connections": 2}) as (first, second):
+        async with inside(first, path, reused=reused), inside(second, path, reused=reused):
+            for server in (first, second):
+                assert b" 503 " in await knock(server, path, reused=reused)
+                assert server.node.statistics().limited == {"connections": 1}
+        await emptied(first)
+        await emptied(second)
+        async with inside(first, path, reused=reused), inside(first, path, reused=reused):
+            assert b" 503 " in await knock(second, path, reused=reused)
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["native", "asgi"])
+async def test_an_address_has_so_many_subscribers(reused: bool) -> None:
+    """One more gets 429, on any worker; connections without a subscriber are each worker's."""
+    async with open_servers(2, limits={"connections_per_address": 2}) as (first, second):
+        async with (
+            inside(first, PATHS[0], reused=reused),
+            inside(second, PATHS[0], reused=reused),
+        ):
+            assert b" 429 " in await knock(first, PATHS[0], reused=reused)
+            assert b" 429 " in await knock(second, PATHS[0], reused=reused)
+            assert first.node.statistics().limited == {"connections_per_address": 1}
+            async with peer(first) as silent:
+                assert b" 200 " in await silent.call("GET", "/health")
+        await emptied(first)
+        await emptied(second)
+        async with inside(first, PATHS[0], reused=reused):
+            pass
+
+
+async def test_a_rate_is_one_for_all_workers() -> None:
+    """The burst comes in, wherever; who is refused for another reason uses up nothing of it."""
+    limits = {"connection_rate": 1, "connection_burst": 3}
+    async with open_servers(2, limits=limits) as (first, second), AsyncExitStack() as stack:
+        for _ in range(5):
+            assert b" 400 " in await knock(first, "/ws", reused=False)
+        for server in (first, second, first):
+            await stack.enter_async_context(inside(server, PATHS[0], reused=False))
+        assert b" 503 " in await knock(second, PATHS[0], reused=False)
+        assert second.node.statistics().limited == {"connection_rate": 1}
+
+
+async def test_a_cancelled_place_is_given_back(autojump_clock: MockClock) -> None:
+    """Also if the supervisor has taken it when the worker stops waiting."""
+    limits = LimitOptions(connections=1, connections_per_user=1)
+    async with open_workers(2) as workers:
+        place = Place(workers.nodes[0].places)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await place.reserve(limits, user="ann", counted=True)
+        place.leave()
+        other = Place(workers.nodes[1].places)
+        await other.reserve(limits, user="ann", counted=True)
+        with pytest.raises(LimitError):
+            await place.reserve(limits, user="ann", counted=True)
+        place.leave()
+        other.leave()
+        other.leave()
+
+
+async def take(questions: ServerQuestions, member: Member, wanted: WantedPlace) -> str:
+    question = Question("take_place", encoded(wanted))
+    return (await questions.carry_out(member, question)).decode()
+
+
+async def test_a_killed_worker_gives_back_its_places() -> None:
+    """All of them, and none of the others'."""
+    questions = ServerQuestions(Failures())
+    places = Places(questions, Users(questions))
+    first, second = worker(1), worker(2)
+    wanted = WantedPlace(7, "10.0.0.1", "ann", True, 3, 9, 9)
+    for member in (first, second):
+        assert await take(questions, member, wanted) == ""
+    assert await take(questions, first, msgspec.structs.replace(wanted, serial=8)) == ""
+    late = msgspec.structs.replace(wanted, serial=9)
+    assert await take(questions, second, late) == "connections"
+    questions.left(first)
+    assert (places.held, places.addresses, places.users) == (1, {"10.0.0.1": 1}, {"ann": 1})
+    assert await take(questions, second, late) == ""
+    # The user of a connection that holds a place already.
+    assert await take(questions, second, WantedPlace(9, user="ann", connections_per_user=9)) == ""
+    assert places.users == {"ann": 2}
+    for serial in (9, 9, 7):
+        questions.told(second, Question("give_back_place", encoded(serial)))
+    assert (places.held, places.addresses, places.users) == (0, {}, {})
