@@ -581,3 +581,22 @@ def test_a_server_does_not_parse_its_own_source() -> None:
     """The descriptions of settings are read by the tools that print them, and by nobody else."""
     loaded = "import sys, repeater.config; sys.exit('repeater.config.descriptions' in sys.modules)"
     subprocess.run([sys.executable, "-c", loaded], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), ("4", 4), ("auto", "auto"), (" auto ", "auto")]
+)
+def test_a_number_of_workers(text: str, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number, or as many as there are CPUs."""
+    monkeypatch.setenv("REPEATER_WORKERS", text)
+    assert load_settings().workers == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "", "all", True, 2.0, None])
+def test_what_is_no_number_of_workers(value: object) -> None:
+    """One line says what it may be; a value that is not given is the default."""
+    if value is None:
+        assert load_settings(workers=value).workers == 1
+        return
+    with pytest.raises(ConfigError, match=r'^workers: must be a whole number from 1, or "auto"$'):
+        load_settings(workers=value)

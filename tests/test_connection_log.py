@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.access.grants import ConnectionGrant
 from repeater.config import load_settings
 from repeater.errors import NO_PONG, SLOW
-from repeater.log import LogFormat, configure_log, get_logger
+from repeater.log import LogFormat, _Shared, configure_log, get_logger, share_log
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.server import open_server
@@ -174,3 +174,27 @@ def test_forms(form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
     assert foreign.endswith("[warning  ] of interest")
     assert failed.endswith("[error    ] failed")
     assert written.rstrip().endswith("ValueError: 7")
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_entries_of_several_processes_do_not_mix(
+    form: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each names its worker and fits into one write to a pipe; the end of a traceback stays."""
+    monkeypatch.setattr("repeater.log._shared", _Shared())
+    share_log(2)
+    configure_log("info", form)
+    log = get_logger("test")
+    log.info("short", user="7")
+    log.info("long", user="\N{EURO SIGN}" * 5_000, more=["x" * 5_000])
+    log.error("failed", exception="begin\n" + "line\n" * 5_000 + "ValueError: 7")
+    logging.getLogger("somebody.else").warning("y" * 9_000)
+    entries = re.split(r"(?<=\n)(?=\{|\d\d:\d\d:\d\d )", capsys.readouterr().err)
+    assert len(entries) == 4
+    assert all(len(entry.encode()) <= 4_096 for entry in entries)
+    assert all(re.search(r"worker\"?[:=] ?2\b", entry) for entry in entries)
+    assert ("user=7" if form == "console" else '"user": "7"') in entries[0]
+    assert "ValueError: 7" in entries[2]
+    assert "begin" not in entries[2]
+    if form == "json":
+        assert [json.loads(entry)["worker"] for entry in entries] == [2] * 4

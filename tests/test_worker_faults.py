@@ -101,7 +101,7 @@ async def test_a_silent_worker_is_given_up(autojump_clock: MockClock) -> None:
         await trio.sleep(4)
         assert supervisor.given_up == {1: "silent for 10 s"}
         assert supervisor.exchange.channels == 0
-        assert not supervisor.exchange.workers
+        assert not supervisor.exchange.attachments
         while await stream.receive_some():
             pass
         await stream.aclose()

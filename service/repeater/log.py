@@ -20,6 +20,60 @@ from repeater import log_output
 
 LogFormat = Literal["console", "json"]
 
+_LINE: Final = 4_096
+"""Bytes that one write to a pipe takes as a whole (PIPE_BUF of Linux): lines of several processes
+that are not longer do not mix."""
+
+
+class _Shared:
+    """Whether other processes write to the same log, and which of them this process is."""
+
+    is_shared = False
+    worker: int | None = None
+
+
+_shared: Final = _Shared()
+
+
+def share_log(worker: int | None) -> None:
+    """Have each entry of the log in one write of at most 4 KiB, as other processes write to it too.
+
+    For the command line, before `configure_log`. Long texts of an entry are cut.
+
+    Args:
+        worker: Is named in each entry; None for the supervisor.
+    """
+    _shared.is_shared = True
+    _shared.worker = worker
+
+
+def _renderer(step: Processor) -> Processor:
+    return _within_a_write(step) if _shared.is_shared else step
+
+
+def _within_a_write(render: Processor) -> Processor:
+    """The renderer, and its entry rendered again with shorter texts as long as it is too long."""
+
+    def rendered(logger: WrappedLogger, method: str, event: MutableMapping[str, Any]) -> str:
+        if _shared.worker is not None:
+            event["worker"] = _shared.worker
+        line, longest = str(render(logger, method, dict(event))), _LINE
+        while len(line.encode(errors="backslashreplace")) >= _LINE and longest:
+            longest //= 2
+            shorter = {name: _shortened(name, one, longest) for name, one in event.items()}
+            line = str(render(logger, method, shorter))
+        return line
+
+    return rendered
+
+
+def _shortened(name: str, value: Any, longest: int) -> Any:
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) <= longest:
+        return value
+    # The end of a traceback says most.
+    return f"...{text[-longest:]}" if name == "exception" else f"{text[:longest]}..."
+
 
 def _printable(
     _logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]
@@ -36,7 +90,9 @@ def _console() -> tuple[Processor, ...]:
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.processors.format_exc_info,
         _printable,
-        structlog.dev.ConsoleRenderer(colors=_is_terminal(), pad_event_to=0, sort_keys=False),
+        _renderer(
+            structlog.dev.ConsoleRenderer(colors=_is_terminal(), pad_event_to=0, sort_keys=False)
+        ),
     )
 
 
@@ -53,7 +109,7 @@ def _json() -> tuple[Processor, ...]:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         structlog.processors.UnicodeDecoder(),
-        structlog.processors.JSONRenderer(),
+        _renderer(structlog.processors.JSONRenderer()),
     )
 
 

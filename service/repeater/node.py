@@ -261,7 +261,8 @@ class Node(UserConnections, ChannelOperations, Overview):
             await trio.sleep(pause)
 
 
-def _memory_broker(options: NodeOptions) -> MemoryBroker:
+def memory_broker(options: NodeOptions) -> MemoryBroker:
+    """The broker that a node has by default."""
     return MemoryBroker(
         idempotency_ttl=options.idempotency_ttl,
         idempotency_bytes=options.idempotency_bytes,
@@ -311,7 +312,7 @@ async def open_node(
     async with open_service_nursery() as nursery:
         node = Node(
             options,
-            broker or _memory_broker(options),
+            broker or memory_broker(options),
             presence or MemoryPresence(),
             verifier,
             nursery,

@@ -10,7 +10,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -21,6 +21,12 @@ from repeater.cli.config import config_group, config_option
 from repeater.cli.data import data_group
 from repeater.cli.terminal import visible
 from repeater.cli.token import token
+from repeater.cli.workers import workers_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from repeater.config import Settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +36,7 @@ def main() -> None:
 
 
 main.add_command(config_group)
+main.add_command(workers_group)
 main.add_command(data_group)
 main.add_command(token)
 for _command in COMMANDS:
@@ -48,6 +55,7 @@ for _command in COMMANDS:
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: speak TLS on TCP.")
 @click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
+@click.option("--workers", metavar="N|auto", help="Processes that serve the clients.  [default: 1]")
 @click.option(
     "--comments/--no-comments", default=None,
     help="Run the comments application too.  [default: with --dev, if it is installed]",
@@ -61,6 +69,7 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     dev: bool | None,
+    workers: str | None,
     comments: bool | None,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM.
@@ -69,17 +78,12 @@ def serve(
     REPEATER_HOST for example; variables win over the file, options over both. `repeater config
     init` prints a file with all settings. SIGHUP reads the settings again.
     """
-    import trio
-
-    from repeater.config import ConfigError
+    from repeater.config import ConfigError, worker_place
     from repeater.config.extension import ExtensionError
-    from repeater.log import configure_log, open_log_output
-    from repeater.serving import early_signals
-    from repeater.serving.collector import settle_heap
-    from repeater.serving.errors import ServeError
+    from repeater.serving.errors import ServeError, WorkersError
     from repeater.serving.extension import load_settings
-    from repeater.serving.process import serve as run_server
 
+    mistakes = (ConfigError, ServeError, ExtensionError, WorkersError)
     try:
         overrides = {
             "host": host,
@@ -88,24 +92,51 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "dev": dev,
+            "workers": workers,
             "comments": comments,
         }
         load = partial(load_settings, config_file, **overrides)
+        if place := worker_place():
+            from repeater.serving.worker import run_worker
+
+            sys.exit(run_worker(place, load))
         settings = load()
         if settings.listen and not (host is None and port is None):
             raise click.ClickException(
                 "--host and --port do nothing beside --listen, --unix or the setting listen: "
                 "leave them out"
             )
-        open_log_output()
-        configure_log(settings.log_level, settings.log_format)
-        settle_heap()
-        early_signals.keep_all()
-        trio.run(partial(run_server, settings, load, earlier=early_signals.take_kept))
-    except (ConfigError, ServeError, ExtensionError) as error:
+        _run_server(settings, load)
+    except mistakes as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:
-        _explain(group, (ServeError, ExtensionError))
+        _explain(group, mistakes)
+
+
+def _run_server(settings: Settings, load: Callable[[], Settings]) -> None:
+    """Serve until a signal, in this process alone or with workers."""
+    import trio
+
+    from repeater.log import configure_log, open_log_output, share_log
+    from repeater.serving import early_signals
+    from repeater.serving.collector import settle_heap
+    from repeater.serving.processors import count_workers
+
+    workers = count_workers(settings.workers)
+    if workers > 1:
+        from repeater.serving.supervisor import supervise
+
+        share_log(None)
+        serving = partial(supervise, settings, load, workers)
+    else:
+        from repeater.serving.process import serve as serve_alone
+
+        serving = partial(serve_alone, settings, load)
+    open_log_output()
+    configure_log(settings.log_level, settings.log_format)
+    settle_heap()
+    early_signals.keep_all()
+    trio.run(partial(serving, earlier=early_signals.take_kept))
 
 
 @main.command()

@@ -161,6 +161,9 @@ def _kind(field: FieldInfo) -> str:
     kinds = {one for one in get_args(hint) if one is not type(None)} or {hint}
     if get_origin(hint) is Literal:
         return _choices(hint)
+    choices = [one for one in kinds if get_origin(one) is Literal]
+    if choices and int in kinds:
+        return f"integer from 1, or {_choices(choices[0])}"  # so far one setting
     if bool in kinds:
         return "true or false"
     if kinds & {int, float}:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Final, TypeVar, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, get_origin
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, create_model
@@ -90,8 +90,19 @@ def _namespace(name: str) -> str:
     return name
 
 
+def _workers(value: object) -> object:
+    """A number from 1, or "auto"."""
+    text = str(value).strip()
+    if text == "auto":
+        return text
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not int(text):
+        raise ValueError('must be a whole number from 1, or "auto"')
+    return int(text)
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty), AfterValidator(_encodable)]
 HeaderSecret = Annotated[Secret, AfterValidator(_fits_a_header)]
@@ -124,7 +135,7 @@ def settings_of(
         fields[one.name] = (kind, default)
     name = options.__name__.replace("Options", "Settings")
     model = create_model(
-        name, __base__=base, __module__=__name__, __doc__=options.__doc__, **fields
+        name, __base__=base, __module__=base.__module__, __doc__=options.__doc__, **fields
     )
     MADE_OF[model] = options
     return model

@@ -46,6 +46,7 @@ from repeater.config.fields import (
     NamespaceName,
     Seconds,
     Texts,
+    Workers,
     options_of,
     settings_of,
     unless_empty,
@@ -225,6 +226,14 @@ class Settings(NodeSettings):
 
     backlog: Integer = Field(default=4_096, ge=1)
     """Most connections that wait in the kernel while the server is busy."""
+
+    workers: Workers = 1
+    """Processes that serve the clients, each on a core of its own; `"auto"` for as many as there
+    are CPUs for this server. From two on, one more process supervises them and holds what they
+    share."""
+
+    worker_timeout: Seconds = Field(default=10.0, gt=0)
+    """How long a worker may be silent before it is killed and replaced."""
 
     channel: Annotated[ChannelSettings, LIVE] = ChannelSettings()
     """The options of channels without a namespace. `allow_anonymous` opens these channels to

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import Final, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from repeater.access.denial_store import DenialStore
 from repeater.access.grants import TokenVerifier
-from repeater.access.http_client import make_client
-from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.access.tokens.options import TokenOptions
 from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replaceable_verifier
 from repeater.backend.contract import Backend, Events
-from repeater.backend.delivery import open_events
-from repeater.backend.events import EventQueue
-from repeater.backend.http import HTTPBackend
-from repeater.backend.options import CallbackOptions
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Control
 from repeater.config import (
@@ -31,10 +24,9 @@ from repeater.config import (
     reloadable,
     with_live_of,
 )
-from repeater.errors import BrokerError
 from repeater.node import Node, open_node
-
-_DENIALS: Final = "denials.sqlite3"
+from repeater.serving.callbacks import open_callbacks
+from repeater.serving.stores import open_denials, open_stores
 
 
 class Assembly:
@@ -97,28 +89,26 @@ async def open_assembly(
         ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
-        denials = await _denials(settings().kept_in, stack)
+        made = await _kept(settings(), parts, stack)
         verifier = await _verifier(settings(), stack)
-        backend, events = await _callbacks(settings().callback_options(), stack)
-        made: NodeParts = {
-            "verifier": verifier,
-            "backend": backend,
-            "events": events,
-            "denials": denials,
-        }
+        made["verifier"] = verifier
+        made["backend"], made["events"] = await open_callbacks(
+            settings().callback_options(), stack, events="events" not in parts
+        )
         made.update(parts)
         node = open_node(settings().node_options(), **made)
         yield Assembly(await stack.enter_async_context(node), settings, verifier)
 
 
-async def _denials(folder: Path | None, stack: AsyncExitStack) -> SQLiteDenials | None:
-    """None where they are to be kept in memory only."""
-    if folder is None:
-        return None
-    try:
-        return await stack.enter_async_context(open_sqlite_denials(folder / _DENIALS))
-    except BrokerError as error:
-        raise ConfigError(f"data_dir: {error}") from None
+async def _kept(settings: Settings, parts: NodeParts, stack: AsyncExitStack) -> NodeParts:
+    """What is kept beside the node, as far as the program does not bring it along."""
+    if "denials" in parts:
+        return {}
+    if "broker" in parts:
+        denials = await stack.enter_async_context(open_denials(settings.kept_in))
+        return {"denials": denials}
+    stores = await stack.enter_async_context(open_stores(settings))
+    return {"broker": stores.broker, "denials": stores.denials}
 
 
 async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:
@@ -127,20 +117,3 @@ async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVer
         return await stack.enter_async_context(verifier)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-async def _callbacks(
-    options: CallbackOptions, stack: AsyncExitStack
-) -> tuple[HTTPBackend | None, EventQueue | None]:
-    """None each, where no address is configured for it."""
-    if not (options.kinds or options.event_url):
-        return None, None
-    try:
-        client = make_client(proxy=options.proxy, ca_file=options.ca_file)
-    except ValueError as error:
-        raise ConfigError(f"callbacks.ca_file: {error}") from None
-    await stack.enter_async_context(client)
-    backend = HTTPBackend(options, client) if options.kinds else None
-    if not options.event_url:
-        return backend, None
-    return backend, await stack.enter_async_context(open_events(options, client=client))

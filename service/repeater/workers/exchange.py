@@ -51,8 +51,9 @@ class Exchange:
             supervision: Answers the questions of workers to their server.
         """
         self._shared = Shared(broker, presence, denials, events, timeout, supervision)
-        self.workers: dict[int, Attachment] = {}
-        """The workers that are attached now, by number."""
+        self.attachments: dict[Attachment, int] = {}
+        """The workers that are attached now, with their numbers. While a worker is replaced, there
+        are two of one number."""
 
     @property
     def control(self) -> SupervisorControl:
@@ -84,7 +85,7 @@ class Exchange:
 
         Args:
             stream: The supervisor's end of the socket pair.
-            number: The worker's number, which no attached worker has.
+            number: The worker's number.
             given_up: Called with the reason when the worker is given up; then its process is to be
                 killed. It never waits.
         """
@@ -92,19 +93,24 @@ class Exchange:
         attachment = Attachment(shared, stream, given_up)
         attachment.link.send(Hello(VERSION, __version__, number, shared.control.me.id))
         attachment.link.send(shared.beat())
-        self.workers[number] = attachment
+        self.attachments[attachment] = number
         shared.sink.backlogs.add(attachment.backlog)
         shared.denials.add(attachment)
         try:
             await attachment.run()
         finally:
-            del self.workers[number]
+            del self.attachments[attachment]
             shared.sink.backlogs.discard(attachment.backlog)
             shared.denials.discard(attachment)
             attachment.control.end()
             attachment.backlog.close()
-        _log.info("a worker's link has ended", worker=number, reason=attachment.link.end)
+        _log.debug("a worker's link has ended", worker=number, reason=attachment.link.end)
         await attachment.take_back()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the most silent worker was heard."""
+        return max((one.link.silence for one in self.attachments), default=0.0)
 
     def close(self) -> None:
         """Take no more submissions, because the server shuts down."""

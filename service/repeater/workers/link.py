@@ -58,10 +58,11 @@ class Link:
         self._writer = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
-        self._heard = False
+        self._heard = self._was_heard = False
         self._sending = False
         self.silence = 0.0
-        """Seconds since something was heard of the other end, in whole beats."""
+        """Seconds since something was heard of the other end, in whole beats. They begin with the
+        first thing heard: a process takes its time to start."""
         self.end = ""
         """Why the link has ended; empty while it has not."""
 
@@ -165,6 +166,8 @@ class Link:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(BEAT)
-            self.silence = 0.0 if self._heard else self.silence + BEAT
+            self._was_heard = self._was_heard or self._heard
+            quiet = self._was_heard and not self._heard
+            self.silence = self.silence + BEAT if quiet else 0.0
             self._heard = False
             self._on_beat()

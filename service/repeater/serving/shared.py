@@ -1,0 +1,78 @@
+"""What the workers of a server share: broker, presence, denials, events, the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from repeater.brokers.memory_presence import MemoryPresence
+from repeater.config import Settings
+from repeater.errors import open_service_nursery
+from repeater.failures import Failures
+from repeater.serving.admin_socket import AdminMethod, open_admin_socket
+from repeater.serving.callbacks import open_callbacks
+from repeater.serving.data_methods import data_methods
+from repeater.serving.stores import open_stores
+from repeater.supervision.server import make_supervision
+from repeater.workers.exchange import Exchange
+
+if TYPE_CHECKING:
+    from repeater.backend.events import EventQueue
+
+
+class Shared(NamedTuple):
+    """Lives inside `open_shared`."""
+
+    exchange: Exchange
+    """Serves the workers."""
+    events: EventQueue | None
+    """None if the application is not told of events."""
+
+
+@asynccontextmanager
+async def open_shared(
+    settings: Settings, workers: int, methods: Mapping[str, AdminMethod]
+) -> AsyncIterator[Shared]:
+    """Open all of it for as long as the block lasts. Workers end inside the block.
+
+    Args:
+        settings: Say what is opened.
+        workers: Their number.
+        methods: What may be asked at the admin socket, beside what concerns the data.
+
+    Raises:
+        ConfigError: `data_dir` or `ca_file` is unusable, or another process uses `data_dir`.
+    """
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(settings))
+        _, events = await open_callbacks(settings.callback_options(), stack, questions=False)
+        supervision = make_supervision(lambda: range(1, workers + 1))
+        exchange = Exchange(
+            stores.broker,
+            MemoryPresence(),
+            stores.denials,
+            events,
+            timeout=settings.worker_timeout,
+            supervision=supervision,
+        )
+        supervision.begin(exchange.control, lambda: exchange.channels)
+        async with open_service_nursery() as nursery:
+            nursery.start_soon(exchange.run)
+            asked = {**data_methods(lambda: stores.broker), **methods}
+            async with _asked(settings.kept_in, asked, Failures()):
+                yield Shared(exchange, events)
+                exchange.close()
+
+
+@asynccontextmanager
+async def _asked(
+    folder: Path | None, methods: Mapping[str, AdminMethod], failures: Failures
+) -> AsyncIterator[None]:
+    """Answer commands for as long as the block lasts, if there is a folder for the socket."""
+    if folder is None:
+        yield
+        return
+    async with open_admin_socket(folder, methods, failures):
+        yield
