@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import trio
 
+from repeater.access.denial_store import MemoryDenials
+from repeater.config import load_settings
 from repeater.errors import BrokerError
 from repeater.failures import Failures
 from repeater.serving.admin_call import (
@@ -24,7 +26,9 @@ from repeater.serving.admin_call import (
     socket_path,
 )
 from repeater.serving.admin_socket import AdminMethod, Conversation, open_admin_socket
+from repeater.serving.server import open_server
 from tests.deadlines import LOOP_ANSWERS
+from tests.serving import running
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -298,3 +302,14 @@ async def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
 
     async with listening(tmp_path):
         await trio.to_thread.run_sync(talk)
+
+
+async def test_a_server_answers_in_its_data_directory(tmp_path: Path) -> None:
+    """Unless a program brings its parts along: then the folder may be another process's."""
+    async with running(data_dir=str(tmp_path)):
+        with pytest.raises(AdminError, match="this server cannot do that: 'echo'"):
+            await asked(tmp_path, "echo")
+    settings = load_settings(dev=True, port=0, data_dir=str(tmp_path))
+    async with open_server(settings, denials=MemoryDenials()):
+        with pytest.raises(NobodyThereError):
+            await asked(tmp_path, "echo")

@@ -51,7 +51,7 @@ async def test_a_server_that_keeps_things(comments: bool, tmp_path: Path) -> Non
             made = {path.name: mode(path) for path in folder.iterdir()}
     assert mode(folder) == mode(folder.parent) == 0o700
     assert set(made.values()) == {0o600}
-    expected = {"denials.sqlite3"}
+    expected = {"denials.sqlite3", "lock", "admin.sock"}
     if comments:
         names = ("comments.sqlite3", "comments.sqlite3-wal", "comments.sqlite3-shm")
         expected |= {*names, "secret-key"}

@@ -71,17 +71,20 @@ Raises AdminError or BrokerError, whose text the peer gets.
 
 @asynccontextmanager
 async def open_admin_socket(
-    folder: Path, methods: Mapping[str, AdminMethod], failures: Failures
+    folder: Path | None, methods: Mapping[str, AdminMethod], failures: Failures
 ) -> AsyncIterator[None]:
     """Answer in a data directory for as long as the block lasts, which must hold its lock.
 
     A server that cannot answer there serves all the same, and says so in its log.
 
     Args:
-        folder: It exists.
+        folder: It exists; None for a server that has no data directory, and cannot be asked.
         methods: What may be asked, by name.
         failures: Counts the errors of ours, which end one conversation.
     """
+    if folder is None:
+        yield
+        return
     try:
         listener = _listen(folder)
     except OSError as error:

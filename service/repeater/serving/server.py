@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, Unpack, cast
 
 import trio
@@ -33,8 +34,10 @@ from repeater.front.tls import Certificate, TLSError
 from repeater.front.trusted_proxies import TrustedProxies
 from repeater.node import Node
 from repeater.options import NodeOptions
+from repeater.serving.admin_socket import open_admin_socket
 from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, NodeParts, open_assembly
+from repeater.serving.data_methods import data_methods
 from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
 from repeater.web.lifespan import open_lifespan
@@ -130,7 +133,12 @@ async def open_server(
         )
         acceptor = Acceptor(node, handover, current, preamble)
         shutdown = trio.CancelScope(shield=True)
-        async with open_lifespan(app, node.options.shutdown_timeout * _PAGES_END):
+        async with (
+            open_lifespan(app, node.options.shutdown_timeout * _PAGES_END),
+            open_admin_socket(
+                _asked_in(settings, parts), data_methods(lambda: node.broker), node.failures
+            ),
+        ):
             try:
                 async with open_service_nursery() as acceptors:
                     for listener in listeners.sockets:
@@ -141,6 +149,11 @@ async def open_server(
                 with shutdown:
                     await _shut_down(node, handover, acceptor, shutdown)
                 acceptor.abort_all()
+
+
+def _asked_in(settings: Settings, parts: NodeParts) -> Path | None:
+    """The data directory, if this server holds it: a worker's, or a program's own, is another's."""
+    return None if parts.keys() & {"broker", "denials"} else settings.kept_in
 
 
 def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from repeater.brokers.memory_presence import MemoryPresence
@@ -61,18 +60,6 @@ async def open_shared(
         async with open_service_nursery() as nursery:
             nursery.start_soon(exchange.run)
             asked = {**data_methods(lambda: stores.broker), **methods}
-            async with _asked(settings.kept_in, asked, Failures()):
+            async with open_admin_socket(settings.kept_in, asked, Failures()):
                 yield Shared(exchange, events)
                 exchange.close()
-
-
-@asynccontextmanager
-async def _asked(
-    folder: Path | None, methods: Mapping[str, AdminMethod], failures: Failures
-) -> AsyncIterator[None]:
-    """Answer commands for as long as the block lasts, if there is a folder for the socket."""
-    if folder is None:
-        yield
-        return
-    async with open_admin_socket(folder, methods, failures):
-        yield
