@@ -8,8 +8,8 @@ own pause for the other's silence.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -50,6 +50,8 @@ class Link:
             events: Gives encoded events to send, of at most so much weight.
         """
         self._stream = stream
+        # Trio's stream has two more passes of the loop and a system call for each frame.
+        self._descriptor = stream.socket.fileno()
         self._receive = receive
         self._on_beat = beat
         self._events = events
@@ -59,7 +61,9 @@ class Link:
         self._room = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
         self._heard = self._was_heard = False
-        self._sending = False
+        self._reading = False  # then the reader sends, and need not wake the writer
+        self._full = False  # the writer waits until the socket takes more
+        self._rest = memoryview(b"")  # of a frame that was sent in part
         self.silence = 0.0
         """Seconds since something was heard of the other end, in whole beats. They begin with the
         first thing heard: a process takes its time to start."""
@@ -83,7 +87,7 @@ class Link:
 
     def wake(self) -> None:
         """Have the writer send what there is."""
-        if self._writer:
+        if self._writer and not self._reading:
             self._writer.unpark()
 
     def close(self, reason: str) -> None:
@@ -114,37 +118,61 @@ class Link:
 
     async def flush(self) -> None:
         """Wait until what gathered is sent. The caller sets the deadline."""
-        while (self._bytes or self._sending) and not self.end:
+        while (self._bytes or self._rest) and not self.end:
             await self._room.park()
 
     async def _read(self) -> None:
+        """Take frames until the other end is gone; what they make us say is sent with them."""
         reader = FrameReader()
-        try:
-            while data := await self._stream.receive_some(_READ):
-                self._heard = True
-                for body in reader.feed(data):
-                    self._receive(body)
-                while self._bytes > _ROOM:
-                    # The other end asks for more than it reads. Its own calls wait, and its beats:
-                    # if this lasts, it is silent.
-                    await self._room.park()
-        except trio.BrokenResourceError:
-            pass  # Reset: as good as its end.
+        while True:
+            await trio.lowlevel.wait_readable(self._descriptor)
+            try:
+                data = os.read(self._descriptor, _READ)
+            except BlockingIOError:
+                continue
+            except OSError:
+                break  # Reset: as good as its end.
+            if not data:
+                break
+            self._heard = True
+            self._reading = True
+            for body in reader.feed(data):
+                self._receive(body)
+            self._reading = False
+            if not self._full and not self._send_some():
+                self.wake()
+            while self._bytes > _ROOM:
+                # The other end asks for more than it reads. Its own calls wait, and its beats: if
+                # this lasts, it is silent.
+                await self._room.park()
         self.end = self.end or "the other end is gone"
 
     async def _write(self) -> None:
         """Send what gathers. A peer that does not read is ended by the bound on its silence."""
-        with suppress(trio.BrokenResourceError):  # The reader notices the end, too.
-            while True:
-                messages = self._next_messages()
-                events = self._events(_FRAME)
-                if messages or events:
-                    self._sending = True
-                    await self._stream.send_all(frame(messages, events))
-                    self._sending = False
-                    continue
+        while True:
+            if self._send_some():
                 self._room.unpark_all()
                 await self._writer.park()
+            else:
+                self._full = True
+                await trio.lowlevel.wait_writable(self._descriptor)
+                self._full = False
+
+    def _send_some(self) -> bool:
+        """Send frames until nothing waits; False if the socket takes no more."""
+        while True:
+            if not self._rest:
+                messages, events = self._next_messages(), self._events(_FRAME)
+                if not messages and not events:
+                    return True
+                self._rest = memoryview(frame(messages, events))
+            try:
+                sent = os.write(self._descriptor, self._rest)
+            except BlockingIOError:
+                return False
+            except OSError:
+                sent = len(self._rest)  # The other end is gone, which the reader notices.
+            self._rest = self._rest[sent:]
 
     def _next_messages(self) -> list[bytes]:
         messages = self._messages
