@@ -19,6 +19,7 @@ class Window:
         self._byte_limit = byte_limit
         self._line = trio.StrictFIFOLock()
         self._room = trio.Event()
+        self._waits = False  # somebody waits for `_room`, or has waited until cancelled
         self._served: trio.lowlevel.Task | None = None
         self._closed = False
         self.count = 0
@@ -52,7 +53,7 @@ class Window:
         """Note that a submission was answered."""
         self.count -= 1
         self.bytes -= weight
-        if not self.full:
+        if self._waits and not self.full:
             self._room.set()
 
     async def wait(self) -> None:
@@ -67,7 +68,9 @@ class Window:
         async with self._line:
             while self.full and not self._closed:
                 self._room = trio.Event()
+                self._waits = True
                 await self._room.wait()
+            self._waits = False
             if self._closed:
                 raise trio.ClosedResourceError
             self._served = trio.lowlevel.current_task()

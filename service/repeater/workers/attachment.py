@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from repeater.access.grants import Denial
-    from repeater.brokers.contract import Outcome, Page
+    from repeater.brokers.contract import Page
     from repeater.publication import ClientInfo
     from repeater.workers.shared import Shared
 
@@ -129,12 +129,11 @@ class Attachment:
         """Carry out one call and answer it; False if there is no room for it."""
         try:
             if type(call) is up.Submit:
-                self._answer(call.serial, self._submit(call), _position)
+                self._submit(call)
             elif type(call) is up.Announce:
                 self._announce(call)
             else:
-                answer = self._broker.remove_history(call.channel)
-                self._answer(call.serial, answer, _done)
+                self._answer(call.serial, self._broker.remove_history(call.channel), _done)
         except trio.WouldBlock:
             return False
         except trio.ClosedResourceError:
@@ -143,23 +142,26 @@ class Attachment:
             self._fail(call.serial, error)
         return True
 
-    def _submit(self, call: up.Submit) -> Answer[Outcome]:
+    def _submit(self, call: up.Submit) -> None:
         info = call.info
-        publication = Publication(
-            call.channel,
-            JSONText(call.data),  # checked by the worker's node
-            tags=call.tags,
-            info=None if info is None else info_of(info),
-            delta=call.delta,
-            version=call.version,
-            version_epoch=call.version_epoch,
-        )
-        return self._broker.submit(
-            publication,
+        answer = self._broker.submit(
+            Publication(
+                call.channel,
+                JSONText(call.data),  # checked by the worker's node
+                tags=call.tags,
+                info=None if info is None else info_of(info),
+                delta=call.delta,
+                version=call.version,
+                version_epoch=call.version_epoch,
+            ),
             options_of(call.history_size, call.history_ttl, call.history_meta_ttl),
             idempotency_key=call.idempotency_key,
             skip_history=call.skip_history,
         )
+        if type(answer) is StreamPosition:
+            self.link.send(down.Position(call.serial, answer.offset, answer.epoch))
+        else:
+            self._answer(call.serial, answer, _position)
 
     def _announce(self, call: up.Announce) -> None:
         announcement = Announcement(call.channel, info_of(call.info), call.joined)

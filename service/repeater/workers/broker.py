@@ -113,25 +113,27 @@ class WorkerBroker:
         skip_history: bool = False,
     ) -> Receipt[Outcome]:
         """Have the supervisor's broker publish; see `Broker.submit`."""
-        weight = weight_of(publication)
         self._check_room()
-        info = publication.info
-        return self._calls.ask(
-            Submit,
-            publication.channel,
-            bytes(publication.data),
-            options.history_size,
-            options.history_ttl,
-            options.history_meta_ttl,
-            idempotency_key,
-            skip_history,
-            publication.tags,
-            None if info is None else info_row(info),
-            publication.delta,
-            publication.version,
-            publication.version_epoch,
-            weight=weight,
+        calls, info = self._calls, publication.info
+        serial, receipt = calls.open.add(weight_of(publication))
+        calls.tell(
+            Submit(
+                serial,
+                publication.channel,
+                bytes(publication.data),
+                options.history_size,
+                options.history_ttl,
+                options.history_meta_ttl,
+                idempotency_key,
+                skip_history,
+                publication.tags,
+                None if info is None else info_row(info),
+                publication.delta,
+                publication.version,
+                publication.version_epoch,
+            )
         )
+        return receipt
 
     def _check_room(self) -> None:
         if self._intake is None:

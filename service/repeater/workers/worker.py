@@ -17,7 +17,7 @@ from repeater.workers.broker import WorkerBroker
 from repeater.workers.calls import Calls
 from repeater.workers.control import WorkerControl
 from repeater.workers.denials import WorkerDenials
-from repeater.workers.down import ApplyDenial, CarryOut, Hello, MembersNow, SupervisorBeat
+from repeater.workers.down import ApplyDenial, CarryOut, Hello, MembersNow, Position, SupervisorBeat
 from repeater.workers.events import WorkerEvents
 from repeater.workers.link import Link
 from repeater.workers.messages import VERSION
@@ -101,8 +101,11 @@ class WorkerLink:
 
     def _receive(self, body: bytes) -> None:
         frame = down.read(body)
+        answer = self._calls.open.answer
         for message in frame.messages:
-            if isinstance(message, SupervisorBeat):
+            if type(message) is Position:  # by far the most
+                answer(message)
+            elif isinstance(message, SupervisorBeat):
                 self._calls.told = message
             elif isinstance(message, ApplyDenial):
                 self.denials.receive(message)
@@ -111,7 +114,7 @@ class WorkerLink:
             elif isinstance(message, Hello):
                 self._take(message)
             else:
-                self._calls.open.answer(message)
+                answer(message)
         if frame.events:
             self.broker.receive(frame.events)
 
