@@ -13,6 +13,7 @@ from repeater.failures import Failures
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.server import Server, open_server
+from repeater.supervision.counters import CounterTotals
 from repeater.supervision.metrics import Metrics
 from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
@@ -67,6 +68,7 @@ def supervised(count: int) -> Supervised:
     users = Users(questions)
     places = Places(questions, users)
     Summaries(questions, users)
+    CounterTotals(questions)
     Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))
     nodes: list[Node] = []
     questions.begin(group, lambda: len({name for node in nodes for name in node.hub.channels}))

@@ -200,4 +200,4 @@ def test_the_page_says_what_has_no_label() -> None:
 async def test_a_supervision_is_put_together() -> None:
     """With everything that a worker may ask."""
     questions = make_supervision(lambda: (1, 2))
-    assert set(questions._answerers) == {"summary", "metrics", "take_place"}
+    assert set(questions._answerers) == {"summary", "metrics", "take_place", "counters"}

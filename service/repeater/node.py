@@ -27,6 +27,7 @@ from repeater.brokers.memory_presence import MemoryPresence
 from repeater.clients import emulated_message, overview, user_connections
 from repeater.clients.channel_operations import ChannelOperations
 from repeater.clients.connection_log import ConnectionLog
+from repeater.clients.counters import Counters
 from repeater.clients.denials import Denials
 from repeater.clients.emulation import Emulation
 from repeater.clients.heartbeat import Heartbeat
@@ -112,8 +113,10 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.attendance = Attendance(presence, broker, self.broker_errors, options.publish_timeout)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
-        self.questions = Questions(self.control, self.failures, self.broker_errors)
+        self.questions: Questions = Questions(self.control, self.failures, self.broker_errors)
         """What this node carries out for others."""
+        self.counters = Counters(self.control, self.questions)
+        """Counts of an application that runs in this process, over all workers."""
         has_supervisor = self.control.me.server != self.id
         self.places = Places(
             lambda user: len(self.registry.users.get(user, ())),

@@ -49,10 +49,17 @@ class Site(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
+async def open_site_on(node: Node, options: CommentsOptions) -> AsyncIterator[Site]:
+    """The application on a node that runs."""
     settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
+    async with open_comments(node, options) as comments:
+        blueprints = EXTENSION.blueprints(lambda: comments)
+        app = create_app(node, CurrentSettings(settings), blueprints)
+        yield Site(app, node, comments, app.test_client())
+
+
+@asynccontextmanager
+async def open_site(options: CommentsOptions) -> AsyncIterator[Site]:
     with trio.fail_after(LOOP_ANSWERS):
-        async with open_test_node() as node, open_comments(node, options) as comments:
-            blueprints = EXTENSION.blueprints(lambda: comments)
-            app = create_app(node, CurrentSettings(settings), blueprints)
-            yield Site(app, node, comments, app.test_client())
+        async with open_test_node() as node, open_site_on(node, options) as site:
+            yield site

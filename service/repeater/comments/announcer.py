@@ -4,6 +4,9 @@ A row is published with its idempotency key and then marked. If the process ends
 the next start publishes the row again. No page gets it twice: a broker in another process knows the
 key. A broker in this process's memory ends with the process, but every connection ends too, and
 the next start publishes the rows that are left before it serves the first new connection.
+
+With workers, several announcers may publish the same rows at the same time. Each publishes all rows
+in their order, and the supervisor's broker takes each key once: so the order is kept.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Cache(Protocol):
 
 
 class MemoryCache:
-    """Implements `Cache` for one process."""
+    """Implements `Cache` for one process; `workers_cache.py` has it forget for several."""
 
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl

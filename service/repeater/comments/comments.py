@@ -15,13 +15,14 @@ import msgspec
 import trio
 from sqlalchemy import URL
 
+from repeater.clients.counters import Counters
 from repeater.comments.announcer import Announcer
-from repeater.comments.cache import MemoryCache, Pages
+from repeater.comments.cache import Pages
 from repeater.comments.identity import Identity, load_secret_key
 from repeater.comments.limits import Guesses, KnownBrowser, RateLimit, account_key
 from repeater.comments.options import CHANNEL, CommentsError, CommentsOptions, Rate
 from repeater.comments.passwords import Passwords
-from repeater.comments.problems import SIGN_IN, TAKEN, WRONG, ProblemError
+from repeater.comments.problems import BUSY, SIGN_IN, TAKEN, WRONG, ProblemError
 from repeater.comments.rules import (
     check_address,
     check_name,
@@ -33,10 +34,12 @@ from repeater.comments.rules import (
 from repeater.comments.store import Comment, Store, StoreError, User
 from repeater.comments.tables import make_engine
 from repeater.comments.threads import Workers
-from repeater.errors import ReplyError, open_service_nursery
+from repeater.comments.workers_cache import WorkersCache
+from repeater.errors import BrokerError, ReplyError, open_service_nursery
 from repeater.node import Node
 from repeater.private_files import make_private_database, make_private_folder
 
+_REQUESTS: Final = "comments_requests"
 _RESUME_TIMEOUT: Final = 5.0  # seconds at the start, to announce what the last process left
 
 
@@ -51,14 +54,15 @@ class Comments:
         pages: Pages,
         announcer: Announcer,
         identity: Identity,
+        counters: Counters,
     ) -> None:
         self.options = options
         self.identity = identity
-        self.requests_served = 0
         self._store = store
         self._passwords = passwords
         self._pages = pages
         self._announcer = announcer
+        self._counters = counters
         self._sign_ups = self._limit(options.sign_up_rate)
         self._sign_ins = self._limit(options.sign_in_rate)
         self._guesses = Guesses(
@@ -168,6 +172,21 @@ class Comments:
             raise ProblemError(SIGN_IN)  # the user does not exist any more
         return comment
 
+    def count_request(self) -> None:
+        """Count a request for any page of the server."""
+        self._counters.count(_REQUESTS)
+
+    async def requests_served(self) -> int:
+        """The number of such requests since the start, on all workers.
+
+        Raises:
+            ProblemError: the supervisor of the workers does not answer (503).
+        """
+        try:
+            return await self._counters.total(_REQUESTS)
+        except BrokerError:
+            raise ProblemError(BUSY, retry_after=1.0) from None
+
     async def list_json(self, limit: int, before: int | None) -> bytes:
         """The newest comments before the id (or of all) as a JSON list, newest last; maybe cached.
 
@@ -195,32 +214,60 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
             unusable.
     """
     _check_channel(node)
-    _make_directory(options.data_dir)
-    identity = Identity(load_secret_key(options), options.identity_ttl)
     async with AsyncExitStack() as stack:
-        engine = make_engine(options)
-        stack.callback(engine.dispose)
-        _make_database(engine.url)
-        store = Store(engine, Workers(options.database_threads, options.thread_queue))
-        try:
-            await store.create_tables()
-        except StoreError as error:
-            raise CommentsError(f"cannot use the comments' database: {error}") from None
+        identity = Identity(_make_secret_key(options), options.identity_ttl)
+        store = await _open_store(options, stack)
         passwords = await Passwords.make(Workers(options.password_threads, options.thread_queue))
-        pages = await _open_pages(options, stack)
+        pages = await _open_pages(options, node, stack)
         announcer = Announcer(store, node)
         await pages.forget()  # The last process may have ended after it stored a comment.
         with trio.move_on_after(_RESUME_TIMEOUT):
             await announcer.announce_all()
         nursery = await stack.enter_async_context(open_service_nursery())
         nursery.start_soon(announcer.run)
-        yield Comments(options, store, passwords, pages, announcer, identity)
+        yield Comments(options, store, passwords, pages, announcer, identity, node.counters)
 
 
-async def _open_pages(options: CommentsOptions, stack: AsyncExitStack) -> Pages:
+async def prepare(options: CommentsOptions) -> None:
+    """Make what all workers share: the directory, the secret, and the tables of the database.
+
+    Called once by their supervisor, before the first worker. Idempotent.
+
+    Raises:
+        CommentsError: as `open_comments`.
+    """
+    _make_secret_key(options)
+    async with AsyncExitStack() as stack:
+        await _open_store(options, stack)
+
+
+def _make_secret_key(options: CommentsOptions) -> str:
+    """The secret that signs cookies. Makes the data directory.
+
+    Raises:
+        CommentsError: the directory cannot be made, or the secret cannot be kept in it.
+    """
+    _make_directory(options.data_dir)
+    return load_secret_key(options)
+
+
+async def _open_store(options: CommentsOptions, stack: AsyncExitStack) -> Store:
+    """The database with its tables. The stack closes it."""
+    engine = make_engine(options)
+    stack.callback(engine.dispose)
+    _make_database(engine.url)
+    store = Store(engine, Workers(options.database_threads, options.thread_queue))
+    try:
+        await store.create_tables()
+    except StoreError as error:
+        raise CommentsError(f"cannot use the comments' database: {error}") from None
+    return store
+
+
+async def _open_pages(options: CommentsOptions, node: Node, stack: AsyncExitStack) -> Pages:
     """The cache of the lists, in memory or at its URL. The stack closes it."""
     if not options.cache_url:
-        return Pages(MemoryCache(options.cache_ttl))
+        return Pages(WorkersCache(options.cache_ttl, node))
     from repeater.comments.valkey import open_valkey_cache  # its client library is optional
 
     return Pages(await stack.enter_async_context(open_valkey_cache(options)))

@@ -39,6 +39,13 @@ class CommentsExtension:
             return None
         return f"the comments application is not installed: {INSTALL}"
 
+    async def prepare(self, settings: Settings) -> None:
+        """Make what all workers share; see `comments.prepare`."""
+        from repeater.comments.comments import prepare
+
+        assert isinstance(settings, CommentsSettings)
+        await prepare(settings.comments_options())
+
     @asynccontextmanager
     async def open(self, node: Node, settings: Settings) -> AsyncIterator[Comments]:
         """Run the application; see `open_comments`."""

@@ -42,7 +42,7 @@ def create_comments(comments: Callable[[], Comments]) -> Blueprint:
 
     @routes.before_app_request
     async def count() -> None:
-        comments().requests_served += 1
+        comments().count_request()
 
     @routes.before_request
     async def check() -> None:
@@ -106,7 +106,7 @@ def create_comments(comments: Callable[[], Comments]) -> Blueprint:
 
     @routes.get("/stats/counter")
     async def counter() -> ResponseReturnValue:
-        return Response(f"{comments().requests_served}\n", content_type="text/plain")
+        return Response(f"{await comments().requests_served()}\n", content_type="text/plain")
 
     return routes
 

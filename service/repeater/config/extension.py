@@ -36,6 +36,13 @@ class Extension(Protocol):
     def notice(self, settings: Settings) -> str | None:
         """A line for the log if the application would run, but is not installed; else None."""
 
+    async def prepare(self, settings: Settings) -> None:
+        """Make what all workers share, once and before the first of them.
+
+        Raises:
+            ExtensionError: the application cannot start.
+        """
+
     def open(self, node: Node, settings: Settings) -> AbstractAsyncContextManager[Any]:
         """Run the application on a node for as long as the block lasts.
 

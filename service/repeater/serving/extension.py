@@ -31,6 +31,16 @@ def load_settings(config: Path | str | None = None, /, **overrides: object) -> S
     return load(config, EXTENSION.settings, **overrides)
 
 
+async def prepare_extension(settings: Settings) -> None:
+    """Make what the workers' applications share, if these settings ask for the application.
+
+    Raises:
+        ExtensionError: the application cannot start.
+    """
+    if EXTENSION.is_on(settings):
+        await EXTENSION.prepare(settings)
+
+
 @asynccontextmanager
 async def open_extension(node: Node, settings: Settings) -> AsyncIterator[Any]:
     """Run the application for as long as the block lasts, if these settings ask for it.

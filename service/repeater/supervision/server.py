@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from repeater.failures import Failures
+from repeater.supervision.counters import CounterTotals
 from repeater.supervision.metrics import Metrics
 from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
@@ -24,6 +25,7 @@ def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
     users = Users(questions)
     Places(questions, users)
     Summaries(questions, users)
+    CounterTotals(questions)
     registry = create_process_registry()
 
     def own() -> Sequence[Family]:
