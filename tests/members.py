@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import msgspec
 
+from repeater.access.grants import ConnectionGrant
+from repeater.api.methods import call
+from repeater.brokers.control import Member
+from repeater.clients.client import Client
 from repeater.config import load_settings
 from repeater.failures import Failures
 from repeater.node import Node
-from repeater.options import NodeOptions
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.serving.server import Server, open_server
 from repeater.supervision.counters import CounterTotals
 from repeater.supervision.metrics import Metrics
@@ -19,7 +26,7 @@ from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.summary import Summaries
 from repeater.supervision.users import Users
-from repeater.testing import ControlGroup, open_test_node
+from repeater.testing import ControlGroup, MemoryTransport, connect, open_test_node
 from repeater.testing.controls import GroupControl
 from repeater.web.metrics import create_registry
 from repeater.web.samples import Family, Sample
@@ -27,6 +34,33 @@ from repeater.web.scrape import register
 
 OWN = (Family("process_open_fds", "Open files.", "gauge", [Sample("process_open_fds", {}, 7.0)]),)
 """What the supervisor's process shows of itself."""
+
+
+OPTIONS = NodeOptions(channel=ChannelOptions(presence=True))
+
+
+def worker(number: int, start: int = 1) -> Member:
+    """A worker as others know it; one that is started again has another id."""
+    return Member(f"{number}-{start}", "host", "server", number)
+
+
+@asynccontextmanager
+async def user_on(node: Node, name: str = "ann") -> AsyncIterator[tuple[Client, MemoryTransport]]:
+    """A connection of a user on one of the nodes, after its `connect`."""
+    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
+    async with connect(node, transport, ready=False) as client:
+        client.identify(ConnectionGrant(user=name, info=b'{"n":1}'))
+        client.became_ready()
+        yield client, transport
+
+
+async def ask(node: Node, method: str, /, **body: Any) -> Any:
+    """The result, or the error's code."""
+    answer = await call(node, method, json.dumps(body).encode())
+    decoded = json.loads(answer.body)
+    if "error" in decoded:
+        return decoded["error"]["code"]
+    return decoded.get("result", decoded)
 
 
 class Workers(msgspec.Struct):

@@ -12,12 +12,7 @@ from repeater.failures import Failures
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.totals import Totals
 from repeater.supervision.users import Users
-from tests.members import open_workers
-from tests.test_workers_calls import OPTIONS, ask, user_on
-
-
-def worker(number: int, start: int = 1) -> Member:
-    return Member(f"{number}-{start}", "host", "server", number)
+from tests.members import OPTIONS, ask, open_workers, user_on, worker
 
 
 async def test_a_user_of_two_workers_counts_once(autojump_clock: MockClock) -> None:

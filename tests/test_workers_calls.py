@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -13,38 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.access.grants import ConnectionGrant
-from repeater.api.methods import call
 from repeater.clients import connections
-from repeater.clients.client import Client
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect
-from repeater.node import Node
-from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.testing import MemoryTransport, connect
-from tests.members import open_workers
+from tests.members import OPTIONS, ask, open_workers, user_on
 
-OPTIONS = NodeOptions(channel=ChannelOptions(presence=True))
 INTERNAL, LIMIT, BAD = 100, 106, 107
-
-
-@asynccontextmanager
-async def user_on(node: Node, name: str = "ann") -> AsyncIterator[tuple[Client, MemoryTransport]]:
-    """A connection of a user on one of the nodes, after its `connect`."""
-    transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
-    async with connect(node, transport, ready=False) as client:
-        client.identify(ConnectionGrant(user=name, info=b'{"n":1}'))
-        client.became_ready()
-        yield client, transport
-
-
-async def ask(node: Node, method: str, /, **body: Any) -> Any:
-    """The result, or the error's code."""
-    answer = await call(node, method, json.dumps(body).encode())
-    decoded = json.loads(answer.body)
-    if "error" in decoded:
-        return decoded["error"]["code"]
-    return decoded.get("result", decoded)
 
 
 async def test_a_user_is_disconnected_everywhere(autojump_clock: MockClock) -> None:

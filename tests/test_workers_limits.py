@@ -19,10 +19,9 @@ from repeater.options import LimitOptions
 from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.users import Users
-from tests.members import open_servers, open_workers
+from tests.limiting import PATHS, emptied, inside, knock, limited, talking
+from tests.members import open_servers, open_workers, worker
 from tests.serving import peer
-from tests.test_limits import PATHS, emptied, inside, knock, limited, talking
-from tests.test_supervision import worker
 
 
 async def test_a_user_has_so_many_connections_on_all_workers(autojump_clock: MockClock) -> None:

@@ -25,9 +25,7 @@ from repeater.supervision.server import make_supervision
 from repeater.testing import MemoryTransport, connect, open_test_node
 from repeater.web.metrics import ONCE, create_registry
 from repeater.web.scrape import scrape
-from tests.members import Workers, open_workers
-from tests.test_supervision import worker
-from tests.test_workers_calls import OPTIONS, user_on
+from tests.members import OPTIONS, Workers, open_workers, user_on, worker
 
 PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
 CLOSED = "connection closed"

@@ -13,6 +13,7 @@ from repeater.failures import Failures
 from repeater.serving.admin_socket import AdminMethod, open_admin_socket
 from repeater.serving.callbacks import open_callbacks
 from repeater.serving.data_methods import data_methods
+from repeater.serving.extension import prepare_extension
 from repeater.serving.stores import open_stores
 from repeater.supervision.server import make_supervision
 from repeater.workers.exchange import Exchange
@@ -43,9 +44,11 @@ async def open_shared(
 
     Raises:
         ConfigError: `data_dir` or `ca_file` is unusable, or another process uses `data_dir`.
+        ExtensionError: the application that the settings ask for cannot start.
     """
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings))
+        await prepare_extension(settings)
         _, events = await open_callbacks(settings.callback_options(), stack, questions=False)
         supervision = make_supervision(lambda: range(1, workers + 1))
         exchange = Exchange(
