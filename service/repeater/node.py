@@ -19,6 +19,7 @@ from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend, Events
 from repeater.backend.options import CallbackKind
+from repeater.brokers.answer_deadlines import AnswerDeadlines
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Control, Question
 from repeater.brokers.loop_control import LoopControl
@@ -84,6 +85,8 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.options = options
         self.broker = broker
         self.presence_store = presence
+        self.answer_deadlines = AnswerDeadlines()
+        """Ends waits for the answers of broker and presence store."""
         self.verifier = verifier
         self.backend = backend
         self.events = events
@@ -213,6 +216,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             nursery.start_soon(self.heartbeat.run)
             nursery.start_soon(self.broker.run, self._intake)
             nursery.start_soon(self.attendance.run)
+            nursery.start_soon(self.answer_deadlines.run)
             nursery.start_soon(self.denials.run)
             nursery.start_soon(self._follow_clock)
             task_status.started()

@@ -123,7 +123,8 @@ class EventStream:
             self._line += 1
             if self._budget.spent:
                 await self._budget.give_way()
-            await self._heed_settled()
+            if self._open:
+                await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
         try:

@@ -8,6 +8,7 @@ or a network costs one wait for all of them. An engine without waits makes no re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Generic, TypeAlias, TypeVar, Union
 
@@ -27,12 +28,14 @@ class Receipt(Generic[T]):
     `BrokerError`, at the latest when its connection or the engine itself ends.
     """
 
-    __slots__ = ("_answer", "_arrived", "_told")
+    __slots__ = ("_answer", "_told", "_waiting")
 
     def __init__(self) -> None:
         self._answer: object = _NOTHING
-        self._arrived: trio.Event | None = None
         self._told: Callable[[T | ReplyError | BrokerError], object] | None = None
+        # The tasks that wait, and until when. Not an event and a cancel scope for each: they cost
+        # as much as numbering and keeping the event whose answer is awaited.
+        self._waiting: dict[trio.lowlevel.Task, float] | None = None
 
     @property
     def settled(self) -> bool:
@@ -43,8 +46,10 @@ class Receipt(Generic[T]):
         """Give the answer, once. Called by the engine; never waits."""
         assert self._answer is _NOTHING
         self._answer = answer
-        if self._arrived is not None:
-            self._arrived.set()
+        if self._waiting:
+            for task in self._waiting:
+                trio.lowlevel.reschedule(task)
+            self._waiting = None
         if self._told is not None:
             told, self._told = self._told, None
             told(answer)
@@ -71,13 +76,49 @@ class Receipt(Generic[T]):
             BrokerError: the engine failed; what was asked for may have happened or not.
         """
         if self._answer is _NOTHING:
-            if self._arrived is None:
-                self._arrived = trio.Event()
-            await self._arrived.wait()
+            await self._park(math.inf)
+        return self.result()
+
+    async def wait_until(self, deadline: float) -> T:
+        """As `wait`, until a Trio time at which somebody calls `end_waits`.
+
+        Raises:
+            trio.TooSlowError: the wait was ended. What was asked for may happen.
+            ReplyError, BrokerError: as `wait`.
+        """
+        if self._answer is _NOTHING:
+            await self._park(deadline)
+            if self._answer is _NOTHING:
+                raise trio.TooSlowError
+        return self.result()
+
+    def result(self) -> T:
+        """The answer of a settled receipt; raises as `wait`."""
         answer = self._answer
         if isinstance(answer, (ReplyError, BrokerError)):
             raise answer
         return answer  # type: ignore[return-value]  # `settle` took a T
+
+    async def _park(self, deadline: float) -> None:
+        """Wait until the answer comes, or until the wait is ended."""
+        task = trio.lowlevel.current_task()
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = {}
+        waiting[task] = deadline
+
+        def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
+            del waiting[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+
+    def end_waits(self, now: float) -> None:
+        """End the waits whose deadline has passed; the receipt itself stays open."""
+        waiting = self._waiting or {}
+        for task in [task for task, deadline in waiting.items() if deadline <= now]:
+            del waiting[task]
+            trio.lowlevel.reschedule(task)
 
 
 Answer: TypeAlias = Union[T, Receipt[T]]  # noqa: UP007  # `|` would be a value here, not a type

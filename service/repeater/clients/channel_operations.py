@@ -102,10 +102,15 @@ class ChannelOperations:
             BrokerError: the back end failed, or did not answer in time. What was asked for may
                 have happened: a publish that may be repeated needs an idempotency key.
         """
-        with _counting(self, asked):
-            with trio.move_on_after(self.options.publish_timeout):
-                return await receipt.wait()
-            raise BrokerError("no answer in time; what was asked for may have happened")
+        try:
+            return await self.answer_deadlines.wait(receipt, self.options.publish_timeout)
+        except (trio.TooSlowError, BrokerError) as error:
+            if asked:
+                self.broker_errors[asked] += 1
+            if isinstance(error, BrokerError):
+                raise
+            late = "no answer in time; what was asked for may have happened"
+            raise BrokerError(late) from None
 
     async def publish(
         self: ClientNode,

@@ -13,6 +13,7 @@ from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend
 from repeater.backend.options import CallbackKind
+from repeater.brokers.answer_deadlines import AnswerDeadlines
 from repeater.brokers.contract import Broker, Outcome, Page, PresenceStore
 from repeater.brokers.control import Control
 from repeater.brokers.receipts import Answer, Receipt
@@ -44,6 +45,7 @@ class ClientNode(Protocol):
     options: NodeOptions
     channels: ChannelRules
     broker: Broker
+    answer_deadlines: AnswerDeadlines
     presence_store: PresenceStore
     verifier: TokenVerifier | None
     backend: Backend | None
