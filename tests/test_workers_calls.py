@@ -131,6 +131,13 @@ async def test_an_error_of_our_own_costs_one_question(
         assert second.end == FORCE_DISCONNECT
 
 
+async def test_a_member_that_does_not_know_a_method_has_failed(autojump_clock: MockClock) -> None:
+    """As one of another version: then a call was not carried out everywhere."""
+    async with open_workers(2) as workers:
+        del workers.nodes[1].questions._answerers["disconnect"]
+        assert await ask(workers.nodes[0], "disconnect", user="ann") == INTERNAL
+
+
 async def test_channels_of_all_workers_are_added(autojump_clock: MockClock) -> None:
     """Each name once, with the connections of all; the pattern is heeded everywhere."""
     async with (

@@ -68,6 +68,17 @@ async def test_a_list_on_another_worker_has_the_newest_comment(
         assert calls == []
 
 
+async def test_a_worker_that_has_not_begun_has_nothing_to_forget(
+    sqlite_options: CommentsOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first worker of a start is no reason for a warning about the second."""
+    await prepare(sqlite_options)
+    async with open_workers(2) as workers, open_site_on(workers.nodes[0], sqlite_options) as one:
+        assert await one.list() == []
+        assert workers.nodes[0].statistics().broker_errors == {}
+    assert "without the newest comment" not in caplog.text
+
+
 async def test_a_silent_worker_does_not_stop_a_comment(
     sqlite_options: CommentsOptions, caplog: pytest.LogCaptureFixture
 ) -> None:

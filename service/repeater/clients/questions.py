@@ -20,7 +20,7 @@ from repeater.brokers.control import (
     Question,
     UnknownMemberError,
 )
-from repeater.errors import BrokerError, ReplyError
+from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.failures import Failures
 from repeater.json_text import JSONText
 from repeater.log import get_logger
@@ -77,8 +77,8 @@ class Questions:
 
     async def _carry_out(self, asker: Member, question: Question) -> bytes:
         answerer = self._answerers.get(question.method)
-        if answerer is None:  # a member of another version
-            raise BrokerError("unknown method")
+        if answerer is None:  # of another version, or of an application that has not begun here
+            raise ReplyError(ErrorCode.METHOD_NOT_FOUND)
         try:
             return await answerer(asker, question.body)
         except (ReplyError, BrokerError):
@@ -106,10 +106,13 @@ class Questions:
         self._errors["control"] += 1
         raise error
 
-    async def ask_others(self, method: str, values: object) -> Sequence[bytes]:
+    async def ask_others(
+        self, method: str, values: object, *, optional: bool = False
+    ) -> Sequence[bytes]:
         """Ask all other members the same, and return their answers.
 
-        Without other members the result is empty; this is no checkpoint, and nothing is encoded.
+        Without other members the result is empty; this is no checkpoint, and nothing is encoded. A
+        member that does not know the method counts as one that failed, unless it is `optional`.
 
         Raises:
             ReplyError: one refused.
@@ -119,10 +122,19 @@ class Questions:
             return ()
         question = Question(method, encoded(values))
         try:
-            return all_of(method, await self._control.ask_others(question))
+            answers = await self._control.ask_others(question)
+            if optional:
+                answers = [one for one in answers if not _is_unknown(one)]
+            return all_of(method, answers)
         except BrokerError:
             self._errors["control"] += 1
             raise
+
+
+def _is_unknown(one: MemberAnswer) -> bool:
+    """Whether the member does not know the method."""
+    error = one.answer
+    return isinstance(error, ReplyError) and error.code is ErrorCode.METHOD_NOT_FOUND
 
 
 def all_of(method: str, answers: Sequence[MemberAnswer]) -> Sequence[bytes]:
@@ -132,8 +144,10 @@ def all_of(method: str, answers: Sequence[MemberAnswer]) -> Sequence[bytes]:
         ReplyError: one refused.
         BrokerError: one failed, or did not answer in time. The log says which.
     """
-    refusals = [one.answer for one in answers if isinstance(one.answer, ReplyError)]
-    failed = [one for one in answers if isinstance(one.answer, BrokerError)]
+    refusals = [
+        one.answer for one in answers if isinstance(one.answer, ReplyError) and not _is_unknown(one)
+    ]
+    failed = [one for one in answers if isinstance(one.answer, BrokerError) or _is_unknown(one)]
     for one in failed:
         _log.warning(
             "a member did not carry out a call",

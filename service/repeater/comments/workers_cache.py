@@ -33,11 +33,12 @@ class WorkersCache(MemoryCache):
     async def next_generation(self) -> None:
         """As `Cache.next_generation`, on all workers; waits for them for at most a second.
 
-        A worker that does not answer in time is logged. It forgets when it comes to the question,
+        A worker whose application has not begun yet has no lists. One that does not answer in time
+        is logged. It forgets when it comes to the question,
         and its lists expire in any case.
         """
         await super().next_generation()
         try:
-            await self._questions.ask_others(_FORGET, None)
+            await self._questions.ask_others(_FORGET, None, optional=True)
         except BrokerError as error:
             _log.warning("a worker may show a list without the newest comment", reason=str(error))
