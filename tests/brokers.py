@@ -72,6 +72,9 @@ class ForwardingBroker:
     async def run(self, intake: EventSink) -> None:
         await self.memory.run(intake)
 
+    async def finish(self) -> None:
+        await self.memory.finish()
+
     def submit(
         self,
         publication: Publication,
@@ -180,6 +183,10 @@ class LateTestBroker(TestBroker):
             nursery.start_soon(self._calls.run)
             await super().run(intake)
 
+    async def finish(self) -> None:
+        await self._calls.finish()
+        await super().finish()
+
     def submit(
         self,
         publication: Publication,
@@ -188,6 +195,8 @@ class LateTestBroker(TestBroker):
         idempotency_key: str = "",
         skip_history: bool = False,
     ) -> Answer[Outcome]:
+        self._calls.check_open()
+
         async def call() -> Outcome:
             await self.memory.wait_room()
             return self.memory.submit(
@@ -292,6 +301,10 @@ class LateBroker(ForwardingBroker):
             nursery.start_soon(self.memory.run, intake)
             nursery.start_soon(self._calls.run)
 
+    async def finish(self) -> None:
+        await self._calls.finish()
+        await self.memory.finish()
+
     def submit(
         self,
         publication: Publication,
@@ -314,6 +327,7 @@ class LateBroker(ForwardingBroker):
         self._check_open()
 
     def _check_open(self) -> None:
+        self._calls.check_open()
         if self._intake is not None:
             with suppress(trio.WouldBlock):
                 self._intake.check_room()

@@ -60,6 +60,8 @@ class LateCalls:
     def __init__(self) -> None:
         self._waiting: deque[tuple[Receipt[Any], Callable[[], Awaitable[Any]]]] = deque()
         self._asked = trio.lowlevel.ParkingLot()
+        self._finished = False
+        self._empty = trio.Event()
 
     def later(self, call: Callable[[], Awaitable[T]]) -> Receipt[T]:
         """Ask for a call; its receipt."""
@@ -67,6 +69,18 @@ class LateCalls:
         self._waiting.append((receipt, call))
         self._asked.unpark_all()
         return receipt
+
+    def check_open(self) -> None:
+        """Raise `trio.ClosedResourceError` once `finish` was called."""
+        if self._finished:
+            raise trio.ClosedResourceError
+
+    async def finish(self) -> None:
+        """Wait until all calls are carried out."""
+        self._finished = True
+        while self._waiting:
+            self._empty = trio.Event()
+            await self._empty.wait()
 
     async def run(self) -> None:
         """Carry calls out until cancelled. What is left over then fails."""
@@ -84,6 +98,8 @@ class LateCalls:
                     answer = error
                 self._waiting.popleft()
                 receipt.settle(answer)
+                if not self._waiting:
+                    self._empty.set()
         finally:
             for receipt, _ in self._waiting:
                 receipt.settle(BrokerError("the engine has ended"))

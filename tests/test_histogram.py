@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.fanout.histogram import SECONDS, Histogram
+from repeater.histogram import SECONDS, Histogram
 
 values = st.floats(min_value=0, max_value=100, allow_nan=False) | st.sampled_from(SECONDS)
 

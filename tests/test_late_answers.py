@@ -14,11 +14,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.api.methods import call
 from repeater.api.publishing import IN_FLIGHT
 from repeater.api.stream import EventStream
-from repeater.errors import BrokerError, ErrorCode, ReplyError
+from repeater.brokers.contract import Outcome
+from repeater.brokers.receipts import Answer
+from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.node import Node
-from repeater.options import NodeOptions
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.publication import Announcement, Publication
 from repeater.testing import open_test_node
 from tests.brokers import LateAnswers
+from tests.conversation import talking
 
 DOWN = BrokerError("down")
 INTERNAL = {"code": 100, "message": "internal server error"}
@@ -238,3 +242,54 @@ async def test_a_stream_waits_for_one_timeout(autojump_clock: MockClock) -> None
         await made.end(stream)
         assert trio.current_time() - start == pytest.approx(3)
     assert (made.status, made.result["accepted"], made.result["stopped_at"]) == (503, 0, 1)
+
+
+class Refusing(LateAnswers):
+    """A broker that always has room, and refuses all the same."""
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        raise trio.WouldBlock
+
+    async def wait_room(self) -> None:
+        """Return without a checkpoint."""
+
+    def announce(self, announcement: Announcement) -> None:
+        raise trio.WouldBlock
+
+
+async def test_a_broker_that_refuses_for_ever_stalls_nobody() -> None:
+    """Each turn of a publisher lets others run, and all turns together have one deadline."""
+    options = NodeOptions(
+        publish_timeout=0.2, channel=ChannelOptions(join_leave=True, force_push_join_leave=True)
+    )
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.sleep(0.01)
+            turns += 1
+
+    with trio.fail_after(5):
+        async with (
+            open_test_node(options, broker=Refusing()) as node,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(others)
+            with pytest.raises(IntakeFullError):
+                await node.publish(Publication("c", b"1"))
+            answer = await call(node, "publish", b'{"channel":"c","data":1}')
+            assert answer.status == 503
+            async with talking(node) as talk:
+                await talk.subscribe()
+                await trio.sleep(0.6)
+            assert node.broker_errors["announce"] == 1
+            assert turns > 20
+            nursery.cancel_scope.cancel()

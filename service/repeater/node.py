@@ -57,6 +57,7 @@ from repeater.turns import Turns
 
 _log = get_logger("node")
 
+_BROKER_UNTIL = 0.5  # part of the shutdown timeout, so that clients still get their goodbye
 _EVENTS_UNTIL = 0.95  # part of the shutdown timeout, so that the process ends within that timeout
 _CLOCK_INTERVAL = 1.0  # seconds between two looks at the clock
 _CLOCK_STEP = 0.5  # seconds by which expiries may be early or late after the clock was set
@@ -153,6 +154,8 @@ class Node(UserConnections, ChannelOperations, Overview):
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)
         self._repeated = trio.Event()
+        self._broker_scope = trio.CancelScope()
+        self._broker_ended = trio.Event()
         self.refused = 0
         """Publishes told to try later: no room in time, or the node is shutting down."""
 
@@ -214,7 +217,7 @@ class Node(UserConnections, ChannelOperations, Overview):
         """Run the node's own tasks until `shut_down` has let fan-out finish."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.heartbeat.run)
-            nursery.start_soon(self.broker.run, self._intake)
+            nursery.start_soon(self._run_broker)
             nursery.start_soon(self.attendance.run)
             nursery.start_soon(self.answer_deadlines.run)
             nursery.start_soon(self.denials.run)
@@ -225,6 +228,13 @@ class Node(UserConnections, ChannelOperations, Overview):
             finally:
                 self._repeated.set()  # after a crash too, so that `shut_down` does not hang
             nursery.cancel_scope.cancel()
+
+    async def _run_broker(self) -> None:
+        try:
+            with self._broker_scope:
+                await self.broker.run(self._intake)
+        finally:
+            self._broker_ended.set()
 
     async def _follow_clock(self) -> None:
         """Schedule expiries anew whenever the clock was set, until cancelled.
@@ -245,14 +255,25 @@ class Node(UserConnections, ChannelOperations, Overview):
                 await self.turns.give_way()
 
     async def shut_down(self) -> None:
-        """Finish the fan-out of accepted events, then disconnect clients in paced groups (3001).
+        """Finish what was accepted, then disconnect clients in paced groups (3001).
 
-        The caller sets the deadline. The clients' handlers say goodbye meanwhile. Idempotent.
+        The broker answers and hands on what it has taken, and takes nothing more; a broker that
+        does not answer is waited for as long as a publisher waits. Then it ends, and fan-out ends
+        with its last event. The caller sets the deadline. The clients' handlers say goodbye
+        meanwhile. Idempotent.
         """
         if self.events is not None and not self.draining:
             seconds = self.options.shutdown_timeout * _EVENTS_UNTIL
             self.events.shut_down_by(trio.current_time() + seconds)
         self.draining = True
+        if not self._broker_ended.is_set():
+            options = self.options
+            with trio.move_on_after(
+                min(options.publish_timeout, options.shutdown_timeout * _BROKER_UNTIL)
+            ):
+                await self.broker.finish()
+            self._broker_scope.cancel("the node is shutting down")
+            await self._broker_ended.wait()
         self._intake.close()
         await self._repeated.wait()
         clients = tuple(self.registry.clients)

@@ -201,6 +201,7 @@ async def submit(node: Node, body: PublishBody, channel: str, budget: Budget) ->
     """
     publication = publication_of(body, channel)
     await budget.give_way()
+    deadline = 0.0
     while True:
         try:
             return node.submit(
@@ -209,15 +210,16 @@ async def submit(node: Node, body: PublishBody, channel: str, budget: Budget) ->
                 skip_history=body.skip_history,
             )
         except trio.WouldBlock:
-            await _wait_room(node, budget)
+            deadline = await _wait_room(node, budget, deadline)
 
 
-async def _wait_room(node: Node, budget: Budget) -> None:
+async def _wait_room(node: Node, budget: Budget, deadline: float) -> float:
     if not budget.patient:
         raise IntakeFullError
     try:
-        await node.wait_room()
+        deadline = await node.wait_room(deadline)
     except IntakeFullError:
         budget.patient = False
         raise
     budget.renew()
+    return deadline

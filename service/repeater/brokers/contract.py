@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from repeater.brokers.receipts import Answer
+from repeater.histogram import HistogramStatistics
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
 
@@ -22,6 +23,23 @@ Outcome = StreamPosition | None
 
 Page = tuple[Sequence[Publication], StreamPosition]
 """Publications of a stream, and the stream's top, both of one moment."""
+
+
+class JournalStatistics(msgspec.Struct, frozen=True):
+    """The file of a broker that keeps its streams on a disk."""
+
+    commit_seconds: HistogramStatistics
+    """From the moment when a commit is begun to its end."""
+    failures: int
+    """Commits and tries that failed."""
+    file_bytes: int
+    """The file with its log."""
+    used_bytes: int
+    """The part of the file that holds something."""
+    waiting: int
+    """Submissions that are not answered and handed on yet."""
+    lag: float
+    """Seconds for which the oldest of them has waited."""
 
 
 class BrokerStatistics(msgspec.Struct, frozen=True):
@@ -36,6 +54,8 @@ class BrokerStatistics(msgspec.Struct, frozen=True):
     results: int = 0
     """Results of publishes with an idempotency key."""
     dropped_results: int = 0
+    journal: JournalStatistics | None = None
+    """None for a broker without a file."""
 
 
 class EventSink(Protocol):
@@ -78,8 +98,16 @@ class Broker(Protocol):
     async def run(self, intake: EventSink) -> None:
         """Own the back end's connections and house-keeping until cancelled.
 
-        Lives in the node's nursery; ended by the node, after the last publisher. Settles every
-        receipt before it ends, also when it is cancelled.
+        Lives in the node's nursery; ended by the node, after `finish`. Settles every receipt before
+        it ends, also when it is cancelled.
+        """
+
+    async def finish(self) -> None:
+        """Take nothing more, and wait until what was taken is answered and handed on.
+
+        From now on `submit`, `announce` and `wait_room` raise `trio.ClosedResourceError`; history
+        can still be read. Called by the node at its end, before it cancels `run`. The caller sets
+        the deadline. Idempotent.
         """
 
     def submit(

@@ -15,9 +15,25 @@ from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
 from repeater.brokers.first_results import FirstResults
 from repeater.brokers.streams import Streams
 from repeater.options import ChannelOptions
-from repeater.publication import Announcement, Publication, StreamPosition, weight_of
+from repeater.publication import Announcement, Event, Publication, StreamPosition, weight_of
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds between two looks for what expired
+
+
+class _ClosedSink:
+    """Refuses everything: the sink of a broker that takes nothing more."""
+
+    async def wait_room(self) -> None:
+        raise trio.ClosedResourceError
+
+    def check_room(self) -> None:
+        raise trio.ClosedResourceError
+
+    def put_nowait(self, event: Event, weight: int = 0) -> None:
+        raise trio.ClosedResourceError
+
+
+_CLOSED: Final = _ClosedSink()
 
 
 class MemoryBroker:
@@ -54,6 +70,11 @@ class MemoryBroker:
             await trio.sleep(_SWEEP_INTERVAL)
             await self._streams.sweep()
             await self._results.sweep()
+
+    async def finish(self) -> None:
+        """Take nothing more. What was taken is handed on already."""
+        self._intake = _CLOSED
+        self._running.set()
 
     def submit(
         self,

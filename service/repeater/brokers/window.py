@@ -20,6 +20,7 @@ class Window:
         self._line = trio.StrictFIFOLock()
         self._room = trio.Event()
         self._waits = False  # somebody waits for `_room`, or has waited until cancelled
+        self._empty = trio.Event()
         self._served: trio.lowlevel.Task | None = None
         self._closed = False
         self.count = 0
@@ -55,6 +56,8 @@ class Window:
         self.bytes -= weight
         if self._waits and not self.full:
             self._room.set()
+        if not self.count:
+            self._empty.set()
 
     async def wait(self) -> None:
         """Wait until one more submission fits and all who came earlier were served.
@@ -74,6 +77,12 @@ class Window:
             if self._closed:
                 raise trio.ClosedResourceError
             self._served = trio.lowlevel.current_task()
+
+    async def wait_empty(self) -> None:
+        """Wait until every submission under way was answered. The caller sets the deadline."""
+        while self.count:
+            self._empty = trio.Event()
+            await self._empty.wait()
 
     def _was_served(self) -> bool:
         served, self._served = self._served, None

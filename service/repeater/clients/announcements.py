@@ -116,10 +116,14 @@ class Announcements:
 
         An announcement is told at most once, so nothing would be done again after a failure.
         """
+        again = False
         while True:
             try:
                 self._broker.announce(announcement)
             except trio.WouldBlock:
+                if again:  # `wait_room` itself need not be a checkpoint.
+                    await trio.lowlevel.checkpoint()
+                again = True
                 await self._broker.wait_room()
             else:
                 return

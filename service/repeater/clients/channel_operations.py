@@ -71,19 +71,25 @@ class ChannelOperations:
             self.broker_errors["publish"] += 1
             raise
 
-    async def wait_room(self: ClientNode) -> None:
+    async def wait_room(self: ClientNode, deadline: float = 0.0) -> float:
         """Wait until one more event may be submitted, for at most the publish timeout.
 
         The caller submits its event before it awaits anything else. Cancelled, nothing happened.
+        Returns the deadline of this wait. A caller whose event was refused again gives it back, so
+        that all its turns together have one deadline, and each is a checkpoint.
 
         Raises:
             IntakeFullError: no room in time, or the node is shutting down. Try later.
             BrokerError: the back end is not available.
         """
-        with trio.move_on_after(self.options.publish_timeout):
+        again = deadline > 0
+        deadline = deadline or trio.current_time() + self.options.publish_timeout
+        with trio.move_on_at(deadline):
             try:
+                if again:  # `wait_room` itself need not be one.
+                    await trio.lowlevel.checkpoint()
                 await self.broker.wait_room()
-                return
+                return deadline
             except trio.ClosedResourceError:
                 pass  # The intake is closed: nothing happened.
             except BrokerError:
@@ -133,13 +139,14 @@ class ChannelOperations:
             BrokerError: the back end failed, or did not answer in time. The event may have been
                 published.
         """
+        deadline = 0.0
         while True:
             try:
                 answer = self.submit(
                     publication, idempotency_key=idempotency_key, skip_history=skip_history
                 )
             except trio.WouldBlock:
-                await self.wait_room()
+                deadline = await self.wait_room(deadline)
             else:
                 return (
                     await self.answered(answer, "publish")

@@ -86,7 +86,7 @@ class ClientNode(Protocol):
     ) -> Answer[Outcome]:
         """Publish one event without waiting; see `ChannelOperations.submit`."""
 
-    async def wait_room(self) -> None:
+    async def wait_room(self, deadline: float = 0.0) -> float:
         """Wait until one more event may be submitted; see `ChannelOperations.wait_room`."""
 
     async def answered(self, receipt: Receipt[T], asked: str = "") -> T:

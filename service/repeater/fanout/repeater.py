@@ -18,8 +18,8 @@ import trio
 from repeater.failures import Failures
 from repeater.fanout.chunks import PART, Chunks
 from repeater.fanout.groups import SLICE
-from repeater.fanout.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.fanout.outbox import send_to_all
+from repeater.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.publication import Announcement, Event, Publication, Rupture
 
 if TYPE_CHECKING:

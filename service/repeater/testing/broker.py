@@ -22,7 +22,7 @@ from repeater.testing.broker_bench import (
     offsets_of,
     running,
 )
-from repeater.testing.broker_calls import CALL_RULES
+from repeater.testing.broker_calls import CALL_RULES, a_finished_broker
 from repeater.testing.broker_history import HISTORY_RULES
 from repeater.testing.rules import expect, hold
 
@@ -231,4 +231,5 @@ RULES: Final = (
     a_closed_intake,
     concurrent_publishers,
     no_outage,
+    a_finished_broker,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 import trio
 
 from repeater.brokers.receipts import Receipt, settled
-from repeater.publication import Publication, StreamPosition
+from repeater.publication import Announcement, ClientInfo, Publication, StreamPosition
 from repeater.testing.broker_bench import (
     LASTING,
     Bench,
@@ -126,6 +127,38 @@ async def the_end_settles_all(open_broker: OpenBroker) -> None:
         held = bench.broker.hold(bench.channel)
     receipts = [one for one in (*answers, history, held) if isinstance(one, Receipt)]
     expect("all are settled", [one.settled for one in receipts], [True] * len(receipts))
+
+
+async def a_finished_broker(open_broker: OpenBroker) -> None:
+    """What was taken is answered and handed on; nothing more is taken; history can be read."""
+    async with running(open_broker, room=2 * _SOME, options=_KEEPING_ALL) as bench:
+        await bench.hold()
+        answers = [await bench.submit(Publication(bench.channel, b"1")) for _ in range(_SOME)]
+        await bench.broker.finish()
+        expect(
+            "all are settled",
+            [isinstance(one, Receipt) and not one.settled for one in answers],
+            [False] * _SOME,
+        )
+        offsets = [one and one.offset for one in [await settled(one) for one in answers]]
+        wanted = [*range(1, _SOME + 1)]
+        expect("offsets", offsets, wanted)
+        expect("what is handed on", offsets_of(await bench.handed_on(_SOME)), wanted)
+        joined = Announcement(bench.channel, ClientInfo("ann", "1"), joined=True)
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: bench.submit(Publication(bench.channel, b"2")),
+            lambda: bench.announce(joined),
+            bench.broker.wait_room,
+        ]
+        for call in calls:
+            try:
+                await call()
+            except trio.ClosedResourceError:
+                continue
+            raise AssertionError("a finished broker took something")
+        found, top = await bench.history()
+        expect("what is kept", (len(found), top.offset), (_SOME, _SOME))
+        await bench.broker.finish()
 
 
 CALL_RULES: Final = (

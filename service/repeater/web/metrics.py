@@ -24,7 +24,7 @@ from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.clients.statistics import NodeStatistics
 from repeater.errors import REASONS
-from repeater.fanout.histogram import HistogramStatistics
+from repeater.histogram import HistogramStatistics
 from repeater.log_output import lost_lines
 from repeater.node import Node
 

@@ -71,6 +71,12 @@ class WorkerBroker:
             self._calls.window.close()
             self._calls.open.fail_all(BrokerError("the broker has ended"))
 
+    async def finish(self) -> None:
+        """Take nothing more, and wait until the supervisor has answered what was taken."""
+        self._calls.window.close()
+        self._running.set()
+        await self._calls.window.wait_empty()
+
     def receive(self, events: Sequence[EventRow]) -> None:
         """Hand on events that came down, behind those that wait for the intake."""
         if self._late:
