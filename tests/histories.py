@@ -10,7 +10,6 @@ from pathlib import Path
 from repeater.brokers.sqlite.journal import FILE, Journal, open_journal
 from repeater.brokers.sqlite.records import (
     Changes,
-    StoredPublication,
     StoredResult,
     StreamRecord,
     body_of,
@@ -42,7 +41,7 @@ def fill(
         journal.write(
             Changes(
                 streams=[StreamRecord(number, channel, "e", 0, 0, "", TIME / 1_000, 1e9, 1e9)],
-                publications=[StoredPublication(*row) for row in rows],
+                publications=rows,
                 results=[StoredResult(channel, "key", StreamPosition(1, "e"), 1e10)],
             )
         )
@@ -51,7 +50,7 @@ def fill(
 def fill_wal(journal: Journal) -> None:
     """Commit so much that SQLite brings the WAL into the file, if it may: 20 MB."""
     body = body_of(Publication("c1", b'"%s"' % (b"x" * 20_000_000), time=TIME))
-    journal.write(Changes(publications=[StoredPublication(1 << 40, 1, 6, body)]))
+    journal.write(Changes(publications=[(1 << 40, 1, 6, body)]))
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class SQLiteDenials:
 
     async def load(self) -> Sequence[Denial]:
         """As `DenialStore.load`."""
-        return await self._run(self._read)
+        return await self._run(self.read)
 
     async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
         """Wait until cancelled: no other node writes into this file while we run."""
@@ -63,23 +63,29 @@ class SQLiteDenials:
         except sqlite3.Error as error:
             raise BrokerError(f"denials: {error}") from error
 
-    def _read(self) -> list[Denial]:
+    def read(self) -> list[Denial]:
+        """All denials; blocks."""
         rows = self._connection.execute("SELECT kind, name, issued_before, expire_at FROM denials")
-        return [_denial_of(*row) for row in rows]
+        return [denial_of(*row) for row in rows]
 
     def _write(self, denial: Denial) -> None:
         if denial.lifted:
             self._execute("DELETE FROM denials WHERE kind = ? AND name = ?", denial.key)
             return
-        values = (*denial.key, denial.issued_before, denial.expire_at)
-        self._execute("INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", values)
+        self._execute("INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", row_of(denial))
 
     def _execute(self, statement: str, values: tuple[str | int, ...]) -> None:
         with self._connection:  # commits, or rolls back
             self._connection.execute(statement, values)
 
 
-def _denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Denial:
+def row_of(denial: Denial) -> tuple[str, str, int, int]:
+    """The row of a denial in the table `denials`."""
+    return (*denial.key, denial.issued_before, denial.expire_at)
+
+
+def denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Denial:
+    """The denial of a row."""
     if kind == "token":
         return Denial(token_id=name, expire_at=expire_at)
     return Denial(user=name, issued_before=issued_before, expire_at=expire_at)
@@ -113,3 +119,18 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.close()
         raise BrokerError(f"{path}: {error}") from error
     return connection
+
+
+def read_denials(path: Path) -> Sequence[Denial]:
+    """Read a whole file without a running node; blocks.
+
+    Raises:
+        BrokerError: the file is not one of ours.
+    """
+    connection = _open(path)
+    try:
+        return SQLiteDenials(connection).read()
+    except sqlite3.Error as error:
+        raise BrokerError(f"{path}: {error}") from error
+    finally:
+        connection.close()

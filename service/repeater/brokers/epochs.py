@@ -52,6 +52,11 @@ class Epochs:
             elif kind == _SILENT and value:
                 self._silent.add(name)
 
+    @property
+    def changed(self) -> bool:
+        """Whether `changes` would return something."""
+        return bool(self._changed)
+
     def changes(self) -> dict[str, str]:
         """What has changed since the last call, by key."""
         changed, self._changed = self._changed, {}

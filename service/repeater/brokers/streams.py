@@ -312,20 +312,25 @@ class Streams:
 
     def _drop_oldest(self, newest: Stream) -> None:
         """Drop publications until the rest fits. The newest one of all is kept in any case."""
-        while self.bytes > self._byte_limit:
-            fronts = [next(iter(one.full.values())) for one in self._orders.values() if one.full]
-            oldest = min(
-                (one for one in fronts if one is not newest), key=_published, default=newest
-            )
-            kept = oldest.publications
-            assert kept is not None
-            if oldest is newest and len(kept) == 1:
-                return
-            self.bytes -= weight_of(kept.popleft())
-            self.dropped += 1
-            self._shortened(oldest)
-            if not kept:
-                self._clear(oldest)
+        while self.bytes > self._byte_limit and self._drop_first(newest):
+            pass
+
+    def _drop_first(self, newest: Stream | None = None) -> bool:
+        """Drop the oldest of the stream that was published to least recently; whether one was.
+
+        The last publication of `newest` is kept, and its others go after those of all the rest.
+        """
+        fronts = [next(iter(one.full.values())) for one in self._orders.values() if one.full]
+        oldest = min((one for one in fronts if one is not newest), key=_published, default=newest)
+        kept = None if oldest is None else oldest.publications
+        if oldest is None or not kept or (oldest is newest and len(kept) == 1):
+            return False
+        self.bytes -= weight_of(kept.popleft())
+        self.dropped += 1
+        self._shortened(oldest)
+        if not kept:
+            self._clear(oldest)
+        return True
 
     def _forget_oldest(self) -> None:
         """Forget a stream: of those without publications, or else of all, the oldest."""

@@ -14,20 +14,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from repeater.brokers.receipts import Receipt
-from repeater.brokers.sqlite.records import (
-    Changes,
-    StoredPublication,
-    StoredResult,
-    StreamRecord,
-    body_of,
-)
-from repeater.errors import BrokerError
+from repeater.brokers.sqlite.records import Changes, StoredResult, StreamRecord, body_of
 from repeater.publication import Announcement, Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Outcome
-    from repeater.brokers.first_results import FirstResults
-    from repeater.brokers.sqlite.index import StoredStreams
+    from repeater.brokers.sqlite.index import StoredStream, StoredStreams
+    from repeater.brokers.sqlite.results import StoredResults
+    from repeater.errors import BrokerError
     from repeater.options import ChannelOptions
 
 
@@ -77,14 +71,22 @@ class _Numbers(msgspec.Struct):
     epoch: str
     top: int
     version: tuple[str, int]
+    lifetimes: tuple[float, float]
 
 
 class Commit:
     """The work of one transaction. Lives inside the broker's task for as long as that lasts."""
 
-    def __init__(self, index: StoredStreams, results: FirstResults, changes: Changes) -> None:
-        """Begin with what has to follow in the file anyway."""
-        self.changes = changes
+    def __init__(self, index: StoredStreams, results: StoredResults, follow: Changes) -> None:
+        """Begin with what has to follow in the file anyway; `follow` stays as it is."""
+        self.changes = Changes(
+            forgotten_results=follow.forgotten_results,
+            streams=[*follow.streams],
+            results=[*follow.results],
+            freed=[*follow.freed],
+            forgotten_streams=follow.forgotten_streams,
+            meta=follow.meta,
+        )
         self._index = index
         self._results = results
         self._numbers: dict[str, _Numbers] = {}
@@ -94,28 +96,35 @@ class Commit:
 
     def add(self, work: Work) -> None:
         """Number one submission behind those before it, or note what is done in its turn."""
-        if not isinstance(work, Submission):
-            self._steps.append(work)
+        if isinstance(work, Submission):
+            self._steps.append(self._add_submission(work))
             return
-        publication, key = work.publication, (work.publication.channel, work.key)
-        if work.key:
-            known = (self._keys[key],) if key in self._keys else self._results.find(key)
-            if known is not None:
-                self._steps.append(_Done(work, known[0]))
-                return
+        if isinstance(work, Removal):
+            self._remove(work.channel)
+        self._steps.append(work)
+
+    def _add_submission(self, work: Submission) -> _Done:
+        publication = work.publication
+        if not work.key:
+            return self._number(work, publication)
+        key = publication.channel, work.key
+        if key in self._keys:
+            return _Done(work, self._keys[key])
+        known = self._results.find(key)
+        if known is not None:
+            return _Done(work, known[0], certain=True)
         done = self._number(work, publication)
-        if work.key:
-            self._keys[key] = done.outcome
-            self.changes.results.append(
-                StoredResult(*key, done.outcome, self._results.end_of_life())
-            )
-            done = msgspec.structs.replace(done, key=key)
-        self._steps.append(done)
+        self._keys[key] = done.outcome
+        until = self._index.stored_time(self._results.end_of_life())
+        self.changes.results.append(StoredResult(*key, done.outcome, until))
+        return msgspec.structs.replace(done, key=key)
 
     def _number(self, work: Submission, publication: Publication) -> _Done:
         if work.options.history_size <= 0 or work.skip_history:
             return _Done(work, None, publication)
-        at = self._numbers.get(publication.channel) or self._find(publication.channel, work.options)
+        at = self._numbers.get(publication.channel) or self._begin(
+            publication.channel, work.options
+        )
         epoch, version = at.version
         if 0 < publication.version <= version and publication.version_epoch == epoch:
             return _Done(work, StreamPosition(at.top, at.epoch))
@@ -126,33 +135,52 @@ class Commit:
             publication, offset=at.top, epoch=at.epoch, time=time_ns() // 1_000_000
         )
         row = self._index.next_row()
-        self.changes.publications.append(
-            StoredPublication(row, at.number, at.top, body_of(numbered))
-        )
+        self.changes.publications.append((row, at.number, at.top, body_of(numbered)))
         return _Done(work, numbered.position, numbered, number=at.number, row=row)
 
-    def _find(self, channel: str, options: ChannelOptions) -> _Numbers:
+    def _begin(self, channel: str, options: ChannelOptions) -> _Numbers:
         """The numbers of a stream; a new one gets its row."""
         stream = self._index.find_stored(channel)
         if stream is not None:
-            at = _Numbers(stream.number, stream.epoch, stream.top, stream.version)
-        else:
-            at = _Numbers(self._index.next_number(), self._index.epoch(channel), 0, ("", 0))
-            self.changes.streams.append(
-                StreamRecord(
-                    at.number,
-                    channel,
-                    self._index.stored_epoch(at.epoch),
-                    0,
-                    0,
-                    "",
-                    self._index.now(),
-                    options.history_ttl,
-                    options.history_meta_ttl,
-                )
-            )
-        self._numbers[channel] = at
+            return self._go_on(stream)
+        lifetimes = options.history_ttl, options.history_meta_ttl
+        number, epoch = self._index.next_number(), self._index.epoch(channel)
+        at = self._numbers[channel] = _Numbers(number, epoch, 0, ("", 0), lifetimes)
+        self._record(channel, at)
         return at
+
+    def _go_on(self, stream: StoredStream) -> _Numbers:
+        at = self._numbers[stream.channel] = _Numbers(
+            stream.number, stream.epoch, stream.top, stream.version, stream.lifetimes
+        )
+        return at
+
+    def _record(self, channel: str, at: _Numbers) -> None:
+        """Have the row of a stream say how far it is."""
+        epoch, version = at.version
+        record = StreamRecord(
+            at.number,
+            channel,
+            self._index.stored_epoch(at.epoch),
+            at.top,
+            version,
+            epoch,
+            self._index.stored_time(),
+            *at.lifetimes,
+        )
+        self.changes.streams.append(record)
+
+    def _remove(self, channel: str) -> None:
+        """Free all rows of a channel in this transaction: a removal that is answered lasts."""
+        stream, at = self._index.find_stored(channel), self._numbers.get(channel)
+        if at is None:
+            if stream is None:
+                return
+            at = self._go_on(stream)
+        if stream is not None and stream.number == at.number:
+            self.changes.freed += stream.ids
+        self.changes.freed += [one[0] for one in self.changes.publications if one[1] == at.number]
+        self._record(channel, at)
 
     def apply(self) -> Sequence[Publication | Announcement]:
         """Make the index follow, and settle the receipts; return what is to be handed on."""
@@ -182,15 +210,24 @@ class Commit:
         elif work.options.history_size <= 0:
             self._index.pass_by(publication.channel)
 
-    def fail(self, error: BrokerError) -> Sequence[Announcement]:
-        """Tell everybody that nothing happened; return the announcements, which need no disk."""
-        handed_on: list[Announcement] = []
+    def fail(self, error: BrokerError) -> Sequence[Publication | Announcement]:
+        """Fail what needs the file, and nothing of it happened; return what is to be handed on."""
+        handed_on: list[Publication | Announcement] = []
         for step in self._steps:
             if isinstance(step, Told):
                 handed_on.append(step.announcement)
-            else:
-                receipt = step.receipt if isinstance(step, Removal) else step.work.receipt
-                receipt.settle(error)
+            elif isinstance(step, Removal):
+                step.receipt.settle(error)
+            elif step.certain:
+                step.work.receipt.settle(step.outcome)
+            elif step.publication is None or step.row:
+                step.work.receipt.settle(error)
+            else:  # In no history: at most its result had to be written, which can wait.
+                self._keep(step, step.publication)
+                handed_on.append(step.publication)
+                if step.key is not None:
+                    self._results.keep_unrecorded(step.key, step.outcome)
+                step.work.receipt.settle(step.outcome)
         return handed_on
 
 
@@ -205,3 +242,5 @@ class _Done(msgspec.Struct, frozen=True):
     """Set where the outcome is a first result."""
     number: int = 0
     row: int = 0
+    certain: bool = False
+    """Whether the outcome was committed before."""

@@ -11,6 +11,11 @@ from typing import Final
 class JournalError(Exception):
     """The file cannot be opened, read or written. The text says why, without secrets."""
 
+    def __init__(self, reason: str, *, full: bool = False) -> None:
+        super().__init__(reason)
+        self.full = full
+        """Whether room on the disk would help."""
+
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
@@ -18,12 +23,13 @@ def explained() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise JournalError(reason_of(error)) from None
+        raise JournalError(reason_of(error), full=_name_of(error) in _FULL) from None
 
 
 def reason_of(error: sqlite3.Error) -> str:
     """What went wrong, in a few words."""
-    return _REASONS.get(_name_of(error), str(error))
+    name = _name_of(error)
+    return _REASONS.get(name) or _REASONS.get(name.partition("_")[0], str(error))
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -35,11 +41,12 @@ def _name_of(error: sqlite3.Error) -> str:
     return getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
 
 
+_FULL: Final = ("FULL", "IOERR_WRITE")  # a quota that is reached comes as a failed write
 _REASONS: Final = {
     "FULL": "disk full",
     "IOERR_WRITE": "disk full or failing",
+    "IOERR": "the disk fails",
     "READONLY": "the disk is read-only",
-    "READONLY_DIRECTORY": "the disk is read-only",
     "CANTOPEN": "the file cannot be opened",
     "BUSY": "another process uses the file",
     "LOCKED": "another process uses the file",

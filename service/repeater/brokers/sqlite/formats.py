@@ -51,6 +51,13 @@ CREATE TABLE results(
     until REAL NOT NULL,
     PRIMARY KEY(channel, key)
 ) WITHOUT ROWID;
+CREATE TABLE denials(
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    issued_before INTEGER NOT NULL,
+    expire_at INTEGER NOT NULL,
+    PRIMARY KEY(kind, name)
+) WITHOUT ROWID;
 """
 """The tables of the newest format."""
 

@@ -7,18 +7,19 @@ a bound or by its age, is gone here at once; its rows are freed by one of the ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from repeater.brokers.epochs import Epochs
+from repeater.brokers.sqlite.clock import LifetimeClock
 from repeater.brokers.sqlite.records import Changes, StreamRecord
 from repeater.brokers.streams import Stream, Streams
 from repeater.options import ChannelOptions
 from repeater.publication import Publication, StreamPosition, weight_of
 
-_MOST_FREED: Final = 5_000  # rows freed by one commit, so that a commit stays short
+_MOST_FREED: Final = 5_000  # rows freed by a commit of few publications, so that it stays short
 _SEPARATOR: Final = "."
 
 
@@ -47,19 +48,28 @@ class StoredStreams(Streams):
         *,
         byte_limit: int,
         limit: int,
-        now: Callable[[], float],
+        clock: LifetimeClock,
         epochs: Epochs,
         generation: int,
     ) -> None:
-        """As `Streams`. `now` gives Unix seconds, since the file outlives every other clock."""
-        super().__init__(byte_limit=byte_limit, limit=limit, now=now, epochs=epochs)
+        """As `Streams`, on the clock of what is stored."""
+        super().__init__(byte_limit=byte_limit, limit=limit, now=clock, epochs=epochs)
+        self._clock = clock
         self._epochs = epochs
         self._suffix = f"{_SEPARATOR}{generation}" if generation else ""
+        self._began = clock()
         self._numbers = 0
         self._rows = 0
         self._freed: list[int] = []
         self._forgotten: list[int] = []
         self._unrecorded: dict[StoredStream, None] = {}
+        self.rows = 0
+        """The publications that are kept."""
+
+    @property
+    def freed_rows(self) -> int:
+        """Rows that no stream has any more, and that the file has still."""
+        return len(self._freed)
 
     def next_number(self) -> int:
         """The id of one more stream."""
@@ -75,9 +85,9 @@ class StoredStreams(Streams):
         """The epoch of a stream that begins now."""
         return self.top(channel).epoch
 
-    def now(self) -> float:
-        """Unix seconds."""
-        return self._now()
+    def stored_time(self, moment: float | None = None) -> float:
+        """A moment, by default this one, as the file has it: by the machine's clock."""
+        return (self._now() if moment is None else moment) + self._clock.steps
 
     def stored_epoch(self, epoch: str) -> str:
         """An epoch as the file has it: without the generation, which is the file's as a whole."""
@@ -121,6 +131,7 @@ class StoredStreams(Streams):
             stream.number, stream.ids, stream.loaded = number, array("q"), False
             stream.lifetimes = options.history_ttl, options.history_meta_ttl
         stream.ids.append(row)
+        self.rows += 1
         self._free(stream)
 
     def restore(self, records: Iterable[StreamRecord]) -> dict[int, StoredStream]:
@@ -133,7 +144,7 @@ class StoredStreams(Streams):
             stream.number, stream.ids, stream.loaded = one.id, array("q"), True
             stream.lifetimes = one.history_ttl, one.meta_ttl
             stream.top, stream.version = one.top, (one.version_epoch, one.version)
-            stream.published = one.published
+            stream.published = min(one.published, self._began)
             order.bare[one.channel] = stream
             self._streams[one.channel] = streams[one.id] = stream
             self._numbers = max(self._numbers, one.id)
@@ -144,14 +155,20 @@ class StoredStreams(Streams):
         kept = stream.publications
         if kept is None:
             kept = self._fill(stream)
+        else:
+            stream.order.full.move_to_end(stream.channel)
         kept.append(publication)
         stream.ids.append(row)
         stream.top = max(stream.top, publication.offset)
-        stream.published = max(stream.published, publication.time / 1_000)
+        # A time ahead of the clock was given by a clock that went wrong.
+        stream.published = min(max(stream.published, publication.time / 1_000), self._began)
         if publication.version:
             stream.version = (publication.version_epoch, publication.version)
         self.bytes += weight_of(publication)
         self._rows = row
+        self.rows += 1
+        if self.bytes > self._byte_limit:
+            self._drop_oldest(stream)
 
     def free_row(self, row: int) -> None:
         """Note a row of a stream that the file does not have any more."""
@@ -164,6 +181,8 @@ class StoredStreams(Streams):
             for streams in (order.full, order.bare):
                 for stream in sorted(streams.values(), key=lambda one: one.published):
                     streams.move_to_end(stream.channel)
+        while len(self._streams) > self._limit:
+            self._forget_oldest()
 
     def renew_epoch(self, stream: StoredStream) -> None:
         """Give a stream another epoch, because somebody has seen more of it than the file has."""
@@ -175,14 +194,24 @@ class StoredStreams(Streams):
         stream.loaded = False
         self._unrecorded[stream] = None
 
+    def drop(self, count: int) -> None:
+        """Drop so many publications before their time, as the bound in bytes does."""
+        for _ in range(count):
+            self._drop_first()
+
     @property
     def changed(self) -> bool:
         """Whether the file has to follow."""
-        return bool(self._freed or self._forgotten or self._unrecorded)
+        return bool(self._freed or self._forgotten or self._unrecorded or self._epochs.changed)
 
-    def changes(self) -> Changes:
-        """Take what has to follow in the file, as much of it as belongs into one commit."""
-        freed, self._freed = self._freed[:_MOST_FREED], self._freed[_MOST_FREED:]
+    def changes(self, publications: int = 0) -> Changes:
+        """Take what has to follow in the file, as much of it as belongs into one commit.
+
+        A commit that brings many publications frees as many and more, so that what is to be freed
+        never gathers.
+        """
+        most = max(_MOST_FREED, 2 * publications)
+        freed, self._freed = self._freed[:most], self._freed[most:]
         forgotten, self._forgotten = self._forgotten, []
         unrecorded, self._unrecorded = self._unrecorded, {}
         return Changes(
@@ -211,7 +240,7 @@ class StoredStreams(Streams):
             stream.top,
             stream.version[1],
             stream.version[0],
-            stream.published,
+            self.stored_time(stream.published),
             stream.options.history_ttl,
             stream.options.history_meta_ttl,
         )
@@ -222,6 +251,7 @@ class StoredStreams(Streams):
         if gone > 0:
             self._freed += stream.ids[:gone]
             del stream.ids[:gone]
+            self.rows -= gone
 
     def _shortened(self, stream: Stream) -> None:
         assert isinstance(stream, StoredStream)

@@ -1,4 +1,4 @@
-"""The file of a durable history: made, opened, loaded, written in transactions, kept small.
+"""The file of a durable history: opened, loaded, written in transactions, kept small.
 
 All sync, and no Trio: one thread at a time calls it. Every error comes out as `JournalError`, with
 a reason that a person can act on.
@@ -11,12 +11,14 @@ end of the file, and what is freed, mostly the oldest, leaves its beginning.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from time import time
 from typing import Final, Literal
+
+import msgspec
 
 from repeater.brokers.sqlite.errors import JournalError, explained
 from repeater.brokers.sqlite.files import checkpoint, remove_leftovers
@@ -28,18 +30,29 @@ from repeater.brokers.sqlite.records import (
     StoredResult,
     StreamRecord,
 )
+from repeater.brokers.sqlite.reserve import Reserve
 from repeater.private_files import make_private_database
 from repeater.publication import StreamPosition
 
 FILE: Final = "history.sqlite3"
+_TRIED: Final = "tried"
 Durability = Literal["disk", "process"]
 """What survives: `disk` a loss of power, `process` a kill of this process."""
 
-_RESERVE: Final = "history.reserve"
-# On a full disk even a DELETE fails, for it needs room in the WAL: this file makes that room.
-_RESERVE_BYTES: Final = 16 * 1024 * 1024
 _WAL_PAGES: Final = 4_000  # 16 MB between two checkpoints
+_WAL_BYTES: Final = 64 * 1024 * 1024  # a longer log, of one large transaction, is cut again
+_LOOSE: Final = 1_024  # free pages that the file keeps for what comes: 4 MB
+_VACUUMED: Final = 1_000  # pages given back at a time: a pause of some milliseconds
 _PAGE: Final = 10_000  # rows read at a time while the file is loaded
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Bytes on the disk."""
+
+    file: int
+    """The file with its log."""
+    used: int
+    """The part of the file that holds something."""
 
 
 class Journal:
@@ -47,10 +60,11 @@ class Journal:
 
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self._connection = connection
-        self._reserve = folder / _RESERVE
+        self._log = folder / f"{FILE}-wal"
         self.path = folder / FILE
         self.pinned = False
         """Whether the file stands still; see `pin`."""
+        self.reserve = Reserve(folder)
 
     def close(self) -> None:
         """Write everything into the one file and close it. Idempotent."""
@@ -76,7 +90,7 @@ class Journal:
         with explained():
             cursor = self._connection.execute("SELECT * FROM publications ORDER BY id")
             while rows := cursor.fetchmany(_PAGE):
-                yield [StoredPublication(*row) for row in rows]
+                yield rows
 
     def results(self) -> list[StoredResult]:
         """The results of publishes with an idempotency key."""
@@ -89,10 +103,11 @@ class Journal:
             for channel, key, offset, epoch, until in rows
         ]
 
-    def write(self, changes: Changes) -> None:
-        """Make all these changes in one transaction, or none of them.
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make all changes of the block in one transaction, or none of them.
 
-        When it returns, they survive what the durability promises.
+        When it ends, they survive what the durability promises.
 
         Raises:
             JournalError: nothing was changed.
@@ -100,12 +115,17 @@ class Journal:
         with explained():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._apply(changes)
+                yield self._connection
                 self._connection.execute("COMMIT")
-            except sqlite3.Error:
+            except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def write(self, changes: Changes) -> None:
+        """Make all these changes in one `transaction`."""
+        with self.transaction():
+            self._apply(changes)
 
     def write_synced(self, changes: Changes) -> None:
         """As `write`, and they survive a loss of power whatever the durability.
@@ -123,16 +143,15 @@ class Journal:
 
     def _apply(self, changes: Changes) -> None:
         run, run_many = self._connection.execute, self._connection.executemany
+        if changes.forgotten_results:
+            run_many("DELETE FROM results WHERE channel = ? AND key = ?", changes.forgotten_results)
         if changes.streams:
             run_many(
                 "INSERT OR REPLACE INTO streams VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 map(_stream_row, changes.streams),
             )
         if changes.publications:
-            run_many(
-                "INSERT INTO publications VALUES(?, ?, ?, ?)",
-                [(one.id, one.stream, one.offset, one.body) for one in changes.publications],
-            )
+            run_many("INSERT INTO publications VALUES(?, ?, ?, ?)", changes.publications)
         if changes.results:
             run_many(
                 "INSERT OR REPLACE INTO results VALUES(?, ?, ?, ?, ?)",
@@ -145,18 +164,56 @@ class Journal:
                 "DELETE FROM streams WHERE id = ?",
                 [(number,) for number in changes.forgotten_streams],
             )
-        if changes.forgotten_results:
-            run_many("DELETE FROM results WHERE channel = ? AND key = ?", changes.forgotten_results)
         if changes.meta:
             run_many("INSERT OR REPLACE INTO meta VALUES(?, ?)", list(changes.meta.items()))
 
-    def size(self) -> int:
-        """The bytes of the file that hold something."""
+    def keep_house(self) -> Sizes:
+        """Give free pages at the end of the file back to the disk, some at a time; say the sizes.
+
+        Raises:
+            JournalError: a write failed; the contents are as before.
+        """
+        self._shrink()
+        self.reserve.renew()
         with explained():
-            (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-            (page,) = self._connection.execute("PRAGMA page_size").fetchone()
-        return int((pages - free) * page)
+            return self._sizes()[0]
+
+    def _shrink(self) -> None:
+        with explained():
+            sizes, free = self._sizes()
+            if free > max(_LOOSE, sizes.used // _page(self._connection) // 4):
+                self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUMED})").fetchall()
+
+    def _sizes(self) -> tuple[Sizes, int]:
+        """The sizes, and the number of free pages."""
+        page = _page(self._connection)
+        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        return Sizes(file=pages * page + self.log_size(), used=(pages - free) * page), free
+
+    def recover(self, changes: Changes, *, was_full: bool) -> None:
+        """Find out whether a disk that failed can be written again, and free what can be freed.
+
+        Raises:
+            JournalError: it cannot, or is still full. `changes` were made or not: to make them
+                again does no harm.
+        """
+        self.unpin()
+        if was_full:
+            self.reserve.give_up()
+        with contextlib.suppress(sqlite3.Error):  # The log has room again if this succeeds.
+            self._checkpoint("PASSIVE")
+        # A transaction that changes nothing would write nothing.
+        self.write(msgspec.structs.replace(changes, meta={**changes.meta, _TRIED: str(time())}))
+        self._shrink()
+        with explained():
+            self._checkpoint("TRUNCATE")
+        if not self.reserve.renew() and was_full:
+            raise JournalError("disk full", full=True)
+
+    def _checkpoint(self, kind: str) -> None:
+        """Carry the log over into the file."""
+        self._connection.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
 
     def pin(self) -> None:
         """Bring all commits into the file itself, and let it stand still from now on.
@@ -181,18 +238,12 @@ class Journal:
             with explained():
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
 
-    def use_reserve(self) -> bool:
-        """Give the disk's reserve back, so that something can be freed; False if it is used up."""
+    def log_size(self) -> int:
+        """The bytes of the WAL."""
         try:
-            self._reserve.unlink()
+            return self._log.stat().st_size
         except OSError:
-            return False
-        return True
-
-    def renew_reserve(self) -> None:
-        """Take the reserve again, if there is room for it."""
-        with contextlib.suppress(OSError):
-            _make_reserve(self._reserve)
+            return 0
 
 
 def open_journal(folder: Path, durability: Durability) -> Journal:
@@ -213,34 +264,24 @@ def open_journal(folder: Path, durability: Durability) -> Journal:
         with explained():
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             format_of(connection, path)  # before anything of a foreign file is changed
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by an empty file only
             connection.execute("PRAGMA journal_mode = WAL")
             level = "FULL" if durability == "disk" else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {level}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             prepare(connection, path)
         journal = Journal(connection, folder)
-        journal.renew_reserve()
+        journal.reserve.renew()
     except BaseException:
         connection.close()
         raise
     return journal
 
 
-def _make_reserve(path: Path) -> None:
-    """Fill the file, because a sparse one would reserve nothing."""
-    if path.exists() and path.stat().st_size == _RESERVE_BYTES:
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        left = _RESERVE_BYTES
-        while left:
-            left -= os.write(descriptor, bytes(min(left, 1 << 20)))
-        os.fsync(descriptor)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+def _page(connection: sqlite3.Connection) -> int:
+    (page,) = connection.execute("PRAGMA page_size").fetchone()
+    return int(page)
 
 
 def _stream_row(one: StreamRecord) -> tuple[object, ...]:

@@ -8,9 +8,10 @@ told. That costs nothing for each stream.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,23 +19,42 @@ import msgspec
 import trio
 
 from repeater.brokers.epochs import Epochs
-from repeater.brokers.first_results import FirstResults
 from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.clock import LifetimeClock
+from repeater.brokers.sqlite.denials import move_denials
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.index import StoredStreams
 from repeater.brokers.sqlite.journal import Journal, open_journal
+from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.records import Changes, publication_of
-from repeater.errors import BrokerError
+from repeater.brokers.sqlite.results import StoredResults
+from repeater.errors import BrokerError, open_service_nursery
+from repeater.log import get_logger
 from repeater.private_files import make_private_folder
 
 if TYPE_CHECKING:
     from repeater.brokers.sqlite.journal import Durability
+
+_log = get_logger("history")
 
 _GENERATION: Final = "generation"
 _CLEAN: Final = "clean"
 _BOOT: Final = "boot"
 _DURABILITY: Final = "durability"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class _StoppedError(Exception):
+    """The load was cancelled."""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """An opened file, and what was loaded of it."""
+
+    journal: Journal
+    index: StoredStreams
+    results: StoredResults
+    clock: LifetimeClock
 
 
 @asynccontextmanager
@@ -44,67 +64,111 @@ async def open_sqlite_broker(
     durability: Durability = "disk",
     history_bytes: int = 268_435_456,
     history_channels: int = 250_000,
+    history_disk_limit: int = 10_737_418_240,
     idempotency_ttl: float = 300.0,
     idempotency_bytes: int = 67_108_864,
     now: Callable[[], float] = time.time,
 ) -> AsyncIterator[SQLiteBroker]:
     """Open the file in a folder, and load it in a worker thread.
 
+    Cancelled while it loads, it stops within some milliseconds.
+
     Args:
         folder: Made if it is missing. One process at a time may use it.
         durability: What a commit survives.
         history_bytes: As of `MemoryBroker`.
         history_channels: As of `MemoryBroker`.
+        history_disk_limit: The most bytes of the file, beside its log; beyond, the oldest
+            publications are dropped as for `history_bytes`.
         idempotency_ttl: As of `MemoryBroker`.
         idempotency_bytes: As of `MemoryBroker`.
-        now: Gives Unix seconds.
+        now: The machine's clock, in Unix seconds.
 
     Raises:
-        BrokerError: the file cannot be opened or loaded; the text is one line.
+        BrokerError: the file cannot be opened or loaded, or another process uses the folder; the
+            text is one line.
     """
+    stop = threading.Event()
 
-    def opened() -> tuple[Journal, StoredStreams, FirstResults]:
-        make_private_folder(folder)
+    def opened() -> _Kept:
         journal = open_journal(folder, durability)
         try:
-            meta = journal.meta()
-            generation = _generation(meta)
-            # Synced before anybody is told of the generation: a loss of power that undid it would
-            # have the next start trust what it must not trust, or give the generation twice.
-            journal.write_synced(
-                Changes(
-                    meta={
-                        _GENERATION: str(generation),
-                        _CLEAN: "",
-                        _BOOT: _boot(),
-                        _DURABILITY: durability,
-                    }
-                )
-            )
-            index = StoredStreams(
-                byte_limit=history_bytes,
-                limit=history_channels,
-                now=now,
-                epochs=Epochs(meta, f".{generation}" if generation else ""),
-                generation=generation,
-            )
-            results = FirstResults(ttl=idempotency_ttl, byte_limit=idempotency_bytes, now=now)
-            _load(journal, index, results)
+            move_denials(journal, folder)
+            clock = LifetimeClock(now)
+            index = _index(journal, durability, clock, history_bytes, history_channels)
+            results = StoredResults(ttl=idempotency_ttl, byte_limit=idempotency_bytes, clock=clock)
+            _load(journal, index, results, stop)
         except BaseException:
             journal.close()
             raise
-        return journal, index, results
+        return _Kept(journal, index, results, clock)
 
-    try:
-        journal, index, results = await trio.to_thread.run_sync(opened)
-    except (JournalError, OSError, msgspec.DecodeError) as error:
-        raise BrokerError(str(error)) from None
-    try:
-        yield SQLiteBroker(journal, index, results)
-    finally:
-        with suppress(JournalError):
-            journal.write(Changes(meta={_CLEAN: "1"}))
-        journal.close()
+    with ExitStack() as stack:
+        try:
+            make_private_folder(folder)
+            stack.enter_context(hold_folder(folder))
+            kept = await _in_thread(opened, stop)
+        except (JournalError, OSError, msgspec.DecodeError) as error:
+            raise BrokerError(str(error)) from None
+        broker = SQLiteBroker(
+            kept.journal, kept.index, kept.results, kept.clock, history_disk_limit
+        )
+        try:
+            yield broker
+        finally:
+            if not broker.abandoned:
+                with trio.CancelScope(shield=True):  # some milliseconds
+                    await trio.to_thread.run_sync(_close, kept.journal)
+
+
+def _close(journal: Journal) -> None:
+    with suppress(JournalError):
+        journal.write(Changes(meta={_CLEAN: "1"}))
+    journal.close()
+
+
+async def _in_thread(call: Callable[[], _Kept], stop: threading.Event) -> _Kept:
+    """Run a call in a thread; a cancelled caller asks the call to stop, and waits for its end."""
+
+    async def watch() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            stop.set()
+
+    async with open_service_nursery() as nursery:
+        nursery.start_soon(watch)
+        with trio.CancelScope(shield=True):
+            try:
+                return await trio.to_thread.run_sync(call)
+            except _StoppedError:
+                pass
+        await trio.sleep_forever()  # It was cancelled, and says so here.
+    raise AssertionError
+
+
+def _index(
+    journal: Journal, durability: Durability, clock: LifetimeClock, byte_limit: int, limit: int
+) -> StoredStreams:
+    """An empty index with the epochs of the file, and marks in the file that it is in use."""
+    meta = journal.meta()
+    generation = _generation(meta)
+    marks = {
+        _GENERATION: str(generation),
+        _CLEAN: "",
+        _BOOT: _boot(),
+        _DURABILITY: durability,
+    }
+    # Synced before anybody is told of the generation: a loss of power that undid it would have the
+    # next start trust what it must not trust, or give the generation twice.
+    journal.write_synced(Changes(meta=marks))
+    return StoredStreams(
+        byte_limit=byte_limit,
+        limit=limit,
+        clock=clock,
+        epochs=Epochs(meta, f".{generation}" if generation else ""),
+        generation=generation,
+    )
 
 
 def _generation(meta: dict[str, str]) -> int:
@@ -126,19 +190,27 @@ def _boot() -> str:
         return ""
 
 
-def _load(journal: Journal, index: StoredStreams, results: FirstResults) -> None:
+def _load(
+    journal: Journal, index: StoredStreams, results: StoredResults, stop: threading.Event
+) -> None:
+    began = time.perf_counter()
     streams = index.restore(journal.streams())
     for rows in journal.publications():
-        for row in rows:
-            stream = streams.get(row.stream)
+        if stop.is_set():
+            raise _StoppedError
+        for row, number, offset, body in rows:
+            stream = streams.get(number)
             if stream is None:
-                index.free_row(row.id)
-                continue
-            index.restore_row(
-                stream,
-                row.id,
-                publication_of(stream.channel, stream.epoch, row.offset, row.body),
-            )
+                index.free_row(row)
+            else:
+                publication = publication_of(stream.channel, stream.epoch, offset, body)
+                index.restore_row(stream, row, publication)
     index.settle()
     for one in sorted(journal.results(), key=lambda one: one.until):
         results.keep((one.channel, one.key), one.position, one.until)
+    _log.info(
+        "history is loaded",
+        publications=index.rows,
+        channels=len(index),
+        seconds=round(time.perf_counter() - began, 1),
+    )

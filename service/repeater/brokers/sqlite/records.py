@@ -35,13 +35,9 @@ class StreamRecord(msgspec.Struct, frozen=True):
     meta_ttl: float
 
 
-class StoredPublication(msgspec.Struct, frozen=True):
-    """A publication in its place: `id` is the order in the file, over all streams."""
-
-    id: int
-    stream: int
-    offset: int
-    body: bytes
+StoredPublication = tuple[int, int, int, bytes]
+"""A publication in its place: row, stream, offset, body. Rows are in the order of their commits,
+over all streams. A plain tuple, because SQLite takes and gives it as it is."""
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -54,8 +50,13 @@ class StoredResult(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct):
-    """What one transaction changes, in the order of these fields."""
+    """What one transaction changes, in the order of these fields.
 
+    A result that was forgotten may be kept anew in the same transaction, and the row of a stream
+    replaces the one that its channel had.
+    """
+
+    forgotten_results: list[tuple[str, str]] = []
     streams: list[StreamRecord] = []
     """New and changed ones."""
     publications: list[StoredPublication] = []
@@ -63,7 +64,6 @@ class Changes(msgspec.Struct):
     freed: list[int] = []
     """The ids of publications that are not kept any more."""
     forgotten_streams: list[int] = []
-    forgotten_results: list[tuple[str, str]] = []
     meta: dict[str, str] = {}
 
     def __bool__(self) -> bool:
