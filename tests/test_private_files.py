@@ -31,12 +31,18 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
 @pytest.mark.parametrize("comments", [False, True])
-async def test_a_server_that_keeps_things(comments: bool, tmp_path: Path) -> None:
+async def test_a_server_that_keeps_things(comments: bool, engine: str, tmp_path: Path) -> None:
     """Every folder and file below the configured path, whichever part makes it first."""
     folder = tmp_path / "above" / "data"
     settings = load_settings(
-        dev=True, port=0, data_dir=str(folder), comments=comments, allowed_hosts="*"
+        dev=True,
+        port=0,
+        data_dir=str(folder),
+        comments=comments,
+        allowed_hosts="*",
+        engine=engine,
     )
     with trio.fail_after(LOOP_ANSWERS):
         async with (
@@ -51,7 +57,10 @@ async def test_a_server_that_keeps_things(comments: bool, tmp_path: Path) -> Non
             made = {path.name: mode(path) for path in folder.iterdir()}
     assert mode(folder) == mode(folder.parent) == 0o700
     assert set(made.values()) == {0o600}
-    expected = {"denials.sqlite3", "lock", "admin.sock"}
+    expected = {"lock", "admin.sock", "denials.sqlite3"}
+    if engine == "sqlite":
+        names = ("history.sqlite3", "history.sqlite3-wal", "history.reserve")
+        expected = {"lock", "admin.sock", *names}
     if comments:
         names = ("comments.sqlite3", "comments.sqlite3-wal", "comments.sqlite3-shm")
         expected |= {*names, "secret-key"}

@@ -39,6 +39,9 @@ class ServerSettings(TypedDict, total=False):
     head_timeout: float
     backlog: int
     data_dir: str
+    engine: Literal["memory", "sqlite"]
+    durability: Literal["disk", "process"]
+    history_disk_limit: int
 
 
 def given_settings(

@@ -58,10 +58,15 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def _merged(old: BaseModel, new: BaseModel) -> dict[str, Any]:
-    """The new values of live settings, also inside other tables, and the old values of the rest."""
+    """The new values of live settings, also inside other tables, and the old values of the rest.
+
+    What was left out stays left out: `data_dir` and others mean something else when they are set.
+    """
     merged: dict[str, Any] = {}
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
+        if name not in (new if is_live(field) else old).model_fields_set:
+            continue
         if is_live(field):
             merged[name] = after
         elif isinstance(before, BaseModel) and isinstance(after, BaseModel):

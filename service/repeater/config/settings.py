@@ -253,9 +253,22 @@ class Settings(NodeSettings):
     """How subscription tokens are proven. Without this table, `[token]` is for them too."""
 
     data_dir: str = Field(default=".repeater", min_length=1)
-    """The directory that keeps blocked users and revoked tokens across restarts, if `data_dir` is
-    set. The comments application keeps its SQLite file there, and its secret in development
-    mode."""
+    """The directory for what is kept across restarts. If `data_dir` is set, the server keeps there
+    blocked users, revoked tokens and, unless `engine` says otherwise, the history of channels. The
+    comments application keeps its SQLite file there, and its secret in development mode."""
+
+    engine: Annotated[Literal["memory", "sqlite"] | None, BeforeValidator(unless_empty)] = None
+    """Where the history of channels is: in `memory`, which a restart forgets, or in a file of
+    `sqlite` in `data_dir`, which it does not. Left out, it is `sqlite` if `data_dir` is set."""
+
+    durability: Annotated[Literal["disk", "process"] | None, BeforeValidator(unless_empty)] = None
+    """What history survives with `sqlite`: with `disk`, the default, a loss of power, because each
+    commit waits for the disk; with `process` the end of the process, however it ends. After a loss
+    of power clients are then told that they may have missed something."""
+
+    history_disk_limit: Integer = Field(default=10_737_418_240, ge=1_048_576)
+    """Bytes of the file of `sqlite`, beside its log of some 16 MiB. When full, publications go as
+    for `history_bytes`, which holds for that file too, because all of it is also in memory."""
 
     callbacks: CallbackSettings = CallbackSettings()
     """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
@@ -305,6 +318,8 @@ class Settings(NodeSettings):
         for name, options in tables.items():
             yield from table_mistakes(name, options)
         yield from callback_mistakes(self.node_options(), self.callbacks)
+        if self.durability and self.engine_in_force != "sqlite":
+            yield Mistake(("durability",), 'needs the engine "sqlite"')
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 
@@ -322,9 +337,15 @@ class Settings(NodeSettings):
         )
 
     @property
+    def engine_in_force(self) -> Literal["memory", "sqlite"]:
+        """Where the history of channels is."""
+        return self.engine or ("sqlite" if "data_dir" in self.model_fields_set else "memory")
+
+    @property
     def kept_in(self) -> Path | None:
-        """The directory for what the node keeps across restarts; None if `data_dir` is not set."""
-        return Path(self.data_dir) if "data_dir" in self.model_fields_set else None
+        """The directory for what the server keeps across restarts; None if it keeps nothing."""
+        kept = "data_dir" in self.model_fields_set or self.engine_in_force == "sqlite"
+        return Path(self.data_dir) if kept else None
 
     def token_options(self) -> TokenOptions:
         """How connection tokens are proven."""

@@ -26,7 +26,7 @@ from repeater.config import (
 )
 from repeater.node import Node, open_node
 from repeater.serving.callbacks import open_callbacks
-from repeater.serving.stores import open_denials, open_stores
+from repeater.serving.stores import open_stores
 
 
 class Assembly:
@@ -78,6 +78,24 @@ class NodeParts(TypedDict, total=False):
 
 
 @asynccontextmanager
+async def with_stores(settings: Settings, parts: NodeParts) -> AsyncIterator[NodeParts]:
+    """Add the broker and the denials that the settings say, unless they are brought along.
+
+    Raises:
+        ConfigError: see `open_stores`.
+    """
+    if "broker" in parts and "denials" in parts:
+        yield parts
+        return
+    async with open_stores(settings, with_broker="broker" not in parts) as stores:
+        kept: NodeParts = {"denials": stores.denials}
+        if "broker" not in parts:
+            kept["broker"] = stores.broker
+        kept.update(parts)
+        yield kept
+
+
+@asynccontextmanager
 async def open_assembly(
     settings: CurrentSettings, **parts: Unpack[NodeParts]
 ) -> AsyncIterator[Assembly]:
@@ -89,26 +107,15 @@ async def open_assembly(
         ConfigError: a token key, `data_dir` or `ca_file` is unusable.
     """
     async with AsyncExitStack() as stack:
-        made = await _kept(settings(), parts, stack)
+        kept = await stack.enter_async_context(with_stores(settings(), parts))
         verifier = await _verifier(settings(), stack)
-        made["verifier"] = verifier
-        made["backend"], made["events"] = await open_callbacks(
+        backend, events = await open_callbacks(
             settings().callback_options(), stack, events="events" not in parts
         )
-        made.update(parts)
+        made: NodeParts = {"verifier": verifier, "backend": backend, "events": events}
+        made.update(kept)
         node = open_node(settings().node_options(), **made)
         yield Assembly(await stack.enter_async_context(node), settings, verifier)
-
-
-async def _kept(settings: Settings, parts: NodeParts, stack: AsyncExitStack) -> NodeParts:
-    """What is kept beside the node, as far as the program does not bring it along."""
-    if "denials" in parts:
-        return {}
-    if "broker" in parts:
-        denials = await stack.enter_async_context(open_denials(settings.kept_in))
-        return {"denials": denials}
-    stores = await stack.enter_async_context(open_stores(settings))
-    return {"broker": stores.broker, "denials": stores.denials}
 
 
 async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:

@@ -36,7 +36,7 @@ from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.admin_socket import open_admin_socket
 from repeater.serving.application import create_app
-from repeater.serving.assembly import Assembly, NodeParts, open_assembly
+from repeater.serving.assembly import Assembly, NodeParts, open_assembly, with_stores
 from repeater.serving.data_methods import data_methods
 from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
@@ -119,8 +119,10 @@ async def open_server(
     preamble = _make_preamble(settings)
     current = CurrentSettings(settings)
     async with (
+        # Loaded before it listens: nobody connects to a server that cannot answer yet.
+        with_stores(settings, parts) as kept,
         _listening(settings) as listeners,
-        open_assembly(current, **parts) as assembly,
+        open_assembly(current, **kept) as assembly,
         open_extension(assembly.node, settings) as running,
         open_service_nursery() as connections,
     ):

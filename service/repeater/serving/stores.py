@@ -1,22 +1,32 @@
-"""What is kept beside a node: its broker, and its blocked users and revoked tokens."""
+"""What a server keeps across restarts: its history, and blocked users and revoked tokens.
+
+The settings say where: in `history.sqlite3` with the engine "sqlite", else at most the denials, in
+a file of their own. Whichever it is, one process at a time uses the folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from repeater.access.denial_store import DenialStore, MemoryDenials
-from repeater.access.sqlite_denials import open_sqlite_denials
+from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
 from repeater.brokers.contract import Broker
-from repeater.brokers.sqlite.lock import FolderInUseError, hold_folder
+from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.denials import OLD_FILE, StoredDenials
+from repeater.brokers.sqlite.file_system import network_file_system
+from repeater.brokers.sqlite.journal import FILE
+from repeater.brokers.sqlite.lock import hold_folder
+from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.config import ConfigError, Settings
 from repeater.errors import BrokerError
+from repeater.log import get_logger
 from repeater.node import memory_broker
 from repeater.private_files import make_private_folder
 
-_DENIALS: Final = "denials.sqlite3"
+_log = get_logger("history")
 
 
 class Stores(NamedTuple):
@@ -27,46 +37,67 @@ class Stores(NamedTuple):
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Open what the settings ask for, for as long as the block lasts.
+async def open_stores(settings: Settings, *, with_broker: bool = True) -> AsyncIterator[Stores]:
+    """Open what the settings say, for as long as the block lasts; history is loaded by then.
 
-    No other process uses `data_dir` meanwhile.
+    At the end nothing stays open, and another process may use the folder.
 
-    Raises:
-        ConfigError: `data_dir` is unusable, or another process uses it.
-    """
-    with _held(settings.kept_in):
-        async with open_denials(settings.kept_in) as denials:
-            yield Stores(memory_broker(settings.node_options()), denials)
-
-
-@contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    with ExitStack() as stack:
-        if folder is not None:
-            try:
-                make_private_folder(folder)
-                stack.enter_context(hold_folder(folder))
-            except FolderInUseError as error:
-                raise ConfigError(f"data_dir: {error}") from None
-            except OSError as error:
-                raise ConfigError(f"data_dir: {folder}: {error.strerror}") from None
-        yield
-
-
-@asynccontextmanager
-async def open_denials(folder: Path | None) -> AsyncIterator[DenialStore]:
-    """Open the blocked users and revoked tokens of a folder; without one they are not kept.
+    Args:
+        settings: What to open.
+        with_broker: Whether the history is wanted; False for a program with a broker of its own.
 
     Raises:
-        ConfigError: the folder is unusable.
+        ConfigError: the folder or a file in it is unusable, or another process uses the folder;
+            one line names the process.
     """
+    folder = settings.kept_in
+    in_memory = memory_broker(settings.node_options())
     if folder is None:
-        yield MemoryDenials()
+        yield Stores(in_memory, MemoryDenials())
         return
     async with AsyncExitStack() as stack:
         try:
-            denials = await stack.enter_async_context(open_sqlite_denials(folder / _DENIALS))
+            if with_broker and settings.engine_in_force == "sqlite":
+                broker = await _history(settings, folder, stack)
+                stores = Stores(broker, StoredDenials(broker))
+            else:
+                stores = Stores(in_memory, await _denials(folder, stack))
         except BrokerError as error:
             raise ConfigError(f"data_dir: {error}") from None
-        yield denials
+        except OSError as error:
+            raise ConfigError(f"data_dir: {folder}: {error.strerror}") from None
+        yield stores
+
+
+async def _history(settings: Settings, folder: Path, stack: AsyncExitStack) -> SQLiteBroker:
+    options = settings.node_options()
+    broker = await stack.enter_async_context(
+        open_sqlite_broker(
+            folder,
+            durability=settings.durability or "disk",
+            history_bytes=options.history_bytes,
+            history_channels=options.history_channels,
+            history_disk_limit=settings.history_disk_limit,
+            idempotency_ttl=options.idempotency_ttl,
+            idempotency_bytes=options.idempotency_bytes,
+        )
+    )
+    if found := network_file_system(folder):
+        _log.warning(
+            "history on a network file system can be damaged: use a disk of this machine",
+            folder=str(folder),
+            file_system=found,
+        )
+    return broker
+
+
+async def _denials(folder: Path, stack: AsyncExitStack) -> SQLiteDenials:
+    make_private_folder(folder)
+    stack.enter_context(hold_folder(folder))
+    if (folder / FILE).exists():
+        _log.warning(
+            "history, blocked users and revoked tokens that are kept there are not used: "
+            'engine is "memory"',
+            file=str(folder / FILE),
+        )
+    return await stack.enter_async_context(open_sqlite_denials(folder / OLD_FILE))
