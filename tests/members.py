@@ -105,7 +105,11 @@ def supervised(count: int) -> Supervised:
     CounterTotals(questions)
     Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))
     nodes: list[Node] = []
-    questions.begin(group, lambda: len({name for node in nodes for name in node.hub.channels}))
+    questions.begin(
+        group,
+        lambda: len({name for node in nodes for name in node.hub.channels}),
+        lambda: sum(node.statistics().repeater.publications for node in nodes),
+    )
     return Supervised(group, [group.control() for _ in range(count)], users, places, nodes)
 
 

@@ -1,4 +1,7 @@
-"""The published `cent` library, unmodified, on every method that it has; both of its clients."""
+"""The published `cent` library, unmodified, on every method that it has; both of its clients.
+
+Every test has a server of one process, and one with two workers: nobody sees which.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import cent
@@ -17,6 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 from repeater.config import Settings, load_settings
 from repeater.serving.server import Server, open_server
 from tests.deadlines import LOOP_ANSWERS
+from tests.working import Workers, open_workers
 
 T = TypeVar("T")
 KEY = "secret"
@@ -31,16 +35,24 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@asynccontextmanager
-async def running() -> AsyncIterator[Server]:
-    settings: Settings = load_settings(**SETTINGS)
-    with trio.fail_after(LOOP_ANSWERS):
-        async with open_server(settings) as server:
-            yield server
+Running = Callable[[], AbstractAsyncContextManager[Server | Workers]]
+
+
+@pytest.fixture(params=[1, 2], ids=["process", "workers"])
+def running(request: pytest.FixtureRequest) -> Running:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Server | Workers]:
+        settings: Settings = load_settings(**SETTINGS)
+        with trio.fail_after(LOOP_ANSWERS):
+            workers: int = request.param
+            async with open_server(settings) if workers == 1 else open_workers(settings) as server:
+                yield server
+
+    return opened
 
 
 @asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[WebSocketConnection]:
+async def listening(server: Server | Workers) -> AsyncIterator[WebSocketConnection]:
     """An anonymous Centrifugo client."""
     host = f"127.0.0.1:{server.port}"
     async with trio.open_nursery() as nursery:
@@ -58,7 +70,7 @@ async def pushed(socket: WebSocketConnection) -> object:
     return json.loads(await socket.get_message())["push"]
 
 
-async def in_thread(server: Server, use: Callable[[cent.Client], T], key: str = KEY) -> T:
+async def in_thread(server: Server | Workers, use: Callable[[cent.Client], T], key: str = KEY) -> T:
     """Let the synchronous client do something, beside the server."""
 
     def run() -> T:
@@ -71,7 +83,7 @@ async def in_thread(server: Server, use: Callable[[cent.Client], T], key: str = 
     return await trio.to_thread.run_sync(run)
 
 
-async def test_publishing_and_reading() -> None:
+async def test_publishing_and_reading(running: Running) -> None:
     """publish, broadcast, history, history_remove; with all of their fields."""
 
     def use(client: cent.Client) -> None:
@@ -105,7 +117,7 @@ async def test_publishing_and_reading() -> None:
         await in_thread(server, use)
 
 
-async def test_connections() -> None:
+async def test_connections(running: Running) -> None:
     """subscribe, presence, channels, info, unsubscribe, refresh, disconnect of a real client."""
 
     def subscribe(client: cent.Client) -> None:
@@ -158,7 +170,7 @@ async def test_connections() -> None:
         assert (why.code, why.reason) == (4_000, "later")
 
 
-async def test_a_batch() -> None:
+async def test_a_batch(running: Running) -> None:
     """Replies in order, each of its own type."""
 
     def use(client: cent.Client) -> None:
@@ -187,7 +199,7 @@ async def test_a_batch() -> None:
         await in_thread(server, use)
 
 
-async def test_errors() -> None:
+async def test_errors(running: Running) -> None:
     """An API error is the library's own, with code and text; a wrong key is another."""
 
     def use(client: cent.Client) -> None:
@@ -212,7 +224,7 @@ async def test_errors() -> None:
         await in_thread(server, use_wrongly, "wrong")
 
 
-async def test_the_asynchronous_client() -> None:
+async def test_the_asynchronous_client(running: Running) -> None:
     """On asyncio, in a thread of its own: the same answers over one kept connection."""
 
     async def use(url: str) -> None:

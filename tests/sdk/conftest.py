@@ -12,6 +12,7 @@ import trio
 
 from tests.browsing import FLAGS, MISSING, NAMES, chromium
 from tests.deadlines import PROCESS_STARTS
+from tests.sdk import harness
 from tests.sdk.harness import SDK, Driver
 
 HERE = Path(__file__).parent
@@ -104,3 +105,9 @@ async def sdk(driver: Driver, nursery: trio.Nursery) -> SDK:
     """Each SDK in turn."""
     nursery.start_soon(driver.read)
     return SDK(driver)
+
+
+@pytest.fixture(params=[1, 2], ids=["process", "workers"], autouse=True)
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every conversation goes on with one process and with two workers: nobody sees which."""
+    monkeypatch.setattr(harness, "workers", request.param)

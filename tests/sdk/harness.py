@@ -29,8 +29,12 @@ from repeater.options import NodeOptions
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
 from tests.deadlines import LOOP_ANSWERS
+from tests.working import Workers, open_workers
 
 Value = dict[str, Any]
+
+workers = 1
+"""How many workers each `running` server has; a fixture sets it for every test."""
 
 
 class CallError(Exception):
@@ -198,7 +202,7 @@ class SDK:
 
     @asynccontextmanager
     async def client(
-        self, server: Server, *, connect: bool = True, **options: Any
+        self, server: Server | Workers, *, connect: bool = True, **options: Any
     ) -> AsyncIterator[Peer]:
         """A client, connected unless told otherwise; closed with the block.
 
@@ -219,7 +223,7 @@ class SDK:
             del self.driver.peers[peer._key]
 
 
-def url_of(server: Server) -> str:
+def url_of(server: Server | Workers) -> str:
     return f"ws://127.0.0.1:{server.port}/connection/websocket"
 
 
@@ -235,23 +239,25 @@ class ServerSettings(Settings):
 @asynccontextmanager
 async def running(
     *, port: int = 0, settings: Value | None = None, **changes: Any
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[Server | Workers]:
     """A development server; `changes` are fields of `NodeOptions`."""
     chosen = {"dev": True, "host": "127.0.0.1", **(settings or {})}
-    async with open_server(ServerSettings(port=port, changes=changes, **chosen)) as server:
+    made = ServerSettings(port=port, changes=changes, **chosen)
+    async with open_server(made) if workers == 1 else open_workers(made, workers) as server:
         yield server
 
 
-async def publish(server: Server, channel: str, *data: Any, **fields: Any) -> None:
+async def publish(server: Server | Workers, channel: str, *data: Any, **fields: Any) -> None:
     """Publish as a back end does, one publication for each `data`."""
     for one in data:
         text = json.dumps(one).encode()
         await server.node.publish(Publication(channel, text, **fields))
 
 
-def only_client(server: Server) -> Client:
+def only_client(server: Server | Workers) -> Client:
     """The server's side of the one client that is connected."""
-    (client,) = server.node.registry.clients
+    nodes = server.nodes if isinstance(server, Workers) else [server.node]
+    (client,) = (client for node in nodes for client in node.registry.clients)
     return client
 
 

@@ -14,6 +14,7 @@ from repeater.errors import FORCE_DISCONNECT, NO_PONG
 from repeater.options import ChannelOptions
 from repeater.serving.server import Server
 from tests.sdk.harness import SDK, CallError, only_client, ping, publish, running
+from tests.working import Workers
 
 pytestmark = [
     pytest.mark.sdk,
@@ -24,7 +25,7 @@ pytestmark = [
 KEPT = ChannelOptions(history_size=100, history_ttl=60, force_recovery=True)
 
 
-def fallback(server: Server, transport: str) -> dict[str, Any]:
+def fallback(server: Server | Workers, transport: str) -> dict[str, Any]:
     """The SDK's options for this transport alone."""
     base = f"http://127.0.0.1:{server.port}"
     return {

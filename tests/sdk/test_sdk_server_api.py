@@ -11,13 +11,14 @@ from repeater.api.methods import call
 from repeater.options import ChannelOptions
 from repeater.serving.server import Server
 from tests.sdk.harness import SDK, publish, running
+from tests.working import Workers
 
 pytestmark = pytest.mark.sdk
 
 RECOVERABLE = ChannelOptions(allow_recovery=True)
 
 
-async def ask(server: Server, method: str, **body: Any) -> Any:
+async def ask(server: Server | Workers, method: str, **body: Any) -> Any:
     """One call of the server API, as its HTTP routes make it."""
     answer = await call(server.node, method, msgspec.json.encode(body))
     return msgspec.json.decode(answer.body)["result"]

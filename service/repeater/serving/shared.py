@@ -59,7 +59,9 @@ async def open_shared(
             timeout=settings.worker_timeout,
             supervision=supervision,
         )
-        supervision.begin(exchange.control, lambda: exchange.channels)
+        supervision.begin(
+            exchange.control, lambda: exchange.channels, lambda: exchange.publications
+        )
         async with open_service_nursery() as nursery:
             nursery.start_soon(exchange.run)
             asked = {**data_methods(lambda: stores.broker), **methods}

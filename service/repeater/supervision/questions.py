@@ -33,18 +33,29 @@ class ServerQuestions:
         """Take where errors of our own are noted."""
         self._control: SupervisorControl | None = None
         self.count_channels: Callable[[], int] = lambda: 0
+        self.count_publications: Callable[[], int] = lambda: 0
         """The number of channels that workers hold."""
         self._failures = failures
         self._answerers: dict[str, Answerer] = {}
         self._listeners: dict[str, Listener] = {}
         self._ends: list[Callable[[Member], None]] = []
 
-    def begin(self, control: SupervisorControl, count_channels: Callable[[], int]) -> None:
-        """Take the way to the workers, and what counts the channels that they hold.
+    def begin(
+        self,
+        control: SupervisorControl,
+        count_channels: Callable[[], int],
+        count_publications: Callable[[], int],
+    ) -> None:
+        """Take what the supervisor knows of all workers. Called once, before the first worker.
 
-        Called once, before the first worker.
+        Args:
+            control: The way to the workers.
+            count_channels: Counts the channels that they hold.
+            count_publications: Counts the publications since the start, each once. The workers
+                themselves count those of the channels that they hold.
         """
-        self._control, self.count_channels = control, count_channels
+        self._control = control
+        self.count_channels, self.count_publications = count_channels, count_publications
 
     @property
     def control(self) -> SupervisorControl:

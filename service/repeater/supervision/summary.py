@@ -41,12 +41,14 @@ class Summaries:
             self._done.see(worker, counts.done)
             clients += counts.clients
             subscriptions += counts.subscriptions
+        # A publication reaches every worker that holds its channel, and none if nobody listens.
+        done = {**self._done.total(), "publications": self._questions.count_publications()}
         me = self._questions.control.me
         summary = Summary(
             id=me.id,
             name=me.name,
             version=__version__,
-            counts=Counts(clients, subscriptions, self._done.total()),
+            counts=Counts(clients, subscriptions, done),
             users=len(self._users.connections),
             channels=self._questions.count_channels(),
             uptime=trio.current_time() - self._since,

@@ -70,6 +70,11 @@ class Exchange:
         """The number of channels that have a listener on some worker."""
         return len(self._shared.holdings)
 
+    @property
+    def publications(self) -> int:
+        """The number of publications since the start, each counted once."""
+        return self._shared.sink.publications
+
     async def run(self) -> None:
         """Run the broker until cancelled. Called before the first worker is attached."""
         await self._shared.broker.run(self._shared.sink)

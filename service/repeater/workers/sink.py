@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from repeater.publication import Rupture, weight_of
+from repeater.publication import Publication, Rupture, weight_of
 from repeater.workers.messages import encode
 from repeater.workers.values import row_of
 
@@ -32,6 +32,8 @@ class Sink:
         self._lagging: set[Backlog] = set()
         self._line = trio.lowlevel.ParkingLot()
         self._closed = False
+        self.publications = 0
+        """Publications taken since the start, also those that no worker holds the channel of."""
 
     def changed(self, backlog: Backlog) -> None:
         """Note whether a worker lags."""
@@ -65,6 +67,8 @@ class Sink:
             raise trio.ClosedResourceError
         if self._lagging:
             raise trio.WouldBlock
+        if type(event) is Publication:
+            self.publications += 1
         holders: Iterable[Backlog] | None = self._holders.get(event.channel)
         if type(event) is Rupture and not event.channel:
             holders = tuple(self.backlogs)
