@@ -301,7 +301,7 @@ def test_what_may_be_named() -> None:
     named = set(get_type_hints(ServerSettings))
     node = {one.name for one in msgspec.structs.fields(NodeOptions)}
     by_table = {"token", "subscription_token", "callbacks", "namespaces", "channel", "limits"}
-    apart = {"dev", "log_level", "log_format"} | {
+    apart = {"dev", "log_level", "log_format", "workers", "worker_timeout"} | {
         name for name in Settings.model_fields if name.startswith("comments")
     }
     assert named == set(Settings.model_fields) - node - by_table - apart

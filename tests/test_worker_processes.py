@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from repeater.subscriber import Subscriber, open_subscriber
+from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import SERVE, ServerProcess, serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code
@@ -274,3 +275,75 @@ async def test_as_the_first_process_of_a_container() -> None:
         with trio.fail_after(LOOP_ANSWERS):
             assert await server.process.wait() == 0
         await server.line("stopped")
+
+
+ACTIVATED = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)  # it may have been 3 already
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""What systemd does for a service with a socket."""
+
+
+async def test_systemd_and_a_new_certificate(authority: Authority, tmp_path: Path) -> None:
+    """All workers accept from systemd's socket, and show the new certificate after a SIGHUP.
+
+    systemd is told when all listen, read their settings again, and stop; and that all answer.
+    """
+
+    async def shown(port: int) -> bytes:
+        """The certificate that whichever worker accepts shows."""
+        stream = await trio.open_ssl_over_tcp_stream(
+            "127.0.0.1", port, ssl_context=authority.client(), https_compatible=True
+        )
+        async with stream:
+            await stream.do_handshake()
+            certificate = stream.getpeercert(binary_form=True)
+            assert isinstance(certificate, bytes)
+            return certificate
+
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        manager = str(tmp_path / "notify.sock")
+        await sock.bind(manager)
+
+        messages: list[bytes] = []
+
+        async def collect() -> None:
+            """Take all that comes, as systemd does; its queue has room for ten."""
+            while True:
+                messages.append(await sock.recv(1024))
+
+        async def told(message: bytes) -> None:
+            """Wait for a message, and forget those before it."""
+            await eventually(lambda: any(one.startswith(message) for one in messages))
+            while not messages.pop(0).startswith(message):
+                pass
+
+        variables = {"NOTIFY_SOCKET": manager, "WATCHDOG_USEC": "100000"}
+        command = [sys.executable, "-c", ACTIVATED, *SERVE]
+        files = ["--tls-cert", str(authority.certificate), "--tls-key", str(authority.key)]
+        options = ["--dev", "--workers", "2", *files]
+        async with (
+            trio.open_nursery() as nursery,
+            serving(*options, command=command, variables=variables) as server,
+        ):
+            nursery.start_soon(collect)
+            await told(b"READY=1")
+            port = await server.port()
+            await told(b"WATCHDOG=1")
+            (old,) = {await shown(port) for _ in range(8)}
+            authority.issue()
+            server.process.send_signal(signal.SIGHUP)
+            await told(b"RELOADING=1")
+            await told(b"READY=1")
+            (new,) = {await shown(port) for _ in range(8)}
+            assert old != new
+            server.process.send_signal(signal.SIGTERM)
+            await told(b"STOPPING=1")
+            with trio.fail_after(PROCESS_STARTS):
+                assert await server.process.wait() == 0
+            assert b"Traceback" not in server.log
+            nursery.cancel_scope.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +22,7 @@ from repeater.serving.workers import Workers
 from tests.deadlines import LOOP_ANSWERS
 
 BEGIN = """
-import os, signal, sys
+import os, signal, sys, time
 report = int(os.environ["REPEATER_WORKER_REPORT"])
 say = lambda text: os.write(report, text + b"\\n")
 number = int(os.environ["REPEATER_WORKER"])
@@ -40,7 +39,7 @@ signal.signal(signal.SIGHUP, lambda *_: say(b"ready"))
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 say(b"ready")
 while True:
-    signal.pause()
+    time.sleep(0.02)  # `pause` could begin just behind a signal
 """
 )
 STUBBORN = SERVE.replace("    sys.exit(0)\n", "")
@@ -87,7 +86,7 @@ class Crew:
 async def working(script: str, count: int = 2) -> AsyncIterator[Crew]:
     """Workers that run a script; a failure of theirs comes out of the block."""
     settings = load_settings(dev=True, port=0)
-    listeners = open_all(settings, WorkerListeners())
+    listeners = open_all(settings, WorkerListeners(count))
 
     async def attach(
         stream: trio.SocketStream, number: int, given_up: Callable[[str], None]
@@ -278,21 +277,3 @@ def test_five_within_a_minute(seconds: float, expected: bool) -> None:
         assert not restarts.too_many
         restarts.after_death(number % 2, seconds * number)
     assert restarts.too_many is expected
-
-
-def test_a_worker_that_is_long_gone_gets_no_connections() -> None:
-    """Its own sockets are closed, so that the kernel gives new connections to the others."""
-    listeners = open_all(load_settings(dev=True, port=0), WorkerListeners(spread=True))
-    try:
-        one, two = listeners.of(1)[0], listeners.of(2)[0]
-        assert one.getsockname() == two.getsockname() == ("127.0.0.1", listeners.port)
-        assert listeners.of(1)[0] is one
-        listeners.give_up(1)
-        for _ in range(8):
-            with socket.create_connection(("127.0.0.1", listeners.port), LOOP_ANSWERS):
-                two.setblocking(True)
-                two.settimeout(LOOP_ANSWERS)
-                two.accept()[0].close()
-        assert listeners.of(1)[0].getsockname() == two.getsockname()
-    finally:
-        listeners.close()

@@ -50,7 +50,7 @@ async def open_workers(settings: Settings, count: int = 2) -> AsyncIterator[Work
 
     All begin to end at the same moment.
     """
-    listeners = open_all(settings, WorkerListeners())
+    listeners = open_all(settings, WorkerListeners(count))
     stopping = trio.Event()
     try:
         async with (

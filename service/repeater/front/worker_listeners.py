@@ -14,38 +14,63 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from repeater.config.endpoints import Endpoint
 from repeater.front.listeners import Listeners, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from repeater.config.endpoints import Endpoint
-
 SPREADS: Final = sys.platform == "linux"
 """Whether the kernel spreads connections over the sockets of one address."""
+
+
+class _Address(NamedTuple):
+    """A TCP address for which each worker has a socket."""
+
+    before: int
+    """The number of shared sockets that come before it, where `listen` names them."""
+    family: int
+    place: tuple[str, int]
+    backlog: int
+    passed: dict[int, list[socket.socket]]
+    """Sockets of it that the server before this one passed on, by the worker that gets them."""
+    is_plain: bool
+    """Whether these began to listen without SO_REUSEPORT."""
 
 
 class WorkerListeners(Listeners):
     """Sockets that all workers share, and those of each worker. Ended by `close`."""
 
-    def __init__(self, *, spread: bool = SPREADS) -> None:
+    def __init__(self, workers: int, *, spread: bool = SPREADS) -> None:
+        """Open nothing yet.
+
+        Args:
+            workers: Their number.
+            spread: Whether each worker gets sockets of its own for TCP addresses.
+        """
         super().__init__()
+        self._workers = workers
         self._spread = spread
-        self._addresses: list[tuple[socket.AddressFamily, tuple[str, int], int]] = []
+        self._addresses: list[_Address] = []
         self._own: dict[int, list[socket.socket]] = {}
 
     @property
     def port(self) -> int:
         """The first TCP port; 0 if none is open."""
-        return super().port or next((place[1] for _, place, _ in self._addresses), 0)
+        return next((one.port for one in self.endpoints() if not one.path), 0)
 
     def endpoints(self) -> list[Endpoint]:
         """The addresses in use, with the ports that the system chose for port 0."""
-        from repeater.config.endpoints import Endpoint
+        found = super().endpoints()
+        for address in reversed(self._addresses):
+            found.insert(address.before, Endpoint(*address.place))
+        return found
 
-        return [*super().endpoints(), *(Endpoint(*place) for _, place, _ in self._addresses)]
+    def passable(self) -> list[socket.socket]:
+        """All sockets that are open, for a server that takes over."""
+        return [*self.sockets, *(one for own in self._own.values() for one in own)]
 
     def add_tcp(self, endpoint: Endpoint, backlog: int) -> None:
         """Take every address of a host.
@@ -60,9 +85,41 @@ class WorkerListeners(Listeners):
             self.sockets += opened
             return
         for one in opened:
-            name = one.getsockname()
+            self._add_address(one, backlog, {})
             one.close()
-            self._addresses.append((one.family, (str(name[0]), int(name[1])), backlog))
+
+    def add_passed(self, group: Sequence[socket.socket], backlog: int) -> None:
+        """Take the sockets of one TCP address over from the server before this one.
+
+        All of them stay open, also if there are more than workers: connections wait in their
+        queues.
+        """
+        if not self._spread:
+            self.sockets += group
+            return
+        # Those of a server without workers. Linux lets others join a socket that listens already,
+        # but gives new connections to the others alone. So a worker takes what waits, and gets
+        # another one.
+        is_plain = not group[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        for one in group:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        numbers = range(1, self._workers + 1)
+        parts = {number: list(group[number - 1 :: self._workers]) for number in numbers}
+        self._add_address(group[0], backlog, parts, is_plain=is_plain)
+
+    def _add_address(
+        self,
+        one: socket.socket,
+        backlog: int,
+        passed: dict[int, list[socket.socket]],
+        *,
+        is_plain: bool = False,
+    ) -> None:
+        host, port = one.getsockname()[:2]
+        place = str(host), int(port)
+        self._addresses.append(
+            _Address(len(self.sockets), one.family, place, backlog, passed, is_plain)
+        )
 
     def of(self, number: int) -> Sequence[socket.socket]:
         """The sockets that this worker accepts from; its own ones are opened if need be.
@@ -73,7 +130,11 @@ class WorkerListeners(Listeners):
         if number not in self._own:
             self._own[number] = own = []
             try:
-                own += [_open_one(*one) for one in self._addresses]
+                for address in self._addresses:
+                    part = address.passed.pop(number, [])
+                    own += part
+                    if not part or address.is_plain:
+                        own.append(_open_one(address))
             except OSError:
                 self.give_up(number)
                 raise
@@ -92,18 +153,22 @@ class WorkerListeners(Listeners):
         super().close()
         for number in tuple(self._own):
             self.give_up(number)
+        for address in self._addresses:
+            for part in address.passed.values():
+                for one in part:
+                    one.close()
 
 
-def _open_one(family: socket.AddressFamily, place: tuple[str, int], backlog: int) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+def _open_one(address: _Address) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         # As `socket.create_server` has it, with SO_REUSEPORT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
+        if address.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(place)
-        listener.listen(backlog)
+        listener.bind(address.place)
+        listener.listen(address.backlog)
         listener.setblocking(False)
     except OSError:
         listener.close()

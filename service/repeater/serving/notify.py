@@ -20,11 +20,12 @@ _log = get_logger("notify")
 
 _EXTENSION: Final = 30.0  # seconds that systemd waits longer for a start that goes on
 _EXTENSIONS_EVERY: Final = 10.0
+_PATIENCE: Final = 1.0  # seconds
 _WATCHDOG_PART: Final = 0.5  # of systemd's interval, as sd_watchdog_enabled(3) advises
 
 
 class Notifier:
-    """Tells systemd. No call waits or fails: a message that cannot be sent is lost."""
+    """Tells systemd. No call fails: a message that cannot be sent is lost, and logged."""
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
         """Know where to send.
@@ -55,7 +56,7 @@ class Notifier:
         """
         with scope:
             while self._address:
-                self._tell(f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1e6:.0f}")
+                self._tell(f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1e6:.0f}", patience=0.0)
                 await trio.sleep(_EXTENSIONS_EVERY)
 
     async def watch(self, answering: Callable[[], bool]) -> None:
@@ -65,18 +66,20 @@ class Notifier:
         """
         while self._address and self._watchdog:
             if answering():
-                self._tell("WATCHDOG=1")
+                self._tell("WATCHDOG=1", patience=0.0)
             await trio.sleep(self._watchdog * _WATCHDOG_PART)
 
-    def _tell(self, message: str) -> None:
+    def _tell(self, message: str, patience: float = _PATIENCE) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
+                # systemd reads at once, unless its queue is full: then a state that it is not told
+                # of would fail the unit, and the server stands still for a moment instead.
+                sock.settimeout(patience)
                 sock.sendto(message.encode(), self._address)
         except OSError as error:
-            _log.warning("systemd cannot be told", message=message, reason=error.strerror)
+            _log.warning("systemd cannot be told", message=message, reason=str(error))
 
 
 def open_notifier() -> Notifier:

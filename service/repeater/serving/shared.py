@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
 
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.config import Settings
@@ -20,6 +22,8 @@ from repeater.workers.exchange import Exchange
 
 if TYPE_CHECKING:
     from repeater.backend.events import EventQueue
+
+_FINISH: Final = 0.1  # part of the shutdown timeout
 
 
 class Shared(NamedTuple):
@@ -67,4 +71,7 @@ async def open_shared(
             asked = {**data_methods(lambda: stores.broker), **methods}
             async with open_admin_socket(settings.kept_in, asked, Failures()):
                 yield Shared(exchange, events)
+                # The workers have ended. What they submitted last is committed if the disk is well.
+                with trio.move_on_after(settings.node_options().shutdown_timeout * _FINISH):
+                    await stores.broker.finish()
                 exchange.close()

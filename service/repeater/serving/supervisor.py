@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("supervisor")
 
+_WORKERS_UNTIL: Final = 0.9  # parts of the shutdown timeout; workers take 0.8 of it
 _EVENTS_UNTIL: Final = 0.95  # part of the shutdown timeout, as in a single process
 
 
@@ -94,7 +95,7 @@ class Supervisor:
         self._count = count
         self._command = command
         self._notifier = open_notifier()
-        self._listeners = WorkerListeners()
+        self._listeners = WorkerListeners(count)
         self._workers: Workers | None = None
         self._events: EventQueue | None = None
         self._all = trio.CancelScope()
@@ -206,7 +207,7 @@ class Supervisor:
     async def _end_in_time(self, workers: Workers) -> None:
         """Kill the workers that have not ended when the shutdown's time is over."""
         await self._stop_asked.wait()
-        await trio.sleep(self._settings.node_options().shutdown_timeout)
+        await trio.sleep(self._settings.node_options().shutdown_timeout * _WORKERS_UNTIL)
         workers.kill()
 
     async def _obey_reloads(self, workers: Workers) -> None:
