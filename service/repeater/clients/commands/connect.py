@@ -124,7 +124,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     if 0 < grant.expire_at <= node.unix_time():
         # At 109 an SDK comes back with a new token. A back end's answer has no token to replace.
         raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
-    if client.place is not None and grant.user:
+    if node.places.shared is not None and client.place is not None and grant.user:
         await _reserve(node, client.place, grant.user)
     _admit(node, client, grant)
     client.identify(grant)
