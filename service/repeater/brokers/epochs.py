@@ -11,6 +11,7 @@ subscribers, who wait at offset 0, are told once that they may have missed somet
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Final
 from zlib import crc32
@@ -37,6 +38,8 @@ class Epochs:
         Every epoch ends with `suffix`.
         """
         kept = kept or {}
+        # What has had a new epoch since the start; None where no process was before this one.
+        self._new: set[int | str] | None = set() if _BASE in kept else None
         self._suffix = suffix
         self._base = kept.get(_BASE) or secrets.token_urlsafe(6)
         self._forgotten: dict[int, int] = {}  # streams that were forgotten, by group of names
@@ -72,6 +75,7 @@ class Epochs:
         if namespace in self._silent:
             self._silent.discard(namespace)
             times = self._interrupted[namespace] = self._interrupted.get(namespace, 0) + 1
+            self._note_new(namespace)
             self._changed[f"{_SILENT}:{namespace}"] = ""
             self._changed[f"{_INTERRUPTED}:{namespace}"] = str(times)
         forgotten = self._forgotten.get(_group(channel), 0)
@@ -82,8 +86,31 @@ class Epochs:
     def forget(self, channel: str) -> None:
         """Note that the stream of this name was forgotten: the next one needs another epoch."""
         group = _group(channel)
-        times = self._forgotten[group] = self._forgotten.get(group, 0) + 1
+        self._set_forgotten(group, self._forgotten.get(group, 0) + 1)
+
+    def renew(self, channel: str) -> None:
+        """Give this name an epoch that no process has told, not even one that this one forgot.
+
+        So it follows the machine's clock: what is kept may be an older copy, whose counts another
+        process has gone on with.
+        """
+        group = _group(channel)
+        self._set_forgotten(group, max(self._forgotten.get(group, 0) + 1, int(time.time())))
+
+    def _set_forgotten(self, group: int, times: int) -> None:
+        self._forgotten[group] = times
+        self._note_new(group)
         self._changed[f"{_FORGOTTEN}:{group}"] = str(times)
+
+    def _note_new(self, changed: int | str) -> None:
+        if self._new is not None:
+            self._new.add(changed)
+
+    def may_be_known(self, channel: str) -> bool:
+        """Whether an earlier process may have told the epoch that `of` gives this name now."""
+        if self._new is None:
+            return False
+        return _group(channel) not in self._new and _namespace(channel) not in self._new
 
     def interrupt(self, channel: str) -> None:
         """Note a publication to a channel whose options keep no history now."""

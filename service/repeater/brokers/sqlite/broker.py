@@ -136,7 +136,7 @@ class SQLiteBroker:
         reverse: bool = False,
     ) -> Page:
         """What is committed of a channel; see `Broker.history`."""
-        if since is not None:
+        if since is not None and not reverse:  # Backwards, it says nothing of what was seen.
             self._index.heed_position(channel, since)
         return self._index.page(channel, since=since, limit=limit, reverse=reverse)
 

@@ -153,6 +153,7 @@ class Committer:
         if self._outage and keeping_house:
             await self._try_again()
         handed_on = await self._commit(self._taken)
+        self._index.renew_epochs()
         for event in handed_on:
             await self._hand_on(event)
         for one in self._taken:

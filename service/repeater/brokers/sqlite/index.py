@@ -20,13 +20,14 @@ from repeater.options import ChannelOptions
 from repeater.publication import Publication, StreamPosition, weight_of
 
 _MOST_FREED: Final = 5_000  # rows freed by a commit of few publications, so that it stays short
+_MOST_AHEAD: Final = 10_000  # channels that get another epoch behind one commit
 _SEPARATOR: Final = "."
 
 
 class StoredStream(Stream):
     """A stream, and the places of its publications in the file."""
 
-    __slots__ = ("ids", "lifetimes", "loaded", "number")
+    __slots__ = ("ids", "known", "lifetimes", "number")
 
     number: int
     """Its id in the file."""
@@ -34,8 +35,8 @@ class StoredStream(Stream):
     """The rows of its publications, oldest first."""
     lifetimes: tuple[float, float]
     """Those that its row has."""
-    loaded: bool
-    """Whether this process found it in the file, under this epoch."""
+    known: bool
+    """Whether an earlier process may have told its epoch."""
 
 
 class StoredStreams(Streams):
@@ -63,6 +64,8 @@ class StoredStreams(Streams):
         self._freed: list[int] = []
         self._forgotten: list[int] = []
         self._unrecorded: dict[StoredStream, None] = {}
+        self._ahead: dict[str, str] = {}  # epochs that somebody has seen more of, by channel
+        self._committing = False
         self.rows = 0
         """The publications that are kept."""
 
@@ -100,16 +103,35 @@ class StoredStreams(Streams):
         return stream
 
     def heed_position(self, channel: str, since: StreamPosition) -> None:
-        """Give a stream of the file another epoch if somebody has seen more of it than the file.
+        """Give a channel another epoch if somebody has seen more of it than the file has.
 
-        Then the file is an older copy. Once for each stream and start: a stranger may invent a
-        position.
+        Then the file is an older copy, and others who have seen as much must be told, too. Once for
+        each channel and start: a stranger may invent a position.
         """
         stream = self.find_stored(channel)
-        if stream is None or not stream.loaded or since.epoch != stream.epoch:
+        at = self.top(channel) if stream is None else stream.position
+        if since.epoch != at.epoch or since.offset <= at.offset:
             return
-        if since.offset > stream.top:
-            self.renew_epoch(stream)
+        known = self._epochs.may_be_known(channel) if stream is None else stream.known
+        if known and len(self._ahead) < _MOST_AHEAD:
+            self._ahead[channel] = at.epoch
+            if not self._committing:
+                self.renew_epochs()
+
+    def renew_epochs(self) -> None:
+        """Give the channels that `heed_position` found another epoch.
+
+        Not while a commit is under way, which has numbered publications under the old one: the
+        committer calls this when it is over. Until then a position that is ahead stays ahead.
+        """
+        self._committing = False
+        ahead, self._ahead = self._ahead, {}
+        for channel, epoch in ahead.items():
+            stream = self.find_stored(channel)
+            if stream is not None and stream.epoch == epoch:
+                self._renew_epoch(stream)
+            elif stream is None and self.top(channel).epoch == epoch:
+                self._epochs.renew(channel)
 
     def keep_row(
         self,
@@ -128,7 +150,11 @@ class StoredStreams(Streams):
         stream = self.keep(found, numbered, options, weight, self._now())
         assert isinstance(stream, StoredStream)
         if found is None:
-            stream.number, stream.ids, stream.loaded = number, array("q"), False
+            stream.number, stream.ids, stream.known = (
+                number,
+                array("q"),
+                self._epochs.may_be_known(stream.channel),
+            )
             stream.lifetimes = options.history_ttl, options.history_meta_ttl
         stream.ids.append(row)
         self.rows += 1
@@ -141,7 +167,7 @@ class StoredStreams(Streams):
             options = ChannelOptions(history_ttl=one.history_ttl, history_meta_ttl=one.meta_ttl)
             order = self._order(options)
             stream = StoredStream(one.channel, one.epoch + self._suffix, options, order)
-            stream.number, stream.ids, stream.loaded = one.id, array("q"), True
+            stream.number, stream.ids, stream.known = one.id, array("q"), True
             stream.lifetimes = one.history_ttl, one.meta_ttl
             stream.top, stream.version = one.top, (one.version_epoch, one.version)
             stream.published = min(one.published, self._began)
@@ -184,14 +210,13 @@ class StoredStreams(Streams):
         while len(self._streams) > self._limit:
             self._forget_oldest()
 
-    def renew_epoch(self, stream: StoredStream) -> None:
-        """Give a stream another epoch, because somebody has seen more of it than the file has."""
-        self._epochs.forget(stream.channel)
+    def _renew_epoch(self, stream: StoredStream) -> None:
+        self._epochs.renew(stream.channel)
         stream.epoch = self.epoch(stream.channel)
         for number, publication in enumerate(stream.publications or ()):
             assert stream.publications is not None
             stream.publications[number] = msgspec.structs.replace(publication, epoch=stream.epoch)
-        stream.loaded = False
+        stream.known = False
         self._unrecorded[stream] = None
 
     def drop(self, count: int) -> None:
@@ -207,9 +232,12 @@ class StoredStreams(Streams):
     def changes(self, publications: int = 0) -> Changes:
         """Take what has to follow in the file, as much of it as belongs into one commit.
 
+        The commit begins with it, and ends with `renew_epochs`.
+
         A commit that brings many publications frees as many and more, so that what is to be freed
         never gathers.
         """
+        self._committing = True
         most = max(_MOST_FREED, 2 * publications)
         freed, self._freed = self._freed[:most], self._freed[most:]
         forgotten, self._forgotten = self._forgotten, []
