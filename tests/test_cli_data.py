@@ -67,7 +67,7 @@ def refused(folder: Path, *arguments: object) -> str:
 @asynccontextmanager
 async def running(folder: Path, wal_limit: int = 1 << 30) -> AsyncIterator[Node]:
     """A node on a durable history, as far as the commands can tell a server."""
-    with hold_folder(folder), trio.fail_after(3 * LOOP_ANSWERS):
+    with trio.fail_after(3 * LOOP_ANSWERS):
         async with open_sqlite_broker(folder) as broker, open_node(OPTIONS, broker=broker) as node:
             methods = data_methods(lambda: broker, wal_limit)
             async with open_admin_socket(folder, methods, node.failures):
