@@ -18,13 +18,18 @@ from repeater.front.listeners import open_all
 from repeater.front.worker_listeners import WorkerListeners
 from repeater.serving.errors import ServeError, WorkersError
 from repeater.serving.restarts import Restarts
+from repeater.serving.worker_process import WorkerProcess
 from repeater.serving.workers import Workers
 from tests.deadlines import LOOP_ANSWERS
 
 BEGIN = """
 import os, signal, sys, time
 report = int(os.environ["REPEATER_WORKER_REPORT"])
-say = lambda text: os.write(report, text + b"\\n")
+def say(text):
+    try:
+        os.write(report, text + b"\\n")
+    except BrokenPipeError:
+        pass  # the supervisor is gone
 number = int(os.environ["REPEATER_WORKER"])
 sys.stdin.buffer.read()
 """
@@ -223,6 +228,33 @@ async def test_five_deaths_in_a_minute_are_the_end(
     died = [one for one in caplog.records if "a worker has died" in one.getMessage()]
     assert len(died) >= 5
     assert "Traceback: no luck" in caplog.text
+
+
+async def test_a_program_that_cannot_be_started(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That counts as a death: tried again, and given up in the end."""
+    monkeypatch.setattr("repeater.serving.restarts._FIRST", 0.01)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(WorkersError, match="five workers have died within a minute"):
+        async with working("") as crew:
+            await crew.stopped.wait()
+    assert "it cannot be started: No such file or directory" in caplog.text
+
+
+async def test_a_crash_of_the_supervisor() -> None:
+    """Its workers are asked to end, and have their time for it; nobody kills them."""
+    found: list[WorkerProcess] = []
+
+    async def crash() -> None:
+        async with working(SERVE) as crew:
+            await crew.ready()
+            found.extend(crew.workers._running)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await crash()
+    assert [one._process.returncode for one in found] == [0, 0]
 
 
 async def test_a_mistake_is_one_line() -> None:

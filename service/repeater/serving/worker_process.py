@@ -81,7 +81,11 @@ class WorkerProcess:
         return f"status {code}"
 
     async def watch(self, start: Start, attach: Attach) -> None:
-        """Serve the worker until its process has ended; cancelled, kill it."""
+        """Serve the worker until its process has ended.
+
+        Cancelled, as when the supervisor crashes, close the link and ask the worker to end; kill it
+        when the time for its shutdown is over.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._give, pickle.dumps(start))
@@ -91,11 +95,18 @@ class WorkerProcess:
                 await self._process.wait()
                 self.reports.began.set()
         finally:
-            self._process.kill()
-            with trio.CancelScope(shield=True):
-                await self._process.wait()
+            if self._process.returncode is None:
+                await self._end_within(start.settings.node_options().shutdown_timeout)
             self.reports.over()
             self.ended.set()
+
+    async def _end_within(self, seconds: float) -> None:
+        self.stop()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(seconds):
+                await self._process.wait()
+            self.kill()
+            await self._process.wait()
 
     async def _give(self, start: bytes) -> None:
         assert self._process.stdin is not None

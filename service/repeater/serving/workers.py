@@ -121,12 +121,15 @@ class Workers:
         The next one accepts connections before the one in its place is asked to end.
 
         Raises:
-            WorkersError: one of them did not start; the one in its place stays.
+            WorkersError: one of them could not be started; the one in its place stays.
         """
         for number, change in self._changes.items():
             async with change:
                 old = self._current.get(number)
-                new = await self._start(number)
+                try:
+                    new = await self._start(number)
+                except OSError as error:
+                    raise WorkersError(f"worker {number}: {error.strerror}") from None
                 try:
                     is_ready = await new.wait_ready()
                 except trio.Cancelled:
@@ -149,10 +152,14 @@ class Workers:
                 if self._stopping.is_set():
                     return
                 if self._current.get(number) is gone:
-                    self._current[number] = await self._start(number)
-                worker = self._current[number]
-            await worker.reports.left.wait()
-            gone = worker
+                    try:
+                        self._current[number] = await self._start(number)
+                    except OSError as error:  # no descriptor, no memory, or the port is taken
+                        self._count_death(number, f"it cannot be started: {error.strerror}")
+                worker = self._current.get(number)
+            if worker is not gone and worker is not None:
+                await worker.reports.left.wait()
+                gone = worker
             if pause := self._pauses.pop(number, 0.0):
                 with trio.move_on_after(pause):
                     await self._stopping.wait()
@@ -192,19 +199,18 @@ class Workers:
         if mistake and not self.ready.is_set():
             self._fail(ServeError(mistake))
             return
-        _log.error(
-            "a worker has died",
-            worker=worker.number,
-            reason=mistake or worker.why_ended(),
-            **({"exception": words} if words else {}),
-        )
-        pause = self._restarts.after_death(worker.number, trio.current_time())
+        self._count_death(worker.number, mistake or worker.why_ended(), words)
+
+    def _count_death(self, number: int, reason: str, words: str = "") -> None:
+        more = {"exception": words} if words else {}
+        _log.error("a worker has died", worker=number, reason=reason, **more)
+        pause = self._restarts.after_death(number, trio.current_time())
         if self._restarts.too_many:
             self._fail(WorkersError(_TOO_MANY))
             return
-        self._pauses[worker.number] = pause
+        self._pauses[number] = pause
         if pause > _SOON:
-            self._listeners.give_up(worker.number)
+            self._listeners.give_up(number)
 
     def _fail(self, failure: ServeError | WorkersError) -> None:
         self._failure = failure
