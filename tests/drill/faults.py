@@ -11,6 +11,7 @@ from random import Random
 
 import trio
 
+from tests.drill.crews import Crew, with_workers
 from tests.drill.ledger import BrokenPromise, Ledger
 from tests.drill.network import Network
 from tests.drill.places import (
@@ -19,6 +20,8 @@ from tests.drill.places import (
     ordinary,
     with_clock,
     with_few_descriptors,
+    with_history,
+    with_history_and_clock,
     with_tls,
 )
 from tests.drill.target import Publisher, Target
@@ -38,6 +41,7 @@ class Scene:
     ledger: Ledger
     publishers: Sequence[Publisher]
     place: Place
+    crew: Crew
 
 
 Make = Callable[[Scene], Awaitable[None]]
@@ -198,6 +202,24 @@ async def cables(scene: Scene) -> None:
     await trio.sleep(scene.rng.uniform(0.5, 1.5))
 
 
+async def durable(scene: Scene) -> None:
+    """Any fault of a server whose history outlives it: nobody is told of a loss."""
+    await scene.rng.choice((stops, terms, kills))(scene)
+
+
+async def durable_clocks(scene: Scene) -> None:
+    """The clock is set beside a history that outlives the server; what becomes too old goes."""
+    await clocks(scene)
+    if scene.rng.random() < 0.3:
+        await scene.target.restart(scene.rng.choice((signal.SIGTERM, signal.SIGKILL)))
+
+
+async def workers(scene: Scene) -> None:
+    """A worker is killed, stands still or is told to end: its clients come back to others."""
+    await scene.rng.choice((scene.crew.kill, scene.crew.stop, scene.crew.drain))()
+    await trio.sleep(scene.rng.uniform(0, 1))
+
+
 async def tls(scene: Scene) -> None:
     """Any fault of connections, over TLS and HTTP/2."""
     scene.network.heal()
@@ -233,6 +255,9 @@ FAULTS = (
     Fault(kills, restarts=True),
     Fault(reloads, forgets=True),
     Fault(clocks, place=with_clock),
+    Fault(durable, restarts=True, place=with_history),
+    Fault(durable_clocks, forgets=True, place=with_history_and_clock),
+    Fault(workers, place=with_workers),
     Fault(descriptors, place=with_few_descriptors),
     Fault(cables, place=behind_cable),
     Fault(tls, forgets=True, place=with_tls),

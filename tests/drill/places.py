@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -34,6 +34,15 @@ class Place:
     cable: str = ""
     authority: Authority | None = None
     """Has issued the server's certificate, if the server speaks TLS."""
+    disk: Path | None = None
+    """A disk for the server's data."""
+    durable: bool = False
+    """Whether the server's history outlives it."""
+
+    def with_history(self, data: Path) -> Place:
+        """The same place with a durable history in this folder."""
+        kept = {"REPEATER_ENGINE": "sqlite", "REPEATER_DATA_DIR": str(data)}
+        return replace(self, variables={**self.variables, **kept}, durable=True)
 
     def set_clock(self, seconds: int) -> None:
         """Set the server's clock to so many seconds off, at once."""
@@ -96,6 +105,23 @@ def with_clock(folder: Path) -> Iterator[Place]:
     place = Place(variables=variables, clock=clock)
     place.set_clock(0)
     yield place
+
+
+@contextmanager
+def with_history(folder: Path) -> Iterator[Place]:
+    """A history that outlives the server."""
+    yield Place().with_history(folder / "data")
+
+
+@contextmanager
+def with_history_and_clock(folder: Path) -> Iterator[Place]:
+    """Both: what is kept knows no other time than the wall clock's.
+
+    Raises:
+        Missing: libfaketime is not installed.
+    """
+    with with_clock(folder) as place:
+        yield place.with_history(folder / "data")
 
 
 @contextmanager

@@ -147,6 +147,15 @@ class Recorder:
         return result
 
 
+def check_supported() -> None:
+    """Look whether this Python's SQLite can be recorded.
+
+    Raises:
+        Unsupported: it cannot.
+    """
+    _default_system()
+
+
 def _default_system() -> _System:
     import _sqlite3  # not part of every Python
 
@@ -192,7 +201,7 @@ class _Spoilt:
 
         class Connection(sqlite3.Connection):
             def execute(self, statement: str, *rest: Any) -> sqlite3.Cursor:
-                if statement.startswith("PRAGMA synchronous"):
+                if statement.startswith("PRAGMA synchronous ="):
                     statement = f"PRAGMA synchronous = {level}"
                 return super().execute(statement, *rest)
 

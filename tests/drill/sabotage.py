@@ -1,7 +1,7 @@
 """A server that breaks promises, to see that the drill notices: its first word is how.
 
 It drops or doubles a chunk now and then, behind all checks of the server's own, where only a
-subscriber can notice that.
+subscriber can notice that; or it does not write a row, which only the next start can notice.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable
+from unittest import mock
 
+import msgspec
+
+from repeater.brokers.sqlite.journal import Journal
+from repeater.brokers.sqlite.records import Changes
 from repeater.cli.main import main
 from repeater.fanout import repeater
 from repeater.fanout.outbox import Outbox, send_to_all
 
 _EVERY = 40  # chunks of fan-out
+_ROWS = 500  # publications
 
 
 def spoil(times: int) -> None:
@@ -28,6 +34,21 @@ def spoil(times: int) -> None:
     repeater.send_to_all = spoilt  # type: ignore[attr-defined]
 
 
+def forget() -> None:
+    """Have a publication in five hundred acknowledged, and not kept."""
+    numbers, write = itertools.count(1), Journal.write
+
+    def forgetful(self: Journal, changes: Changes) -> None:
+        kept = [one for one in changes.publications if next(numbers) % _ROWS]
+        write(self, msgspec.structs.replace(changes, publications=kept))
+
+    mock.patch.object(Journal, "write", forgetful).start()
+
+
 if __name__ == "__main__":
-    spoil({"loss": 0, "double": 2}[sys.argv.pop(1)])
+    how = sys.argv.pop(1)
+    if how == "forget":
+        forget()
+    else:
+        spoil({"loss": 0, "double": 2}[how])
     main()

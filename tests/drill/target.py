@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,21 +40,29 @@ CHANNEL: Mapping[str, Any] = {
 KEPT = 60
 """Events of a channel that a subscriber must be able to recover; below the history's size, because
 the events that come while it connects count as well."""
+LEAVES = 15.0
+"""Seconds until nothing is left of subscribers: above all deadlines of the settings."""
+GROWTH = 64 << 20
+"""Bytes of the server's memory that it may have grown by."""
 _AFTER_FAILURE = 0.5  # seconds
 
 
 class Target:
     """The server. Its `run` starts it again when it has ended as it should."""
 
-    def __init__(self, command: Sequence[str], place: Place, folder: Path) -> None:
+    def __init__(self, command: Sequence[str], place: Place, folder: Path, **settings: Any) -> None:
+        self.between: Callable[[], object] = lambda: None
+        """Called in a thread between an end and the next start."""
         self.host = place.host
         self.port = _free_port()
         self._command = (*place.prefix, *command)
         self._place = place
+        self._settings = {**SETTINGS, **settings}
         self._file = folder / "repeater.toml"
         self._socket = folder / "socket"
         self._up = trio.Event()
         self._ending = False  # whether a fault has ended it
+        self._over = False
         self._server: ServerProcess
         self._process: psutil.Process
         self._idle = 0  # sockets
@@ -62,10 +71,10 @@ class Target:
 
     def write(self, **channel: Any) -> None:
         """Write the settings file, with other options for channels."""
-        self._file.write_text(tomli_w.dumps({**SETTINGS, "channel": {**CHANNEL, **channel}}))
+        self._file.write_text(tomli_w.dumps({**self._settings, "channel": {**CHANNEL, **channel}}))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep it running until cancelled.
+        """Keep it running until cancelled, or until `end`.
 
         Raises:
             BrokenPromise: it ended by itself, or with a traceback.
@@ -79,11 +88,11 @@ class Target:
                 variables=self._place.variables,
                 descriptors=self._place.descriptors,
             ) as self._server:
-                await self._server.line(f"is up on http{secure}://{self.host}:{self.port}")
+                await self._server.line(f"http{secure}://{self.host}:{self.port}")
                 self._process = psutil.Process(self._server.process.pid)
                 if not self._memory:  # the first start, which nobody waits for
                     self._idle = self.sockets()
-                    self._memory = self._process.memory_info().rss
+                    self._memory = self._memory_now()
                 self._ending = False
                 self._up.set()
                 task_status.started()
@@ -93,6 +102,9 @@ class Target:
             self.check_log()
             if not self._ending:
                 raise BrokenPromise(f"the server ended with {status}: {self._log()}")
+            await trio.to_thread.run_sync(self.between)
+            if self._over:
+                return
 
     def check_log(self) -> None:
         """Look for an error of the server's own.
@@ -105,6 +117,25 @@ class Target:
 
     def _log(self) -> str:
         return self._server.log[-4_000:].decode(errors="replace")
+
+    def run_command(self, *arguments: str, patience: float | None = None) -> int | None:
+        """Run another command of the server's program, by its settings; its status.
+
+        None if it was killed after so many seconds of patience.
+        """
+        environment = {**os.environ, **self._place.variables}
+        command = (*self._command[:-1], *arguments)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            try:
+                return process.wait(PROCESS_STARTS if patience is None else patience)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return None
+
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal that it survives."""
@@ -119,23 +150,32 @@ class Target:
             await process.wait()
             await until(lambda: self._up.is_set() and self._server.process is not process)
 
+    async def end(self, number: signal.Signals) -> None:
+        """End it for good."""
+        with trio.fail_after(PROCESS_STARTS):
+            await self._up.wait()
+            self._ending = self._over = True
+            self._server.process.send_signal(number)
+            await self._server.process.wait()
+
     async def open(self) -> trio.SocketStream:
         """A connection of the back end's, by a Unix socket: no fault of a network concerns it."""
         return await trio.open_unix_socket(str(self._socket))
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that it has started and that serve its clients; none if it does itself."""
+        return [one for one in self._process.children() if one.status() != psutil.STATUS_ZOMBIE]
+
     def sockets(self) -> int:
-        """How many sockets it has now."""
-        count = 0
-        for entry in Path(f"/proc/{self._process.pid}/fd").iterdir():
-            try:
-                count += os.readlink(entry).startswith("socket:")
-            except FileNotFoundError:
-                continue  # closed meanwhile
-        return count
+        """How many sockets it and its workers have now."""
+        return sum(_sockets(one.pid) for one in (self._process, *self.workers()))
 
     def memory_growth(self) -> int:
-        """Bytes that it has grown by since its start."""
-        return self._process.memory_info().rss - self._memory
+        """Bytes that it and its workers have grown by since the start."""
+        return self._memory_now() - self._memory
+
+    def _memory_now(self) -> int:
+        return sum(one.memory_info().rss for one in (self._process, *self.workers()))
 
     async def clients(self) -> Mapping[str, int]:
         """How many clients, subscriptions and channels it has."""
@@ -149,6 +189,19 @@ class Target:
         await trio.sleep(0.05)  # until the call's own connection has gone
         found["sockets"] = self.sockets() - self._idle
         return {name: count for name, count in found.items() if count}
+
+
+async def until_left(target: Target) -> None:
+    """Wait until nothing is left of those who were there.
+
+    Raises:
+        BrokenPromise: something stays.
+    """
+    with trio.move_on_after(LEAVES):
+        while left := await target.left():  # noqa: ASYNC110  # the server tells
+            await trio.sleep(0.2)
+    if left:
+        raise BrokenPromise(f"the subscribers have gone, and the server still has {dict(left)}")
 
 
 async def call(http: Http, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,6 +268,16 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until something outside this process, or far away in it, has come true."""
     while not condition():  # noqa: ASYNC110  # nobody tells
         await trio.sleep(0.02)
+
+
+def _sockets(pid: int) -> int:
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            count += os.readlink(entry).startswith("socket:")
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return count
 
 
 def _free_port() -> int:

@@ -1,0 +1,194 @@
+"""Which event is at which offset, by what publishers and subscribers were told; it does no I/O.
+
+Each event has a number of its own. Whoever is told of an event's place, by an answer or by a
+delivery, is told the same as everybody else, or the server has broken a promise: two events at one
+offset, or one event at two. A subscriber must get each offset once and in order, or be told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tests.drill.ledger import BrokenPromise
+
+Stream = tuple[str, str]
+"""A channel and an epoch."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What somebody was told first of an offset: the event there has been published."""
+
+    moment: int
+    """Nanoseconds of the monotonic clock."""
+    stream: Stream
+    offset: int
+    number: int
+
+
+class Offsets:
+    """What is known of all streams. Lives as long as a drill.
+
+    Args:
+        kept: So many publications back, a subscriber must be able to recover.
+        forgets: Whether streams may begin anew, since the server keeps nothing.
+    """
+
+    def __init__(self, kept: int, *, forgets: bool = False) -> None:
+        self.kept: Final = kept
+        self.forgets = forgets
+        self.counts: Counter[str] = Counter()
+        self.promises: list[Promise] = []
+        """In the order of their moments."""
+        self.accepted: dict[int, tuple[str, int]] = {}
+        """Events that were acknowledged without their place: channel and moment, by number."""
+        self.followers: list[Progress] = []
+        self._numbers = 0
+        self._over = set[Stream]()
+        self._streams: defaultdict[Stream, dict[int, int]] = defaultdict(dict)
+        self._places: dict[int, tuple[Stream, int]] = {}
+
+    def attempt(self) -> int:
+        """The number of one more event, which is about to be published."""
+        self._numbers += 1
+        self.counts["events"] += 1
+        return self._numbers
+
+    def accept(self, channel: str, number: int) -> None:
+        """The event was acknowledged, without a word about its place."""
+        self.accepted[number] = channel, time.monotonic_ns()
+
+    def tell(self, channel: str, epoch: str, offset: int, number: int) -> None:
+        """Somebody was told that an event is at an offset.
+
+        Raises:
+            BrokenPromise: somebody was told otherwise before.
+        """
+        stream = (channel, epoch)
+        known = self._streams[stream].get(offset)
+        if known == number:
+            return
+        if known is not None:
+            raise BrokenPromise(f"{stream} has {number} at {offset}, where {known} was")
+        if number in self._places:
+            raise BrokenPromise(f"{number} is at {(stream, offset)} and at {self._places[number]}")
+        if not 0 < number <= self._numbers:
+            raise BrokenPromise(f"{stream} has {number} at {offset}, which nobody has published")
+        self._streams[stream][offset] = number
+        self._places[number] = stream, offset
+        self.promises.append(Promise(time.monotonic_ns(), stream, offset, number))
+
+    def promised(self) -> list[Promise]:
+        """All promises in the order of their moments, with those of acknowledgements alone."""
+        more = [
+            Promise(moment, *self._places[number], number)
+            for number, (_, moment) in self.accepted.items()
+            if number in self._places
+        ]
+        return sorted([*self.promises, *more], key=lambda one: one.moment)
+
+    def numbers(self, stream: Stream) -> Mapping[int, int]:
+        """The events of a stream by their offsets, as far as somebody was told of them."""
+        return self._streams.get(stream, {})
+
+    def tops(self) -> Mapping[Stream, int]:
+        """The highest offset of each stream that somebody was told of, and that is not over."""
+        return {
+            stream: max(numbers)
+            for stream, numbers in self._streams.items()
+            if numbers and stream not in self._over
+        }
+
+    def unplaced(self) -> Mapping[str, set[int]]:
+        """By channel, the acknowledged events whose place nobody was told of."""
+        found = defaultdict[str, set[int]](set)
+        for number, (channel, _) in self.accepted.items():
+            if number not in self._places:
+                found[channel].add(number)
+        return found
+
+    def forget_since(self, moment: int) -> None:
+        """Everything that was told after this moment has never happened."""
+        for promise in self.promises:
+            if promise.moment > moment:
+                del self._streams[promise.stream][promise.offset]
+                del self._places[promise.number]
+        self.promises = [one for one in self.promises if one.moment <= moment]
+        self.accepted = {n: one for n, one in self.accepted.items() if one[1] <= moment}
+
+    def begin_anew(self) -> None:
+        """All streams are over: an older copy of the history takes its place, and it is told."""
+        self.forgets = True
+        self._over.update(self._streams)
+        self.accepted.clear()
+
+    def progress(self, channel: str) -> Progress:
+        """The place of a new subscriber, who sees nothing before it begins."""
+        made = Progress(f"follower {len(self.followers)} of {channel}", channel, self)
+        self.followers.append(made)
+        return made
+
+    def behind(self) -> list[str]:
+        """The subscribers that have not yet got what others know to be there."""
+        tops = self.tops()
+        return [one.name for one in self.followers if one.offset < tops.get(one.stream, 0)]
+
+
+class Progress:
+    """How far one subscriber has come in its channel. Made by `Offsets.progress`."""
+
+    def __init__(self, name: str, channel: str, offsets: Offsets) -> None:
+        self.name = name
+        self.channel = channel
+        self.offset = 0
+        self.epoch = ""
+        self._offsets = offsets
+
+    @property
+    def stream(self) -> Stream:
+        """Where it is."""
+        return self.channel, self.epoch
+
+    def begin(self, epoch: str, offset: int) -> None:
+        """The subscription starts at a stream's top; what was missed before is lost, and told.
+
+        Raises:
+            BrokenPromise: the server had everything that was missed.
+        """
+        if self.epoch:
+            self._offsets.counts["told"] += 1
+            missed = offset - self.offset
+            if epoch == self.epoch and 0 <= missed <= self._offsets.kept:
+                self._fail(f"was told of a loss, but {missed} publications can be recovered")
+            if epoch != self.epoch and not self._offsets.forgets:
+                self._fail(f"was in epoch {self.epoch}, and is told of {epoch}")
+        self.epoch, self.offset = epoch, offset
+
+    def resume(self, epoch: str, offset: int) -> None:
+        """The server says that it goes on where the subscriber was.
+
+        Raises:
+            BrokenPromise: it goes on elsewhere.
+        """
+        self._offsets.counts["recovered"] += 1
+        if (epoch, offset) != (self.epoch, self.offset):
+            self._fail(f"was at {self.epoch} {self.offset}, and goes on at {epoch} {offset}")
+
+    def see(self, offset: int, number: int) -> None:
+        """A publication has come.
+
+        Raises:
+            BrokenPromise: others are missing before it, or it comes twice or out of order.
+        """
+        if offset != self.offset + 1:
+            self._fail(f"got offset {offset} behind {self.offset}")
+        self._offsets.tell(self.channel, self.epoch, offset, number)
+        self.offset = offset
+        self._offsets.counts["deliveries"] += 1
+
+    def _fail(self, what: str) -> None:
+        raise BrokenPromise(f"{self.name} {what}")
