@@ -38,7 +38,7 @@ def test_a_whole_file(folder: Path) -> None:
     path = make(folder)
     before = sorted(one.name for one in folder.iterdir())
     found = inspect(path)
-    assert (found.streams, found.publications, found.results) == (3, 15, 3)
+    assert (found.streams, found.publications, found.results, found.denials) == (3, 15, 3, 0)
     assert found.oldest == (TIME + 1) / 1_000
     assert sorted(one.name for one in folder.iterdir()) == before
     change(path, "CREATE TABLE sizes AS SELECT sum(length(body)) FROM publications")
@@ -336,3 +336,11 @@ def test_a_pinned_file_stands_still_while_commits_go_on(folder: Path) -> None:
         assert inspect(journal.path).publications == 11
         journal.unpin()
         journal.unpin()
+
+
+def test_a_disk_that_failed_ends_a_pin(folder: Path) -> None:
+    """What makes room for the next write may change the file."""
+    with opened(folder) as journal:
+        journal.pin()
+        journal.recover(Changes(), was_full=False)
+        assert not journal.pinned

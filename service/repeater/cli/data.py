@@ -252,6 +252,7 @@ def _print(found: Inspection, as_json: bool) -> None:
         ("streams", f"{found.streams:,}"),
         ("publications", f"{found.publications:,} of {found.bytes:,} bytes{oldest}"),
         ("idempotency keys", f"{found.results:,}"),
+        ("denials", f"{found.denials:,} blocked users and revoked tokens"),
     ]
     if found.waiting:
         rows.append(("to be freed", f"{found.waiting:,} publications of forgotten streams"))

@@ -23,6 +23,7 @@ HOLD: Final = "data.hold"
 """The method's name."""
 
 _LOOK: Final = 0.25  # seconds between two looks at the WAL
+_UNPINNED_IN: Final = 5.0  # seconds; it waits for the commit that runs
 _WAL_LIMIT: Final = 1 << 30  # bytes that commits may add to the WAL meanwhile
 
 
@@ -57,7 +58,8 @@ async def _pinned(broker: SQLiteBroker) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        with trio.CancelScope(shield=True):
+        # With a disk that does not answer the shutdown must not wait for its turn.
+        with trio.move_on_after(_UNPINNED_IN, shield=True):
             await broker.with_journal(Journal.unpin)
 
 

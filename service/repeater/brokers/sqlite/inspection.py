@@ -38,6 +38,8 @@ class Inspection(msgspec.Struct):
     """Unix seconds of the first publication; None without one."""
     results: int = 0
     """Of publishes with an idempotency key."""
+    denials: int = 0
+    """Blocked users and revoked tokens."""
     waiting: int = 0
     """Publications of streams that are forgotten; a commit will free them."""
     generation: int = 0
@@ -129,6 +131,7 @@ def _read(connection: sqlite3.Connection, found: Inspection) -> None:
                 f" and the top is {stream.top}"
             )
     (found.results,) = connection.execute("SELECT count(*) FROM results").fetchone()
+    (found.denials,) = connection.execute("SELECT count(*) FROM denials").fetchone()
     meta = dict(connection.execute("SELECT name, value FROM meta"))
     found.generation = generation_of(meta)
     if meta and str(found.generation) != meta.get("generation", "0"):
