@@ -166,11 +166,11 @@ def labels_of(family: Metric) -> tuple[str, ...]:
     return labels
 
 
-def test_every_metric_is_on_the_page() -> None:
+def test_every_metric_is_on_the_page(tmp_path: Path) -> None:
     """docs/operations.md has exactly one row for each of our metrics, and no other row."""
 
     async def names() -> list[str]:
-        settings = load_settings(dev=True, port=0, callbacks=CALLBACKS)
+        settings = load_settings(dev=True, port=0, callbacks=CALLBACKS, data_dir=str(tmp_path))
         async with open_server(settings) as server:
             collector = ServerCollector(server.node, server.acceptor.statistics)
             return [

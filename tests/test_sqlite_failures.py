@@ -197,6 +197,24 @@ def _rows(journal: Journal) -> int:
     return sum(len(rows) for rows in journal.publications())
 
 
+async def test_commits_are_measured(tmp_path: Path, disk: Disk) -> None:
+    """Their number and time, failures, the sizes, and what waits."""
+    async with opened(tmp_path) as (broker, _):
+        for _ in range(3):
+            await publish(broker)
+        await trio.sleep(1.2)
+        disk.error = JournalError("the disk fails")
+        with pytest.raises(BrokerError):
+            await publish(broker)
+        seen = broker.statistics().journal
+        assert seen is not None
+        assert seen.commit_seconds.count >= 3
+        assert 0 < seen.commit_seconds.total < 3
+        assert seen.failures == 1
+        assert seen.file_bytes >= seen.used_bytes > 4_096
+        assert (seen.waiting, seen.lag) == (0, 0.0)
+
+
 async def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an outage after a time, and the end of the broker does not wait for ever."""
     monkeypatch.setattr(committer, "_HANGING", 0.2)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import trio
@@ -16,7 +17,9 @@ from repeater.api.methods import call
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.sqlite import opening
 from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.file_system import network_file_system
+from repeater.brokers.sqlite.journal import Journal
 from repeater.config import ConfigError, load_settings
 from repeater.errors import FORCE_DISCONNECT
 from repeater.node import Node
@@ -105,6 +108,24 @@ async def test_a_second_server_is_refused(tmp_path: Path, engine: str) -> None:
     assert f"data_dir: {tmp_path} is in use by process {os.getpid()}" in line
     async with open_server(settings_of(tmp_path)):
         pass
+
+
+async def test_an_outage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing is error 100, the server is not ready and says why, and blocks are refused."""
+
+    def failing(journal: Journal) -> None:
+        raise JournalError("disk full")
+
+    async with open_server(settings_of(tmp_path)) as server:
+        monkeypatch.setattr(Journal, "transaction", failing)
+        error = {"error": {"code": 100, "message": "internal server error"}}
+        assert await ask(server.node, "publish", channel="c", data=1) == error
+        assert await ask(server.node, "block_user", user="ann") == error
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+            answer = await client.get("/health/ready")
+            assert answer.status_code == 503
+            assert answer.json() == {"status": "broker down", "reason": "history: disk full"}
+            assert "repeater_broker_up 0.0" in (await client.get("/metrics")).text
 
 
 async def test_denials_move_into_the_history_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
+from repeater.brokers.contract import JournalStatistics
 from repeater.clients.statistics import NodeStatistics
 from repeater.errors import REASONS
 from repeater.histogram import HistogramStatistics
@@ -126,7 +127,7 @@ def _channels(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_history_bytes", "Bytes of publications kept.", kept.history_bytes)
     yield _count(
         "repeater_history_dropped",
-        "Publications dropped early, because of history_bytes.",
+        "Publications dropped early, because of history_bytes or history_disk_limit.",
         kept.dropped_publications,
     )
     yield _count(
@@ -140,6 +141,20 @@ def _channels(seen: NodeStatistics) -> Iterator[Metric]:
         "Idempotency keys forgotten early, because of idempotency_bytes.",
         kept.dropped_results,
     )
+    if kept.journal is not None:
+        yield from _journal(kept.journal)
+
+
+def _journal(seen: JournalStatistics) -> Iterator[Metric]:
+    """Yield the metrics of a history that is in a file."""
+    yield _histogram("repeater_history_commit_seconds", "Time of a commit.", seen.commit_seconds)
+    yield _count(
+        "repeater_history_commit_failures", "Commits, and tries of the disk, failed.", seen.failures
+    )
+    yield _gauge("repeater_history_file_bytes", "Bytes of the file and its log.", seen.file_bytes)
+    yield _gauge("repeater_history_used_bytes", "Bytes of the file in use.", seen.used_bytes)
+    yield _gauge("repeater_history_waiting", "Submissions that wait for a commit.", seen.waiting)
+    yield _gauge("repeater_history_lag_seconds", "How long the oldest has waited.", seen.lag)
 
 
 def _fanout(seen: NodeStatistics) -> Iterator[Metric]:
