@@ -36,7 +36,8 @@ class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     chan_info: msgspec.Raw | None = None
 
 
-class Publication(msgspec.Struct, frozen=True):
+# Without the collector's header: nothing in a publication can refer back to it.
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """One event in one channel.
 
     `data` is JSON text, and a `JSONText` as soon as the node has accepted it. `offset` 0 means
@@ -107,10 +108,10 @@ def weight_of(event: Event) -> int:
 
     Intake, batches and history are bounded by it, because a publisher chooses all of these texts.
     """
-    if isinstance(event, Rupture):
+    if type(event) is not Publication:
+        if isinstance(event, Announcement):
+            return EVENT_OVERHEAD + len(event.channel) + _weight_of_info(event.info)
         return EVENT_OVERHEAD + len(event.channel)
-    if isinstance(event, Announcement):
-        return EVENT_OVERHEAD + len(event.channel) + _weight_of_info(event.info)
     weight = EVENT_OVERHEAD + len(event.channel) + len(event.data)
     if event.info is not None:
         weight += _weight_of_info(event.info)

@@ -7,14 +7,19 @@ a bound or by its age, is gone here at once; its rows are freed by one of the ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from repeater.brokers.epochs import Epochs
 from repeater.brokers.sqlite.clock import LifetimeClock
-from repeater.brokers.sqlite.records import Changes, StreamRecord
+from repeater.brokers.sqlite.records import (
+    Changes,
+    StoredPublication,
+    StreamRecord,
+    publication_of,
+)
 from repeater.brokers.streams import Stream, Streams
 from repeater.options import ChannelOptions
 from repeater.publication import Publication, StreamPosition, weight_of
@@ -59,6 +64,7 @@ class StoredStreams(Streams):
         self._epochs = epochs
         self._suffix = f"{_SEPARATOR}{generation}" if generation else ""
         self._began = clock()
+        self._ordered = False  # whether what is loaded so far is in the order of its times
         self._numbers = 0
         self._rows = 0
         self._freed: list[int] = []
@@ -163,12 +169,18 @@ class StoredStreams(Streams):
     def restore(self, records: Iterable[StreamRecord]) -> dict[int, StoredStream]:
         """Take in the streams of a file, without their publications; returns them by number."""
         streams: dict[int, StoredStream] = {}
+        shared: dict[tuple[float, float], ChannelOptions] = {}
         for one in records:
-            options = ChannelOptions(history_ttl=one.history_ttl, history_meta_ttl=one.meta_ttl)
+            lifetimes = one.history_ttl, one.meta_ttl
+            options = shared.get(lifetimes)
+            if options is None:
+                options = shared[lifetimes] = ChannelOptions(
+                    history_ttl=one.history_ttl, history_meta_ttl=one.meta_ttl
+                )
             order = self._order(options)
             stream = StoredStream(one.channel, one.epoch + self._suffix, options, order)
             stream.number, stream.ids, stream.known = one.id, array("q"), True
-            stream.lifetimes = one.history_ttl, one.meta_ttl
+            stream.lifetimes = lifetimes
             stream.top, stream.version = one.top, (one.version_epoch, one.version)
             stream.published = min(one.published, self._began)
             order.bare[one.channel] = stream
@@ -176,39 +188,63 @@ class StoredStreams(Streams):
             self._numbers = max(self._numbers, one.id)
         return streams
 
-    def restore_row(self, stream: StoredStream, row: int, publication: Publication) -> None:
-        """Take in a publication of the file, in the order of the rows."""
-        kept = stream.publications
-        if kept is None:
-            kept = self._fill(stream)
-        else:
-            stream.order.full.move_to_end(stream.channel)
-        kept.append(publication)
-        stream.ids.append(row)
-        stream.top = max(stream.top, publication.offset)
-        # A time ahead of the clock was given by a clock that went wrong.
-        stream.published = min(max(stream.published, publication.time / 1_000), self._began)
-        if publication.version:
-            stream.version = (publication.version_epoch, publication.version)
-        self.bytes += weight_of(publication)
-        self._rows = row
-        self.rows += 1
-        if self.bytes > self._byte_limit:
-            self._drop_oldest(stream)
+    def restore_rows(
+        self, streams: Mapping[int, StoredStream], rows: Sequence[StoredPublication]
+    ) -> None:
+        """Take in publications of the file, in the order of the rows. `streams` are by number.
 
-    def free_row(self, row: int) -> None:
-        """Note a row of a stream that the file does not have any more."""
-        self._freed.append(row)
-        self._rows = row
+        Rows of a stream that the file does not have any more are freed.
+        """
+        times: dict[int, int] = {}  # One commit gave many rows one time: they share the object.
+        for row, number, offset, body in rows:
+            stream = streams.get(number)
+            if stream is None:
+                self._freed.append(row)
+                continue
+            publication = publication_of(stream.channel, stream.epoch, offset, body, times)
+            (stream.publications or self._fill(stream)).append(publication)
+            stream.ids.append(row)
+            if offset > stream.top:
+                stream.top = offset
+            if publication.version:
+                stream.version = (publication.version_epoch, publication.version)
+            self.rows += 1
+            self.bytes += weight_of(publication)
+            if self.bytes > self._byte_limit:
+                self._make_room(stream)
+        if rows:
+            self._rows = rows[-1][0]
+
+    def _make_room(self, newest: StoredStream) -> None:
+        """Drop the oldest of what is loaded so far, as if it had just been published."""
+        if not self._ordered:
+            self._ordered = True
+            self._order_all()
+        self._date(newest)
+        newest.order.full.move_to_end(newest.channel)
+        self._drop_oldest(newest)
 
     def settle(self) -> None:
         """Bring the loaded streams into the order in which they were published to."""
+        self._order_all()
+        while len(self._streams) > self._limit:
+            self._forget_oldest()
+
+    def _order_all(self) -> None:
         for order in self._orders.values():
+            for stream in order.full.values():
+                assert isinstance(stream, StoredStream)
+                self._date(stream)
             for streams in (order.full, order.bare):
                 for stream in sorted(streams.values(), key=lambda one: one.published):
                     streams.move_to_end(stream.channel)
-        while len(self._streams) > self._limit:
-            self._forget_oldest()
+
+    def _date(self, stream: StoredStream) -> None:
+        """Note when a loaded stream was published to: with its newest publication."""
+        if stream.publications:
+            time = stream.publications[-1].time / 1_000
+            # A time ahead of the clock was given by a clock that went wrong.
+            stream.published = min(max(stream.published, time), self._began)
 
     def _renew_epoch(self, stream: StoredStream) -> None:
         self._epochs.renew(stream.channel)

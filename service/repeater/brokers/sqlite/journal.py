@@ -43,7 +43,7 @@ _WAL_PAGES: Final = 4_000  # 16 MB between two checkpoints
 _WAL_BYTES: Final = 64 * 1024 * 1024  # a longer log, of one large transaction, is cut again
 _LOOSE: Final = 1_024  # free pages that the file keeps for what comes: 4 MB
 _VACUUMED: Final = 1_000  # pages given back at a time: a pause of some milliseconds
-_PAGE: Final = 10_000  # rows read at a time while the file is loaded
+_PAGE: Final = 1_000  # rows read at a time while the file is loaded
 
 
 class Sizes(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from typing import Final
 
 import msgspec
 
-from repeater.json_text import JSONText
 from repeater.publication import ClientInfo, Publication, StreamPosition
 
 UINT64_DIGITS: Final = 20
@@ -112,16 +111,19 @@ def body_of(publication: Publication) -> bytes:
     )
 
 
-def publication_of(channel: str, epoch: str, offset: int, body: bytes) -> Publication:
-    """The publication of a row, as it was.
+def publication_of(
+    channel: str, epoch: str, offset: int, body: bytes, times: dict[int, int] | None = None
+) -> Publication:
+    """The publication of a row, as it was. Those with equal times share the one in `times`.
 
     Raises:
         msgspec.DecodeError: the bytes are not a publication's.
     """
     found = _decode(body)
+    time = found.time if times is None else times.setdefault(found.time, found.time)
     return Publication(
         channel,
-        JSONText(found.data),
+        found.data,  # No `JSONText`: its type proves a check to publishers, and costs a copy here.
         offset,
         epoch,
         found.tags,
@@ -129,7 +131,7 @@ def publication_of(channel: str, epoch: str, offset: int, body: bytes) -> Public
         found.delta,
         found.version,
         found.version_epoch,
-        found.time,
+        time,
     )
 
 
