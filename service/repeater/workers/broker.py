@@ -122,7 +122,7 @@ class WorkerBroker:
         self._check_room()
         calls, info = self._calls, publication.info
         serial, receipt = calls.open.add(weight_of(publication))
-        calls.tell(
+        calls.send(
             Submit(
                 serial,
                 publication.channel,

@@ -52,6 +52,9 @@ class Questions:
         self._open: dict[int, tuple[Receipt[Any], int]] = {}
         self._last = 0
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def add(self, weight: int = 0) -> tuple[int, Receipt[Any]]:
         """The serial and the receipt of a new call; a weight takes so much of the window."""
         self._last += 1
