@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar
 
 import msgspec
@@ -29,6 +30,7 @@ from repeater.publication import Event, Publication
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.brokers import LateTestBroker, TestBroker
 from tests.deadlines import PROCESS_STARTS
+from tests.worker_links import supervising
 
 CHANNELS = ("c", "d")
 HISTORY = 6  # publications; fewer than a run may publish, so that some is lost for good
@@ -102,9 +104,10 @@ class Subscriber:
                 self.subscribe(channel)
 
     async def _live(self, commands: trio.MemoryReceiveChannel[str]) -> None:
-        async with connect(self.world.node, self.transport, ready=False) as client:
+        node = self.world.next_node()
+        async with connect(node, self.transport, ready=False) as client:
             self._hang_up = lambda: client.disconnect(CONNECTION_CLOSED)
-            session = Session(self.world.node, client)
+            session = Session(node, client)
             async for command in commands:
                 await session.receive(command)
         self._offline()
@@ -277,7 +280,7 @@ class World:
             PlainSubscriber(self),
             ServerSideSubscriber(self),
         ]
-        self.node: Node
+        self.nodes: list[Node] = []
         self.broker: TestBroker
         self._ending = trio.Event()
 
@@ -285,13 +288,24 @@ class World:
         """A new process: a new broker, so new epochs."""
         self.broker = self.make_broker(self.fate)
         self._ending = trio.Event()
-        self.node = await self.nursery.start(self._run_node)
+        self.nodes = await self.nursery.start(self._run_nodes)
         await wait_all_tasks_blocked()
 
-    async def _run_node(self, task_status: trio.TaskStatus[Node]) -> None:
-        async with open_test_node(self.options, broker=self.broker) as node:
-            task_status.started(node)
+    async def _run_nodes(self, task_status: trio.TaskStatus[list[Node]]) -> None:
+        async with self.open_nodes() as nodes:
+            task_status.started(nodes)
             await self._ending.wait()
+
+    @asynccontextmanager
+    async def open_nodes(self) -> AsyncIterator[list[Node]]:
+        """What the process consists of: here one node."""
+        async with open_test_node(self.options, broker=self.broker) as node:
+            yield [node]
+
+    def next_node(self) -> Node:
+        """Where somebody connects or publishes: each node in its turn."""
+        self.nodes.append(self.nodes.pop(0))
+        return self.nodes[0]
 
     async def stop(self) -> None:
         """The process ends, and with it all connections."""
@@ -322,7 +336,7 @@ class World:
         self.published += 1
         there = [one for one in self.subscribers if one.streams[channel].subscribed]
         ends = [one.streams[channel].ends for one in there]
-        position = await self.node.publish(
+        position = await self.next_node().publish(
             Publication(channel, b"%d" % self.published), skip_history=skip_history
         )
         self.unnumbered += position is None
@@ -345,7 +359,12 @@ class World:
         assert self.waited >= FORGETTING or self.fate is not in_order or self.ruptured
 
     def not_recovered(self, stream: Stream, result: dict[str, Any]) -> None:
-        """Not for nothing: the numbering began again, or history is too short or expired."""
+        """Not for nothing: the numbering began again, or history is too short or expired.
+
+        After a rupture what gathered for an answer is not trusted: it may not be recovered, too.
+        """
+        if self.ruptured:
+            return
         if result["epoch"] == stream.epoch and self.waited < EXPIRY and self.fate is in_order:
             most = HISTORY if self.options is OPTIONS else 1
             if self.options is not OPTIONS and self.unnumbered:
@@ -376,6 +395,23 @@ class World:
                 assert stream.subscribed
                 assert stream.offset == top.offset, type(subscriber)
                 assert not subscriber.positioned or stream.epoch == top.epoch
+
+
+class WorkersWorld(World):
+    """A supervisor and two workers, each with a node."""
+
+    @asynccontextmanager
+    async def open_nodes(self) -> AsyncIterator[list[Node]]:
+        async with AsyncExitStack() as stack:
+            supervisor = await stack.enter_async_context(supervising(self.broker))
+            nodes = []
+            for _ in range(2):
+                link = await stack.enter_async_context(supervisor.worker())
+                node = open_test_node(
+                    self.options, broker=link.broker, presence=link.presence, control=link.control
+                )
+                nodes.append(await stack.enter_async_context(node))
+            yield nodes
 
 
 def step(name: str, *parts: Any) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -463,10 +499,11 @@ async def run(
     fate: Callable[[Event], Sequence[Event]],
     options: NodeOptions = OPTIONS,
     make_broker: type[TestBroker] = TestBroker,
+    make_world: type[World] = World,
 ) -> World:
     """One world, from its first node to the end of its last."""
     async with trio.open_nursery() as nursery:
-        world = World(nursery, fate, options, make_broker)
+        world = make_world(nursery, fate, options, make_broker)
         await world.start()
         for subscriber in world.subscribers:
             subscriber.go_online()
@@ -498,6 +535,16 @@ def test_an_engine_that_answers_late(steps: list[tuple[Any, ...]]) -> None:
     """Where every publication and every hold waits for its answer, the same holds."""
     clock = MockClock(autojump_threshold=0)
     trio.run(run, steps, in_order, OPTIONS, LateTestBroker, clock=clock)
+
+
+@pytest.mark.timeout(3 * PROCESS_STARTS)
+@settings(max_examples=120)
+@given(st.lists(_STEPS, min_size=15, max_size=60), st.booleans())
+def test_two_workers(steps: list[tuple[Any, ...]], late: bool) -> None:
+    """Whichever worker they are on and whoever publishes where: they all see one stream."""
+    clock = MockClock(autojump_threshold=0)
+    broker = LateTestBroker if late else TestBroker
+    trio.run(run, steps, in_order, OPTIONS, broker, WorkersWorld, clock=clock)
 
 
 @pytest.mark.timeout(3 * PROCESS_STARTS)

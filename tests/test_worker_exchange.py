@@ -364,6 +364,20 @@ async def test_events_are_bounded(
         assert dropped == 3 + 200 - len(begun) - len(subscribed)  # 3 by the supervisor
 
 
+async def test_what_is_no_call_on_the_broker_goes_on_after_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    """The node ends its broker before its clients: their departures are answered all the same."""
+    async with supervising() as supervisor, worker(supervisor) as one:
+        page = one.broker.history("c", OPTIONS)
+        left = one.link.presence.remove("c", "1")
+        one.scope.cancel()
+        with pytest.raises(BrokerError, match="the broker has ended"):
+            await page.wait()
+        await left.wait()
+        await one.link.presence.remove("c", "2").wait()
+
+
 class KeptDenials:
     """Implements `DenialStore`: keeps what it is told in a list."""
 

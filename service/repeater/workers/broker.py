@@ -69,7 +69,7 @@ class WorkerBroker:
             self._intake = None
             self._late.clear()
             self._calls.window.close()
-            self._calls.open.fail_all(BrokerError("the broker has ended"))
+            self._calls.open.fail_brokers(BrokerError("the broker has ended"))
 
     async def finish(self) -> None:
         """Take nothing more, and wait until the supervisor has answered what was taken."""
@@ -170,7 +170,7 @@ class WorkerBroker:
         """Ask for a channel's events; asked once for all that hear it."""
         held = self._holds.get(channel)
         if held is None:
-            held = self._holds[channel] = self._calls.ask(Hold, channel)
+            held = self._holds[channel] = self._calls.ask(Hold, channel, weight=0)
             held.when_settled(partial(self._held, channel, held))
         return None if held.settled else held
 
@@ -204,11 +204,12 @@ class WorkerBroker:
             epoch,
             limit,
             reverse,
+            weight=0,
         )
 
     def remove_history(self, channel: str) -> Receipt[None]:
         """Have a channel's publications forgotten, behind what was submitted before."""
-        return self._calls.ask(RemoveHistory, channel)
+        return self._calls.ask(RemoveHistory, channel, weight=0)
 
     def outage(self) -> str:
         """Why the supervisor or its broker is not available now; empty if it is."""

@@ -12,7 +12,7 @@ from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
 from repeater.workers.down import SupervisorBeat
-from repeater.workers.questions import Questions
+from repeater.workers.questions import OTHER, Questions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +48,12 @@ class Calls:
         """Send a message that has no answer; after the end of the link it is dropped."""
         self._link.send(message)
 
-    def ask(self, call: Callable[..., Message], *fields: object, weight: int = 0) -> Receipt[Any]:
+    def ask(
+        self, call: Callable[..., Message], *fields: object, weight: int = OTHER
+    ) -> Receipt[Any]:
         """Send a call, made of its serial and these fields; its receipt.
 
-        A `weight` takes so much of the window until the call is answered.
+        `weight` is as for `Questions.add`.
 
         Raises:
             BrokerError: the supervisor is gone or silent; nothing was sent.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from repeater.brokers.control import MemberAnswer
@@ -39,6 +39,9 @@ Reply = (
     | Unknown
 )
 
+OTHER: Final = -1
+"""In place of a weight: a call that is not the broker's, and does not end with it."""
+
 UNKNOWN: Final = object()
 """The value of a question to a member that is not there."""
 
@@ -55,12 +58,16 @@ class Questions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, weight: int = 0) -> tuple[int, Receipt[Any]]:
-        """The serial and the receipt of a new call; a weight takes so much of the window."""
+    def add(self, weight: int) -> tuple[int, Receipt[Any]]:
+        """The serial and the receipt of a new call.
+
+        A weight takes so much of the window: that of a submission. Other calls of the broker have
+        none (0), and calls of other parts are `OTHER`.
+        """
         self._last += 1
         receipt: Receipt[Any] = Receipt()
         self._open[self._last] = receipt, weight
-        if weight:
+        if weight > 0:
             self._window.take(weight)
         return self._last, receipt
 
@@ -69,15 +76,22 @@ class Questions:
         receipt, weight = self._open.pop(reply.serial, (None, 0))
         if receipt is None:
             return
-        if weight:
+        if weight > 0:
             self._window.give_back(weight)
         receipt.settle(_value(reply))
 
+    def fail_brokers(self, error: BrokerError) -> None:
+        """Fail the open calls of the broker. Answers that come later are dropped."""
+        self._fail([serial for serial, (_, weight) in self._open.items() if weight >= 0], error)
+
     def fail_all(self, error: BrokerError) -> None:
-        """Fail every open call. Answers that come later are dropped."""
-        failed, self._open = self._open, {}
-        for receipt, weight in failed.values():
-            if weight:
+        """Fail every open call."""
+        self._fail(tuple(self._open), error)
+
+    def _fail(self, serials: Sequence[int], error: BrokerError) -> None:
+        for serial in serials:
+            receipt, weight = self._open.pop(serial)
+            if weight > 0:
                 self._window.give_back(weight)
             receipt.settle(error)
 
