@@ -148,6 +148,10 @@ def test_restore_into_a_folder_that_does_not_exist(folder: Path) -> None:
     done(new, "restore", folder.parent / "backup")
     assert dump(new / FILE)["publications"]
     assert new.stat().st_mode & 0o777 == 0o700
+    env = {"REPEATER_DATA_DIR": str(new), "REPEATER_ENGINE": "memory"}
+    command = ["data", "restore", str(folder.parent / "backup")]
+    result = CliRunner().invoke(main, command, env=env)
+    assert 'engine is not "sqlite": a server will not use this history' in result.stderr
 
 
 def test_compact_without_a_server(folder: Path) -> None:

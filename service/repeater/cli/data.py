@@ -143,10 +143,13 @@ def _folder(config_file: Path | None, *, make: bool = False) -> Path:
     from repeater.private_files import make_private_folder
     from repeater.serving.extension import load_settings
 
-    folder = load_settings(config_file).kept_in
+    settings = load_settings(config_file)
+    folder = settings.kept_in
     if folder is None:
         raise click.ClickException("data_dir is not set: history is kept in memory")
     if make:
+        if settings.engine_in_force != "sqlite":
+            click.echo('engine is not "sqlite": a server will not use this history', err=True)
         make_private_folder(folder)
     if not folder.is_dir():
         raise click.ClickException(f"{folder} does not exist: no server has kept anything there")
