@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -27,14 +26,11 @@ from repeater.errors import (
     Unsubscribed,
     open_service_nursery,
 )
-from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
-from repeater.publication import Announcement, ClientInfo, Event, Publication, Rupture
+from repeater.publication import Announcement, ClientInfo, Publication, Rupture
 from repeater.workers import events as worker_events
-from repeater.workers.broker import WorkerBroker
-from repeater.workers.worker import WorkerLink
 from tests.brokers import LateAnswers
-from tests.worker_links import Supervisor, supervising
+from tests.worker_links import Worker, supervising, worker
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -74,38 +70,6 @@ class Told:
     def take(self) -> list[tuple[object, ...]]:
         told, self.told = self.told, []
         return told
-
-
-class Worker:
-    """A worker whose broker runs, and the intake that it hands events to."""
-
-    def __init__(self, link: WorkerLink, room: int) -> None:
-        self.link = link
-        self.broker: WorkerBroker = link.broker
-        self.intake = Intake(room, 1 << 26, 1 << 18)
-        self.scope = trio.CancelScope()
-
-    async def run(self) -> None:
-        with self.scope:
-            await self.broker.run(self.intake)
-
-    async def hold(self, channel: str = "c") -> None:
-        await settled(self.broker.hold(channel))
-
-    async def events(self, count: int) -> list[Event]:
-        found: list[Event] = []
-        while len(found) < count:
-            found += await self.intake.take_batch()
-        return found
-
-
-@asynccontextmanager
-async def worker(supervisor: Supervisor, *, room: int = 8_192) -> AsyncIterator[Worker]:
-    async with supervisor.worker() as link, open_service_nursery() as nursery:
-        one = Worker(link, room)
-        nursery.start_soon(one.run)
-        await one.broker.wait_room()
-        yield one
 
 
 async def test_two_workers_agree(autojump_clock: MockClock) -> None:
@@ -362,6 +326,58 @@ async def test_events_are_bounded(
         assert 0 < len(begun) < 100
         assert [event[1] for event in heard if event[0] == "disconnected"] == begun
         assert dropped == 3 + 200 - len(begun) - len(subscribed)  # 3 by the supervisor
+
+
+async def test_a_broker_that_finishes_waits_for_its_events(autojump_clock: MockClock) -> None:
+    """`finish` returns when all that was answered is in the intake, also where room is rare."""
+    async with (
+        supervising() as supervisor,
+        worker(supervisor, room=1) as one,
+        open_service_nursery() as nursery,
+    ):
+        await one.hold()
+        receipts = [one.broker.submit(Publication("c", b"1"), OPTIONS)]
+        await receipts[0].wait()
+        await wait_all_tasks_blocked()
+        sink = supervisor.exchange._shared.sink
+        for _ in range(20):
+            sink.put_nowait(Rupture("c"))
+        finished = trio.Event()
+
+        async def finish() -> None:
+            await one.broker.finish()
+            finished.set()
+
+        nursery.start_soon(finish)
+        for _ in range(20):
+            await wait_all_tasks_blocked()
+            assert not finished.is_set()
+            assert len(await one.intake.take_batch()) == 1
+        await finished.wait()
+        assert len(one.intake) == 1
+        with pytest.raises(trio.ClosedResourceError):
+            one.broker.submit(Publication("c", b"1"), OPTIONS)
+
+
+async def test_a_node_that_shuts_down_still_takes_events(autojump_clock: MockClock) -> None:
+    """A worker that drains holds nobody up, though its intake is full and closed."""
+    async with (
+        supervising() as supervisor,
+        worker(supervisor) as busy,
+        worker(supervisor, room=1) as leaving,
+    ):
+        await leaving.hold()
+        await busy.hold()
+        large = Publication("c", b"1" * 100_000)
+        for _ in range(40):
+            await busy.broker.submit(large, OPTIONS).wait()
+        leaving.intake.close()
+        began = trio.current_time()
+        for _ in range(200):
+            await busy.broker.submit(large, OPTIONS).wait()
+            await busy.intake.take_batch()
+        assert trio.current_time() - began < 2
+        assert supervisor.given_up == {}
 
 
 async def test_what_is_no_call_on_the_broker_goes_on_after_its_end(

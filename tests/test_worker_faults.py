@@ -19,8 +19,7 @@ from repeater.workers.link import Link
 from repeater.workers.messages import VERSION, encode
 from repeater.workers.worker import open_worker_link
 from tests.brokers import LateAnswers
-from tests.test_worker_exchange import worker
-from tests.worker_links import stream_pair, supervising
+from tests.worker_links import stream_pair, supervising, worker
 
 pytestmark = pytest.mark.timeout(30)
 

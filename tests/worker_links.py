@@ -14,7 +14,11 @@ from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Supervision
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
+from repeater.brokers.receipts import settled
 from repeater.errors import open_service_nursery
+from repeater.fanout.intake import Intake
+from repeater.publication import Event
+from repeater.workers.broker import WorkerBroker
 from repeater.workers.exchange import Exchange
 from repeater.workers.worker import WorkerLink, open_worker_link
 
@@ -79,3 +83,35 @@ async def supervising(
     async with open_service_nursery() as nursery:
         nursery.start_soon(exchange.run)
         yield Supervisor(exchange, nursery)
+
+
+class Worker:
+    """A worker whose broker runs, and the intake that it hands events to."""
+
+    def __init__(self, link: WorkerLink, room: int) -> None:
+        self.link = link
+        self.broker: WorkerBroker = link.broker
+        self.intake = Intake(room, 1 << 26, 1 << 18)
+        self.scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.broker.run(self.intake)
+
+    async def hold(self, channel: str = "c") -> None:
+        await settled(self.broker.hold(channel))
+
+    async def events(self, count: int) -> list[Event]:
+        found: list[Event] = []
+        while len(found) < count:
+            found += await self.intake.take_batch()
+        return found
+
+
+@asynccontextmanager
+async def worker(supervisor: Supervisor, *, room: int = 8_192) -> AsyncIterator[Worker]:
+    async with supervisor.worker() as link, open_service_nursery() as nursery:
+        one = Worker(link, room)
+        nursery.start_soon(one.run)
+        await one.broker.wait_room()
+        yield one

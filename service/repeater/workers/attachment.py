@@ -15,29 +15,26 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from repeater.brokers.receipts import Answer, Receipt
-from repeater.errors import ApplicationError, BrokerError, Disconnect, ReplyError, Unsubscribed
+from repeater.errors import BrokerError, Disconnect, ReplyError, Unsubscribed
 from repeater.json_text import JSONText
 from repeater.publication import Announcement, Publication, StreamPosition
-from repeater.workers import down, up
+from repeater.workers import answers, down, up
 from repeater.workers.backlog import Backlog
 from repeater.workers.link import Link
 from repeater.workers.members import Callers, Members
-from repeater.workers.messages import Message
+from repeater.workers.messages import Message, encode
 from repeater.workers.server_control import ControlEnd
 from repeater.workers.values import (
+    MarkRow,
     caller_of,
     info_of,
-    info_row,
     options_of,
-    publication_row,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from repeater.access.grants import Denial
-    from repeater.brokers.contract import Page
-    from repeater.publication import ClientInfo
     from repeater.workers.shared import Shared
 
 _CLOSED: Final = BrokerError("the server is shutting down")
@@ -84,6 +81,7 @@ class Attachment:
             up.ClientUnsubscribed: self._client_unsubscribed,
             up.Taken: self._taken,
             up.WorkerBeat: self._worker_beat,
+            up.Mark: self._mark,
             up.Join: self.control.join,
             up.Leave: self.control.leave,
             up.Ask: self.control.ask,
@@ -133,7 +131,7 @@ class Attachment:
             elif type(call) is up.Announce:
                 self._announce(call)
             else:
-                self._answer(call.serial, self._broker.remove_history(call.channel), _done)
+                self._answer(call.serial, self._broker.remove_history(call.channel), answers.done)
         except trio.WouldBlock:
             return False
         except trio.ClosedResourceError:
@@ -161,7 +159,7 @@ class Attachment:
         if type(answer) is StreamPosition:
             self.link.send(down.Position(call.serial, answer.offset, answer.epoch))
         else:
-            self._answer(call.serial, answer, _position)
+            self._answer(call.serial, answer, answers.position)
 
     def _announce(self, call: up.Announce) -> None:
         announcement = Announcement(call.channel, info_of(call.info), call.joined)
@@ -199,13 +197,7 @@ class Attachment:
             self.link.send(message(serial, answer))
 
     def _fail(self, serial: int, error: BrokerError | ReplyError) -> None:
-        if isinstance(error, ApplicationError):
-            refusal = down.Refused(serial, error.number, error.message, error.temporary)
-            self.link.send(refusal)
-        elif isinstance(error, ReplyError):
-            self.link.send(down.Refused(serial, error.code))
-        else:
-            self.link.send(down.Failed(serial, str(error)))
+        self.link.send(answers.error(serial, error))
 
     def _ask(
         self, serial: int, ask: Callable[[], Answer[Any]], message: Callable[[int, Any], Message]
@@ -221,7 +213,7 @@ class Attachment:
     def _hold(self, call: up.Hold) -> None:
         self._held[call.channel] = None
         hold = partial(self._shared.holdings.hold, call.channel, self.backlog)
-        self._ask(call.serial, hold, _done)
+        self._ask(call.serial, hold, answers.done)
 
     def _release(self, call: up.Release) -> None:
         self._held.pop(call.channel, None)
@@ -237,36 +229,38 @@ class Attachment:
             limit=call.limit,
             reverse=call.reverse,
         )
-        self._ask(call.serial, read, _page)
+        self._ask(call.serial, read, answers.page)
 
     # Presence.
 
     def _add_member(self, call: up.AddMember) -> None:
         info = info_of(call.info)
         self._members.added(call.channel, info.client)
-        self._ask(call.serial, partial(self._presence.add, call.channel, info), _done)
+        self._ask(call.serial, partial(self._presence.add, call.channel, info), answers.done)
 
     def _remove_member(self, call: up.RemoveMember) -> None:
         self._members.removed(call.channel, call.client)
-        self._ask(call.serial, partial(self._presence.remove, call.channel, call.client), _done)
+        self._ask(
+            call.serial, partial(self._presence.remove, call.channel, call.client), answers.done
+        )
 
     def _read_members(self, call: up.ReadMembers) -> None:
-        self._ask(call.serial, partial(self._presence.members, call.channel), _members)
+        self._ask(call.serial, partial(self._presence.members, call.channel), answers.members)
 
     def _count_members(self, call: up.CountMembers) -> None:
-        self._ask(call.serial, partial(self._presence.count, call.channel), _counts)
+        self._ask(call.serial, partial(self._presence.count, call.channel), answers.counts)
 
     # Denials: a store that waits, so each call has a task.
 
     def _load_denials(self, call: up.LoadDenials) -> None:
-        self._start(call.serial, self._shared.denials.load, _denials)
+        self._start(call.serial, self._shared.denials.load, answers.denials)
 
     def _save_denial(self, call: up.SaveDenial) -> None:
         save = partial(self._shared.denials.save, call.denial, self)
-        self._start(call.serial, save, _done)
+        self._start(call.serial, save, answers.done)
 
     def _sweep_denials(self, call: up.SweepDenials) -> None:
-        self._start(call.serial, partial(self._shared.denials.sweep, call.now), _done)
+        self._start(call.serial, partial(self._shared.denials.sweep, call.now), answers.done)
 
     def _start(
         self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], Message]
@@ -319,6 +313,9 @@ class Attachment:
     def _taken(self, message: up.Taken) -> None:
         self.backlog.taken(message.weight)
 
+    def _mark(self, call: up.Mark) -> None:
+        self.backlog.put(encode(MarkRow(call.serial)), 0)
+
     def _worker_beat(self, _beat: up.WorkerBeat) -> None:
         """Nothing is to be done: whatever is heard counts."""
 
@@ -336,30 +333,3 @@ class Attachment:
         if not self.link.end:
             self.link.close(reason)
             self._given_up(reason)
-
-
-def _position(serial: int, position: StreamPosition | None) -> Message:
-    if position is None:
-        return down.Done(serial)
-    return down.Position(serial, position.offset, position.epoch)
-
-
-def _done(serial: int, _nothing: None) -> Message:
-    return down.Done(serial)
-
-
-def _page(serial: int, page: Page) -> Message:
-    found, top = page
-    return down.Page(serial, [publication_row(one) for one in found], top.offset, top.epoch)
-
-
-def _members(serial: int, members: Mapping[str, ClientInfo]) -> Message:
-    return down.Members(serial, [info_row(one) for one in members.values()])
-
-
-def _counts(serial: int, counts: tuple[int, int]) -> Message:
-    return down.Counts(serial, *counts)
-
-
-def _denials(serial: int, denials: Sequence[Denial]) -> Message:
-    return down.Denials(serial, list(denials))

@@ -12,6 +12,7 @@ for.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +22,18 @@ from repeater.brokers.receipts import Receipt
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import weight_of
-from repeater.workers.up import Announce, Hold, ReadHistory, Release, RemoveHistory, Submit, Taken
-from repeater.workers.values import event_of, info_row
+from repeater.workers.down import Done
+from repeater.workers.up import (
+    Announce,
+    Hold,
+    Mark,
+    ReadHistory,
+    Release,
+    RemoveHistory,
+    Submit,
+    Taken,
+)
+from repeater.workers.values import MarkRow, event_of, info_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,18 +75,29 @@ class WorkerBroker:
                 late, self._late = self._late, deque()
                 self._hand_on(late)
         except trio.ClosedResourceError:
-            await trio.sleep_forever()  # The node is shutting down, and hands nothing on any more.
+            self._drop_events()  # The node is shutting down, and hands nothing on any more.
+            await trio.sleep_forever()
         finally:
-            self._intake = None
-            self._late.clear()
+            self._drop_events()
             self._calls.window.close()
             self._calls.open.fail_brokers(BrokerError("the broker has ended"))
 
     async def finish(self) -> None:
-        """Take nothing more, and wait until the supervisor has answered what was taken."""
+        """Take nothing more, and wait until the supervisor has answered what was taken.
+
+        Then wait for the events that the supervisor's broker has handed on until now.
+        """
         self._calls.window.close()
         self._running.set()
         await self._calls.window.wait_empty()
+        with suppress(BrokerError):  # The supervisor is gone, and nothing more will come.
+            await self._calls.ask(Mark, weight=0).wait()
+
+    def _drop_events(self) -> None:
+        """Take events from now on, and those that wait, without handing them on."""
+        self._intake = None
+        late, self._late = self._late, deque()
+        self._hand_on(late)
 
     def receive(self, events: Sequence[EventRow]) -> None:
         """Hand on events that came down, behind those that wait for the intake."""
@@ -88,7 +110,9 @@ class WorkerBroker:
         """Put events into the intake, as many as there is room for; the others wait."""
         intake, weight, number = self._intake, 0, 0
         for number, row in enumerate(events, 1):
-            if intake is not None:
+            if isinstance(row, MarkRow):
+                self._calls.open.answer(Done(row.serial))
+            elif intake is not None:
                 try:
                     intake.put_nowait(event_of(row), row.weight)
                 except trio.WouldBlock:
@@ -145,8 +169,8 @@ class WorkerBroker:
         if self._intake is None:
             raise trio.WouldBlock
         self._calls.check()
-        self._intake.check_room()
         self._calls.window.check()
+        self._intake.check_room()
 
     async def wait_room(self) -> None:
         """Wait until a call fits into the window, and an event into this worker's intake."""

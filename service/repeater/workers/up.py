@@ -208,6 +208,12 @@ class CarriedOut(Message, frozen=True, tag=26):
     answer: AnswerRow
 
 
+class Mark(Message, frozen=True, tag=27):
+    """Answered by a `MarkRow` behind all events that were handed on until now."""
+
+    serial: int
+
+
 Up = (
     Submit
     | Announce
@@ -235,6 +241,7 @@ Up = (
     | AskOthers
     | Tell
     | CarriedOut
+    | Mark
 )
 
 

@@ -70,6 +70,13 @@ class RuptureRow(msgspec.Struct, array_like=True, frozen=True, tag=3):
     weight: int
 
 
+class MarkRow(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """No event: the place among the events at which a `Mark` is answered."""
+
+    serial: int
+    weight: int = 0
+
+
 class AnswerRow(msgspec.Struct, array_like=True, frozen=True):
     """The answer to a question of the control plane: bytes, or the error that took their place."""
 
@@ -81,12 +88,12 @@ class AnswerRow(msgspec.Struct, array_like=True, frozen=True):
     temporary: bool = False
 
 
-EventRow = PublicationRow | AnnouncementRow | RuptureRow
+EventRow = PublicationRow | AnnouncementRow | RuptureRow | MarkRow
 
 _options_kept: Final = 1_024  # kinds of channel that all workers' settings have together, about
 
 
-def row_of(event: Event, weight: int) -> EventRow:
+def row_of(event: Event, weight: int) -> PublicationRow | AnnouncementRow | RuptureRow:
     """An event that weighs so many bytes, as it crosses the link."""
     if type(event) is Publication:
         return publication_row(event, weight)
@@ -95,7 +102,7 @@ def row_of(event: Event, weight: int) -> EventRow:
     return RuptureRow(event.channel, weight)
 
 
-def event_of(row: EventRow) -> Event:
+def event_of(row: PublicationRow | AnnouncementRow | RuptureRow) -> Event:
     """The event that crossed the link."""
     if type(row) is PublicationRow:
         return publication_of(row)
