@@ -50,9 +50,9 @@ class Window:
         self.count += 1
         self.bytes += weight
 
-    def give_back(self, weight: int) -> None:
-        """Note that a submission was answered."""
-        self.count -= 1
+    def give_back(self, weight: int, count: int = 1) -> None:
+        """Note that a submission was answered, or so many of so many bytes in all."""
+        self.count -= count
         self.bytes -= weight
         if self._waits and not self.full:
             self._room.set()

@@ -81,7 +81,7 @@ class SQLiteBroker:
         committer = self._committer
         channel, weight = publication.channel, weight_of(publication)
         kept = options.history_size > 0 and not skip_history
-        if not (kept or idempotency_key or channel in committer.busy):
+        if not (kept or idempotency_key or committer.is_busy(channel)):
             if options.history_size <= 0:
                 self._index.pass_by(channel)
             intake.put_nowait(publication, weight)
@@ -91,7 +91,7 @@ class SQLiteBroker:
         committer.window.check()
         receipt: Receipt[Outcome] = Receipt()
         committer.begin(
-            Submission(publication, options, idempotency_key, skip_history, weight, receipt)
+            Submission(publication, options, idempotency_key, kept, weight, receipt), channel
         )
         return receipt
 
@@ -114,9 +114,9 @@ class SQLiteBroker:
     def announce(self, announcement: Announcement) -> None:
         """Hand an announcement on, behind what is under way in its channel; it is kept nowhere."""
         intake = self._check_room()
-        if announcement.channel in self._committer.busy:
+        if self._committer.is_busy(announcement.channel):
             self._committer.window.check()
-            self._committer.begin(Told(announcement, weight_of(announcement)))
+            self._committer.begin(Told(announcement, weight_of(announcement)), announcement.channel)
         else:
             intake.put_nowait(announcement)
 
@@ -150,7 +150,7 @@ class SQLiteBroker:
             raise BrokerError("the broker has ended")
         self._committer.check_disk()
         receipt: Receipt[None] = Receipt()
-        self._committer.begin(Removal(channel, receipt))
+        self._committer.begin(Removal(channel, receipt), channel)
         return receipt
 
     async def with_journal(self, call: Callable[[Journal], Result]) -> Result:

@@ -25,15 +25,27 @@ if TYPE_CHECKING:
     from repeater.options import ChannelOptions
 
 
-class Submission(msgspec.Struct):
-    """One publication on its way into the file."""
+class Submission(msgspec.Struct, gc=False):
+    """One publication on its way into the file, and what its commit makes of it."""
 
     publication: Publication
+    """With its number and time as soon as it has them."""
     options: ChannelOptions
     key: str
-    skip_history: bool
+    kept: bool
+    """Whether it comes into a history."""
     weight: int
     receipt: Receipt[Outcome]
+    outcome: Outcome = None
+    stream: int = 0
+    row: int = 0
+    """Its place in the file; 0 if it has none."""
+    published: bool = True
+    """False where the key or the version says that nothing is to be published."""
+    first: bool = False
+    """Whether the outcome is the first result of the key."""
+    certain: bool = False
+    """Whether the outcome was committed before."""
 
     @property
     def channel(self) -> str:
@@ -62,6 +74,8 @@ class Told(msgspec.Struct):
 
 
 Work = Submission | Removal | Told
+Handed = tuple[Publication | Announcement, int]
+"""An event that is to be handed on, and its weight."""
 
 
 class _Numbers(msgspec.Struct):
@@ -77,8 +91,13 @@ class _Numbers(msgspec.Struct):
 class Commit:
     """The work of one transaction. Lives inside the broker's task for as long as that lasts."""
 
-    def __init__(self, index: StoredStreams, results: StoredResults, follow: Changes) -> None:
-        """Begin with what has to follow in the file anyway; `follow` stays as it is."""
+    def __init__(
+        self, index: StoredStreams, results: StoredResults, follow: Changes, work: Sequence[Work]
+    ) -> None:
+        """Number the work, in its order, behind what has to follow in the file anyway.
+
+        `follow` stays as it is.
+        """
         self.changes = Changes(
             forgotten_results=follow.forgotten_results,
             streams=[*follow.streams],
@@ -89,54 +108,62 @@ class Commit:
         )
         self._index = index
         self._results = results
+        self._work = work
+        self._time = time_ns() // 1_000_000
         self._numbers: dict[str, _Numbers] = {}
         self._keys: dict[tuple[str, str], Outcome] = {}
-        # In the order of submission: what is done once the transaction is committed.
-        self._steps: list[_Done | Removal | Told] = []
+        for one in work:
+            if type(one) is Submission:
+                if one.key:
+                    self._number_once(one)
+                elif one.kept:
+                    self._number(one)
+            elif type(one) is Removal:
+                self._remove(one.channel)
 
-    def add(self, work: Work) -> None:
-        """Number one submission behind those before it, or note what is done in its turn."""
-        if isinstance(work, Submission):
-            self._steps.append(self._add_submission(work))
-            return
-        if isinstance(work, Removal):
-            self._remove(work.channel)
-        self._steps.append(work)
-
-    def _add_submission(self, work: Submission) -> _Done:
-        publication = work.publication
-        if not work.key:
-            return self._number(work, publication)
-        key = publication.channel, work.key
-        if key in self._keys:
-            return _Done(work, self._keys[key])
+    def _number_once(self, one: Submission) -> None:
+        """Number a submission with a key, unless the key has a result."""
+        key = one.publication.channel, one.key
         known = self._results.find(key)
         if known is not None:
-            return _Done(work, known[0], certain=True)
-        done = self._number(work, publication)
-        self._keys[key] = done.outcome
-        until = self._index.stored_time(self._results.end_of_life())
-        self.changes.results.append(StoredResult(*key, done.outcome, until))
-        return msgspec.structs.replace(done, key=key)
+            one.outcome, one.published, one.certain = known[0], False, True
+        elif key in self._keys:
+            one.outcome, one.published = self._keys[key], False
+        else:
+            if one.kept:
+                self._number(one)
+            one.first = True
+            self._keys[key] = one.outcome
+            until = self._index.stored_time(self._results.end_of_life())
+            self.changes.results.append(StoredResult(*key, one.outcome, until))
 
-    def _number(self, work: Submission, publication: Publication) -> _Done:
-        if work.options.history_size <= 0 or work.skip_history:
-            return _Done(work, None, publication)
-        at = self._numbers.get(publication.channel) or self._begin(
-            publication.channel, work.options
+    def _number(self, one: Submission) -> None:
+        """Give a publication its number, time and row, unless its version is too old."""
+        found = one.publication
+        at = self._numbers.get(found.channel) or self._begin(found.channel, one.options)
+        if found.version:
+            epoch, version = at.version
+            if found.version <= version and found.version_epoch == epoch:
+                one.outcome, one.published = StreamPosition(at.top, at.epoch), False
+                return
+            at.version = (found.version_epoch, found.version)
+        top = at.top = at.top + 1
+        # By hand: `replace` takes twice the time.
+        numbered = one.publication = Publication(
+            found.channel,
+            found.data,
+            top,
+            at.epoch,
+            found.tags,
+            found.info,
+            found.delta,
+            found.version,
+            found.version_epoch,
+            self._time,
         )
-        epoch, version = at.version
-        if 0 < publication.version <= version and publication.version_epoch == epoch:
-            return _Done(work, StreamPosition(at.top, at.epoch))
-        at.top += 1
-        if publication.version:
-            at.version = (publication.version_epoch, publication.version)
-        numbered = msgspec.structs.replace(
-            publication, offset=at.top, epoch=at.epoch, time=time_ns() // 1_000_000
-        )
-        row = self._index.next_row()
-        self.changes.publications.append((row, at.number, at.top, body_of(numbered)))
-        return _Done(work, numbered.position, numbered, number=at.number, row=row)
+        one.stream, one.row = at.number, self._index.next_row()
+        one.outcome = StreamPosition(top, at.epoch)
+        self.changes.publications.append((one.row, at.number, top, body_of(numbered)))
 
     def _begin(self, channel: str, options: ChannelOptions) -> _Numbers:
         """The numbers of a stream; a new one gets its row."""
@@ -178,69 +205,61 @@ class Commit:
                 return
             at = self._go_on(stream)
         if stream is not None and stream.number == at.number:
-            self.changes.freed += stream.ids
+            self.changes.freed += stream.rows
         self.changes.freed += [one[0] for one in self.changes.publications if one[1] == at.number]
         self._record(channel, at)
 
-    def apply(self) -> Sequence[Publication | Announcement]:
+    def apply(self) -> Sequence[Handed]:
         """Make the index follow, and settle the receipts; return what is to be handed on."""
-        handed_on: list[Publication | Announcement] = []
-        for step in self._steps:
-            if isinstance(step, Told):
-                handed_on.append(step.announcement)
+        handed_on: list[Handed] = []
+        index, now = self._index, self._index.moment()
+        for one in self._work:
+            if type(one) is not Submission:
+                self._apply_other(one, handed_on)
                 continue
-            if isinstance(step, Removal):
-                self._index.clear(step.channel)
-                step.receipt.settle(None)
-                continue
-            if step.publication is not None:
-                self._keep(step, step.publication)
-                handed_on.append(step.publication)
-            if step.key is not None:
-                self._results.keep(step.key, step.outcome)
-            step.work.receipt.settle(step.outcome)
+            if one.published:
+                if one.row:
+                    index.keep_row(
+                        one.publication, one.options, one.weight, now, one.stream, one.row
+                    )
+                elif one.options.history_size <= 0:
+                    index.pass_by(one.publication.channel)
+                handed_on.append((one.publication, one.weight))
+            if one.first:
+                self._results.keep((one.channel, one.key), one.outcome)
+            one.receipt.settle(one.outcome)
         return handed_on
 
-    def _keep(self, step: _Done, publication: Publication) -> None:
-        work = step.work
-        if step.row:
-            self._index.keep_row(
-                publication, work.options, work.weight, number=step.number, row=step.row
-            )
-        elif work.options.history_size <= 0:
-            self._index.pass_by(publication.channel)
+    def _apply_other(self, one: Work, handed_on: list[Handed]) -> None:
+        if type(one) is Told:
+            handed_on.append((one.announcement, one.weight))
+        elif type(one) is Removal:
+            self._index.clear(one.channel)
+            one.receipt.settle(None)
 
-    def fail(self, error: BrokerError) -> Sequence[Publication | Announcement]:
+    def fail(self, error: BrokerError) -> Sequence[Handed]:
         """Fail what needs the file, and nothing of it happened; return what is to be handed on."""
-        handed_on: list[Publication | Announcement] = []
-        for step in self._steps:
-            if isinstance(step, Told):
-                handed_on.append(step.announcement)
-            elif isinstance(step, Removal):
-                step.receipt.settle(error)
-            elif step.certain:
-                step.work.receipt.settle(step.outcome)
-            elif step.publication is None or step.row:
-                step.work.receipt.settle(error)
-            else:  # In no history: at most its result had to be written, which can wait.
-                self._keep(step, step.publication)
-                handed_on.append(step.publication)
-                if step.key is not None:
-                    self._results.keep_unrecorded(step.key, step.outcome)
-                step.work.receipt.settle(step.outcome)
+        handed_on: list[Handed] = []
+        for one in self._work:
+            if type(one) is Told:
+                handed_on.append((one.announcement, one.weight))
+            elif type(one) is Removal:
+                one.receipt.settle(error)
+            elif type(one) is Submission:
+                self._fail_submission(one, error, handed_on)
         return handed_on
 
-
-class _Done(msgspec.Struct, frozen=True):
-    """What becomes of one submission."""
-
-    work: Submission
-    outcome: Outcome
-    publication: Publication | None = None
-    """Handed on; None where nothing is published."""
-    key: tuple[str, str] | None = None
-    """Set where the outcome is a first result."""
-    number: int = 0
-    row: int = 0
-    certain: bool = False
-    """Whether the outcome was committed before."""
+    def _fail_submission(
+        self, one: Submission, error: BrokerError, handed_on: list[Handed]
+    ) -> None:
+        if one.certain:
+            one.receipt.settle(one.outcome)
+        elif one.row or not one.published:
+            one.receipt.settle(error)
+        else:  # In no history: at most its result had to be written, which can wait.
+            if one.options.history_size <= 0:
+                self._index.pass_by(one.channel)
+            handed_on.append((one.publication, one.weight))
+            if one.first:
+                self._results.keep_unrecorded((one.channel, one.key), one.outcome)
+            one.receipt.settle(one.outcome)

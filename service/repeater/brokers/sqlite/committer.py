@@ -10,7 +10,6 @@ once. What needs no file goes on in its turn.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 
 from repeater.brokers.contract import JournalStatistics
-from repeater.brokers.sqlite.commit import Commit, Told, Work
+from repeater.brokers.sqlite.commit import Commit, Handed, Told, Work
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.journal import Journal, Sizes
 from repeater.brokers.window import Window
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.records import Changes
     from repeater.brokers.sqlite.results import StoredResults
-    from repeater.publication import Announcement, Publication
 
 _log = get_logger("history")
 
@@ -67,10 +65,11 @@ class Committer:
         self._disk_limit = disk_limit
         self._intake: EventSink | None = None
         self.window = Window(_UNDER_WAY, _BYTES_UNDER_WAY)
-        self.busy: Counter[str] = Counter()
-        """Submissions under way by channel: what needs no commit waits behind them."""
         self._pending: list[Work] = []
         self._taken: Sequence[Work] = ()
+        # Their channels: what needs no commit waits behind them.
+        self._pending_channels: set[str] = set()
+        self._taken_channels: set[str] = set()
         self._woken = trio.Event()
         self._keeping_house = False
         self._one = trio.CapacityLimiter(1)
@@ -96,14 +95,18 @@ class Committer:
         if self._outage:
             raise BrokerError(self._outage)
 
-    def begin(self, work: Work) -> None:
-        """Take a submission that the window let through."""
+    def begin(self, work: Work, channel: str) -> None:
+        """Take a submission that the window let through, of this channel."""
         self.window.take(work.weight)
-        self.busy[work.channel] += 1
         if not self._pending:
             self._since = trio.current_time()
             self._woken.set()
         self._pending.append(work)
+        self._pending_channels.add(channel)
+
+    def is_busy(self, channel: str) -> bool:
+        """Whether something of a channel is under way."""
+        return channel in self._pending_channels or channel in self._taken_channels
 
     async def run(self, intake: EventSink) -> None:
         """Commit what is submitted, and free what expired, until cancelled."""
@@ -149,25 +152,23 @@ class Committer:
         """Commit what waits; while the disk fails, try it at the house-keeping's pace only."""
         keeping_house, self._keeping_house = self._keeping_house, False
         self._taken, self._pending = self._pending, []
+        self._taken_channels, self._pending_channels = self._pending_channels, set()
         self._taken_since = self._since
         if self._outage and keeping_house:
             await self._try_again()
         handed_on = await self._commit(self._taken)
         self._index.renew_epochs()
-        for event in handed_on:
-            await self._hand_on(event)
-        for one in self._taken:
-            self._end(one)
-        self._taken = ()
+        await self._hand_on(handed_on)
+        taken, self._taken = self._taken, ()
+        self._taken_channels = set()
+        self.window.give_back(sum(one.weight for one in taken), len(taken))
         if keeping_house and not self._outage:
             await self._keep_house()
 
-    async def _commit(self, work: Sequence[Work]) -> Sequence[Publication | Announcement]:
+    async def _commit(self, work: Sequence[Work]) -> Sequence[Handed]:
         """Write one transaction, then make everything else follow, or fail all of it."""
         follow = self._following(len(work))
-        commit = Commit(self._index, self._results, follow)
-        for one in work:
-            commit.add(one)
+        commit = Commit(self._index, self._results, follow, work)
         if commit.changes and not self._outage:
             began = perf_counter()
             try:
@@ -236,22 +237,17 @@ class Committer:
         await trio.sleep_forever()  # This task was cancelled.
         raise AssertionError
 
-    async def _hand_on(self, event: Publication | Announcement) -> None:
+    async def _hand_on(self, events: Sequence[Handed]) -> None:
+        """Give what is committed to fan-out; a checkpoint only when it waits for room."""
         assert self._intake is not None
+        put = self._intake.put_nowait
         with suppress(trio.ClosedResourceError):  # Nobody is left to hear it.
-            try:
-                self._intake.put_nowait(event)
-            except trio.WouldBlock:
-                await self._intake.wait_room()
-                self._intake.put_nowait(event)
-
-    def _end(self, work: Work) -> None:
-        """Give back the place of a submission that was answered and handed on."""
-        channel = work.channel
-        self.window.give_back(work.weight)
-        self.busy[channel] -= 1
-        if not self.busy[channel]:
-            del self.busy[channel]
+            for event, weight in events:
+                try:
+                    put(event, weight)
+                except trio.WouldBlock:
+                    await self._intake.wait_room()
+                    put(event, weight)
 
     def _fail(self, error: JournalError) -> None:
         self._failures += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -26,22 +26,30 @@ from repeater.publication import Publication, StreamPosition, weight_of
 
 _MOST_FREED: Final = 5_000  # rows freed by a commit of few publications, so that it stays short
 _MOST_AHEAD: Final = 10_000  # channels that get another epoch behind one commit
+_FREED_AT_ONCE: Final = 64  # rows that are taken from the beginning of a stream's at a time
 _SEPARATOR: Final = "."
 
 
 class StoredStream(Stream):
     """A stream, and the places of its publications in the file."""
 
-    __slots__ = ("ids", "known", "lifetimes", "number")
+    __slots__ = ("ids", "known", "lifetimes", "number", "start")
 
     number: int
     """Its id in the file."""
     ids: array[int]
-    """The rows of its publications, oldest first."""
+    """The rows of its publications from `start` on, oldest first."""
+    start: int
+    """How many of `ids` are freed: to take one away from the beginning each time is slow."""
     lifetimes: tuple[float, float]
     """Those that its row has."""
     known: bool
     """Whether an earlier process may have told its epoch."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows of its publications, oldest first."""
+        return self.ids[self.start :]
 
 
 class StoredStreams(Streams):
@@ -139,12 +147,16 @@ class StoredStreams(Streams):
             elif stream is None and self.top(channel).epoch == epoch:
                 self._epochs.renew(channel)
 
+    def moment(self) -> float:
+        """The time now, for what one commit keeps."""
+        return self._now()
+
     def keep_row(
         self,
         numbered: Publication,
         options: ChannelOptions,
         weight: int,
-        *,
+        now: float,
         number: int,
         row: int,
     ) -> None:
@@ -153,14 +165,10 @@ class StoredStreams(Streams):
         if found is not None and found.epoch != numbered.epoch:
             self._forget(found)  # It began while the commit was under way, for another reason.
             found = None
-        stream = self.keep(found, numbered, options, weight, self._now())
-        assert isinstance(stream, StoredStream)
+        stream = cast("StoredStream", self.keep(found, numbered, options, weight, now))
         if found is None:
-            stream.number, stream.ids, stream.known = (
-                number,
-                array("q"),
-                self._epochs.may_be_known(stream.channel),
-            )
+            stream.number, stream.ids, stream.start = number, array("q"), 0
+            stream.known = self._epochs.may_be_known(stream.channel)
             stream.lifetimes = options.history_ttl, options.history_meta_ttl
         stream.ids.append(row)
         self.rows += 1
@@ -180,6 +188,7 @@ class StoredStreams(Streams):
             order = self._order(options)
             stream = StoredStream(one.channel, one.epoch + self._suffix, options, order)
             stream.number, stream.ids, stream.known = one.id, array("q"), True
+            stream.start = 0
             stream.lifetimes = lifetimes
             stream.top, stream.version = one.top, (one.version_epoch, one.version)
             stream.published = min(one.published, self._began)
@@ -311,11 +320,15 @@ class StoredStreams(Streams):
 
     def _free(self, stream: StoredStream) -> None:
         """Note the rows of the publications that have gone from the beginning of a stream."""
-        gone = len(stream.ids) - len(stream.publications or ())
+        ids, start = stream.ids, stream.start
+        gone = len(ids) - start - len(stream.publications or ())
         if gone > 0:
-            self._freed += stream.ids[:gone]
-            del stream.ids[:gone]
+            self._freed += ids[start : start + gone]
             self.rows -= gone
+            stream.start = start = start + gone
+            if start > _FREED_AT_ONCE and 2 * start > len(ids):
+                del ids[:start]
+                stream.start = 0
 
     def _shortened(self, stream: Stream) -> None:
         assert isinstance(stream, StoredStream)
@@ -328,7 +341,7 @@ class StoredStreams(Streams):
     def _clear(self, stream: Stream) -> None:
         super()._clear(stream)
         assert isinstance(stream, StoredStream)
-        if stream.ids:
+        if len(stream.ids) > stream.start:
             self._free(stream)
             self._unrecorded[stream] = None  # Its numbers followed from rows that go now.
 

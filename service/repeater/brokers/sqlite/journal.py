@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from time import time
 from typing import Final, Literal
@@ -306,6 +305,12 @@ def _result_row(one: StoredResult) -> tuple[object, ...]:
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The numbers as ranges without gaps, first and last."""
-    for _, group in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in group]
-        yield members[0], members[-1]
+    first, last = 0, -1  # Rows count from 1.
+    for number in sorted(numbers):
+        if number != last + 1:
+            if first:
+                yield first, last
+            first = number
+        last = number
+    if first:
+        yield first, last

@@ -103,7 +103,7 @@ def body_of(publication: Publication) -> bytes:
             bytes(publication.data),
             publication.time,
             publication.tags,
-            None if info is None else _info_row(info),
+            info if info is None else _info_row(info),
             publication.delta,
             publication.version,
             publication.version_epoch,
