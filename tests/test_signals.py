@@ -138,6 +138,18 @@ async def test_a_stop_before_the_server_is_ready(
         assert b"Aborted" not in server.log
 
 
+async def test_a_stop_that_a_module_swallows(early: dict[str, str]) -> None:
+    """A module that catches everything as it is imported does not keep the server from ending."""
+    module = Path(early["PYTHONPATH"]) / "click.py"
+    text = module.read_text().replace("for _ in", "try:\n  for _ in", 1)
+    module.write_text(text.replace("time.sleep(0.01)\n", "time.sleep(0.01)\nexcept: pass\n", 1))
+    async with serving("--dev", variables=early) as server:
+        await server.line("importing")
+        assert await server.end(TERM) == 0
+        assert b"is up on" not in server.log
+        await server.line("stopped")
+
+
 async def test_a_stop_while_the_application_starts(tmp_path: Path) -> None:
     """A start that waits for something is given up; the status is 0."""
     silent = await trio.open_tcp_listeners(0, host="127.0.0.1")  # a database that never answers

@@ -18,6 +18,7 @@ from repeater.front.listeners import open_all
 from repeater.front.worker_listeners import WorkerListeners
 from repeater.serving.errors import ServeError, WorkersError
 from repeater.serving.restarts import Restarts
+from repeater.serving.worker import _share
 from repeater.serving.worker_process import WorkerProcess
 from repeater.serving.workers import Workers
 from tests.deadlines import LOOP_ANSWERS
@@ -290,6 +291,14 @@ async def test_a_shutdown_that_is_cut_short() -> None:
         await crew.stop()
         crew.workers.cut()
         crew.workers.kill()
+
+
+@pytest.mark.parametrize(("lines", "shares"), [(20, [7, 7, 6]), (1, [1, 0, 0]), (0, [0, 0, 0])])
+def test_lines_about_connections_are_shared_out(lines: int, shares: list[int]) -> None:
+    """All workers together write as many as one process would."""
+    settings = load_settings(connection_log_limit=lines)
+    found = [_share(settings, number, 3) for number in (1, 2, 3)]
+    assert [one.node_options().connection_log_limit for one in found] == shares
 
 
 def test_pauses_double() -> None:

@@ -71,5 +71,8 @@ def _keep(number: int, _frame: FrameType | None) -> None:
     _kept.append(number)
 
 
-def _exit(_number: int, _frame: FrameType | None) -> None:
+def _exit(number: int, _frame: FrameType | None) -> None:
+    # Kept as well: where the exception is raised in a finaliser, or in a module that catches all,
+    # it is lost, and the server would start as if nobody had asked it to end.
+    _kept.append(number)
     raise SystemExit(0)
