@@ -92,7 +92,7 @@ class Supervised(msgspec.Struct):
         assert not self.users.connections
         assert not self.places.held
         assert not self.places.addresses
-        assert not self.places.users
+        assert not self.places.waiting
 
 
 def supervised(count: int) -> Supervised:
@@ -100,7 +100,7 @@ def supervised(count: int) -> Supervised:
     questions = ServerQuestions(Failures())
     group = ControlGroup(questions)
     users = Users(questions)
-    places = Places(questions, users)
+    places = Places(questions, users, lambda: range(1, count + 1))
     Summaries(questions, users)
     CounterTotals(questions)
     Metrics(questions, users, lambda: OWN, lambda: range(1, count + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from repeater.clients.limits import address_key
+from repeater.clients.addresses import address_key
 from repeater.front.request import client_address
 
 

@@ -28,7 +28,7 @@ from repeater.access.http_client import make_client
 from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import sign
-from repeater.clients.limits import party_of
+from repeater.clients.addresses import party_of
 from repeater.config import CurrentSettings, load_settings
 from repeater.errors import BrokerError
 from repeater.front.accept import Acceptor

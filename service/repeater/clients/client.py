@@ -21,7 +21,7 @@ import trio
 
 from repeater.access.grants import Caller, ConnectionGrant
 from repeater.backend import headers
-from repeater.clients.limits import party_of
+from repeater.clients.addresses import party_of
 from repeater.clients.subscription import Subscription
 from repeater.deadlines import within
 from repeater.errors import (

@@ -15,14 +15,20 @@ With workers, these are the places of one of them. A place of the whole server i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import msgspec
 
-from repeater.clients.shared_places import SharedPlaces, wanted_place
+from repeater.clients.addresses import address_key
+from repeater.clients.shared_places import (
+    ALL,
+    SharedPlaces,
+    WantedPlace,
+    key_of_address,
+    key_of_user,
+)
 from repeater.clients.throttle import TokenBucket
 
 if TYPE_CHECKING:
@@ -36,8 +42,6 @@ Limit = Literal[
     "open_connections",
     "pending_connections",
 ]
-
-_LOCAL: Final = "local"
 
 
 class LimitError(Exception):
@@ -71,6 +75,8 @@ class Places:
         self._held = 0
         self._addresses: Counter[str] = Counter()
         self._users: Counter[str] = Counter()
+        self.asking: Counter[str] = Counter()
+        """Connections, by their keys, for which the supervisor is being asked."""
 
     def __len__(self) -> int:
         """How many are held."""
@@ -80,6 +86,19 @@ class Places:
     def counted(self) -> tuple[Counter[str], Counter[str]]:
         """The addresses and the users that are counted now, for the leak tests."""
         return self._addresses, self._users
+
+    @contextmanager
+    def asked(self, wanted: WantedPlace) -> Iterator[None]:
+        """Count a place that is asked for as held, as long as the block lasts."""
+        keys = [ALL] if wanted.counted else []
+        keys += [key_of_address(wanted.address)] if wanted.address else []
+        keys += [key_of_user(wanted.user)] if wanted.user else []
+        self.asking.update(keys)
+        try:
+            yield
+        finally:
+            for key in keys:
+                _uncount(self.asking, key)
 
     def take_address(self, key: str, most: int) -> bool:
         """Count a connection of an address, as `address_key` names it; return whether it may be."""
@@ -104,6 +123,8 @@ class Carrier(Protocol):
     """Whether its address has too many connections."""
     told: bool
     """Whether this was counted and answered."""
+    counted: bool
+    """Whether it holds a place of its address."""
 
     def lend(self) -> bool:
         """Whether a new subscriber may use the address's place of this connection."""
@@ -127,14 +148,23 @@ class Place(msgspec.Struct, eq=False):
     _user: str = ""
     _carrier: Carrier | None = None
     _lent: bool = False
-    _serial: int = 0  # of what is reserved with the server; 0 for nothing
+    # With workers: what names the places that were asked for (0 for none), and the address with
+    # which a place in this worker's share was told (None for none).
+    _serial: int = 0
+    _told: str | None = None
 
     async def reserve(
-        self, limits: LimitOptions, *, address: str = "", user: str = "", counted: bool = False
+        self,
+        limits: LimitOptions,
+        *,
+        address: str = "",
+        user: str = "",
+        counted: bool = False,
+        carrier: Carrier | None = None,
     ) -> None:
         """Reserve a place of the server for `take` and `take_user`, where workers share limits.
 
-        A checkpoint only with workers, and if a limit is on. Cancelled, the place may be taken
+        A checkpoint only for what is beyond this worker's share. Cancelled, the place may be taken
         until `leave` gives it back.
 
         Args:
@@ -142,6 +172,7 @@ class Place(msgspec.Struct, eq=False):
             address: The peer's.
             user: The user, if it is known.
             counted: Whether this is a new connection.
+            carrier: The accepted connection of a new one.
 
         Raises:
             LimitError: there are too many, over all workers.
@@ -150,15 +181,64 @@ class Place(msgspec.Struct, eq=False):
         shared = self._places.shared
         if shared is None:
             return
-        serial = self._serial or shared.next_serial()
-        key = address_key(address) if limits.connections_per_address else ""
-        wanted = wanted_place(serial, limits, address=key, user=user, counted=counted)
-        if wanted is None:
+        key = address_key(address) if counted and limits.connections_per_address else ""
+        user = user if limits.connections_per_user else ""
+        rate = limits.connection_rate if counted else 0
+        if not (user or key or rate or (counted and limits.connections)):
             return
-        self._serial = serial
-        refused = await shared.take(wanted)
+        await shared.begin()
+        asked = self._beyond_share(shared, limits, key, user, counted, carrier)
+        if rate and shared.use_token():
+            rate = 0
+        if not (asked or rate):
+            if counted and (limits.connections or key):
+                self._told = key
+                shared.tell("place_taken", key)
+            return
+        self._serial = self._serial or shared.next_serial()
+        wanted = WantedPlace(
+            self._serial,
+            asked,
+            counted=counted and bool(limits.connections or key),
+            address=key,
+            user=user,
+            connections=limits.connections if ALL in asked else 0,
+            connections_per_address=limits.connections_per_address,
+            connections_per_user=limits.connections_per_user,
+            connection_rate=rate,
+            connection_burst=limits.connection_burst or rate,
+        )
+        with self._places.asked(wanted):
+            refused = await shared.ask(wanted)
         if refused:
             self._places._refuse(cast("Limit", refused))
+
+    def _beyond_share(
+        self,
+        shared: SharedPlaces,
+        limits: LimitOptions,
+        address: str,
+        user: str,
+        counted: bool,
+        carrier: Carrier | None,
+    ) -> list[str]:
+        """The keys of which this worker has its share already."""
+        places, keys = self._places, list[str]()
+        most = limits.connections if counted else 0
+        if most and not shared.in_share(ALL, places._held + places.asking[ALL], most):
+            keys.append(ALL)
+        if address:
+            own = carrier is not None and carrier.counted  # it is counted here already
+            key, most = key_of_address(address), limits.connections_per_address
+            held = places._addresses[address] - own + places.asking[key]
+            if not shared.in_share(key, held, most):
+                keys.append(key)
+        if user:
+            key, most = key_of_user(user), limits.connections_per_user
+            held = max(places._users[user], places._connections_of(user)) + places.asking[key]
+            if not shared.in_share(key, held, most):
+                keys.append(key)
+        return keys
 
     def take(self, limits: LimitOptions, address: str, carrier: Carrier | None = None) -> None:
         """Take one more in, from this address, which counts only where addresses do.
@@ -221,9 +301,13 @@ class Place(msgspec.Struct, eq=False):
     def leave(self) -> None:
         """Give everything back. Idempotent."""
         places = self._places
-        if self._serial and places.shared is not None:
-            places.shared.give_back(self._serial)
-            self._serial = 0
+        if places.shared is not None:
+            if self._serial:
+                places.shared.give_back(self._serial)
+                self._serial = 0
+            if self._told is not None:
+                places.shared.tell("place_left", self._told)
+                self._told = None
         if self._taken:
             places._held -= 1
             self._taken = False
@@ -242,22 +326,3 @@ def _uncount(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
-
-
-def party_of(peer: str) -> str:
-    """The address of a peer with its port, as limits count it; empty for a Unix socket's."""
-    host = peer.rpartition(":")[0] if peer.count(":") == 1 or "]:" in peer else peer
-    key = address_key(host.strip("[]"))
-    return "" if key == _LOCAL else f"address {key}"
-
-
-@lru_cache(1_024)
-def address_key(address: str | None) -> str:
-    """The peer as limits count it: an IPv6 one by its /64, which is one customer's."""
-    try:
-        parsed = ip_address(address or "")
-    except ValueError:
-        return _LOCAL  # a Unix socket
-    if isinstance(parsed, IPv6Address):
-        return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))
-    return str(parsed)

@@ -32,6 +32,15 @@ class TokenBucket:
         wait, self._full_at = _take(self._full_at, burst, per_second)
         return wait
 
+    def take_some(self, burst: float, per_second: float, most: int) -> int:
+        """Take as many tokens as there are, up to `most`; return their number."""
+        now = trio.current_time()
+        self._full_at = max(self._full_at, now)
+        left = burst - (self._full_at - now) * per_second
+        taken = max(0, min(most, int(left + 1e-9)))
+        self._full_at += taken / per_second
+        return taken
+
     def give_back(self, per_second: float) -> None:
         """Give back a token that was taken."""
         self._full_at -= 1 / per_second

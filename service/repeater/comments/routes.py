@@ -15,7 +15,7 @@ import trio
 from quart import Blueprint, Response, request
 from quart.typing import ResponseReturnValue
 
-from repeater.clients.limits import address_key
+from repeater.clients.addresses import address_key
 from repeater.comments.comments import Comments
 from repeater.comments.identity import check_own_page
 from repeater.comments.problems import BAD_QUERY, BUSY, TOO_LARGE, Problem, ProblemError

@@ -323,8 +323,11 @@ class _Decision(msgspec.Struct, eq=False):
         """Reserve the place where workers share limits; see `Place.reserve`."""
         limits = self._node.options.limits
         address = self._request.address if limits.connections_per_address else ""
+        carrier = self._request.connection
         try:
-            await self._place.reserve(limits, address=address, user=user, counted=True)
+            await self._place.reserve(
+                limits, address=address, user=user, counted=True, carrier=carrier
+            )
         except LimitError as error:
             raise self._too_many(error) from None
         except BrokerError:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from repeater.clients.limits import Limit, Places, address_key
+from repeater.clients.addresses import address_key
+from repeater.clients.limits import Limit, Places
 from repeater.log import get_logger
 from repeater.transports.sockets import abort_socket
 

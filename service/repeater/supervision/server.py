@@ -23,7 +23,7 @@ def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
     """
     questions = ServerQuestions(Failures())
     users = Users(questions)
-    Places(questions, users)
+    Places(questions, users, workers)
     Summaries(questions, users)
     CounterTotals(questions)
     registry = create_process_registry()
