@@ -180,15 +180,19 @@ class Journal:
     def _shrink(self) -> None:
         with explained():
             sizes, free = self._sizes()
-            if free > max(_LOOSE, sizes.used // _page(self._connection) // 4):
-                self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUMED})").fetchall()
+            loose = max(_LOOSE, sizes.used // _page(self._connection) // 4)
+            if free > loose and not self.pinned:
+                # `execute` would do one step of it: one page.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUMED})")
+                self._checkpoint("TRUNCATE")  # Here the file itself becomes shorter, and the log.
 
     def _sizes(self) -> tuple[Sizes, int]:
         """The sizes, and the number of free pages."""
         page = _page(self._connection)
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        return Sizes(file=pages * page + self.log_size(), used=(pages - free) * page), free
+        file = self.path.stat().st_size + self.log_size()
+        return Sizes(file=file, used=(pages - free) * page), free
 
     def recover(self, changes: Changes, *, was_full: bool) -> None:
         """Find out whether a disk that failed can be written again, and free what can be freed.
