@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
+import trio.testing
 
 from repeater.config import load_settings
 from repeater.front.listeners import open_all
 from repeater.front.worker_listeners import WorkerListeners
 from repeater.serving.errors import ServeError, WorkersError
+from repeater.serving.orphans import reap_orphans
 from repeater.serving.restarts import Restarts
 from repeater.serving.worker import _share
 from repeater.serving.worker_process import WorkerProcess
@@ -187,6 +191,15 @@ async def test_all_are_replaced_one_by_one() -> None:
     ]
 
 
+async def test_no_replacement_in_a_shutdown() -> None:
+    """Whoever asked is told; nothing is started any more."""
+    async with working(SERVE) as crew:
+        await crew.ready()
+        await crew.stop()
+        with pytest.raises(WorkersError, match="the server is shutting down"):
+            await crew.workers.restart(never)
+
+
 async def never(line: str) -> None:
     """Nothing is told."""
     raise AssertionError(line)
@@ -291,6 +304,35 @@ async def test_a_shutdown_that_is_cut_short() -> None:
         await crew.stop()
         crew.workers.cut()
         crew.workers.kill()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended, and that nobody has waited for."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield process
+
+
+async def test_orphans_of_the_first_process(
+    child: subprocess.Popen[bytes], autojump_clock: trio.testing.MockClock
+) -> None:
+    """It reaps the children that nobody else waits for, and no others."""
+
+    async def reap(own: list[int] | None) -> str:
+        with trio.move_on_after(1.5):
+            await reap_orphans(lambda: own, process=1)
+        return psutil.Process(child.pid).status() if psutil.pid_exists(child.pid) else "gone"
+
+    assert await reap(None) == psutil.STATUS_ZOMBIE  # one is being started just now
+    assert await reap([child.pid]) == psutil.STATUS_ZOMBIE
+    assert await reap([]) == "gone"
+
+
+async def test_other_processes_reap_nobody() -> None:
+    """They have no orphans: the function returns."""
+    with trio.fail_after(LOOP_ANSWERS):
+        await reap_orphans(lambda: [])
 
 
 @pytest.mark.parametrize(("lines", "shares"), [(20, [7, 7, 6]), (1, [1, 0, 0]), (0, [0, 0, 0])])

@@ -121,10 +121,13 @@ class Workers:
         The next one accepts connections before the one in its place is asked to end.
 
         Raises:
-            WorkersError: one of them could not be started; the one in its place stays.
+            WorkersError: one of them could not be started, and the one in its place stays; or the
+                server shuts down.
         """
         for number, change in self._changes.items():
             async with change:
+                if self._stopping.is_set():
+                    raise WorkersError("the server is shutting down")
                 old = self._current.get(number)
                 try:
                     new = await self._start(number)
