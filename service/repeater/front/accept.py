@@ -58,6 +58,7 @@ _PAUSE: Final = 0.1  # seconds without accepting after an error, as when descrip
 _READ: Final = 4_096
 _FIRST_PAUSE: Final = 0.01  # seconds before the third read of a head; then as long as it has taken
 _LONGEST_PAUSE: Final = 1.0
+_LOOK: Final = 0.02  # seconds between two looks for connections without a request
 _LISTENER_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
 
@@ -167,6 +168,24 @@ class Acceptor:
         for scope in self._silent:
             scope.cancel()
         self._rest.drain()
+
+    async def move_on(self, patience: float) -> None:
+        """Let the peers notice that another server accepts connections now.
+
+        The connections that were accepted before get their answer. Idle connections of HTTP/1 may
+        still send a request, whose answer says that the connection ends: a peer that sent one just
+        now would else be reset. Returns when each connection has sent its first request.
+
+        Args:
+            patience: Seconds for that, at most.
+        """
+        self._rest.drain(patience)
+        await self._handover.drain(patience)
+        with trio.move_on_after(patience):
+            while True:
+                await trio.sleep(_LOOK)  # what was accepted last begins to be read meanwhile
+                if not self._silent:
+                    return
 
     async def wait_empty(self) -> None:
         """Wait until no connection is open. The caller sets the deadline."""

@@ -100,6 +100,7 @@ class Link:
         self._waiting = trio.CancelScope()
         self._until: dict[str, tuple[int, float]] = {}  # when the wait for this ends
         self._drained_at = math.inf
+        self._idle_until = math.inf
         self._writer = Writer(sock, options.write_timeout, self._stall)
 
     # ---- what the protocols ask
@@ -143,10 +144,14 @@ class Link:
         abort_socket(self._socket)
         self.wake()
 
-    def drain(self) -> None:
-        """End the connection if nothing is under way; else when the answers are given."""
+    def drain(self, idle_until: float = 0.0) -> None:
+        """End the connection if nothing is under way; else when the answers are given.
+
+        Until `idle_until` an idle HTTP/1 connection may still send a request.
+        """
         self.draining = True
         self._drained_at = trio.current_time()
+        self._idle_until = idle_until
         self.wake()
 
     # ---- its life
@@ -211,6 +216,8 @@ class Link:
         """In a shutdown: end the connection unless an answer is under way."""
         protocol = self._protocol
         if protocol.stage[0] != "busy":
+            if trio.current_time() < self._idle_until and not protocol.says_goodbye:
+                return False
             await protocol.goodbye()
             self.end(linger=False)
         elif protocol.incomplete and trio.current_time() >= self._drained_at + LATE_BODY:
@@ -266,7 +273,7 @@ class Link:
         if self._until.get(name, (-1, 0.0))[0] != number:
             seconds = IDLE_TIMEOUT if name == "idle" else self.options.head_timeout
             self._until[name] = number, within(seconds)
-        return self._until[name][1]
+        return min(self._until[name][1], self._idle_until if self.draining else math.inf)
 
     async def _linger(self) -> None:
         """Read and discard until the peer hangs up, or had its time to read the last answer.
@@ -274,9 +281,12 @@ class Link:
         A socket that is closed while an unwanted body still arrives (413) resets its peer, before
         the peer has read the answer.
         """
-        if self.draining:
+        if self.draining and trio.current_time() >= self._idle_until:
             return
-        with trio.move_on_at(within(_LINGER)) as self._waiting:  # a shutdown ends it, too
+        until = within(_LINGER)
+        if self.draining:
+            until = min(until, self._idle_until)
+        with trio.move_on_at(until) as self._waiting:  # a shutdown ends it, too
             try:
                 await discard(self._socket)
             except (OSError, trio.ClosedResourceError):

@@ -101,6 +101,7 @@ class Handover:
         self._starts = Starts()
         self._links: dict[Link, None] = {}
         self._draining = False
+        self._idle_until = 0.0
         self._ended: Counter[Outcome] = Counter()
         self._told = -_PAUSE
 
@@ -135,7 +136,7 @@ class Handover:
         del received  # this frame lives as long as the connection
         self._links[link] = None
         if self._draining:
-            link.drain()
+            link.drain(self._idle_until)
         try:
             await link.serve(_choose(sock), self._fail)
         except Exception as error:
@@ -144,12 +145,19 @@ class Handover:
         finally:
             del self._links[link]
 
-    async def drain(self) -> None:
-        """Let requests under way finish, and end the other connections at once."""
+    async def drain(self, patience: float = 0.0) -> None:
+        """Let requests under way finish, and end the other connections. Idempotent.
+
+        Args:
+            patience: Seconds for which idle HTTP/1 connections may still send a request.
+        """
+        if self._draining:
+            return
         self._draining = True
+        self._idle_until = trio.current_time() + patience
         await self._context.terminated.set()
         for link in tuple(self._links):
-            link.drain()
+            link.drain(self._idle_until)
 
     def _count(self, outcome: Outcome) -> None:
         """Count a connection that was ended. A flood is one line, at most one a second."""

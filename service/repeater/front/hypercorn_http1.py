@@ -34,6 +34,7 @@ _BODILESS: Final = (204, 304)
 class HTTP1(H11Protocol):
     """One connection of HTTP/1. Owned by its `Link`, which is the only one to feed it."""
 
+    says_goodbye = False
     step = 4_096
 
     def __init__(self, link: Link) -> None:
@@ -200,6 +201,9 @@ class HTTP1(H11Protocol):
         )
 
     async def _send_h11_event(self, event: Any) -> None:
+        if self._link.draining and isinstance(event, h11.Response):
+            headers = [*event.headers, (b"connection", b"close")]
+            event = h11.Response(status_code=event.status_code, headers=headers)
         try:
             await super()._send_h11_event(event)
         except h11.LocalProtocolError:

@@ -58,6 +58,7 @@ class HTTP2:
     """One connection of HTTP/2. Owned by its `Link`, which is the only one to feed it."""
 
     step = 512  # some fifty frames without a payload, each of which is answered
+    says_goodbye = True
     full = False
     discards = False
     resumable = False

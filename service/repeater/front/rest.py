@@ -91,6 +91,7 @@ class Rest:
         self.options = options
         self.draining = False
         self.drained_at = math.inf
+        self.idle_until = math.inf
         self.requests = 0
         self._connections: dict[_Connection, None] = {}
         self._handed_over = 0
@@ -127,9 +128,17 @@ class Rest:
         self._handed_over += bool(rest)
         return rest
 
-    def drain(self) -> None:
-        """End idle connections and streams at once; let calls finish, whose body comes soon."""
+    def drain(self, patience: float = 0.0) -> None:
+        """End idle connections and streams; let calls finish, whose body comes soon. Idempotent.
+
+        Args:
+            patience: Seconds for which idle ones may still send a request: their next answer, and
+                that of each call under way, says that the connection ends.
+        """
+        if self.draining:
+            return
         self.draining, self.drained_at = True, trio.current_time()
+        self.idle_until = self.drained_at + patience
         for connection in self._connections:
             connection.end_if_idle()
 
@@ -155,7 +164,7 @@ class _Connection:
 
     def _last_moment(self) -> float:
         """When a shutdown ends the present wait."""
-        return self._rest.drained_at + (0.0 if self._idle else LATE_BODY)
+        return self._rest.idle_until if self._idle else self._rest.drained_at + LATE_BODY
 
     async def serve(self) -> bytes:
         """Serve requests until one is not plain, and return its bytes; `b""` at the end."""

@@ -12,6 +12,9 @@ answers under way."""
 class Served(Protocol):
     """The protocol of a connection, as its `Link` sees it: `HTTP1` or `HTTP2`."""
 
+    says_goodbye: bool
+    """Whether `goodbye` tells the peer that no request is taken any more: nobody has to wait."""
+
     step: int
     """Bytes that are fed at once: about the readers' share of a pass, whatever the bytes are."""
 
