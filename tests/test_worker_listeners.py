@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from repeater.config import load_settings
+from repeater.config.endpoints import Endpoint
 from repeater.front.listeners import ListenError, open_all
+from repeater.front.passed_sockets import PassedSocket, PassedSockets
 from repeater.front.worker_listeners import SPREADS, WorkerListeners
 from tests.deadlines import LOOP_ANSWERS
 
@@ -53,7 +55,7 @@ def test_each_worker_has_its_own() -> None:
         (one,), (two,) = listeners.of(1), listeners.of(2)
         assert one.getsockname() == two.getsockname() == ("127.0.0.1", listeners.port)
         assert listeners.of(1)[0] is one
-        assert listeners.passable() == [one, two]
+        assert [passed.socket for passed in listeners.passable()] == [one, two]
         with connections(listeners.port, 64):
             found = accepted(one), accepted(two)
         assert sum(found) == 64
@@ -108,11 +110,11 @@ def test_passed_sockets_are_all_kept(workers: int) -> None:
             before.of(number)
         port = before.port
         stack.enter_context(connections(port, 48))
-        passed = [one.dup() for one in before.passable()]
+        passed = PassedSockets(PassedSocket(one.socket.dup()) for one in before.passable())
         before.close()
-        after = WorkerListeners(workers)
+        after = WorkerListeners(workers, passed)
         stack.callback(after.close)
-        after.add_passed(passed, 64)
+        after.add_tcp(Endpoint("127.0.0.1", port), 64)
         assert after.port == port
         assert str(after.endpoints()[0]) == f"127.0.0.1:{port}"
         mine = [one for number in range(1, workers + 1) for one in after.of(number)]
@@ -127,10 +129,10 @@ def test_a_plain_socket_is_joined() -> None:
     plain = socket.create_server(("127.0.0.1", 0))
     plain.setblocking(False)
     port = plain.getsockname()[1]
-    after = WorkerListeners(2)
+    after = WorkerListeners(2, PassedSockets([PassedSocket(plain)]))
     try:
         with connections(port, 8):
-            after.add_passed([plain], 64)
+            after.add_tcp(Endpoint("127.0.0.1", 0), 64)
             first, one = after.of(1)
             (two,) = after.of(2)
             assert first is plain
@@ -146,7 +148,7 @@ def test_a_plain_socket_is_joined() -> None:
 def test_what_was_not_given_to_a_worker_is_closed() -> None:
     """No socket is left."""
     plain = socket.create_server(("127.0.0.1", 0))
-    after = WorkerListeners(2)
-    after.add_passed([plain], 64)
+    after = WorkerListeners(2, PassedSockets([PassedSocket(plain)]))
+    after.add_tcp(Endpoint("127.0.0.1", 0), 64)
     after.close()
     assert plain.fileno() < 0

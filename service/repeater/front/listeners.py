@@ -17,9 +17,14 @@ import trio
 
 from repeater.config import inherited_descriptors
 from repeater.config.endpoints import Endpoint, parse_endpoint
+from repeater.front.passed_sockets import PassedSocket, PassedSockets
+from repeater.log import get_logger
 
 if TYPE_CHECKING:
     from repeater.config import Settings
+
+
+_log = get_logger("listeners")
 
 
 class ListenError(Exception):
@@ -29,9 +34,13 @@ class ListenError(Exception):
 class Listeners:
     """Open listeners. Ended by `close`, which also removes the Unix sockets from the disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, passed: PassedSockets | None = None) -> None:
+        """Take the sockets of another server where it listens, and open the others."""
+        self.passed = passed or PassedSockets()
         self.sockets: list[socket.socket] = []
+        self._inherited: list[socket.socket] = []
         self._paths: list[tuple[Path, int]] = []
+        self._passed_paths: list[Path] = []
 
     @property
     def port(self) -> int:
@@ -49,7 +58,7 @@ class Listeners:
         Raises:
             OSError: the port is taken, or the host is not an address of this machine.
         """
-        self.sockets += open_listeners(endpoint.host, endpoint.port, backlog)
+        self.sockets += open_listeners(endpoint.host, endpoint.port, backlog, self.passed)
 
     def add_unix(self, path: Path, mode: int, backlog: int) -> None:
         """Listen on a Unix socket with this mode: users with write permission may connect.
@@ -59,6 +68,11 @@ class Listeners:
         Raises:
             OSError: a process listens there, or the socket cannot be created.
         """
+        if taken := self.passed.take_unix(path):
+            path.chmod(mode)
+            self.sockets += taken
+            self._passed_paths.append(path)
+            return
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -81,6 +95,7 @@ class Listeners:
         """
         listener = socket.socket(fileno=descriptor)
         self.sockets.append(listener)
+        self._inherited.append(listener)
         listener.set_inheritable(False)
         listener.setblocking(False)
         listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -88,6 +103,41 @@ class Listeners:
             raise OSError("it is not a listening stream socket")
         if local_only and not _endpoint_of(listener).is_local:
             raise OSError("development mode listens on loopback only")
+
+    def add_passed_inherited(self, *, local_only: bool) -> bool:
+        """Take what the other server had inherited; return whether there was anything.
+
+        Raises:
+            OSError: it is not a local one.
+        """
+        taken = self.passed.take_inherited()
+        self.sockets += taken
+        self._inherited += taken
+        if local_only and not all(_endpoint_of(one).is_local for one in taken):
+            raise OSError("development mode listens on loopback only")
+        return bool(taken)
+
+    def close_others(self) -> None:
+        """Close the passed sockets that the settings do not ask for."""
+        for one in self.passed.left():
+            _log.warning("not listening there any more", endpoint=str(_endpoint_of(one)))
+        self.passed.close()
+
+    def passable(self) -> list[PassedSocket]:
+        """All sockets, for a server that takes over."""
+        return [PassedSocket(one, one in self._inherited) for one in self.sockets]
+
+    def leave_files(self) -> None:
+        """Leave the files of Unix sockets in place: another server has these sockets, too."""
+        self._paths.clear()
+
+    def own_files(self) -> None:
+        """Own the files of passed Unix sockets: the other server leaves them.
+
+        Until then they are the other server's, which goes on if this one fails.
+        """
+        self._paths += [(path, path.stat().st_ino) for path in self._passed_paths if path.exists()]
+        self._passed_paths.clear()
 
     def close(self) -> None:
         """Stop listening. Idempotent. A path that another process has taken since is kept."""
@@ -118,9 +168,11 @@ def open_all(settings: Settings, listeners: AnyListeners) -> AnyListeners:
     """
     inherited = inherited_descriptors()
     endpoints = [parse_endpoint(one) for one in settings.listen]
-    if not endpoints and not inherited:
-        endpoints = [Endpoint(settings.host, settings.port)]
     try:
+        with _saying("take over the other server's sockets"):
+            passed = listeners.add_passed_inherited(local_only=settings.dev)
+        if not (endpoints or inherited or passed):
+            endpoints = [Endpoint(settings.host, settings.port)]
         for descriptor in inherited:
             with _saying(f"take over descriptor {descriptor}"):
                 listeners.add_inherited(descriptor, local_only=settings.dev)
@@ -131,6 +183,7 @@ def open_all(settings: Settings, listeners: AnyListeners) -> AnyListeners:
                     listeners.add_unix(Path(endpoint.path), mode, settings.backlog)
                 else:
                     listeners.add_tcp(endpoint, settings.backlog)
+        listeners.close_others()
     except BaseException:
         listeners.close()
         raise
@@ -167,26 +220,42 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
-def open_listeners(host: str, port: int, backlog: int) -> Sequence[socket.socket]:
+def open_listeners(
+    host: str, port: int, backlog: int, passed: PassedSockets | None = None
+) -> Sequence[socket.socket]:
     """Open bound, listening, non-blocking sockets for every address of `host`, all on one port.
+
+    Sockets that were `passed` are taken where there are some of the address.
 
     Raises:
         OSError: the port is taken, or the host is not an address of this machine.
     """
+    passed = PassedSockets() if passed is None else passed
+    return [one for group, _ in listening_groups(host, port, backlog, passed) for one in group]
+
+
+def listening_groups(
+    host: str, port: int, backlog: int, passed: PassedSockets
+) -> Sequence[tuple[Sequence[socket.socket], bool]]:
+    """The sockets of each address of `host`, and whether they were passed; see `open_listeners`."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
+    groups: list[tuple[Sequence[socket.socket], bool]] = []
     try:
         for family, *_, address in addresses:
             place = str(address[0]), port
-            listener = socket.create_server(place, family=family, backlog=backlog)
-            listeners.append(listener)
-            listener.setblocking(False)
-            port = listener.getsockname()[1]
+            group = passed.take_tcp(family, *place)
+            was_passed = bool(group)
+            if not group:
+                group = [socket.create_server(place, family=family, backlog=backlog)]
+            groups.append((group, was_passed))
+            group[0].setblocking(False)
+            port = group[0].getsockname()[1]
     except OSError:
-        for listener in listeners:
-            listener.close()
+        for opened, _ in groups:
+            for one in opened:
+                one.close()
         raise
-    return listeners
+    return groups
 
 
 def _remove_stale(path: Path) -> None:

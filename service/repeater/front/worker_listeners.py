@@ -17,7 +17,8 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from repeater.config.endpoints import Endpoint
-from repeater.front.listeners import Listeners, open_listeners
+from repeater.front.listeners import Listeners, listening_groups
+from repeater.front.passed_sockets import PassedSocket, PassedSockets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,14 +44,17 @@ class _Address(NamedTuple):
 class WorkerListeners(Listeners):
     """Sockets that all workers share, and those of each worker. Ended by `close`."""
 
-    def __init__(self, workers: int, *, spread: bool = SPREADS) -> None:
+    def __init__(
+        self, workers: int, passed: PassedSockets | None = None, *, spread: bool = SPREADS
+    ) -> None:
         """Open nothing yet.
 
         Args:
             workers: Their number.
+            passed: Sockets of the server before this one.
             spread: Whether each worker gets sockets of its own for TCP addresses.
         """
-        super().__init__()
+        super().__init__(passed)
         self._workers = workers
         self._spread = spread
         self._addresses: list[_Address] = []
@@ -68,9 +72,10 @@ class WorkerListeners(Listeners):
             found.insert(address.before, Endpoint(*address.place))
         return found
 
-    def passable(self) -> list[socket.socket]:
+    def passable(self) -> list[PassedSocket]:
         """All sockets that are open, for a server that takes over."""
-        return [*self.sockets, *(one for own in self._own.values() for one in own)]
+        of_workers = (one for own in self._own.values() for one in own)
+        return [*super().passable(), *map(PassedSocket, of_workers)]
 
     def add_tcp(self, endpoint: Endpoint, backlog: int) -> None:
         """Take every address of a host.
@@ -80,23 +85,23 @@ class WorkerListeners(Listeners):
         """
         # Opened as a single process would: a port that any other process has is an error here.
         # With SO_REUSEPORT alone a second server of this user would get half of the connections.
-        opened = open_listeners(endpoint.host, endpoint.port, backlog)
-        if not self._spread:
-            self.sockets += opened
-            return
-        for one in opened:
-            self._add_address(one, backlog, {})
-            one.close()
+        for group, was_passed in listening_groups(
+            endpoint.host, endpoint.port, backlog, self.passed
+        ):
+            if not self._spread:
+                self.sockets += group
+            elif was_passed:
+                self._add_passed(group, backlog)
+            else:
+                self._add_address(group[0], backlog, {})
+                group[0].close()
 
-    def add_passed(self, group: Sequence[socket.socket], backlog: int) -> None:
+    def _add_passed(self, group: Sequence[socket.socket], backlog: int) -> None:
         """Take the sockets of one TCP address over from the server before this one.
 
         All of them stay open, also if there are more than workers: connections wait in their
         queues.
         """
-        if not self._spread:
-            self.sockets += group
-            return
         # Those of a server without workers. Linux lets others join a socket that listens already,
         # but gives new connections to the others alone. So a worker takes what waits, and gets
         # another one.
