@@ -71,10 +71,12 @@ async def serving(
     command: Sequence[str] = SERVE,
     variables: Mapping[str, str] | None = None,
     descriptors: int | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[ServerProcess]:
     """A server on a free port, or where it is told to `--listen`; killed at the end if need be.
 
-    Its only settings are the arguments and `variables`; it may have so many descriptors.
+    Its only settings are the arguments and `variables`; it may have so many descriptors, and
+    inherits those of `pass_fds`.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("REPEATER_")}
 
@@ -87,6 +89,7 @@ async def serving(
         [*command, *where, *arguments],
         stderr=subprocess.PIPE,
         preexec_fn=limit,
+        pass_fds=pass_fds,
         env={**environment, "REPEATER_COMMENTS": "false", **(variables or {})},
     )
     server = ServerProcess(process)

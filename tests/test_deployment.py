@@ -50,9 +50,10 @@ def accepts(command: str) -> Mapping[str, object]:
 
 
 def test_the_commands_are_accepted() -> None:
-    """The one with TLS, and the one that systemd starts."""
-    (alone,) = (one.strip() for one in blocks("sh"))
+    """The one with TLS, the one that takes over, and the one that systemd starts."""
+    alone, upgrade = (one.strip() for one in blocks("sh"))
     assert accepts(alone)["port"] == 443
+    assert accepts(upgrade)["take_over"]
     started = setting("repeater.service", "Service", "ExecStart")
     assert accepts(started)["config_file"] == Path("/etc/repeater.toml")
 

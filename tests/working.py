@@ -54,12 +54,12 @@ async def open_workers(settings: Settings, count: int = 2) -> AsyncIterator[Work
     stopping = trio.Event()
     try:
         async with (
-            open_shared(settings, count, {}) as (exchange, _),
+            open_shared(settings, count) as shared,
             trio.open_nursery() as running,
         ):
             servers = [
                 await running.start(
-                    _work, exchange, settings, number, listeners.of(number), stopping
+                    _work, shared.exchange, settings, number, listeners.of(number), stopping
                 )
                 for number in range(1, count + 1)
             ]

@@ -210,7 +210,8 @@ class WebSocket:
     async def more(self) -> None:
         """Wait for more bytes; there need not be a message in them."""
         if self._protocol.state is not State.OPEN:
-            raise end(self._protocol.close_code or 1006, self._protocol.close_reason or "")
+            said = self._protocol.close_rcvd
+            raise end(1006, "") if said is None else end(said.code, said.reason)
         await self._exchange()
 
     async def _exchange(self) -> None:

@@ -57,6 +57,11 @@ for _command in COMMANDS:
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
 @click.option("--workers", metavar="N|auto", help="Processes that serve the clients.  [default: 1]")
 @click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take over from the server that runs in data_dir, without refusing a connection.",
+)
+@click.option(
     "--comments/--no-comments", default=None,
     help="Run the comments application too.  [default: with --dev, if it is installed]",
 )  # fmt: skip
@@ -70,6 +75,7 @@ def serve(
     tls_key: str | None,
     dev: bool | None,
     workers: str | None,
+    take_over: bool,
     comments: bool | None,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM.
@@ -106,14 +112,14 @@ def serve(
                 "--host and --port do nothing beside --listen, --unix or the setting listen: "
                 "leave them out"
             )
-        _run_server(settings, load)
+        _run_server(settings, load, take_over=take_over)
     except mistakes as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:
         _explain(group, mistakes)
 
 
-def _run_server(settings: Settings, load: Callable[[], Settings]) -> None:
+def _run_server(settings: Settings, load: Callable[[], Settings], *, take_over: bool) -> None:
     """Serve until a signal, in this process alone or with workers."""
     import trio
 
@@ -136,7 +142,7 @@ def _run_server(settings: Settings, load: Callable[[], Settings]) -> None:
     configure_log(settings.log_level, settings.log_format)
     settle_heap()
     early_signals.keep_all()
-    trio.run(partial(serving, earlier=early_signals.take_kept))
+    trio.run(partial(serving, take_over=take_over, earlier=early_signals.take_kept))
 
 
 @main.command()

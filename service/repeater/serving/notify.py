@@ -6,6 +6,7 @@ started has nobody to tell, and every call here does nothing.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -40,6 +41,14 @@ class Notifier:
     def ready(self) -> None:
         """The server listens, or has read its configuration again."""
         self._tell("READY=1")
+
+    def is_main(self) -> None:
+        """This process is the service's main one from now on: it took over from another."""
+        self._tell(f"MAINPID={os.getpid()}")
+
+    def mute(self) -> None:
+        """Say nothing more: another process has the service."""
+        self._address = ""
 
     def reloading(self) -> None:
         """The server reads its configuration again; `ready` says when that is done."""

@@ -14,6 +14,7 @@ from repeater.serving.greeting import greet
 from repeater.serving.notify import open_notifier
 from repeater.serving.run import Load, Run
 from repeater.serving.server import Server
+from repeater.serving.single import open_single
 
 _log = get_logger("server")
 
@@ -22,6 +23,7 @@ async def serve(
     settings: Settings,
     load: Load | None = None,
     *,
+    take_over: bool = False,
     earlier: Callable[[], Sequence[int]] = tuple,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -36,23 +38,31 @@ async def serve(
         settings: What to begin with.
         load: Reads the settings again at a SIGHUP, those of the log for the whole process.
             Without it, and without TLS, that signal keeps its own meaning. May raise ConfigError.
+        take_over: Whether to take over from the running server of the data directory, if there is
+            one, without refusing a connection.
         earlier: Gives the signals that the program received before it called.
         task_status: Trio's.
 
     Raises:
-        ServeError: the server cannot listen on the address.
+        ServeError: the server cannot listen on the address, or cannot take over.
     """
     awaited = list(STOP)
     if RELOAD is not None and not (load is None and settings.tls_cert is None):
         awaited.append(RELOAD)
     notifier = open_notifier()
-    run = Run(settings, load, notifier)
+    run = Run(load, notifier)
     loading = trio.CancelScope()
 
     def ready(server: Server) -> None:
         loading.cancel("the server is ready")
+        if take_over:
+            notifier.is_main()
         greet(settings, server.endpoints)
         task_status.started(server.port)
+
+    def leave() -> None:
+        notifier.mute()  # The service goes on, with another process.
+        run.stop(reason="another server has taken over")
 
     with trio.open_signal_receiver(*awaited) as signals:
         for number in earlier():
@@ -61,5 +71,5 @@ async def serve(
             nursery.start_soon(run.follow, signals)
             nursery.start_soon(notifier.extend, loading)
             nursery.start_soon(notifier.watch, lambda: True)
-            await run.serve(ready)
+            await run.serve(ready, open_single(settings, leave, take_over=take_over))
     _log.info("stopped")

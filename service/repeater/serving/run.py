@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import trio
@@ -11,14 +12,16 @@ import trio
 from repeater.config import ConfigError, Settings
 from repeater.front.tls import TLSError
 from repeater.log import configure_log, get_logger
-from repeater.serving.assembly import NodeParts
 from repeater.serving.early_signals import CUT, RELOAD
-from repeater.serving.server import Server, open_server
+from repeater.serving.server import Server
 
 _log = get_logger("server")
 
 Load = Callable[[], Settings]
 """Reads the settings again. May raise ConfigError."""
+
+
+OpenedServer = AbstractAsyncContextManager[Server]
 
 
 class Told(Protocol):
@@ -37,19 +40,15 @@ class Told(Protocol):
 class Run:
     """Lives inside the function that receives the process's signals."""
 
-    def __init__(
-        self, settings: Settings, load: Load | None, told: Told, *, has_supervisor: bool = False
-    ) -> None:
+    def __init__(self, load: Load | None, told: Told, *, has_supervisor: bool = False) -> None:
         """Keep what is needed.
 
         Args:
-            settings: What to begin with.
             load: Reads the settings again at a SIGHUP; None to leave them as they are.
             told: Is told how far the server is.
             has_supervisor: Whether the process is a worker. Then a second signal to stop, as
                 systemd may send it beside the supervisor, cuts nothing short: `CUT` does.
         """
-        self._settings = settings
         self._load = load
         self._told = told
         self._has_supervisor = has_supervisor
@@ -86,6 +85,8 @@ class Run:
         if self._server is None:
             self._all.cancel("the end before the server is ready")
         else:
+            if self._has_supervisor:  # which has the sockets, and another worker accepts from them
+                self._server.hand_over()
             self._serving.cancel("the end")
 
     def _cut(self, name: str) -> None:
@@ -95,15 +96,15 @@ class Run:
             self._server.abort()
         self._all.cancel("a second signal")
 
-    async def serve(self, ready: Callable[[Server], None], parts: NodeParts | None = None) -> None:
+    async def serve(self, ready: Callable[[Server], None], opened: OpenedServer) -> None:
         """Serve until `stop`, and obey the signals that ask to reload.
 
         Args:
             ready: Is called once the server listens, before the others are told.
-            parts: Parts of the node that the process brings along.
+            opened: Opens the server for the time of the block.
         """
         with self._all:
-            async with open_server(self._settings, **(parts or {})) as server:
+            async with opened as server:
                 self._server = server
                 ready(server)
                 self._told.ready()

@@ -9,7 +9,7 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Unpack, cast
@@ -42,6 +42,7 @@ from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
 from repeater.web.lifespan import open_lifespan
 
+_PATIENCE: Final = 1.0  # seconds for peers to notice that another server accepts connections
 _PAGES_END: Final = 0.1  # of the shutdown timeout, for Quart's hooks behind the last request
 
 
@@ -62,12 +63,15 @@ class Server:
     ) -> None:
         self.node = assembly.node
         self._assembly = assembly
+        self.listeners = listeners
         self._shutdown = shutdown
         self.acceptor = acceptor
         self.port = listeners.port
         """The first port that it listens on: the one asked for, or the free one for 0; 0 where
         it listens on Unix sockets only."""
         self.endpoints = listeners.endpoints()
+        self.patience = 0.0
+        """Seconds for which the shutdown lets peers notice that another server accepts now."""
         self.certificate = preamble.certificate
         """What TLS shows new connections; None without TLS."""
 
@@ -78,6 +82,13 @@ class Server:
             ConfigError: the new settings are refused, and the old ones stay in force.
         """
         return await self._assembly.reload(settings)
+
+    def hand_over(self) -> None:
+        """Let the peers notice, in the shutdown that comes, that another server accepts now.
+
+        That one has the listening sockets, too; see `Acceptor.move_on`.
+        """
+        self.patience = _PATIENCE
 
     def abort(self) -> None:
         """Let the shutdown, also one that comes, wait for nobody: as if its time were over.
@@ -94,6 +105,8 @@ async def open_server(
     options: NodeOptions | Settings | None = None,
     *,
     blueprints: Sequence[Blueprint] = (),
+    listeners: Listeners | None = None,
+    before_accepting: Callable[[], Awaitable[None]] | None = None,
     **more: Unpack[ServerParts],
 ) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts; then shut it down within the configured time.
@@ -106,6 +119,8 @@ async def open_server(
         blueprints: One's own pages, served by Quart-Trio beside Repeater's routes; a route of
             theirs wins. What belongs to subscribers and to `/api/` keeps its native path. Quart's
             hooks around serving and its background tasks run.
+        listeners: Open ones, instead of those that the settings say. The server closes them.
+        before_accepting: Awaited once, when everything else is ready.
         more: Settings of the server by their names, `port=0` for a free port, and parts of the
             node as `open_node` takes them, `broker=...`.
 
@@ -121,7 +136,7 @@ async def open_server(
     async with (
         # Loaded before it listens: nobody connects to a server that cannot answer yet.
         with_stores(settings, parts) as kept,
-        _listening(settings) as listeners,
+        _listening(settings, listeners) as listeners,
         open_assembly(current, **kept) as assembly,
         open_extension(assembly.node, settings) as running,
         open_service_nursery() as connections,
@@ -135,6 +150,7 @@ async def open_server(
         )
         acceptor = Acceptor(node, handover, current, preamble)
         shutdown = trio.CancelScope(shield=True)
+        server = Server(assembly, acceptor, listeners, preamble, shutdown)
         async with (
             open_lifespan(app, node.options.shutdown_timeout * _PAGES_END),
             open_admin_socket(
@@ -142,13 +158,17 @@ async def open_server(
             ),
         ):
             try:
+                if before_accepting is not None:
+                    await before_accepting()
                 async with open_service_nursery() as acceptors:
                     for listener in listeners.sockets:
                         acceptors.start_soon(acceptor.accept, listener, connections)
-                    yield Server(assembly, acceptor, listeners, preamble, shutdown)
+                    yield server
             finally:
                 listeners.close()
                 with shutdown:
+                    if server.patience:
+                        await acceptor.move_on(server.patience)
                     await _shut_down(node, handover, acceptor, shutdown)
                 acceptor.abort_all()
 
@@ -177,14 +197,17 @@ def _make_preamble(settings: Settings) -> Preamble:
 
 
 @asynccontextmanager
-async def _listening(settings: Settings) -> AsyncIterator[Listeners]:
+async def _listening(settings: Settings, given: Listeners | None) -> AsyncIterator[Listeners]:
     """Open the listeners, and close them at the end of the block, also if the start fails.
 
     A worker has those that its supervisor opened.
     """
     place = worker_place()
     try:
-        listeners = take_over(place.listeners) if place else open_all(settings, Listeners())
+        if given is not None:
+            listeners = given
+        else:
+            listeners = take_over(place.listeners) if place else open_all(settings, Listeners())
     except ListenError as error:
         raise ServeError(str(error)) from None
     try:

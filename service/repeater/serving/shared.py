@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -11,12 +11,9 @@ import trio
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.config import Settings
 from repeater.errors import open_service_nursery
-from repeater.failures import Failures
-from repeater.serving.admin_socket import AdminMethod, open_admin_socket
 from repeater.serving.callbacks import open_callbacks
-from repeater.serving.data_methods import data_methods
 from repeater.serving.extension import prepare_extension
-from repeater.serving.stores import open_stores
+from repeater.serving.storage import Storage, open_storage
 from repeater.supervision.server import make_supervision
 from repeater.workers.exchange import Exchange
 
@@ -33,32 +30,31 @@ class Shared(NamedTuple):
     """Serves the workers."""
     events: EventQueue | None
     """None if the application is not told of events."""
+    storage: Storage
+    """Broker and denials."""
 
 
 @asynccontextmanager
-async def open_shared(
-    settings: Settings, workers: int, methods: Mapping[str, AdminMethod]
-) -> AsyncIterator[Shared]:
+async def open_shared(settings: Settings, workers: int) -> AsyncIterator[Shared]:
     """Open all of it for as long as the block lasts. Workers end inside the block.
 
     Args:
         settings: Say what is opened.
         workers: Their number.
-        methods: What may be asked at the admin socket, beside what concerns the data.
 
     Raises:
         ConfigError: `data_dir` or `ca_file` is unusable, or another process uses `data_dir`.
         ExtensionError: the application that the settings ask for cannot start.
     """
     async with AsyncExitStack() as stack:
-        stores = await stack.enter_async_context(open_stores(settings))
+        storage = await stack.enter_async_context(open_storage(settings))
         await prepare_extension(settings)
         _, events = await open_callbacks(settings.callback_options(), stack, questions=False)
         supervision = make_supervision(lambda: range(1, workers + 1))
         exchange = Exchange(
-            stores.broker,
+            storage.broker,
             MemoryPresence(),
-            stores.denials,
+            storage.denials,
             events,
             timeout=settings.worker_timeout,
             supervision=supervision,
@@ -68,10 +64,8 @@ async def open_shared(
         )
         async with open_service_nursery() as nursery:
             nursery.start_soon(exchange.run)
-            asked = {**data_methods(lambda: stores.broker), **methods}
-            async with open_admin_socket(settings.kept_in, asked, Failures()):
-                yield Shared(exchange, events)
-                # The workers have ended. What they submitted last is committed if the disk is well.
-                with trio.move_on_after(settings.node_options().shutdown_timeout * _FINISH):
-                    await stores.broker.finish()
-                exchange.close()
+            yield Shared(exchange, events, storage)
+            # The workers have ended. What they submitted last is committed if the disk is well.
+            with trio.move_on_after(settings.node_options().shutdown_timeout * _FINISH):
+                await storage.broker.finish()
+            exchange.close()

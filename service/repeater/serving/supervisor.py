@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from repeater.config import ConfigError, Settings, reloadable, with_live_of
 from repeater.errors import open_service_nursery
-from repeater.front.listeners import ListenError, open_all
+from repeater.failures import Failures
 from repeater.front.tls import Certificate, TLSError
 from repeater.front.worker_listeners import WorkerListeners
 from repeater.log import configure_log, get_logger
 from repeater.serving.admin_call import AdminError
+from repeater.serving.admin_socket import open_admin_socket
+from repeater.serving.data_methods import data_methods
 from repeater.serving.early_signals import RELOAD, STOP
 from repeater.serving.errors import ServeError, WorkersError
 from repeater.serving.greeting import greet
 from repeater.serving.notify import open_notifier
 from repeater.serving.orphans import reap_orphans
+from repeater.serving.predecessor import Predecessor, open_predecessor
 from repeater.serving.shared import Shared, open_shared
+from repeater.serving.single import Gives, listen
+from repeater.serving.successor import METHOD, Successor
 from repeater.serving.workers import Workers
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ async def supervise(
     workers: int,
     *,
     command: Sequence[str] = (),
+    take_over: bool = False,
     earlier: Callable[[], Sequence[int]] = tuple,
 ) -> None:
     """Serve with workers until SIGINT or SIGTERM, then shut them down and return.
@@ -58,13 +64,15 @@ async def supervise(
         load: Reads the settings again at a SIGHUP, those of the log for this process.
         workers: Their number.
         command: What a worker runs, program and arguments; by default what this process runs.
+        take_over: As of `process.serve`.
         earlier: Gives the signals that the program received before it called.
 
     Raises:
         ServeError: the server cannot listen on the address, or a worker cannot start.
         WorkersError: five workers have died within a minute.
     """
-    supervisor = Supervisor(settings, load, workers, command or _this_command())
+    command = command or _this_command()
+    supervisor = Supervisor(settings, load, workers, command, take_over=take_over)
     awaited = [*STOP, *(() if RELOAD is None else (RELOAD,))]
     with trio.open_signal_receiver(*awaited) as signals:
         for number in earlier():
@@ -89,11 +97,14 @@ class Supervisor:
         load: Callable[[], Settings],
         count: int,
         command: Sequence[str],
+        *,
+        take_over: bool = False,
     ) -> None:
         self._settings = settings
         self._load = load
         self._count = count
         self._command = command
+        self._take_over = take_over
         self._notifier = open_notifier()
         self._listeners = WorkerListeners(count)
         self._workers: Workers | None = None
@@ -136,6 +147,12 @@ class Supervisor:
         else:
             self._workers.stop()
 
+    def _give_way(self) -> None:
+        """End this server: another one has its sockets, and serves."""
+        self._notifier.mute()
+        _log.info("shutting down", reason="another server has taken over")
+        self._stop()
+
     def _deliver_until(self, seconds: float) -> None:
         """Drop the events that the back end has not taken by then."""
         if self._events is not None:
@@ -144,9 +161,13 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until `_stop`."""
         _check_certificate(self._settings)
-        with self._all, self._listening():
-            async with self._open_shared() as shared, open_service_nursery() as nursery:
-                exchange, self._events = shared
+        with self._all:
+            async with (
+                self._open_listeners() as predecessor,
+                self._open_shared() as shared,
+                open_service_nursery() as nursery,
+            ):
+                exchange, self._events = shared.exchange, shared.events
                 self._workers = workers = Workers(
                     self._count,
                     self._command,
@@ -155,7 +176,11 @@ class Supervisor:
                     exchange.attach,
                     self._stop,
                 )
-                nursery.start_soon(self._greet, workers)
+                if predecessor is None:
+                    await nursery.start(self._answer, shared)
+                else:
+                    workers.may_accept = trio.Event()
+                nursery.start_soon(self._greet, workers, shared, predecessor, nursery)
                 nursery.start_soon(self._obey_reloads, workers)
                 nursery.start_soon(self._end_in_time, workers)
                 nursery.start_soon(self._notifier.watch, lambda: self._all_answer(exchange))
@@ -168,8 +193,7 @@ class Supervisor:
         loading = trio.CancelScope()
         async with open_service_nursery() as nursery:
             nursery.start_soon(self._notifier.extend, loading)
-            methods = {"workers.restart": self._restart}
-            async with open_shared(self._settings, self._count, methods) as shared:
+            async with open_shared(self._settings, self._count) as shared:
                 loading.cancel("what the workers share is open")
                 yield shared
 
@@ -187,20 +211,55 @@ class Supervisor:
             raise AdminError(str(error)) from None
         return {}
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        try:
-            open_all(self._settings, self._listeners)
-        except ListenError as error:
-            raise ServeError(str(error)) from None
-        try:
-            yield
-        finally:
-            self._listeners.close()
+    @asynccontextmanager
+    async def _open_listeners(self) -> AsyncIterator[Predecessor | None]:
+        """Listen where the settings say; first ask the server before this one, if that is wanted.
 
-    async def _greet(self, workers: Workers) -> None:
+        Gives this server, which has let go of the data directory.
+        """
+        async with open_predecessor(self._settings, wanted=self._take_over) as predecessor:
+            if predecessor is not None:
+                self._listeners.passed = predecessor.sockets
+            listen(self._settings, self._listeners)
+            try:
+                if predecessor is not None:
+                    await predecessor.let_go()
+                yield predecessor
+            finally:
+                self._listeners.close()
+
+    async def _answer(
+        self, shared: Shared, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer commands in the data directory, until cancelled."""
+        successor = Successor(Gives(self._listeners, shared.storage, self._give_way))
+        asked = {
+            **data_methods(lambda: shared.storage.current),
+            "workers.restart": self._restart,
+            METHOD: successor.take_over,
+        }
+        async with open_admin_socket(self._settings.kept_in, asked, Failures()):
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                successor.end()
+
+    async def _greet(
+        self,
+        workers: Workers,
+        shared: Shared,
+        predecessor: Predecessor | None,
+        nursery: trio.Nursery,
+    ) -> None:
         """Say that the server is up, once every worker listens."""
         await workers.ready.wait()
+        if predecessor is not None:
+            await predecessor.commit()
+            workers.may_accept.set()
+            self._listeners.own_files()
+            self._notifier.is_main()
+            await nursery.start(self._answer, shared)
         greet(self._settings, self._listeners.endpoints(), self._count)
         self._notifier.ready()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,7 +23,7 @@ from repeater.serving.early_signals import CUT, RELOAD, STOP
 from repeater.serving.errors import ServeError
 from repeater.serving.reports import Reports
 from repeater.serving.run import Load, Run
-from repeater.serving.server import Server
+from repeater.serving.server import Server, open_server
 from repeater.workers.worker import WorkerLink, open_worker_link
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
     def own(settings: Settings) -> Settings:
         return _share(settings, place.number, start.workers)
 
-    run = Run(own(start.settings), lambda: own(load()), reports, has_supervisor=True)
+    settings = own(start.settings)
+    run = Run(lambda: own(load()), reports, has_supervisor=True)
     awaited = [one for one in (*STOP, RELOAD, CUT) if one is not None]
     with trio.open_signal_receiver(*awaited) as signals:
         for number in early_signals.take_kept():
@@ -77,8 +80,19 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
             nursery.start_soon(run.follow, signals)
             async with open_worker_link(_stream(place.link)) as link:
                 nursery.start_soon(_end_with, link, run)
-                await run.serve(_say_nothing, _parts(link, start.settings))
+                parts = _parts(link, settings)
+                before = partial(_wait_for_word, reports)
+                server = open_server(settings, before_accepting=before, **parts)
+                await run.serve(_say_nothing, server)
     _log.info("stopped")
+
+
+async def _wait_for_word(reports: Reports) -> None:
+    """Say that all is ready, and wait for the supervisor's word to accept: the end of our input."""
+    reports.ready()
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as words:
+        async for _ in words:
+            pass
 
 
 async def _end_with(link: WorkerLink, run: Run) -> None:

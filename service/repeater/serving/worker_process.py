@@ -80,19 +80,22 @@ class WorkerProcess:
                 return signal.Signals(-code).name
         return f"status {code}"
 
-    async def watch(self, start: Start, attach: Attach) -> None:
+    async def watch(self, start: Start, may_accept: trio.Event, attach: Attach) -> None:
         """Serve the worker until its process has ended.
 
-        Cancelled, as when the supervisor crashes, close the link and ask the worker to end; kill it
-        when the time for its shutdown is over.
+        The worker accepts connections once it is ready and `may_accept` is set. Cancelled, as when
+        the supervisor crashes, close the link and ask the worker to end; kill it when the time for
+        its shutdown is over.
         """
+        giving = trio.CancelScope()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._give, pickle.dumps(start))
+                nursery.start_soon(self._give, pickle.dumps(start), may_accept, giving)
                 nursery.start_soon(self.reports.read)
                 nursery.start_soon(self._serve_link, attach)
                 nursery.start_soon(self._time_start)
                 await self._process.wait()
+                giving.cancel("the worker has ended")
                 self.reports.began.set()
         finally:
             if self._process.returncode is None:
@@ -108,11 +111,12 @@ class WorkerProcess:
             self.kill()
             await self._process.wait()
 
-    async def _give(self, start: bytes) -> None:
+    async def _give(self, start: bytes, may_accept: trio.Event, scope: trio.CancelScope) -> None:
         assert self._process.stdin is not None
-        async with self._process.stdin as stdin:
-            with contextlib.suppress(trio.BrokenResourceError):  # it has ended
+        with scope, contextlib.suppress(trio.BrokenResourceError):  # it has ended
+            async with self._process.stdin as stdin:  # its end is the word to accept
                 await stdin.send_all(start)
+                await may_accept.wait()
 
     async def _time_start(self) -> None:
         with trio.move_on_after(_STARTS):

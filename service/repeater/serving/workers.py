@@ -63,6 +63,10 @@ class Workers:
         self._restarts = Restarts()
         self._pauses: dict[int, float] = {}
         self._starting = 0
+        self.may_accept = trio.Event()
+        """Workers that are ready wait for it before they accept connections. It is set: who takes
+        over from another server puts another event in its place."""
+        self.may_accept.set()
         self._stopping = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._were_ready: set[int] = set()
@@ -184,7 +188,8 @@ class Workers:
     async def _watch(self, worker: WorkerProcess) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self._see_ready, worker)
-        await worker.watch(Start(self._settings(), self._count), self._attach)
+        start = Start(self._settings(), self._count)
+        await worker.watch(start, self.may_accept, self._attach)
         # With no await from here on: whoever waits for the end finds all of it decided.
         self._running.discard(worker)
         if not (worker.was_asked or self._stopping.is_set()):

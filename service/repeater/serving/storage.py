@@ -1,0 +1,118 @@
+"""The stores of a server that can let go of them and take them again while it serves.
+
+For `repeater serve --take-over`: the next server needs the files, and their lock, before it is
+ready; if it fails, this one goes on with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.access.denial_store import DenialStore
+from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.replaceable import ReplaceableBroker
+from repeater.config import ConfigError, Settings
+from repeater.errors import BrokerError
+from repeater.serving.stores import Stores, open_stores
+
+if TYPE_CHECKING:
+    from repeater.access.grants import Denial
+    from repeater.brokers.contract import Broker
+
+_AWAY: Final = "another server takes over"
+
+
+class Storage:
+    """Broker and denials as the settings say. Made and ended by `open_storage`."""
+
+    def __init__(self, settings: Settings, stores: Stores, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._in_memory = isinstance(stores.broker, MemoryBroker)
+        self._replaceable = ReplaceableBroker(stores.broker)
+        self._denials = _ReplaceableDenials(stores.denials)
+        self.current = stores.broker
+        """The real broker, which may be away."""
+        # Without files there is nothing to let go of, and no need for one call more.
+        kept = settings.kept_in is not None
+        self.broker: Broker = self._replaceable if kept else stores.broker
+        self.denials: DenialStore = self._denials if kept else stores.denials
+
+    async def let_go(self) -> None:
+        """Close the files, and free their lock, when all that was accepted is committed.
+
+        Every call on `broker` is a `BrokerError` from now on. Not cancelled.
+        """
+        with trio.CancelScope(shield=True):
+            self._replaceable.bar(_AWAY)
+            self._denials.store = None
+            if not self._in_memory:  # that one has no file, and would forget everything
+                await self._replaceable.end()
+            await self._stack.aclose()
+
+    async def take_again(self) -> None:
+        """Open the files again, and answer again.
+
+        Raises:
+            BrokerError: they cannot be opened now.
+        """
+        await self._stack.aclose()  # if they could not be closed whole
+        stack = AsyncExitStack()
+        try:
+            stores = await stack.enter_async_context(open_stores(self._settings))
+        except ConfigError as error:
+            raise BrokerError(str(error)) from None
+        self._stack = stack
+        self._denials.store = stores.denials
+        if not self._in_memory:
+            self.current = stores.broker
+        self._replaceable.put_back(None if self._in_memory else stores.broker)
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._stack.aclose()
+
+
+class _ReplaceableDenials:
+    """Implements `DenialStore` by the one that is open now."""
+
+    def __init__(self, store: DenialStore | None) -> None:
+        self.store = store
+
+    def _open(self) -> DenialStore:
+        if self.store is None:
+            raise BrokerError(_AWAY)
+        return self.store
+
+    async def load(self) -> Sequence[Denial]:
+        return await self._open().load()
+
+    async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
+        # No other process changes what is kept in a folder: its lock is ours.
+        await trio.sleep_forever()
+
+    async def save(self, denial: Denial) -> None:
+        await self._open().save(denial)
+
+    async def sweep(self, now: int) -> None:
+        await self._open().sweep(now)
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
+    """Open what the settings ask for, for as long as the block lasts.
+
+    Raises:
+        ConfigError: `data_dir` is unusable, or another process uses it.
+    """
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(settings))
+        storage = Storage(settings, stores, stack.pop_all())
+    try:
+        yield storage
+    finally:
+        await storage.close()
