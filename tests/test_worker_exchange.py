@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from repeater.access.grants import Caller, Denial
 from repeater.backend.contract import EventStatistics
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.memory_presence import MemoryPresence
-from repeater.brokers.receipts import settled
+from repeater.brokers.receipts import Receipt, settled
 from repeater.errors import (
     CONNECTION_CLOSED,
     DISCONNECTED,
@@ -147,6 +148,17 @@ async def test_answers_do_not_wait_behind_events(autojump_clock: MockClock) -> N
             full.broker.submit(Publication("c", b"1"), OPTIONS)
         heard = await full.events(3_000)
         assert [int(event.data) for event in heard] == [*range(3_000)]
+
+
+async def test_reads_let_others_go_first(autojump_clock: MockClock) -> None:
+    """Members and pages are read one in a pass of the loop: a publish is answered between them."""
+    async with supervising() as supervisor, worker(supervisor) as one, worker(supervisor) as two:
+        reads: list[Receipt[Any]] = [one.link.presence.members("c") for _ in range(20)]
+        reads += [one.broker.history("c", OPTIONS, limit=5) for _ in range(20)]
+        await two.broker.submit(Publication("c", b"1"), OPTIONS).wait()
+        assert not all(read.settled for read in reads)
+        for read in reads:
+            await read.wait()
 
 
 async def test_the_window_bounds_what_is_under_way(autojump_clock: MockClock) -> None:

@@ -1,13 +1,15 @@
 """One worker, in the supervisor: its calls are carried out here on the real broker and stores.
 
 Nothing in the reader waits. Submissions that the broker has no room for wait in a line, which the
-worker's own window bounds. What must come behind them joins the line; every other call is carried
-out at once.
+worker's own window bounds. What must come behind them joins the line. Reads of many members or
+publications are made one in each pass of the loop, so that calls of others come between them; each
+belongs to a caller that waits. Every other call is carried out at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -32,13 +34,15 @@ from repeater.workers.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from repeater.access.grants import Denial
     from repeater.workers.shared import Shared
 
 _CLOSED: Final = BrokerError("the server is shutting down")
 _Call = up.Submit | up.Announce | up.RemoveHistory
+_Maker = Callable[[int, Any], Message]
+"""Makes a message of a call's serial and its answer."""
 
 
 class Attachment:
@@ -52,6 +56,8 @@ class Attachment:
         self._presence = shared.presence
         self._given_up = given_up
         self._line: deque[_Call] = deque()
+        self._reads: deque[tuple[int, Callable[[], Answer[Any]], _Maker]] = deque()
+        self._reader = trio.lowlevel.ParkingLot()
         self._woken = trio.Event()
         self._held: dict[str, None] = {}
         self._members = Members(shared.presence, shared.broker)
@@ -95,6 +101,7 @@ class Attachment:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._work_off)
+            nursery.start_soon(self._read_on)
             nursery.start_soon(self.control.run)
             await self.link.run()
             nursery.cancel_scope.cancel("the link has ended")
@@ -181,16 +188,14 @@ class Attachment:
 
     # Answers.
 
-    def _answer(
-        self, serial: int, answer: Answer[Any], message: Callable[[int, Any], Message]
-    ) -> None:
+    def _answer(self, serial: int, answer: Answer[Any], message: _Maker) -> None:
         """Send an answer, now or when its receipt is settled."""
         if isinstance(answer, Receipt):
             answer.when_settled(partial(self._say, serial, message))
         else:
             self.link.send(message(serial, answer))
 
-    def _say(self, serial: int, message: Callable[[int, Any], Message], answer: object) -> None:
+    def _say(self, serial: int, message: _Maker, answer: object) -> None:
         if isinstance(answer, (BrokerError, ReplyError)):
             self._fail(serial, answer)
         else:
@@ -199,14 +204,25 @@ class Attachment:
     def _fail(self, serial: int, error: BrokerError | ReplyError) -> None:
         self.link.send(answers.error(serial, error))
 
-    def _ask(
-        self, serial: int, ask: Callable[[], Answer[Any]], message: Callable[[int, Any], Message]
-    ) -> None:
+    def _ask(self, serial: int, ask: Callable[[], Answer[Any]], message: _Maker) -> None:
         """Ask the engine and answer the worker."""
         try:
             self._answer(serial, ask(), message)
         except (BrokerError, ReplyError) as error:
             self._fail(serial, error)
+
+    def _read(self, serial: int, ask: Callable[[], Answer[Any]], message: _Maker) -> None:
+        self._reads.append((serial, ask, message))
+        self._reader.unpark()
+
+    async def _read_on(self) -> None:
+        """Make the reads that wait, while the worker takes the answers."""
+        while True:
+            while not self._reads:
+                await self._reader.park()
+            await self.link.wait_room()
+            self._ask(*self._reads.popleft())
+            await trio.lowlevel.checkpoint()
 
     # Channels.
 
@@ -229,7 +245,7 @@ class Attachment:
             limit=call.limit,
             reverse=call.reverse,
         )
-        self._ask(call.serial, read, answers.page)
+        (self._read if call.limit != 0 else self._ask)(call.serial, read, answers.page)
 
     # Presence.
 
@@ -245,7 +261,7 @@ class Attachment:
         )
 
     def _read_members(self, call: up.ReadMembers) -> None:
-        self._ask(call.serial, partial(self._presence.members, call.channel), answers.members)
+        self._read(call.serial, partial(self._presence.members, call.channel), answers.members)
 
     def _count_members(self, call: up.CountMembers) -> None:
         self._ask(call.serial, partial(self._presence.count, call.channel), answers.counts)
@@ -262,15 +278,11 @@ class Attachment:
     def _sweep_denials(self, call: up.SweepDenials) -> None:
         self._start(call.serial, partial(self._shared.denials.sweep, call.now), answers.done)
 
-    def _start(
-        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], Message]
-    ) -> None:
+    def _start(self, serial: int, call: Callable[[], Any], message: _Maker) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self._call, serial, call, message)
 
-    async def _call(
-        self, serial: int, call: Callable[[], Any], message: Callable[[int, Any], Message]
-    ) -> None:
+    async def _call(self, serial: int, call: Callable[[], Any], message: _Maker) -> None:
         try:
             answer = await call()
         except (BrokerError, ReplyError) as error:

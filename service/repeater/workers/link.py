@@ -124,6 +124,14 @@ class Link:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._stream)
 
+    async def wait_room(self) -> None:
+        """Wait while too much waits to be sent; no checkpoint without a wait.
+
+        No deadline: a peer that does not read ends the link by its silence.
+        """
+        while self._bytes > _ROOM:
+            await self._room.park()
+
     async def flush(self) -> None:
         """Wait until what gathered is sent. The caller sets the deadline."""
         while (self._bytes or self._rest) and not self.end:
@@ -149,10 +157,9 @@ class Link:
             self._reading = False
             if not self._full and not self._send_some():
                 self.wake()
-            while self._bytes > _ROOM:
-                # The other end asks for more than it reads. Its own calls wait, and its beats: if
-                # this lasts, it is silent.
-                await self._room.park()
+            # The other end may ask for more than it reads. Then its calls wait, and its beats: if
+            # this lasts, it is silent.
+            await self.wait_room()
         self.end = self.end or "the other end is gone"
 
     async def _write(self) -> None:
