@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -247,34 +248,55 @@ async def test_a_place_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert not await trio.Path(path).exists()
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason="a process namespace needs root and unshare",
-)
-async def test_as_the_first_process_of_a_container() -> None:
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.fixture
+def namespace() -> Sequence[str]:
+    """A command before another one, which is the first process of a namespace then."""
+    program = shutil.which(UNSHARE[0])
+    if program is None or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode:
+        pytest.skip("process namespaces are not permitted here")
+    return UNSHARE
+
+
+async def test_as_the_first_process_of_a_container(namespace: Sequence[str]) -> None:
     """It reaps the children of others, heeds TERM, and takes its workers with it."""
     orphan = "import os, time; os.fork() or (os.fork() or time.sleep(0.2)); os._exit(0)"
     script = (
         f"({sys.executable} -c '{orphan}' &) ; exec " + " ".join(SERVE) + " --port 0 "
         "--dev --workers 2"
     )
-    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
+    command = [*namespace, "sh", "-c", script]
     async with serving(command=command) as server:
         await server.port()
         (first,) = psutil.Process(server.process.pid).children()
         await eventually(
-            lambda: (
-                [one.status() for one in first.children() if one.is_running()].count(
-                    psutil.STATUS_ZOMBIE
-                )
-                == 0
-            )
+            lambda: all(one.status() != psutil.STATUS_ZOMBIE for one in first.children())
         )
         assert len(first.children()) == 2
         os.kill(first.pid, signal.SIGTERM)
         with trio.fail_after(LOOP_ANSWERS):
             assert await server.process.wait() == 0
         await server.line("stopped")
+
+
+async def test_the_first_process_of_a_container_is_killed(namespace: Sequence[str]) -> None:
+    """Its workers end with it, and so do the connections: clients come back and recover."""
+    command = [*namespace, *SERVE]
+    async with serving("--dev", "--workers", "2", command=command) as server:
+        port = await server.port()
+        (first,) = psutil.Process(server.process.pid).children()
+        workers = first.children()
+        async with plain_subscribers(port, 4) as peers:
+            first.kill()
+            for peer in peers:
+                with trio.fail_after(LOOP_ANSWERS):
+                    await peer.rest()  # some workers may still say goodbye
+                await peer.stream.aclose()
+        await eventually(lambda: not any(one.is_running() for one in workers))
+        with trio.fail_after(LOOP_ANSWERS):
+            await server.process.wait()
 
 
 ACTIVATED = """
