@@ -206,9 +206,37 @@ async def check_comments(server: Server) -> None:
         assert int((await server.request("GET", "/stats/counter")).text) == first + number
 
 
+async def event_of(peer: Peer) -> tuple[str, Any]:
+    """The id and the data of the next event of an event stream."""
+    while True:
+        block = (await peer.until(b"\n\n")).decode()
+        fields = dict(re.findall(r"^(id|data): ?(.*)$", block, re.MULTILINE))
+        if "data" in fields:
+            return fields.get("id", ""), json.loads(fields["data"])
+
+
+async def check_streams(server: Server) -> None:
+    """An event stream is resumed on whichever worker takes it; the console is on each."""
+    last = ""
+    for number in range(8):
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            peer = Peer(stream)
+            more = {"Last_Event_ID": last} if last else {}
+            await peer.request("GET", "/events?channel=stream", **more)
+            if last:  # what was published while nobody was connected
+                assert (await event_of(peer))[1] == {"missed": number - 1}
+            await server.call("publish", channel="stream", data={"here": number})
+            last, data = await event_of(peer)
+            assert data == {"here": number}
+            assert last
+        await server.call("publish", channel="stream", data={"missed": number})
+        assert (await server.request("GET", "/console")).status_code == 200
+
+
 async def test_two_workers_are_one_server(tmp_path: Path) -> None:
     """For back ends and scrapers, for emulated clients, and for the bundled application."""
     async with running(tmp_path) as (server, supervisor):
         await check_calls(server)
+        await check_streams(server)
         await check_comments(server)
         await check_emulation(server, supervisor)
