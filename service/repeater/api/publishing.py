@@ -70,7 +70,10 @@ async def publish(
         BrokerError: the back end failed.
         IntakeFullError: fan-out made no room in time.
     """
-    return await published(node, await submit(node, body, body.channel, budget), budget)
+    answer = await submit(node, body, body.channel, budget)
+    # As `published`, in fewer steps: each call of a back end that waits comes here.
+    position = await node.answered(answer, "publish") if isinstance(answer, Receipt) else answer
+    return {} if position is None else position
 
 
 async def published(

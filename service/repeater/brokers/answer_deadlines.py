@@ -68,5 +68,7 @@ class AnswerDeadlines:
             with trio.fail_at(deadline):
                 return await receipt.wait()
         line.append((deadline, receipt))
-        self._begun.set()
-        return await receipt.wait_until(deadline)
+        if len(line) == 1:
+            self._begun.set()
+        await trio.lowlevel.wait_task_rescheduled(receipt.park(deadline))
+        return receipt.result()

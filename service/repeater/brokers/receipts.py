@@ -76,31 +76,27 @@ class Receipt(Generic[T]):
             BrokerError: the engine failed; what was asked for may have happened or not.
         """
         if self._answer is _NOTHING:
-            await self._park(math.inf)
-        return self.result()
-
-    async def wait_until(self, deadline: float) -> T:
-        """As `wait`, until a Trio time at which somebody calls `end_waits`.
-
-        Raises:
-            trio.TooSlowError: the wait was ended. What was asked for may happen.
-            ReplyError, BrokerError: as `wait`.
-        """
-        if self._answer is _NOTHING:
-            await self._park(deadline)
-            if self._answer is _NOTHING:
-                raise trio.TooSlowError
+            await trio.lowlevel.wait_task_rescheduled(self.park(math.inf))
         return self.result()
 
     def result(self) -> T:
-        """The answer of a settled receipt; raises as `wait`."""
+        """The answer that is there; raises as `wait`.
+
+        Raises:
+            trio.TooSlowError: there is no answer yet. What was asked for may happen.
+        """
         answer = self._answer
+        if answer is _NOTHING:
+            raise trio.TooSlowError
         if isinstance(answer, (ReplyError, BrokerError)):
             raise answer
         return answer  # type: ignore[return-value]  # `settle` took a T
 
-    async def _park(self, deadline: float) -> None:
-        """Wait until the answer comes, or until the wait is ended."""
+    def park(self, deadline: float) -> Callable[[trio.lowlevel.RaiseCancelT], trio.lowlevel.Abort]:
+        """Have this task rescheduled when the answer comes, or by `end_waits` at the deadline.
+
+        For `wait_task_rescheduled`, which gets what is returned: the way out of the wait.
+        """
         task = trio.lowlevel.current_task()
         waiting = self._waiting
         if waiting is None:
@@ -111,7 +107,7 @@ class Receipt(Generic[T]):
             del waiting[task]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(leave)
+        return leave
 
     def end_waits(self, now: float) -> None:
         """End the waits whose deadline has passed; the receipt itself stays open."""
