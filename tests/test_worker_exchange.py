@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import Caller, Denial
 from repeater.backend.contract import EventStatistics
-from repeater.brokers.contract import BrokerStatistics
+from repeater.brokers.contract import BrokerStatistics, Outcome, Page
 from repeater.brokers.memory_presence import MemoryPresence
-from repeater.brokers.receipts import Receipt, settled
+from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.errors import (
     CONNECTION_CLOSED,
     DISCONNECTED,
@@ -30,7 +30,7 @@ from repeater.errors import (
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Publication, Rupture
 from repeater.workers import events as worker_events
-from tests.brokers import LateAnswers
+from tests.brokers import ForwardingBroker, LateAnswers
 from tests.worker_links import Worker, supervising, worker
 
 pytestmark = pytest.mark.timeout(30)
@@ -151,14 +151,37 @@ async def test_answers_do_not_wait_behind_events(autojump_clock: MockClock) -> N
 
 
 async def test_reads_let_others_go_first(autojump_clock: MockClock) -> None:
-    """Members and pages are read one in a pass of the loop: a publish is answered between them."""
-    async with supervising() as supervisor, worker(supervisor) as one, worker(supervisor) as two:
-        reads: list[Receipt[Any]] = [one.link.presence.members("c") for _ in range(20)]
-        reads += [one.broker.history("c", OPTIONS, limit=5) for _ in range(20)]
+    """Members and pages are read one in a pass of the loop: others publish between them."""
+    happened, begun = list[str](), trio.Event()
+
+    class Presence(MemoryPresence):
+        def members(self, channel: str) -> Mapping[str, ClientInfo]:
+            happened.append("members")
+            begun.set()
+            return super().members(channel)
+
+    class Published(ForwardingBroker):
+        def submit(self, *args: Any, **options: Any) -> Answer[Outcome]:
+            happened.append("publish")
+            return super().submit(*args, **options)
+
+        def history(self, *args: Any, **options: Any) -> Answer[Page]:
+            happened.append("page")
+            return super().history(*args, **options)
+
+    async with (
+        supervising(Published(), presence=Presence()) as supervisor,
+        worker(supervisor) as one,
+        worker(supervisor) as two,
+    ):
+        reads: list[Receipt[Any]] = [one.link.presence.members("c") for _ in range(50)]
+        reads += [one.broker.history("c", OPTIONS) for _ in range(50)]
+        await begun.wait()
         await two.broker.submit(Publication("c", b"1"), OPTIONS).wait()
-        assert not all(read.settled for read in reads)
         for read in reads:
             await read.wait()
+        assert happened.index("publish") < 50
+        assert len(happened) == 101
 
 
 async def test_the_window_bounds_what_is_under_way(autojump_clock: MockClock) -> None:
