@@ -66,9 +66,21 @@ async def durable_terms(scene: LoadedScene) -> None:
     await scene.traffic.wait_live()
 
 
+async def loaded_reloads(scene: LoadedScene) -> None:
+    """SIGHUP, with another size of history: no connection and no event is touched."""
+    before = scene.offsets.counts["reconnects"]
+    for size in (SIZE, 2 * SIZE, SIZE):
+        scene.target.write(history_size=size, history_ttl=3_600)
+        scene.target.send(signal.SIGHUP)
+        await trio.sleep(scene.rng.uniform(0.1, 1))
+    if scene.offsets.counts["reconnects"] > before:
+        raise BrokenPromise("the settings were read again, and so subscribers had to come back")
+
+
 LOADED: Final = (
     LoadedFault(durable_kills),
     LoadedFault(durable_terms),
+    LoadedFault(loaded_reloads, settings=crews.SETTINGS),
     LoadedFault(full_disks, place=small_memory_disk),
     LoadedFault(stuck_files),
     LoadedFault(read_only_disks, place=breakable_disk),
@@ -124,10 +136,10 @@ class LoadedDrill:
                 await traffic.settle()
                 target.check_log()
             await until_left(target)
-            growth = target.memory_growth()
+            growth, most = target.memory_growth(), GROWTH * (1 + len(target.workers()))
             await target.end(signal.SIGTERM)
             nursery.cancel_scope.cancel()
-        if growth > GROWTH:
+        if growth > most:
             raise BrokenPromise(f"the server has grown by {growth >> 20} MiB")
         found = _check_file(data, folder / "copy", offsets)
         counts = ", ".join(f"{count} {name}" for name, count in {**offsets.counts, **found}.items())

@@ -167,7 +167,7 @@ class Target:
         return [one for one in self._process.children() if one.status() != psutil.STATUS_ZOMBIE]
 
     def sockets(self) -> int:
-        """How many sockets it and its workers have now."""
+        """How many sockets and pipes it and its workers have now."""
         return sum(_sockets(one.pid) for one in (self._process, *self.workers()))
 
     def memory_growth(self) -> int:
@@ -274,7 +274,7 @@ def _sockets(pid: int) -> int:
     count = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            count += os.readlink(entry).startswith("socket:")
+            count += os.readlink(entry).startswith(("socket:", "pipe:"))
         except FileNotFoundError:
             continue  # closed meanwhile
     return count
