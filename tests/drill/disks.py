@@ -103,7 +103,7 @@ async def full_disks(scene: LoadedScene) -> None:
                 file.write(_CHUNK)
         except OSError:
             pass  # that was the last free byte
-        await _refused(scene, "disk full")
+        await _refused(scene)
         ballast.unlink()
     await _accepted_again(scene)
 
@@ -114,7 +114,7 @@ async def stuck_files(scene: LoadedScene) -> None:
     _, hard = process.rlimit(resource.RLIMIT_FSIZE)
     process.rlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        await _refused(scene, "")
+        await _refused(scene, nothing=True)
     finally:
         process.rlimit(resource.RLIMIT_FSIZE, (hard, hard))
     await _accepted_again(scene)
@@ -124,7 +124,7 @@ async def read_only_disks(scene: LoadedScene) -> None:
     """The disk fails and is read-only: publishing is refused until a restart on a mended one."""
     disk = scene.data.parent
     _error_of(disk).write_text("drill")
-    await _refused(scene, "")
+    await _refused(scene, nothing=True)
     check = scene.target.between
 
     def mend() -> None:
@@ -138,8 +138,13 @@ async def read_only_disks(scene: LoadedScene) -> None:
     await scene.traffic.wait_live()
 
 
-async def _refused(scene: LoadedScene, reason: str) -> None:
+async def _refused(scene: LoadedScene, *, nothing: bool = False) -> None:
     """Wait until publishing is refused, and look at what must go on.
+
+    Args:
+        scene: The fault's.
+        nothing: Whether not one byte can be written. A full disk may have room now and then: what
+            is freed is used.
 
     Raises:
         BrokenPromise: something does not.
@@ -159,7 +164,7 @@ async def _refused(scene: LoadedScene, reason: str) -> None:
             await call(http, "publish", {"channel": "aside", "data": 1, "skip_history": True})
         except Ended as error:
             raise BrokenPromise(f"nothing can be written, and so: {error}") from None
-    if counts["acknowledged"] > acknowledged:
+    if nothing and counts["acknowledged"] > acknowledged:
         raise BrokenPromise("something is acknowledged that cannot be written")
     if counts["reconnects"] > reconnects:
         raise BrokenPromise("nothing can be written, and so subscribers had to come back")
