@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import psutil
 import trio
@@ -95,17 +96,33 @@ def _run(*command: str) -> None:
 
 
 async def full_disks(scene: LoadedScene) -> None:
-    """The disk is full for a while: publishing is refused, and nothing else changes."""
-    ballast = scene.data.parent / "ballast"
+    """The disk is full for a while, and the server may be killed meanwhile: nothing else changes.
+
+    Publishing is refused.
+    """
+    ballast, check = scene.data.parent / "ballast", scene.target.between
     with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(_CHUNK)
-        except OSError:
-            pass  # that was the last free byte
+        fill(file)
         await _refused(scene)
+        if scene.rng.random() < 0.5:
+
+            def refill() -> None:
+                check()
+                fill(file)
+
+            scene.target.between = refill
+            await scene.target.restart(signal.SIGKILL)
+            scene.target.between = check
+            await scene.traffic.wait_live()
         ballast.unlink()
     await _accepted_again(scene)
+
+
+def fill(file: BinaryIO) -> None:
+    """Take the disk's room to the last byte."""
+    with suppress(OSError):
+        for chunk in itertools.repeat(_CHUNK):
+            file.write(chunk)
 
 
 async def stuck_files(scene: LoadedScene) -> None:

@@ -266,8 +266,10 @@ def open_journal(folder: Path, durability: Durability) -> Journal:
     try:
         with explained():
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            format_of(connection, path)  # before anything of a foreign file is changed
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by an empty file only
+            # Before anything of a foreign file is changed.
+            if not format_of(connection, path):
+                # Said to a file with tables, it does nothing but a write, which a full disk fails.
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             level = "FULL" if durability == "disk" else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {level}")

@@ -162,7 +162,15 @@ def _index(
     }
     # Synced before anybody is told of the generation: a loss of power that undid it would have the
     # next start trust what it must not trust, or give the generation twice.
-    journal.write_synced(Changes(meta=marks))
+    try:
+        journal.write_synced(Changes(meta=marks))
+    except JournalError as error:
+        if not error.full:
+            raise
+        # The disk has been full since before this start: readers need the server all the same.
+        journal.reserve.give_up()
+        journal.write_synced(Changes(meta=marks))
+        journal.reserve.renew()
     return StoredStreams(
         byte_limit=byte_limit,
         limit=limit,
