@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from repeater.brokers.receipts import Receipt, settled
-from repeater.brokers.sqlite import committer
+from repeater.brokers.sqlite import committer, reserve
 from repeater.brokers.sqlite.broker import SQLiteBroker
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.journal import Journal
@@ -144,18 +144,18 @@ async def test_what_needs_no_disk_goes_on(tmp_path: Path, disk: Disk) -> None:
 
 async def test_the_reserve_is_given_up_and_made_anew(tmp_path: Path, disk: Disk) -> None:
     """It makes room for what frees rows; with other failures it stays."""
-    reserve = tmp_path / RESERVE
+    held = tmp_path / RESERVE
     async with opened(tmp_path) as (broker, _):
-        assert reserve.stat().st_size == reserve.stat().st_blocks * 512 == 16 * 1024 * 1024
+        assert held.stat().st_size == held.stat().st_blocks * 512 == 16 * 1024 * 1024
         for full, there in ((False, True), (True, False)):
             disk.error = JournalError("failing", full=full)
             with pytest.raises(BrokerError):
                 await publish(broker)
             await trio.sleep(1)
-            assert reserve.exists() is there
+            assert held.exists() is there
             disk.error = None
             await trio.sleep(1)
-            assert reserve.exists()
+            assert held.exists()
             assert await publish(broker)
 
 
@@ -163,8 +163,6 @@ async def test_a_full_file_system_is_told_until_there_is_room_for_the_reserve(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the disk would be filled again with the room that frees what expired."""
-    from repeater.brokers.sqlite import reserve
-
     free = 1 << 40
     monkeypatch.setattr(reserve, "_free", lambda folder: free)
     async with opened(tmp_path) as (broker, _):
@@ -174,10 +172,13 @@ async def test_a_full_file_system_is_told_until_there_is_room_for_the_reserve(
         disk.error, free = None, 1 << 20
         await trio.sleep(1)
         assert broker.outage() == "history: disk full"
-        free = 1 << 23
+        free = 16 << 20
+        await trio.sleep(1)
+        assert broker.outage() == "history: disk full"
+        free = 17 << 20
         await trio.sleep(1)
         assert await publish(broker)
-        assert (tmp_path / RESERVE).stat().st_size >= 1 << 22
+        assert (tmp_path / RESERVE).stat().st_size == 16 << 20
 
 
 async def test_expired_rows_go_on_a_full_disk(tmp_path: Path, disk: Disk) -> None:
@@ -240,3 +241,52 @@ async def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.M
             await receipt.wait()
     finally:
         answers.set()
+
+
+def test_a_small_disk_has_a_small_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the room that there was; later it grows, and never becomes smaller."""
+    free = 6 << 20
+
+    def room(folder: Path) -> int:
+        return free
+
+    monkeypatch.setattr(reserve, "_free", room)
+    one = reserve.Reserve(tmp_path)
+    assert one.renew()
+    assert one.bytes == 3 << 20
+    free = 1 << 20
+    assert one.renew()
+    assert one.bytes == 3 << 20
+    one.give_up()
+    assert one.bytes == 0
+    free = 4 << 20
+    assert one.renew()
+    assert one.bytes == 3 << 20
+    free = 1 << 30
+    assert one.renew()
+    assert one.bytes == 16 << 20
+    tiny = reserve.Reserve(tmp_path / "tiny")
+    free = 1 << 20
+    assert not tiny.renew()
+
+
+async def test_it_starts_on_a_full_disk(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reserve makes room for the first commit; history can be read."""
+    async with opened(tmp_path) as (broker, _):
+        await publish(broker)
+    give_up = reserve.Reserve.give_up
+
+    def given(one: reserve.Reserve) -> None:
+        give_up(one)
+        disk.error = None
+
+    monkeypatch.setattr(reserve.Reserve, "give_up", given)
+    disk.error = JournalError("disk full", full=True)
+    async with opened(tmp_path) as (broker, _):
+        assert top(broker) == 1
+    disk.error = JournalError("the disk fails")
+    with pytest.raises(BrokerError, match="the disk fails"):
+        async with opened(tmp_path):
+            raise AssertionError("it started")

@@ -42,6 +42,8 @@ _WAL_PAGES: Final = 4_000  # 16 MB between two checkpoints
 _WAL_BYTES: Final = 64 * 1024 * 1024  # a longer log, of one large transaction, is cut again
 _LOOSE: Final = 1_024  # free pages that the file keeps for what comes: 4 MB
 _VACUUMED: Final = 1_000  # pages given back at a time: a pause of some milliseconds
+_SHRUNK: Final = 5  # times that, of a full disk: as much as the reserve needs
+_FREED: Final = 500  # rows freed at a time of a full disk
 _PAGE: Final = 1_000  # rows read at a time while the file is loaded
 
 
@@ -206,13 +208,22 @@ class Journal:
             self.reserve.give_up()
         with contextlib.suppress(sqlite3.Error):  # The log has room again if this succeeds.
             self._checkpoint("PASSIVE")
+        # Some rows at a time, so that the log needs little room.
+        for start in range(0, len(changes.freed), _FREED):
+            self.write(Changes(freed=changes.freed[start : start + _FREED]))
+            self._cut_log()
         # A transaction that changes nothing would write nothing.
-        self.write(msgspec.structs.replace(changes, meta={**changes.meta, _TRIED: str(time())}))
-        self._shrink()
-        with explained():
-            self._checkpoint("TRUNCATE")
+        meta = {**changes.meta, _TRIED: str(time())}
+        self.write(msgspec.structs.replace(changes, freed=[], meta=meta))
+        self._cut_log()
+        for _ in range(_SHRUNK if was_full else 0):
+            self._shrink()
         if not self.reserve.renew() and was_full:
             raise JournalError("disk full", full=True)
+
+    def _cut_log(self) -> None:
+        with explained():
+            self._checkpoint("TRUNCATE")
 
     def _checkpoint(self, kind: str) -> None:
         """Carry the log over into the file."""

@@ -24,6 +24,7 @@ class Reserve:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
+        self._wanted = 0
 
     @property
     def bytes(self) -> int:
@@ -39,15 +40,17 @@ class Reserve:
             self._path.unlink()
 
     def renew(self) -> bool:
-        """Hold 16 MiB, or half of the room on a smaller disk; False if there is not even 1 MiB.
+        """Hold 16 MiB, or on a smaller disk half of the room that there was; False without room.
 
-        A reserve that is held already stays, and grows if there is more room by now.
+        A reserve that is held already stays, and grows if there is more room by now. It is never
+        made anew smaller than it was: publishing would use up the rest each time.
         """
         held = self.bytes
-        wanted = min(_BYTES, (_free(self._path.parent) + held) // 2)
-        if held >= wanted or held >= _BYTES:
+        room = _free(self._path.parent) + held
+        wanted = self._wanted = max(self._wanted, held, min(_BYTES, room // 2))
+        if held == wanted:
             return held >= _LEAST
-        if wanted < _LEAST:
+        if wanted < _LEAST or room < wanted + _LEAST:
             return False
         try:
             _fill(self._path, wanted)
