@@ -52,7 +52,6 @@ class Predecessor:
         self._folder = folder
         self._received = b""
         self._turn = trio.Lock()
-        self._let_go = trio.Event()
         self._loading = trio.CancelScope()
         self.sockets = PassedSockets()
         """Its listening sockets, after `ask`."""
@@ -87,7 +86,6 @@ class Predecessor:
         with self._within():
             await self._say(LET_GO)
             self._check(await self._progress(), LET_GO)
-        self._let_go.set()
         # An old server that is being ended keeps the directory for a while. After some seconds
         # whoever opens the stores says who has it.
         with trio.move_on_after(_PATIENCE):
@@ -95,9 +93,8 @@ class Predecessor:
                 await trio.sleep(_LOOK)
 
     async def keep_in_touch(self) -> None:
-        """Tell the old server that this one is loading, from `let_go` until `commit`."""
+        """Tell the old server that this one is loading, until `commit`."""
         with self._loading:
-            await self._let_go.wait()
             while not self.gone:
                 await trio.sleep(_BEAT)
                 with trio.CancelScope(shield=True), trio.move_on_after(_PATIENCE):

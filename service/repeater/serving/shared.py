@@ -35,19 +35,22 @@ class Shared(NamedTuple):
 
 
 @asynccontextmanager
-async def open_shared(settings: Settings, workers: int) -> AsyncIterator[Shared]:
+async def open_shared(
+    settings: Settings, workers: int, *, later: bool = False
+) -> AsyncIterator[Shared]:
     """Open all of it for as long as the block lasts. Workers end inside the block.
 
     Args:
         settings: Say what is opened.
         workers: Their number.
+        later: Whether the storage is opened later, when workers wait for it.
 
     Raises:
         ConfigError: `data_dir` or `ca_file` is unusable, or another process uses `data_dir`.
         ExtensionError: the application that the settings ask for cannot start.
     """
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(open_storage(settings))
+        storage = await stack.enter_async_context(open_storage(settings, later=later))
         await prepare_extension(settings)
         _, events = await open_callbacks(settings.callback_options(), stack, questions=False)
         supervision = make_supervision(lambda: range(1, workers + 1))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.access.denial_store import DenialStore
+from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.replaceable import ReplaceableBroker
 from repeater.config import ConfigError, Settings
@@ -32,7 +32,7 @@ class Storage:
     def __init__(self, settings: Settings, stores: Stores, stack: AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
-        self._in_memory = isinstance(stores.broker, MemoryBroker)
+        self._in_memory = settings.engine_in_force == "memory"
         self._replaceable = ReplaceableBroker(stores.broker)
         self._denials = _ReplaceableDenials(stores.denials)
         self.current = stores.broker
@@ -42,14 +42,42 @@ class Storage:
         self.broker: Broker = self._replaceable if kept else stores.broker
         self.denials: DenialStore = self._denials if kept else stores.denials
 
+    async def wait_asked(self, count: int) -> None:
+        """Wait until so many nodes wait for the denials: of all their parts these come first.
+
+        For a storage that is opened later. No deadline: nodes that cannot start end the server.
+        """
+        while self._denials.waiting < count:
+            self._denials.asked = trio.Event()
+            await self._denials.asked.wait()
+
+    async def open(self) -> None:
+        """Open the files of a storage that is opened later. The broker runs already.
+
+        Raises:
+            ConfigError: as `open_storage`.
+        """
+        stores = await self._stack.enter_async_context(open_stores(self._settings))
+        await self._replaceable.end()
+        self._put_back(stores, stores.broker)
+
+    def _put_back(self, stores: Stores, broker: Broker | None) -> None:
+        self.current = broker or self.current
+        self._denials.replace(stores.denials)
+        self._replaceable.put_back(broker)
+
+    def bar(self) -> None:
+        """Answer every call with an error from now on."""
+        self._replaceable.bar(_AWAY)
+        self._denials.replace(None)
+
     async def let_go(self) -> None:
         """Close the files, and free their lock, when all that was accepted is committed.
 
         Every call on `broker` is a `BrokerError` from now on. Not cancelled.
         """
         with trio.CancelScope(shield=True):
-            self._replaceable.bar(_AWAY)
-            self._denials.store = None
+            self.bar()
             if not self._in_memory:  # that one has no file, and would forget everything
                 await self._replaceable.end()
             await self._stack.aclose()
@@ -67,10 +95,7 @@ class Storage:
         except ConfigError as error:
             raise BrokerError(str(error)) from None
         self._stack = stack
-        self._denials.store = stores.denials
-        if not self._in_memory:
-            self.current = stores.broker
-        self._replaceable.put_back(None if self._in_memory else stores.broker)
+        self._put_back(stores, None if self._in_memory else stores.broker)
 
     async def close(self) -> None:
         """Close what is open."""
@@ -81,15 +106,32 @@ class _ReplaceableDenials:
     """Implements `DenialStore` by the one that is open now."""
 
     def __init__(self, store: DenialStore | None) -> None:
-        self.store = store
+        self._store = store
+        self._came = trio.Event()
+        self.asked = trio.Event()
+        self.waiting = 0
+
+    def replace(self, store: DenialStore | None) -> None:
+        self._store = store
+        if store is not None:
+            self._came.set()
+            self._came = trio.Event()
 
     def _open(self) -> DenialStore:
-        if self.store is None:
+        if self._store is None:
             raise BrokerError(_AWAY)
-        return self.store
+        return self._store
 
     async def load(self) -> Sequence[Denial]:
-        return await self._open().load()
+        # A node that starts waits: it is not ready without the denials. The server's end ends that.
+        self.waiting += 1
+        self.asked.set()
+        try:
+            while self._store is None:
+                await self._came.wait()
+        finally:
+            self.waiting -= 1
+        return await self._store.load()
 
     async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
         # No other process changes what is kept in a folder: its lock is ours.
@@ -103,16 +145,27 @@ class _ReplaceableDenials:
 
 
 @asynccontextmanager
-async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
+async def open_storage(settings: Settings, *, later: bool = False) -> AsyncIterator[Storage]:
     """Open what the settings ask for, for as long as the block lasts.
+
+    If it is to be opened `later`, all calls fail until `Storage.open`, and loading denials waits.
 
     Raises:
         ConfigError: `data_dir` is unusable, or another process uses it.
     """
-    async with AsyncExitStack() as stack:
-        stores = await stack.enter_async_context(open_stores(settings))
-        storage = Storage(settings, stores, stack.pop_all())
+    if later:
+        storage = _empty(settings)
+    else:
+        async with AsyncExitStack() as stack:
+            stores = await stack.enter_async_context(open_stores(settings))
+            storage = Storage(settings, stores, stack.pop_all())
     try:
         yield storage
     finally:
         await storage.close()
+
+
+def _empty(settings: Settings) -> Storage:
+    storage = Storage(settings, Stores(MemoryBroker(), MemoryDenials()), AsyncExitStack())
+    storage.bar()
+    return storage

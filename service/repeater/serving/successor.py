@@ -112,11 +112,11 @@ class Successor:
         try:
             with _within(_PATIENCE):
                 await self._pass_sockets(conversation)
-                await _expect(LET_GO, conversation)
+            await _wait_word(LET_GO, conversation)
             self.stage = Stage.LET_GO
             await self._served.let_go()
             await conversation.say(LET_GO)
-            await self._wait_ready(conversation)
+            await _wait_word(READY, conversation)
             self.stage = Stage.COMMITTED  # with no await since the peer's word was read
         except (AdminError, BrokerError) as error:
             # At once: the peer has to end before the lock is free.
@@ -138,15 +138,6 @@ class Successor:
             await send_sockets(conversation.socket, [one.socket for one in passable])
         except OSError as error:
             raise AdminError(f"the sockets cannot be passed: {error.strerror}") from None
-
-    async def _wait_ready(self, conversation: Conversation) -> None:
-        with _within(_LOADING):
-            word: object = LOADING
-            while word == LOADING:
-                with _within(_PATIENCE):
-                    word = await _next_word(conversation)
-        if word != READY:
-            raise AdminError(f"{READY!r} was due")
 
     async def _go_on(self) -> None:
         """Serve on: the peer has failed."""
@@ -185,6 +176,17 @@ def _within(seconds: float) -> Iterator[None]:
 
 async def _next_word(conversation: Conversation) -> object:
     return (await conversation.ask()).get("next")
+
+
+async def _wait_word(due: str, conversation: Conversation) -> None:
+    """Wait for the peer's word, for as long as it says that it is loading, within bounds."""
+    with _within(_LOADING):
+        word: object = LOADING
+        while word == LOADING:
+            with _within(_PATIENCE):
+                word = await _next_word(conversation)
+    if word != due:
+        raise AdminError(f"{due!r} was due")
 
 
 async def _expect(word: str, conversation: Conversation) -> None:

@@ -164,7 +164,7 @@ class Supervisor:
         with self._all:
             async with (
                 self._open_listeners() as predecessor,
-                self._open_shared() as shared,
+                self._open_shared(later=predecessor is not None) as shared,
                 open_service_nursery() as nursery,
             ):
                 exchange, self._events = shared.exchange, shared.events
@@ -188,12 +188,12 @@ class Supervisor:
                 await workers.run()
 
     @asynccontextmanager
-    async def _open_shared(self) -> AsyncIterator[Shared]:
+    async def _open_shared(self, *, later: bool) -> AsyncIterator[Shared]:
         """Open what the workers share; systemd waits as long as that takes."""
         loading = trio.CancelScope()
         async with open_service_nursery() as nursery:
             nursery.start_soon(self._notifier.extend, loading)
-            async with open_shared(self._settings, self._count) as shared:
+            async with open_shared(self._settings, self._count, later=later) as shared:
                 loading.cancel("what the workers share is open")
                 yield shared
 
@@ -215,15 +215,13 @@ class Supervisor:
     async def _open_listeners(self) -> AsyncIterator[Predecessor | None]:
         """Listen where the settings say; first ask the server before this one, if that is wanted.
 
-        Gives this server, which has let go of the data directory.
+        Gives that server, which serves on.
         """
         async with open_predecessor(self._settings, wanted=self._take_over) as predecessor:
             if predecessor is not None:
                 self._listeners.passed = predecessor.sockets
             listen(self._settings, self._listeners)
             try:
-                if predecessor is not None:
-                    await predecessor.let_go()
                 yield predecessor
             finally:
                 self._listeners.close()
@@ -253,6 +251,11 @@ class Supervisor:
         nursery: trio.Nursery,
     ) -> None:
         """Say that the server is up, once every worker listens."""
+        if predecessor is not None:
+            # As late as that: nobody can publish until the new workers are ready.
+            await shared.storage.wait_asked(self._count)
+            await predecessor.let_go()
+            await shared.storage.open()
         await workers.ready.wait()
         if predecessor is not None:
             await predecessor.commit()

@@ -69,6 +69,7 @@ class Journal:
 
     def close(self) -> None:
         """Write everything into the one file and close it. Idempotent."""
+        self.pinned = False  # the last connection's end brings the log into the file
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
