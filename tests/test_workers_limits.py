@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import cast
 
 import msgspec
 import pytest
@@ -19,13 +20,17 @@ from repeater.clients.shared_places import (
     key_of_address,
     key_of_user,
 )
+from repeater.config import load_settings
 from repeater.errors import CONNECTION_LIMIT
 from repeater.failures import Failures
 from repeater.options import LimitOptions
+from repeater.serving.server import Server
 from repeater.supervision.places import Places
 from repeater.supervision.questions import ServerQuestions
 from repeater.supervision.users import Users
 from repeater.testing import ControlGroup, open_test_node
+from tests import working
+from tests.deadlines import LOOP_ANSWERS
 from tests.limiting import PATHS, emptied, inside, knock, limited, talking
 from tests.members import open_servers, open_workers, worker
 from tests.serving import peer
@@ -125,6 +130,23 @@ async def test_an_address_has_so_many_subscribers(reused: bool) -> None:
         await emptied(second)
         async with inside(first, PATHS[0], reused=reused):
             pass
+
+
+async def test_limits_hold_over_real_links() -> None:
+    """Whichever workers the kernel gives the connections to, and when one of them leaves."""
+    settings = load_settings(dev=True, port=0, limits={"connections": 5})
+    path = "/ws?channel=news"
+    with trio.fail_after(LOOP_ANSWERS):
+        async with working.open_workers(settings) as opened, AsyncExitStack() as stack:
+            workers = cast("Server", opened)  # of which only the port is used
+            for _ in range(4):
+                await stack.enter_async_context(inside(workers, path, reused=False))
+            async with inside(workers, path, reused=False):
+                for _ in range(6):
+                    assert b" 503 " in await knock(workers, path, reused=False)
+            while True:  # the kernel tells the server that it has left
+                if b" 101 " in await knock(workers, path, reused=False):
+                    break
 
 
 async def test_a_rate_is_one_for_all_workers() -> None:
