@@ -11,13 +11,13 @@ from random import Random
 import trio
 
 from tests.drill.centrifugo import WAYS
-from tests.drill.crews import Crew
 from tests.drill.faults import Fault, Scene
 from tests.drill.ledger import BrokenPromise, Ledger
 from tests.drill.network import Network
 from tests.drill.places import Place
 from tests.drill.subscribers import Subscriber
 from tests.drill.target import GROWTH, KEPT, Publisher, Target, until, until_left
+from tests.drill.workers import Workers
 
 CHANNELS = ("news", "sports", "weather", "chat")
 RATE = 7.0  # events a second and channel
@@ -57,7 +57,7 @@ class Drill:
             network = Network(target.host, target.port, rng, place.authority)
             publishers = [Publisher(channel, target, ledger, RATE) for channel in CHANNELS]
             await self._with_subscribers(
-                Scene(rng, target, network, ledger, publishers, place, Crew(target, rng))
+                Scene(rng, target, network, ledger, publishers, place, Workers(target, rng))
             )
             for publisher in publishers:
                 await publisher.aclose()

@@ -11,7 +11,6 @@ from random import Random
 
 import trio
 
-from tests.drill.crews import Crew, with_workers
 from tests.drill.ledger import BrokenPromise, Ledger
 from tests.drill.network import Network
 from tests.drill.places import (
@@ -25,6 +24,7 @@ from tests.drill.places import (
     with_tls,
 )
 from tests.drill.target import Publisher, Target
+from tests.drill.workers import Workers, with_workers
 
 DEAD = 12.0
 """Seconds after which nothing may be left of peers that vanished: interval of pings and timeout of
@@ -41,7 +41,7 @@ class Scene:
     ledger: Ledger
     publishers: Sequence[Publisher]
     place: Place
-    crew: Crew
+    workers: Workers
 
 
 Make = Callable[[Scene], Awaitable[None]]
@@ -216,7 +216,7 @@ async def durable_clocks(scene: Scene) -> None:
 
 async def workers(scene: Scene) -> None:
     """A worker is killed, stands still or is told to end: its clients come back to others."""
-    await scene.rng.choice((scene.crew.kill, scene.crew.stop, scene.crew.drain))()
+    await scene.rng.choice((scene.workers.kill, scene.workers.stop, scene.workers.drain))()
     await trio.sleep(scene.rng.uniform(0, 1))
 
 

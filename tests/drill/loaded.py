@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-from tests.drill import crews
+from tests.drill import workers
 from tests.drill.copies import compacts, restores
 from tests.drill.disks import (
     breakable_disk,
@@ -80,17 +80,17 @@ async def loaded_reloads(scene: LoadedScene) -> None:
 LOADED: Final = (
     LoadedFault(durable_kills),
     LoadedFault(durable_terms),
-    LoadedFault(loaded_reloads, settings=crews.SETTINGS),
+    LoadedFault(loaded_reloads, settings=workers.SETTINGS),
     LoadedFault(full_disks, place=small_memory_disk),
     LoadedFault(stuck_files),
     LoadedFault(read_only_disks, place=breakable_disk),
     LoadedFault(compacts),
     LoadedFault(restores),
-    LoadedFault(crews.worker_kills, _CROWD, crews.SETTINGS),
-    LoadedFault(crews.worker_stops, _CROWD, crews.SETTINGS),
-    LoadedFault(crews.worker_drains, _CROWD, crews.SETTINGS),
-    LoadedFault(crews.supervisor_kills, _CROWD, crews.SETTINGS),
-    LoadedFault(crews.supervisor_stops, _CROWD, crews.SETTINGS),
+    LoadedFault(workers.worker_kills, _CROWD, workers.SETTINGS),
+    LoadedFault(workers.worker_stops, _CROWD, workers.SETTINGS),
+    LoadedFault(workers.worker_drains, _CROWD, workers.SETTINGS),
+    LoadedFault(workers.supervisor_kills, _CROWD, workers.SETTINGS),
+    LoadedFault(workers.supervisor_stops, _CROWD, workers.SETTINGS),
 )
 
 
@@ -126,8 +126,8 @@ class LoadedDrill:
             await nursery.start(target.run)
             async with open_traffic(self.fault.load, target.port, offsets, rng) as traffic:
                 names = self.fault.load.names
-                crew = crews.Crew(target, rng)
-                scene = LoadedScene(rng, target, traffic, offsets, names, data, crew)
+                some = workers.Workers(target, rng)
+                scene = LoadedScene(rng, target, traffic, offsets, names, data, some)
                 for _ in range(self.rounds):
                     await trio.sleep(rng.uniform(0.3, 1.5))
                     await self.fault.make(scene)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.drill.crews import Crew
 from tests.drill.load import Traffic
 from tests.drill.offsets import Offsets
 from tests.drill.target import Target
+from tests.drill.workers import Workers
 
 
 @dataclass
@@ -24,5 +24,5 @@ class LoadedScene:
     channels: Sequence[str]
     data: Path
     """The server's `data_dir`."""
-    crew: Crew
+    workers: Workers
     """The server's workers."""

@@ -36,7 +36,7 @@ def with_workers(folder: Path) -> Iterator[Place]:
     yield Place(variables={f"REPEATER_{k.upper()}": str(v) for k, v in SETTINGS.items()})
 
 
-class Crew:
+class Workers:
     """The workers of one server, for as long as its drill lasts."""
 
     def __init__(self, target: Target, rng: Random) -> None:
@@ -96,19 +96,19 @@ class Crew:
 
 async def worker_kills(scene: LoadedScene) -> None:
     """A worker is killed: its clients come back to others, and it is replaced."""
-    await scene.crew.kill()
+    await scene.workers.kill()
     await scene.traffic.wait_live()
 
 
 async def worker_stops(scene: LoadedScene) -> None:
     """A worker stands still (SIGSTOP), for a moment or until it is killed and replaced."""
-    await scene.crew.stop()
+    await scene.workers.stop()
     await scene.traffic.wait_live()
 
 
 async def worker_drains(scene: LoadedScene) -> None:
     """A worker is told to end (SIGTERM): it drains, and is replaced."""
-    await scene.crew.drain()
+    await scene.workers.drain()
     await scene.traffic.wait_live()
 
 
