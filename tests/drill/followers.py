@@ -20,7 +20,7 @@ from tests.drill.ledger import BrokenPromise
 from tests.drill.offsets import Offsets
 
 _PAUSE: Final = (0.02, 0.3)  # seconds before a reconnect
-_SILENCE: Final = 5.0  # seconds without a byte: pings come every 2 s
+_SILENCE: Final = 15.0  # seconds without a byte: pings come every 4 s
 _ANSWER: Final = 10.0  # seconds for the reply to a subscription
 _PONG: Final = client_frame(b"{}")
 _FOR_GOOD: Final = 3_500

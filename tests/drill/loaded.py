@@ -35,7 +35,14 @@ SIZE: Final = 5_000
 """Publications that a channel keeps: more than come in one round."""
 KEPT: Final = 200
 """Publications that a follower must be able to recover: some come while it connects."""
-_SETTINGS: Final[Mapping[str, Any]] = {"recovery_limit": 10_000, "outbox_limit": 8 << 20}
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "recovery_limit": 10_000,
+    "outbox_limit": 8 << 20,
+    # The followers share one process: on a busy machine it answers a ping late.
+    "ping_interval": 4.0,
+    "pong_timeout": 3.9,
+    "write_timeout": 10.0,
+}
 
 _CROWD: Final = Load(followers=200)
 
