@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
-from tests.drill.upgrade import KEY, Upgrade, measure
+from tests.drill.clients import KEY
+from tests.drill.upgrade import Upgrade, measure
 from tests.processes import ServerProcess, serving
 from tests.serving import Peer
 
