@@ -19,8 +19,9 @@ from repeater.publication import Announcement, Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Outcome
-    from repeater.brokers.sqlite.index import StoredStream, StoredStreams
+    from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.results import StoredResults
+    from repeater.brokers.sqlite.stored_stream import StoredStream
     from repeater.errors import BrokerError
     from repeater.options import ChannelOptions
 

@@ -20,6 +20,7 @@ from repeater.brokers.sqlite.records import (
     StreamRecord,
     publication_of,
 )
+from repeater.brokers.sqlite.stored_stream import StoredStream
 from repeater.brokers.streams import Stream, Streams
 from repeater.options import ChannelOptions
 from repeater.publication import Publication, StreamPosition, weight_of
@@ -28,28 +29,6 @@ _MOST_FREED: Final = 5_000  # rows freed by a commit of few publications, so tha
 _MOST_AHEAD: Final = 10_000  # channels that get another epoch behind one commit
 _FREED_AT_ONCE: Final = 64  # rows that are taken from the beginning of a stream's at a time
 _SEPARATOR: Final = "."
-
-
-class StoredStream(Stream):
-    """A stream, and the places of its publications in the file."""
-
-    __slots__ = ("ids", "known", "lifetimes", "number", "start")
-
-    number: int
-    """Its id in the file."""
-    ids: array[int]
-    """The rows of its publications from `start` on, oldest first."""
-    start: int
-    """How many of `ids` are freed: to take one away from the beginning each time is slow."""
-    lifetimes: tuple[float, float]
-    """Those that its row has."""
-    known: bool
-    """Whether an earlier process may have told its epoch."""
-
-    @property
-    def rows(self) -> Sequence[int]:
-        """The rows of its publications, oldest first."""
-        return self.ids[self.start :]
 
 
 class StoredStreams(Streams):
