@@ -145,6 +145,10 @@ bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
     {{ python }} -m benchmarks capacity {{ quote(RUN) }} >docs/capacity.md
 
+# Write docs/engines.md from a run of `just bench-engines`
+bench-engines-docs RUN: (_sync "requirements-dev.txt")
+    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/engines.md
+
 # Tell how many machines an audience needs, e.g. `just bench-capacity docs/benchmarks/run.json`
 [positional-arguments]
 bench-capacity *ARGS: (_sync "requirements-dev.txt")

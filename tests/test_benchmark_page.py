@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from benchmarks.claims import judge
 from benchmarks.model import Run, load
-from benchmarks.report.document import compact, page, write
+from benchmarks.report.document import ENGINES, compact, engines_page, page, write
 from benchmarks.report.plots import PLOTS, Plot, write_plots
 from tests.benchmarking import imagined_run
 from tests.deadlines import PROCESS_STARTS
@@ -139,6 +140,23 @@ def test_the_committed_page_is_its_documents() -> None:
     run = load(folder / "run.json")
     assert (DOCS / "benchmarks.md").read_text() == page(run, drawn(folder))
     assert compact(run) == run
+
+
+def test_engines_have_a_page_of_their_own(run: Run, tmp_path: Path) -> None:
+    """With the verdicts, the machine and the command; without plots and without other servers."""
+    ours = msgspec.structs.replace(run, plan=ENGINES, command="just bench-engines --rounds 2")
+    write(ours, tmp_path / "engines.md")
+    text = (tmp_path / "engines.md").read_text()
+    assert text == engines_page(load(tmp_path / "engines" / "run.json"))
+    assert "| command | `just bench-engines --rounds 2` |" in text
+    assert all(one.claim in text for one in run.verdicts)
+    assert [path.name for path in (tmp_path / "engines").iterdir()] == ["run.json"]
+
+
+def test_the_committed_page_of_engines_is_its_documents() -> None:
+    """docs/engines.md is what docs/engines/run.json gives, without edits."""
+    run = load(DOCS / "engines" / "run.json")
+    assert (DOCS / "engines.md").read_text() == engines_page(run)
 
 
 def drawn(folder: Path) -> Sequence[Plot]:

@@ -21,11 +21,19 @@ from benchmarks.report.summary import Cell, Summary, summarise
 
 _DIGITS: Final = 2  # to one per cent: a plot shows no more, and a histogram has a third of the size
 _PLOTTED: Final = "fanout-"
+ENGINES: Final = "engines"
+"""The plan of a run of `just bench-engines`, which has a page of its own."""
+_LIMIT: Final = f"{BOTTLENECK:.0%}".replace("%", " %")
 
 
 def write(run: Run, path: Path) -> None:
     """Write the page, and the compact document and the plots into the folder of its name."""
     folder = path.with_suffix("")
+    if run.plan == ENGINES:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(compact(run), folder / "run.json")
+        path.write_text(engines_page(load(folder / "run.json")))
+        return
     folder.mkdir(parents=True, exist_ok=True)
     save(compact(run), folder / "run.json")
     kept = load(folder / "run.json")
@@ -34,6 +42,27 @@ def write(run: Run, path: Path) -> None:
 
 def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
     """Return the page; `plots` are the plots in the folder."""
+    summaries = _summaries(run)
+    return _template("benchmarks.md.j2").render(
+        run=run,
+        folder=folder,
+        plots=[plot for plot in PLOTS if plot.name in {one.name for one in plots}],
+        groups=_groups(run, summaries),
+        notes=[(one, note) for one in summaries for note in one.notes],
+        rounds=sorted({one.rounds for one in summaries}),
+        loads=_loads(run),
+        limit=_LIMIT,
+        main=_main,
+    )
+
+
+def engines_page(run: Run) -> str:
+    """Return the page of a run of `just bench-engines`."""
+    groups = _groups(run, _summaries(run))
+    return _template("engines.md.j2").render(run=run, groups=groups, limit=_LIMIT)
+
+
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -43,22 +72,19 @@ def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
         autoescape=False,  # Markdown, from our own document
     )
     environment.filters.update(number=number, cell=_cell, line=_line)
-    summaries = [summarise(run, name) for name in run.workloads if run.of(name)]
-    groups = list(dict.fromkeys(run.workloads[one.name].group for one in summaries))
-    return environment.get_template("benchmarks.md.j2").render(
-        run=run,
-        folder=folder,
-        plots=[plot for plot in PLOTS if plot.name in {one.name for one in plots}],
-        groups={
-            group: [one for one in summaries if run.workloads[one.name].group == group]
-            for group in groups
-        },
-        notes=[(one, note) for one in summaries for note in one.notes],
-        rounds=sorted({one.rounds for one in summaries}),
-        loads=_loads(run),
-        limit=f"{BOTTLENECK:.0%}".replace("%", " %"),
-        main=_main,
-    )
+    return environment.get_template(name)
+
+
+def _summaries(run: Run) -> Sequence[Summary]:
+    return [summarise(run, name) for name in run.workloads if run.of(name)]
+
+
+def _groups(run: Run, summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """Return the workloads' tables by their headings, in the order of the run."""
+    groups = dict[str, list[Summary]]()
+    for one in summaries:
+        groups.setdefault(run.workloads[one.name].group, []).append(one)
+    return groups
 
 
 def compact(run: Run) -> Run:
