@@ -60,8 +60,8 @@ async def open_single(
                 server.hand_over()
                 leave()
 
-            gives = Gives(server.listeners, storage, end)
-            await stack.enter_async_context(_answering(folder, storage, Successor(gives)))
+            handoff = ServerHandoff(server.listeners, storage, end)
+            await stack.enter_async_context(_answering(folder, storage, Successor(handoff)))
         yield server
 
 
@@ -90,8 +90,8 @@ async def _answering(folder: Path, storage: Storage, successor: Successor) -> As
             successor.end()
 
 
-class Gives:
-    """Implements `Served`: what a server of one process or more gives to the next one."""
+class ServerHandoff:
+    """Implements `Handoff`: what a server of one process or more gives to the next one."""
 
     def __init__(self, listeners: Listeners, storage: Storage, leave: Callable[[], None]) -> None:
         """Call `leave` for the end of the server."""
@@ -100,18 +100,18 @@ class Gives:
         self._leave = leave
 
     def passable(self) -> Sequence[PassedSocket]:
-        """See `Served`."""
+        """See `Handoff`."""
         return self._listeners.passable()
 
     async def let_go(self) -> None:
-        """See `Served`."""
+        """See `Handoff`."""
         await self._storage.let_go()
 
     async def take_again(self) -> None:
-        """See `Served`."""
+        """See `Handoff`."""
         await self._storage.take_again()
 
     def leave(self) -> None:
-        """See `Served`."""
+        """See `Handoff`."""
         self._listeners.leave_files()
         self._leave()

@@ -61,7 +61,7 @@ class Stage(Enum):
     COMMITTED = auto()
 
 
-class Served(Protocol):
+class Handoff(Protocol):
     """What a server gives to the one after it."""
 
     def passable(self) -> Sequence[PassedSocket]:
@@ -87,8 +87,8 @@ class Served(Protocol):
 class Successor:
     """Answers the server that comes after this one. Lives inside the server."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, handoff: Handoff) -> None:
+        self._handoff = handoff
         self._ending = False
         self.stage = Stage.SERVING
 
@@ -114,7 +114,7 @@ class Successor:
                 await self._pass_sockets(conversation)
             await _wait_word(LET_GO, conversation)
             self.stage = Stage.LET_GO
-            await self._served.let_go()
+            await self._handoff.let_go()
             await conversation.say(LET_GO)
             await _wait_word(READY, conversation)
             self.stage = Stage.COMMITTED  # with no await since the peer's word was read
@@ -128,10 +128,10 @@ class Successor:
         with trio.CancelScope(shield=True):
             await conversation.say(COMMITTED)
         _log.info("the new server has taken over")
-        self._served.leave()
+        self._handoff.leave()
 
     async def _pass_sockets(self, conversation: Conversation) -> None:
-        passable = self._served.passable()
+        passable = self._handoff.passable()
         await conversation.say({"sockets": [one.inherited for one in passable]})
         await _expect(PASS, conversation)
         try:
@@ -155,7 +155,7 @@ class Successor:
         told = ""
         while not self._ending:
             try:
-                await self._served.take_again()
+                await self._handoff.take_again()
                 return
             except BrokerError as error:
                 if str(error) != told:

@@ -31,7 +31,7 @@ from repeater.serving.notify import open_notifier
 from repeater.serving.orphans import reap_orphans
 from repeater.serving.predecessor import Predecessor, open_predecessor
 from repeater.serving.shared import Shared, open_shared
-from repeater.serving.single import Gives, listen
+from repeater.serving.single import ServerHandoff, listen
 from repeater.serving.successor import METHOD, Successor
 from repeater.serving.workers import Workers
 
@@ -230,7 +230,7 @@ class Supervisor:
         self, shared: Shared, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Answer commands in the data directory, until cancelled."""
-        successor = Successor(Gives(self._listeners, shared.storage, self._give_way))
+        successor = Successor(ServerHandoff(self._listeners, shared.storage, self._give_way))
         asked = {
             **data_methods(lambda: shared.storage.current),
             "workers.restart": self._restart,
