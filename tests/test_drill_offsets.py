@@ -120,6 +120,19 @@ def test_a_file_that_lacks_something_is_noticed(file: dict[str, StoredStream], s
         check_history(file, offsets, size=2)
 
 
+def test_an_event_may_be_pushed_out_before_anybody_was_told_its_place() -> None:
+    """Only an event that began behind the oldest one in the file must be there."""
+    offsets, _ = follower(4)
+    offsets.accept(CHANNEL, 1)
+    for offset in (2, 3):
+        offsets.tell(CHANNEL, EPOCH, offset, offset)
+    check_history({CHANNEL: stored(2, 3, first=2)[CHANNEL]}, offsets, size=2)
+    late = offsets.attempt()
+    offsets.accept(CHANNEL, late)
+    with pytest.raises(BrokenPromise, match=rf"acknowledged: \{{{late}\}}"):
+        check_history({CHANNEL: stored(2, 3, first=2)[CHANNEL]}, offsets, size=2)
+
+
 def test_a_file_may_have_more_than_was_promised() -> None:
     """An event whose answer got lost may have been kept."""
     offsets, _ = follower(2)

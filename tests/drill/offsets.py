@@ -47,16 +47,16 @@ class Offsets:
         self.accepted: dict[int, tuple[str, int]] = {}
         """Events that were acknowledged without their place: channel and moment, by number."""
         self.followers: list[Progress] = []
-        self._numbers = 0
+        self._begun: list[int] = []  # the moment of each attempt, by number from 1 on
         self._over = set[Stream]()
         self._streams: defaultdict[Stream, dict[int, int]] = defaultdict(dict)
         self._places: dict[int, tuple[Stream, int]] = {}
 
     def attempt(self) -> int:
         """The number of one more event, which is about to be published."""
-        self._numbers += 1
+        self._begun.append(time.monotonic_ns())
         self.counts["events"] += 1
-        return self._numbers
+        return len(self._begun)
 
     def accept(self, channel: str, number: int) -> None:
         """The event was acknowledged, without a word about its place."""
@@ -76,7 +76,7 @@ class Offsets:
             raise BrokenPromise(f"{stream} has {number} at {offset}, where {known} was")
         if number in self._places:
             raise BrokenPromise(f"{number} is at {(stream, offset)} and at {self._places[number]}")
-        if not 0 < number <= self._numbers:
+        if not 0 < number <= len(self._begun):
             raise BrokenPromise(f"{stream} has {number} at {offset}, which nobody has published")
         self._streams[stream][offset] = number
         self._places[number] = stream, offset
@@ -110,6 +110,15 @@ class Offsets:
             if number not in self._places:
                 found[channel].add(number)
         return found
+
+    def since(self, stream: Stream, offset: int, numbers: set[int]) -> set[int]:
+        """Those of these events of the stream that surely are at this offset or behind it.
+
+        They were attempted when somebody had been told of such an offset already.
+        """
+        told = (one for one in self.promises if one.stream == stream and one.offset >= offset)
+        first = min((one.moment for one in told), default=None)
+        return {one for one in numbers if first is not None and self._begun[one - 1] > first}
 
     def forget_since(self, moment: int) -> None:
         """Everything that was told after this moment has never happened."""
