@@ -18,7 +18,7 @@ from repeater.brokers.sqlite.journal import FILE
 from tests.deadlines import PROCESS_STARTS
 from tests.histories import change, dump, make, opened
 
-pytestmark = pytest.mark.timeout(4 * PROCESS_STARTS)
+pytestmark = [pytest.mark.timeout(4 * PROCESS_STARTS), pytest.mark.slow]
 
 ROUNDS = 6
 SEED = random.randrange(1 << 32)

@@ -18,7 +18,7 @@ from tests.deadlines import PROCESS_STARTS
 from tests.histories import dump
 from tests.processes import ServerProcess, serving
 
-pytestmark = pytest.mark.timeout(4 * PROCESS_STARTS)
+pytestmark = [pytest.mark.timeout(4 * PROCESS_STARTS), pytest.mark.slow]
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from repeater.brokers.sqlite.opening import open_sqlite_broker
 from tests.drill.disk import FATES, Disk, dropped, kept, steps, torn
 from tests.drill.recorder import HEAD, OPEN, SYNC, TRUNCATE, WRITE, Recorder, Unsupported
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 _DATABASE = "history.sqlite3"
 

@@ -18,7 +18,7 @@ from tests.drill.upgrade import Upgrade, measure
 from tests.processes import ServerProcess, serving
 from tests.serving import Peer
 
-pytestmark = pytest.mark.timeout(4 * PROCESS_STARTS)
+pytestmark = [pytest.mark.timeout(4 * PROCESS_STARTS), pytest.mark.slow]
 
 EVENT = b'{"channel":"news","data":[1]}'
 REFUSED = b'"code":100'

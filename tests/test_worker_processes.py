@@ -22,7 +22,7 @@ from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import SERVE, ServerProcess, serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code
 
-pytestmark = starts_processes
+pytestmark = [starts_processes, pytest.mark.slow]
 
 HISTORY = {
     "REPEATER_CHANNEL__HISTORY_SIZE": "1000",

@@ -24,7 +24,7 @@ from tests.http_streams import Peer
 from tests.processes import serving, starts_processes
 from tests.signing import SECRET
 
-pytestmark = starts_processes
+pytestmark = [starts_processes, pytest.mark.slow]
 
 CONNECTIONS = 16  # with two workers, all on one of them once in 32,768 runs
 HELD = {
