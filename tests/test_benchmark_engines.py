@@ -116,6 +116,7 @@ def test_durable_history_in_memory_is_not_measured(monkeypatch: pytest.MonkeyPat
     assert "in memory" in done.output
 
 
+@pytest.mark.slow
 @starts_processes
 def test_closed_loops() -> None:
     """Some connections call at once, and each call is timed."""
@@ -124,6 +125,7 @@ def test_closed_loops() -> None:
     assert turn.values["call_us"] > 0
 
 
+@pytest.mark.slow
 @starts_processes
 def test_the_floor_of_a_durable_call() -> None:
     """A program commits, and tells the median of a commit and of a sync."""
@@ -132,6 +134,7 @@ def test_the_floor_of_a_durable_call() -> None:
     assert {*turn.values} <= {*METRICS, *WORKLOADS["durable-call"].metrics}
 
 
+@pytest.mark.slow
 @starts_processes
 def test_a_stream_in_pieces() -> None:
     """Every subscriber hears every event, and the CPU of one process is all the CPU."""
@@ -139,6 +142,7 @@ def test_a_stream_in_pieces() -> None:
     assert turn.values["supervisor_us"] == pytest.approx(turn.values["event_us"], rel=0.2)
 
 
+@pytest.mark.slow
 @starts_processes
 def test_turns_of_workers_run_on_one_process() -> None:
     """The one that they are compared with."""

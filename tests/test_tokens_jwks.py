@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from jwt.warnings import InsecureKeyLengthWarning
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.access import http_client
 from repeater.access.grants import TokenInvalidError
 from repeater.access.tokens.jwks import KEY_ID_LIMIT
 from repeater.access.tokens.options import TokenOptions
@@ -420,6 +422,14 @@ async def test_broken_answers_over_a_socket(answer: bytes) -> None:
     async with serve(answer) as options, open_verifier(options, now=now) as verifier:
         await put_off(verifier, token("a"))
         assert verifier.statistics().key_sets[0].failures == 1
+
+
+async def test_a_long_answer_that_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is given up in the middle of its parts leaves no generator behind."""
+    monkeypatch.setattr(http_client, "_TURN", -1.0)  # a turn for each part
+    async with serve(http(b" " * 300_000)) as options, open_verifier(options, now=now) as verifier:
+        await put_off(verifier, token("a"))
+    gc.collect()
 
 
 async def test_silence_over_a_socket() -> None:
