@@ -193,6 +193,5 @@ CLAIMS: Final[Sequence[Claim]] = (
 
 
 def judge(run: Run) -> None:
-    """Judge each claim whose workload was run, and put the verdicts into the document."""
-    measured = {series.workload for series in run.series}
-    run.verdicts = [claim.judge(run) for claim in CLAIMS if claim.workload in measured]
+    """Judge each claim whose workload was run to its end; put the verdicts into the document."""
+    run.verdicts = [claim.judge(run) for claim in CLAIMS if claim.workload in run.workloads]

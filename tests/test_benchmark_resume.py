@@ -7,13 +7,15 @@ import contextlib
 import pytest
 from rich.console import Console
 
+from benchmarks.claims import judge
 from benchmarks.generator.wire import WireError
-from benchmarks.model import Run, Turn
+from benchmarks.model import Run, Series, Turn
 from benchmarks.peers.floors import FLOOR_PYTHON
 from benchmarks.peers.peer import Peer
 from benchmarks.progress import watcher
 from benchmarks.runner import take_turns
 from benchmarks.workloads.workload import Plan, Workload
+from tests.benchmarking import imagined_run
 
 
 class Clumsy:
@@ -72,3 +74,12 @@ def test_failed_turn_ends_nothing(fault: Exception) -> None:
     assert [turn.round for turn in series.turns] == [0, 2]
     assert len(series.faults) == 1
     assert "one" in run.workloads
+
+
+def test_an_interrupted_run_is_judged() -> None:
+    """The workload at which it was interrupted is not: its document could not be saved else."""
+    run = imagined_run(histograms=False)
+    run.series.append(Series(workload="accept", server="repeater"))
+    judge(run)
+    assert run.verdicts
+    assert "accept" not in {verdict.workload for verdict in run.verdicts}
