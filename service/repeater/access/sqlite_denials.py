@@ -49,12 +49,11 @@ class SQLiteDenials:
 
     async def save(self, denial: Denial) -> None:
         """As `DenialStore.save`: written to the disk once it returns."""
-        await self._run(lambda: self._write(denial))
+        await self._run(lambda: self._change(lambda open_file: write_denial(open_file, denial)))
 
     async def sweep(self, now: int) -> None:
         """As `DenialStore.sweep`."""
-        statement = "DELETE FROM denials WHERE expire_at > 0 AND expire_at <= ?"
-        await self._run(lambda: self._execute(statement, (now,)))
+        await self._run(lambda: self._change(lambda open_file: sweep_denials(open_file, now)))
 
     async def _run(self, call: Callable[[], Result]) -> Result:
         """Run a call in a worker thread; a cancelled caller waits, to know what was written."""
@@ -65,27 +64,37 @@ class SQLiteDenials:
 
     def read(self) -> list[Denial]:
         """All denials; blocks."""
-        rows = self._connection.execute("SELECT kind, name, issued_before, expire_at FROM denials")
-        return [denial_of(*row) for row in rows]
+        return all_denials(self._connection)
 
-    def _write(self, denial: Denial) -> None:
-        if denial.lifted:
-            self._execute("DELETE FROM denials WHERE kind = ? AND name = ?", denial.key)
-            return
-        self._execute("INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", row_of(denial))
-
-    def _execute(self, statement: str, values: tuple[str | int, ...]) -> None:
+    def _change(self, change: Callable[[sqlite3.Connection], None]) -> None:
         with self._connection:  # commits, or rolls back
-            self._connection.execute(statement, values)
+            change(self._connection)
 
 
-def row_of(denial: Denial) -> tuple[str, str, int, int]:
-    """The row of a denial in the table `denials`."""
-    return (*denial.key, denial.issued_before, denial.expire_at)
+# The table `denials`, whichever file it is in. The caller has the transaction.
 
 
-def denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Denial:
-    """The denial of a row."""
+def all_denials(connection: sqlite3.Connection) -> list[Denial]:
+    """All rows."""
+    rows = connection.execute("SELECT kind, name, issued_before, expire_at FROM denials")
+    return [_denial_of(*row) for row in rows]
+
+
+def write_denial(connection: sqlite3.Connection, denial: Denial) -> None:
+    """Replace the row of a denial, or remove it if the denial is lifted."""
+    if denial.lifted:
+        connection.execute("DELETE FROM denials WHERE kind = ? AND name = ?", denial.key)
+        return
+    row = (*denial.key, denial.issued_before, denial.expire_at)
+    connection.execute("INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", row)
+
+
+def sweep_denials(connection: sqlite3.Connection, now: int) -> None:
+    """Remove the rows of denials that have expired."""
+    connection.execute("DELETE FROM denials WHERE expire_at > 0 AND expire_at <= ?", (now,))
+
+
+def _denial_of(kind: str, name: str, issued_before: int, expire_at: int) -> Denial:
     if kind == "token":
         return Denial(token_id=name, expire_at=expire_at)
     return Denial(user=name, issued_before=issued_before, expire_at=expire_at)

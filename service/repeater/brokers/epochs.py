@@ -40,7 +40,7 @@ class Epochs:
         kept = kept or {}
         # What has had a new epoch since the start; None where no process was before this one.
         self._new: set[int | str] | None = set() if _BASE in kept else None
-        self._suffix = suffix
+        self.suffix = suffix
         self._base = kept.get(_BASE) or secrets.token_urlsafe(6)
         self._forgotten: dict[int, int] = {}  # streams that were forgotten, by group of names
         self._interrupted: dict[str, int] = {}  # times that history came back, by namespace
@@ -54,11 +54,6 @@ class Epochs:
                 self._interrupted[name] = int(value)
             elif kind == _SILENT and value:
                 self._silent.add(name)
-
-    @property
-    def changed(self) -> bool:
-        """Whether `changes` would return something."""
-        return bool(self._changed)
 
     def changes(self) -> dict[str, str]:
         """What has changed since the last call, by key."""
@@ -81,7 +76,7 @@ class Epochs:
         forgotten = self._forgotten.get(_group(channel), 0)
         # Both counts only grow, so the sum is another one after each event.
         generation = forgotten + self._interrupted.get(namespace, 0)
-        return f"{self._base}{generation or ''}{self._suffix}"
+        return f"{self._base}{generation or ''}{self.suffix}"
 
     def forget(self, channel: str) -> None:
         """Note that the stream of this name was forgotten: the next one needs another epoch."""

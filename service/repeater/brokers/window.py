@@ -1,7 +1,7 @@
 """Bounds what an engine has under way, in submissions and in bytes, first come first served.
 
 A submission takes its place without waiting, or is refused by `trio.WouldBlock`. Whoever was
-refused waits in one line. When the line's first has been served, its next call of `take` is let
+refused waits in one line. When the line's first has been served, its next call of `check` is let
 through; whoever did not wait stands behind the line.
 """
 

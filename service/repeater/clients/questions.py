@@ -46,6 +46,24 @@ def encoded(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+async def guarded(answer: Awaitable[bytes], failures: Failures, who: str) -> bytes:
+    """An answer that `who` makes; an error of our own costs this question only, and is noted.
+
+    Raises:
+        ReplyError: it is refused.
+        BrokerError: it failed, or the question cannot be read.
+    """
+    try:
+        return await answer
+    except (ReplyError, BrokerError):
+        raise
+    except msgspec.DecodeError:
+        raise BrokerError("the question cannot be read") from None
+    except Exception as error:  # the boundary around one question
+        failures.note("control", error)
+        raise BrokerError(f"an error of the {who}'s own") from None
+
+
 class Questions:
     """The questions of one node. Lives inside the node, whose nursery runs and ends `run`."""
 
@@ -79,15 +97,7 @@ class Questions:
         answerer = self._answerers.get(question.method)
         if answerer is None:  # of another version, or of an application that has not begun here
             raise ReplyError(ErrorCode.METHOD_NOT_FOUND)
-        try:
-            return await answerer(asker, question.body)
-        except (ReplyError, BrokerError):
-            raise
-        except msgspec.DecodeError:
-            raise BrokerError("the question cannot be read") from None
-        except Exception as error:  # the boundary: what fails here costs this question only
-            self._failures.note("control", error)
-            raise BrokerError("an error of the member's own") from None
+        return await guarded(answerer(asker, question.body), self._failures, "member")
 
     async def ask_server(self, method: str, values: object = None) -> bytes:
         """Ask the supervisor, and return its answer. Only for a node that has one.

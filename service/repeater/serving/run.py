@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from repeater.config import ConfigError, Settings
+from repeater.config import Changes, ConfigError, Settings
 from repeater.front.tls import TLSError
 from repeater.log import configure_log, get_logger
 from repeater.serving.early_signals import CUT, RELOAD
 from repeater.serving.server import Server
+
+if TYPE_CHECKING:
+    import structlog
 
 _log = get_logger("server")
 
@@ -136,11 +139,21 @@ async def _reload(server: Server, load: Load) -> None:
         settings = load()
         changes = await server.reload(settings)
     except ConfigError as error:
-        refusal = "the new configuration is refused, the old one stays"
-        _log.error(refusal, mistakes=list(error.lines))
-        return
-    configure_log(settings.log_level, settings.log_format)
-    say = _log.warning if changes.restart else _log.info
+        say_refused(_log, error)
+    else:
+        configure_log(settings.log_level, settings.log_format)
+        say_reloaded(_log, changes)
+
+
+def say_refused(log: structlog.stdlib.BoundLogger, error: ConfigError) -> None:
+    """Log why a configuration that was read again is not used."""
+    refusal = "the new configuration is refused, the old one stays"
+    log.error(refusal, mistakes=list(error.lines))
+
+
+def say_reloaded(log: structlog.stdlib.BoundLogger, changes: Changes) -> None:
+    """Log what changed, by the names of the settings."""
+    say = log.warning if changes.restart else log.info
     say(
         "the configuration was read again",
         applied=list(changes.live),

@@ -30,6 +30,7 @@ from repeater.serving.greeting import greet
 from repeater.serving.notify import open_notifier
 from repeater.serving.orphans import reap_orphans
 from repeater.serving.predecessor import Predecessor, open_predecessor
+from repeater.serving.run import say_refused, say_reloaded
 from repeater.serving.shared import Shared, open_shared
 from repeater.serving.single import ServerHandoff, listen
 from repeater.serving.successor import METHOD, Successor
@@ -293,16 +294,10 @@ class Supervisor:
             changes = reloadable(self._settings, new)
             self._settings = with_live_of(self._settings, new)
         except ConfigError as error:
-            refusal = "the new configuration is refused, the old one stays"
-            _log.error(refusal, mistakes=list(error.lines))
-            return
-        configure_log(self._settings.log_level, self._settings.log_format)
-        say = _log.warning if changes.restart else _log.info
-        say(
-            "the configuration was read again",
-            applied=list(changes.live),
-            needs_restart=list(changes.restart),
-        )
+            say_refused(_log, error)
+        else:
+            configure_log(self._settings.log_level, self._settings.log_format)
+            say_reloaded(_log, changes)
 
 
 def _check_certificate(settings: Settings) -> None:

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from repeater.brokers.control import Question
 from repeater.clients.counters import Counts
 from repeater.clients.questions import encoded
-from repeater.supervision.questions import MEMBERS_DEADLINE
 from repeater.supervision.totals import Totals
 
 if TYPE_CHECKING:
@@ -29,9 +27,7 @@ class CounterTotals:
 
     async def _answer(self, _asker: Member, _body: bytes) -> bytes:
         """Answer the sums; of a worker that does not answer, what it was last seen to have."""
-        question = Question("counters")
-        answers = await self._questions.control.ask_members(question, timeout=MEMBERS_DEADLINE)
-        for one in answers:
+        for one in await self._questions.ask_each("counters"):
             if isinstance(one.answer, bytes):
                 self._see(one.member, one.answer)
         return encoded(self._totals.total())

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.brokers.control import Question
 from repeater.clients.questions import encoded
-from repeater.supervision.questions import MEMBERS_DEADLINE
 from repeater.supervision.totals import Totals
 from repeater.web.metrics import ONCE
 from repeater.web.samples import Family, Sample
@@ -69,9 +67,7 @@ class Metrics:
         self._see(worker, msgspec.msgpack.decode(body, type=list[Family]))
 
     async def _answer(self, _asker: Member, _body: bytes) -> bytes:
-        answers = await self._questions.control.ask_members(
-            Question("metrics"), timeout=MEMBERS_DEADLINE
-        )
+        answers = await self._questions.ask_each("metrics")
         return encoded(self._merged(list(_given(answers))))
 
     def _merged(self, given: Sequence[tuple[Member, list[Family]]]) -> list[Family]:

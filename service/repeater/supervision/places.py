@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from repeater.brokers.control import Question
 from repeater.clients.questions import encoded
 from repeater.clients.shared_places import (
     Division,
@@ -26,7 +25,6 @@ from repeater.clients.shared_places import (
 )
 from repeater.clients.throttle import TokenBucket
 from repeater.log import get_logger
-from repeater.supervision.questions import MEMBERS_DEADLINE
 from repeater.supervision.users import subtract
 
 if TYPE_CHECKING:
@@ -120,8 +118,8 @@ class Places:
         gone = [key for key in self._shared if not self._holds(key)]
         gone = gone if len(self._shared) > _KEYS else []
         self._announced.update(keys)  # for a worker that begins meanwhile
-        question = Question("share_places", encoded(KeyChange(list(keys), gone)))
-        answers = await self._questions.control.ask_members(question, timeout=MEMBERS_DEADLINE)
+        change = encoded(KeyChange(list(keys), gone))
+        answers = await self._questions.ask_each("share_places", change)
         for one in answers:
             if not isinstance(one.answer, bytes):
                 # It serves nobody now; what it takes of its share later may be too many.

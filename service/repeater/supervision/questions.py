@@ -5,21 +5,19 @@ The link between supervisor and workers carries them; the modules beside this on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from repeater.brokers.control import DEADLINE, Question
-from repeater.clients.questions import all_of
-from repeater.errors import BrokerError, ReplyError
+from repeater.clients.questions import all_of, guarded
+from repeater.errors import BrokerError
 
 if TYPE_CHECKING:
-    from repeater.brokers.control import Member, SupervisorControl
+    from repeater.brokers.control import Member, MemberAnswer, SupervisorControl
     from repeater.clients.questions import Answerer
     from repeater.failures import Failures
 
-MEMBERS_DEADLINE: Final = 0.6 * DEADLINE
+_MEMBERS_DEADLINE: Final = 0.6 * DEADLINE
 """Seconds for the workers' answers: who asked the supervisor waits for `DEADLINE` in all."""
 
 Listener = Callable[["Member", bytes], None]
@@ -33,8 +31,9 @@ class ServerQuestions:
         """Take where errors of our own are noted."""
         self._control: SupervisorControl | None = None
         self.count_channels: Callable[[], int] = lambda: 0
-        self.count_publications: Callable[[], int] = lambda: 0
         """The number of channels that workers hold."""
+        self.count_publications: Callable[[], int] = lambda: 0
+        """The number of publications since the start."""
         self._failures = failures
         self._answerers: dict[str, Answerer] = {}
         self._listeners: dict[str, Listener] = {}
@@ -82,24 +81,21 @@ class ServerQuestions:
             ReplyError: one refused.
             BrokerError: one failed, or did not answer in time. The log says which.
         """
-        answers = await self.control.ask_members(Question(method), timeout=MEMBERS_DEADLINE)
+        answers = await self.ask_each(method)
         given = all_of(method, answers)
         return list(zip((one.member for one in answers), given, strict=True))
+
+    async def ask_each(self, method: str, body: bytes = b"") -> Sequence[MemberAnswer]:
+        """Ask all workers the same, and return what each answered, errors included."""
+        question = Question(method, body)
+        return await self.control.ask_members(question, timeout=_MEMBERS_DEADLINE)
 
     async def carry_out(self, asker: Member, question: Question) -> bytes:
         """Answer a question; as `Supervision.carry_out`."""
         answerer = self._answerers.get(question.method)
         if answerer is None:
             raise BrokerError("unknown method")
-        try:
-            return await answerer(asker, question.body)
-        except (ReplyError, BrokerError):
-            raise
-        except msgspec.DecodeError:
-            raise BrokerError("the question cannot be read") from None
-        except Exception as error:  # the boundary: what fails here costs this question only
-            self._failures.note("control", error)
-            raise BrokerError("an error of the supervisor's own") from None
+        return await guarded(answerer(asker, question.body), self._failures, "supervisor")
 
     def told(self, teller: Member, question: Question) -> None:
         """Take news; as `Supervision.told`. What nobody hears is dropped."""

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from repeater.access.grants import Denial
-from repeater.access.sqlite_denials import denial_of, read_denials, row_of
+from repeater.access.sqlite_denials import (
+    all_denials,
+    read_denials,
+    sweep_denials,
+    write_denial,
+)
+from repeater.brokers.sqlite.files import remove_database
 
 if TYPE_CHECKING:
     from repeater.brokers.sqlite.broker import SQLiteBroker
@@ -48,24 +54,18 @@ class StoredDenials:
 
 def _read(journal: Journal) -> list[Denial]:
     with journal.transaction() as connection:
-        rows = connection.execute("SELECT kind, name, issued_before, expire_at FROM denials")
-        return [denial_of(*row) for row in rows]
+        return all_denials(connection)
 
 
 def _write(journal: Journal, denials: Iterable[Denial]) -> None:
     with journal.transaction() as connection:
         for one in denials:
-            if one.lifted:
-                connection.execute("DELETE FROM denials WHERE kind = ? AND name = ?", one.key)
-            else:
-                connection.execute(
-                    "INSERT OR REPLACE INTO denials VALUES (?, ?, ?, ?)", row_of(one)
-                )
+            write_denial(connection, one)
 
 
 def _sweep(journal: Journal, now: int) -> None:
     with journal.transaction() as connection:
-        connection.execute("DELETE FROM denials WHERE expire_at > 0 AND expire_at <= ?", (now,))
+        sweep_denials(connection, now)
 
 
 def move_denials(journal: Journal, folder: Path) -> None:
@@ -82,5 +82,4 @@ def move_denials(journal: Journal, folder: Path) -> None:
     if not old.exists():
         return
     _write(journal, read_denials(old))
-    for end in ("-wal", "-shm", "-journal", ""):
-        old.with_name(old.name + end).unlink(missing_ok=True)
+    remove_database(old)

@@ -31,6 +31,11 @@ _FREED_AT_ONCE: Final = 64  # rows that are taken from the beginning of a stream
 _SEPARATOR: Final = "."
 
 
+def suffix_of(generation: int) -> str:
+    """The end of every epoch that is told in this generation of the file."""
+    return f"{_SEPARATOR}{generation}" if generation else ""
+
+
 class StoredStreams(Streams):
     """The index of one file. Lives inside the broker, which writes `changes` to the file."""
 
@@ -43,13 +48,11 @@ class StoredStreams(Streams):
         limit: int,
         clock: LifetimeClock,
         epochs: Epochs,
-        generation: int,
     ) -> None:
         """As `Streams`, on the clock of what is stored."""
         super().__init__(byte_limit=byte_limit, limit=limit, now=clock, epochs=epochs)
         self._clock = clock
         self._epochs = epochs
-        self._suffix = f"{_SEPARATOR}{generation}" if generation else ""
         self._began = clock()
         self._ordered = False  # whether what is loaded so far is in the order of its times
         self._numbers = 0
@@ -165,7 +168,7 @@ class StoredStreams(Streams):
                     history_ttl=one.history_ttl, history_meta_ttl=one.meta_ttl
                 )
             order = self._order(options)
-            stream = StoredStream(one.channel, one.epoch + self._suffix, options, order)
+            stream = StoredStream(one.channel, one.epoch + self._epochs.suffix, options, order)
             stream.number, stream.ids, stream.known = one.id, array("q"), True
             stream.start = 0
             stream.lifetimes = lifetimes
@@ -247,11 +250,6 @@ class StoredStreams(Streams):
         """Drop so many publications before their time, as the bound in bytes does."""
         for _ in range(count):
             self._drop_first()
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file has to follow."""
-        return bool(self._freed or self._forgotten or self._unrecorded or self._epochs.changed)
 
     def changes(self, publications: int = 0) -> Changes:
         """Take what has to follow in the file, as much of it as belongs into one commit.

@@ -20,7 +20,7 @@ from typing import Final, Literal
 import msgspec
 
 from repeater.brokers.sqlite.errors import JournalError, explained
-from repeater.brokers.sqlite.files import checkpoint, remove_leftovers
+from repeater.brokers.sqlite.files import checkpoint, log_size, remove_leftovers
 from repeater.brokers.sqlite.formats import format_of, prepare
 from repeater.brokers.sqlite.records import (
     UINT64_DIGITS,
@@ -61,7 +61,6 @@ class Journal:
 
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self._connection = connection
-        self._log = folder / f"{FILE}-wal"
         self.path = folder / FILE
         self.pinned = False
         """Whether the file stands still; see `pin`."""
@@ -194,7 +193,7 @@ class Journal:
         page = _page(self._connection)
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        file = self.path.stat().st_size + self.log_size()
+        file = self.path.stat().st_size + log_size(self.path)
         return Sizes(file=file, used=(pages - free) * page), free
 
     def recover(self, changes: Changes, *, was_full: bool) -> None:
@@ -252,13 +251,6 @@ class Journal:
             self.pinned = False
             with explained():
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-
-    def log_size(self) -> int:
-        """The bytes of the WAL."""
-        try:
-            return self._log.stat().st_size
-        except OSError:
-            return 0
 
 
 def open_journal(folder: Path, durability: Durability) -> Journal:

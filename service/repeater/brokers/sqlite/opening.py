@@ -24,7 +24,7 @@ from repeater.brokers.sqlite.broker import SQLiteBroker
 from repeater.brokers.sqlite.clock import LifetimeClock
 from repeater.brokers.sqlite.denials import move_denials
 from repeater.brokers.sqlite.errors import JournalError
-from repeater.brokers.sqlite.index import StoredStreams
+from repeater.brokers.sqlite.index import StoredStreams, suffix_of
 from repeater.brokers.sqlite.journal import Journal, open_journal
 from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.records import Changes
@@ -175,8 +175,7 @@ def _index(
         byte_limit=byte_limit,
         limit=limit,
         clock=clock,
-        epochs=Epochs(meta, f".{generation}" if generation else ""),
-        generation=generation,
+        epochs=Epochs(meta, suffix_of(generation)),
     )
 
 

@@ -22,11 +22,6 @@ class StoredResults(FirstResults):
         self._gone: list[tuple[str, str]] = []
         self._unrecorded: list[StoredResult] = []
 
-    @property
-    def changed(self) -> bool:
-        """Whether the file has to follow."""
-        return bool(self._gone or self._unrecorded)
-
     def keep_unrecorded(self, key: tuple[str, str], result: StreamPosition | None) -> None:
         """Keep a result whose row could not be written; a later commit writes it."""
         until = self.end_of_life() + self._clock.steps
