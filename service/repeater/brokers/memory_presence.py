@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from repeater.publication import ClientInfo
+from repeater.tally import subtract
 
 
 class MemoryPresence:
@@ -24,14 +25,14 @@ class MemoryPresence:
         before = members.get(info.client)
         members[info.client] = info
         if before is not None:
-            _subtract(users, before.user)
+            subtract(users, before.user)
 
     def remove(self, channel: str, client: str) -> None:
         """Note that this connection is not in the channel any more. Idempotent."""
         members = self._channels.get(channel, {})
         info = members.pop(client, None)
         if info is not None:
-            _subtract(self._users[channel], info.user)
+            subtract(self._users[channel], info.user)
         if not members:
             self._channels.pop(channel, None)
             self._users.pop(channel, None)
@@ -43,9 +44,3 @@ class MemoryPresence:
     def count(self, channel: str) -> tuple[int, int]:
         """How many connections are in the channel, and how many different users."""
         return len(self._channels.get(channel, {})), len(self._users.get(channel, {}))
-
-
-def _subtract(users: Counter[str], user: str) -> None:
-    users[user] -= 1
-    if not users[user]:
-        del users[user]

@@ -30,6 +30,7 @@ from repeater.clients.shared_places import (
     key_of_user,
 )
 from repeater.clients.throttle import TokenBucket
+from repeater.tally import subtract
 
 if TYPE_CHECKING:
     from repeater.options import LimitOptions
@@ -98,7 +99,7 @@ class Places:
             yield
         finally:
             for key in keys:
-                _uncount(self.asking, key)
+                subtract(self.asking, key)
 
     def take_address(self, key: str, most: int) -> bool:
         """Count a connection of an address, as `address_key` names it; return whether it may be."""
@@ -109,7 +110,7 @@ class Places:
 
     def give_back_address(self, key: str) -> None:
         """End what `take_address` began."""
-        _uncount(self._addresses, key)
+        subtract(self._addresses, key)
 
     def _refuse(self, limit: Limit) -> None:
         self._refused[limit] += 1
@@ -312,17 +313,11 @@ class Place(msgspec.Struct, eq=False):
             places._held -= 1
             self._taken = False
         if self._address:
-            _uncount(places._addresses, self._address)
+            subtract(places._addresses, self._address)
             self._address = ""
         if self._user:
-            _uncount(places._users, self._user)
+            subtract(places._users, self._user)
             self._user = ""
         if self._lent and self._carrier is not None:
             self._carrier.take_back()
         self._carrier, self._lent = None, False
-
-
-def _uncount(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]

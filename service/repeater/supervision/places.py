@@ -25,7 +25,7 @@ from repeater.clients.shared_places import (
 )
 from repeater.clients.throttle import TokenBucket
 from repeater.log import get_logger
-from repeater.supervision.users import subtract
+from repeater.tally import subtract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -171,7 +171,7 @@ class Places:
 
     def _left(self, worker: Member, body: bytes) -> None:
         address = body.decode()
-        subtract(self._of(worker).told, address, 1)
+        subtract(self._of(worker).told, address)
         self._count_place(address, -1)
 
     def _arrived(self, worker: Member, user: str) -> None:
@@ -187,7 +187,7 @@ class Places:
             serials.remove(serial)
             if not serials:
                 del worker.waiting[held.user]
-            subtract(self.waiting, held.user, 1)
+            subtract(self.waiting, held.user)
             held.user = ""
 
     def _give_back(self, worker: Member, body: bytes) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from repeater.tally import subtract
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,17 +42,10 @@ class Users:
 
     def _left(self, worker: Member, body: bytes) -> None:
         user = body.decode(errors="surrogatepass")
-        subtract(self.connections, user, 1)
-        subtract(self._of_workers[worker.id], user, 1)
+        subtract(self.connections, user)
+        subtract(self._of_workers[worker.id], user)
 
     def _forget(self, worker: Member) -> None:
         """Take back what a worker told that has ended, also if it was killed."""
         for user, count in self._of_workers.pop(worker.id, Counter()).items():
             subtract(self.connections, user, count)
-
-
-def subtract(counter: Counter[str], key: str, count: int) -> None:
-    """Lower a count, and forget it at zero."""
-    counter[key] -= count
-    if not counter[key]:
-        del counter[key]
