@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from benchmarks.ports import free_port
 from repeater.subscriber import open_subscriber
 
 _CHANNEL = "stocks"
@@ -70,8 +70,7 @@ def prices(limit: int) -> list[dict[str, object]]:
 @contextmanager
 def running_server() -> Iterator[int]:
     """A server process on a free port; ended at the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "repeater", "serve", "--dev", "--no-comments"]
     command += ["--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from benchmarks.ports import free_port
+
 if TYPE_CHECKING:
     from benchmarks.peers.peer import Peer
 
@@ -122,7 +124,7 @@ def started(peer: Peer, *, pinned: bool = True) -> Iterator[Child]:
     If it is not `pinned`, it may use all cores, also the load generator's.
     """
     with tempfile.TemporaryDirectory(prefix="repeater-benchmarks-") as folder:
-        port = _free_port()
+        port = free_port()
         command = [word.replace("PORT", str(port)) for word in peer.command(Path(folder))]
         for file in Path(folder).iterdir():
             file.write_text(file.read_text().replace("PORT", str(port)))
@@ -142,7 +144,7 @@ def running(
     `settings` are the server's variables; the `REPEATER_` variables of this process do not count.
     The server must accept connections within `patience` seconds.
     """
-    port = _free_port()
+    port = free_port()
     words = [str(port) if word == "PORT" else word for word in command]
     with _process(words, settings or {}, port, patience, folder) as child:
         yield child
@@ -200,10 +202,3 @@ def listen_overflows() -> int:
     lines = Path("/proc/net/netstat").read_text().splitlines()
     names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
     return int(values[names.index("ListenOverflows")])
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -26,6 +26,7 @@ import click
 import psutil
 
 from benchmarks.generator.wire import server_frame
+from benchmarks.ports import free_port
 
 _ROOT: Final = Path(__file__).parent.parent
 _BLOCK: Final = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -101,8 +102,7 @@ class Crowd:
 @contextmanager
 def running(*command: str, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """A program on a free port, which is its last argument; ended at the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *command, str(port)], cwd=folder, stdout=output, stderr=output

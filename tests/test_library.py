@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import httpx
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from repeater.subscriber import open_subscriber
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import starts_processes
@@ -22,11 +22,6 @@ README, LIBRARY = ROOT / "README.md", ROOT / "docs" / "library.md"
 BLOCK = re.compile(r"^```python *(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = starts_processes
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +14,7 @@ import httpx
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from repeater.serving.server import Server
 from tests.certificates import Authority
 from tests.processes import starts_processes
@@ -47,11 +47,6 @@ def printed(language: str) -> str:
     found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found
     return found[1]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import trio
 from trio_websocket import open_websocket_url
 
+from benchmarks.ports import free_port
 from tests.deadlines import PROCESS_STARTS
 from tests.processes import starts_processes
 
@@ -54,9 +54,7 @@ def test_the_tutorial_s_test_passes(folder: Path) -> None:
 
 async def test_the_guestbook_runs(folder: Path) -> None:
     """A comment posted by a form is in the list and arrives at a page; too long a one does not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     base = f"http://127.0.0.1:{port}"
     process = await trio.lowlevel.open_process(
         [sys.executable, "guestbook.py", str(port)], cwd=folder, stderr=subprocess.DEVNULL

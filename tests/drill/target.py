@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import tomli_w
 import trio
 
+from benchmarks.ports import free_port
 from tests.deadlines import PROCESS_STARTS
 from tests.drill.ledger import BrokenPromise, Ledger
 from tests.drill.links import Ended, Http
@@ -54,7 +54,7 @@ class Target:
         self.between: Callable[[], object] = lambda: None
         """Called in a thread between an end and the next start."""
         self.host = place.host
-        self.port = _free_port()
+        self.port = free_port()
         self._command = (*place.prefix, *command)
         self._place = place
         self._settings = {**SETTINGS, **settings}
@@ -278,10 +278,3 @@ def _sockets(pid: int) -> int:
         except FileNotFoundError:
             continue  # closed meanwhile
     return count
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.ports import free_port
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,9 +74,7 @@ class Environment:
     @contextlib.contextmanager
     def serving(self, *arguments: str) -> Iterator[str]:
         """A development server for the block; its URL."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         command = ("serve", "--dev", "--host", "127.0.0.1", "--port", port, *arguments)
         with self.started("repeater", *command) as process:
             url = f"http://127.0.0.1:{port}"
