@@ -10,6 +10,7 @@ from pathlib import Path
 from repeater.brokers.sqlite.journal import FILE, Journal, open_journal
 from repeater.brokers.sqlite.records import (
     Changes,
+    StoredPublication,
     StoredResult,
     StreamRecord,
     body_of,
@@ -29,7 +30,7 @@ def fill(
     """
     for number in range(begin, streams + 1):
         channel = f"c{number}"
-        rows = [
+        rows: list[StoredPublication] = [
             (
                 (number << 20) + offset,
                 number,

@@ -150,11 +150,12 @@ async def test_while_a_commit_is_under_way(
     """It has numbered publications under the old epoch; the new one follows it, and loses none."""
     seen = await copied(tmp_path, "news", kept)
     begun, gate = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
     write = Journal.write
 
     def slow(journal: Journal, changes: Changes) -> None:
         if changes.publications and not gate.is_set():
-            trio.from_thread.run_sync(begun.set)
+            trio.from_thread.run_sync(begun.set, trio_token=token)
             assert gate.wait(LOOP_ANSWERS)
         write(journal, changes)
 

@@ -1,8 +1,9 @@
 """The floor of durable history: one SQLite commit after the other, each in a worker thread.
 
 A connection sends how many seconds to measure. The answer is a line of JSON with the medians of a
-commit and of a bare `fdatasync`, in milliseconds. Nothing else runs in this process. The file has
-the settings and the row of a durable history, and is in the folder of the first argument.
+commit and of a bare `fdatasync`, in milliseconds. A line `commit` is answered after one commit, and
+a line `echo` at once. Nothing else runs in this process. The file has the settings and the row of a
+durable history, and is in the folder of the first argument.
 Usage: python -m benchmarks.peers.commits FOLDER PORT
 """
 
@@ -76,7 +77,13 @@ def _syncs_ms(folder: Path) -> float:
 
 async def _serve(connection: sqlite3.Connection, folder: Path, stream: trio.SocketStream) -> None:
     """Answer one client; it is the benchmark's own, so no deadline is needed."""
+    for_one = trio.CapacityLimiter(1)
     async for line in stream:
+        if line == b"commit\n":
+            await trio.to_thread.run_sync(_commit, connection, event(0), limiter=for_one)
+        if line in (b"commit\n", b"echo\n"):
+            await stream.send_all(line)
+            continue
         found = {
             "commit_ms": await _commits_ms(connection, float(line)),
             "fdatasync_ms": _syncs_ms(folder),

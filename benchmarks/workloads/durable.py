@@ -35,7 +35,11 @@ _SETTLE: Final = 0.5  # seconds
 
 
 def alone(peer: Peer, *, seconds: float) -> Turn:
-    """One turn with one connection; of the floor, as many commits as it makes."""
+    """One turn with one connection; of the floor, as many commits as it makes.
+
+    Of the floor also how much longer a commit by request takes than a request and a commit: while
+    the disk works, server and client sleep, and neither wakes as fast as after some microseconds.
+    """
     if not peer.floor:
         return closed_loops(peer, connections=1, seconds=seconds)
     with (
@@ -44,9 +48,27 @@ def alone(peer: Peer, *, seconds: float) -> Turn:
     ):
         sock.sendall(b"%g\n" % seconds)
         found = msgspec.json.decode(sock.recv(65_536), type=dict[str, float])
+        commits, echoes = (_median_ms(sock, line, seconds / 4) for line in (b"commit\n", b"echo\n"))
     return Turn(
-        values={"publish_p50_ms": found["commit_ms"], "fdatasync_ms": found["fdatasync_ms"]}
+        values={
+            "publish_p50_ms": found["commit_ms"],
+            "fdatasync_ms": found["fdatasync_ms"],
+            "asleep_ms": commits - echoes - found["commit_ms"],
+        }
     )
+
+
+def _median_ms(sock: socket.socket, line: bytes, seconds: float) -> float:
+    """Send a line again and again, each after the answer to the last; the median of the answers."""
+    took = list[float]()
+    end = time.monotonic() + seconds
+    while not took or time.monotonic() < end:
+        start = time.monotonic()
+        sock.sendall(line)
+        if sock.recv(64) != line:
+            raise WireError("the floor answers something else")
+        took.append(time.monotonic() - start)
+    return statistics.median(took) * 1e3
 
 
 def restart(peer: Peer, *, publications: int) -> Turn:
@@ -166,6 +188,12 @@ WORKLOADS: Final = (
         metrics={
             "rate": _CALLS,
             "fdatasync_ms": Metric("fdatasync of 4 KiB", "ms", "neither", short="fdatasync ms"),
+            "asleep_ms": Metric(
+                "a commit by request, over a request and a commit",
+                "ms",
+                "neither",
+                short="asleep ms",
+            ),
         },
         only=("commits", *_BOTH),
         apart=True,

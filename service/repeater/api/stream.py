@@ -123,8 +123,10 @@ class EventStream:
             self._line += 1
             if self._budget.spent:
                 await self._budget.give_way()
-            if self._open:
                 await self._heed_settled()
+            if len(self._open) >= IN_FLIGHT:
+                await self._heed_oldest()
+        await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
         try:
@@ -141,9 +143,14 @@ class EventStream:
                 self._accepted += 1
 
     async def _heed_settled(self) -> None:
-        """Count the oldest lines that are answered; wait for one where too many are open."""
-        while self._open and (self._open[0][1].settled or len(self._open) >= IN_FLIGHT):
-            await self._heed_oldest()
+        """Count the oldest lines that are answered."""
+        waiting = self._open
+        while waiting and waiting[0][1].settled:
+            if waiting[0][1].succeeded:  # almost all of them
+                waiting.popleft()
+                self._accepted += 1
+            else:
+                await self._heed_oldest()
 
     async def _heed_oldest(self) -> None:
         line, receipt = self._open.popleft()

@@ -42,6 +42,12 @@ class Receipt(Generic[T]):
         """Whether the answer is there: then `wait` returns or raises at once."""
         return self._answer is not _NOTHING
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the answer is there and is no failure."""
+        answer = self._answer
+        return answer is not _NOTHING and not isinstance(answer, (ReplyError, BrokerError))
+
     def settle(self, answer: T | ReplyError | BrokerError) -> None:
         """Give the answer, once. Called by the engine; never waits."""
         assert self._answer is _NOTHING

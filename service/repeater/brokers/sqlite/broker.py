@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.clock import LifetimeClock
     from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.results import StoredResults
+    from repeater.brokers.sqlite.writer import Writer
     from repeater.options import ChannelOptions
     from repeater.publication import Announcement, Publication, StreamPosition
 
@@ -41,12 +42,14 @@ class SQLiteBroker:
         index: StoredStreams,
         results: StoredResults,
         clock: LifetimeClock,
+        writer: Writer,
         disk_limit: int,
     ) -> None:
         self._journal = journal
         self._index = index
         self._results = results
-        self._committer = Committer(journal, index, results, clock, disk_limit)
+        self._committer = Committer(journal, index, results, clock, writer, disk_limit)
+        self._writer = writer
         self._intake: EventSink | None = None
         self._running = trio.Event()
         self._finished = False
@@ -62,11 +65,6 @@ class SQLiteBroker:
         self._finished = True
         self._running.set()
         await self._committer.finish()
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether a thread still uses the file, because the disk does not answer."""
-        return self._committer.abandoned
 
     def submit(
         self,
@@ -156,13 +154,13 @@ class SQLiteBroker:
     async def with_journal(self, call: Callable[[Journal], Result]) -> Result:
         """Run a call on the open file in the thread that writes, between two commits.
 
-        A cancelled caller waits for the end of the call.
+        A cancelled caller waits for the end of a call that has begun.
 
         Raises:
             BrokerError: the call failed.
         """
         try:
-            return await self._committer.in_turn(lambda: call(self._journal))
+            return await self._writer.run(lambda: call(self._journal))
         except JournalError as error:
             raise BrokerError(f"history: {error}") from None
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.records import Changes
     from repeater.brokers.sqlite.results import StoredResults
+    from repeater.brokers.sqlite.writer import Writer
 
 _log = get_logger("history")
 
@@ -40,6 +41,8 @@ _HOUSE_KEEPING: Final = 1.0  # seconds between two looks for what expired
 _RETRY: Final = 0.8  # the same while the disk fails: a second after it works, so does publishing
 _HANGING: Final = 5.0  # seconds after which a commit that still runs is an outage
 _LAST_COMMIT: Final = 5.0  # seconds for a commit that runs when the broker ends
+_MANY: Final = 16  # submissions that came in one pass of the loop: then more may come in the next
+_ENOUGH: Final = 1_024  # submissions that a commit does not wait for more of
 _UNDER_WAY: Final = 8_192  # submissions that wait for their commit
 _BYTES_UNDER_WAY: Final = 8 * 1024 * 1024
 
@@ -55,6 +58,7 @@ class Committer:
         index: StoredStreams,
         results: StoredResults,
         clock: LifetimeClock,
+        writer: Writer,
         disk_limit: int,
     ) -> None:
         """Drop the oldest publications when the file has more than `disk_limit` bytes."""
@@ -62,6 +66,7 @@ class Committer:
         self._index = index
         self._results = results
         self._clock = clock
+        self._writer = writer
         self._disk_limit = disk_limit
         self._intake: EventSink | None = None
         self.window = Window(_UNDER_WAY, _BYTES_UNDER_WAY)
@@ -72,11 +77,8 @@ class Committer:
         self._taken_channels: set[str] = set()
         self._woken = trio.Event()
         self._keeping_house = False
-        self._one = trio.CapacityLimiter(1)
         self._patience = trio.CancelScope()
         self._ends_at = inf
-        self.abandoned = False
-        """Whether a thread still uses the file, because the disk does not answer."""
         self._outage = ""
         self._full = False
         self._since = 0.0  # when the oldest of the pending came
@@ -119,6 +121,7 @@ class Committer:
                     await self._woken.wait()
                     self._woken = trio.Event()
                     while self._pending or self._keeping_house:
+                        await self._gather()
                         await self._turn()
         finally:
             self.window.close()
@@ -147,6 +150,17 @@ class Committer:
             await self._results.sweep()
             self._keeping_house = True
             self._woken.set()
+
+    async def _gather(self) -> None:
+        """Wait while each pass of the loop brings many submissions, until they are enough.
+
+        A commit costs as much as some 30 submissions, and a stream brings 100 in its turn. A few
+        publishers that wait for their answers do not wait for others.
+        """
+        seen = 0
+        while seen + _MANY <= len(self._pending) < _ENOUGH:
+            seen = len(self._pending)
+            await trio.lowlevel.checkpoint()
 
     async def _turn(self) -> None:
         """Commit what waits; while the disk fails, try it at the house-keeping's pace only."""
@@ -214,28 +228,14 @@ class Committer:
         if expected > self._disk_limit:
             self._index.drop(kept - kept * self._disk_limit // expected + 1)
 
-    async def in_turn(self, call: Callable[[], Result]) -> Result:
-        """Run a call on the file in the thread that writes, between two commits.
-
-        A cancelled caller waits, to know what was written.
-        """
-        return await trio.to_thread.run_sync(call, limiter=self._one)
-
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
-        """As `in_turn`, for this task, which nothing interrupts: what was written must be told."""
+        """Run a call on the file, and give a disk that does not answer up in the end."""
         self._commit_began = trio.current_time()
         self._patience = trio.CancelScope(shield=True, deadline=self._ends_at)
         try:
-            with self._patience:
-                return await trio.to_thread.run_sync(
-                    call, limiter=self._one, abandon_on_cancel=True
-                )
+            return await self._writer.run(call, self._patience)
         finally:
             self._commit_began = 0.0
-        self.abandoned = True
-        _log.error("the disk does not answer: the file is left as it is")
-        await trio.sleep_forever()  # This task was cancelled.
-        raise AssertionError
 
     async def _hand_on(self, events: Sequence[Handed]) -> None:
         """Give what is committed to fan-out; a checkpoint only when it waits for room."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -26,6 +26,7 @@ from repeater.options import ChannelOptions
 from repeater.publication import Publication, StreamPosition, weight_of
 
 _MOST_FREED: Final = 5_000  # rows freed by a commit of few publications, so that it stays short
+_FREED_TOGETHER: Final = 256  # rows worth the pages that are written to free any
 _MOST_AHEAD: Final = 10_000  # channels that get another epoch behind one commit
 _FREED_AT_ONCE: Final = 64  # rows that are taken from the beginning of a stream's at a time
 _SEPARATOR: Final = "."
@@ -147,7 +148,7 @@ class StoredStreams(Streams):
         if found is not None and found.epoch != numbered.epoch:
             self._forget(found)  # It began while the commit was under way, for another reason.
             found = None
-        stream = cast("StoredStream", self.keep(found, numbered, options, weight, now))
+        stream: StoredStream = self.keep(found, numbered, options, weight, now)  # type: ignore[assignment]
         if found is None:
             stream.number, stream.ids, stream.start = number, array("q"), 0
             stream.known = self._epochs.may_be_known(stream.channel)
@@ -256,11 +257,13 @@ class StoredStreams(Streams):
 
         The commit begins with it, and ends with `renew_epochs`.
 
-        A commit that brings many publications frees as many and more, so that what is to be freed
-        never gathers.
+        A commit that brings publications writes the end of the table, and to free rows writes its
+        beginning, too: so it waits until some hundred can be freed. Then it frees as many as it
+        brings and more, so that what is to be freed never gathers.
         """
         self._committing = True
-        most = max(_MOST_FREED, 2 * publications)
+        few = publications and len(self._freed) < _FREED_TOGETHER
+        most = 0 if few else max(_MOST_FREED, 2 * publications)
         freed, self._freed = self._freed[:most], self._freed[most:]
         forgotten, self._forgotten = self._forgotten, []
         unrecorded, self._unrecorded = self._unrecorded, {}

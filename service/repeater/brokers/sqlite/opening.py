@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ from repeater.brokers.sqlite.journal import Journal, open_journal
 from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.records import Changes
 from repeater.brokers.sqlite.results import StoredResults
+from repeater.brokers.sqlite.writer import Writer, open_writer
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
 from repeater.private_files import make_private_folder
@@ -108,18 +110,19 @@ async def open_sqlite_broker(
         try:
             make_private_folder(folder)
             stack.enter_context(hold_folder(folder))
-            kept = await _in_thread(opened, stop)
+            writer = stack.enter_context(open_writer())
+            kept = await _loaded(writer, opened, stop)
         except (JournalError, OSError, msgspec.DecodeError) as error:
             raise BrokerError(str(error)) from None
         broker = SQLiteBroker(
-            kept.journal, kept.index, kept.results, kept.clock, history_disk_limit
+            kept.journal, kept.index, kept.results, kept.clock, writer, history_disk_limit
         )
         try:
             yield broker
         finally:
-            if not broker.abandoned:
+            if not writer.abandoned:
                 with trio.CancelScope(shield=True):  # some milliseconds
-                    await trio.to_thread.run_sync(_close, kept.journal)
+                    await writer.run(partial(_close, kept.journal))
 
 
 def _close(journal: Journal) -> None:
@@ -128,8 +131,8 @@ def _close(journal: Journal) -> None:
     journal.close()
 
 
-async def _in_thread(call: Callable[[], _Kept], stop: threading.Event) -> _Kept:
-    """Run a call in a thread; a cancelled caller asks the call to stop, and waits for its end."""
+async def _loaded(writer: Writer, call: Callable[[], _Kept], stop: threading.Event) -> _Kept:
+    """Run a call in the thread; a cancelled caller has it stop, and waits for its end."""
 
     async def watch() -> None:
         try:
@@ -139,11 +142,8 @@ async def _in_thread(call: Callable[[], _Kept], stop: threading.Event) -> _Kept:
 
     async with open_service_nursery() as nursery:
         nursery.start_soon(watch)
-        with trio.CancelScope(shield=True):
-            try:
-                return await trio.to_thread.run_sync(call)
-            except _StoppedError:
-                pass
+        with suppress(_StoppedError):
+            return await writer.run(call)
         await trio.sleep_forever()  # It was cancelled, and says so here.
     raise AssertionError
 

@@ -34,7 +34,7 @@ class StreamRecord(msgspec.Struct, frozen=True):
     meta_ttl: float
 
 
-StoredPublication = tuple[int, int, int, bytes]
+StoredPublication = tuple[int, int, int, bytes | bytearray]
 """A publication in its place: row, stream, offset, body. Rows are in the order of their commits,
 over all streams. A plain tuple, because SQLite takes and gives it as it is."""
 
@@ -91,14 +91,18 @@ class _Body(msgspec.Struct, array_like=True, frozen=True):
     version_epoch: str
 
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
 _decode = msgspec.msgpack.Decoder(_Body).decode
 
 
-def body_of(publication: Publication) -> bytes:
-    """The bytes of a publication for its row."""
+def body_of(publication: Publication) -> bytearray:
+    """The bytes of a publication for its row.
+
+    No `bytes`: Python looks for an adapter of each of them, for longer than SQLite takes for a row.
+    """
     info = publication.info
-    return _encode(
+    body = bytearray()
+    _encode_into(
         (
             bytes(publication.data),
             publication.time,
@@ -107,12 +111,18 @@ def body_of(publication: Publication) -> bytes:
             publication.delta,
             publication.version,
             publication.version_epoch,
-        )
+        ),
+        body,
     )
+    return body
 
 
 def publication_of(
-    channel: str, epoch: str, offset: int, body: bytes, times: dict[int, int] | None = None
+    channel: str,
+    epoch: str,
+    offset: int,
+    body: bytes | bytearray,
+    times: dict[int, int] | None = None,
 ) -> Publication:
     """The publication of a row, as it was. Those with equal times share the one in `times`.
 
