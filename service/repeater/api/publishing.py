@@ -70,6 +70,7 @@ async def publish(
         BrokerError: the back end failed.
         IntakeFullError: fan-out made no room in time.
     """
+    await budget.give_way()
     answer = await submit(node, body, body.channel, budget)
     # As `published`, in fewer steps: each call of a back end that waits comes here.
     position = await node.answered(answer, "publish") if isinstance(answer, Receipt) else answer
@@ -131,6 +132,7 @@ async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submit
             submitted.append(await submit(node, body, channel, budget))
         except (ReplyError, BrokerError, IntakeFullError) as error:
             submitted.append(failed(code_of(error)))
+        await budget.give_way()
     return submitted
 
 
@@ -194,16 +196,15 @@ def _decoded(text: str) -> JSONText:
 
 
 async def submit(node: Node, body: PublishBody, channel: str, budget: Budget) -> Answer[Outcome]:
-    """Submit the event of a body to one channel.
+    """Submit the event of a body to one channel; between events, the caller gives way.
 
-    A checkpoint only when the budget is spent or there is no room. Waits for room, unless an
-    earlier wait of this call timed out.
+    A checkpoint only when there is no room. Waits for room, unless an earlier wait of this call
+    timed out.
 
     Raises:
         IntakeFullError: there is no room. And the errors of `publish`.
     """
     publication = publication_of(body, channel)
-    await budget.give_way()
     deadline = 0.0
     while True:
         try:

@@ -111,7 +111,7 @@ class EventStream:
 
     async def _take_lines(self, lines: list[bytes]) -> None:
         for line in lines:
-            if self.stopped:
+            if self._stopped_at:
                 return
             if self._skipping:
                 self._skipping = False
@@ -124,8 +124,6 @@ class EventStream:
             if self._budget.spent:
                 await self._budget.give_way()
                 await self._heed_settled()
-            if len(self._open) >= IN_FLIGHT:
-                await self._heed_oldest()
         await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
@@ -139,6 +137,8 @@ class EventStream:
         else:
             if isinstance(answer, Receipt):
                 self._open.append((self._line + 1, answer))
+                if len(self._open) >= IN_FLIGHT:
+                    await self._heed_oldest()
             else:
                 self._accepted += 1
 

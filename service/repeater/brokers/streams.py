@@ -58,11 +58,6 @@ class Stream:
         """When the newest publication came, on the clock of `Streams`."""
 
     @property
-    def place(self) -> tuple[int, str]:
-        """The top, without making a `StreamPosition`."""
-        return self.top, self.epoch
-
-    @property
     def position(self) -> StreamPosition:
         """The top."""
         return StreamPosition(self.top, self.epoch)
@@ -177,7 +172,8 @@ class Streams:
             weight: The publication's `weight_of`.
             now: The Trio time.
         """
-        top, epoch = (0, self._epochs.of(publication.channel)) if stream is None else stream.place
+        top = 0 if stream is None else stream.top
+        epoch = self._epochs.of(publication.channel) if stream is None else stream.epoch
         numbered = msgspec.structs.replace(
             publication, offset=top + 1, epoch=epoch, time=time_ns() // 1_000_000
         )
