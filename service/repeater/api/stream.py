@@ -145,12 +145,15 @@ class EventStream:
     async def _heed_settled(self) -> None:
         """Count the oldest lines that are answered."""
         waiting = self._open
-        while waiting and waiting[0][1].settled:
-            if waiting[0][1].succeeded:  # almost all of them
+        while waiting:
+            receipt = waiting[0][1]
+            if receipt.succeeded:  # almost all of them
                 waiting.popleft()
                 self._accepted += 1
-            else:
+            elif receipt.settled:
                 await self._heed_oldest()
+            else:
+                break
 
     async def _heed_oldest(self) -> None:
         line, receipt = self._open.popleft()

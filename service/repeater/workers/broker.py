@@ -33,7 +33,13 @@ from repeater.workers.up import (
     Submit,
     Taken,
 )
-from repeater.workers.values import MarkRow, event_of, info_row
+from repeater.workers.values import (
+    MarkRow,
+    PublicationRow,
+    event_of,
+    info_row,
+    publication_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,8 +119,10 @@ class WorkerBroker:
             if isinstance(row, MarkRow):
                 self._calls.open.answer(Done(row.serial))
             elif intake is not None:
+                # By far the most are publications.
+                event = publication_of(row) if type(row) is PublicationRow else event_of(row)
                 try:
-                    intake.put_nowait(event_of(row), row.weight)
+                    intake.put_nowait(event, row.weight)
                 except trio.WouldBlock:
                     number -= 1
                     break
@@ -146,7 +154,7 @@ class WorkerBroker:
         self._check_room()
         calls, info = self._calls, publication.info
         serial, receipt = calls.open.add(weight_of(publication))
-        calls.send(
+        calls.tell(
             Submit(
                 serial,
                 publication.channel,

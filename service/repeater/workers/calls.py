@@ -63,10 +63,6 @@ class Calls:
         self._link.send(call(serial, *fields))
         return receipt
 
-    def send(self, call: Message) -> None:
-        """Send a call that was added; at once if no other one is open, else with others."""
-        self._link.send(call, now=len(self.open) == 1)
-
     def check(self) -> None:
         """Refuse a call that would not be answered.
 

@@ -76,21 +76,15 @@ class Link:
         """Bytes of messages that wait to be sent."""
         return self._bytes
 
-    def send(self, message: Message, *, now: bool = False) -> None:
-        """Send one message, together with all that gathers; after the end it is dropped.
-
-        With `now` it is sent before this returns, with what gathered before, if the socket takes
-        it. That saves a message that comes alone a pass of the loop.
-        """
+    def send(self, message: Message) -> None:
+        """Send one message, together with all that gathers; after the end it is dropped."""
         if self.end:
             return
         row = encode(message)
         self._messages.append(row)
         alone = not self._bytes
         self._bytes += len(row)
-        if now and not (self._full or self._reading) and self._send_some():
-            return
-        if alone or now:
+        if alone:
             self.wake()
 
     def wake(self) -> None:

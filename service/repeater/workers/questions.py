@@ -78,7 +78,10 @@ class Questions:
             return
         if weight > 0:
             self._window.give_back(weight)
-        receipt.settle(_value(reply))
+        if type(reply) is Position:  # by far the most
+            receipt.settle(StreamPosition(reply.offset, reply.epoch))
+        else:
+            receipt.settle(_value(reply))
 
     def fail_brokers(self, error: BrokerError) -> None:
         """Fail the open calls of the broker. Answers that come later are dropped."""
@@ -98,9 +101,7 @@ class Questions:
 
 def _value(reply: Reply) -> object:
     """What a reply says, as the caller of the broker or store gets it."""
-    if type(reply) is Position:
-        return StreamPosition(reply.offset, reply.epoch)
-    if type(reply) is Done:
+    if isinstance(reply, Done):
         return None
     if isinstance(reply, Page):
         found = [publication_of(one) for one in reply.publications]

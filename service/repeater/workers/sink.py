@@ -67,10 +67,10 @@ class Sink:
             raise trio.ClosedResourceError
         if self._lagging:
             raise trio.WouldBlock
+        holders: Iterable[Backlog] | None = self._holders.get(event.channel)
         if type(event) is Publication:
             self.publications += 1
-        holders: Iterable[Backlog] | None = self._holders.get(event.channel)
-        if type(event) is Rupture and not event.channel:
+        elif type(event) is Rupture and not event.channel:
             holders = tuple(self.backlogs)
         if holders is None:
             return

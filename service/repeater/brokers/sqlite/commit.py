@@ -110,6 +110,7 @@ class Commit:
         self._index = index
         self._results = results
         self._work = work
+        self._rows = index.next_rows(len(work))
         self._time = time_ns() // 1_000_000
         self._numbers: dict[str, _Numbers] = {}
         self._keys: dict[tuple[str, str], Outcome] = {}
@@ -162,7 +163,7 @@ class Commit:
             found.version_epoch,
             self._time,
         )
-        one.stream, one.row = at.number, self._index.next_row()
+        one.stream, one.row = at.number, next(self._rows)
         one.outcome = StreamPosition(top, at.epoch)
         self.changes.publications.append((one.row, at.number, top, body_of(numbered)))
 
@@ -214,21 +215,25 @@ class Commit:
         """Make the index follow, and settle the receipts; return what is to be handed on."""
         handed_on: list[Handed] = []
         index, now = self._index, self._index.moment()
+        streams: set[StoredStream] = set()
         for one in self._work:
             if type(one) is not Submission:
                 self._apply_other(one, handed_on)
                 continue
             if one.published:
                 if one.row:
-                    index.keep_row(
+                    stream = index.keep_row(
                         one.publication, one.options, one.weight, now, one.stream, one.row
                     )
+                    streams.add(stream)
                 elif one.options.history_size <= 0:
                     index.pass_by(one.publication.channel)
                 handed_on.append((one.publication, one.weight))
             if one.first:
                 self._results.keep((one.channel, one.key), one.outcome)
             one.receipt.settle(one.outcome)
+        for stream in streams:
+            index.free(stream)
         return handed_on
 
     def _apply_other(self, one: Work, handed_on: list[Handed]) -> None:

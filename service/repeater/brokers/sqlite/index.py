@@ -7,7 +7,7 @@ a bound or by its age, is gone here at once; its rows are freed by one of the ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -76,10 +76,11 @@ class StoredStreams(Streams):
         self._numbers += 1
         return self._numbers
 
-    def next_row(self) -> int:
-        """The id of one more publication."""
-        self._rows += 1
-        return self._rows
+    def next_rows(self, count: int) -> Iterator[int]:
+        """The ids of so many more publications; one that is not used is nobody's."""
+        first = self._rows + 1
+        self._rows += count
+        return iter(range(first, first + count))
 
     def epoch(self, channel: str) -> str:
         """The epoch of a stream that begins now."""
@@ -142,8 +143,11 @@ class StoredStreams(Streams):
         now: float,
         number: int,
         row: int,
-    ) -> None:
-        """Keep a publication that was committed as this row of the stream with this number."""
+    ) -> StoredStream:
+        """Keep a publication that was committed as this row of the stream with this number.
+
+        Returns its stream, for `free` after the last row of a commit.
+        """
         found = self._streams.get(numbered.channel)
         if found is not None and found.epoch != numbered.epoch:
             self._forget(found)  # It began while the commit was under way, for another reason.
@@ -155,7 +159,7 @@ class StoredStreams(Streams):
             stream.lifetimes = options.history_ttl, options.history_meta_ttl
         stream.ids.append(row)
         self.rows += 1
-        self._free(stream)
+        return stream
 
     def restore(self, records: Iterable[StreamRecord]) -> dict[int, StoredStream]:
         """Take in the streams of a file, without their publications; returns them by number."""
@@ -298,7 +302,7 @@ class StoredStreams(Streams):
             stream.options.history_meta_ttl,
         )
 
-    def _free(self, stream: StoredStream) -> None:
+    def free(self, stream: StoredStream) -> None:
         """Note the rows of the publications that have gone from the beginning of a stream."""
         ids, start = stream.ids, stream.start
         gone = len(ids) - start - len(stream.publications or ())
@@ -312,7 +316,7 @@ class StoredStreams(Streams):
 
     def _shortened(self, stream: Stream) -> None:
         assert isinstance(stream, StoredStream)
-        self._free(stream)
+        self.free(stream)
         lifetimes = stream.options.history_ttl, stream.options.history_meta_ttl
         if stream.lifetimes != lifetimes:
             stream.lifetimes = lifetimes
@@ -322,7 +326,7 @@ class StoredStreams(Streams):
         super()._clear(stream)
         assert isinstance(stream, StoredStream)
         if len(stream.ids) > stream.start:
-            self._free(stream)
+            self.free(stream)
             self._unrecorded[stream] = None  # Its numbers followed from rows that go now.
 
     def _forget(self, stream: Stream) -> None:
