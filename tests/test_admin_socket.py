@@ -243,6 +243,10 @@ async def test_few_conversations_at_once(tmp_path: Path) -> None:
             assert b"waiting" in await stream.receive_some()
         with pytest.raises(AdminError, match="too many ask at once"):
             await asked(tmp_path, "echo")
+        async with await trio.open_unix_socket(tmp_path / SOCKET) as slow:
+            await trio.testing.wait_all_tasks_blocked(0.05)  # it is heard before it is refused
+            await slow.send_all(b'{"method":"echo"}\n')
+            assert b"too many ask at once" in b"".join([chunk async for chunk in slow])
         for stream in streams:
             await stream.aclose()
         await methods.ended.wait()

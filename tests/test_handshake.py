@@ -256,7 +256,8 @@ def test_protobuf_by_address() -> None:
 
 def test_nothing_is_left_to_the_garbage_collector() -> None:
     """A mass reconnect's handshakes are freed at once, with the requests that they answered."""
-    gc.collect()
+    while gc.collect():
+        pass  # what other tests left, and what that held
     gc.disable()
     try:
         for _ in range(10):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Final
@@ -18,13 +18,12 @@ from repeater.brokers.sqlite import committer, reserve
 from repeater.brokers.sqlite.broker import SQLiteBroker
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.journal import Journal
-from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.brokers.sqlite.reserve import FILE as RESERVE
 from repeater.errors import BrokerError
-from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Publication, StreamPosition
 from repeater.testing.broker_bench import LASTING
+from tests.durable import opened
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -53,21 +52,6 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
-
-
-@asynccontextmanager
-async def opened(folder: Path, **more: Any) -> AsyncIterator[tuple[SQLiteBroker, Intake]]:
-    intake = Intake(100_000, 1 << 30, 1 << 20)
-    async with (
-        open_sqlite_broker(folder, **more) as broker,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(broker.run, intake)
-        await broker.wait_room()
-        yield broker, intake
-        with trio.move_on_after(2):
-            await broker.finish()
-        nursery.cancel_scope.cancel()
 
 
 async def publish(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,15 @@ from repeater.brokers.sqlite.broker import SQLiteBroker
 from repeater.brokers.sqlite.clock import LifetimeClock
 from repeater.brokers.sqlite.files import log_size
 from repeater.brokers.sqlite.journal import Journal
-from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.brokers.sqlite.records import Changes
-from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
 from repeater.publication import Publication
 from repeater.testing.broker_bench import LASTING
+from tests.durable import opened
 
 pytestmark = pytest.mark.timeout(60)
 
 MANY = msgspec.structs.replace(LASTING, history_size=100_000)
-
-
-@asynccontextmanager
-async def opened(folder: Path, **more: Any) -> AsyncIterator[SQLiteBroker]:
-    intake = Intake(1_000_000, 1 << 40, 1 << 20)
-    async with (
-        open_sqlite_broker(folder, **more) as broker,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(broker.run, intake)
-        await broker.wait_room()
-        yield broker
-        await broker.finish()
-        nursery.cancel_scope.cancel()
 
 
 async def publish(
@@ -77,7 +61,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_removal_that_was_answered_lasts(tmp_path: Path) -> None:
     """Its rows go in the very commit that answers it; what came behind it stays."""
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         await publish(broker, 5)
         answers: list[Any] = [broker.submit(Publication("c", b"1"), MANY)]
         answers.append(broker.remove_history("c"))
@@ -88,7 +72,7 @@ async def test_a_removal_that_was_answered_lasts(tmp_path: Path) -> None:
         assert held(broker) == (1, 7)
         await broker.remove_history("c").wait()
         assert await stored(broker, "publications") == 0
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         assert held(broker) == (0, 7)
         await publish(broker, 1)
         assert held(broker) == (1, 8)
@@ -96,17 +80,17 @@ async def test_a_removal_that_was_answered_lasts(tmp_path: Path) -> None:
 
 async def test_what_is_pushed_out_leaves_the_file(tmp_path: Path, often: None) -> None:
     """However many come at once, the rows of the file follow the history's size."""
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         await publish(broker, 20_000, LASTING)
         await trio.sleep(0.5)
         assert await stored(broker, "publications") == LASTING.history_size
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         assert held(broker) == (LASTING.history_size, 20_000)
 
 
 async def test_forgotten_results_leave_the_file(tmp_path: Path, often: None) -> None:
     """By their age, and by the bound; a key that is used again is kept again."""
-    async with opened(tmp_path, idempotency_ttl=0.4) as broker:
+    async with opened(tmp_path, idempotency_ttl=0.4) as (broker, _):
         await publish(broker, 1, idempotency_key="a")
         await publish(broker, 1, idempotency_key="b")
         assert await stored(broker, "results") == 2
@@ -115,7 +99,7 @@ async def test_forgotten_results_leave_the_file(tmp_path: Path, often: None) -> 
         await publish(broker, 1, idempotency_key="a")
         assert held(broker)[1] == 3
         assert await stored(broker, "results") == 1
-    async with opened(tmp_path, idempotency_bytes=2_000) as broker:
+    async with opened(tmp_path, idempotency_bytes=2_000) as (broker, _):
         for key in "bcdef":
             await publish(broker, 1, idempotency_key=key)
         await trio.sleep(0.5)
@@ -124,7 +108,7 @@ async def test_forgotten_results_leave_the_file(tmp_path: Path, often: None) -> 
 
 async def test_the_limit_of_the_file_drops_the_oldest(tmp_path: Path, often: None) -> None:
     """They are counted, and whoever comes back for them finds that they are gone."""
-    async with opened(tmp_path, history_disk_limit=1 << 20) as broker:
+    async with opened(tmp_path, history_disk_limit=1 << 20) as (broker, _):
         await publish(broker, 4_000, size=1_000)
         await trio.sleep(1)
         seen = broker.statistics()
@@ -134,7 +118,7 @@ async def test_the_limit_of_the_file_drops_the_oldest(tmp_path: Path, often: Non
         assert top == 4_000
         assert 700 < kept < 1_000
         assert seen.dropped_publications == 4_000 - kept
-    async with opened(tmp_path, history_bytes=400_000) as broker:
+    async with opened(tmp_path, history_bytes=400_000) as (broker, _):
         kept, top = held(broker)
         assert (kept < 400, top) == (True, 4_000)
         await trio.sleep(0.5)
@@ -146,7 +130,7 @@ async def test_the_file_gives_room_back(
 ) -> None:
     """After a large removal the file becomes small again, some pages at a time."""
     monkeypatch.setattr(journal, "_VACUUMED", 500)
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         await publish(broker, 16_000, size=1_000)
         await trio.sleep(0.3)
         full = broker.statistics().journal
@@ -165,7 +149,7 @@ async def test_the_file_gives_room_back(
 
 async def test_a_log_that_is_full_is_brought_into_the_file(tmp_path: Path) -> None:
     """However long the commits go on, the log has a bound."""
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         for _ in range(8):
             await publish(broker, 8_000, size=1_000)
             assert await broker.with_journal(lambda journal: log_size(journal.path)) < 40_000_000
@@ -173,12 +157,12 @@ async def test_a_log_that_is_full_is_brought_into_the_file(tmp_path: Path) -> No
 
 async def test_rows_without_a_stream_are_freed(tmp_path: Path, often: None) -> None:
     """A kill between two commits may leave them; the next start does not show them."""
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         await publish(broker, 3)
         await broker.with_journal(
             lambda journal: journal.write(Changes(publications=[(99, 77, 1, b"x")]))
         )
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         assert held(broker) == (3, 3)
         await trio.sleep(0.3)
         assert await stored(broker, "publications") == 3
@@ -232,14 +216,14 @@ async def test_a_step_while_the_process_runs(tmp_path: Path, often: None, step: 
         return time.time() + ahead
 
     short = msgspec.structs.replace(LASTING, history_ttl=1_000, history_meta_ttl=10_000_000)
-    async with opened(tmp_path, now=now) as broker:
+    async with opened(tmp_path, now=now) as (broker, _):
         await publish(broker, 1, short, idempotency_key="k")
         ahead = step
         await trio.sleep(0.4)
         assert held(broker) == (1, 1)
         await publish(broker, 1, short, idempotency_key="k")
         assert held(broker) == (1, 1)
-    async with opened(tmp_path, now=now) as broker:
+    async with opened(tmp_path, now=now) as (broker, _):
         # After a step forwards the publication is older than its time, by the machine's clock.
         assert held(broker) == ((0 if step > 0 else 1), 1)
 
@@ -250,9 +234,9 @@ async def test_a_time_ahead_of_the_clock_ends_all_the_same(tmp_path: Path, often
 
     wrong: Callable[[], float] = lambda: time.time() + 1e9  # noqa: E731
     short = msgspec.structs.replace(LASTING, history_ttl=1, history_meta_ttl=10_000)
-    async with opened(tmp_path, now=wrong) as broker:
+    async with opened(tmp_path, now=wrong) as (broker, _):
         await publish(broker, 1, short)
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         assert held(broker) == (1, 1)
         await trio.sleep(1.5)
         assert held(broker) == (0, 1)

@@ -18,7 +18,7 @@ from repeater.brokers.sqlite.writer import Writer, open_writer
 from repeater.publication import Publication
 from repeater.testing.broker_bench import LASTING
 from tests.deadlines import LOOP_ANSWERS
-from tests.test_sqlite_history import opened
+from tests.durable import opened
 
 
 @contextmanager
@@ -124,7 +124,7 @@ async def test_a_stream_shares_commits(
         sizes.append(len(changes.publications))
         write(journal, changes)
 
-    async with opened(tmp_path) as broker:
+    async with opened(tmp_path) as (broker, _):
         monkeypatch.setattr(Journal, "write", noted)
         for _ in range(5):
             for _ in range(turn):

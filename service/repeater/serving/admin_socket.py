@@ -152,12 +152,13 @@ class _Desk:
         self, conversation: Conversation, lines: trio.MemoryReceiveChannel[bytes]
     ) -> dict[str, object]:
         try:
-            if self._peers > _PEERS:
-                raise AdminError("too many ask at once")
             with trio.move_on_after(_PATIENCE) as scope:
                 question = _object(await lines.receive())
             if scope.cancelled_caught:
                 raise AdminError("no question came")
+            # Not before: hung up on while it asks, a peer would not hear the reason.
+            if self._peers > _PEERS:
+                raise AdminError("too many ask at once")
             method = self._methods.get(str(question.get("method")))
             params = question.get("params", {})
             if method is None or not isinstance(params, dict):
