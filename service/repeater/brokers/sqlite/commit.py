@@ -215,7 +215,7 @@ class Commit:
         """Make the index follow, and settle the receipts; return what is to be handed on."""
         handed_on: list[Handed] = []
         index, now = self._index, self._index.moment()
-        streams: set[StoredStream] = set()
+        streams: dict[StoredStream, None] = {}
         for one in self._work:
             if type(one) is not Submission:
                 self._apply_other(one, handed_on)
@@ -225,7 +225,7 @@ class Commit:
                     stream = index.keep_row(
                         one.publication, one.options, one.weight, now, one.stream, one.row
                     )
-                    streams.add(stream)
+                    streams[stream] = None
                 elif one.options.history_size <= 0:
                     index.pass_by(one.publication.channel)
                 handed_on.append((one.publication, one.weight))
