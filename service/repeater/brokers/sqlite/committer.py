@@ -41,7 +41,8 @@ _HOUSE_KEEPING: Final = 1.0  # seconds between two looks for what expired
 _RETRY: Final = 0.8  # the same while the disk fails: a second after it works, so does publishing
 _HANGING: Final = 5.0  # seconds after which a commit that still runs is an outage
 _LAST_COMMIT: Final = 5.0  # seconds for a commit that runs when the broker ends
-_MANY: Final = 16  # submissions that came in one pass of the loop: then more may come in the next
+_MANY: Final = 16  # submissions of one pass of the loop: then the next one may bring more, too
+_QUIET: Final = 2  # passes that bring few: in one of them a stream waits for its next bytes
 _ENOUGH: Final = 1_024  # submissions that a commit does not wait for more of
 _UNDER_WAY: Final = 8_192  # submissions that wait for their commit
 _BYTES_UNDER_WAY: Final = 8 * 1024 * 1024
@@ -152,15 +153,16 @@ class Committer:
             self._woken.set()
 
     async def _gather(self) -> None:
-        """Wait while each pass of the loop brings many submissions, until they are enough.
+        """Wait while passes of the loop bring many submissions, until they are enough.
 
         A commit costs as much as some 30 submissions, and a stream brings 100 in its turn. A few
         publishers that wait for their answers do not wait for others.
         """
-        seen = 0
-        while seen + _MANY <= len(self._pending) < _ENOUGH:
-            seen = len(self._pending)
+        seen, quiet = len(self._pending), 0
+        while _MANY <= seen < _ENOUGH and quiet < _QUIET:
             await trio.lowlevel.checkpoint()
+            quiet = 0 if len(self._pending) >= seen + _MANY else quiet + 1
+            seen = len(self._pending)
 
     async def _turn(self) -> None:
         """Commit what waits; while the disk fails, try it at the house-keeping's pace only."""
