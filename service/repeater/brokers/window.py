@@ -42,8 +42,7 @@ class Window:
         """
         if self._closed:
             raise trio.ClosedResourceError
-        full = self.count >= self._limit or self.bytes >= self._byte_limit
-        if full or (self._line.locked() and not self._was_served()):
+        if self.full or (self._line.locked() and not self._was_served()):
             raise trio.WouldBlock
 
     def take(self, weight: int) -> None:

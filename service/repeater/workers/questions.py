@@ -100,7 +100,7 @@ class Questions:
 
 
 def _value(reply: Reply) -> object:
-    """What a reply says, as the caller of the broker or store gets it."""
+    """What a reply says, as the caller of the broker or store gets it; no `Position`."""
     if isinstance(reply, Done):
         return None
     if isinstance(reply, Page):
