@@ -43,17 +43,33 @@ class Loss:
     seed: int
 
 
-def some_losses(recorded: Sequence[Step], count: int, rng: Random) -> list[Loss]:
-    """Moments of a recording, in their order: anywhere, and as many while the WAL is taken over."""
-    moments = [step.moment for step in recorded]
-    moved = [step.moment for step in recorded if (step.file, step.operation) == (_DATABASE, WRITE)]
-    chosen = [
-        rng.choice(moved) if moved and rng.random() < 0.5 else rng.uniform(moments[0], moments[-1])
-        for _ in range(count)
+def some_losses(recorded: Sequence[Step], loaded: int, count: int, rng: Random) -> list[Loss]:
+    """Moments of a recording in their order, the last of them under load.
+
+    The first of several is while the server starts. Of the others, half are while the WAL is taken
+    over, as far as it is.
+
+    Args:
+        recorded: The recording.
+        loaded: The moment of the first promise; what came before took long on a busy machine.
+        count: How many losses; at least one.
+        rng: Chance.
+    """
+    begin, end = recorded[0].moment, max(loaded, recorded[-1].moment)
+    moved = [
+        step.moment
+        for step in recorded
+        if step.moment >= loaded and (step.file, step.operation) == (_DATABASE, WRITE)
     ]
+    starting = [rng.uniform(begin, loaded)] if count > 1 else []
+    chosen = [
+        rng.choice(moved) if moved and rng.random() < 0.5 else rng.uniform(loaded, end)
+        for _ in range(count - len(starting))
+    ]
+    fate = rng.randrange(len(FATES))
     return [
-        Loss(int(moment), FATES[number % len(FATES)], rng.getrandbits(32))
-        for number, moment in enumerate(sorted(chosen))
+        Loss(int(moment), FATES[(fate + number) % len(FATES)], rng.getrandbits(32))
+        for number, moment in enumerate(starting + sorted(chosen))
     ]
 
 

@@ -21,12 +21,13 @@ import trio
 
 from repeater.brokers.sqlite.journal import Durability
 from tests.drill.disk import Step, steps
-from tests.drill.load import Load, open_traffic
+from tests.drill.ledger import BrokenPromise
+from tests.drill.load import SETTLES, Load, open_traffic
 from tests.drill.losses import SIZE, Witness, lay, left_by, some_losses
 from tests.drill.offsets import Offsets
 from tests.drill.places import Missing, Place
 from tests.drill.recorder import Unsupported, check_supported
-from tests.drill.target import Target
+from tests.drill.target import Target, until
 
 _LOAD: Final = Load(channels=20, followers=20, calls=4)
 _KEPT: Final = 200
@@ -73,9 +74,9 @@ class PowerDrill:
         lives = max(2, min(5, self.losses // 10))
         for life in range(lives):
             (folder / "boot").write_text(f"boot {life}")
-            recorded = await self._live(folder, offsets, rng, starts)
+            recorded, loaded = await self._live(folder, offsets, rng, starts)
             (folder / "boot").write_text(f"boot {life + 1}")
-            losses = some_losses(recorded, self.losses // lives, rng)
+            losses = some_losses(recorded, loaded, self.losses // lives, rng)
             witness = Witness(offsets)
             for loss, files in zip(losses, left_by(before, recorded, losses), strict=True):
                 lay(files, folder / "scratch")
@@ -101,8 +102,15 @@ class PowerDrill:
         offsets: Offsets,
         rng: Random,
         starts: Mapping[str, tuple[str, int]],
-    ) -> Sequence[Step]:
-        """Run the server under load, and return the recording of its writes."""
+    ) -> tuple[Sequence[Step], int]:
+        """Run the server under load.
+
+        Returns:
+            The recording of its writes, and the moment of the first promise.
+
+        Raises:
+            BrokenPromise: it promised nothing to anybody.
+        """
         recording = folder / "recording"
         recording.unlink(missing_ok=True)
         variables = {
@@ -115,10 +123,15 @@ class PowerDrill:
         command = (sys.executable, "-m", "tests.drill.recorder", str(recording), "serve")
         target = Target(command, Place(variables=variables), folder, recovery_limit=10_000)
         target.write(history_size=SIZE, history_ttl=3_600)
+        known = len(offsets.promises)
         async with trio.open_nursery() as nursery:
             await nursery.start(target.run)
             async with open_traffic(_LOAD, target.port, offsets, rng, starts) as traffic:
+                with trio.move_on_after(SETTLES):
+                    await until(lambda: len(offsets.promises) > known)
                 await trio.sleep(self.seconds)
                 await traffic.settle()
             nursery.cancel_scope.cancel()  # kills it
-        return list(steps(recording.read_bytes()))
+        if len(offsets.promises) == known:
+            raise BrokenPromise(f"nothing was acknowledged or delivered within {SETTLES:g} s")
+        return list(steps(recording.read_bytes())), offsets.promises[known].moment
