@@ -33,10 +33,10 @@ serve *ARGS: (_sync "requirements.txt")
 demo *ARGS: (_sync "requirements-demo.txt")
     @exec {{ python }} -m benchmarks.demo "$@"
 
-# Run the tests, e.g. `just test -k broadcast`
+# Run the tests, e.g. `just test -k broadcast`; `-n 0` runs them in one process
 [positional-arguments]
 test *ARGS: (_sync "requirements-dev.txt") _missing-clients
-    @exec {{ python }} -m pytest "$@"
+    @exec {{ python }} -m pytest -n auto "$@"
 
 # Send strangers' bytes to a running server for some minutes, e.g. `just fuzz --seconds 60 --seed 7`
 [positional-arguments]

@@ -52,6 +52,11 @@ def open_sockets() -> set[str]:
     return names
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `just test`: one more than cores, because tests wait half of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests in a browser are marked so, and have the time that processes take to start."""

@@ -28,6 +28,7 @@ THIS: Final = "{}.{}".format(*sys.version_info)
 OTHERS: Final = "--others"
 VERSIONS: Final = ("3.11", "3.12", "3.13", "3.14")
 MARKERS: Final = "not sdk and not browser and not slow"
+PROCESSES: Final = "2"  # for each version: tests wait half of their time
 BUILD: Final = ("--build-constraints", "requirements-build.txt")
 _START: Final = 20  # seconds until an interpreter must have said its version
 _UV: Final = tuple(shlex.split(os.environ.get("UV", "uv")))
@@ -93,7 +94,10 @@ def run_tests(version: str, interpreter: str, arguments: Sequence[str], log: IO[
         (*pip, "sync", "-q", "--python", python, "--require-hashes", "requirements-dev.txt"),
         (*pip, "install", "-q", "--python", python, "--no-deps", *BUILD, "-e", "."),
         # The cache is the one of `just test`: its --last-failed means that run.
-        (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS, *arguments),
+        (
+            *(python, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-n", PROCESSES, "-m", MARKERS, *arguments),
+        ),
     ):
         done = subprocess.run(command, cwd=ROOT, check=False, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:

@@ -18,7 +18,8 @@ from tests.benchmarking import imagined_run
 from tests.deadlines import PROCESS_STARTS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)  # plots are seconds of computation
+# Plots are seconds of computation.
+pytestmark = [pytest.mark.timeout(3 * PROCESS_STARTS), pytest.mark.slow]
 
 LARGEST = 100_000  # bytes of a plot
 

@@ -17,6 +17,8 @@ from benchmarks.runner import take_turns
 from benchmarks.workloads.workload import Plan, Workload
 from tests.benchmarking import imagined_run
 
+pytestmark = pytest.mark.slow
+
 
 class Clumsy:
     """Measures nothing; at one of its turns something happens."""

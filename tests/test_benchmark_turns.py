@@ -14,7 +14,7 @@ from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.storm import storm
 from tests.processes import starts_processes
 
-pytestmark = starts_processes
+pytestmark = [starts_processes, pytest.mark.slow]
 
 
 def test_a_flood() -> None:

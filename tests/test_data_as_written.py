@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
@@ -347,7 +347,9 @@ LONGEST = [
 @pytest.mark.parametrize(
     "codec", [*CODECS, EVENT_STREAM, CENTRIFUGE_JSON_ASGI.delta, CENTRIFUGE_JSON.delta]
 )
-async def test_the_longest_event_fits_into_each_outbox(data: bytes, codec: Codec) -> None:
+async def test_the_longest_event_fits_into_each_outbox(
+    data: bytes, codec: Codec, autojump_clock: MockClock
+) -> None:
     """A body at the limit cuts no client without a backlog, however its codec writes the data."""
     assert 520_000 < len(data) <= 524_288 - 30
     transport = StallingTransport(codec)

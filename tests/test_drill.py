@@ -10,6 +10,8 @@ import pytest
 from tests.deadlines import PROCESS_STARTS
 from tests.processes import starts_processes
 
+pytestmark = pytest.mark.slow
+
 
 def drill(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command without a fault."""

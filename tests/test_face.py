@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -49,12 +50,14 @@ def test_a_name_has_one_home(name: str) -> None:
     home = repeater._HOMES[name]
     assert getattr(repeater, name).__module__ == home
     assert getattr(import_module(home), name) is getattr(repeater, name)
-    offering = {
-        module_of(path)
-        for path in PACKAGE.rglob("*.py")
-        if name in offered(ast.parse(path.read_text()))
-    }
+    offering = {module for module, names in all_offered().items() if name in names}
     assert offering <= {"repeater", home}
+
+
+@cache
+def all_offered() -> dict[str, set[str]]:
+    """What each module offers, by its name."""
+    return {module_of(path): offered(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")}
 
 
 def offered(tree: ast.Module) -> set[str]:

@@ -352,6 +352,7 @@ def test_every_kind_has_a_workload_of_its_own_command() -> None:
 
 
 @starts_processes
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pings", "resets", "handshakes", "slow-heads"])
 def test_a_hostile_turn(name: str) -> None:
     """A second of each: the honest ones are served, and the attackers get something in."""

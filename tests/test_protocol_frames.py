@@ -123,6 +123,8 @@ def test_reader_is_not_idle_inside_a_message() -> None:
         (masked(Opcode.TEXT, b"\xc3"), 1007),
         (masked(Opcode.TEXT, b"\xc3", fin=False) + masked(Opcode.CONT, b"("), 1007),
     ],
+    # Frames are masked at random, and a name must be the same in each run.
+    ids=["long", "unmasked", "no beginning", "no text", "half a letter", "two halves"],
 )
 def test_violation_is_answered_with_a_close(data: bytes, code: int) -> None:
     """Too long, unmasked or out of order: a close frame with the RFC's code, then closed."""
@@ -166,7 +168,9 @@ def test_empty_fragments_cost_nothing() -> None:
     assert not reader.idle
 
 
-@pytest.mark.parametrize("begun", [b"", masked(Opcode.TEXT, b"x", fin=False)])
+@pytest.mark.parametrize(
+    "begun", [b"", masked(Opcode.TEXT, b"x", fin=False)], ids=["idle", "within a message"]
+)
 def test_close_is_echoed(begun: bytes) -> None:
     """The peer's close frame is answered with the same code, even inside a message."""
     reader = FrameReader(100)
