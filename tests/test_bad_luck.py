@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from repeater.protocol.http.head import begins_request
-from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS, run_in_real_time
 from tests.processes import serving, starts_processes
 from tests.serving import UPGRADE, Peer, close_code, running
 
@@ -129,6 +129,7 @@ async def test_a_head_that_trickles_costs_few_reads(
             for place in range(len(head)):
                 await stream.send_all(head[place : place + 1])
                 await trio.sleep(0.01)
+            run_in_real_time(autojump_clock)
             assert b" 200 " in await stream.receive_some()
         assert reads < 30
 

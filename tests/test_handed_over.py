@@ -24,6 +24,7 @@ from repeater.config import load_settings
 from repeater.front.handed_connection import Link
 from repeater.front.hypercorn import Handover, HandoverStatistics
 from repeater.front.starts import Starts
+from tests.deadlines import LOOP_ANSWERS, run_in_real_time
 from tests.serving import running
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -109,7 +110,12 @@ class Line:
         self.application = application
         self.handover = handover
         self.served: socket.socket
-        self.ended = False
+        self.over = trio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is served no more."""
+        return self.over.is_set()
 
     def send(self, data: bytes) -> None:
         assert self.socket.send(data) == len(data)
@@ -166,7 +172,7 @@ async def line(
 
             async def serve() -> None:
                 await handover.serve(named, received)
-                end.ended = True
+                end.over.set()
 
             nursery.start_soon(serve)
             yield end
@@ -232,6 +238,7 @@ async def test_the_kernel_takes_few_answers_that_nobody_reads(autojump_clock: Mo
     pages = 200
     async with line(pages * (HEAD % b"page"), tcp=True) as end:
         await wait_all_tasks_blocked()
+        run_in_real_time(autojump_clock)
         assert 0 < end.application.begun < 10
         got = 0
         with trio.fail_after(60):
@@ -272,9 +279,10 @@ async def test_nothing_is_begun_for_a_peer_that_has_gone(autojump_clock: MockClo
         await wait_all_tasks_blocked()
         begun = end.application.begun
         end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        run_in_real_time(autojump_clock)
         end.socket.close()  # a reset
-        await trio.sleep(1)
-        assert end.ended
+        with trio.fail_after(LOOP_ANSWERS):
+            await end.over.wait()
         assert end.application.begun == begun
         assert end.statistics.lost == 1
 

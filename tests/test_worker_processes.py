@@ -63,7 +63,7 @@ async def publish(port: int, data: int) -> None:
 
 @asynccontextmanager
 async def plain_subscribers(port: int, count: int) -> AsyncIterator[Sequence[Peer]]:
-    """Plain WebSocket subscribers of `news`, spread over the workers."""
+    """Plain WebSocket subscribers that hear `news`, spread over the workers."""
     async with AsyncExitStack() as stack:
         peers = []
         for _ in range(count):
@@ -72,6 +72,12 @@ async def plain_subscribers(port: int, count: int) -> AsyncIterator[Sequence[Pee
             await stream.send_all(UPGRADE.format(path="/ws?channel=news", more="").encode())
             assert b" 101 " in await peer.until(b"\r\n\r\n")
             peers.append(peer)
+        for peer in peers:
+            # Its channel is held a moment after the answer; nothing but an event shows it.
+            while not peer.received:
+                await publish(port, 0)
+                with trio.move_on_after(0.1):
+                    peer.received += await peer.stream.receive_some()
         yield peers
 
 
