@@ -145,6 +145,7 @@ async def test_one_that_is_killed_is_started_again() -> None:
         os.kill(min(before), signal.SIGKILL)
         after = await crew.others(before)
         assert len(before & after) == 1
+        await eventually(lambda: len(crew.links) == 3)  # a process is there before its link is
         assert sorted(number for number, _ in crew.links) in ([1, 1, 2], [1, 2, 2])
 
 
