@@ -24,9 +24,9 @@ class Passes(trio.abc.Instrument):
         self.number += 1
 
 
-async def passes_of(count: int, seconds: float) -> list[int]:
+async def passes_of(count: int, seconds: float, budget: float = 0.001) -> list[int]:
     """How many of a line of readers went on in each pass; each works for so many seconds."""
-    turns, passes = Turns(0.001), Passes()
+    turns, passes = Turns(budget), Passes()
     went: list[int] = []
 
     async def reader() -> None:
@@ -54,7 +54,8 @@ async def test_long_turns_have_a_pass_each() -> None:
 
 async def test_short_turns_share_a_pass() -> None:
     """A thousand connections that each have little to say do not wait a thousand passes."""
-    assert len(await passes_of(1_000, 0)) < 100
+    budget = 0.1  # never used up by them, also where the machine is busy
+    assert len(await passes_of(1_000, 0, budget)) < 100
 
 
 async def test_nobody_is_passed_over() -> None:
