@@ -16,7 +16,7 @@ MODULES = sorted((SOURCE / "repeater").rglob("*.py"))
 ROOMS = (
     *("errors", "json_text", "publication", "options", "log_output", "log", "private_files"),
     *("failures", "random_id", "turns", "deadlines", "tally", "histogram"),
-    *("protocol", "access", "fanout", "brokers", "backend", "workers", "clients"),
+    *("protocol", "access", "fanout", "valkey", "brokers", "backend", "workers", "clients"),
     "node",
     *("api", "config", "transports", "front", "web", "supervision"),
     *("testing", "subscriber", "comments", "serving", "cli", "__main__"),
@@ -25,7 +25,7 @@ RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 
 WEB = {"quart", "quart_trio", "hypercorn", "click", "werkzeug"}
 # Client libraries of what is outside: each only where its calls are made.
-OUTSIDE = {"httpx", "coredis", "sqlalchemy", "psycopg"}
+OUTSIDE = {"httpx", "coredis", "hiredis", "sqlalchemy", "psycopg"}
 SPEAKS_HTTP = {"repeater.access.http_client", "repeater.access.tokens", "repeater.backend"}
 
 
@@ -98,6 +98,8 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
     found = libraries(path)
     assert not found & WEB
     allowed = {"httpx"} if name.startswith(tuple(SPEAKS_HTTP)) else set[str]()
+    if room_of(name) == "valkey":
+        allowed = {"hiredis"}
     assert not (found & OUTSIDE) - allowed
 
 

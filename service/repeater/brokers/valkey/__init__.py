@@ -1,0 +1,1 @@
+"""The broker of several nodes: streams in Valkey or Redis, events by its bus."""

@@ -1,0 +1,171 @@
+"""A publication or an announcement as other nodes get it: by the bus, and in a stream.
+
+    uid (8 bytes), kind (1 byte), content
+
+    d   the data of a publication that has nothing else
+    p   msgpack of a `_PublicationRow`
+    j l msgpack of an `_InfoRow`: a join, a leave
+
+By the bus comes `<offset> <epoch> <Unix ms>`, a line break, and the envelope; `0` for what is in no
+stream; without an envelope: the stream has changed. Rows only grow at the end, so that two versions
+of Repeater can run side by side.
+
+Whoever can write into the engine can write anything. So all of it is checked like a stranger's
+bytes before it comes to fan-out.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from secrets import token_bytes
+from typing import Final
+
+import msgspec
+
+from repeater.brokers.valkey.follower import Message, Place
+from repeater.json_text import json_text
+from repeater.publication import Announcement, ClientInfo, Event, Publication
+
+_UID: Final = 8
+_HEAD: Final = _UID + 1
+_NO_PLACE: Final = Place(0, "", b"")
+_OFFSET_LIMIT: Final = 2**63
+_EPOCH_LIMIT: Final = 32
+
+
+class ForeignError(ValueError):
+    """This was not written by a node; the reason repeats nothing of it."""
+
+
+class _InfoRow(msgspec.Struct, array_like=True, frozen=True):
+    user: str
+    client: str
+    conn_info: bytes | None = None
+    chan_info: bytes | None = None
+
+
+class _PublicationRow(msgspec.Struct, array_like=True, frozen=True):
+    data: bytes
+    tags: dict[str, str] | None = None
+    info: _InfoRow | None = None
+    delta: bool = False
+    version: int = 0
+    version_epoch: str = ""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_publication: Final = msgspec.msgpack.Decoder(_PublicationRow).decode
+_decode_info: Final = msgspec.msgpack.Decoder(_InfoRow).decode
+
+
+class Uids:
+    """Names for the publications of one process, which no other publication has."""
+
+    def __init__(self) -> None:
+        self._process = token_bytes(4)
+        self._numbers = count()
+
+    def next(self) -> bytes:
+        """The next one: 4 bytes of the process, and a number."""
+        return self._process + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4)
+
+
+def sealed(event: Publication | Announcement, uid: bytes) -> bytes:
+    """The envelope of an event that has no number yet."""
+    if isinstance(event, Announcement):
+        return uid + (b"j" if event.joined else b"l") + _encode(_info_row(event.info))
+    if event.tags or event.info or event.delta or event.version:
+        row = _PublicationRow(
+            bytes(event.data),
+            event.tags,
+            None if event.info is None else _info_row(event.info),
+            event.delta,
+            event.version,
+            event.version_epoch,
+        )
+        return uid + b"p" + _encode(row)
+    return uid + b"d" + event.data
+
+
+def received(channel: str, payload: bytes) -> Message:
+    """What came by the bus.
+
+    Raises:
+        ForeignError: see there.
+    """
+    head, _, envelope = payload.partition(b"\n")
+    if head == b"0":
+        event = opened(channel, envelope, _NO_PLACE, 0)
+        return Message(_NO_PLACE, event)
+    try:
+        offset, epoch, time = head.split(b" ")
+        place = Place(_number(offset), epoch.decode("ascii"), envelope[:_UID])
+        milliseconds = _number(time)
+    except ValueError:
+        raise ForeignError("no place of a publication") from None
+    if not 0 < len(epoch) <= _EPOCH_LIMIT:
+        raise ForeignError("no epoch")
+    if not envelope:
+        return Message(place, None)
+    return Message(place, opened(channel, envelope, place, milliseconds))
+
+
+def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Event:
+    """The event in an envelope, as fan-out gets it.
+
+    Raises:
+        ForeignError: see there.
+    """
+    kind, content = envelope[_UID:_HEAD], envelope[_HEAD:]
+    try:
+        if kind == b"d":
+            return Publication(
+                channel, json_text(content), place.offset, place.epoch, time=milliseconds
+            )
+        if kind == b"p":
+            return _publication(channel, _decode_publication(content), place, milliseconds)
+        if kind in (b"j", b"l"):
+            return Announcement(channel, _info(_decode_info(content)), kind == b"j")
+    except (ValueError, msgspec.MsgspecError):
+        raise ForeignError("no event of a node") from None
+    raise ForeignError("no kind of event")
+
+
+def _publication(channel: str, row: _PublicationRow, place: Place, time: int) -> Publication:
+    return Publication(
+        channel,
+        json_text(row.data),
+        place.offset,
+        place.epoch,
+        row.tags,
+        None if row.info is None else _info(row.info),
+        row.delta,
+        row.version,
+        row.version_epoch,
+        time,
+    )
+
+
+def _info_row(info: ClientInfo) -> _InfoRow:
+    return _InfoRow(info.user, info.client, _bytes(info.conn_info), _bytes(info.chan_info))
+
+
+def _bytes(text: msgspec.Raw | None) -> bytes | None:
+    return None if text is None else bytes(text)
+
+
+def _info(row: _InfoRow) -> ClientInfo:
+    return ClientInfo(row.user, row.client, _raw(row.conn_info), _raw(row.chan_info))
+
+
+def _raw(text: bytes | None) -> msgspec.Raw | None:
+    return None if text is None else json_text(text)  # type: ignore[return-value]
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 19:  # noqa: PLR2004  # 2**63 has 19 digits
+        raise ValueError
+    number = int(text)
+    if number >= _OFFSET_LIMIT:
+        raise ValueError
+    return number

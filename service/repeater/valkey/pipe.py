@@ -1,0 +1,230 @@
+"""One connection to a server: requests in a row on one socket, answers in their order, and pushes.
+
+Whoever asks does not wait: the answer goes to a callback. So very many requests can be under way,
+and what comes while a write is under way goes with the next one. hiredis parses.
+
+Requests that wait for their answers have no bound here. Each belongs to a caller that has one of
+its own: a lane has one script under way, and a client's task one question.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import hiredis
+import trio
+
+Part = bytes | str | int
+"""A part of a command."""
+
+_READ: Final = 65_536  # bytes that are read at a time
+_PARSED: Final = 512  # answers and pushes between two checkpoints: about 1 ms
+_MORE: Final = object()  # what the parser returns when it needs more bytes
+_WRITTEN: Final = 1_048_576  # bytes that are joined for one write
+# Answers of a server that cannot be used any more: a primary that was demoted, a server that loads
+# its data, or that knows us no more. Scripts have them inside a longer text.
+_UNUSABLE: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
+
+
+class Lost(Exception):  # noqa: N818  # connections end
+    """The connection has ended; what was asked may have happened or not."""
+
+
+class Refused(Exception):  # noqa: N818  # the answer of a server
+    """The server answered with an error. Its first word is a code, as in `ERR` or `NOSCRIPT`."""
+
+    @property
+    def code(self) -> str:
+        """The first word."""
+        return str(self).partition(" ")[0]
+
+
+Tell = Callable[[object], None]
+"""Takes the answer, a `Refused` or a `Lost`. Never waits and never fails."""
+
+
+class Pushes(Protocol):
+    """Takes what comes unasked: the messages of a bus."""
+
+    def push(self, message: list[object]) -> None:
+        """Take one. Never waits and never fails."""
+
+    async def wait_room(self) -> None:
+        """Wait until more can be taken; nothing is read meanwhile, and the server may cut us."""
+
+
+class Pipe:
+    """One connection. Made by `dial`; `run` owns the stream, and ends it."""
+
+    def __init__(self, stream: trio.abc.Stream, pushes: Pushes) -> None:
+        """Talk over a stream that is connected; `pushes` gets what nobody asked for."""
+        self._stream = stream
+        self._pushes = pushes
+        self._reader = hiredis.Reader(replyError=self._refused, notEnoughData=_MORE)
+        self._asked: deque[Tell] = deque()
+        self._out: list[bytes] = []
+        self._came = trio.lowlevel.ParkingLot()
+        self._unusable = ""
+        self._ended = trio.Event()
+        self.lost: Lost | None = None
+        """Why the connection has ended; None while it has not."""
+        self.reads = 0
+        """How many times something was received."""
+        self.is_held = False
+        """Whether nothing is read now, as there is no room for pushes."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests without an answer."""
+        return len(self._asked)
+
+    def ask(self, command: bytes, tell: Tell) -> None:
+        """Send a packed command; `tell` gets its answer. Never waits.
+
+        Raises:
+            Lost: the connection has ended, and nothing was sent.
+        """
+        if self.lost is not None:
+            raise self.lost
+        self._asked.append(tell)
+        self._out.append(command)
+        if self._came:
+            self._came.unpark()
+
+    def order(self, command: bytes, tell: Tell) -> None:
+        """Send packed commands whose answers are pushes, as those of SUBSCRIBE are.
+
+        `tell` gets None when the server has carried out all of them, else the first `Refused`, or a
+        `Lost`. A PING goes behind them: pushes answer no request, and errors do.
+
+        Raises:
+            Lost: the connection has ended, and nothing was sent.
+        """
+        self.ask(command + _PING, _Order(tell, self._asked))
+
+    async def run(self) -> None:
+        """Write and read until the connection ends; cancelled, it ends at once.
+
+        No deadline: it may live for ever. At the end all callbacks were told of a `Lost`.
+        """
+        try:
+            async with self._stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            self.end(Lost(_cause_of(group)))
+        finally:
+            self.end(Lost("the connection was ended here"))
+
+    async def wait_ended(self) -> Lost:
+        """Wait until the connection has ended; returns why. No deadline: it may live for ever."""
+        await self._ended.wait()
+        assert self.lost is not None
+        return self.lost
+
+    def end(self, lost: Lost) -> None:
+        """Tell all callbacks that the connection has ended. The caller ends `run` as well."""
+        if self.lost is not None:
+            return
+        self.lost = lost
+        self._ended.set()
+        self._out.clear()
+        while self._asked:
+            self._asked.popleft()(lost)
+
+    def _refused(self, text: str) -> Refused:
+        if any(word in text for word in _UNUSABLE):
+            self._unusable = text
+        return Refused(text)
+
+    async def _write(self) -> None:
+        while True:
+            # No deadline: whoever asks sets the pace, and the owner watches `reads`.
+            while not self._out:
+                await self._came.park()
+            await self._stream.send_all(self._gathered())
+
+    def _gathered(self) -> bytes:
+        """What gathered, as one piece of about `_WRITTEN` bytes at most."""
+        size = 0
+        for number, one in enumerate(self._out, 1):
+            size += len(one)
+            if size >= _WRITTEN:
+                data = b"".join(self._out[:number])
+                del self._out[:number]
+                return data
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    async def _read(self) -> None:
+        # No deadline: a bus may be silent for long, and the owner watches `reads`.
+        while data := await self._stream.receive_some(_READ):
+            self.reads += 1
+            self._reader.feed(data)  # type: ignore[arg-type]  # takes a bytearray as well
+            while self._take_some():
+                await trio.lowlevel.checkpoint()
+            if self._unusable:
+                raise trio.BrokenResourceError(self._unusable)
+            self.is_held = True
+            await self._pushes.wait_room()
+            self.is_held = False
+        raise trio.BrokenResourceError("the server has closed the connection")
+
+    def _take_some(self) -> bool:
+        """Give out what was read, `_PARSED` at most; whether there may be more."""
+        gets, asked, push = self._reader.gets, self._asked, self._pushes.push
+        for _ in range(_PARSED):
+            try:
+                answer = gets()
+            except hiredis.ProtocolError as error:
+                raise trio.BrokenResourceError(f"not an answer of a server: {error}") from None
+            if answer is _MORE:
+                return False
+            if type(answer) is hiredis.PushNotification:
+                push(answer)
+            elif asked:
+                asked.popleft()(answer)
+            else:
+                raise trio.BrokenResourceError("the server answers what nobody asked")
+        return True
+
+
+class _Order:
+    """The answer to an order: errors of its commands, then that of the PING behind them."""
+
+    __slots__ = ("asked", "refused", "tell")
+
+    def __init__(self, tell: Tell, asked: deque[Tell]) -> None:
+        self.tell = tell
+        self.asked = asked
+        self.refused: Refused | None = None
+
+    def __call__(self, answer: object) -> None:
+        if isinstance(answer, Refused):
+            # `dial` has seen that PING is allowed, so it is one of the commands. The PING's comes.
+            self.refused = self.refused or answer
+            self.asked.appendleft(self)
+        else:
+            self.tell(answer if isinstance(answer, Lost) else self.refused)
+
+
+def packed(*parts: Part) -> bytes:
+    """A command as it is sent."""
+    return hiredis.pack_command(parts)  # type: ignore[no-any-return,arg-type]
+
+
+def ignore(_answer: object) -> None:
+    """For answers that nobody needs."""
+
+
+_PING: Final = packed("PING")
+
+
+def _cause_of(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error.__cause__ or error) or type(error).__name__

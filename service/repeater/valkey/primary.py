@@ -1,0 +1,193 @@
+"""One primary, as long as this process needs it: a connection for commands, and one for the bus.
+
+They begin and end together, and come back by themselves. A server that is paused, cut off or no
+primary any more is left: whoever asked is told at once, and the next one is looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import Final, Protocol
+
+import trio
+
+from repeater.log import get_logger
+from repeater.valkey.dial import Greeting, answer_to, dial
+from repeater.valkey.pipe import Lost, Pipe, Refused, ignore, packed
+from repeater.valkey.url import Address
+
+_log = get_logger("engine")
+
+_PING: Final = 3.0  # seconds between two looks at the server, about
+_TICKS: Final = 4  # looks at a silent server within the timeout
+_FIRST_PAUSE: Final = 0.1  # seconds before it is tried again, doubled each time
+_LAST_PAUSE: Final = 2.0
+
+Find = Callable[[], Awaitable[Address]]
+"""Says where the primary is now. Raises `Lost` if nobody knows."""
+
+_PING_COMMAND: Final = packed("PING")
+_ROLE_COMMAND: Final = packed("ROLE")
+
+
+class Owner(Protocol):
+    """Whom a primary tells its news. No method waits, except for room."""
+
+    def connected(self, primary: Primary) -> None:
+        """Both connections are there."""
+
+    def disconnected(self, primary: Primary) -> None:
+        """They have ended, after `connected`."""
+
+    def push(self, message: list[object]) -> None:
+        """Something has come by the bus."""
+
+    async def wait_room(self) -> None:
+        """Wait until more can be taken from the bus."""
+
+
+class Primary:
+    """Lives inside its engine, whose nursery runs `run`."""
+
+    def __init__(self, find: Find, greeting: Greeting, owner: Owner, *, timeout: float) -> None:
+        """Take what is told of the primary.
+
+        Args:
+            find: Says where the primary is.
+            greeting: What each connection begins with.
+            owner: Is told what happens.
+            timeout: Seconds after which a server that does not answer is left.
+        """
+        self._find = find
+        self._greeting = greeting
+        self._owner = owner
+        self._timeout = timeout
+        self._commands: Pipe | None = None
+        self._bus: Pipe | None = None
+        self._left = trio.Event()
+        self.address: Address | None = None
+        """Where it was found last."""
+        self.why = "not connected yet"
+        """Why it is not there; empty while it is."""
+
+    @property
+    def commands(self) -> Pipe:
+        """The connection for commands.
+
+        Raises:
+            Lost: the primary is not there.
+        """
+        if self._commands is None:
+            raise Lost(self.why)
+        return self._commands
+
+    @property
+    def bus(self) -> Pipe:
+        """The connection for subscriptions.
+
+        Raises:
+            Lost: the primary is not there.
+        """
+        if self._bus is None:
+            raise Lost(self.why)
+        return self._bus
+
+    def leave(self, why: str) -> None:
+        """End the connections, and look for the primary again."""
+        if self._commands is not None:
+            self._note(why)
+            self._left.set()
+
+    async def run(self) -> None:
+        """Keep the connections until cancelled."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                self.address = await self._find()
+                async with (
+                    dial(self.address, self._greeting) as commands,
+                    dial(self.address, self._greeting, self._owner) as bus,
+                ):
+                    with trio.fail_after(self._timeout):
+                        _check_primary(await answer_to(commands, "ROLE"))
+                    pause = _FIRST_PAUSE
+                    await self._serve(commands, bus)
+            except (Lost, Refused) as error:
+                self._note(str(error))
+            except trio.TooSlowError:
+                self._note(f"no answer within {self._timeout:g} s")
+            await trio.sleep(pause * (0.5 + random() / 2))
+            pause = min(_LAST_PAUSE, 2 * pause)
+
+    def _note(self, why: str) -> None:
+        if why != self.why:
+            _log.warning("the engine is not there", address=str(self.address or ""), reason=why)
+        self.why = why
+
+    async def _serve(self, commands: Pipe, bus: Pipe) -> None:
+        """Be connected until something ends it."""
+        self._commands, self._bus, self.why = commands, bus, ""
+        self._left = trio.Event()
+        _log.info("the engine is there", address=str(self.address))
+        try:
+            self._owner.connected(self)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_end, commands, "commands")
+                nursery.start_soon(self._watch_end, bus, "bus")
+                nursery.start_soon(self._watch_silence, commands, "commands")
+                nursery.start_soon(self._watch_silence, bus, "bus")
+                nursery.start_soon(self._look, commands, bus)
+                await self._left.wait()  # No deadline: it may live for ever.
+                nursery.cancel_scope.cancel("the primary is left")
+        finally:
+            self._commands = self._bus = None
+            self.why = self.why or "the connection was ended here"
+            for pipe in (commands, bus):
+                pipe.end(Lost(self.why))
+            self._owner.disconnected(self)
+
+    async def _watch_end(self, pipe: Pipe, half: str) -> None:
+        self.leave(f"{half}: {await pipe.wait_ended()}")
+
+    async def _watch_silence(self, pipe: Pipe, half: str) -> None:
+        """Leave a server that says nothing for the timeout, though something was asked.
+
+        The time is counted in ticks of this loop: whoever was stopped itself does not take its own
+        pause for the silence of the server.
+        """
+        silent, reads = 0, pipe.reads
+        while silent < _TICKS:
+            await trio.sleep(self._timeout / _TICKS)
+            is_silent = pipe.waiting and pipe.reads == reads and not pipe.is_held
+            silent = silent + 1 if is_silent else 0
+            reads = pipe.reads
+        self.leave(f"{half}: no answer within {self._timeout:g} s")
+
+    async def _look(self, commands: Pipe, bus: Pipe) -> None:
+        """Ask both connections something every few seconds, so that a silent end is found."""
+        try:
+            while True:
+                await trio.sleep(_PING * (0.85 + 0.3 * random()))
+                bus.ask(_PING_COMMAND, ignore)
+                commands.ask(_ROLE_COMMAND, self._told_role)
+        except Lost as error:
+            self.leave(str(error))
+
+    def _told_role(self, answer: object) -> None:
+        try:
+            _check_primary(answer)
+        except Lost as error:
+            self.leave(str(error))
+
+
+def _check_primary(role: object) -> None:
+    """Read the answer to ROLE.
+
+    Raises:
+        Lost: it is not a primary's.
+    """
+    if isinstance(role, (Lost, Refused)):
+        raise Lost(str(role))
+    if not isinstance(role, list) or not role or role[0] != b"master":
+        raise Lost("the server is not a primary")

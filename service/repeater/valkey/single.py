@@ -1,0 +1,106 @@
+"""One primary is the whole engine: it is at one address, or Sentinels know where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from repeater.log import get_logger
+from repeater.valkey.pipe import Lost, Tell
+from repeater.valkey.primary import Find, Primary
+from repeater.valkey.subscriptions import Subscriptions, Taker
+
+if TYPE_CHECKING:
+    from repeater.valkey.dial import Greeting
+    from repeater.valkey.servers import Listener
+
+_log = get_logger("engine")
+
+_ALL: Final = (0,)  # the partitions
+
+
+class SinglePrimary:
+    """The `Servers` of one primary. Made by `open_servers`; the engine's nursery runs `run`."""
+
+    publish = b"PUBLISH"
+    partitions = 1
+
+    def __init__(self, find: Find, greeting: Greeting, *, timeout: float) -> None:
+        self._primary = Primary(find, greeting, self, timeout=timeout)
+        self._subscriptions = Subscriptions("SUBSCRIBE", "UNSUBSCRIBE")
+        self._listeners: list[Listener] = []
+        self._is_up = False
+
+    def partition_of(self, channel: str) -> int:
+        """The only one."""
+        return 0
+
+    def tag(self, partition: int) -> str:
+        """Nothing."""
+        return ""
+
+    def ask(self, partition: int, command: bytes, tell: Tell) -> None:
+        """See `Servers`."""
+        self._check_up()
+        self._primary.commands.ask(command, tell)
+
+    def subscribe(self, partition: int, takers: Mapping[bytes, Taker], tell: Tell) -> None:
+        """See `Servers`."""
+        self._check_up()
+        self._subscriptions.add(self._primary.bus, takers, tell)
+
+    def unsubscribe(self, partition: int, channels: Sequence[bytes]) -> None:
+        """See `Servers`."""
+        self._subscriptions.remove(self._primary.bus if self._is_up else None, channels)
+
+    def add(self, listener: Listener) -> None:
+        """See `Servers`."""
+        self._listeners.append(listener)
+
+    def is_up(self, partition: int) -> bool:
+        """See `Servers`."""
+        return self._is_up
+
+    def outage(self) -> str:
+        """See `Servers`."""
+        return "" if self._is_up else self._primary.why or "subscriptions are made"
+
+    async def run(self) -> None:
+        """See `Servers`."""
+        await self._primary.run()
+
+    def connected(self, primary: Primary) -> None:
+        """Subscribe to everything again; then the engine is up."""
+        self._subscriptions.add_again(primary.bus, self._confirmed)
+
+    def disconnected(self, primary: Primary) -> None:
+        """The engine is down."""
+        if self._is_up:
+            self._is_up = False
+            for listener in self._listeners:
+                listener.down(_ALL)
+
+    def push(self, message: list[object]) -> None:
+        """Give a message to its taker; what was unsubscribed from meanwhile has none."""
+        if message[0] == b"message":
+            _, channel, payload = message
+            taker = self._subscriptions.takers.get(channel)  # type: ignore[call-overload]
+            if taker is not None:
+                taker(payload)
+
+    async def wait_room(self) -> None:
+        """Wait for all listeners, one after the other: no deadline, fan-out sets the pace."""
+        for listener in self._listeners:
+            await listener.wait_room()
+
+    def _confirmed(self, answer: object) -> None:
+        if answer is not None:
+            self._primary.leave(f"bus: {answer}")
+            return
+        self._is_up = True
+        for listener in self._listeners:
+            listener.up(_ALL)
+
+    def _check_up(self) -> None:
+        if not self._is_up:
+            raise Lost(self.outage())

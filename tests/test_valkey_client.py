@@ -1,0 +1,212 @@
+"""The client of Valkey and Redis, against real servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from repeater.valkey.opening import open_servers
+from repeater.valkey.pipe import Lost, Refused, packed
+from repeater.valkey.servers import Servers, answer_from
+from repeater.valkey.url import parse_url
+from tests.deadlines import LOOP_ANSWERS
+from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
+
+
+@pytest.fixture(params=PROGRAMS, ids=str)
+def server(request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
+    program: Program = request.param
+    with valkey(program) as running:
+        yield running
+
+
+class Log:
+    """A listener that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.news: list[str] = []
+        self._came = trio.Event()
+        self.room = trio.Event()
+        self.room.set()
+
+    def up(self, partitions: Sequence[int]) -> None:
+        self._note("up")
+
+    def down(self, partitions: Sequence[int]) -> None:
+        self._note("down")
+
+    async def wait_room(self) -> None:
+        await self.room.wait()
+
+    def _note(self, what: str) -> None:
+        self.news.append(what)
+        self._came.set()
+        self._came = trio.Event()
+
+    async def wait(self, *news: str) -> None:
+        with trio.fail_after(LOOP_ANSWERS):
+            while self.news != [*news]:
+                await self._came.wait()
+
+
+@asynccontextmanager
+async def connected(
+    url: str, log: Log | None = None, timeout: float = 2.0
+) -> AsyncIterator[Servers]:
+    """Servers that are up."""
+    log = log or Log()
+    servers = open_servers([parse_url(url)], timeout=timeout)
+    servers.add(log)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(servers.run)
+        await log.wait("up")
+        yield servers
+        nursery.cancel_scope.cancel()
+
+
+class Heard:
+    """What takers got, and answers."""
+
+    def __init__(self) -> None:
+        self.all: list[object] = []
+        self._came = trio.Event()
+
+    def __call__(self, one: object) -> None:
+        self.all.append(one)
+        self._came.set()
+        self._came = trio.Event()
+
+    async def wait_number(self, number: int) -> None:
+        with trio.fail_after(LOOP_ANSWERS):
+            while len(self.all) < number:
+                await self._came.wait()
+
+    async def wait(self, *expected: object) -> None:
+        with trio.fail_after(LOOP_ANSWERS):
+            while self.all != [*expected]:
+                await self._came.wait()
+
+
+@pytest.mark.parametrize("attribute", ["url", "unix_url"])
+async def test_commands_are_answered_in_their_order(server: ValkeyServer, attribute: str) -> None:
+    """Answers come in the order of commands, over TCP and over a Unix socket."""
+    heard = Heard()
+    async with connected(getattr(server, attribute)) as servers:
+        for number in range(1_000):
+            servers.ask(0, packed("ECHO", number), heard)
+        assert await answer_from(servers, 0, "ECHO", "end") == b"end"
+    assert heard.all == [b"%d" % number for number in range(1_000)]
+
+
+async def test_an_error_is_an_answer(server: ValkeyServer) -> None:
+    """A command that the server refuses tells its code, and the next one is answered."""
+    async with connected(server.url) as servers:
+        with pytest.raises(Refused, match="wrong number") as refused:
+            await answer_from(servers, 0, "GET")
+        assert refused.value.code == "ERR"
+        assert await answer_from(servers, 0, "ECHO", "next") == b"next"
+
+
+async def test_messages_come_to_their_takers(server: ValkeyServer) -> None:
+    """A message goes to the taker of its channel, after the subscription was confirmed."""
+    told, first, second = Heard(), Heard(), Heard()
+    async with connected(server.url) as servers:
+        servers.subscribe(0, {b"one": first, b"two": second}, told)
+        await told.wait(None)
+        server.call("PUBLISH", "one", "1")
+        server.call("PUBLISH", "two", "2")
+        await second.wait(b"2")
+        assert first.all == [b"1"]
+        servers.unsubscribe(0, [b"one"])
+        server.call("PUBLISH", "one", "lost")
+        server.call("PUBLISH", "two", "3")
+        await second.wait(b"2", b"3")
+    assert first.all == [b"1"]
+
+
+async def test_a_refused_subscription_is_told_and_not_kept(server: ValkeyServer) -> None:
+    """What the server's rights do not allow is told as refused; other subscriptions go on."""
+    server.call("ACL", "SETUSER", "some", "on", ">secret", "+@all", "~*", "resetchannels", "&a*")
+    told, heard = Heard(), Heard()
+    url = server.url.replace("//", "//some:secret@")
+    async with connected(url) as servers:
+        servers.subscribe(0, {b"a1": heard}, told)
+        servers.subscribe(0, {b"b1": heard}, told)
+        servers.subscribe(0, {b"a2": heard}, told)
+        await told.wait_number(3)
+        first, refused, third = told.all
+        assert first is third is None
+        assert isinstance(refused, Refused)
+        assert refused.code == "NOPERM"
+        server.call("PUBLISH", "a2", "x")
+        await heard.wait(b"x")
+
+
+async def test_a_server_that_dies_and_comes_back_is_found_again(server: ValkeyServer) -> None:
+    """What was asked fails; what is asked fails at once; all subscriptions come back."""
+    log, told, heard = Log(), Heard(), Heard()
+    async with connected(server.url, log) as servers:
+        servers.subscribe(0, {b"one": heard}, told)
+        await told.wait(None)
+        answers = Heard()
+        server.pause()
+        servers.ask(0, packed("ECHO", "lost"), answers)
+        await trio.testing.wait_all_tasks_blocked()
+        server.kill()
+        await log.wait("up", "down")
+        assert isinstance(answers.all[0], Lost)
+        assert servers.outage()
+        with pytest.raises(Lost):
+            servers.ask(0, packed("ECHO", "not sent"), answers)
+        server.start()
+        await log.wait("up", "down", "up")
+        assert servers.outage() == ""
+        server.call("PUBLISH", "one", "1")
+        await heard.wait(b"1")
+
+
+async def test_a_server_that_is_silent_is_left(server: ValkeyServer) -> None:
+    """A paused server that was asked something is down after the timeout."""
+    log, answers = Log(), Heard()
+    async with connected(server.url, log, timeout=0.2) as servers:
+        server.pause()
+        servers.ask(0, packed("ECHO", "lost"), answers)
+        await log.wait("up", "down")
+        assert isinstance(answers.all[0], Lost)
+        assert "no answer within 0.2 s" in servers.outage()
+        server.resume()
+        await log.wait("up", "down", "up")
+
+
+async def test_a_replica_is_not_a_primary(server: ValkeyServer) -> None:
+    """A server that was demoted is left at its first refusal of a write."""
+    log = Log()
+    async with connected(server.url, log) as servers:
+        server.call("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(Refused, match="READONLY"):
+            await answer_from(servers, 0, "SET", "a", "b")
+        await log.wait("up", "down")
+        await trio.sleep(0.5)
+        assert "not a primary" in servers.outage()
+        server.call("REPLICAOF", "NO", "ONE")
+        await log.wait("up", "down", "up")
+
+
+async def test_the_bus_is_not_read_without_room(server: ValkeyServer) -> None:
+    """What comes while a listener has no room is given out later, in order."""
+    log, told, heard = Log(), Heard(), Heard()
+    async with connected(server.url, log) as servers:
+        servers.subscribe(0, {b"one": heard}, told)
+        await told.wait(None)
+        log.room = trio.Event()
+        server.call("PUBLISH", "one", "first")
+        await heard.wait(b"first")
+        server.call("PUBLISH", "one", "second")
+        await trio.sleep(0.05)
+        assert heard.all == [b"first"]
+        log.room.set()
+        await heard.wait(b"first", b"second")

