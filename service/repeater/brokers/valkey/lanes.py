@@ -2,8 +2,8 @@
 
 What comes meanwhile gathers, and goes in the next script together: alone when little happens, many
 at a time when much does. A channel is always in the same lane. So the order of submission is the
-order in the stream, also when a script has to be sent once more (an unknown script, a slot that
-moves): nothing of its channel is under way beside it.
+order in the stream, also when a script has to be sent once more (it is unknown, a slot moves):
+nothing of its channel is under way beside it.
 
 Submissions are bounded in number and in bytes by the window; a full one refuses (`WouldBlock`).
 """
@@ -13,56 +13,56 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from repeater.brokers.valkey.scripts import PUBLISH
 from repeater.errors import BrokerError
+from repeater.log import get_logger
 from repeater.publication import StreamPosition
 from repeater.valkey.pipe import Lost, Refused
 
 if TYPE_CHECKING:
-    from repeater.brokers.contract import Outcome
-    from repeater.brokers.receipts import Receipt
     from repeater.brokers.window import Window
-    from repeater.valkey.pipe import Part
+    from repeater.valkey.pipe import Part, Tell
+
+_log = get_logger("engine")
 
 MANY: Final = 128
 """Most submissions of one script: about 1.5 ms of the engine's time."""
-_BYTES: Final = 262_144  # of their envelopes, except that one alone always goes
+_BYTES: Final = 262_144  # weight of one script's submissions, except that one alone always goes
+_SHOWN: Final = 100  # characters of what the engine says
+
+Kept = tuple[int, int, int]
+"""How many publications are kept, and milliseconds until they and their stream are forgotten."""
 
 
-class Submission:
-    """One publication or announcement that waits for its script. Made by the broker."""
+class Submission(NamedTuple):
+    """One thing that waits for its script. Made by the broker."""
 
-    __slots__ = ("arguments", "keys", "receipt", "weight")
-
-    def __init__(
-        self,
-        keys: tuple[bytes, bytes, bytes],
-        arguments: tuple[Part, ...],
-        weight: int,
-        receipt: Receipt[Outcome] | None,
-    ) -> None:
-        self.keys = keys
-        self.arguments = arguments
-        self.weight = weight
-        self.receipt = receipt
-        """None for an announcement, whose answer nobody waits for."""
+    keys: tuple[bytes, ...]
+    instructions: tuple[Part, ...]
+    """As in publish.lua."""
+    kept: Kept | None
+    """For a publication that is kept."""
+    weight: int
+    tell: Callable[[StreamPosition | BrokerError | None], None]
+    """Takes the outcome."""
 
 
-Ask = Callable[[int, bytes, Callable[[object], None]], None]
-"""Sends a command to the server of a lane. Raises `Lost`."""
+Ask = Callable[[int, bytes, "Tell"], None]
+"""Sends a command to the server of a partition. Raises `Lost`."""
 
 
-class Lane:
+class _Lane:
     """One lane. Lives inside `Lanes`."""
 
-    __slots__ = ("busy", "number", "waiting")
+    __slots__ = ("busy", "partition", "waiting")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
         self.waiting: deque[Submission] = deque()
         self.busy = False
         """Whether a script is under way, or is to be sent in this pass of the loop."""
@@ -71,96 +71,115 @@ class Lane:
 class Lanes:
     """All lanes of a broker, whose nursery runs `run`."""
 
-    def __init__(self, count: int, verb: bytes, ask: Ask, window: Window) -> None:
-        """Publish by `verb`: PUBLISH or SPUBLISH."""
-        self._lanes = [Lane(number) for number in range(count)]
+    def __init__(
+        self, partitions: int, of_each: int, verb: bytes, ask: Ask, window: Window
+    ) -> None:
+        """Publish by `verb`: PUBLISH or SPUBLISH; with so many lanes of each partition."""
+        self._of_each = of_each
+        self._lanes = [_Lane(number // of_each) for number in range(partitions * of_each)]
         self._verb = verb
         self._ask = ask
         self._window = window
-        self._ready: list[Lane] = []
+        self._ready: list[_Lane] = []
         self._came = trio.lowlevel.ParkingLot()
+        self.scripts = 0
+        """Scripts that were sent."""
+        self.foreign = 0
+        """Streams that had to begin anew, since a key of theirs was not ours."""
 
-    def put(self, number: int, submission: Submission) -> None:
+    def put(self, partition: int, channel: str, submission: Submission) -> None:
         """Take a submission, for which the window had room. Never waits."""
-        lane = self._lanes[number]
+        of_each = self._of_each
+        lane = self._lanes[partition * of_each + hash(channel) % of_each]
         lane.waiting.append(submission)
         self._window.take(submission.weight)
         if not lane.busy:
             self._make_ready(lane)
 
-    def _make_ready(self, lane: Lane) -> None:
+    def _make_ready(self, lane: _Lane) -> None:
         lane.busy = True
         self._ready.append(lane)
-        self._came.unpark()
+        if self._came:
+            self._came.unpark()
 
     async def run(self) -> None:
-        """Send what gathered in a pass of the loop, until cancelled."""
-        while True:
-            while not self._ready:  # No deadline: nobody publishes.
-                await self._came.park()
-            ready, self._ready = self._ready, []
-            for lane in ready:
-                self._send(lane, self._next(lane))
-            await trio.lowlevel.checkpoint()
+        """Send what gathered in a pass of the loop, until cancelled; then fail what waits."""
+        try:
+            while True:
+                while not self._ready:  # No deadline: nobody publishes.
+                    await self._came.park()
+                ready, self._ready = self._ready, []
+                for lane in ready:
+                    self._send(lane, self._next(lane))
+                await trio.lowlevel.checkpoint()
+        finally:
+            ended = BrokerError("the broker has ended")
+            for lane in self._lanes:
+                waiting, lane.waiting = list(lane.waiting), deque()
+                self._fail(waiting, ended)
 
-    def _next(self, lane: Lane) -> list[Submission]:
-        waiting, taken, size = lane.waiting, [], 0
+    @staticmethod
+    def _next(lane: _Lane) -> list[Submission]:
+        waiting, size = lane.waiting, 0
+        taken: list[Submission] = []
         while waiting and len(taken) < MANY and (size < _BYTES or not taken):
             taken.append(waiting.popleft())
             size += taken[-1].weight
         return taken
 
-    def _send(self, lane: Lane, batch: list[Submission], *, whole: bool = False) -> None:
-        keys = [key for one in batch for key in one.keys]
-        arguments = [self._verb, *(part for one in batch for part in one.arguments)]
-        make = PUBLISH.whole_command if whole else PUBLISH.command
+    def _send(self, lane: _Lane, batch: list[Submission]) -> None:
+        keys: list[bytes] = []
+        # Streams that begin in one script share an epoch: event ids have each only once.
+        arguments: list[Part] = [self._verb, token_urlsafe(6)]
+        kept = None
+        for one in batch:
+            keys += one.keys
+            if one.kept is not None and one.kept != kept:
+                kept = one.kept
+                arguments += (b"o", *kept)
+            arguments += one.instructions
+        self.scripts += 1
+        ask = partial(self._ask, lane.partition)
         try:
-            self._ask(lane.number, make(keys, arguments), partial(self._answered, lane, batch))
+            PUBLISH.ask(ask, keys, arguments, partial(self._answered, lane, batch))
         except Lost as error:
-            self._fail(lane, batch, BrokerError(f"the engine is not there: {error}"))
+            self._answered(lane, batch, error, sent=False)
 
-    def _answered(self, lane: Lane, batch: list[Submission], answer: object) -> None:
-        if isinstance(answer, Refused) and answer.code == "NOSCRIPT":
-            self._send(lane, batch, whole=True)
-        elif isinstance(answer, list) and len(answer) == len(batch):
-            self._settle(batch, answer)
-            self._go_on(lane)
+    def _answered(
+        self, lane: _Lane, batch: list[Submission], answer: object, *, sent: bool = True
+    ) -> None:
+        if type(answer) is list and len(answer) == len(batch):
+            for submission, one in zip(batch, answer, strict=True):
+                submission.tell(self._outcome(one))
+            self._window.give_back(sum([one.weight for one in batch]), len(batch))
         else:
-            self._fail(lane, batch, _failure(answer))
-
-    def _settle(self, batch: list[Submission], answers: list[object]) -> None:
-        for submission, answer in zip(batch, answers, strict=True):
-            if submission.receipt is not None:
-                submission.receipt.settle(_outcome(answer))
-        self._window.give_back(sum(one.weight for one in batch), len(batch))
-
-    def _fail(self, lane: Lane, batch: list[Submission], error: BrokerError) -> None:
-        for submission in batch:
-            if submission.receipt is not None:
-                submission.receipt.settle(error)
-        self._window.give_back(sum(one.weight for one in batch), len(batch))
-        self._go_on(lane)
-
-    def _go_on(self, lane: Lane) -> None:
+            self._fail(batch, _failure(answer, sent=sent))
         lane.busy = False
         if lane.waiting:
             self._make_ready(lane)
 
+    def _fail(self, batch: list[Submission], error: BrokerError) -> None:
+        for submission in batch:
+            submission.tell(error)
+        self._window.give_back(sum([one.weight for one in batch]), len(batch))
 
-def _outcome(answer: object) -> Outcome | BrokerError:
-    if answer == b"":
-        return None
-    try:
-        assert isinstance(answer, bytes)
-        offset, epoch = answer.split(b" ")
+    def _outcome(self, answer: object) -> StreamPosition | BrokerError | None:
+        if answer == b"":
+            return None
+        if type(answer) is not bytes:
+            return _failure(answer)
+        offset, _, rest = answer.partition(b" ")
+        epoch, foreign, _ = rest.partition(b" ")
+        if foreign:
+            self.foreign += 1
+            _log.warning("a key was not ours, and its stream has begun anew")
         return StreamPosition(int(offset), epoch.decode())
-    except (AssertionError, ValueError):
-        return BrokerError("the engine's answer cannot be read")
 
 
-def _failure(answer: object) -> BrokerError:
+def _failure(answer: object, *, sent: bool = True) -> BrokerError:
     if isinstance(answer, Lost):
-        return BrokerError(f"{answer}; it may have been published")
+        why = str(answer)
+        return BrokerError(f"{why}; it may have been published" if sent else why)
     if isinstance(answer, Refused):
-        return BrokerError(f"the engine refused: {answer.code}")
+        return BrokerError(f"the engine refuses: {str(answer)[:_SHOWN]}")
     return BrokerError("the engine's answer cannot be read; it may have been published")

@@ -1,78 +1,139 @@
--- Publishes in order: numbers, keeps and hands on each publication, and remembers its result.
+-- Carries out instructions in order: numbers, keeps and hands on publications.
 --
--- KEYS: of each publication its meta, its stream, and the place of its result.
--- ARGV: PUBLISH or SPUBLISH; then of each publication
---   its channel on the bus, its envelope, its uid,
---   the most publications kept (0: the channel keeps none; -1: this one is not kept),
---   milliseconds until its history is forgotten, and until its stream is,
---   the epoch of a new stream,
---   milliseconds for which the result is remembered (0: it is not),
---   its version as 20 digits (empty: none) and the version's epoch.
--- Answers "offset epoch" of each, empty for one without a number.
+-- ARGV: PUBLISH or SPUBLISH; the epoch of streams that begin here; then instructions, each a
+--   letter and what belongs to it. KEYS: what the instructions take, in the same order.
 --
--- A key of another type is not ours: its stream begins anew.
+--   o  most publications kept, milliseconds until they are forgotten, and until the stream is:
+--      for all that follow
+--   v  version as 20 digits, its epoch: of the next publication
+--   i  milliseconds for which a result is remembered; key result: of the next publication
+--   k  channel, envelope; keys meta, stream: number, keep and hand on
+--   n  channel, envelope; key meta: hand on; the channel keeps no history (any more)
+--   h  channel, envelope; key meta: hand on only
+--   r  keys meta, stream: forget the publications, not the numbers
+--
+-- Answers one text for each of k, n, h and r: "offset epoch", with " !" behind it if a key was not
+-- ours and the stream had to begin anew; empty without a number; or the error of the engine.
 
-local PARTS = 10
-local verb = ARGV[1]
-local time = redis.call('TIME')
+local call, try, find = redis.call, redis.pcall, string.find
+local verb, fresh = ARGV[1], ARGV[2]
+local time = call('TIME')
 local now = time[1] .. string.sub('00000' .. time[2], -6, -4)
+local size, ttl, lasting
+local version, version_epoch, result, remembered
+local begun = 0
 
-local function begin(meta, stream, epoch)
-  redis.call('UNLINK', meta, stream)
-  redis.call('HSET', meta, 'e', epoch)
+-- What begins twice in one script must not get the same epoch twice.
+local function renew()
+  begun = begun + 1
+  fresh = ARGV[2] .. '-' .. begun
 end
 
-local function number(meta, stream, size, ttl, lasting, fresh, envelope, uid, version, version_epoch)
-  local known = redis.pcall('HMGET', meta, 'e', 'o', 'v', 'w')
-  local epoch = known[1]
-  if not epoch then
-    epoch = fresh
-    begin(meta, stream, epoch)
-  elseif version ~= '' and known[3] and known[4] == version_epoch and known[3] >= version then
-    return (known[2] or '0') .. ' ' .. epoch, false
-  end
-  local offset = redis.call('HINCRBY', meta, 'o', 1)
-  local added = redis.pcall('XADD', stream, 'MAXLEN', size, offset .. '-' .. now, 'd', envelope)
-  if type(added) == 'table' then
-    epoch, offset = fresh, 1
-    begin(meta, stream, epoch)
-    redis.call('HSET', meta, 'o', 1)
-    redis.call('XADD', stream, 'MAXLEN', size, '1-' .. now, 'd', envelope)
-  end
-  if version == '' then
-    redis.call('HSET', meta, 'u', uid)
+local function is_ours(epoch, top)
+  return #epoch <= 32 and find(epoch, '^[%w_-]+$') and #top <= 15 and find(top, '^%d+$')
+end
+
+local function keep(meta, stream, channel, envelope)
+  local known
+  if version then
+    known = try('HMGET', meta, 'e', 'o', 'v', 'w')
   else
-    redis.call('HSET', meta, 'u', uid, 'v', version, 'w', version_epoch)
+    known = try('HMGET', meta, 'e', 'o')
   end
-  redis.call('PEXPIRE', stream, ttl)
-  redis.call('PEXPIRE', meta, lasting)
-  return offset .. ' ' .. epoch, true
+  local failure, foreign = known.err, ''
+  if failure and not find(failure, 'WRONGTYPE', 1, true) then return known end
+  local epoch, top = known[1], known[2] or '0'
+  if failure or (epoch and not is_ours(epoch, top)) then
+    foreign = ' !'
+    call('UNLINK', meta)
+    epoch = false
+  end
+  if not epoch then
+    epoch, top = fresh, '0'
+    call('UNLINK', stream)
+  elseif version and known[3] and known[4] == version_epoch and known[3] >= version then
+    return top .. ' ' .. epoch
+  end
+  local offset = string.format('%d', top + 1)
+  local added = try('XADD', stream, 'MAXLEN', size, offset .. '-' .. now, 'd', envelope)
+  if type(added) == 'table' then
+    failure = added.err
+    if not find(failure, 'WRONGTYPE', 1, true) and not find(failure, 'The ID', 1, true) then
+      return added
+    end
+    renew()
+    epoch, offset, foreign = fresh, '1', ' !'
+    call('UNLINK', meta, stream)
+    call('XADD', stream, 'MAXLEN', size, '1-' .. now, 'd', envelope)
+  end
+  local uid = string.sub(envelope, 1, 8)
+  if version then
+    call('HSET', meta, 'e', epoch, 'o', offset, 'u', uid, 'v', version, 'w', version_epoch)
+  else
+    call('HSET', meta, 'e', epoch, 'o', offset, 'u', uid)
+  end
+  call('PEXPIRE', stream, ttl)
+  call('PEXPIRE', meta, lasting)
+  local place = offset .. ' ' .. epoch
+  local sent = try(verb, channel, place .. ' ' .. now .. '\n' .. envelope)
+  if type(sent) == 'table' then return sent end
+  return place .. foreign
 end
 
-local answers = {}
-for n = 1, #KEYS / 3 do
-  local meta, stream, result = KEYS[3 * n - 2], KEYS[3 * n - 1], KEYS[3 * n]
-  local at = 1 + PARTS * (n - 1)
-  local channel, envelope, size, remembered = ARGV[at + 1], ARGV[at + 2], ARGV[at + 4], ARGV[at + 8]
-  local answer = remembered ~= '0' and redis.pcall('GET', result)
-  if type(answer) == 'table' then answer = false end
-  if not answer then
-    local place, new = '', true
-    if size == '0' then
-      redis.call('UNLINK', meta, stream)
-    elseif size ~= '-1' then
-      place, new = number(
-        meta, stream, size, ARGV[at + 5], ARGV[at + 6], ARGV[at + 7],
-        envelope, ARGV[at + 3], ARGV[at + 9], ARGV[at + 10]
-      )
+local function hand_on(channel, envelope)
+  local sent = try(verb, channel, '0\n' .. envelope)
+  if type(sent) == 'table' then return sent end
+  return ''
+end
+
+local function known_result()
+  local known = try('GET', result)
+  if type(known) ~= 'string' then return nil end
+  if known == '' or (#known <= 48 and find(known, '^%d+ [%w_-]+$')) then return known end
+  return nil
+end
+
+local answers, key, at, last = {}, 0, 3, #ARGV
+while at <= last do
+  local what = ARGV[at]
+  if what == 'o' then
+    size, ttl, lasting = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    at = at + 4
+  elseif what == 'v' then
+    version, version_epoch = ARGV[at + 1], ARGV[at + 2]
+    at = at + 3
+  elseif what == 'i' then
+    key = key + 1
+    result, remembered = KEYS[key], ARGV[at + 1]
+    at = at + 2
+  elseif what == 'r' then
+    try('UNLINK', KEYS[key + 2])
+    answers[#answers + 1] = ''
+    key = key + 2
+    at = at + 1
+  else
+    local channel, envelope = ARGV[at + 1], ARGV[at + 2]
+    local answer = result and known_result()
+    if answer then
+      key = key + (what == 'k' and 2 or 1)
+    else
+      if what == 'k' then
+        answer = keep(KEYS[key + 1], KEYS[key + 2], channel, envelope)
+        key = key + 2
+      else
+        if what == 'n' and call('UNLINK', KEYS[key + 1]) == 1 then renew() end
+        answer = hand_on(channel, envelope)
+        key = key + 1
+      end
+      if result and type(answer) == 'string' then
+        try('SET', result, string.gsub(answer, ' !$', ''), 'PX', remembered)
+      end
     end
-    if new then
-      local head = place == '' and '0' or place .. ' ' .. now
-      redis.call(verb, channel, head .. '\n' .. envelope)
-    end
-    if remembered ~= '0' then redis.call('SET', result, place, 'PX', remembered) end
-    answer = place
+    -- An engine that refuses the first (full, no primary, no rights) refuses all.
+    if type(answer) == 'table' and #answers == 0 then return answer end
+    answers[#answers + 1] = answer
+    version, result = nil, nil
+    at = at + 3
   end
-  answers[n] = answer
 end
 return answers
