@@ -10,8 +10,8 @@ import trio
 
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
-from repeater.brokers.valkey.bus import Outlet
-from repeater.brokers.valkey.envelope import ForeignError, Uids, opened, received, sealed
+from repeater.brokers.valkey.bus import Bus
+from repeater.brokers.valkey.envelope import Uids, opened, received, sealed
 from repeater.brokers.valkey.follower import Message, Place, Read
 from repeater.brokers.valkey.holds import Holds
 from repeater.brokers.valkey.keys import Keys

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from repeater.brokers.valkey.engine import ForeignError
 from repeater.brokers.valkey.follower import Message, Place
 from repeater.json_text import json_text
 from repeater.publication import Announcement, ClientInfo, Event, Publication
@@ -31,10 +32,6 @@ _HEAD: Final = _UID + 1
 _NO_PLACE: Final = Place(0, "", b"")
 _OFFSET_LIMIT: Final = 2**63
 _EPOCH_LIMIT: Final = 32
-
-
-class ForeignError(ValueError):
-    """This was not written by a node; the reason repeats nothing of it."""
 
 
 class _InfoRow(msgspec.Struct, array_like=True, frozen=True):
@@ -163,7 +160,7 @@ def _raw(text: bytes | None) -> msgspec.Raw | None:
 
 
 def _number(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:  # noqa: PLR2004  # 2**63 has 19 digits
+    if not text.isdigit() or len(text) > 19:  # 2**63 has 19 digits
         raise ValueError
     number = int(text)
     if number >= _OFFSET_LIMIT:

@@ -15,21 +15,27 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from repeater.publication import Event, Rupture
+from repeater.publication import Event, Rupture, weight_of
 
 KEPT: Final = 1_000
 """Most messages of one channel that wait while its stream is read; beyond, it is read again."""
+KEPT_BYTES: Final = 8_388_608
+"""The weight of all messages of a node that wait for reads; beyond, streams are read again."""
 
 
 class Place(NamedTuple):
     """A publication of a stream: its offset, the stream's epoch, and its uid.
 
-    Offset 0: before the first one. Then there is no uid, and where there is no stream, no epoch.
+    Offset 0: before the first one. Then there is no uid.
     """
 
     offset: int
     epoch: str
     uid: bytes
+
+
+NO_STREAM: Final = Place(0, "", b"")
+"""The place in a channel that has no stream: whichever stream begins, this is before it."""
 
 
 class Message(NamedTuple):
@@ -44,39 +50,68 @@ class Read(NamedTuple):
     """What a stream has: its top, and entries from the place on that was asked for, inclusive."""
 
     top: Place
-    entries: Sequence[Message]
+    entries: Sequence[Message] = ()
 
 
 class Verdict(NamedTuple):
-    """What was found by reading."""
+    """What was found."""
 
     events: Sequence[Event] = ()
     """To be handed on, in this order."""
-    again: bool = False
-    """The stream must be read again, from the place on that is reached now."""
     forked: str = ""
-    """The epoch that must be ended first, since its publications were numbered twice."""
+    """The epoch that must be ended before the stream is read again: it was numbered twice."""
+
+
+_NOTHING: Final = Verdict()
+
+
+class Room:
+    """The bytes that messages of all channels may take while they wait for reads."""
+
+    __slots__ = ("bytes", "limit")
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self.limit = limit
+        self.bytes = 0
+        """The weight of the messages that wait."""
 
 
 class Followed:
-    """One channel that a node follows. Lives inside the broker from `hold` until after `release`."""
+    """One channel that a node follows. Lives inside `Holds`, from `hold` until after `release`."""
 
-    __slots__ = ("_kept", "_overflowed", "channel", "given_up", "place", "reading")
+    __slots__ = (
+        *("_kept", "_overflowed", "_room", "_weight"),
+        *("channel", "doubts", "place", "reading"),
+    )
 
-    def __init__(self, channel: str) -> None:
+    def __init__(self, channel: str, room: Room) -> None:
         self.channel = channel
-        self.given_up = False
-        """Whether the node follows it no more; what is under way for it ends."""
         self.place: Place | None = None
-        """What was handed on last; None until the stream was read for the first time."""
+        """What was handed on last; None until the top was read for the first time."""
         self.reading = True
-        """Whether the stream is to be read, or is being read: messages wait."""
+        """Whether the stream is to be looked at, or is being read: messages wait."""
+        self.doubts = 0
+        """Changes whenever what was asked for earlier says nothing any more."""
         self._kept: deque[Message] = deque()
         self._overflowed = False
+        self._room = room
+        self._weight = 0  # of what is kept
+
+    @property
+    def kept(self) -> int:
+        """The number of messages that wait."""
+        return len(self._kept)
 
     def doubt(self) -> None:
-        """Have the stream read: messages may have been lost."""
+        """Have the stream looked at: messages may have been lost."""
         self.reading = True
+        self.doubts += 1
+
+    def miss(self) -> None:
+        """Note that a message could not be read: it may have been any."""
+        self._overflowed = True
+        if not self.reading:
+            self.doubt()
 
     def take(self, message: Message) -> bool:
         """Take a message; whether its event is to be handed on now.
@@ -95,79 +130,158 @@ class Followed:
             if not place.offset:
                 return True
         if place != here:
-            self.reading = True
+            self.doubt()
         return False
 
     def _keep(self, message: Message) -> None:
-        if len(self._kept) < KEPT:
+        room, event = self._room, message.event
+        weight = 0 if event is None else weight_of(event)
+        if len(self._kept) < KEPT and room.bytes + weight <= room.limit:
             self._kept.append(message)
+            self._weight += weight
+            room.bytes += weight
         else:
             self._overflowed = True
 
-    def compare(self, head: Place) -> None:
-        """Look at what the store says of the top; the stream is read if it is not the place."""
-        if head != self.place:
-            self.reading = True
+    def forget(self) -> None:
+        """Forget what waits: the channel is followed no more."""
+        self._kept.clear()
+        self._overflowed = False
+        self._room.bytes -= self._weight
+        self._weight = 0
 
-    def read(self, found: Read) -> Verdict:
-        """Take what was read from `place` on; all that waits is decided, or the stream read again.
+    def head(self, top: Place) -> Verdict:
+        """Take the stream's top, told by the bus in its turn among the messages.
 
-        The caller hands on the events before it reads again, and before it gives the channel up.
+        If that is where the messages have led, all is well. Else the stream is to be read.
         """
+        if not self.reading:
+            if top != self.place and not self._learn(top):
+                self.doubt()
+            return _NOTHING
+        if self.place is None:
+            # All that waits came before the top, and whoever asks for history will find it there.
+            self.place = top
+            events = [one.event for one in self._kept if one.event and not one.place.offset]
+            return self._settled(events)
+        here, events = self.place, []
+        for place, event in self._kept:
+            if event is None:
+                return _NOTHING
+            if place.offset:
+                if not _follows(place, here):
+                    return _NOTHING
+                here = place
+            events.append(event)
+        if self._overflowed or (top != here and not _is_younger(top, here)):
+            return _NOTHING
+        self.place = top
+        return self._settled(events)
+
+    def _settled(self, events: Sequence[Event]) -> Verdict:
+        self.forget()
+        self.reading = False
+        self.doubts += 1
+        return Verdict(events)
+
+    def _learn(self, top: Place) -> bool:
+        """Note the epoch that a stream without publications has got."""
+        here = self.place
+        if here is None or not _is_younger(top, here):
+            return False
+        self.place = top
+        return True
+
+    def read(self, found: Read, doubts: int) -> Verdict:
+        """Take what was read from `place` on, when `doubts` was this.
+
+        If `reading` is still set then, the stream must be read again, from the place that is
+        reached now. The caller first hands on the events, and ends the epoch that has forked.
+        """
+        if doubts != self.doubts or not self.reading:
+            return _NOTHING
         here, top, entries = self.place, found.top, found.entries
         if here is None:
             self.place = top
-            return self._go_on(entries, [])
+            return self._go_on(())
         if here.epoch not in (top.epoch, ""):
             return self._break_off(top)
-        if top.offset < here.offset or (top.offset == here.offset and top != here):
-            return Verdict(again=True, forked=here.epoch)
-        if top == here:
-            return self._go_on(entries, [])
+        if top.offset < here.offset or (top.offset == here.offset and top.uid != here.uid):
+            return Verdict(forked=here.epoch)
+        if top.offset == here.offset:
+            self.place = top
+            return self._go_on(entries)
         if here.offset:
             if not entries or entries[0].place.offset != here.offset:
-                return self._break_off(top)  # the place is not kept any more
+                return self._break_off(top)  # The place is not kept any more.
             if entries[0].place != here:
-                return Verdict(again=True, forked=here.epoch)
-            following = entries[1:]
-        elif not top.offset:
-            following = ()  # a stream has begun, and has no publication yet
-        elif not entries or entries[0].place.offset != 1:
+                return Verdict(forked=here.epoch)
+        following = entries[1:] if here.offset else entries
+        if not _is_whole(here.offset, following):
             return self._break_off(top)
-        else:
-            following = entries
-        events = [one.event for one in following if one.event is not None]
-        self.place = following[-1].place if following else top
-        if self.place.offset < top.offset:
-            return Verdict(events, again=True)  # more than is read at a time
-        return self._go_on(entries, events)
+        reached = following[-1].place
+        if reached.offset < top.offset:  # There is more than is read at a time.
+            self.place = reached
+            return Verdict([one.event for one in following if one.event is not None])
+        self.place = top
+        return self._go_on(entries, following)
 
     def _break_off(self, top: Place) -> Verdict:
         """Publications are missing: go on at the top."""
         self.place = top
-        return self._go_on((), [Rupture(self.channel)])
+        after = self._go_on(())
+        return Verdict([Rupture(self.channel), *after.events])
 
-    def _go_on(self, entries: Sequence[Message], events: list[Event]) -> Verdict:
-        """Take what came meanwhile; `events` come before."""
-        known = {one.place.offset: one.place for one in entries}
+    def _go_on(self, known: Sequence[Message], following: Sequence[Message] = ()) -> Verdict:
+        """Hand on what was read, `following`, and what waited, in the order of their offsets.
+
+        What has no offset stands where it came: right before the next message with one.
+        """
         here, doubtful = self.place, self._overflowed
         assert here is not None
+        read = deque(following)
+        places = {one.place.offset: one.place for one in known}
+        events: list[Event] = []
+        unnumbered: list[Event] = []
+
+        def give_out_read(below: int) -> None:
+            while read and read[0].place.offset < below:
+                event = read.popleft().event
+                assert event is not None
+                events.append(event)
+
         for place, event in self._kept:
             if event is not None and not place.offset:
+                unnumbered.append(event)
+                continue
+            give_out_read(place.offset)
+            events += unnumbered
+            unnumbered.clear()
+            if event is not None and _follows(place, here):
                 events.append(event)
-            elif (
-                event is not None
-                and place.offset == here.offset + 1
-                and here.epoch in (place.epoch, "")
-            ):
-                events.append(event)
-                here = known[place.offset] = place
-            elif place != here and known.get(place.offset) != place:
+                here = places[place.offset] = place
+            elif place != here and places.get(place.offset) != place:
                 # Others are missing before it, or it is old, or another one has its number: one
-                # more look at the stream decides this for all that wait.
+                # more look at the stream decides this.
                 doubtful = True
+        give_out_read(here.offset + 1)
         self.place = here
-        self._kept.clear()
-        self._overflowed = False
+        verdict = self._settled([*events, *unnumbered])
         self.reading = doubtful
-        return Verdict(events, again=doubtful)
+        return verdict
+
+
+def _follows(place: Place, here: Place) -> bool:
+    return place.offset == here.offset + 1 and here.epoch in (place.epoch, "")
+
+
+def _is_younger(top: Place, here: Place) -> bool:
+    """Whether this is the top of a stream that has begun where none was, without publications."""
+    return here == NO_STREAM and not top.offset
+
+
+def _is_whole(offset: int, following: Sequence[Message]) -> bool:
+    """Whether publications follow this offset, and none is missing between them."""
+    if not following:
+        return False
+    return all(one.place.offset == number for number, one in enumerate(following, offset + 1))

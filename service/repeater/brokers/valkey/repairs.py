@@ -1,8 +1,8 @@
-"""Reads streams where the follower asks for it: once for a node, some at a time, in no herd.
+"""Reads streams that are in doubt: once for a node, some at a time, in no herd.
 
 What is found goes behind what is late already, before anything newer of the channel. Whoever reads
-waits until nothing is late, before the next channel: so few bytes wait, however many channels were
-hurt.
+waits until nothing is late, before the next stream. So few bytes wait, however many channels were
+hurt; and a stream with much to read stands in line again behind the others.
 """
 
 from __future__ import annotations
@@ -13,85 +13,133 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.brokers.receipts import Receipt
-from repeater.brokers.valkey.envelope import ForeignError
+from repeater.brokers.valkey.engine import ForeignError
+from repeater.brokers.valkey.follower import NO_STREAM, Read
 from repeater.errors import BrokerError
 from repeater.log import get_logger
+from repeater.publication import Rupture
 
 if TYPE_CHECKING:
-    from repeater.brokers.valkey.bus import Outlet
-    from repeater.brokers.valkey.follower import Followed, Place, Read
+    from repeater.brokers.valkey.engine import Engine
+    from repeater.brokers.valkey.follower import Verdict
+    from repeater.brokers.valkey.holds import Held
+    from repeater.brokers.valkey.outlet import Outlet
 
 _log = get_logger("engine")
 
-_AT_ONCE: Final = 16
-ENTRIES: Final = 1_000
-"""Most entries of one read."""
-
-Look = Callable[[str, "Place | None"], Receipt["Read"]]
-"""Reads a channel's stream from a place on, inclusive; without a place its top alone."""
-
-Fork = Callable[[str, str], Receipt[None]]
-"""Ends an epoch of a channel's stream, if it has it still."""
+AT_ONCE: Final = 16
+"""Streams that are read side by side."""
 
 
 class Repairs:
-    """Lives inside the broker, whose nursery runs `run`."""
+    """Lives inside a `Bus`, whose nursery runs `run`."""
 
-    def __init__(self, look: Look, fork: Fork, outlet: Outlet) -> None:
-        self._look = look
-        self._fork = fork
+    def __init__(self, engine: Engine, outlet: Outlet, answered: Callable[[Held], None]) -> None:
+        """Have `answered` called with each channel whose stream was read."""
+        self._engine = engine
         self._outlet = outlet
-        self._wanted: deque[Followed] = deque()
-        self._under_way: set[Followed] = set()
+        self._answered = answered
+        self._wanted: deque[Held] = deque()
+        self._under_way: set[Held] = set()
         self._came = trio.lowlevel.ParkingLot()
-        self.done = 0
-        """Streams that were read."""
-        self.forked = 0
+        self._done = trio.lowlevel.ParkingLot()
+        self.reads = 0
+        """Reads of streams."""
+        self.failures = 0
+        """Reads that failed."""
+        self._quiet_until = 0.0
+        self.forks = 0
         """Streams that had forked."""
+        self.ruptures = 0
+        """Streams whose listeners were told that publications are missing."""
+        self.foreign = 0
+        """Messages, entries and tops that no node has written."""
 
-    def want(self, followed: Followed) -> None:
+    def __len__(self) -> int:
+        """The number of streams that are to be read, or are being read."""
+        return len(self._under_way)
+
+    def want(self, held: Held) -> None:
         """Have a stream read; nothing if it is to be read already."""
-        if followed not in self._under_way:
-            self._under_way.add(followed)
-            self._wanted.append(followed)
+        if held not in self._under_way:
+            self._under_way.add(held)
+            self._wanted.append(held)
             self._came.unpark()
 
-    def forget(self) -> None:
-        """The engine is not there: nothing is read until it has come back."""
-        self._under_way.difference_update(self._wanted)
-        self._wanted.clear()
+    def note_foreign(self, error: ForeignError) -> None:
+        """Count and log what no node has written."""
+        self.foreign += 1
+        _log.warning("the engine has something that is not ours", reason=str(error))
+
+    def _note_failure(self, error: BrokerError) -> None:
+        """Count a read that failed, and log one a second: a connection that ends fails many."""
+        self.failures += 1
+        if trio.current_time() >= self._quiet_until:
+            self._quiet_until = trio.current_time() + 1
+            _log.warning("streams could not be read", reason=str(error), failures=self.failures)
 
     async def run(self) -> None:
         """Read until cancelled."""
         async with trio.open_nursery() as nursery:
-            for _ in range(_AT_ONCE):
+            for _ in range(AT_ONCE):
                 nursery.start_soon(self._work)
+
+    async def wait_done(self) -> None:
+        """Wait until no stream is to be read. The caller sets the deadline."""
+        while self._under_way:
+            await self._done.park()
 
     async def _work(self) -> None:
         while True:
+            await self._outlet.wait_empty()
             while not self._wanted:  # No deadline: nothing is in doubt.
                 await self._came.park()
-            followed = self._wanted.popleft()
+            held = self._wanted.popleft()
             try:
-                await self._repair(followed)
+                again = held.reading and not held.given_up and await self._repair(held)
             except BrokerError as error:
-                # All channels are looked at when the engine is there again.
-                _log.info("a stream could not be read", reason=str(error))
-            finally:
-                self._under_way.discard(followed)
+                # The stream stays in doubt until the next look at all channels.
+                self._note_failure(error)
+                again = False
+            if again:
+                self._wanted.append(held)
+                continue
+            self._under_way.discard(held)
+            if not self._under_way:
+                self._done.unpark_all()
 
-    async def _repair(self, followed: Followed) -> None:
-        while followed.reading and not followed.given_up:
-            try:
-                found = await self._look(followed.channel, followed.place).wait()
-            except ForeignError as error:
-                _log.warning("a stream has an entry that is not ours", reason=str(error))
-                found = await self._look(followed.channel, None).wait()
-            verdict = followed.read(found)
-            self.done += 1
-            self._outlet.put_all(verdict.events)
-            if verdict.forked:
-                self.forked += 1
-                await self._fork(followed.channel, verdict.forked).wait()
-            await self._outlet.wait_empty()
+    async def _repair(self, held: Held) -> bool:
+        """Read a stream once; whether it must be read again."""
+        doubts = held.doubts
+        try:
+            found = await self._engine.look(held.channel, held.place).wait()
+        except ForeignError as error:
+            self.note_foreign(error)
+            found = await self._top(held)
+        if held.given_up:
+            return False
+        self.reads += 1
+        verdict = held.read(found, doubts)
+        self.hand_on(held, verdict)
+        self._answered(held)
+        if verdict.forked:
+            self.forks += 1
+            await self._engine.fork(held.channel, verdict.forked).wait()
+        return held.reading
+
+    async def _top(self, held: Held) -> Read:
+        """The top of a stream whose entries cannot be read; no stream, if it has no top either."""
+        try:
+            return await self._engine.look(held.channel, None).wait()
+        except ForeignError as error:
+            self.note_foreign(error)
+            return Read(NO_STREAM)
+
+    def hand_on(self, held: Held, verdict: Verdict) -> None:
+        """Hand on what was found, if somebody listens."""
+        for event in verdict.events:
+            if isinstance(event, Rupture):
+                self.ruptures += 1
+                _log.info("publications of a channel are missing", channel=held.channel)
+            if held.listened:
+                self._outlet.put(event)

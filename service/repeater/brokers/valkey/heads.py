@@ -1,0 +1,77 @@
+"""Asks for the tops of streams by the bus: of some after a connection, of all every 10 s.
+
+The answers come in their turn among the messages. So a top that is not the place means that
+messages were lost, however many are on their way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from repeater.valkey.pipe import Lost
+
+if TYPE_CHECKING:
+    from repeater.brokers.valkey.engine import Engine
+    from repeater.brokers.valkey.follower import Place
+    from repeater.brokers.valkey.holds import Held, Holds
+
+CHECK: Final = 10.0
+"""Seconds in which the tops of all channels are asked for once."""
+_SLICES: Final = 40
+_TOGETHER: Final = 256  # asked for in one pass of the loop: about 1 ms
+
+
+class Heads:
+    """Lives inside a `Bus`, whose nursery runs `run`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        headed: Callable[[Held, Place | Exception], None],
+    ) -> None:
+        """Have `headed` called with each answer."""
+        self._engine = engine
+        self._headed = headed
+        self._wanted: deque[Held] = deque()
+        self._came = trio.lowlevel.ParkingLot()
+
+    def ask(self, some: Collection[Held]) -> None:
+        """Ask for the tops of some channels at once."""
+        for one in some:
+            with suppress(Lost):  # Then it is asked for when the engine is back.
+                self._engine.head(one.partition, one.channel, partial(self._headed, one))
+
+    def want(self, some: Collection[Held]) -> None:
+        """Have the tops of many channels asked for, as fast as other tasks are not held up."""
+        self._wanted.extend(some)
+        self._came.unpark()
+
+    async def run(self, holds: Holds) -> None:
+        """Ask for what is wanted, and for all that is held every 10 s, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_wanted)
+            while True:
+                await self._check(list(holds.held.values()))
+                holds.ask_again()
+
+    async def _ask_wanted(self) -> None:
+        wanted = self._wanted
+        while True:
+            while not wanted:  # No deadline: nothing is wanted.
+                await self._came.park()
+            self.ask([wanted.popleft() for _ in range(min(_TOGETHER, len(wanted)))])
+            await trio.lowlevel.checkpoint()
+
+    async def _check(self, held: Sequence[Held]) -> None:
+        """Look at channels in slices: the engine has other things to do as well."""
+        size = -(-len(held) // _SLICES)
+        for number in range(_SLICES):
+            await trio.sleep(CHECK / _SLICES)
+            slice_ = held[number * size : (number + 1) * size]
+            self.want([one for one in slice_ if one.subscribed and not one.given_up])
