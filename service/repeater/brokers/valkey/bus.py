@@ -86,11 +86,11 @@ class Bus:
         self._holds.release(channel)
 
     def up(self, partitions: Collection[int]) -> None:
-        """Partitions of the engine have come back, and their subscriptions: nothing is trusted."""
-        again = self._holds.up(frozenset(partitions))
-        for one in again:
-            one.doubt()
-        self._heads.want(again)
+        """Partitions of the engine have come back, and their subscriptions: all tops are asked for.
+
+        `down` was called before, and no message has been trusted since.
+        """
+        self._heads.want(self._holds.up(frozenset(partitions)))
 
     def down(self, partitions: Collection[int]) -> None:
         """Partitions of the engine are not there any more."""

@@ -156,7 +156,14 @@ class Holds:
         return again
 
     def down(self, partitions: Collection[int]) -> None:
-        """Some partitions are not there any more: what waits for them fails."""
+        """Some partitions are not there any more: what waits for them fails, the rest is in doubt.
+
+        It is in doubt from now on. What the next connection brings before `up` could be of a stream
+        that has lost its end and numbered it again.
+        """
+        for one in self.held.values():
+            if one.partition in partitions:
+                one.doubt()
         failed = [one for one in self._open if self.held[one].partition in partitions]
         for channel in failed:
             why = self._engine.why(self.held[channel].partition)
