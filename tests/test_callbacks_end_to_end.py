@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,31 @@ async def test_the_documentations_back_end(example: dict[str, Any]) -> None:
     assert seen.backend.endpoints["connect"].answered == 3
     assert seen.backend.endpoints["rpc"].failed == 0
     assert (seen.events.delivered, seen.events.waiting) == (14, 0)
+
+
+def test_the_documentations_back_end_follows_runs(example: dict[str, Any]) -> None:
+    """A new run or a lost node ends the connections of that run, and what comes late is ignored."""
+    numbers = count()
+
+    def tell(node: str, run: str, *events: dict[str, str]) -> list[str]:
+        made = [{"id": str(next(numbers)), **event} for event in events]
+        example["events"]({"node": node, "run": run, "dropped": 0, "events": made}, "")
+        return sorted(example["online"])
+
+    def connected(client: str) -> dict[str, str]:
+        return {"event": "connected", "client": client, "user": "ann"}
+
+    assert tell("a", "a1", connected("1")) == ["1"]
+    assert tell("b", "b1", connected("2")) == ["1", "2"]
+    assert tell("a", "a2", connected("3")) == ["2", "3"]
+    assert tell("a", "a1", connected("4")) == ["2", "3"]
+    assert tell("b", "b1", {"event": "disconnected", "client": "2"}) == ["3"]
+    assert tell("b", "b1", connected("5")) == ["3", "5"]
+    lost = {"event": "node_lost", "node": "b", "run": "b1"}
+    assert tell("b", "b2", connected("6")) == ["3", "6"]
+    assert tell("a", "a2", lost) == ["3", "6"]
+    assert tell("b", "b2", {"event": "node_lost", "node": "a", "run": "a2"}) == ["6"]
+    assert tell("a", "a2", connected("7")) == ["6"]
 
 
 async def turn_away_a_stranger(port: int) -> None:

@@ -71,10 +71,12 @@ def options_with(**options: Any) -> CallbackOptions:
 
 
 @asynccontextmanager
-async def opened(receiver: Receiver, **options: Any) -> AsyncIterator[EventQueue]:
+async def opened(
+    receiver: Receiver, *, node: str = "", run: str = "", **options: Any
+) -> AsyncIterator[EventQueue]:
     async with (
         make_client(httpx.MockTransport(receiver.answer)) as client,
-        open_events(options_with(**options), client=client) as events,
+        open_events(options_with(**options), client=client, node=node, run=run) as events,
     ):
         yield events
 

@@ -98,7 +98,7 @@ class Delivery:
 
 @asynccontextmanager
 async def open_events(
-    options: CallbackOptions, *, client: httpx.AsyncClient
+    options: CallbackOptions, *, client: httpx.AsyncClient, node: str = "", run: str = ""
 ) -> AsyncIterator[EventQueue]:
     """Deliver events for as long as the block lasts, and then those that are left.
 
@@ -109,8 +109,10 @@ async def open_events(
     Args:
         options: The kinds of events, their address and their secret.
         client: Posts the events. Its owner outlives this.
+        node: The node's name in each batch; see `EventQueue`.
+        run: The name of the run; see `EventQueue`.
     """
-    queue = EventQueue(options)
+    queue = EventQueue(options, node, run)
     delivering = trio.CancelScope(shield=True)
     async with open_service_nursery() as nursery:
         nursery.start_soon(_run_within, delivering, Delivery(queue, options, client))

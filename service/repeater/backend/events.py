@@ -3,14 +3,17 @@
 Rule 1: to note an event is sync and costs one append, so any code may do so. Rule 2: an event
 leaves the queue because the one delivery task takes it or because the queue is full. In both cases
 the oldest event leaves first.
+
+A run is one life of a node, as the application sees it. A batch has events of one run only.
 """
 
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 import msgspec
@@ -18,38 +21,11 @@ import trio
 
 from repeater.access.grants import Caller
 from repeater.backend.contract import EventStatistics
+from repeater.backend.event_batch import Batch, NotedEvent
 from repeater.backend.options import EVENT_KINDS, CallbackOptions, EventKind
 from repeater.errors import Disconnect, Unsubscribed
 
 _encode = msgspec.json.Encoder().encode
-
-
-class NotedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event as the back end reads it. Fields that its kind does not have are left out."""
-
-    id: str
-    """Unique for ever, so that a back end can ignore an event that it gets twice."""
-    time: int
-    """Unix milliseconds."""
-    event: EventKind
-    seq: int = 0
-    """1, 2, 3... within a connection. A missing number means that an event was dropped."""
-    client: str = ""
-    user: str | None = None
-    transport: str = ""
-    channel: str = ""
-    code: int | None = None
-    reason: str = ""
-    meta: msgspec.Raw | None = None
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """A POST's body. `dropped` counts the events dropped since the server started."""
-
-    run: str
-    """Another one after each start of the server: connections of an earlier run have ended."""
-    dropped: int
-    events: Sequence[NotedEvent]
 
 
 class EventQueue:
@@ -58,19 +34,33 @@ class EventQueue:
     When the queue is full, it drops the oldest events.
     """
 
-    def __init__(self, options: CallbackOptions) -> None:
+    def __init__(self, options: CallbackOptions, node: str = "", run: str = "") -> None:
+        """Note the kinds that the options name.
+
+        Args:
+            options: The kinds of events, and how many may wait.
+            node: The node's name in each batch; by default the host's.
+            run: The name of the run, which no other run ever has; by default a random one.
+        """
         self.closing = trio.Event()
         """Set when the node shuts down: delivery stops waiting for fuller batches."""
         self.deadline = math.inf
         """The Trio time by which delivery must end; infinite before the shutdown."""
-        self._run = uuid4().hex
-        self._wanted = options.events or EVENT_KINDS
+        self._node = node or platform.node()
+        self._run = run or uuid4().hex
+        self._batch_run = self._run
+        # Runs that begin with a later event: its number, and the run.
+        self._runs: deque[tuple[int, str]] = deque()
+        self.wanted: frozenset[EventKind] = options.events or EVENT_KINDS
+        """The kinds that are noted; others are left out."""
         self._limit = options.event_queue
         self._events: deque[NotedEvent] = deque()
+        self._appended = 0
+        self._watched: dict[str, Callable[[], None]] = {}
         self._noted = trio.Event()
         self._closed = False
         self._sequences: dict[str, int] = {}
-        self._last = 0
+        self._last = self._last_change = 0
         self._batch: list[NotedEvent] = []
         self._delivered = self._dropped = self._attempts = self._failures = 0
 
@@ -108,13 +98,64 @@ class EventQueue:
 
     def channel_occupied(self, channel: str) -> None:
         """Note that a channel has its first listener on this node."""
-        if "channel_occupied" in self._wanted:
-            self._append(NotedEvent(*self._stamp(), "channel_occupied", channel=channel))
+        self._change("channel_occupied", channel)
 
     def channel_vacated(self, channel: str) -> None:
         """Note that a channel's last listener on this node is gone."""
-        if "channel_vacated" in self._wanted:
-            self._append(NotedEvent(*self._stamp(), "channel_vacated", channel=channel))
+        self._change("channel_vacated", channel)
+
+    def _change(self, kind: EventKind, channel: str) -> None:
+        if kind in self.wanted:
+            # The clock may be set back while the process runs; the numbers still grow.
+            self._last_change = max(self._last_change + 1, int(time.time() * 1_000_000))
+            self._append(NotedEvent(*self._stamp(), kind, self._last_change, channel=channel))
+
+    def channel_changed(
+        self, kind: EventKind, channel: str, seq: int, delivered: Callable[[], None]
+    ) -> None:
+        """Note a change over all nodes, which this one tells.
+
+        Args:
+            kind: `channel_occupied` or `channel_vacated`.
+            channel: The channel.
+            seq: The Unix microseconds of the change, or later: no other change of the channel has
+                them.
+            delivered: Called when the event needs no keeping any more: it was accepted, dropped, or
+                is not wanted. Not called if the queue ends before. Never waits and never fails.
+        """
+        event = NotedEvent(f"{channel}:{seq}", seq // 1_000, kind, seq, channel=channel)
+        self._watch(event, delivered)
+
+    def node_lost(self, node: str, run: str, delivered: Callable[[], None]) -> None:
+        """Note that another node was lost in a run; `delivered` as of `channel_changed`."""
+        now = int(time.time() * 1_000)
+        self._watch(NotedEvent(f"{run}-lost", now, "node_lost", node=node, run=run), delivered)
+
+    def _watch(self, event: NotedEvent, delivered: Callable[[], None]) -> None:
+        if event.event not in self.wanted:
+            delivered()
+            return
+        before = self._watched.get(event.id)
+        if before is not None:  # It waits already: after a failure it is noted again.
+            self._watched[event.id] = _both(before, delivered)
+            return
+        self._watched[event.id] = delivered
+        self._append(event)
+
+    def begin_run(self, run: str) -> frozenset[str]:
+        """Begin another run, because the application has been told that this one has ended.
+
+        Returns the connections that the application knew. They are unknown again until `connected`
+        is called once more.
+        """
+        self._run = run
+        self._runs.append((self._appended, run))
+        known, self._sequences = self._sequences, {}
+        return frozenset(known)
+
+    def knows(self, client: str) -> bool:
+        """Whether the application was told in this run that the client has connected."""
+        return client in self._sequences
 
     def _note_of(
         self,
@@ -127,7 +168,7 @@ class EventQueue:
     ) -> None:
         """Note an event of a connection, with the connection's next number."""
         before = self._sequences.get(caller.client)
-        if before is None or kind not in self._wanted:
+        if before is None or kind not in self.wanted:
             return
         self._sequences[caller.client] = before + 1
         event = NotedEvent(
@@ -151,10 +192,18 @@ class EventQueue:
     def _append(self, event: NotedEvent) -> None:
         if len(self._events) >= self._limit:
             # Drop the oldest: the newest events show best which clients are connected now.
-            self._events.popleft()
+            self._keep_no_more((self._events.popleft(),))
             self._dropped += 1
         self._events.append(event)
+        self._appended += 1
         self._noted.set()
+
+    def _keep_no_more(self, events: Sequence[NotedEvent]) -> None:
+        if self._watched:
+            for event in events:
+                delivered = self._watched.pop(event.id, None)
+                if delivered is not None:
+                    delivered()
 
     def shut_down_by(self, deadline: float) -> None:
         """Set the Trio time by which delivery must end, because the node shuts down."""
@@ -180,19 +229,26 @@ class EventQueue:
         return True
 
     def take(self, most: int) -> None:
-        """Move at most `most` of the oldest events to the batch, which is delivered next."""
-        self._batch = [self._events.popleft() for _ in range(min(most, len(self._events)))]
+        """Move at most `most` of the oldest events, all of one run, to the batch to deliver."""
+        first = self._appended - len(self._events)
+        while self._runs and self._runs[0][0] <= first:
+            _, self._batch_run = self._runs.popleft()
+        count = min(most, len(self._events))
+        if self._runs:
+            count = min(count, self._runs[0][0] - first)
+        self._batch = [self._events.popleft() for _ in range(count)]
 
     def body(self) -> bytes:
         """The body to post for the batch."""
-        return _encode(Batch(self._run, self._dropped, self._batch))
+        return _encode(Batch(self._batch_run, self._node, self._dropped, self._batch))
 
     def tried(self, *, accepted: bool) -> None:
         """Count an attempt to send the batch, and drop the batch if it was accepted."""
         self._attempts += 1
         if accepted:
             self._delivered += len(self._batch)
-            self._batch = []
+            batch, self._batch = self._batch, []
+            self._keep_no_more(batch)
         else:
             self._failures += 1
 
@@ -203,3 +259,11 @@ class EventQueue:
         self._batch = []
         self._dropped += lost
         return lost
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        second()
+
+    return call

@@ -23,6 +23,7 @@ EventKind = Literal[
     "unsubscribed",
     "channel_occupied",
     "channel_vacated",
+    "node_lost",
 ]
 EVENT_KINDS: Final[frozenset[EventKind]] = frozenset(get_args(EventKind))
 

@@ -7,6 +7,7 @@ type is a model is a table of the file.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -153,6 +154,10 @@ class Settings(NodeSettings):
 
     port: Integer = Field(default=8000, ge=0, le=65_535)
     """Port to listen on; 0 for a free one."""
+
+    node_name: str = Field(default="", max_length=255)
+    """The server's name for the application (docs/callbacks.md) and for other nodes. No other
+    server of the application may have it. Empty for the host's name with the port, `web-1_8000`."""
 
     listen: Texts = ()
     """Where to listen instead of `host` and `port`: any of `host:port`, `[ipv6]:port` and
@@ -335,6 +340,11 @@ class Settings(NodeSettings):
                 name: options_of(table, ChannelOptions) for name, table in self.namespaces.items()
             },
         )
+
+    @property
+    def node(self) -> str:
+        """The server's name in force."""
+        return self.node_name or f"{platform.node()}_{','.join(self.listen) or self.port}"
 
     @property
     def engine_in_force(self) -> Literal["memory", "sqlite"]:

@@ -110,7 +110,10 @@ async def open_assembly(
         kept = await stack.enter_async_context(with_stores(settings(), parts))
         verifier = await _verifier(settings(), stack)
         backend, events = await open_callbacks(
-            settings().callback_options(), stack, events="events" not in parts
+            settings().callback_options(),
+            stack,
+            node=settings().node,
+            events="events" not in parts,
         )
         made: NodeParts = {"verifier": verifier, "backend": backend, "events": events}
         made.update(kept)

@@ -16,6 +16,8 @@ async def open_callbacks(
     options: CallbackOptions,
     stack: AsyncExitStack,
     *,
+    node: str = "",
+    run: str = "",
     questions: bool = True,
     events: bool = True,
 ) -> tuple[HTTPBackend | None, EventQueue | None]:
@@ -24,6 +26,8 @@ async def open_callbacks(
     Args:
         options: The addresses.
         stack: Ends what was opened.
+        node: The node's name, for the events.
+        run: The name of the node's run, for the events; by default a random one.
         questions: Whether this process asks the back end.
         events: Whether this process tells the back end of events.
 
@@ -41,4 +45,5 @@ async def open_callbacks(
     backend = HTTPBackend(options, client) if asks else None
     if not tells:
         return backend, None
-    return backend, await stack.enter_async_context(open_events(options, client=client))
+    queue = open_events(options, client=client, node=node, run=run)
+    return backend, await stack.enter_async_context(queue)

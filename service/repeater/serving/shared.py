@@ -52,7 +52,9 @@ async def open_shared(
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(settings, later=later))
         await prepare_extension(settings)
-        _, events = await open_callbacks(settings.callback_options(), stack, questions=False)
+        _, events = await open_callbacks(
+            settings.callback_options(), stack, node=settings.node, questions=False
+        )
         supervision = make_supervision(lambda: range(1, workers + 1))
         exchange = Exchange(
             storage.broker,
