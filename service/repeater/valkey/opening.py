@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.valkey.dial import SYSTEM_TRUST, Greeting, TLSFiles, tls_context
+from repeater.valkey.sentinel import OneAddress, Sentinels
 from repeater.valkey.single import SinglePrimary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from repeater.valkey.primary import Find
+    from repeater.valkey.sentinel import Locator
     from repeater.valkey.servers import Servers
-    from repeater.valkey.url import Address, Endpoints
+    from repeater.valkey.url import Endpoints
 
 
 def open_servers(
@@ -36,11 +37,9 @@ def open_servers(
     (one,) = endpoints
     tls = tls_context(files) if one.tls else None
     greeting = Greeting(tls, one.credentials, one.database)
-    return SinglePrimary(_at(one.addresses[0]), greeting, timeout=timeout)
-
-
-def _at(address: Address) -> Find:
-    async def find() -> Address:
-        return address
-
-    return find
+    if one.kind == "sentinel":
+        their = Greeting(tls, one.sentinel_credentials)
+        locator: Locator = Sentinels(one.addresses, one.name, their)
+    else:
+        locator = OneAddress(one.addresses[0])
+    return SinglePrimary(locator, greeting, timeout=timeout)

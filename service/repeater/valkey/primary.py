@@ -6,26 +6,27 @@ primary any more is left: whoever asked is told at once, and the next one is loo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from random import random
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from repeater.log import get_logger
-from repeater.valkey.dial import Greeting, answer_to, dial
+from repeater.valkey.dial import answer_to, dial
 from repeater.valkey.pipe import Lost, Pipe, Refused, ignore, packed
-from repeater.valkey.url import Address
+
+if TYPE_CHECKING:
+    from repeater.valkey.dial import Greeting
+    from repeater.valkey.sentinel import Locator
+    from repeater.valkey.url import Address
 
 _log = get_logger("engine")
 
 _PING: Final = 3.0  # seconds between two looks at the server, about
+_LOCATE: Final = 10.0  # seconds between two questions whether it is where it was, about
 _TICKS: Final = 4  # looks at a silent server within the timeout
 _FIRST_PAUSE: Final = 0.1  # seconds before it is tried again, doubled each time
 _LAST_PAUSE: Final = 2.0
-
-Find = Callable[[], Awaitable[Address]]
-"""Says where the primary is now. Raises `Lost` if nobody knows."""
 
 _PING_COMMAND: Final = packed("PING")
 _ROLE_COMMAND: Final = packed("ROLE")
@@ -50,16 +51,18 @@ class Owner(Protocol):
 class Primary:
     """Lives inside its engine, whose nursery runs `run`."""
 
-    def __init__(self, find: Find, greeting: Greeting, owner: Owner, *, timeout: float) -> None:
+    def __init__(
+        self, locator: Locator, greeting: Greeting, owner: Owner, *, timeout: float
+    ) -> None:
         """Take what is told of the primary.
 
         Args:
-            find: Says where the primary is.
+            locator: Says where the primary is.
             greeting: What each connection begins with.
             owner: Is told what happens.
             timeout: Seconds after which a server that does not answer is left.
         """
-        self._find = find
+        self._locator = locator
         self._greeting = greeting
         self._owner = owner
         self._timeout = timeout
@@ -104,7 +107,7 @@ class Primary:
         pause = _FIRST_PAUSE
         while True:
             try:
-                self.address = await self._find()
+                self.address = await self._locator.find()
                 async with (
                     dial(self.address, self._greeting) as commands,
                     dial(self.address, self._greeting, self._owner) as bus,
@@ -138,6 +141,7 @@ class Primary:
                 nursery.start_soon(self._watch_silence, commands, "commands")
                 nursery.start_soon(self._watch_silence, bus, "bus")
                 nursery.start_soon(self._look, commands, bus)
+                nursery.start_soon(self._locate)
                 await self._left.wait()  # No deadline: it may live for ever.
                 nursery.cancel_scope.cancel("the primary is left")
         finally:
@@ -173,6 +177,17 @@ class Primary:
                 commands.ask(_ROLE_COMMAND, self._told_role)
         except Lost as error:
             self.leave(str(error))
+
+    async def _locate(self) -> None:
+        """Leave a primary that most of those who know say is another one now.
+
+        It may be cut off from them, and not from here.
+        """
+        assert self.address is not None
+        while True:
+            await trio.sleep(_LOCATE * (0.85 + 0.3 * random()))
+            if await self._locator.has_moved(self.address):
+                self.leave("another server is the primary now")
 
     def _told_role(self, answer: object) -> None:
         try:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from repeater.log import get_logger
 from repeater.valkey.pipe import Lost, Tell
-from repeater.valkey.primary import Find, Primary
+from repeater.valkey.primary import Primary
 from repeater.valkey.subscriptions import Subscriptions, Taker
 
 if TYPE_CHECKING:
     from repeater.valkey.dial import Greeting
+    from repeater.valkey.sentinel import Locator
     from repeater.valkey.servers import Listener
 
 _log = get_logger("engine")
@@ -25,8 +26,8 @@ class SinglePrimary:
     publish = b"PUBLISH"
     partitions = 1
 
-    def __init__(self, find: Find, greeting: Greeting, *, timeout: float) -> None:
-        self._primary = Primary(find, greeting, self, timeout=timeout)
+    def __init__(self, locator: Locator, greeting: Greeting, *, timeout: float) -> None:
+        self._primary = Primary(locator, greeting, self, timeout=timeout)
         self._subscriptions = Subscriptions("SUBSCRIBE", "UNSUBSCRIBE")
         self._listeners: list[Listener] = []
         self._is_up = False

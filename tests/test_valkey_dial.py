@@ -1,0 +1,109 @@
+"""How connections to Valkey and Redis begin: TLS, credentials, databases, and deadlines."""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from repeater.valkey.dial import Greeting, TLSFiles, answer_to, dial, tls_context
+from repeater.valkey.opening import open_servers
+from repeater.valkey.pipe import Lost, Refused
+from repeater.valkey.servers import answer_from
+from repeater.valkey.url import Address, Credentials, parse_url
+from tests.certificates import Authority
+from tests.deadlines import LOOP_ANSWERS
+from tests.test_valkey_client import Log, connected
+from tests.valkeys import REDIS, Program, each_program, tls_options, valkey
+
+
+async def test_tls_with_certificates_of_both_ends(authority: Authority, tmp_path: Path) -> None:
+    """The server is believed by `engine_ca_file`, and believes the client's certificate."""
+    ca_file = tmp_path / "ca.pem"
+    authority.ca.cert_pem.write_to_path(str(ca_file))
+    with valkey(REDIS, *tls_options(authority, ca_file)) as server:
+        port = server.call("CONFIG", "GET", "tls-port")
+        assert isinstance(port, list)
+        endpoints = parse_url(f"valkeys://localhost:{int(port[1])}")
+        files = TLSFiles(ca_file, authority.certificate, authority.key)
+        log = Log()
+        servers = open_servers([endpoints], files)
+        servers.add(log)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(servers.run)
+            await log.wait("up")
+            assert await answer_from(servers, 0, "ECHO", "secret") == b"secret"
+            nursery.cancel_scope.cancel()
+        with pytest.raises(Lost):
+            await _greet(endpoints.addresses[0], Greeting(tls_context(TLSFiles(ca_file))))
+        with pytest.raises(Lost, match="certificate verify failed"):
+            await _greet(endpoints.addresses[0], Greeting(ssl.create_default_context()))
+
+
+async def _greet(address: Address, greeting: Greeting) -> None:
+    async with dial(address, greeting):
+        raise AssertionError("it is a connection")
+
+
+@each_program
+async def test_a_user_and_a_password(program: Program) -> None:
+    """The right ones are let in, and with wrong ones the outage says so without the password."""
+    with valkey(program) as server:
+        server.call("ACL", "SETUSER", "some", "on", ">a/b@c", "+@all", "~*", "&*")
+        async with connected(server.url.replace("//", "//some:a%2Fb%40c@")) as servers:
+            assert await answer_from(servers, 0, "ACL", "WHOAMI") == b"some"
+        with pytest.raises(Refused) as refused:
+            await _greet(
+                Address(path=server.path), Greeting(credentials=Credentials("some", "wrong"))
+            )
+        assert refused.value.code == "WRONGPASS"
+        assert "wrong" not in str(refused.value)
+
+
+async def test_a_database() -> None:
+    """Commands are for the database that the URL names."""
+    with valkey() as server:
+        async with connected(f"{server.url}/3") as servers:
+            await answer_from(servers, 0, "SET", "key", "value")
+        assert server.call("GET", "key") is None
+        async with connected(f"{server.unix_url}?database=3") as servers:
+            assert await answer_from(servers, 0, "GET", "key") == b"value"
+
+
+async def test_a_paused_server_is_not_waited_for_long() -> None:
+    """A server that accepts and does not answer is given up after a second."""
+    with valkey() as server:
+        server.pause()
+        started = trio.current_time()
+        with pytest.raises(Lost, match="no answer within 1 s"):
+            await _greet(Address("127.0.0.1", server.port), Greeting())
+        assert trio.current_time() - started < LOOP_ANSWERS
+
+
+async def test_what_does_not_speak_the_protocol_is_left() -> None:
+    """Another server on the port is an outage with a reason, and no crash."""
+
+    async def speak(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, speak, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(Lost, match="not an answer of a server"):
+            await _greet(Address("127.0.0.1", port), Greeting())
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_end_in_the_middle_is_told_to_whoever_waits() -> None:
+    """A server that closes the connection fails what was asked."""
+    with valkey() as server:
+        async with dial(Address("127.0.0.1", server.port), Greeting()) as pipe:
+            identity = await answer_to(pipe, "CLIENT", "ID")
+            assert isinstance(identity, int)
+            server.call("CLIENT", "KILL", "ID", identity)
+            with pytest.raises(Lost):
+                await answer_to(pipe, "PING")
