@@ -16,7 +16,8 @@ MODULES = sorted((SOURCE / "repeater").rglob("*.py"))
 ROOMS = (
     *("errors", "json_text", "publication", "options", "log_output", "log", "private_files"),
     *("failures", "random_id", "turns", "deadlines", "tally", "histogram"),
-    *("protocol", "access", "fanout", "valkey", "brokers", "backend", "workers", "clients"),
+    *("protocol", "access", "fanout", "valkey", "brokers", "backend", "workers", "cluster"),
+    "clients",
     "node",
     *("api", "config", "transports", "front", "web", "supervision"),
     *("testing", "subscriber", "comments", "serving", "cli", "__main__"),

@@ -13,13 +13,14 @@ from repeater.testing.control_bench import LATE, OpenControls, error_of, running
 from repeater.testing.rules import expect, hold
 
 
-async def check_control(open_controls: OpenControls, *, most: int) -> None:
+async def check_control(open_controls: OpenControls, *, most: int, has_server: bool = True) -> None:
     """Check that a control keeps its contract.
 
     Args:
         open_controls: Opens the controls for each rule, and closes them at the end of the block.
         most: The number of members that can be opened: 1 for a control that knows no others,
             else at least 3.
+        has_server: Whether several members have a server. Else each is a server of its own.
 
     Raises:
         AssertionError: a rule is broken; the text says which.
@@ -27,6 +28,8 @@ async def check_control(open_controls: OpenControls, *, most: int) -> None:
     await hold(RULES, open_controls)
     if most > 1:
         await hold(RULES_OF_MANY, open_controls)
+    if most > 1 and has_server:
+        await hold(RULES_OF_A_SERVER, open_controls)
 
 
 async def a_member_is_first_in_its_list(open_controls: OpenControls) -> None:
@@ -254,6 +257,8 @@ RULES_OF_MANY: Final = (
     an_answer_may_need_a_question,
     a_cancelled_question,
     a_member_leaves,
+)
+RULES_OF_A_SERVER: Final = (
     the_server_is_told,
     the_server_asks,
     a_late_server,

@@ -1,0 +1,285 @@
+"""The members of a cluster: each beats at the engine, hears who is there, and who is lost.
+
+A member that has not beaten for 10 s is lost. One of the others then does what is to be done for
+it, once; the engine keeps that until it is done. A member that ends in order says goodbye, and
+nothing is to be done. Clocks of nodes do not matter: the engine's says when a beat was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from random import random
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from repeater import __version__
+from repeater.brokers.control import Member
+from repeater.cluster.roster import Change, MemberRow, Roster
+from repeater.errors import BrokerError
+from repeater.log import get_logger
+from repeater.valkey.script import packaged_script
+
+if TYPE_CHECKING:
+    from repeater.cluster.plane import Plane
+
+_log = get_logger("cluster")
+
+BEAT: Final = packaged_script(__package__, "beat")
+GOODBYE: Final = packaged_script(__package__, "goodbye")
+SETTLED: Final = packaged_script(__package__, "settled")
+
+_PERIOD: Final = 3.0  # seconds between two beats, about
+_SPREAD: Final = 0.5  # seconds by which it is earlier or later: nodes do not beat together
+_STAY: Final = 10_000  # milliseconds after its last beat for which a node is a member
+_GAP: Final = 5_000  # milliseconds between two beats: after more, it judges nobody for `_STAY`
+_TRY: Final = 30_000  # milliseconds after which a duty that is not done is somebody else's
+_GOODBYE: Final = 1.0  # seconds
+
+Duty = Callable[[Member], Awaitable[None]]
+"""Does what is to be done for a lost member.
+
+Done again, maybe by another node, until it has once returned; so it can be repeated. A
+`BrokerError` says that it could not be done now.
+"""
+
+_decode_row: Final = msgspec.msgpack.Decoder(MemberRow).decode
+
+
+class Members:
+    """This node's membership. Lives inside the node's control, which runs and ends it."""
+
+    def __init__(self, plane: Plane, me: Member, *, options: Callable[[], str] = str) -> None:
+        """Be the member `me`.
+
+        Args:
+            plane: The way to the engine.
+            me: This node; it is a server of its own.
+            options: Gives a digest of what all nodes should have in common. A node with another
+                one is warned of.
+        """
+        self.me = me
+        self._plane = plane
+        self._options = options
+        self._roster = Roster(me)
+        self._keys = tuple(
+            plane.name(one) for one in ("nodes", "node-rows", "lost", "lost-rows", "nodes-version")
+        )
+        self._news = plane.name("news")
+        self._version = ""
+        self._since = self._last = 0  # Unix milliseconds of the engine
+        self._failed = ""
+        self._comes_back = False
+        self._wake = trio.Event()
+        self._duties: list[Duty] = []
+        self._busy: set[str] = set()
+        self._at_join: list[Callable[[Member], None]] = []
+        self._at_leave: list[Callable[[Member], None]] = []
+        self._at_return: list[Callable[[], None]] = []
+        self._warned: set[tuple[str, str, str]] = set()
+        plane.hear(self._news, self._heard_news)
+        plane.at_up(self._beat_now)
+
+    def now(self) -> Sequence[Member]:
+        """All members known now, this node first. While the engine is away, nobody is lost."""
+        return self._roster.members()
+
+    def __contains__(self, member: str) -> bool:
+        return member in self._roster
+
+    def row(self) -> MemberRow:
+        """This node as the others get it."""
+        return MemberRow(self.me.id, self.me.name, self.me.worker, __version__, self._options())
+
+    # Who is told. All functions are given before `run`, and never wait, except for duties.
+
+    def at_join(self, told: Callable[[Member], None]) -> None:
+        """Have a function called when another member is known for the first time."""
+        self._at_join.append(told)
+
+    def at_leave(self, told: Callable[[Member], None]) -> None:
+        """Have a function called when another one is no member any more: it left, or is lost."""
+        self._at_leave.append(told)
+
+    def at_loss(self, duty: Duty) -> None:
+        """Have this done for each member that is lost, by one member at a time; see `Duty`."""
+        self._duties.append(duty)
+
+    def at_return(self, told: Callable[[], None]) -> None:
+        """Have a function called when this node is a member again after it counted as lost.
+
+        The duties for it are done by then, so what it puts into the engine from now on stays.
+        """
+        self._at_return.append(told)
+
+    # News, and beats.
+
+    def has_joined(self, row: MemberRow, version: int) -> None:
+        """Take the news that another one has joined."""
+        self._tell(self._roster.joined(row, version, trio.current_time()))
+
+    def _heard_news(self, message: bytes) -> None:
+        version, _, member = message.partition(b" ")
+        if not (version.isdigit() and member.isascii()):
+            _log.warning("a message that no member has sent", channel="news", bytes=len(message))
+            return
+        self._tell(self._roster.left(member.decode(), int(version), trio.current_time()))
+
+    def _tell(self, change: Change) -> None:
+        for row in change.joined:
+            _log.info("a node has joined", member=row.id, host=row.name, version=row.version)
+            for told in self._at_join:
+                told(row.member())
+        for member in change.left:
+            _log.info("a node has left", member=member.id, host=member.name)
+            for told in self._at_leave:
+                told(member)
+
+    def _beat_now(self) -> None:
+        self._wake.set()
+
+    async def run(
+        self,
+        greet: Callable[[int], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Beat until cancelled; starts when this node is a member.
+
+        No deadline: without the engine a node does not start.
+
+        Args:
+            greet: Has the others know this node, whenever it has become a member; gets the version
+                of that news.
+            task_status: See Trio.
+        """
+        is_member = False
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._wake = trio.Event()
+                joined = await self._beat(nursery)
+                if joined and is_member:
+                    nursery.start_soon(greet, joined)
+                elif joined:
+                    await greet(joined)
+                if not is_member and self._last:
+                    is_member = True
+                    task_status.started()
+                with trio.move_on_after(_PERIOD + _SPREAD * (2 * random() - 1)):
+                    await self._wake.wait()
+
+    async def _beat(self, nursery: trio.Nursery) -> int:
+        """Beat once; the version of the news if this node has become a member, else 0."""
+        row = msgspec.msgpack.encode(self.row())
+        arguments = (
+            *(self.me.id, row, _STAY, self._version, self._since, self._last, _GAP, _TRY),
+            *(self._plane.publish, self._news),
+        )
+        try:
+            answer = await self._plane.call(BEAT, self._keys, arguments)
+            version, now, is_new, waits, rows, due = _beaten(answer)
+        except BrokerError as error:
+            if str(error) != self._failed:
+                self._failed = str(error)
+                _log.warning("this node does not beat", reason=self._failed)
+            self._since = 0
+            return 0
+        self._failed = ""
+        if not self._since or now - self._last > _GAP or is_new:
+            self._since = now
+        returns = is_new and self._last > 0
+        self._last = now
+        if rows is not None:
+            self._version = str(version)
+            self._tell(self._roster.listed(version, rows, trio.current_time()))
+            self._warn_of_options()
+        for lost in due:
+            if lost.id not in self._busy:
+                self._busy.add(lost.id)
+                nursery.start_soon(self._do_duties, lost)
+        self._come_back(returns=returns, waits=waits)
+        return version if is_new else 0
+
+    def _come_back(self, *, returns: bool, waits: bool) -> None:
+        if returns:
+            _log.warning("this node was taken for lost, and is a member again")
+            self._comes_back = True
+        if self._comes_back and not waits:
+            self._comes_back = False
+            for told in self._at_return:
+                told()
+
+    async def _do_duties(self, lost: MemberRow) -> None:
+        _log.warning("a node is lost", member=lost.id, host=lost.name)
+        try:
+            for duty in self._duties:
+                await duty(lost.member())
+            await self._plane.call(SETTLED, self._keys[2:4], (lost.id,))
+        except BrokerError as error:  # Due again, for this node or another one.
+            _log.warning("a lost node is not dealt with", member=lost.id, reason=str(error))
+        finally:
+            self._busy.discard(lost.id)
+
+    def _warn_of_options(self) -> None:
+        mine = self._options()
+        for row in self._roster.rows():
+            known = (row.id, row.options, mine)
+            if mine and row.options and row.options != mine and known not in self._warned:
+                self._warned.add(known)
+                _log.warning(
+                    "another node has other options of channels", member=row.id, host=row.name
+                )
+
+    async def say_goodbye(self) -> None:
+        """Be no member any more; within a second, however this task is cancelled."""
+        nodes, rows, _, _, version = self._keys
+        arguments = (self.me.id, self._plane.publish, self._news)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOODBYE):
+            try:
+                await self._plane.call(GOODBYE, (nodes, rows, version), arguments)
+            except BrokerError as error:
+                _log.warning("the others take this node for lost", reason=str(error))
+
+
+class _Beaten(msgspec.Struct, array_like=True, frozen=True):
+    """The answer of the script."""
+
+    version: int
+    now: int
+    is_new: int
+    waits: int
+    rows: list[bytes] | None
+    due: list[bytes]
+
+
+def _beaten(
+    answer: object,
+) -> tuple[int, int, bool, bool, list[MemberRow] | None, list[MemberRow]]:
+    """Read the answer of the script.
+
+    Raises:
+        BrokerError: it is not one.
+    """
+    try:
+        found = msgspec.convert(answer, _Beaten)
+    except msgspec.ValidationError:
+        raise BrokerError("the engine: an unknown answer to a beat") from None
+    rows = None if found.rows is None else list(_rows(found.rows))
+    due = [
+        _row(row) or MemberRow(member.decode(errors="replace"), "")
+        for member, row in zip(found.due[::2], found.due[1::2], strict=True)
+    ]
+    return found.version, found.now, bool(found.is_new), bool(found.waits), rows, due
+
+
+def _rows(texts: Iterable[bytes]) -> Iterable[MemberRow]:
+    return (row for row in map(_row, texts) if row is not None)
+
+
+def _row(text: bytes) -> MemberRow | None:
+    """A member; None for what no member has written."""
+    try:
+        return _decode_row(text)
+    except msgspec.MsgspecError:
+        return None

@@ -1,0 +1,36 @@
+-- Keeps one denial, or lifts it, and numbers the change.
+--
+-- KEYS: the denials (hash), their version (hash: e epoch, n the number of the last change).
+-- ARGV: the denial's name, its value (empty: it is lifted), the epoch of a new version.
+-- Answers the epoch, the number, and the value that is kept now.
+--
+-- A value is "<issued before> <expires at>" in Unix seconds, 0 for none. Of two revocations of a
+-- user's tokens the wider one is kept: no token that was revoked becomes valid again.
+
+for n = 1, 2 do
+  local found = redis.call('TYPE', KEYS[n]).ok
+  if found ~= 'hash' and found ~= 'none' then redis.call('UNLINK', KEYS[n]) end
+end
+
+local name, value = ARGV[1], ARGV[2]
+
+local function wider(old, new)
+  local old_before, old_end = string.match(old, '^(%d+) (%d+)$')
+  local before, last = string.match(new, '^(%d+) (%d+)$')
+  local now = tonumber(redis.call('TIME')[1])
+  if not old_before or not before or before == '0' then return new end
+  if old_end ~= '0' and tonumber(old_end) <= now then return new end
+  if tonumber(old_before) > tonumber(before) then before = old_before end
+  if last ~= '0' and (old_end == '0' or tonumber(old_end) > tonumber(last)) then last = old_end end
+  return before .. ' ' .. last
+end
+
+if value == '' then
+  redis.call('HDEL', KEYS[1], name)
+else
+  value = wider(redis.call('HGET', KEYS[1], name) or '', value)
+  redis.call('HSET', KEYS[1], name, value)
+end
+redis.call('HSETNX', KEYS[2], 'e', ARGV[3])
+local number = redis.call('HINCRBY', KEYS[2], 'n', 1)
+return {redis.call('HGET', KEYS[2], 'e'), number, value}

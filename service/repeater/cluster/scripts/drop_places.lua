@@ -1,0 +1,3 @@
+-- Forgets a node's counts. KEYS: the counts.
+
+return redis.call('UNLINK', KEYS[1])
