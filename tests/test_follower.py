@@ -284,6 +284,15 @@ def test_messages_of_all_channels_share_a_room() -> None:
     assert second.reading
 
 
+def test_messages_of_a_connection_that_has_ended_are_not_trusted() -> None:
+    """Numbered messages that wait are forgotten with their connection, others are not."""
+    one = doubting(at(4), message(5), unnumbered(b"x"))
+    one.cut_off()
+    assert told(reading(one, at(4), message(4)).events) == ["x"]
+    assert one.place == at(4)
+    assert not one.reading
+
+
 def test_a_message_that_cannot_be_read_is_a_lost_one() -> None:
     """The stream is read, and once more if the message came while it was read."""
     one = following(at(4))
@@ -303,12 +312,19 @@ def test_a_top_that_is_the_place_needs_no_read() -> None:
     assert not one.reading
 
 
-def test_messages_up_to_the_top_need_no_read() -> None:
-    """Messages that came since the reconnection are handed on if they lead to the top."""
-    one = doubting(at(4), message(5), unnumbered(b"x"), message(6))
-    assert told(one.head(at(6)).events) == ["u5", "x", "u6"]
-    assert one.place == at(6)
-    assert not one.reading
+def test_what_has_no_number_waits_for_the_top_only() -> None:
+    """Messages without numbers that came since the reconnection are handed on with the top."""
+    one = doubting(at(4), unnumbered(b"x"), unnumbered(b"y"))
+    assert told(one.head(at(4)).events) == ["x", "y"]
+
+
+def test_messages_that_follow_the_place_prove_nothing() -> None:
+    """After a failover the next number can be of a stream that has lost the place's publication."""
+    one = doubting(at(4), message(5))
+    one.head(at(5))
+    assert one.reading
+    fork = reading(one, at(5), message(4, uid="other"), message(5))
+    assert fork.forked == E
 
 
 @pytest.mark.parametrize(
@@ -318,8 +334,7 @@ def test_messages_up_to_the_top_need_no_read() -> None:
         ([], at(4, uid="other")),
         ([], at(4, "new")),
         ([], NO_STREAM),
-        ([message(6)], at(6)),
-        ([message(5)], at(6)),
+        ([message(5)], at(5)),
         ([message(5, uid="other")], at(5)),
         ([message(4)], at(4)),
         ([Message(at(4), None)], at(4)),
@@ -354,9 +369,11 @@ def test_the_first_top_begins() -> None:
 
 def test_a_read_of_an_older_doubt_says_nothing() -> None:
     """What was asked for before a connection ended, or before a top ended the doubt, is dropped."""
-    one = doubting(at(4), message(5))
+    one = doubting(at(4))
     asked = one.doubts
-    one.head(at(5))
+    one.head(at(4))
+    assert one.take(message(5))
+    one.doubt()
     assert told(one.read(Read(at(4), [message(4)]), asked).events) == []
     assert one.place == at(5)
     one = doubting(at(4))
@@ -452,7 +469,7 @@ class World:
     def cut(self) -> None:
         self.bus.clear()
         self.asked = None
-        self.one.doubt()
+        self.one.cut_off()
 
     def evict(self) -> None:
         self.entries, self.top = [], NO_STREAM

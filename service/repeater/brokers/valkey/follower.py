@@ -107,6 +107,18 @@ class Followed:
         self.reading = True
         self.doubts += 1
 
+    def cut_off(self) -> None:
+        """Have the stream looked at, since the connection has ended.
+
+        Messages that wait may be of publications that a failover has lost. The stream has the
+        others.
+        """
+        self.doubt()
+        unnumbered = [one for one in self._kept if one.event and not one.place.offset]
+        self.forget()
+        for one in unnumbered:
+            self._keep(one)
+
     def miss(self) -> None:
         """Note that a message could not be read: it may have been any."""
         self._overflowed = True
@@ -164,19 +176,14 @@ class Followed:
             self.place = top
             events = [one.event for one in self._kept if one.event and not one.place.offset]
             return self._settled(events)
-        here, events = self.place, []
-        for place, event in self._kept:
-            if event is None:
-                return _NOTHING
-            if place.offset:
-                if not _follows(place, here):
-                    return _NOTHING
-                here = place
-            events.append(event)
-        if self._overflowed or (top != here and not _is_younger(top, here)):
+        if top != self.place and not _is_younger(top, self.place):
+            return _NOTHING
+        # Messages that follow the place do not prove that the stream has the place's publication:
+        # their connection may have begun after a failover.
+        if self._overflowed or any(one.place.offset or not one.event for one in self._kept):
             return _NOTHING
         self.place = top
-        return self._settled(events)
+        return self._settled([one.event for one in self._kept if one.event])
 
     def _settled(self, events: Sequence[Event]) -> Verdict:
         self.forget()

@@ -163,7 +163,7 @@ class Holds:
         """
         for one in self.held.values():
             if one.partition in partitions:
-                one.doubt()
+                one.cut_off()
         failed = [one for one in self._open if self.held[one].partition in partitions]
         for channel in failed:
             why = self._engine.why(self.held[channel].partition)
