@@ -14,7 +14,7 @@ from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.servers import Servers, answer_from
 from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
-from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
+from tests.valkeys import PROGRAMS, VALKEY, Program, ValkeyServer, valkey
 
 
 @pytest.fixture(params=PROGRAMS, ids=str)
@@ -130,7 +130,8 @@ async def test_messages_come_to_their_takers(server: ValkeyServer) -> None:
 
 async def test_a_refused_subscription_is_told_and_not_kept(server: ValkeyServer) -> None:
     """What the server's rights do not allow is told as refused; other subscriptions go on."""
-    server.call("ACL", "SETUSER", "some", "on", ">secret", "+@all", "~*", "resetchannels", "&a*")
+    rights = ("+@all", "~*", "resetchannels", "&a*", "&repeater:*")
+    server.call("ACL", "SETUSER", "some", "on", ">secret", *rights)
     told, heard = Heard(), Heard()
     url = server.url.replace("//", "//some:secret@")
     async with connected(url) as servers:
@@ -210,3 +211,49 @@ async def test_the_bus_is_not_read_without_room(server: ValkeyServer) -> None:
         assert heard.all == [b"first"]
         log.room.set()
         await heard.wait(b"first", b"second")
+
+
+async def test_a_bus_that_hands_on_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers everything is left if our own messages do not come by its bus."""
+    monkeypatch.setattr("repeater.valkey.primary._PING", 0.05)
+    log = Log()
+    with valkey(VALKEY) as server:
+        async with connected(server.url, log) as servers:
+            await trio.sleep(0.5)
+            assert log.news == ["up"]
+            # The subscription ends, and nobody says so to the client's code.
+            monkeypatch.setattr(type(servers), "push", lambda _self, _message: None)
+            await log.wait("up", "down", "up", "down")
+            assert servers.outage() == "bus: its own messages do not come back"
+            assert servers.statistics().losses["bus"] == 2
+
+
+async def test_an_answer_by_the_bus_comes_in_its_turn(server: ValkeyServer) -> None:
+    """It is told behind the messages before it, and before those behind it."""
+    heard = Heard()
+    async with connected(server.url) as servers:
+        servers.subscribe(0, {b"one": heard}, heard)
+        servers.ask_bus(0, packed("PUBLISH", "one", "1"), heard)
+        servers.ask_bus(0, packed("ECHO", "answer"), heard)
+        servers.ask_bus(0, packed("PUBLISH", "one", "2"), heard)
+        await heard.wait_number(6)
+    assert heard.all.index(None) == 0
+    assert heard.all.index(b"1") < heard.all.index(b"answer") < heard.all.index(b"2")
+
+
+async def test_a_loss_is_told_to_callbacks_before_the_listener(server: ValkeyServer) -> None:
+    """So whoever is told that the engine is down has no question under way any more."""
+    news: list[str] = []
+
+    class Listener(Log):
+        def down(self, partitions: Sequence[int]) -> None:
+            super().down(partitions)
+            news.append("down")
+
+    log = Listener()
+    async with connected(server.url, log) as servers:
+        server.pause()
+        servers.ask(0, packed("PING"), lambda answer: news.append(type(answer).__name__))
+        server.kill()
+        await log.wait("up", "down")
+    assert news[:2] == ["Lost", "down"]

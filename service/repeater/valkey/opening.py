@@ -42,4 +42,4 @@ def open_servers(
         locator: Locator = Sentinels(one.addresses, one.name, their)
     else:
         locator = OneAddress(one.addresses[0])
-    return SinglePrimary(locator, greeting, timeout=timeout)
+    return SinglePrimary(locator, greeting, prefix=prefix, timeout=timeout)

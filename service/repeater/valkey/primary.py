@@ -6,6 +6,8 @@ primary any more is left: whoever asked is told at once, and the next one is loo
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from random import random
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _log = get_logger("engine")
 
 _PING: Final = 3.0  # seconds between two looks at the server, about
+_UNHEARD: Final = 3  # looks without a message by the bus, after which it is left
 _LOCATE: Final = 10.0  # seconds between two questions whether it is where it was, about
 _TICKS: Final = 4  # looks at a silent server within the timeout
 _FIRST_PAUSE: Final = 0.1  # seconds before it is tried again, doubled each time
@@ -36,10 +39,16 @@ class Owner(Protocol):
     """Whom a primary tells its news. No method waits, except for room."""
 
     def connected(self, primary: Primary) -> None:
-        """Both connections are there."""
+        """Both connections are there. The owner subscribes, and then calls `confirm`."""
 
     def disconnected(self, primary: Primary) -> None:
         """They have ended, after `connected`."""
+
+    def probe(self) -> bytes:
+        """The packed command that publishes to a channel that is subscribed to, by the bus.
+
+        `push` gets the message, and calls `heard`.
+        """
 
     def push(self, message: list[object]) -> None:
         """Something has come by the bus."""
@@ -69,6 +78,10 @@ class Primary:
         self._commands: Pipe | None = None
         self._bus: Pipe | None = None
         self._left = trio.Event()
+        self._unheard = 0
+        self._pause = _FIRST_PAUSE
+        self.losses: Counter[str] = Counter()
+        """How often it was left, by what was the matter."""
         self.address: Address | None = None
         """Where it was found last."""
         self.why = "not connected yet"
@@ -96,15 +109,28 @@ class Primary:
             raise Lost(self.why)
         return self._bus
 
-    def leave(self, why: str) -> None:
-        """End the connections, and look for the primary again."""
-        if self._commands is not None:
-            self._note(why)
+    def leave(self, half: str, why: str) -> None:
+        """End the connections, and look for the primary again.
+
+        `half` says what is the matter: `commands`, `bus`, or `role`.
+        """
+        if self._commands is not None and not self._left.is_set():
+            self.losses[half] += 1
+            self._note(f"{half}: {why}")
             self._left.set()
+
+    def confirm(self) -> None:
+        """Note that all subscriptions are made: from now on it is there."""
+        self.why = ""
+        self._pause = _FIRST_PAUSE
+        _log.info("the engine is there", address=str(self.address))
+
+    def heard(self) -> None:
+        """Note that the probe has come by the bus."""
+        self._unheard = 0
 
     async def run(self) -> None:
         """Keep the connections until cancelled."""
-        pause = _FIRST_PAUSE
         while True:
             try:
                 self.address = await self._locator.find()
@@ -114,14 +140,13 @@ class Primary:
                 ):
                     with trio.fail_after(self._timeout):
                         _check_primary(await answer_to(commands, "ROLE"))
-                    pause = _FIRST_PAUSE
                     await self._serve(commands, bus)
             except (Lost, Refused) as error:
                 self._note(str(error))
             except trio.TooSlowError:
                 self._note(f"no answer within {self._timeout:g} s")
-            await trio.sleep(pause * (0.5 + random() / 2))
-            pause = min(_LAST_PAUSE, 2 * pause)
+            await trio.sleep(self._pause * (0.5 + random() / 2))
+            self._pause = min(_LAST_PAUSE, 2 * self._pause)
 
     def _note(self, why: str) -> None:
         if why != self.why:
@@ -130,9 +155,8 @@ class Primary:
 
     async def _serve(self, commands: Pipe, bus: Pipe) -> None:
         """Be connected until something ends it."""
-        self._commands, self._bus, self.why = commands, bus, ""
+        self._commands, self._bus = commands, bus
         self._left = trio.Event()
-        _log.info("the engine is there", address=str(self.address))
         try:
             self._owner.connected(self)
             async with trio.open_nursery() as nursery:
@@ -152,7 +176,7 @@ class Primary:
             self._owner.disconnected(self)
 
     async def _watch_end(self, pipe: Pipe, half: str) -> None:
-        self.leave(f"{half}: {await pipe.wait_ended()}")
+        self.leave(half, str(await pipe.wait_ended()))
 
     async def _watch_silence(self, pipe: Pipe, half: str) -> None:
         """Leave a server that says nothing for the timeout, though something was asked.
@@ -166,17 +190,23 @@ class Primary:
             is_silent = pipe.waiting and pipe.reads == reads and not pipe.is_held
             silent = silent + 1 if is_silent else 0
             reads = pipe.reads
-        self.leave(f"{half}: no answer within {self._timeout:g} s")
+        self.leave(half, f"no answer within {self._timeout:g} s")
 
     async def _look(self, commands: Pipe, bus: Pipe) -> None:
-        """Ask both connections something every few seconds, so that a silent end is found."""
-        try:
-            while True:
-                await trio.sleep(_PING * (0.85 + 0.3 * random()))
+        """Ask both connections something every few seconds, so that a silent end is found.
+
+        A message of our own must come by the bus: a server may answer, and hand on nothing.
+        """
+        self._unheard = 0
+        while True:
+            await trio.sleep(_PING * (0.85 + 0.3 * random()))
+            with suppress(Lost):  # Then the end is told already.
                 bus.ask(_PING_COMMAND, ignore)
                 commands.ask(_ROLE_COMMAND, self._told_role)
-        except Lost as error:
-            self.leave(str(error))
+                commands.ask(self._owner.probe(), self._told_probe)
+            self._unheard += not bus.is_held
+            if self._unheard > _UNHEARD:
+                self.leave("bus", "its own messages do not come back")
 
     async def _locate(self) -> None:
         """Leave a primary that most of those who know say is another one now.
@@ -187,13 +217,19 @@ class Primary:
         while True:
             await trio.sleep(_LOCATE * (0.85 + 0.3 * random()))
             if await self._locator.has_moved(self.address):
-                self.leave("another server is the primary now")
+                self.leave("role", "another server is the primary now")
 
     def _told_role(self, answer: object) -> None:
+        if isinstance(answer, Lost):
+            return  # Which is told already.
         try:
             _check_primary(answer)
         except Lost as error:
-            self.leave(str(error))
+            self.leave("role", str(error))
+
+    def _told_probe(self, answer: object) -> None:
+        if isinstance(answer, Refused):
+            self.leave("bus", str(answer))
 
 
 def _check_primary(role: object) -> None:
@@ -202,7 +238,7 @@ def _check_primary(role: object) -> None:
     Raises:
         Lost: it is not a primary's.
     """
-    if isinstance(role, (Lost, Refused)):
+    if isinstance(role, Refused):
         raise Lost(str(role))
     if not isinstance(role, list) or not role or role[0] != b"master":
         raise Lost("the server is not a primary")

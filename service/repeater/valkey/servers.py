@@ -5,16 +5,30 @@ Channels are in partitions, each of which is on one primary. One server is one p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from repeater.valkey.dial import Waited
 from repeater.valkey.pipe import packed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from repeater.valkey.pipe import Part, Tell
     from repeater.valkey.subscriptions import Taker
+
+
+class ServersStatistics(msgspec.Struct, frozen=True):
+    """How the connections to the servers are."""
+
+    primaries: int
+    """Those that are known."""
+    up: int
+    """Those that are there, with commands and bus."""
+    losses: Mapping[str, int]
+    """How often one was left, by what was the matter: `commands`, `bus`, or `role`."""
 
 
 class Listener(Protocol):
@@ -27,7 +41,11 @@ class Listener(Protocol):
         """
 
     def down(self, partitions: Sequence[int]) -> None:
-        """Partitions are not there any more."""
+        """No messages of partitions come any more, and nothing is subscribed to elsewhere yet.
+
+        They are not there, or have moved to another primary of a cluster. Commands for a partition
+        that moves are held back until it has moved.
+        """
 
     async def wait_room(self) -> None:
         """Wait until more messages can be taken; the bus is not read meanwhile."""
@@ -56,6 +74,15 @@ class Servers(Protocol):
             Lost: the primary is not there, and nothing was sent.
         """
 
+    def ask_bus(self, partition: int, command: bytes, tell: Tell) -> None:
+        """Send a packed command by the bus: its answer comes in its turn among the messages.
+
+        A partition that has moved is not asked again: the answer is a `Refused` then.
+
+        Raises:
+            Lost: the primary is not there, and nothing was sent.
+        """
+
     def subscribe(self, partition: int, takers: Mapping[bytes, Taker], tell: Tell) -> None:
         """Have the messages of bus channels given to takers, until `unsubscribe`.
 
@@ -72,11 +99,14 @@ class Servers(Protocol):
     def add(self, listener: Listener) -> None:
         """Tell a listener from now on. It is told of nothing that is there already."""
 
-    def is_up(self, partition: int) -> bool:
-        """Whether a partition is there."""
+    def why(self, partition: int) -> str:
+        """Why a partition is not there, in a few words; empty if it is."""
 
     def outage(self) -> str:
         """Why not all partitions are there, in a few words; empty if they are."""
+
+    def statistics(self) -> ServersStatistics:
+        """How the connections are."""
 
     async def run(self) -> None:
         """Keep the connections until cancelled."""

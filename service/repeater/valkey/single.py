@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from repeater.log import get_logger
-from repeater.valkey.pipe import Lost, Tell
+from repeater.valkey.pipe import Lost, Tell, packed
 from repeater.valkey.primary import Primary
-from repeater.valkey.subscriptions import Subscriptions, Taker
+from repeater.valkey.servers import ServersStatistics
+from repeater.valkey.subscriptions import Subscriptions, Taker, alive_channel
 
 if TYPE_CHECKING:
     from repeater.valkey.dial import Greeting
@@ -26,10 +27,15 @@ class SinglePrimary:
     publish = b"PUBLISH"
     partitions = 1
 
-    def __init__(self, locator: Locator, greeting: Greeting, *, timeout: float) -> None:
+    def __init__(
+        self, locator: Locator, greeting: Greeting, *, prefix: str, timeout: float
+    ) -> None:
         self._primary = Primary(locator, greeting, self, timeout=timeout)
         self._subscriptions = Subscriptions("SUBSCRIBE", "UNSUBSCRIBE")
         self._listeners: list[Listener] = []
+        alive = alive_channel(prefix, "")
+        self._probe = packed("PUBLISH", alive, "")
+        self._subscriptions.takers[alive] = lambda _payload: self._primary.heard()
         self._is_up = False
 
     def partition_of(self, channel: str) -> int:
@@ -45,6 +51,11 @@ class SinglePrimary:
         self._check_up()
         self._primary.commands.ask(command, tell)
 
+    def ask_bus(self, partition: int, command: bytes, tell: Tell) -> None:
+        """See `Servers`."""
+        self._check_up()
+        self._primary.bus.ask(command, tell)
+
     def subscribe(self, partition: int, takers: Mapping[bytes, Taker], tell: Tell) -> None:
         """See `Servers`."""
         self._check_up()
@@ -58,13 +69,17 @@ class SinglePrimary:
         """See `Servers`."""
         self._listeners.append(listener)
 
-    def is_up(self, partition: int) -> bool:
+    def why(self, partition: int) -> str:
         """See `Servers`."""
-        return self._is_up
+        return "" if self._is_up else self._primary.why
 
     def outage(self) -> str:
         """See `Servers`."""
-        return "" if self._is_up else self._primary.why or "subscriptions are made"
+        return self.why(0)
+
+    def statistics(self) -> ServersStatistics:
+        """See `Servers`."""
+        return ServersStatistics(1, int(self._is_up), dict(self._primary.losses))
 
     async def run(self) -> None:
         """See `Servers`."""
@@ -81,6 +96,10 @@ class SinglePrimary:
             for listener in self._listeners:
                 listener.down(_ALL)
 
+    def probe(self) -> bytes:
+        """A message to the channel of this connection."""
+        return self._probe
+
     def push(self, message: list[object]) -> None:
         """Give a message to its taker; what was unsubscribed from meanwhile has none."""
         if message[0] == b"message":
@@ -96,12 +115,13 @@ class SinglePrimary:
 
     def _confirmed(self, answer: object) -> None:
         if answer is not None:
-            self._primary.leave(f"bus: {answer}")
+            self._primary.leave("bus", str(answer))
             return
         self._is_up = True
+        self._primary.confirm()
         for listener in self._listeners:
             listener.up(_ALL)
 
     def _check_up(self) -> None:
         if not self._is_up:
-            raise Lost(self.outage())
+            raise Lost(self.why(0))

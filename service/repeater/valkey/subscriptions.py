@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -16,6 +17,11 @@ _TOGETHER: Final = 512  # names in one command
 
 Taker = Callable[[bytes], None]
 """Takes the payload of one message of the bus. Never waits and never fails."""
+
+
+def alive_channel(prefix: str, tag: str) -> bytes:
+    """A channel of this process alone, for the message that shows that the bus is alive."""
+    return f"{prefix}:{tag}alive:{secrets.token_hex(8)}".encode()
 
 
 class Subscriptions:
