@@ -23,8 +23,8 @@ from repeater.testing.broker_bench import (
     running,
 )
 from repeater.testing.broker_calls import CALL_RULES, a_finished_broker
-from repeater.testing.broker_history import HISTORY_RULES
-from repeater.testing.rules import expect, hold
+from repeater.testing.broker_history import EXPIRY_RULES, HISTORY_RULES
+from repeater.testing.rules import expect, hold, hold_side_by_side
 
 
 async def check_broker(open_broker: OpenBroker, *, idempotency_ttl: float) -> None:
@@ -39,7 +39,12 @@ async def check_broker(open_broker: OpenBroker, *, idempotency_ttl: float) -> No
         AssertionError: a rule is broken; the text says which.
     """
     await hold(RULES, open_broker)
-    await hold([a_key_expires], open_broker, idempotency_ttl)
+
+    async def a_key_is_forgotten(open_broker: OpenBroker) -> None:
+        """An idempotency key is forgotten after its time."""
+        await a_key_expires(open_broker, idempotency_ttl)
+
+    await hold_side_by_side([*EXPIRY_RULES, a_key_is_forgotten], open_broker)
 
 
 async def offsets_count_from_one(open_broker: OpenBroker) -> None:

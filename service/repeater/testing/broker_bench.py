@@ -39,7 +39,7 @@ class Bench:
         self.options = options
         self.channel = f"check:{uuid4()}"
         self._handed: list[Event] = []
-        self._held: set[str] = set()
+        self._held: dict[str, Answer[None]] = {}
 
     async def publish(
         self, data: bytes = b"1", *, key: str = "", skip_history: bool = False, channel: str = ""
@@ -71,8 +71,8 @@ class Bench:
         """Have the events of a channel come: of the bench's, unless another is named."""
         channel = channel or self.channel
         if channel not in self._held:
-            self._held.add(channel)
-            await settled(self.broker.hold(channel))
+            self._held[channel] = self.broker.hold(channel)
+        await settled(self._held[channel])
 
     async def announce(self, announcement: Announcement) -> None:
         """Announce a join or leave in a channel that is held, as soon as there is room."""

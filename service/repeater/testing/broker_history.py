@@ -215,11 +215,11 @@ HISTORY_RULES: Final = (
     history_is_bounded,
     history_size_follows_the_options,
     history_of_an_unseen_channel,
-    history_expires,
-    meta_expires,
-    meta_expires_unnoticed,
     history_is_switched_off,
     history_is_off_without_publications,
     removed_history,
     any_page,
 )
+
+EXPIRY_RULES: Final = (history_expires, meta_expires, meta_expires_unnoticed)
+"""Rules that wait for some seconds: they can be checked side by side."""

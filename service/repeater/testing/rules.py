@@ -52,6 +52,23 @@ async def hold(rules: Sequence[Callable[..., Awaitable[None]]], *subject: Any) -
             raise
 
 
+async def hold_side_by_side(rules: Sequence[Callable[..., Awaitable[None]]], *subject: Any) -> None:
+    """Check rules that wait for some seconds each, all at the same time.
+
+    Raises:
+        AssertionError: one that does not hold; the text begins with its sentence.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            for rule in rules:
+                nursery.start_soon(hold, [rule], *subject)
+    except BaseExceptionGroup as group:
+        broken = group.subgroup(AssertionError)
+        if broken is None:
+            raise
+        raise _first(broken) from None
+
+
 def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,9 +1,11 @@
-"""The broker of several nodes: numbers and history in Valkey or Redis, events by its bus."""
+"""The broker of several nodes: numbers and history in Valkey or Redis, events by its bus.
+
+A script numbers, keeps and hands on, so all nodes agree on the order of a channel. Each node hears
+the channels that it holds, its own publications included.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,30 +13,222 @@ import trio
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.valkey.bus import Bus
-from repeater.brokers.valkey.envelope import Uids, opened, received, sealed
-from repeater.brokers.valkey.follower import Message, Place, Read
-from repeater.brokers.valkey.holds import Holds
-from repeater.brokers.valkey.keys import Keys
-from repeater.brokers.valkey.lanes import Lanes, Submission
-from repeater.brokers.valkey.repairs import ENTRIES, Repairs
-from repeater.brokers.valkey.scripts import FORK, HISTORY
+from repeater.brokers.valkey.envelope import Uids, sealed
+from repeater.brokers.valkey.lanes import Kept, Lanes, Submission
+from repeater.brokers.valkey.streams import StreamEngine
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
 from repeater.log import get_logger
-from repeater.publication import StreamPosition, weight_of
-from repeater.valkey.pipe import Lost, Refused, packed
+from repeater.publication import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from repeater.brokers.contract import EventSink, Outcome, Page
     from repeater.brokers.receipts import Answer
+    from repeater.brokers.valkey.streams import Located
     from repeater.options import ChannelOptions
-    from repeater.publication import Announcement, Publication
+    from repeater.publication import Announcement, Publication, StreamPosition
+    from repeater.valkey.pipe import Part
+    from repeater.valkey.servers import Servers
 
 _log = get_logger("engine")
 
 _IN_FLIGHT: Final = 8_192
 _BYTES: Final = 8_388_608
-_UNBORN: Final = 300_000  # milliseconds for which the epoch of a channel without a stream is kept
-_CHECK: Final = 10.0  # seconds between two looks at the tops of all channels
+_LANES: Final = 16  # of all partitions together, but one at least of each
+_FIRST_LOOK: Final = 1.0  # seconds after the start in which nobody is told that the engine is down
+_LONGEST: Final = 2**52  # milliseconds; the engine counts no further
+
+
+class ValkeyBroker:
+    """Implements `Broker` on the servers of an engine. `run` connects them, and ends them."""
+
+    def __init__(
+        self, servers: Servers, *, prefix: str = "repeater", idempotency_ttl: float = 300.0
+    ) -> None:
+        """Keep everything below a prefix, and the result of a key for so many seconds."""
+        self._servers = servers
+        self._engine = StreamEngine(servers, prefix)
+        self._bus = Bus(self._engine)
+        self._start = _Start(servers)
+        servers.add(self._bus)
+        servers.add(self._start)
+        self._window = Window(_IN_FLIGHT, _BYTES)
+        of_each = max(1, _LANES // servers.partitions)
+        self._lanes = Lanes(servers.partitions, of_each, servers.publish, servers.ask, self._window)
+        self._uids = Uids()
+        self._remembered = _milliseconds(idempotency_ttl)
+        self._intake: EventSink | None = None
+
+    async def run(self, intake: EventSink) -> None:
+        """Be connected, and hand what comes by the bus to `intake`, until cancelled."""
+        self._intake = intake
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._start.run)
+                nursery.start_soon(self._servers.run)
+                nursery.start_soon(self._lanes.run)
+                nursery.start_soon(self._engine.reads.run)
+                nursery.start_soon(self._bus.run, intake)
+        finally:
+            self._window.close()
+
+    async def finish(self) -> None:
+        """Take nothing more, and wait until what was taken is answered and handed on."""
+        self._window.close()
+        self._start.known.set()
+        await self._window.wait_empty()
+        await self._bus.finish()
+
+    def submit(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+    ) -> Answer[Outcome]:
+        """Have a script publish; see `Broker.submit`."""
+        located = self._engine.locate(publication.channel)
+        self._check_room(located)
+        names = located.names
+        keys: tuple[bytes, ...]
+        kept: Kept | None = None
+        instructions: tuple[Part, ...]
+        instructions = (b"k", names.bus, sealed(publication, self._uids.next()))
+        if skip_history or options.history_size <= 0:
+            keys = (names.meta,)
+            instructions = (b"h" if skip_history else b"n", *instructions[1:])
+        else:
+            keys = (names.meta, names.stream)
+            kept = (
+                options.history_size,
+                _milliseconds(options.history_ttl),
+                _milliseconds(options.history_meta_ttl),
+            )
+            if publication.version:
+                version = b"%020d" % publication.version
+                instructions = (b"v", version, publication.version_epoch, *instructions)
+        if idempotency_key:
+            keys = (self._engine.result_key(located, idempotency_key), *keys)
+            instructions = (b"i", self._remembered, *instructions)
+        receipt: Receipt[Outcome] = Receipt()
+        self._lanes.put(
+            located.partition,
+            publication.channel,
+            Submission(keys, instructions, kept, weight_of(publication), receipt.settle),
+        )
+        return receipt
+
+    def _check_room(self, located: Located) -> None:
+        self._window.check()
+        why = self._engine.why(located.partition)
+        if self._intake is None or (why and not self._start.known.is_set()):
+            raise trio.WouldBlock  # It is not known yet whether the engine is there.
+        if why:
+            raise BrokerError(why)
+        self._intake.check_room()
+
+    async def wait_room(self) -> None:
+        """Wait until a submission fits into the window, and an event into this node's intake."""
+        await self._start.known.wait()
+        await self._window.wait()
+        if self._intake is None:
+            raise trio.ClosedResourceError
+        await self._intake.wait_room()
+
+    def announce(self, announcement: Announcement) -> None:
+        """Hand on a join or leave; a failure is logged, as nobody waits for it."""
+        located = self._engine.locate(announcement.channel)
+        self._check_room(located)
+        envelope = sealed(announcement, self._uids.next())
+        self._lanes.put(
+            located.partition,
+            announcement.channel,
+            Submission(
+                (located.names.meta,),
+                (b"h", located.names.bus, envelope),
+                None,
+                weight_of(announcement),
+                _log_failure,
+            ),
+        )
+
+    def hold(self, channel: str) -> Answer[None]:
+        """Have a channel's events come by the bus; see `Broker.hold`."""
+        return self._bus.hold(channel)
+
+    def release(self, channel: str) -> None:
+        """Note that no listener is left; the events come for some time more."""
+        self._bus.release(channel)
+
+    def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        *,
+        since: StreamPosition | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Receipt[Page]:
+        """Read a stream; see `Broker.history`. Equal reads are made once."""
+        return self._engine.page(channel, since, limit, reverse)
+
+    def remove_history(self, channel: str) -> Receipt[None]:
+        """Forget a channel's publications, behind what was submitted before."""
+        located = self._engine.locate(channel)
+        why = self._engine.why(located.partition)
+        if why:
+            raise BrokerError(why)
+        names = located.names
+        receipt: Receipt[None] = Receipt()
+
+        def tell(outcome: StreamPosition | BrokerError | None) -> None:
+            receipt.settle(outcome if isinstance(outcome, BrokerError) else None)
+
+        self._lanes.put(
+            located.partition,
+            channel,
+            Submission((names.meta, names.stream), (b"r",), None, len(channel), tell),
+        )
+        return receipt
+
+    def outage(self) -> str:
+        """Why the engine is not there; empty if it is."""
+        return self._servers.outage()
+
+    def statistics(self) -> BrokerStatistics:
+        """Nothing is kept here."""
+        return BrokerStatistics()
+
+
+class _Start:
+    """Says when it is known whether the engine is there. Implements `Listener`."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self.known = trio.Event()
+
+    async def run(self) -> None:
+        await trio.sleep(_FIRST_LOOK)
+        self.known.set()
+
+    def up(self, partitions: Sequence[int]) -> None:
+        if not self._servers.outage():
+            self.known.set()
+
+    def down(self, partitions: Sequence[int]) -> None:
+        pass  # Whoever submits is told.
+
+    async def wait_room(self) -> None:
+        pass  # It takes nothing.
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, min(_LONGEST, int(seconds * 1000)))
+
+
+def _log_failure(outcome: StreamPosition | BrokerError | None) -> None:
+    if isinstance(outcome, BrokerError):
+        _log.warning("a join or leave was not announced", reason=str(outcome))

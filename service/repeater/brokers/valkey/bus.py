@@ -20,7 +20,6 @@ from repeater.brokers.valkey.heads import Heads
 from repeater.brokers.valkey.holds import Holds
 from repeater.brokers.valkey.outlet import Outlet
 from repeater.brokers.valkey.repairs import Repairs
-from repeater.errors import BrokerError
 from repeater.valkey.pipe import Lost
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Bus:
             came = trio.Event()
             try:
                 self._engine.mark(partition, partial(_set, came))
-            except BrokerError:
+            except Lost:
                 continue  # Nothing comes from there any more.
             await came.wait()
         await self._repairs.wait_done()

@@ -7,8 +7,8 @@
     j l msgpack of an `_InfoRow`: a join, a leave
 
 By the bus comes `<offset> <epoch> <Unix ms>`, a line break, and the envelope; `0` for what is in no
-stream; without an envelope: the stream has changed. Rows only grow at the end, so that two versions
-of Repeater can run side by side.
+stream; without an envelope: the stream has changed. Rows only grow at the end, so that two
+versions of Repeater can run side by side.
 
 Whoever can write into the engine can write anything. So all of it is checked like a stranger's
 bytes before it comes to fan-out.
@@ -16,9 +16,10 @@ bytes before it comes to fan-out.
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from secrets import token_bytes
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -28,10 +29,13 @@ from repeater.json_text import json_text
 from repeater.publication import Announcement, ClientInfo, Event, Publication
 
 _UID: Final = 8
-_HEAD: Final = _UID + 1
-_NO_PLACE: Final = Place(0, "", b"")
-_OFFSET_LIMIT: Final = 2**63
-_EPOCH_LIMIT: Final = 32
+_KIND: Final = _UID + 1
+_UNNUMBERED: Final = Place(0, "", b"")
+# As publish.lua checks them.
+_match_head: Final = re.compile(rb"([0-9]{1,15}) ([0-9A-Za-z_-]{1,32}) ([0-9]{1,15})\n").match
+_match_id: Final = re.compile(rb"([0-9]{1,15})-([0-9]{1,15})").fullmatch
+_match_epoch: Final = re.compile(rb"[0-9A-Za-z_-]{1,32}").fullmatch
+_match_offset: Final = re.compile(rb"[0-9]{1,15}").fullmatch
 
 
 class _InfoRow(msgspec.Struct, array_like=True, frozen=True):
@@ -46,7 +50,7 @@ class _PublicationRow(msgspec.Struct, array_like=True, frozen=True):
     tags: dict[str, str] | None = None
     info: _InfoRow | None = None
     delta: bool = False
-    version: int = 0
+    version: Annotated[int, msgspec.Meta(ge=0)] = 0
     version_epoch: str = ""
 
 
@@ -69,8 +73,9 @@ class Uids:
 
 def sealed(event: Publication | Announcement, uid: bytes) -> bytes:
     """The envelope of an event that has no number yet."""
-    if isinstance(event, Announcement):
+    if type(event) is Announcement:
         return uid + (b"j" if event.joined else b"l") + _encode(_info_row(event.info))
+    assert type(event) is Publication
     if event.tags or event.info or event.delta or event.version:
         row = _PublicationRow(
             bytes(event.data),
@@ -90,21 +95,56 @@ def received(channel: str, payload: bytes) -> Message:
     Raises:
         ForeignError: see there.
     """
-    head, _, envelope = payload.partition(b"\n")
-    if head == b"0":
-        event = opened(channel, envelope, _NO_PLACE, 0)
-        return Message(_NO_PLACE, event)
-    try:
-        offset, epoch, time = head.split(b" ")
-        place = Place(_number(offset), epoch.decode("ascii"), envelope[:_UID])
-        milliseconds = _number(time)
-    except ValueError:
-        raise ForeignError("no place of a publication") from None
-    if not 0 < len(epoch) <= _EPOCH_LIMIT:
-        raise ForeignError("no epoch")
+    found = _match_head(payload)
+    if found is None:
+        if payload.startswith(b"0\n"):
+            return Message(_UNNUMBERED, opened(channel, payload[2:], _UNNUMBERED, 0))
+        raise ForeignError("not a message of a node")
+    offset, epoch, time = found.groups()
+    envelope = payload[found.end() :]
+    place = Place(int(offset), epoch.decode(), envelope[:_UID])
     if not envelope:
         return Message(place, None)
-    return Message(place, opened(channel, envelope, place, milliseconds))
+    if not place.offset:
+        raise ForeignError("a publication with the number 0")
+    return Message(place, opened(channel, envelope, place, int(time)))
+
+
+def entry_of(channel: str, entry: object, epoch: str) -> Message:
+    """An entry of a stream, as XRANGE returns it.
+
+    Raises:
+        ForeignError: see there.
+    """
+    match entry:
+        case [bytes() as name, [b"d", bytes() as envelope]]:
+            found = _match_id(name)
+        case _:
+            found = None
+    if found is None:
+        raise ForeignError("not an entry of a node")
+    place = Place(int(found[1]), epoch, envelope[:_UID])
+    return Message(place, opened(channel, envelope, place, int(found[2])))
+
+
+def head_of(epoch: object, offset: object, uid: object) -> Place:
+    """The top of a stream as its meta has it; without an epoch there is no stream.
+
+    Raises:
+        ForeignError: see there.
+    """
+    if not epoch:
+        return _UNNUMBERED
+    offset, uid = offset or b"0", uid or b""
+    if (
+        isinstance(epoch, bytes)
+        and isinstance(offset, bytes)
+        and isinstance(uid, bytes)
+        and _match_epoch(epoch)
+        and _match_offset(offset)
+    ):
+        return Place(int(offset), epoch.decode(), uid)
+    raise ForeignError("not the meta of a stream")
 
 
 def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Event:
@@ -113,7 +153,7 @@ def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Ev
     Raises:
         ForeignError: see there.
     """
-    kind, content = envelope[_UID:_HEAD], envelope[_HEAD:]
+    kind, content = envelope[_UID:_KIND], envelope[_KIND:]
     try:
         if kind == b"d":
             return Publication(
@@ -124,8 +164,8 @@ def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Ev
         if kind in (b"j", b"l"):
             return Announcement(channel, _info(_decode_info(content)), kind == b"j")
     except (ValueError, msgspec.MsgspecError):
-        raise ForeignError("no event of a node") from None
-    raise ForeignError("no kind of event")
+        raise ForeignError("not an event of a node") from None
+    raise ForeignError("not a kind of event")
 
 
 def _publication(channel: str, row: _PublicationRow, place: Place, time: int) -> Publication:
@@ -156,13 +196,4 @@ def _info(row: _InfoRow) -> ClientInfo:
 
 
 def _raw(text: bytes | None) -> msgspec.Raw | None:
-    return None if text is None else json_text(text)  # type: ignore[return-value]
-
-
-def _number(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:  # 2**63 has 19 digits
-        raise ValueError
-    number = int(text)
-    if number >= _OFFSET_LIMIT:
-        raise ValueError
-    return number
+    return None if text is None else msgspec.Raw(json_text(text))

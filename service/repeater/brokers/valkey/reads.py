@@ -1,0 +1,133 @@
+"""Answers with many entries are decoded in turns, so that no read holds up the loop.
+
+Equal reads are made once: who asks while one is under way waits for the next one, with all others.
+Not for the one under way, which may have been carried out before the caller was ready to hear what
+came after it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import trio
+
+from repeater.brokers.receipts import Receipt
+from repeater.errors import BrokerError
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_IN_A_TURN: Final = 256
+"""Entries that are decoded between two checkpoints: about 1 ms."""
+
+Question = Callable[[Callable[[object], None]], None]
+"""Asks the engine; gives what it answers to the callable. Raises `BrokerError` if it is down."""
+
+
+class Decoding(Protocol[T_co]):
+    """An answer of the engine that is being decoded."""
+
+    def step(self, most: int) -> int:
+        """Decode at most so many entries; how many it were. Fewer: it is done.
+
+        Raises:
+            BrokerError: the answer is an error, or is not ours.
+        """
+
+    def result(self) -> T_co:
+        """What it means, when all is decoded."""
+
+
+class _Read(Generic[T]):
+    """One question that is under way, and who waits for it, or for the next one."""
+
+    __slots__ = ("key", "later", "question", "receipts", "start")
+
+    def __init__(
+        self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
+    ) -> None:
+        self.key = key
+        self.question = question
+        self.start = start
+        self.receipts: list[Receipt[T]] = []
+        self.later: list[Receipt[T]] = []
+
+
+class Reads:
+    """All reads that are under way. Lives inside a broker, whose nursery runs `run`."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, _Read[Any]] = {}
+        self._decoding: deque[tuple[_Read[Any], Decoding[Any]]] = deque()
+        self._came = trio.lowlevel.ParkingLot()
+
+    def ask(
+        self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
+    ) -> Receipt[T]:
+        """Ask something, together with all who ask the same; `start` begins to decode an answer.
+
+        Raises:
+            BrokerError: the engine is known to be down.
+        """
+        receipt: Receipt[T] = Receipt()
+        read = self._under_way.get(key)
+        if read is not None:
+            read.later.append(receipt)
+            return receipt
+        read = _Read(key, question, start)
+        question(lambda answer: self._answered(read, answer))
+        read.receipts.append(receipt)
+        self._under_way[key] = read
+        return receipt
+
+    async def run(self) -> None:
+        """Decode what is answered, until cancelled; then fail what waits."""
+        try:
+            while True:
+                while not self._decoding:  # No deadline: nobody reads.
+                    await self._came.park()
+                room = _IN_A_TURN
+                while self._decoding and room > 0:
+                    room -= 1 + self._step(room)
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._decoding.clear()
+            for read in tuple(self._under_way.values()):
+                self._settle(read, BrokerError("the broker has ended"), again=False)
+
+    def _answered(self, read: _Read[Any], answer: object) -> None:
+        if self._under_way.get(read.key) is not read:
+            return  # The broker has ended.
+        self._decoding.append((read, read.start(answer)))
+        if self._came:
+            self._came.unpark()
+
+    def _step(self, room: int) -> int:
+        read, decoding = self._decoding[0]
+        try:
+            count = decoding.step(room)
+            if count >= room:
+                return count
+            result = decoding.result()
+        except BrokerError as error:
+            count, result = 0, error
+        self._decoding.popleft()
+        self._settle(read, result, again=True)
+        return count
+
+    def _settle(self, read: _Read[Any], result: object, *, again: bool) -> None:
+        receipts, read.receipts = read.receipts, read.later
+        read.later = []
+        for receipt in receipts:
+            receipt.settle(result)
+        if not read.receipts:
+            del self._under_way[read.key]
+        elif again:
+            try:
+                read.question(lambda answer: self._answered(read, answer))
+            except BrokerError as error:
+                self._settle(read, error, again=False)
+        else:
+            self._settle(read, result, again=False)
