@@ -72,9 +72,7 @@ class StreamEngine:
 
     def why(self, partition: int) -> str:
         """See `Engine`."""
-        if self._servers.is_up(partition):
-            return ""
-        return self._servers.outage() or "the engine is not there"
+        return self._servers.why(partition)
 
     def subscribe(
         self, partition: int, takes: Mapping[str, Take], tell: Callable[[object], None]
