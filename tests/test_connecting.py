@@ -456,14 +456,15 @@ class TestServerSide:
             assert not node.hub.channels
 
     async def test_failing_history_fails_the_connect(self) -> None:
-        """If one channel's history cannot be read, no reply comes and nothing is left: 3004."""
+        """If one channel's history cannot be read, the SDK is asked to come back: 100."""
         broker = TestBroker()
         async with open_test_node(broker=broker) as node:
             broker.failing = True
-            async with talking(node, connected=False) as talk:
-                await talk.connect(subs={"a": {}, "b": {}})
-            assert talk.transport.closed_with == SERVER_ERROR
-            assert not talk.transport.sent
+            async with talking(node, connected=False, ends=False) as talk:
+                error = await talk.connect(subs={"a": {}, "b": {}})
+                assert (error["code"], error["temporary"]) == (100, True)
+                assert not node.hub.channels
+                assert not talk.client.ready
 
     async def test_limit(self) -> None:
         """As many channels as the limit are fine; one more is 3505."""

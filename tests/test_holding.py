@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
-from repeater.brokers.receipts import Answer
+from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import FORCE_DISCONNECT, SERVER_ERROR, BrokerError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
@@ -92,44 +92,61 @@ async def test_many_channels_are_asked_side_by_side() -> None:
 
 
 async def test_a_channel_that_is_never_held(autojump_clock: MockClock) -> None:
-    """After the publish timeout the client is asked to come back, and the channel is released."""
+    """After the publish timeout the subscription fails, 100, and the channel is released."""
     broker = NotingBroker()
     options = NodeOptions(publish_timeout=3, channel=ChannelOptions(force_positioning=True))
-    async with open_test_node(options, broker=broker) as node:
-        async with talking(node) as talk:
-            broker.holding.shut()
-            start = trio.current_time()
-            await talk.subscribe()
-            await trio.Event().wait()  # until it is ended
+    async with open_test_node(options, broker=broker) as node, talking(node, ends=False) as talk:
+        broker.holding.shut()
+        start = trio.current_time()
+        assert (await talk.subscribe())["code"] == 100
         assert trio.current_time() - start == pytest.approx(3, abs=0.1)
-        assert talk.transport.closed_with == SERVER_ERROR
         assert broker.calls == [("hold", "c"), ("release", "c")]
         assert node.broker_errors == {"subscribe": 1}
 
 
 class DownBroker(NotingBroker):
-    """Can hold nothing."""
+    """Can hold nothing: says so at once, or late."""
+
+    late = False
 
     def hold(self, channel: str) -> Answer[None]:
-        super().hold(channel)
-        raise BrokerError("down")
+        answer = super().hold(channel)
+        if not self.late:
+            raise BrokerError("down")
+        failed: Receipt[None] = Receipt()
+        assert isinstance(answer, Receipt)
+        answer.when_settled(lambda _: failed.settle(BrokerError("down")))
+        return failed
 
 
-@pytest.mark.parametrize("positioned", [False, True])
-async def test_a_channel_that_can_not_be_held(positioned: bool) -> None:
-    """The client is asked to come back, also one without positions; nothing is left of it."""
+async def test_a_channel_that_can_not_be_held() -> None:
+    """Who needs its history is asked to try again, and so is a plain subscriber."""
     broker = DownBroker()
     async with open_test_node(broker=broker) as node:
-        async with talking(node) as talk:
-            await talk.subscribe(positioned=positioned)
-            await trio.Event().wait()  # until it is ended
-        assert talk.transport.closed_with == SERVER_ERROR
+        async with talking(node, ends=False) as talk:
+            error = await talk.subscribe(positioned=True)
+            assert (error["code"], error["temporary"]) == (100, True)
         plain = MemoryTransport()
         async with connect(node, plain, ["c"]):
             await trio.Event().wait()  # until it is ended
         assert plain.closed_with == SERVER_ERROR
         assert broker.calls == [("hold", "c"), ("release", "c")] * 2
         assert node.broker_errors == {"subscribe": 2}
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_subscription_that_waits_for_the_engine(late: bool) -> None:
+    """Without history and presence it goes live, and hears what comes when the engine is back."""
+    broker = DownBroker()
+    broker.late = late
+    async with open_test_node(broker=broker) as node, talking(node, ends=False) as talk:
+        assert await talk.subscribe() == {}
+        assert broker.calls == [("hold", "c")]  # and it is not released: the broker remembers it
+        await node.publish(Publication("c", b"1"))
+        assert await talk.data() == [1]
+        assert node.broker_errors == {"subscribe": 1}
+        await talk.ask(unsubscribe={"channel": "c"})
+        assert broker.calls == [("hold", "c"), ("release", "c")]
 
 
 End = Callable[[Node, Talk], Awaitable[object]]

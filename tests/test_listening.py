@@ -21,7 +21,7 @@ from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.clients.client import Client
 from repeater.clients.limits import Place
 from repeater.clients.opening import Opening, begin
-from repeater.clients.plain import Wanted, listening, positions_of
+from repeater.clients.plain import Wanted, hear, listening, positions_of
 from repeater.errors import (
     INSUFFICIENT_STATE,
     PERMISSION_DENIED,
@@ -347,7 +347,7 @@ async def test_clients_in_the_same_place_share_their_bytes() -> None:
 
 
 async def test_history_that_can_not_be_read() -> None:
-    """The client is asked to come back, and the stream says why it ends."""
+    """The client is asked to come back, and nothing was said before."""
 
     class Broken(ForwardingBroker):
         def history(self, *_: object, **__: object) -> Answer[Page]:
@@ -358,6 +358,7 @@ async def test_history_that_can_not_be_read() -> None:
         async with browser.connected(node) as transport:
             await trio.Event().wait()  # until it is ended
         assert transport.closed_with == SERVER_ERROR
+        assert not transport.sent
 
 
 async def test_the_permission_went_meanwhile() -> None:
@@ -436,6 +437,7 @@ async def test_a_plain_websocket_ends_with_its_token(
         opening = Opening(name="websocket", kind="plain", place=place, wanted=wanted)
         async with connect(node, transport) as client:
             begin(node, client, opening)
+            await hear(node, client, wanted.channels)
             await trio.sleep(100)
         assert 59 <= trio.current_time() <= 62
         assert transport.closed_with == Disconnect(3005, "connection expired")

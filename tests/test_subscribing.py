@@ -205,24 +205,28 @@ async def test_recovery_of_a_long_history_while_publishing_goes_on() -> None:
 
 
 async def test_failing_history_is_no_answer() -> None:
-    """Where history can't be read the client is sent to try again: 3004."""
+    """Where history can't be read the client is asked to try again, 100, and stays connected."""
     broker = TestBroker()
-    async with open_test_node(broker=broker) as node:
-        async with talking(node) as talk:
-            broker.failing = True
-            assert "recoverable" not in (await talk.subscribe("a"))
-            await talk.subscribe("c", positioned=True)
-        assert talk.transport.closed_with == SERVER_ERROR
-        assert not node.hub.channels
+    async with open_test_node(broker=broker) as node, talking(node, ends=False) as talk:
+        broker.failing = True
+        assert "recoverable" not in (await talk.subscribe("a"))
+        error = await talk.subscribe("c", positioned=True)
+        assert error == {"code": 100, "message": "internal server error", "temporary": True}
+        assert set(node.hub.channels) == {"a"}
+        broker.failing = False
+        assert (await talk.subscribe("c", positioned=True))["positioned"]
 
 
 async def test_failing_presence_is_no_answer() -> None:
-    """Where presence can't be kept the client is sent to try again: 3004."""
+    """Where presence can't be kept the client is asked to try again, 100, and stays connected."""
     options = NodeOptions(insecure=True, channel=ChannelOptions(presence=True))
-    async with open_node(options, presence=FailingPresence()) as node:
-        async with talking(node) as talk:
-            await talk.subscribe()
-        assert talk.transport.closed_with == SERVER_ERROR
+    async with (
+        open_node(options, presence=FailingPresence()) as node,
+        talking(node, ends=False) as talk,
+    ):
+        error = await talk.subscribe()
+        assert (error["code"], error["temporary"]) == (100, True)
+        assert not node.hub.channels
 
 
 async def test_cut_while_history_is_held() -> None:
@@ -779,10 +783,10 @@ class TestToken:
             for name in ("c", "d")
         }
         verifier = FakeVerifier(subscriptions=dict(grants))
-        options = NodeOptions(ping_interval=1e6)
+        options = NodeOptions(ping_interval=1e6, publish_timeout=100)
         async with (
             open_test_node(options, broker=broker, verifier=verifier) as node,
-            talking(node) as talk,
+            talking(node, ends=False) as talk,
             trio.open_nursery() as nursery,
         ):
             started_at(node)

@@ -260,3 +260,25 @@ async def test_who_asks_for_more_than_it_reads_waits(autojump_clock: MockClock) 
             await theirs.receive_some(1 << 20)
         link.close("done")
     await theirs.aclose()
+
+
+async def test_what_was_not_held_is_held_later(autojump_clock: MockClock) -> None:
+    """A channel that a silent supervisor could not hold is asked for when it is heard again."""
+    ours, theirs = stream_pair()
+    beat = frame([encode(SupervisorBeat("", BrokerStatistics(), None))])
+    await ours.send_all(frame([encode(Hello(VERSION, "1.2.3", 4, "server"))]))
+    async with open_worker_link(theirs, silence=3) as link:
+        await trio.sleep(4.5)
+        for channel in ("kept-channel", "gone-channel"):
+            with pytest.raises(BrokerError, match="the supervisor is silent"):
+                link.broker.hold(channel)
+        link.broker.release("gone-channel")
+        await ours.send_all(beat)
+        await trio.sleep(2.5)
+        sent = await ours.receive_some()
+        assert sent.count(b"kept-channel") == 1
+        assert b"gone-channel" not in sent
+        held = link.broker.hold("kept-channel")
+        assert isinstance(held, Receipt)  # asked for once, and not answered yet
+        await ours.aclose()
+        await link.wait_ended()

@@ -161,6 +161,9 @@ class Broker(Protocol):
         Once it is answered no event is missed: what is not in a history read after that comes to
         fan-out. The history may already be ahead of fan-out.
 
+        If this fails, at once or later, the broker holds the channel as soon as the engine is back,
+        unless it is released before: a listener that needs no history may wait for that.
+
         Raises:
             BrokerError: the engine is known to be down.
         """

@@ -166,7 +166,7 @@ async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> b
         joining = await open_subscription(
             node, client, GrantedChannel(channel, call.grant, server_side_wish(call.since))
         )
-    except (DisconnectError, ReplyError):
+    except (BrokerError, DisconnectError, ReplyError):
         return False  # the client was told nothing, so it need not come back
     joining.tell()
     node.attendance.announce_join(joining.subscription)

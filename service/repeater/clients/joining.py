@@ -193,9 +193,11 @@ def complete_all(client: Client, joinings: Sequence[Joining], say: Callable[[], 
     Args:
         client: The client of every subscription.
         joinings: In the order in which they go live.
-        say: Makes the bytes of the answer. It may ask each joining for its `result`.
+        say: Makes the bytes of the answer, or none. It may ask each joining for its `result`.
     """
-    client.outbox.push(say())
+    said = say()
+    if said:
+        client.outbox.push(said)
     for joining in joinings:
         joining._go_live()
 

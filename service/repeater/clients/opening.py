@@ -15,7 +15,7 @@ import trio
 
 from repeater.backend.headers import NONE
 from repeater.clients.limits import Place
-from repeater.clients.plain import Wanted, listening
+from repeater.clients.plain import Greet, Wanted, listening
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import INAPPROPRIATE_PROTOCOL, SHUTDOWN, Disconnect
@@ -54,7 +54,8 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | None:
     """Make a WebSocket's client what it was admitted as; sync, so that nothing comes between.
 
-    A plain subscriber hears its channels at once. Its messages are ignored, so the result is None.
+    The result is None for a plain subscriber, whose messages are ignored: `plain.hear` does the
+    rest, and answers its request.
     """
     _arrive(node, client, opening)
     wanted = opening.wanted
@@ -65,26 +66,27 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
         return UnidirectionalSession(node, client)
     if client.end is None:
         client.identify(wanted.grant)
-        client.introduce()
-        if wanted.grant.expire_at:
-            client.expiry_changed()
-        for channel in wanted.channels:
-            client.subscribe(channel)
     return None
 
 
 async def converse(
-    node: ClientNode, client: Client, opening: Opening, wait_hang_up: WaitHangUp
+    node: ClientNode,
+    client: Client,
+    opening: Opening,
+    wait_hang_up: WaitHangUp,
+    greet: Greet | None = None,
 ) -> None:
     """Carry on the conversation of a stream until its peer hangs up.
 
-    The caller owns the client and calls `leave` in any case.
+    The caller owns the client and calls `leave` in any case. `greet` answers the request of a plain
+    subscriber, when its channels are held; the other kinds are answered already.
     """
     _arrive(node, client, opening)
     if client.end is not None:
         return
     if opening.wanted is not None:
-        async with listening(node, client, opening.wanted):
+        async with listening(node, client, opening.wanted, greet):
+            del greet  # and with it the answer; this frame lives as long as its client
             await wait_hang_up(client)
     elif opening.kind == "unidirectional":
         client.session = random_id()

@@ -4,6 +4,9 @@ From `Client.join` on, publications gather. Rule: history is read after the brok
 channel, so what is not in the history comes to fan-out, and gathers. Questions are asked side by
 side: presence and history of all channels of one answer. An engine in this process's memory answers
 at once, and nothing here waits.
+
+While the engine is down, a subscription that a client asked for goes live all the same, if it
+needs neither history nor presence: the broker holds its channel as soon as the engine is back.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import msgspec
 from repeater.brokers.receipts import Receipt
 from repeater.clients.filtered import filtered, known_sizes
 from repeater.clients.joining import Joining, Wish
-from repeater.errors import SERVER_ERROR, BrokerError, DisconnectError
+from repeater.errors import BrokerError, DisconnectError
 from repeater.fanout.gathered import Gathered
 from repeater.fanout.recovery import (
     Joined,
@@ -89,8 +92,31 @@ class _Opening:
         self.held: Answer[None] = None
 
     def hold(self) -> None:
-        """Ask the broker for the channel's events."""
-        self.held = self._node.broker.hold(self.subscription.channel.name)
+        """Ask the broker for the channel's events; raises BrokerError as `wait_held`."""
+        try:
+            self.held = self._node.broker.hold(self.subscription.channel.name)
+        except BrokerError as error:
+            self._bear(error)
+
+    async def wait_held(self) -> None:
+        """Wait until the channel's events come.
+
+        Raises:
+            BrokerError: the engine is down, and the subscription cannot do without an answer.
+        """
+        if not isinstance(self.held, Receipt):
+            return
+        try:
+            await self._node.answered(self.held)
+        except BrokerError as error:
+            self._bear(error)
+
+    def _bear(self, error: BrokerError) -> None:
+        """Go on without the engine if the subscription can; raise its error if it cannot."""
+        subscription = self.subscription
+        if self._wish.server_side or subscription.positioned or subscription.presence:
+            raise error
+        self._node.broker_errors["subscribe"] += 1
 
     def ask(self) -> None:
         """Enter presence and ask for history and position, as far as they are wanted."""
@@ -165,8 +191,9 @@ async def open_subscriptions(
 
     Raises:
         ReplyError: 107 or 102, for a channel's name.
-        DisconnectError: 3004, if history or presence cannot be read: the client comes back. Or
-            the client's own disconnect, if it has already ended.
+        BrokerError: a channel cannot be held, or its history or presence cannot be read; nothing
+            is left of any.
+        DisconnectError: the client's own disconnect, if it has already ended.
     """
     rooms = rooms or Rooms(node.options.outbox_limit, client.outbox.waiting)
     openings: list[_Opening] = []
@@ -176,19 +203,16 @@ async def open_subscriptions(
             openings.append(_Opening(node, client, one, rooms, size))
             openings[-1].hold()
         for opening in openings:
-            if isinstance(opening.held, Receipt):
-                await node.answered(opening.held)
+            await opening.wait_held()
         for start in range(0, len(openings), _AT_ONCE):
             group = openings[start : start + _AT_ONCE]
             for opening in group:
                 opening.ask()
                 await node.turns.give_way()
             joinings += [await opening.finish() for opening in group]
-    except BrokerError:
-        node.broker_errors["subscribe"] += 1
-        _drop_all(client, openings)
-        raise DisconnectError(SERVER_ERROR) from None
-    except BaseException:  # cancelled, or a bug: the caller gets no `Joining` to drop
+    except BaseException as error:  # refused, cancelled, or a bug: the caller gets no `Joining`
+        if isinstance(error, BrokerError):
+            node.broker_errors["subscribe"] += 1
         _drop_all(client, openings)
         raise
     return joinings

@@ -1,12 +1,15 @@
-"""A plain subscriber that can come back: it gets all events that it missed, or a `reset`.
+"""Plain subscribers: those without positions, and those that can come back.
 
-All its channels go live at one moment. Their histories are read while publications gather. Then,
-with no await between, the missed events are queued and the channels go live.
+Rule 1: the request is answered after the broker holds the channels and their histories are read, so
+that an engine that is down is an HTTP status, and nothing is missed from the answer on. Rule 2: all
+channels go live at one moment. Publications gather until then; with no await between, the missed
+events are queued and the channels go live. Who comes back gets all events that it missed, or a
+`reset`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +18,7 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.receipts import Receipt
-from repeater.clients.joining import Joining, complete_all, server_side_wish
+from repeater.clients.joining import Joining, Wish, complete_all, server_side_wish
 from repeater.clients.openings import GrantedChannel, open_subscriptions
 from repeater.clients.replay import Replay
 from repeater.errors import (
@@ -36,12 +39,15 @@ from repeater.protocol.sse.event_stream import (
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
+    from repeater.brokers.receipts import Answer
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
 
 _PATIENCE: Final = 1.0
 """Seconds that a subscriber waits for other subscribers to reach its positions, to share a codec.
 One batch of fan-out brings them there; after the wait the subscriber gets a codec of its own."""
+
+_WITHOUT_POSITION: Final = Wish()
 
 Positions = Mapping[str, StreamPosition]
 
@@ -64,34 +70,72 @@ def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, Strea
     return dict.fromkeys(channels, UNKNOWN) if positions is None else positions
 
 
-async def hold_channels(node: ClientNode, client: Client) -> None:
-    """Have the broker hold the channels that a plain subscriber hears without positions.
+Greet = Callable[[], Awaitable[None]]
+"""Answers the client's request, or queues the answer: from then on its events may be sent."""
 
-    What comes is sent at once, so nothing has to be read first. If the broker fails, the client is
-    disconnected and comes back.
+
+async def hear(
+    node: ClientNode, client: Client, channels: Collection[str], greet: Greet | None = None
+) -> None:
+    """Have a plain subscriber hear channels without positions, then answer its request.
+
+    The channels are held before the answer: whoever sees its connection open misses nothing from
+    then on. If the broker fails, the client is ended before it is answered.
+
+    Args:
+        node: The client's node.
+        client: Is identified, and becomes ready when its channels are live.
+        channels: Each once.
+        greet: Answers; None if there is nothing to answer.
     """
+
+    def say() -> bytes:
+        client.became_ready()
+        return b""
+
+    if client.end is not None:
+        return
+    room = Rooms(node.options.outbox_limit).gathered
+    joinings: list[Joining] = []
+    held: list[Answer[None]] = []
     try:
-        answers = [node.broker.hold(name) for name in client.channels]
-        for answer in answers:
+        for name in channels:
+            subscription = client.join(name, client.codec, room)
+            joinings.append(Joining(node, client, subscription, None, _WITHOUT_POSITION))
+            held.append(node.broker.hold(name))
+        for answer in held:
             if isinstance(answer, Receipt):
                 await node.answered(answer)
     except BrokerError:
         node.broker_errors["subscribe"] += 1
         client.disconnect(SERVER_ERROR)
+    if client.end is None:
+        if greet is not None:
+            await greet()
+        complete_all(client, joinings, say)
+        client.outbox.flush()
 
 
 @asynccontextmanager
-async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIterator[None]:
+async def listening(
+    node: ClientNode, client: Client, wanted: Wanted, greet: Greet | None = None
+) -> AsyncIterator[None]:
     """Have a client hear its channels for as long as the block lasts.
 
-    The client's codec is `EVENT_STREAM`. If history cannot be read, the client is disconnected
-    and comes back.
+    The client's codec is `EVENT_STREAM`. Its request is answered when the channels are held and
+    their histories are read. If that fails, the client is ended before it is answered, and the
+    block is cancelled.
+
+    Args:
+        node: The client's node.
+        client: Becomes ready when its channels are live.
+        wanted: Its channels.
+        greet: Answers; None if there is nothing to answer.
     """
     client.identify(wanted.grant)
-    client.introduce()
-    if wanted.grant.expire_at:
-        client.expiry_changed()
     joinings = await _open_all(node, client, wanted)
+    if client.end is None and greet is not None:
+        await greet()
     tracked = [one for one in joinings if one.subscription.recoverable]
     sets, names = node.position_sets, tuple(sorted(wanted.channels))
     patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
@@ -103,7 +147,7 @@ async def listening(node: ClientNode, client: Client, wanted: Wanted) -> AsyncIt
     with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
         _go_live(node, client, joinings, codec, replay)
         # This frame lives as long as its client: nothing of its beginning may stay in it.
-        del wanted, joinings, tracked, replay, codec
+        del wanted, joinings, tracked, replay, codec, greet
         yield
 
 
@@ -115,11 +159,16 @@ def _go_live(
     replay: Replay,
 ) -> None:
     """Send what was missed and let all channels go live, in one call without an await."""
+
+    def say() -> bytes:
+        client.became_ready()
+        return replay.finish()
+
     for joining in joinings:
         if joining.subscription.recoverable:
             joining.subscription.codec = codec
     if client.end is None:
-        complete_all(client, joinings, replay.finish)
+        complete_all(client, joinings, say)
     client.outbox.flush()
     for joining in joinings:
         node.attendance.announce_join(joining.subscription)
@@ -141,6 +190,9 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
         return await open_subscriptions(
             node, client, channels, Rooms(node.options.outbox_limit), size
         )
+    except BrokerError:
+        client.disconnect(SERVER_ERROR)
+        return ()
     except DisconnectError as error:
         client.disconnect(error.disconnect)
         return ()

@@ -39,14 +39,13 @@ from repeater.errors import (
 from repeater.front.responses import (
     OCTETS,
     PROTOBUF_FAREWELL,
-    answer_later,
     answer_page,
-    answer_stream_later,
+    answer_refusal,
     cors_headers,
 )
-from repeater.front.routes import EVENT_STREAM, ROUTES, Route
+from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
-from repeater.protocol.http.answer import Answer, Headers, answer_status
+from repeater.protocol.http.answer import Answer, Headers
 from repeater.protocol.sse.event_id import room_of_event_id
 from repeater.publication import StreamPosition
 
@@ -61,7 +60,6 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
-_TEMPORARY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DRAINING: Final = "the server restarts"
 _NO_KEYS: Final = "the keys of tokens are not available"
 _NO_SUPERVISOR: Final = "the supervisor does not answer"
@@ -349,12 +347,7 @@ class _Decision(msgspec.Struct, eq=False):
     def _refused(
         self, status: HTTPStatus, *, counted: bool = False, text: str = ""
     ) -> _RefusedError:
-        if status not in _TEMPORARY:
-            answer = answer_status(status, self._cors, text)
-        elif self._route.media_type == EVENT_STREAM:
-            answer = answer_stream_later(self._request, status, self._cors, text)
-        else:
-            answer = answer_later(status, self._cors)
+        answer = answer_refusal(self._request, self._route, status, self._cors, text)
         return _RefusedError(Refusal(answer, counted))
 
 

@@ -14,12 +14,13 @@ from random import uniform
 from typing import TYPE_CHECKING, Final
 
 from repeater.access.origins import Page
+from repeater.errors import STALE, Disconnect
+from repeater.front.routes import EVENT_STREAM, Route
 from repeater.protocol.http.answer import Answer, Headers, answer_status, write_answer
 from repeater.protocol.sse.event_stream import retry
 
 if TYPE_CHECKING:
     from repeater.front.request import Request
-    from repeater.front.routes import Route
     from repeater.protocol.http.fault import Fault
 
 OCTETS: Final = "application/octet-stream"
@@ -38,6 +39,8 @@ LIVE: Final = Answer(200, b'{"status":"ok"}\n')
 _NO_CACHE: Final = "private, no-cache, no-store, must-revalidate, max-age=0, no-transform"
 _EVENT_STREAM: Final = "text/event-stream"
 _RETRY_AFTER: Final = ("Retry-After", "1")
+_TEMPORARY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_FINAL: Final = (7, 9)  # codes 3500 to 3999 and 4500 to 4999: do not reconnect (section 8.2)
 
 _dated, _date, _ending = 0, "", b""
 
@@ -140,6 +143,28 @@ def answer_stream_later(request: Request, status: HTTPStatus, cors: Headers, why
     body = pause + f": {int(status)} {status.phrase}: {why}\n\n".encode()
     headers = (*cors, ("Cache-Control", _NO_CACHE), ("X-Accel-Buffering", "no"))
     return Answer(HTTPStatus.OK, body, f"{_EVENT_STREAM}; charset=utf-8", tuple(headers))
+
+
+def answer_refusal(
+    request: Request, route: Route, status: HTTPStatus, cors: Headers, text: str = ""
+) -> Answer:
+    """The answer to a request for a subscription that is refused; a temporary refusal says so."""
+    if status not in _TEMPORARY:
+        return answer_status(status, cors, text)
+    if route.media_type == EVENT_STREAM:
+        return answer_stream_later(request, status, cors, text)
+    return answer_later(status, cors)
+
+
+def answer_end(request: Request, route: Route, end: Disconnect) -> Answer:
+    """The answer to a plain subscriber that is ended before its request was answered.
+
+    503 for an end after which a client comes back, and for our own slowness; else 403.
+    """
+    final = end.code // 500 in _FINAL and end is not STALE
+    status = HTTPStatus.FORBIDDEN if final else HTTPStatus.SERVICE_UNAVAILABLE
+    cors = cors_headers(request) if route.media_type else ()
+    return answer_refusal(request, route, status, cors, end.reason)
 
 
 def opening_bytes(route: Route) -> bytes:

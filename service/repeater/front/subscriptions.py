@@ -19,7 +19,13 @@ from repeater.clients.opening import begin
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, is_plain, request_of_head
-from repeater.front.responses import dated, http_date, opening_bytes, stream_headers
+from repeater.front.responses import (
+    answer_end,
+    dated,
+    http_date,
+    opening_bytes,
+    stream_headers,
+)
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.http.answer import write_answer, write_head
 from repeater.protocol.websocket.handshake import answer_handshake
@@ -28,6 +34,7 @@ from repeater.transports.sockets import RECEIVE, send_last
 
 if TYPE_CHECKING:
     from repeater.config import CurrentSettings
+    from repeater.errors import Disconnect
     from repeater.front.hypercorn import Handover
     from repeater.front.open_connections import OpenConnection
     from repeater.front.preamble import Preamble
@@ -96,13 +103,21 @@ class Subscriptions:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
             transport = _transport(sock, route)
-            client = Client(self._node.registry, transport, scope, ready=opening.wanted is not None)
-            client.outbox.send(dated(handshake.answer))
+            client = Client(self._node.registry, transport, scope, ready=False)
+            first, answer = opening.first, dated(handshake.answer)
+            channels: tuple[str, ...] = ()
+            if opening.wanted is None:
+                client.outbox.send(answer)
+            else:
+                channels = tuple(opening.wanted.channels)
+                transport.refuse = partial(_last_words, request, route)
             session = begin(self._node, client, opening)
-            first = opening.first
+            serving = websocket.serve(
+                self._node, client, sock, session, received, first, channels, answer
+            )
             # This frame lives as long as its client: no part of the request may stay in it.
-            del request, forwarded, handshake, opening, route, transport
-            await websocket.serve(self._node, client, sock, session, received, first)
+            del request, forwarded, handshake, opening, route, transport, first, channels, answer
+            await serving
 
     async def serve_stream(
         self,
@@ -132,9 +147,13 @@ class Subscriptions:
                 route = STREAMS[request.path]
                 headers = (*stream_headers(route, request), *_LAST, ("Date", http_date()))
                 answer = write_head(200, headers) + opening_bytes(route)
-                codec = route.codec
+                refuse = partial(_last_words, request, route)
+                serving = http_stream.serve(
+                    self._node, sock, scope, opening, route.codec, answer, refuse
+                )
                 del head, received, request, forwarded, body, route, headers, connection
-                await http_stream.serve(self._node, sock, scope, opening, codec, answer)
+                del answer, refuse
+                await serving
                 return
         if opening.counted or (request.method in _BODILESS and not body.announced):
             # Answered here, and the connection ends. Handed over instead, a preflight would take
@@ -159,6 +178,10 @@ class Subscriptions:
 
 def _last_answer(refusal: Refusal) -> bytes:
     return write_answer(refusal.answer, keep_alive=False, date=http_date())
+
+
+def _last_words(request: Request, route: Route, end: Disconnect) -> bytes:
+    return write_answer(answer_end(request, route, end), keep_alive=False, date=http_date())
 
 
 def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTransport:

@@ -14,7 +14,7 @@ from repeater.backend.contract import Backend, Events
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Control
 from repeater.clients.client import Client
-from repeater.clients.plain import hold_channels
+from repeater.clients.plain import hear
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.testing.fakes import MemoryTransport
@@ -83,10 +83,7 @@ async def connect(
         client = Client(node.registry, transport, scope, ready=ready)
         try:
             if ready:
-                client.introduce()
-            for channel in channels:
-                client.subscribe(channel)
-            await hold_channels(node, client)
+                await hear(node, client, channels)
             yield client
         finally:
             await client.leave()

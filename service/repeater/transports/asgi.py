@@ -46,6 +46,9 @@ class ASGITransport(ABC):
         self._send = send
         self._address = address
         self._abort = abort_connection.get()
+        self.refuse: Callable[[Disconnect], Awaitable[None]] | None = None
+        """Gives the HTTP answer in place of a goodbye, while the request is not answered.
+        None once it is."""
         self._aborted = False
 
     @abstractmethod
@@ -53,11 +56,17 @@ class ASGITransport(ABC):
         """Give one whole chunk to the ASGI server."""
 
     @abstractmethod
-    async def close(self, disconnect: Disconnect) -> None:
+    async def say_goodbye(self, disconnect: Disconnect) -> None:
         """Send the client the reason, in this transport's form, and end the response."""
 
+    async def close(self, disconnect: Disconnect) -> None:
+        """Say why, in the answer to the request if there was none yet."""
+        refuse, self.refuse = self.refuse, None
+        await (self.say_goodbye(disconnect) if refuse is None else refuse(disconnect))
+
     async def begin(self, event: Any) -> None:
-        """Make the ASGI server answer the request, before the client is made."""
+        """Make the ASGI server answer the request."""
+        self.refuse = None
         await self._send(event)
 
     def write(self, _chunk: Chunk) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,27 +19,14 @@ if TYPE_CHECKING:
 class ASGIStreamTransport(ASGITransport):
     """Writes the body of one response. Owned by the handler of its request."""
 
-    _head: Any = None
-
-    def keep(self, head: Any) -> None:
-        """Keep the answer's head until there is a first part of the body."""
-        self._head = head
-
     async def hand_over(self, chunk: bytes) -> None:
-        """Give a part of the body to the ASGI server, the first one behind the head."""
-        await self._send_head()
+        """Give a part of the body to the ASGI server."""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def close(self, disconnect: Disconnect) -> None:
+    async def say_goodbye(self, disconnect: Disconnect) -> None:
         """Send the reason as the body's last bytes, and end the body."""
         last = self.codec.farewell(disconnect)
-        await self._send_head()
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
-
-    async def _send_head(self) -> None:
-        head, self._head = self._head, None
-        if head is not None:
-            await self._send(head)
 
 
 async def serve(
@@ -52,7 +39,8 @@ async def serve(
 ) -> None:
     """Serve an admitted stream until its client leaves or is ended.
 
-    `headers` are the response's; `greeting` is sent before all other bytes.
+    `headers` are the response's; `greeting` is sent before all other bytes. The transport's
+    `refuse` is set: a plain subscriber may be ended before its channels are held.
     """
 
     async def wait_hang_up(client: Client) -> None:
@@ -63,15 +51,16 @@ async def serve(
         head = start(200, headers)
         if opening.wanted is None:
             await transport.begin(head)
-        else:
-            transport.keep(head)
-        client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
+        client = Client(node.registry, transport, scope, ready=False)
+
+        async def greet() -> None:
+            await transport.begin(head)
+            client.outbox.push(greeting)
+
         try:
             if opening.wanted is None:
                 client.outbox.send(greeting)
-            else:  # who sees the stream open hears the channels: it leaves when they are live
-                client.outbox.push(greeting)
-            await converse(node, client, opening, wait_hang_up)
+            await converse(node, client, opening, wait_hang_up, greet)
         except Exception:
             client.cut(SERVER_ERROR)  # an error of ours, which costs this client
             raise

@@ -6,13 +6,14 @@ the last was carried out. So while a command waits, TCP holds its sender back.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, begin
-from repeater.clients.plain import hold_channels
+from repeater.clients.plain import hear
 from repeater.clients.traffic import count_frames
 from repeater.errors import NO_PONG, SERVER_ERROR, Disconnect
 from repeater.transports.asgi import ASGITransport, Receive
@@ -29,7 +30,7 @@ class ASGIWebSocketTransport(ASGITransport):
         """Give one whole message to the ASGI server."""
         await self._send({"type": "websocket.send", "bytes": None, "text": chunk.decode()})
 
-    async def close(self, disconnect: Disconnect) -> None:
+    async def say_goodbye(self, disconnect: Disconnect) -> None:
         """Close with the code and reason; the ASGI server finishes the closing handshake."""
         event = {"type": "websocket.close", "code": disconnect.code, "reason": disconnect.reason}
         await self._send(event)
@@ -38,10 +39,10 @@ class ASGIWebSocketTransport(ASGITransport):
 class ASGIUnidirectionalTransport(ASGIWebSocketTransport):
     """The transport of a client that only listens."""
 
-    async def close(self, disconnect: Disconnect) -> None:
+    async def say_goodbye(self, disconnect: Disconnect) -> None:
         """Send a `disconnect` push, for clients that look at messages only; then close."""
         await self.hand_over(self.codec.farewell(disconnect))
-        await super().close(disconnect)
+        await super().say_goodbye(disconnect)
 
 
 async def serve(
@@ -53,6 +54,7 @@ async def serve(
 ) -> None:
     """Serve an admitted WebSocket until its client leaves or is ended.
 
+    The transport's `refuse` is set: a plain subscriber may be ended before its channels are held.
     ASGI has no ping. The server's own hand-over to Hypercorn pings instead, and says by the code
     3012 that the peer did not answer.
     """
@@ -62,13 +64,15 @@ async def serve(
             "subprotocol": subprotocol,
             "headers": [],
         }
-        await transport.begin(accept)
-        client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
+        wanted = opening.wanted
+        if wanted is None:
+            await transport.begin(accept)
+        client = Client(node.registry, transport, scope, ready=False)
         try:
             session = begin(node, client, opening)
-            if session is None:
-                await hold_channels(node, client)
-            elif opening.first:
+            if wanted is not None:
+                await hear(node, client, wanted.channels, partial(transport.begin, accept))
+            elif session is not None and opening.first:
                 await session.receive(opening.first)
             await _read(node, client, receive, session)
         except Exception:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +20,7 @@ from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
 from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
-from repeater.transports.sockets import SocketTransport, discard, notice_silence
+from repeater.transports.sockets import SocketTransport, discard, greet, notice_silence
 
 if TYPE_CHECKING:
     from repeater.node import Node
@@ -33,9 +35,9 @@ class HTTPStreamTransport(SocketTransport):
         super().__init__(sock, codec)
         self.name = name
 
-    async def close(self, disconnect: Disconnect) -> None:
-        """Send the reason as the last message, and end the stream (protocol, section 8.2)."""
-        await self.part(self.codec.farewell(disconnect))
+    def goodbye(self, disconnect: Disconnect) -> bytes:
+        """The reason as the last message of the stream (protocol, section 8.2)."""
+        return self.codec.farewell(disconnect)
 
 
 async def serve(
@@ -45,6 +47,7 @@ async def serve(
     opening: Opening,
     codec: Codec,
     answer: bytes,
+    refuse: Callable[[Disconnect], bytes],
 ) -> None:
     """Serve an admitted stream until its client leaves or is ended.
 
@@ -54,17 +57,18 @@ async def serve(
         scope: Surrounds the call; cancelled to end the client.
         opening: The admitted request.
         codec: Encodes for this client.
-        answer: The head of the response, and the stream's first bytes.
+        answer: The head of the response, and the stream's first bytes. A plain subscriber gets it
+            when its channels are held.
+        refuse: Makes the answer for a plain subscriber that is ended before.
     """
     transport = HTTPStreamTransport(sock, codec, opening.name)
-    client = Client(node.registry, transport, scope, ready=opening.wanted is not None)
+    client = Client(node.registry, transport, scope, ready=False)
     if not codec.answered:
         notice_silence(sock, node.options.pong_timeout)
     if opening.wanted is None:
         client.outbox.send(answer)
-    else:  # who sees the stream open hears the channels: it leaves when they are live
-        client.outbox.push(answer)
-    del answer
+    else:
+        transport.refuse = refuse
 
     async def wait_hang_up(_client: Client) -> None:
         # No deadline: the heartbeat finds a dead peer.
@@ -72,7 +76,9 @@ async def serve(
             await discard(sock, node.turns.give_way)
 
     try:
-        await converse(node, client, opening, wait_hang_up)
+        conversation = converse(node, client, opening, wait_hang_up, partial(greet, client, answer))
+        del answer, refuse  # this frame lives as long as its client
+        await conversation
     except Exception:
         client.cut(SERVER_ERROR)  # an error of ours, which costs this client; `front` logs it
         raise

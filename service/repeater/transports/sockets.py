@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import socket
 import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from random import uniform
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.errors import Disconnect
 from repeater.fanout.transport import Chunk
 from repeater.protocol.centrifugo.codecs import Codec
 
 if TYPE_CHECKING:
+    from repeater.clients.client import Client
     from repeater.turns import GiveWay
 
 RECEIVE: Final = 65_536
@@ -22,14 +26,17 @@ _UNSENT: Final = 65_536  # bytes
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: close sends a reset
 
 
-class SocketTransport:
-    """Writes to one socket. Owned by the connection's handler, which answered the request."""
+class SocketTransport(ABC):
+    """Writes to one socket. Owned by the connection's handler."""
 
-    __slots__ = ("_socket", "codec", "write")
+    __slots__ = ("_socket", "codec", "refuse", "write")
 
     def __init__(self, sock: socket.socket, codec: Codec) -> None:
         self._socket = sock
         self.codec = codec
+        self.refuse: Callable[[Disconnect], bytes] | None = None
+        """Makes the HTTP answer to give in place of a goodbye, while the request is not answered.
+        None once it is."""
         # The C method itself, so that a delivery costs no Python call around its system call.
         # After `abort` it raises OSError (EBADF) and never writes to a recycled descriptor.
         self.write = sock.send
@@ -66,6 +73,15 @@ class SocketTransport:
         """Close the socket after an orderly end. Idempotent."""
         self._socket.close()
 
+    @abstractmethod
+    def goodbye(self, disconnect: Disconnect) -> bytes:
+        """The last bytes of an answered request's connection, with the reason of its end."""
+
+    async def close(self, disconnect: Disconnect) -> None:
+        """Say why, then wait until the peer hangs up. The caller sets the deadline."""
+        refuse, self.refuse = self.refuse, None
+        await self.part(self.goodbye(disconnect) if refuse is None else refuse(disconnect))
+
     async def part(self, last: bytes) -> None:
         """Send the last bytes, then wait until the peer hangs up. The caller sets the deadline.
 
@@ -79,6 +95,17 @@ class SocketTransport:
         """Half-close, then read and discard until the peer hangs up."""
         self._socket.shutdown(socket.SHUT_WR)
         await discard(self._socket)
+
+
+async def greet(client: Client, answer: bytes) -> None:
+    """Queue the answer to the request of a client on a native transport; no checkpoint.
+
+    The answer leaves with the first flush, when the client's channels are live.
+    """
+    transport = client.transport
+    assert isinstance(transport, SocketTransport)
+    transport.refuse = None
+    client.outbox.push(answer)
 
 
 async def discard(sock: socket.socket, give_way: GiveWay = trio.lowlevel.checkpoint) -> None:

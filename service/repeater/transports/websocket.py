@@ -7,12 +7,14 @@ loop is the client's only task; the task that has an event for the client writes
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from repeater.clients.client import Client
-from repeater.clients.plain import hold_channels
+from repeater.clients.plain import hear
 from repeater.clients.traffic import count_frames
 from repeater.deadlines import within
 from repeater.errors import SERVER_ERROR, Disconnect
@@ -22,7 +24,7 @@ from repeater.protocol.websocket.frames import (
     give_back,
     take_reader,
 )
-from repeater.transports.sockets import SocketTransport
+from repeater.transports.sockets import SocketTransport, greet
 
 if TYPE_CHECKING:
     from repeater.clients.conversation import Conversation
@@ -43,9 +45,9 @@ class WebSocketTransport(SocketTransport):
 
     name = "websocket"
 
-    async def close(self, disconnect: Disconnect) -> None:
-        """Send the close frame, then wait until the peer hangs up. The caller sets the deadline."""
-        await self.part(close_frame(disconnect.code, disconnect.reason))
+    def goodbye(self, disconnect: Disconnect) -> bytes:
+        """The close frame."""
+        return close_frame(disconnect.code, disconnect.reason)
 
 
 class UnidirectionalTransport(WebSocketTransport):
@@ -55,10 +57,9 @@ class UnidirectionalTransport(WebSocketTransport):
 
     name = "uni_websocket"
 
-    async def close(self, disconnect: Disconnect) -> None:
-        """Send a `disconnect` push and the close frame, then wait until the peer hangs up."""
-        last = close_frame(disconnect.code, disconnect.reason)
-        await self.part(self.codec.farewell(disconnect) + last)
+    def goodbye(self, disconnect: Disconnect) -> bytes:
+        """A `disconnect` push, and the close frame."""
+        return self.codec.farewell(disconnect) + super().goodbye(disconnect)
 
 
 async def serve(
@@ -68,20 +69,26 @@ async def serve(
     session: Conversation | None,
     received: bytes,
     first: str | bytes = "",
+    channels: Collection[str] = (),
+    answer: bytes = b"",
 ) -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
     Args:
         node: The client's node.
-        client: Made after an accepted handshake, which is already answered.
+        client: Made after an accepted handshake.
         sock: The client's socket.
-        session: Receives the client's messages; None to ignore them.
+        session: Receives the client's messages, and the handshake is answered; None for a plain
+            subscriber, whose messages are ignored.
         received: The bytes that arrived after the request head.
         first: A message that came with the request itself, before all others.
+        channels: What a plain subscriber hears.
+        answer: The handshake's, sent when these channels are held.
     """
     try:
         if session is None:
-            await hold_channels(node, client)
+            await hear(node, client, channels, partial(greet, client, answer))
+            del channels, answer  # this frame lives as long as its client
         elif first:
             await session.receive(first)
         await _read(node, client, sock, session, received)

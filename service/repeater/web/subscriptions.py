@@ -25,6 +25,7 @@ from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
     OCTETS,
+    answer_end,
     answer_later,
     answer_page,
     cors_headers,
@@ -44,6 +45,7 @@ from repeater.transports.asgi_websocket import (
 
 if TYPE_CHECKING:
     from repeater.config import Settings
+    from repeater.errors import Disconnect
     from repeater.node import Node
 
 EMULATION_PATH: Final = "/emulation"
@@ -108,6 +110,12 @@ class SubscriptionRoutes:
                 else ASGIWebSocketTransport
             )
             transport = kind(send, route.asgi_codec, route.name, request.address)
+
+            async def refuse(end: Disconnect) -> None:
+                await deny(scope, send, answer_end(request, route, end))
+
+            if opening.wanted is not None:
+                transport.refuse = refuse
             await asgi_websocket.serve(node, receive, transport, opening, request.subprotocol)
 
     async def _http(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -138,6 +146,12 @@ class SubscriptionRoutes:
             route = STREAMS[request.path]
             transport = ASGIStreamTransport(send, route.asgi_codec, route.name, request.address)
             headers, greeting = stream_headers(route, request), opening_bytes(route)
+
+            async def refuse(end: Disconnect) -> None:
+                await send_answer(send, answer_end(request, route, end))
+
+            if opening.wanted is not None:
+                transport.refuse = refuse
             await asgi_stream.serve(node, receive, transport, opening, headers, greeting)
 
     async def _emulate(self, request: Request, receive: Receive) -> Answer:

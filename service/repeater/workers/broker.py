@@ -64,6 +64,7 @@ class WorkerBroker:
         self._intake: EventSink | None = None
         self._running = trio.Event()
         self._holds: dict[str, Receipt[None]] = {}
+        self._wished: dict[str, None] = {}  # to be held when the supervisor is back
         # Events that the intake has no room for; bounded by the backlog's window.
         self._late: deque[EventRow] = deque()
         self._came = trio.lowlevel.ParkingLot()
@@ -202,16 +203,26 @@ class WorkerBroker:
         """Ask for a channel's events; asked once for all that hear it."""
         held = self._holds.get(channel)
         if held is None:
+            self._wished[channel] = None
             held = self._holds[channel] = self._calls.ask(Hold, channel, weight=0)
+            del self._wished[channel]
             held.when_settled(partial(self._held, channel, held))
         return None if held.settled else held
 
     def _held(self, channel: str, receipt: Receipt[None], answer: object) -> None:
         if isinstance(answer, Exception) and self._holds.get(channel) is receipt:
-            del self._holds[channel]  # The next one asks again.
+            del self._holds[channel]  # The next one asks again, or the next beat.
+            self._wished[channel] = None
+
+    def hold_again(self) -> None:
+        """Ask again for channels that could not be held. Called with each beat of this worker."""
+        with suppress(BrokerError):  # The supervisor is still silent.
+            for channel in tuple(self._wished):
+                self.hold(channel)
 
     def release(self, channel: str) -> None:
         """Tell the supervisor that no listener is left here."""
+        self._wished.pop(channel, None)
         if self._holds.pop(channel, None) is not None:
             self._calls.tell(Release(channel))
 

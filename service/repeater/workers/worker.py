@@ -97,6 +97,7 @@ class WorkerLink:
 
     def _beat(self) -> None:
         self.broker.tell_taken()
+        self.broker.hold_again()
         self._link.send(WorkerBeat())
 
     def _receive(self, body: bytes) -> None:

@@ -1,7 +1,8 @@
 """The `connect` command: a connection gets its user and subscriptions (protocol, section 3).
 
 Credentials are proven first, then every server-side subscription is opened. If one of them fails,
-the connect fails. Then one sync call answers and lets all subscriptions go live.
+the connect fails, with an error after which an SDK comes back. Then one sync call answers and lets
+all subscriptions go live.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
 
     Raises:
         ReplyError: 109 for an expired token or one that is not valid yet, 110 for an answer of
-            the back end that has expired, 100 if the token's keys or the back end are not
-            available, 107 for headers above 16 KiB, or the back end's own error.
+            the back end that has expired, 100 if the token's keys, the back end or the engine of
+            server-side channels are not available, 107 for headers above 16 KiB, or the back
+            end's own error.
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
             many connections of one user, 3505 for too many channels, or too much that the
@@ -140,7 +142,11 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         for channel, granted in channels.items()
         if _is_known(node, client, channel)
     ]
-    return Connected(node, client, await open_subscriptions(node, client, wanted, rooms))
+    try:
+        joinings = await open_subscriptions(node, client, wanted, rooms)
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+    return Connected(node, client, joinings)
 
 
 async def _reserve(node: ClientNode, place: Place, user: str) -> None:

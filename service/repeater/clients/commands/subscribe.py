@@ -49,8 +49,9 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     """Carry out a client's `subscribe` command (protocol, section 4.1).
 
     Raises:
-        ReplyError: the client may not hear the channel, or the request cannot be carried out.
-        DisconnectError: the request breaks the protocol, or the history cannot be read.
+        ReplyError: the client may not hear the channel, or the request cannot be carried out; 100,
+            which an SDK retries by itself, if history or presence cannot be read.
+        DisconnectError: the request breaks the protocol.
     """
     name = request.channel
     if not name or request.delta not in ("", "fossil"):
@@ -78,7 +79,10 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
         since=since,
         tags=_checked_filter(node, client, request, options),
     )
-    joining = await open_subscription(node, client, GrantedChannel(name, grant, wish))
+    try:
+        joining = await open_subscription(node, client, GrantedChannel(name, grant, wish))
+    except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
     if lost and request.flag & _NO_RECOVERED_FALSE:
         drop(client, joining.subscription)
