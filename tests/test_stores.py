@@ -85,6 +85,14 @@ def test_durability_needs_a_file(more: dict[str, str]) -> None:
         load_settings(durability="disk", **more)
 
 
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
+def test_limits_over_all_nodes_need_an_engine_that_nodes_share(engine: str) -> None:
+    """An engine of one server cannot count what other nodes have."""
+    with pytest.raises(ConfigError, match=r'limits\.scope: needs the engine "valkey"'):
+        load_settings(engine=engine, limits={"scope": "cluster"})
+    assert load_settings(engine=engine, limits={"scope": "node"})
+
+
 async def test_a_reload_changes_no_engine(tmp_path: Path) -> None:
     """A `data_dir` that was left out at the start stays left out, whatever else is reloaded."""
     async with open_server(settings_of()) as server:

@@ -39,7 +39,7 @@ from repeater.clients.presence import Attendance
 from repeater.clients.questions import Questions
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
-from repeater.clients.shared_places import SharedPlaces
+from repeater.clients.shared_places import SharedPlaces, UserPlaces
 from repeater.clients.statistics import NodeStatistics
 from repeater.clients.user_connections import UserConnections
 from repeater.errors import (
@@ -79,6 +79,7 @@ class Node(UserConnections, ChannelOperations, Overview):
         denials: DenialStore | None = None,
         now: Callable[[], float] = time.time,
         control: Control | None = None,
+        user_places: UserPlaces | None = None,
     ) -> None:
         self.control = control or LoopControl()
         """The way to the other nodes."""
@@ -126,6 +127,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             lambda user: len(self.registry.users.get(user, ())),
             self.limited,
             SharedPlaces(self.control, self.questions) if has_supervisor else None,
+            user_places,
         )
         self.registry: Registry = Registry(
             self.hub,
@@ -311,6 +313,7 @@ async def open_node(
     denials: DenialStore | None = None,
     now: Callable[[], float] = time.time,
     control: Control | None = None,
+    user_places: UserPlaces | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -330,6 +333,8 @@ async def open_node(
         now: Gives Unix seconds. Expiries follow this clock when it is set, forwards or backwards.
         control: The way to other nodes, which this node asks and answers. By default it is the
             only one.
+        user_places: Counts the connections of users over all nodes, where `limits.scope` says so.
+            Its owner outlives the node.
 
     Raises:
         BrokerError: blocked users and revoked tokens cannot be read.
@@ -349,6 +354,7 @@ async def open_node(
             denials,
             now,
             control,
+            user_places,
         )
         node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)

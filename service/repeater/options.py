@@ -156,6 +156,11 @@ class LimitOptions(Options, frozen=True, kw_only=True):
     connections_per_user: int = 0
     """Connections of one user, except the anonymous user; one more is closed with 3504."""
 
+    scope: Literal["node", "cluster"] = "node"
+    """Whether `connections_per_user` counts the connections of each node, or those of all nodes
+    together, which costs a round trip to the engine for each. While the engine is not there, each
+    node counts alone. Only an engine that nodes share can count over all."""
+
     connection_rate: int = 0
     """New connections per second; one more gets 503 before its upgrade."""
 

@@ -9,7 +9,8 @@ their limit is on; a limit on addresses that is switched on counts the connectio
 then on.
 
 With workers, these are the places of one of them. A place of the whole server is reserved first
-(`shared_places`), which waits; then the rule above holds again.
+(`shared_places`), which waits; then the rule above holds again. So does a user's place with
+`scope = "cluster"`, which is one of all nodes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from repeater.clients.addresses import address_key
 from repeater.clients.shared_places import (
     ALL,
     SharedPlaces,
+    UserPlaces,
     WantedPlace,
     key_of_address,
     key_of_user,
@@ -61,6 +63,7 @@ class Places:
         connections_of: Callable[[str], int],
         refused: Counter[str],
         shared: SharedPlaces | None = None,
+        of_cluster: UserPlaces | None = None,
     ) -> None:
         """Make the places of a node.
 
@@ -68,8 +71,10 @@ class Places:
             connections_of: Counts a user's connections of any kind.
             refused: Where refusals are counted.
             shared: The places of the server, where it has workers.
+            of_cluster: The places of users over all nodes, where there are several.
         """
         self.shared = shared
+        self.of_cluster = of_cluster
         self._connections_of = connections_of
         self._refused = refused
         self._arrivals = TokenBucket()
@@ -87,6 +92,11 @@ class Places:
     def counted(self) -> tuple[Counter[str], Counter[str]]:
         """The addresses and the users that are counted now, for the leak tests."""
         return self._addresses, self._users
+
+    @property
+    def reserved(self) -> bool:
+        """Whether places may have to be reserved, which waits."""
+        return self.shared is not None or self.of_cluster is not None
 
     @contextmanager
     def asked(self, wanted: WantedPlace) -> Iterator[None]:
@@ -153,6 +163,7 @@ class Place(msgspec.Struct, eq=False):
     # which a place in this worker's share was told (None for none).
     _serial: int = 0
     _told: str | None = None
+    _user_of_cluster: str = ""
 
     async def reserve(
         self,
@@ -163,10 +174,10 @@ class Place(msgspec.Struct, eq=False):
         counted: bool = False,
         carrier: Carrier | None = None,
     ) -> None:
-        """Reserve a place of the server for `take` and `take_user`, where workers share limits.
+        """Reserve a place for `take` and `take_user`, where workers or nodes share limits.
 
-        A checkpoint only for what is beyond this worker's share. Cancelled, the place may be taken
-        until `leave` gives it back.
+        A checkpoint only for what is beyond this worker's share, and for a user's place of a
+        cluster. Cancelled, the place may be taken until `leave` gives it back.
 
         Args:
             limits: The limits in force.
@@ -176,11 +187,12 @@ class Place(msgspec.Struct, eq=False):
             carrier: The accepted connection of a new one.
 
         Raises:
-            LimitError: there are too many, over all workers.
+            LimitError: there are too many, over all workers or nodes.
             BrokerError: the supervisor does not answer.
         """
         shared = self._places.shared
         if shared is None:
+            await self._reserve_of_cluster(limits, user)
             return
         key = address_key(address) if counted and limits.connections_per_address else ""
         user = user if limits.connections_per_user else ""
@@ -213,6 +225,15 @@ class Place(msgspec.Struct, eq=False):
             refused = await shared.ask(wanted)
         if refused:
             self._places._refuse(cast("Limit", refused))
+
+    async def _reserve_of_cluster(self, limits: LimitOptions, user: str) -> None:
+        of_cluster, most = self._places.of_cluster, limits.connections_per_user
+        if of_cluster is None or limits.scope != "cluster" or not (most and user):
+            return
+        if not self._user_of_cluster:
+            if not await of_cluster.take(user, most):
+                self._places._refuse("connections_per_user")
+            self._user_of_cluster = user
 
     def _beyond_share(
         self,
@@ -309,6 +330,9 @@ class Place(msgspec.Struct, eq=False):
             if self._told is not None:
                 places.shared.tell("place_left", self._told)
                 self._told = None
+        if self._user_of_cluster and places.of_cluster is not None:
+            places.of_cluster.give_back(self._user_of_cluster)
+            self._user_of_cluster = ""
         if self._taken:
             places._held -= 1
             self._taken = False

@@ -4,11 +4,13 @@ A limit is divided: each worker admits its share without a question, and only te
 (`supervision/places.py`). One more has to be asked for. Before the supervisor grants the first
 place of an address, of a user, or in all, beyond a worker's share, it has all workers ask for each
 of these. So the limit is exact, and nearly all connections cost no question.
+
+`UserPlaces` is another contract: of the nodes of a cluster, which ask for each place.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -140,3 +142,16 @@ class SharedPlaces:
         self._keys.update(change.shared)
         self._keys.difference_update(change.forgotten)
         return b""
+
+
+class UserPlaces(Protocol):
+    """The places of users over all nodes of a cluster. Its owner outlives the node."""
+
+    async def take(self, user: str, most: int) -> bool:
+        """Take a place of a user; return whether the user had fewer than `most`.
+
+        Cancelled, no place is taken.
+        """
+
+    def give_back(self, user: str) -> None:
+        """Give a place back that was taken. Never waits."""

@@ -325,6 +325,9 @@ class Settings(NodeSettings):
         yield from callback_mistakes(self.node_options(), self.callbacks)
         if self.durability and self.engine_in_force != "sqlite":
             yield Mistake(("durability",), 'needs the engine "sqlite"')
+        over_nodes = self.node_options().limits.scope == "cluster"
+        if over_nodes and self.engine_in_force in ("memory", "sqlite"):
+            yield Mistake(("limits", "scope"), 'needs the engine "valkey", which nodes share')
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
 

@@ -138,7 +138,7 @@ class _Decision(msgspec.Struct, eq=False):
         if route.kind == "plain":
             token = request.parameter("token") or request.credentials()
             grant = await self._prove(token) if token else ANONYMOUS
-            if self._node.places.shared is not None:
+            if self._node.places.reserved:
                 self._check_plain(grant)
                 await self._reserve(grant.user)
             return self._admit_plain(grant)
@@ -147,7 +147,7 @@ class _Decision(msgspec.Struct, eq=False):
             first = await self._first_of_stream()
         elif route.kind == "unidirectional":
             first = request.parameter("cf_connect")
-        if self._node.places.shared is not None:
+        if self._node.places.reserved:
             self._ask_draining()
             await self._reserve("")
         return self._admit_centrifuge(first)
@@ -318,7 +318,7 @@ class _Decision(msgspec.Struct, eq=False):
             raise self._too_many(error) from None
 
     async def _reserve(self, user: str) -> None:
-        """Reserve the place where workers share limits; see `Place.reserve`."""
+        """Reserve the place where workers or nodes share limits; see `Place.reserve`."""
         limits = self._node.options.limits
         address = self._request.address if limits.connections_per_address else ""
         carrier = self._request.connection

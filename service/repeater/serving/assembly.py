@@ -16,6 +16,7 @@ from repeater.access.tokens.replaceable import ReplaceableVerifier, open_replace
 from repeater.backend.contract import Backend, Events
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Control
+from repeater.clients.shared_places import UserPlaces
 from repeater.config import (
     Changes,
     ConfigError,
@@ -75,6 +76,7 @@ class NodeParts(TypedDict, total=False):
     events: Events | None
     denials: DenialStore | None
     control: Control | None
+    user_places: UserPlaces | None
 
 
 @asynccontextmanager

@@ -150,7 +150,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
 
 
 async def _reserve(node: ClientNode, place: Place, user: str) -> None:
-    """Reserve the user's place where workers share limits; see `Place.reserve`.
+    """Reserve the user's place where workers or nodes share limits; see `Place.reserve`.
 
     Raises:
         DisconnectError: the user has too many connections (3504).
