@@ -110,9 +110,7 @@ class EnginePlane:
 
     def outage(self) -> str:
         """See `Plane`."""
-        if self._servers.is_up(_PARTITION):
-            return ""
-        return self._servers.outage() or "not connected"
+        return self._servers.why(_PARTITION)
 
     async def run(self) -> None:
         """Keep the connections until cancelled."""
@@ -162,9 +160,9 @@ class EnginePlane:
 
     # What the servers tell.
 
-    def up(self, _partitions: Sequence[int]) -> None:
+    def up(self, partitions: Sequence[int]) -> None:
         """Subscribe, the first time; later the servers do it before they tell."""
-        if not self._servers.is_up(_PARTITION):
+        if _PARTITION not in partitions:
             return
         if self._subscribed or not self._takers:
             self._confirmed(None)
