@@ -59,6 +59,8 @@ class ValkeyBroker:
         self._lanes = Lanes(servers.partitions, of_each, servers.publish, servers.ask, self._window)
         self._uids = Uids()
         self._remembered = _milliseconds(idempotency_ttl)
+        self._last_options: ChannelOptions | None = None
+        self._last_kept: Kept = (0, 0, 0)
         self._intake: EventSink | None = None
 
     async def run(self, intake: EventSink) -> None:
@@ -92,24 +94,19 @@ class ValkeyBroker:
         """Have a script publish; see `Broker.submit`."""
         located = self._engine.locate(publication.channel)
         self._check_room(located)
-        names = located.names
+        names, envelope = located.names, sealed(publication, self._uids.next())
         keys: tuple[bytes, ...]
-        kept: Kept | None = None
         instructions: tuple[Part, ...]
-        instructions = (b"k", names.bus, sealed(publication, self._uids.next()))
-        if skip_history or options.history_size <= 0:
-            keys = (names.meta,)
-            instructions = (b"h" if skip_history else b"n", *instructions[1:])
-        else:
-            keys = (names.meta, names.stream)
-            kept = (
-                options.history_size,
-                _milliseconds(options.history_ttl),
-                _milliseconds(options.history_meta_ttl),
-            )
+        if options.history_size > 0 and not skip_history:
+            kept = self._kept_of(options)
+            keys, instructions = (names.meta, names.stream), (b"k", names.bus, envelope)
             if publication.version:
                 version = b"%020d" % publication.version
                 instructions = (b"v", version, publication.version_epoch, *instructions)
+        else:
+            kept = None
+            what = b"n" if options.history_size <= 0 else b"h"
+            keys, instructions = (names.meta,), (what, names.bus, envelope)
         if idempotency_key:
             keys = (self._engine.result_key(located, idempotency_key), *keys)
             instructions = (b"i", self._remembered, *instructions)
@@ -120,6 +117,17 @@ class ValkeyBroker:
             Submission(keys, instructions, kept, weight_of(publication), receipt.settle),
         )
         return receipt
+
+    def _kept_of(self, options: ChannelOptions) -> Kept:
+        """How much is kept, and for how long; mostly asked of the same options as before."""
+        if options is not self._last_options:
+            self._last_options = options
+            self._last_kept = (
+                options.history_size,
+                _milliseconds(options.history_ttl),
+                _milliseconds(options.history_meta_ttl),
+            )
+        return self._last_kept
 
     def _check_room(self, located: Located) -> None:
         self._window.check()

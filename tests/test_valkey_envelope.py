@@ -1,0 +1,155 @@
+"""What travels between nodes: as it was published, and nobody else's bytes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repeater.brokers.valkey.engine import ForeignError
+from repeater.brokers.valkey.envelope import (
+    Uids,
+    entry_of,
+    head_of,
+    opened,
+    received,
+    sealed,
+)
+from repeater.brokers.valkey.follower import NO_STREAM, Message, Place
+from repeater.json_text import JSONText, json_text
+from repeater.publication import Announcement, ClientInfo, Publication
+
+pytestmark = pytest.mark.timeout(60)
+
+UID = b"\n 012345"  # a uid may have any bytes
+INFO = ClientInfo("ann", "1", msgspec.Raw(b"{}"), msgspec.Raw(b"[1]"))
+EVENTS = (
+    Publication("c", json_text(b'{"a": 1}')),
+    Publication("c", json_text(b"1"), tags={"k": "v"}),
+    Publication("c", json_text(b"1"), info=INFO),
+    Publication("c", json_text(b"1"), info=ClientInfo("", "1"), delta=True),
+    Publication("c", json_text(b"1"), version=2**64 - 1, version_epoch="e"),
+    Publication("c", json_text(rb'"\ud800"')),
+    Announcement("c", INFO, joined=True),
+    Announcement("c", ClientInfo("", "2"), joined=False),
+)
+
+
+def named(event: object) -> str:
+    return type(event).__name__
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=named)
+def test_an_event_arrives_as_it_was(event: Publication | Announcement) -> None:
+    """By the bus with its number, epoch and time, or without; from a stream the same."""
+    envelope = sealed(event, UID)
+    place = Place(7, "Ep_-1", UID)
+    assert received("c", b"0\n" + envelope) == Message(NO_STREAM, event)
+    if isinstance(event, Publication):
+        event = msgspec.structs.replace(event, offset=7, epoch="Ep_-1", time=99)
+    assert received("c", b"7 Ep_-1 99\n" + envelope) == Message(place, event)
+    assert entry_of("c", [b"7-99", [b"d", envelope]], "Ep_-1") == Message(place, event)
+
+
+def test_data_is_json_text() -> None:
+    """Fan-out parses nothing again: the type says that the text was checked."""
+    for event in EVENTS[:2]:
+        found = opened("c", sealed(event, UID), NO_STREAM, 0)
+        assert type(found.data) is JSONText
+
+
+def test_a_stream_that_has_changed() -> None:
+    """A place without an envelope says that the stream must be looked at."""
+    assert received("c", b"3 e 0\n") == Message(Place(3, "e", b""), None)
+    assert received("c", b"0 e 0\n") == Message(Place(0, "e", b""), None)
+
+
+_DATA = b"d1"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"0",
+        b"hello",
+        b"7 e 9" + UID + _DATA,
+        b"-7 e 9\n" + UID + _DATA,
+        b"0 e 9\n" + UID + _DATA,
+        b"7 " + 33 * b"e" + b" 9\n" + UID + _DATA,
+        b"7 \xff 9\n" + UID + _DATA,
+        b"7  9\n" + UID + _DATA,
+        b"7777777777777777 e 9\n" + UID + _DATA,
+        b"7 e 9\n" + UID,
+        b"7 e 9\n" + UID + b"x1",
+        b"7 e 9\n" + UID + b"d{",
+        b"7 e 9\n" + UID + b"d\xff",
+        b"7 e 9\n" + UID + b"d" + 200 * b"[" + 200 * b"]",
+        b"7 e 9\n" + UID + b"p\xc1",
+        b"7 e 9\n" + UID + b"p" + msgspec.msgpack.encode([b"{"]),
+        b"7 e 9\n" + UID + b"p" + msgspec.msgpack.encode([b"1", None, None, False, -1]),
+        b"7 e 9\n" + UID + b"p" + msgspec.msgpack.encode([b"1", {"k": 1}]),
+        b"0\n" + UID + b"j" + msgspec.msgpack.encode(["u", "c", b"{"]),
+        b"0\n" + UID + b"j" + msgspec.msgpack.encode(["u"]),
+    ],
+)
+def test_what_is_not_ours_is_refused(payload: bytes) -> None:
+    """A message that no node has written raises a ForeignError which repeats nothing of it."""
+    with pytest.raises(ForeignError) as caught:
+        received("c", payload)
+    assert str(caught.value).isascii()
+
+
+@given(st.binary(max_size=40), st.sampled_from([b"", b"7 e 9\n", b"0\n", b"7 e 9\n" + UID + b"p"]))
+def test_any_bytes_are_an_event_or_refused(payload: bytes, head: bytes) -> None:
+    """No bytes of the bus raise anything but a ForeignError."""
+    try:
+        found = received("c", head + payload)
+    except ForeignError:
+        return
+    assert found.place.offset >= 0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        [],
+        [b"7-9"],
+        [b"7-9", None],
+        [b"7-9", [b"x", UID + _DATA]],
+        [b"7-9", [b"d", UID + _DATA, b"x", b"y"]],
+        [b"7", [b"d", UID + _DATA]],
+        [b"7777777777777777-9", [b"d", UID + _DATA]],
+        [b"7-9", [b"d", UID + b"x"]],
+    ],
+)
+def test_an_entry_that_is_not_ours_is_refused(entry: object) -> None:
+    """Whoever writes into a stream by another way is not taken for a node."""
+    with pytest.raises(ForeignError):
+        entry_of("c", entry, "e")
+
+
+def test_the_meta_of_a_stream() -> None:
+    """A meta is the top; one that was only read of has the number 0; without one, no stream."""
+    assert head_of(b"e", b"7", UID) == Place(7, "e", UID)
+    assert head_of(b"e", None, None) == Place(0, "e", b"")
+    assert head_of(None, None, None) == NO_STREAM
+    assert head_of(b"", b"0", b"") == NO_STREAM
+    for meta in (
+        (b"e e", b"7", b""),
+        (b"e", b"x", b""),
+        (b"e", b"-1", b""),
+        (33 * b"e", b"1", b""),
+    ):
+        with pytest.raises(ForeignError):
+            head_of(*meta)
+
+
+def test_uids_differ() -> None:
+    """Two processes, and two publications of one, have different names."""
+    mine, others = Uids(), Uids()
+    found = [*(mine.next() for _ in range(1_000)), *(others.next() for _ in range(1_000))]
+    assert len(set(found)) == 2_000
+    assert {len(one) for one in found} == {8}
