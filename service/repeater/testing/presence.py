@@ -18,16 +18,18 @@ OpenPresenceStore = Callable[[], AbstractAsyncContextManager[PresenceStore]]
 """Opens one store. Stores may share what they keep: the suite uses channels of its own."""
 
 
-async def check_presence_store(open_store: OpenPresenceStore) -> None:
+async def check_presence_store(open_store: OpenPresenceStore, *, shared: bool = False) -> None:
     """Check that a presence store keeps its contract.
 
     Args:
         open_store: Opens a store for each rule, and closes it at the end of the block.
+        shared: Whether the stores that it opens are those of several nodes, which keep their
+            clients in one place.
 
     Raises:
         AssertionError: a rule is broken; the text says which.
     """
-    await hold(RULES, open_store)
+    await hold((*RULES, *SHARED_RULES) if shared else RULES, open_store)
 
 
 def _channel() -> str:
@@ -148,3 +150,42 @@ RULES: Final = (
     an_answer_does_not_change,
     calls_keep_their_order,
 )
+
+
+async def nodes_see_each_other(open_store: OpenPresenceStore) -> None:
+    """Members and counts are of all nodes, and a user of two nodes is one user."""
+    async with open_store() as one, open_store() as two:
+        channel = _channel()
+        await settled(one.add(channel, ClientInfo("ann", "1", msgspec.Raw(b"1"))))
+        await settled(two.add(channel, ClientInfo("ann", "2", None, msgspec.Raw(b"[2]"))))
+        await settled(two.add(channel, ClientInfo("bob", "3")))
+        expected = {
+            "1": ClientInfo("ann", "1", msgspec.Raw(b"1")),
+            "2": ClientInfo("ann", "2", None, msgspec.Raw(b"[2]")),
+            "3": ClientInfo("bob", "3"),
+        }
+        for store in (one, two):
+            expect("members", dict(await _members(store, channel)), expected)
+            expect("count", await settled(store.count(channel)), (3, 2))
+        await settled(two.remove(channel, "2"))
+        expect("count after one left", await settled(one.count(channel)), (2, 2))
+        await settled(two.remove(channel, "3"))
+        expect("members after another", set(await _members(one, channel)), {"1"})
+
+
+async def a_node_ends(open_store: OpenPresenceStore) -> None:
+    """The clients of a node that ends are gone at once; those of others stay."""
+    async with open_store() as one:
+        first, second = _channel(), _channel()
+        async with open_store() as two:
+            for channel in (first, second):
+                await settled(one.add(channel, ClientInfo("ann", "1")))
+                await settled(two.add(channel, ClientInfo("bob", "2")))
+            await settled(two.remove(second, "2"))
+            expect("members", set(await _members(one, first)), {"1", "2"})
+        for channel in (first, second):
+            expect("members after the end", set(await _members(one, channel)), {"1"})
+            expect("count after the end", await settled(one.count(channel)), (1, 1))
+
+
+SHARED_RULES: Final = (nodes_see_each_other, a_node_ends)
