@@ -15,6 +15,8 @@ from repeater.errors import BrokerError
 from repeater.publication import ClientInfo
 from repeater.random_id import random_id
 from repeater.testing import check_presence_store
+from repeater.valkey.opening import open_servers
+from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.test_valkey_client import Log, connected
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
@@ -32,10 +34,10 @@ async def node_of(
     server: ValkeyServer, node: str = "", log: Log | None = None
 ) -> AsyncIterator[ClusterPresence]:
     """The presence of one node that has connections of its own."""
-    async with (
-        connected(server.unix_url, log) as servers,
-        open_cluster_presence(servers, node or random_id()) as store,
-    ):
+    log = log or Log()
+    servers = open_servers([parse_url(server.unix_url)])
+    servers.add(log)
+    async with open_cluster_presence(servers, node or random_id()) as store:
         yield store
 
 

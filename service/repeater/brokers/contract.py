@@ -225,6 +225,8 @@ class PresenceStore(Protocol):
     def add(self, channel: str, info: ClientInfo) -> Answer[None]:
         """Note that a client is in the channel, or is still there.
 
+        After a failure the client may be there: who gives up removes it.
+
         Raises:
             BrokerError: the store is known to be down.
         """

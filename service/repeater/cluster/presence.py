@@ -38,6 +38,7 @@ LIFETIME: Final = 60.0
 _RENEWAL: Final = 25.0  # seconds between two renewals of a channel, at most
 _AT_ONCE: Final = 512  # renewals and goodbyes without an answer: about 10 ms of the engine
 _GOODBYE: Final = 2.0  # seconds
+_START: Final = 1.0  # seconds for the first connection, before calls fail
 
 
 class ClusterPresence:
@@ -57,6 +58,8 @@ class ClusterPresence:
         self._number = 0
         self._free = trio.Semaphore(_AT_ONCE)
         self._is_back = trio.Event()
+        self.was_up = trio.Event()
+        """Set when the engine has been there."""
         self._refusal = ""
         self._under_way = 0
         self._idle = trio.lowlevel.ParkingLot()
@@ -88,7 +91,7 @@ class ClusterPresence:
         if entries is None or receipt is None:
             return None
         self._send(channel, entries)
-        return receipt if self._servers.is_up(entries.names.partition) else None
+        return None if self._servers.why(entries.names.partition) else receipt
 
     def members(self, channel: str) -> Receipt[Mapping[str, ClientInfo]]:
         """All clients in the channel, of all nodes.
@@ -130,8 +133,8 @@ class ClusterPresence:
     def _check(self, names: Names) -> None:
         if self._ended:
             raise BrokerError("presence has ended")
-        if not self._servers.is_up(names.partition):
-            raise BrokerError(f"the engine: {self._servers.outage()}")
+        if why := self._servers.why(names.partition):
+            raise BrokerError(f"the engine: {why}")
 
     @property
     def foreign(self) -> int:
@@ -147,7 +150,7 @@ class ClusterPresence:
         behind the answer. Returns whether something was sent.
         """
         names = entries.names
-        if entries.under_way or self._ended or not self._servers.is_up(names.partition):
+        if entries.under_way or self._ended or self._servers.why(names.partition):
             return False
         if then is not None:
             entries.after_next(then)
@@ -189,6 +192,7 @@ class ClusterPresence:
     def up(self, _partitions: Sequence[int]) -> None:
         """Look at all channels soon: the engine may have lost some."""
         self._is_back.set()
+        self.was_up.set()
 
     def down(self, partitions: Sequence[int]) -> None:
         """Do nothing: whatever was under way has been told."""
@@ -254,17 +258,27 @@ async def open_cluster_presence(
     """Keep presence for as long as the block lasts, then take the node out of all channels.
 
     Args:
-        servers: The engine. Its owner runs it until after the block.
+        servers: The engine, which is run here, for the block too. Not the broker's: that ends while
+            clients are still leaving.
         node: The node's id, which no other node ever has.
         prefix: What the names of all keys begin with.
     """
     presence = ClusterPresence(servers, node, prefix=prefix)
+    lasting = trio.CancelScope(shield=True)
+
+    async def last() -> None:
+        with lasting:
+            await servers.run()
+
     async with open_service_nursery() as nursery:
+        nursery.start_soon(last)
         nursery.start_soon(presence.run)
         try:
+            with trio.move_on_after(_START):
+                await presence.was_up.wait()
             yield presence
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOODBYE):
                 await presence.say_goodbye()
             presence.end()
-            nursery.cancel_scope.cancel()
+            lasting.cancel("the node has ended")
