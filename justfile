@@ -145,9 +145,9 @@ bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md
     {{ python }} -m benchmarks capacity {{ quote(RUN) }} >docs/capacity.md
 
-# Write docs/engines.md from a run of `just bench-engines`
+# Write docs/engines-measured.md from a run of `just bench-engines`
 bench-engines-docs RUN: (_sync "requirements-dev.txt")
-    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/engines.md
+    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/engines-measured.md
 
 # Tell how many machines an audience needs, e.g. `just bench-capacity docs/benchmarks/run.json`
 [positional-arguments]

@@ -146,18 +146,18 @@ def test_the_committed_page_is_its_documents() -> None:
 def test_engines_have_a_page_of_their_own(run: Run, tmp_path: Path) -> None:
     """With the verdicts, the machine and the command; without plots and without other servers."""
     ours = msgspec.structs.replace(run, plan=ENGINES, command="just bench-engines --rounds 2")
-    write(ours, tmp_path / "engines.md")
-    text = (tmp_path / "engines.md").read_text()
-    assert text == engines_page(load(tmp_path / "engines" / "run.json"))
+    write(ours, tmp_path / "engines-measured.md")
+    text = (tmp_path / "engines-measured.md").read_text()
+    assert text == engines_page(load(tmp_path / "engines-measured" / "run.json"))
     assert "| command | `just bench-engines --rounds 2` |" in text
     assert all(one.claim in text for one in run.verdicts)
-    assert [path.name for path in (tmp_path / "engines").iterdir()] == ["run.json"]
+    assert [path.name for path in (tmp_path / "engines-measured").iterdir()] == ["run.json"]
 
 
 def test_the_committed_page_of_engines_is_its_documents() -> None:
-    """docs/engines.md is what docs/engines/run.json gives, without edits."""
-    run = load(DOCS / "engines" / "run.json")
-    assert (DOCS / "engines.md").read_text() == engines_page(run)
+    """docs/engines-measured.md is what docs/engines/run.json gives, without edits."""
+    run = load(DOCS / "engines-measured" / "run.json")
+    assert (DOCS / "engines-measured.md").read_text() == engines_page(run)
 
 
 def drawn(folder: Path) -> Sequence[Plot]:

@@ -59,7 +59,7 @@ def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
 def engines_page(run: Run) -> str:
     """Return the page of a run of `just bench-engines`."""
     groups = _groups(run, _summaries(run))
-    return _template("engines.md.j2").render(run=run, groups=groups, limit=_LIMIT)
+    return _template("engines-measured.md.j2").render(run=run, groups=groups, limit=_LIMIT)
 
 
 def _template(name: str) -> jinja2.Template:
