@@ -206,6 +206,16 @@ class ValkeyBroker:
         """Why the engine is not there; empty if it is."""
         return self._servers.outage()
 
+    @property
+    def scripts(self) -> int:
+        """Scripts that were sent to publish."""
+        return self._lanes.scripts
+
+    @property
+    def foreign(self) -> int:
+        """What was found in the engine that no node has written."""
+        return self._lanes.foreign + self._engine.foreign + self._bus.statistics().foreign
+
     def statistics(self) -> BrokerStatistics:
         """Nothing is kept here."""
         return BrokerStatistics()
