@@ -10,17 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import hiredis
 import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from repeater.valkey.dial import Greeting
+from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused
-from repeater.valkey.single import SinglePrimary
-from repeater.valkey.url import Address
+from repeater.valkey.servers import Servers
+from repeater.valkey.url import Address, parse_url
 from tests.memory_valkey import MemoryValkey
 
 _START: Final = 1_700_000_000.0  # Unix time at which Trio's clock is 0
@@ -46,22 +46,20 @@ class Network:
     def __init__(self, nursery: trio.Nursery, rnd: random.Random) -> None:
         self._nursery = nursery
         self._rnd = rnd
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}
         self._subscribed: dict[bytes, dict[_Connection, None]] = {}
         self._goes = trio.Event()
         self._goes.set()
         self.valkey = MemoryValkey(lambda: _START + trio.current_time(), self._publish)
         self.fates = Fates()
+        self.log: list[tuple[bytes, bytes]] = []
+        """What was published, in its order: bus channel and payload."""
         self.is_down = False
         """Whether nobody can connect."""
 
-    def servers(self, name: str, timeout: float = 2.0) -> SinglePrimary:
-        """The engine's client for one node, whose nursery runs it."""
-
-        async def find() -> Address:
-            return Address(name, 6379)
-
-        return SinglePrimary(find, Greeting(None, None, 0), timeout=timeout)
+    def servers(self, name: str, timeout: float = 2.0) -> Servers:
+        """The engine's client for one node, which runs it."""
+        return open_servers([parse_url(f"valkey://{name}")], timeout=timeout)
 
     # -- what happens to it
 
@@ -103,7 +101,7 @@ class Network:
             raise Lost("connection refused")
         client, server = memory_stream_pair()
         connection = _Connection(self, address.host, server)
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._nursery.start_soon(connection.run)
         return client
 
@@ -115,7 +113,7 @@ class Network:
         await self._goes.wait()
 
     def forget(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         for some in self._subscribed.values():
             some.pop(connection, None)
 
@@ -125,11 +123,13 @@ class Network:
     def unsubscribe(self, channel: bytes, connection: _Connection) -> None:
         self._subscribed.get(channel, {}).pop(connection, None)
 
-    def publish(self, channel: bytes, payload: bytes) -> int:
+    def publish(self, channel: bytes, payload: bytes) -> None:
         """Publish what comes from a stranger."""
-        return self._publish(channel, payload)
+        self._publish(channel, payload)
+        self.log.pop()
 
     def _publish(self, channel: bytes, payload: bytes) -> int:
+        self.log.append((channel, payload))
         connections = [*self._subscribed.get(channel, ())]
         message = _bytes_of(Push([b"message", channel, payload]))
         for one in connections:
@@ -147,7 +147,7 @@ class Network:
 class _Connection:
     """The server's end of one connection."""
 
-    def __init__(self, network: Network, name: str, stream: trio.StapledStream) -> None:
+    def __init__(self, network: Network, name: str, stream: trio.StapledStream[Any, Any]) -> None:
         self._network = network
         self._stream = stream
         self._out: list[bytes] = []
@@ -172,8 +172,8 @@ class _Connection:
         self._closed = True
         self._scope.cancel()
         self._network.forget(self)
-        self._stream.send_stream.close()  # type: ignore[attr-defined]
-        self._stream.receive_stream.close()  # type: ignore[attr-defined]
+        self._stream.send_stream.close()
+        self._stream.receive_stream.close()
 
     def send(self, data: bytes) -> None:
         self._out.append(data)

@@ -74,7 +74,10 @@ class Roster:
         for member, news in self._joined.items():
             if news.row is not None:
                 found.setdefault(member, news.row)
-        before, self._others = self._others, found
+        # In the order in which they were heard of first: a list is in the order of the beats.
+        before = self._others
+        self._others = {member: found[member] for member in before if member in found}
+        self._others.update(found)
         return Change(
             [row for row in found.values() if row.id not in before],
             [row.member() for row in before.values() if row.id not in found],
