@@ -210,8 +210,7 @@ class MemoryValkey:
         return b"OK"
 
     def _do_xadd(self, key: bytes, *words: bytes) -> object:
-        found: Stream = self._get(key, list)
-        found = [] if found is None else found
+        found: Stream = self._get(key, list) or []
         assert words[0].upper() == b"MAXLEN"
         size, id_, fields = int(words[1]), words[2], [*words[3:]]
         if size < 0:
