@@ -62,6 +62,8 @@ class MemoryNode:
         self.duty_fails = False
         self.duty_lasts = 0.0
         """Seconds."""
+        self.apply_lasts = 0.0
+        """Seconds."""
         self.ended = trio.Event()
         self._options = options
         self._scope = trio.CancelScope()
@@ -108,6 +110,10 @@ class MemoryNode:
 
     async def apply(self, denial: Denial) -> None:
         """What `clients.denials` does with a change of another node."""
+        await trio.sleep(self.apply_lasts)
+        self._put(denial)
+
+    def _put(self, denial: Denial) -> None:
         if denial.lifted:
             self.denied.pop(denial.key, None)
         else:
@@ -116,7 +122,7 @@ class MemoryNode:
     async def deny(self, denial: Denial) -> None:
         """What it does with a change of this node."""
         await self.parts.denials.save(denial)
-        await self.apply(denial)
+        self._put(denial)
 
     def cut(self) -> None:
         """Cut it off from the engine."""

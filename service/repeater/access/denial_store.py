@@ -37,7 +37,8 @@ class DenialStore(Protocol):
         not undo the change.
 
         Raises:
-            BrokerError: the store failed, and nothing was kept.
+            BrokerError: the store failed, and nothing was kept. A store behind a network may have
+                kept it; then `run` applies it.
         """
 
     async def sweep(self, now: int) -> None:

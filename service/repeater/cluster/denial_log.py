@@ -94,6 +94,8 @@ class DenialLog:
 
     def take(self, change: Change) -> list[Change]:
         """Take a change; give those that are to be applied now, in their order."""
+        if not self.epoch and change.number == 1:  # the first one ever
+            self.epoch = change.epoch
         if change.epoch != self.epoch or change.number > self.number + _KEPT:
             self._waiting = {change.number: change}
             return []

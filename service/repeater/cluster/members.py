@@ -155,6 +155,9 @@ class Members:
             task_status: See Trio.
         """
         is_member = False
+        with trio.move_on_after(_PERIOD):  # so that no start begins with a warning
+            if self._plane.outage():
+                await self._wake.wait()
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake = trio.Event()

@@ -11,6 +11,7 @@ from repeater.testing.broker_bench import OpenBroker
 from repeater.testing.control import check_control
 from repeater.testing.control_bench import OpenControls
 from repeater.testing.controls import ControlGroup
+from repeater.testing.denials import OpenDenials, check_denials
 from repeater.testing.fakes import MemoryTransport, StallingTransport
 from repeater.testing.nodes import UnixClock, connect, open_test_node
 from repeater.testing.presence import OpenPresenceStore, check_presence_store
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryTransport",
     "OpenBroker",
     "OpenControls",
+    "OpenDenials",
     "OpenPresenceStore",
     "OpenTransport",
     "Peer",
@@ -28,6 +30,7 @@ __all__ = [
     "UnixClock",
     "check_broker",
     "check_control",
+    "check_denials",
     "check_presence_store",
     "check_transport",
     "connect",

@@ -1,0 +1,312 @@
+"""Blocked users and revoked tokens of a cluster, on real servers and on the mock clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repeater.access.denial_store import DenialStore
+from repeater.access.grants import Denial
+from repeater.access.sqlite_denials import open_sqlite_denials
+from repeater.brokers.control import Member, Question
+from repeater.cluster.denial_log import Change, DenialLog, denial_of, name_of, value_of
+from repeater.errors import BrokerError
+from repeater.testing.denials import OpenDenials, check_denials
+from tests.clusters import open_clusters
+from tests.memory_clusters import MemoryCluster, MemoryNode, open_memory_cluster
+from tests.memory_network import Fates
+from tests.valkeys import Program, ValkeyServer, each_program, valkey
+
+ANN, BOB = Denial(user="ann"), Denial(user="bob")
+LIFTED = Denial(user="ann", lifted=True)
+
+
+async def test_a_file_keeps_the_contract_of_denials(tmp_path: Path) -> None:
+    """The store of a server without an engine."""
+    numbers = count()
+
+    def begin() -> OpenDenials:
+        path = tmp_path / f"{next(numbers)}"
+
+        @asynccontextmanager
+        async def opened(_count: int) -> AsyncIterator[Sequence[DenialStore]]:
+            async with open_sqlite_denials(path) as store:
+                yield [store]
+
+        return opened
+
+    await check_denials(begin, most=1)
+
+
+@each_program
+async def test_a_cluster_keeps_the_contract_of_denials(program: Program) -> None:
+    """Nodes that share a real server."""
+    numbers = count()
+    with valkey(program) as server:
+
+        def begin() -> OpenDenials:
+            prefix = f"rule{next(numbers)}"
+
+            @asynccontextmanager
+            async def opened(many: int) -> AsyncIterator[Sequence[DenialStore]]:
+                async with open_members(server, many, prefix) as stores:
+                    yield stores
+
+            return opened
+
+        await check_denials(begin, most=2)
+
+
+@asynccontextmanager
+async def open_members(
+    server: ValkeyServer, many: int, prefix: str
+) -> AsyncIterator[Sequence[DenialStore]]:
+    """Stores whose nodes are members."""
+
+    async def carry_out(_asker: Member, _question: Question) -> bytes:
+        return b""
+
+    async with open_clusters(server, many, prefix=prefix) as parts, AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for part in parts:
+            await nursery.start(part.control.run, carry_out)
+        yield [part.denials for part in parts]
+        nursery.cancel_scope.cancel()
+
+
+# Names and values.
+
+
+@pytest.mark.parametrize(
+    "denial",
+    [
+        *(ANN, Denial(user=""), Denial(user="a b", expire_at=9), Denial(token_id="x y")),
+        *(Denial(user="\ud800", issued_before=5, expire_at=7), LIFTED),
+        *(Denial(token_id="x", lifted=True), Denial(user="u", issued_before=1, lifted=True)),
+    ],
+)
+def test_a_denial_is_read_as_it_was_written(denial: Denial) -> None:
+    """Each kind, with any name."""
+    assert denial_of(name_of(denial), value_of(denial)) == denial
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((b"", b"0 0"), (b"user", b"0 0"), (b"other x", b"0 0"), (b"token ", b"0 0")),
+        *((b"user x", b"1 0"), (b"tokens x", b"0 0"), (b"user x", b"-1 0"), (b"user x", b"a")),
+        *((b"user x", b"0 " + b"9" * 19), (b"user \xff", b"0 0")),
+    ],
+)
+def test_what_no_node_has_written_is_no_denial(name: bytes, value: bytes) -> None:
+    """Whoever can write into the engine can write anything."""
+    with pytest.raises(ValueError):  # noqa: PT011  # any reason will do
+        denial_of(name, value)
+
+
+# The log of changes.
+
+
+def change(number: int, denial: Denial, epoch: str = "e") -> Change:
+    return Change(epoch, number, name_of(denial), value_of(denial))
+
+
+def a_log(*denials: Denial) -> DenialLog:
+    log = DenialLog()
+    log.read("e", 5, {name_of(one): value_of(one) for one in denials})
+    return log
+
+
+def test_changes_are_applied_in_their_order_and_once() -> None:
+    """One that comes too early waits for the missing one; an old one is dropped."""
+    log = a_log()
+    assert (log.take(change(7, LIFTED)), log.behind) == ([], True)
+    both = [change(6, ANN), change(7, LIFTED)]
+    assert (log.take(change(6, ANN)), log.behind) == (both, False)
+    assert (log.take(change(6, ANN)), log.behind) == ([], False)
+
+
+def test_a_table_that_was_read_says_what_differs() -> None:
+    """What is new or other is applied, what is missing is lifted, foreign rows are left out."""
+    log = a_log(ANN, BOB)
+    later = Denial(user="bob", expire_at=9)
+    new = Denial(token_id="t")
+    found = log.read(
+        "e", 9, {name_of(later): value_of(later), name_of(new): value_of(new), b"x": b"y"}
+    )
+    assert found.changed == [later, new, LIFTED]
+    assert found.lost == []
+    assert log.read("e", 9, {name_of(later): b"0 9", name_of(new): b"0 0"}).changed == []
+
+
+def test_changes_that_came_before_the_table_are_not_undone() -> None:
+    """Those behind the table are applied behind it, those before it are in it."""
+    log = a_log()
+    log.take(change(9, BOB))
+    log.take(change(8, Denial(token_id="t")))
+    found = log.read("e", 8, {name_of(ANN): value_of(ANN)})
+    assert found.changed == [ANN, BOB]
+    assert (log.number, log.behind) == (9, False)
+
+
+def test_the_first_change_of_all_needs_no_table() -> None:
+    """Before it there is no epoch."""
+    log = DenialLog()
+    log.read("", 0, {})
+    assert log.take(change(1, ANN)) == [change(1, ANN)]
+    assert log.take(change(2, BOB)) == [change(2, BOB)]
+
+
+def test_a_number_that_no_node_can_have_does_not_hold_others_up() -> None:
+    """A foreign message has the table read once, and no more."""
+    log = a_log()
+    assert (log.take(change(5_000_000, BOB)), log.behind) == ([], True)
+    assert (log.read("e", 5, {}).changed, log.behind) == ([], False)
+    assert log.take(change(6, ANN)) == [change(6, ANN)]
+
+
+def test_an_engine_that_has_lost_its_data_lifts_nothing() -> None:
+    """What it lost is written anew; so is what is newer than the end of its log."""
+    log = a_log(ANN, BOB)
+    found = log.read("other", 1, {name_of(BOB): value_of(BOB)})
+    assert (found.changed, found.lost) == ([], [ANN])
+    log = a_log(ANN)
+    log.take(change(6, BOB))
+    found = log.read("e", 5, {name_of(ANN): value_of(ANN)})
+    assert (found.changed, found.lost) == ([], [BOB])
+
+
+# Nodes.
+
+
+async def start(cluster: MemoryCluster, many: int) -> list[MemoryNode]:
+    return [await cluster.start() for _ in range(many)]
+
+
+async def test_a_change_is_in_force_everywhere_when_it_is_answered(
+    autojump_clock: MockClock,
+) -> None:
+    """All members that the engine reaches have applied it by then."""
+    async with open_memory_cluster() as cluster:
+        nodes = await start(cluster, 3)
+        nodes[2].apply_lasts = 0.2
+        for denial, wanted in ((ANN, {ANN.key: ANN}), (LIFTED, dict[object, object]())):
+            await nodes[0].deny(denial)
+            assert [node.denied for node in nodes] == [wanted] * 3
+        assert trio.current_time() < 5
+
+
+async def test_a_node_that_starts_has_all(autojump_clock: MockClock) -> None:
+    """It loads them before it is a member."""
+    async with open_memory_cluster() as cluster:
+        (first,) = await start(cluster, 1)
+        await first.deny(ANN)
+        (second,) = await start(cluster, 1)
+        assert second.denied == {ANN.key: ANN}
+
+
+async def test_a_lost_message_is_mended_within_ten_seconds(autojump_clock: MockClock) -> None:
+    """The caller waits for a second; then the node finds that it has missed something."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        cluster.network.fates = Fates(lost=1.0)
+        began = trio.current_time()
+        await first.deny(ANN)
+        assert 1 <= trio.current_time() - began < 1.5
+        cluster.network.fates = Fates()
+        assert second.denied == {}
+        await trio.sleep(8)
+        assert second.denied == {ANN.key: ANN}
+
+
+async def test_a_node_that_was_cut_off_has_all_within_ten_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    """Counted from when it reaches the engine again."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await first.deny(BOB)
+        second.cut()
+        await trio.sleep(1)
+        await first.deny(ANN)
+        await first.deny(Denial(user="bob", lifted=True))
+        await trio.sleep(60)
+        assert second.denied == {BOB.key: BOB}
+        second.mend()
+        await trio.sleep(10)
+        assert second.denied == {ANN.key: ANN}
+
+
+async def test_without_the_engine_nothing_is_changed(autojump_clock: MockClock) -> None:
+    """The caller hears it at once, and what was in force stays in force."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await first.deny(ANN)
+        cluster.network.go_down()
+        await trio.sleep(1)
+        with pytest.raises(BrokerError, match="the engine is not there"):
+            await first.deny(BOB)
+        await trio.sleep(30)
+        assert first.denied == second.denied == {ANN.key: ANN}
+
+
+async def test_denials_survive_the_loss_of_all_data(autojump_clock: MockClock) -> None:
+    """Nodes write them anew, and who starts later has them."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await first.deny(ANN)
+        cluster.network.go_down()
+        await trio.sleep(5)
+        cluster.network.valkey.data.clear()
+        cluster.network.come_back()
+        await trio.sleep(15)
+        third = await cluster.start()
+        assert first.denied == second.denied == third.denied == {ANN.key: ANN}
+
+
+async def test_a_narrower_revocation_gives_no_token_back(autojump_clock: MockClock) -> None:
+    """Two nodes revoke at the same time: the wider one is in force on both."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        wide = Denial(user="ann", issued_before=1_700_000_000)
+        narrow = Denial(user="ann", issued_before=1_600_000_000, expire_at=1_800_000_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.deny, wide)
+            nursery.start_soon(second.deny, narrow)
+        await trio.sleep(1)
+        assert first.denied == second.denied == {wide.key: wide}
+
+
+async def test_foreign_keys_of_denials_are_replaced(autojump_clock: MockClock) -> None:
+    """What a node knows is written anew."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await first.deny(ANN)
+        cluster.network.valkey.put(b"repeater:denials", b"text")
+        cluster.network.valkey.put(b"repeater:denials-version", b"text")
+        await trio.sleep(15)
+        await first.deny(BOB)
+        third = await cluster.start()
+        wanted = {ANN.key: ANN, BOB.key: BOB}
+        assert first.denied == second.denied == third.denied == wanted
+
+
+async def test_a_cancelled_change_is_in_force_everywhere_or_nowhere(
+    autojump_clock: MockClock,
+) -> None:
+    """Whoever asked for it is gone; its own node finds what became of it, like the others."""
+    async with open_memory_cluster() as cluster:
+        nodes = await start(cluster, 2)
+        for number in range(10):
+            denial = Denial(user=f"user {number}")
+            with trio.move_on_after(0.002 * number):
+                await nodes[0].deny(denial)
+        await trio.sleep(12)
+        assert nodes[0].denied == nodes[1].denied
+        assert nodes[0].denied
