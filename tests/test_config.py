@@ -339,7 +339,7 @@ def variables_of(command: click.Command) -> set[str]:
         ("[subscription_token]\nhmac_secret = 'x'", "subscription_token.hmac_secret: unknown "
          "setting; did you mean hmac_secret_key?"),
         ("qqq = 1", "qqq: unknown setting"),
-        ("_env_file = 'x'", "_env_file: unknown setting"),
+        ("_env_file = 'x'", "_env_file: unknown setting; did you mean engine_ca_file?"),
         ("channel = 5", "channel: is a table"),
         ("namespaces = 5", "namespaces: is a table"),
         ("port = true", "port: must be a number, not true or false"),

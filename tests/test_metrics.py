@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
+from repeater.brokers.contract import EngineStatistics
 from repeater.brokers.memory import MemoryBroker
 from repeater.config import load_settings
 from repeater.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
@@ -29,7 +30,7 @@ from repeater.publication import Publication, StreamPosition
 from repeater.serving.server import Server, open_server
 from repeater.supervision.metrics import UP
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from repeater.web.metrics import ServerCollector, create_registry
+from repeater.web.metrics import ServerCollector, create_registry, engine_metrics
 from tests.deadlines import LOOP_ANSWERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
@@ -177,7 +178,7 @@ def test_every_metric_is_on_the_page(tmp_path: Path) -> None:
                 family.name
                 + {"counter": "_total", "info": "_info"}.get(family.type, "")
                 + ("{" + ",".join(labels) + "}" if (labels := labels_of(family)) else "")
-                for family in collector.collect()
+                for family in (*collector.collect(), *engine_metrics(EngineStatistics(1, 1, {})))
             ]
 
     page = PAGE.read_text(encoding="utf-8")

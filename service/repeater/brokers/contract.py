@@ -42,6 +42,19 @@ class JournalStatistics(msgspec.Struct, frozen=True):
     """Seconds for which the oldest of them has waited."""
 
 
+class EngineStatistics(msgspec.Struct, frozen=True):
+    """A broker's connections to the servers of an engine that nodes share."""
+
+    primaries: int
+    """Those that are known."""
+    up: int
+    """Those that are there, with commands and bus."""
+    losses: Mapping[str, int]
+    """How often one was left, by what was the matter: `commands`, `bus`, or its `role`."""
+    down: Sequence[str] = ()
+    """The halves that are not there now, `commands` and `bus`, as far as that is known."""
+
+
 class BrokerStatistics(msgspec.Struct, frozen=True):
     """What a broker keeps in this process, and what its bounds made it forget before its time."""
 
@@ -56,6 +69,8 @@ class BrokerStatistics(msgspec.Struct, frozen=True):
     dropped_results: int = 0
     journal: JournalStatistics | None = None
     """None for a broker without a file."""
+    engine: EngineStatistics | None = None
+    """None for a broker whose streams are in this process or its supervisor."""
 
 
 class EventSink(Protocol):

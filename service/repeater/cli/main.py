@@ -55,6 +55,14 @@ for _command in COMMANDS:
 @click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: speak TLS on TCP.")
 @click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
 @click.option("--dev", is_flag=True, default=None, help="Open to everybody on this machine.")
+@click.option(
+    "--engine", metavar="memory|sqlite|valkey",
+    help="Where the history of channels is.  [default: memory]",
+)  # fmt: skip
+@click.option(
+    "--engine-url", metavar="URL",
+    help="Where valkey is. A URL with a password belongs in REPEATER_ENGINE_URL.",
+)  # fmt: skip
 @click.option("--workers", metavar="N|auto", help="Processes that serve the clients.  [default: 1]")
 @click.option(
     "--take-over",
@@ -74,6 +82,8 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     dev: bool | None,
+    engine: str | None,
+    engine_url: str | None,
     workers: str | None,
     take_over: bool,
     comments: bool | None,
@@ -98,6 +108,8 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "dev": dev,
+            "engine": engine,
+            "engine_url": engine_url,
             "workers": workers,
             "comments": comments,
         }

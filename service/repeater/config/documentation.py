@@ -162,8 +162,8 @@ def _kind(field: FieldInfo) -> str:
     if get_origin(hint) is Literal:
         return _choices(hint)
     choices = [one for one in kinds if get_origin(one) is Literal]
-    if choices and int in kinds:
-        return f"integer from 1, or {_choices(choices[0])}"  # so far one setting
+    if choices and get_origin(hint) not in (tuple, frozenset):
+        return ("integer from 1, or " if int in kinds else "") + _choices(choices[0])
     if bool in kinds:
         return "true or false"
     if kinds & {int, float}:
@@ -172,7 +172,9 @@ def _kind(field: FieldInfo) -> str:
         return "secret"
     if get_origin(hint) in (tuple, frozenset):
         (inner, *_) = get_args(hint)
-        return f"list of {_choices(inner)}" if get_origin(inner) is Literal else "list of texts"
+        if get_origin(inner) is Literal:
+            return f"list of {_choices(inner)}"
+        return f"list of {'secrets' if SecretStr in {inner, *get_args(inner)} else 'texts'}"
     return "regular expression" if re.Pattern in {get_origin(one) for one in kinds} else "text"
 
 
@@ -209,7 +211,7 @@ def _plain(value: Any) -> Any:
         case dict():
             return {name: _plain(one) for name, one in value.items() if one is not None}
         case tuple() | frozenset():
-            return sorted(value) if isinstance(value, frozenset) else list(value)
+            return sorted(value) if isinstance(value, frozenset) else [_plain(one) for one in value]
         case SecretStr():
             return STARS if value.get_secret_value() else ""
         case re.Pattern():

@@ -18,6 +18,7 @@ from repeater.options import Options, SecretText
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 Model = TypeVar("Model", bound=BaseModel)
+AnySecret = TypeVar("AnySecret", SecretStr, SecretStr | None)
 
 MADE_OF: Final[dict[type[BaseModel], type[Options]]] = {}
 """The options class of each model that `settings_of` made; its docstrings describe the settings."""
@@ -67,7 +68,7 @@ def unless_empty(value: object) -> object:
     return None if value == "" else value
 
 
-def _encodable(secret: SecretStr | None) -> SecretStr | None:
+def encodable(secret: AnySecret) -> AnySecret:
     """Refuse half a surrogate, which stands for a byte of a variable that is not UTF-8."""
     try:
         (secret.get_secret_value() if secret else "").encode()
@@ -104,7 +105,7 @@ Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty), AfterValidator(_encodable)]
+Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty), AfterValidator(encodable)]
 HeaderSecret = Annotated[Secret, AfterValidator(_fits_a_header)]
 Regex = Annotated[re.Pattern[str] | None, BeforeValidator(unless_empty)]
 NamespaceName = Annotated[str, AfterValidator(_namespace)]
@@ -144,7 +145,7 @@ def settings_of(
 def _kind_of(hint: Any, least: int | None) -> Any:
     """The type that reads a value for an option of type `hint`."""
     if hint == SecretText:
-        return Annotated[SecretStr, AfterValidator(_encodable)]
+        return Annotated[SecretStr, AfterValidator(encodable)]
     if hint is float:
         return Annotated[Seconds, Field(gt=0) if least is None else Field(ge=least)]
     if hint is int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
 
+from repeater.config.engine import Engine
 from repeater.config.settings import Settings
 from repeater.config.sources import settings_alone
 from repeater.options import NodeOptions, Options
@@ -39,9 +40,17 @@ class ServerSettings(TypedDict, total=False):
     head_timeout: float
     backlog: int
     data_dir: str
-    engine: Literal["memory", "sqlite"]
+    engine: Engine
     durability: Literal["disk", "process"]
     history_disk_limit: int
+    engine_url: str
+    engine_shards: Sequence[str]
+    engine_ca_file: Path | str
+    engine_cert: Path | str
+    engine_key: Path | str
+    engine_prefix: str
+    engine_timeout: float
+    engine_failover: Literal["repair", "strict"]
 
 
 def given_settings(

@@ -39,6 +39,7 @@ from repeater.config.checks import (
     table_mistakes,
     tls_mistakes,
 )
+from repeater.config.engine import EngineSettings
 from repeater.config.errors import Mistake, MistakesError
 from repeater.config.fields import (
     LIVE,
@@ -138,7 +139,7 @@ else:
     )
 
 
-class Settings(NodeSettings):
+class Settings(EngineSettings, NodeSettings):
     """The settings of a server. Sizes are bytes, times seconds.
 
     This class reads neither file nor environment: `Settings(port=0)` has the defaults, except for
@@ -257,24 +258,6 @@ class Settings(NodeSettings):
     subscription_token: Annotated[TokenSettings | None, LIVE] = None
     """How subscription tokens are proven. Without this table, `[token]` is for them too."""
 
-    data_dir: str = Field(default=".repeater", min_length=1)
-    """The directory for what is kept across restarts. If `data_dir` is set, the server keeps there
-    blocked users, revoked tokens and, unless `engine` says otherwise, the history of channels. The
-    comments application keeps its SQLite file there, and its secret in development mode."""
-
-    engine: Annotated[Literal["memory", "sqlite"] | None, BeforeValidator(unless_empty)] = None
-    """Where the history of channels is: in `memory`, which a restart forgets, or in a file of
-    `sqlite` in `data_dir`, which it does not. Left out, it is `sqlite` if `data_dir` is set."""
-
-    durability: Annotated[Literal["disk", "process"] | None, BeforeValidator(unless_empty)] = None
-    """What history survives with `sqlite`: with `disk`, the default, a loss of power, because each
-    commit waits for the disk; with `process` the end of the process, however it ends. After a loss
-    of power clients are then told that they may have missed something."""
-
-    history_disk_limit: Integer = Field(default=10_737_418_240, ge=1_048_576)
-    """Bytes of the file of `sqlite`, beside its log of some 16 MiB. When full, publications go as
-    for `history_bytes`, which holds for that file too, because all of it is also in memory."""
-
     callbacks: CallbackSettings = CallbackSettings()
     """Which questions a back end is asked, and which events it is told (docs/callbacks.md)."""
 
@@ -323,10 +306,9 @@ class Settings(NodeSettings):
         for name, options in tables.items():
             yield from table_mistakes(name, options)
         yield from callback_mistakes(self.node_options(), self.callbacks)
-        if self.durability and self.engine_in_force != "sqlite":
-            yield Mistake(("durability",), 'needs the engine "sqlite"')
+        yield from self.engine_mistakes()
         over_nodes = self.node_options().limits.scope == "cluster"
-        if over_nodes and self.engine_in_force in ("memory", "sqlite"):
+        if over_nodes and self.engine_in_force != "valkey":
             yield Mistake(("limits", "scope"), 'needs the engine "valkey", which nodes share')
         if self.api_previous_key and not self.api_key:
             yield Mistake(("api_previous_key",), "needs api_key")
@@ -348,17 +330,6 @@ class Settings(NodeSettings):
     def node(self) -> str:
         """The server's name in force."""
         return self.node_name or f"{platform.node()}_{','.join(self.listen) or self.port}"
-
-    @property
-    def engine_in_force(self) -> Literal["memory", "sqlite"]:
-        """Where the history of channels is."""
-        return self.engine or ("sqlite" if "data_dir" in self.model_fields_set else "memory")
-
-    @property
-    def kept_in(self) -> Path | None:
-        """The directory for what the server keeps across restarts; None if it keeps nothing."""
-        kept = "data_dir" in self.model_fields_set or self.engine_in_force == "sqlite"
-        return Path(self.data_dir) if kept else None
 
     def token_options(self) -> TokenOptions:
         """How connection tokens are proven."""

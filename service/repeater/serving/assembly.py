@@ -25,9 +25,10 @@ from repeater.config import (
     reloadable,
     with_live_of,
 )
+from repeater.errors import BrokerError
 from repeater.node import Node, open_node
 from repeater.serving.callbacks import open_callbacks
-from repeater.serving.stores import open_stores
+from repeater.serving.stores import Stores, open_stores
 
 
 class Assembly:
@@ -81,7 +82,9 @@ class NodeParts(TypedDict, total=False):
 
 @asynccontextmanager
 async def with_stores(settings: Settings, parts: NodeParts) -> AsyncIterator[NodeParts]:
-    """Add the broker and the denials that the settings say, unless they are brought along.
+    """Add the broker, the denials and the way to other nodes that the settings say.
+
+    Those that are brought along stay.
 
     Raises:
         ConfigError: see `open_stores`.
@@ -90,11 +93,21 @@ async def with_stores(settings: Settings, parts: NodeParts) -> AsyncIterator[Nod
         yield parts
         return
     async with open_stores(settings, with_broker="broker" not in parts) as stores:
-        kept: NodeParts = {"denials": stores.denials}
-        if "broker" not in parts:
-            kept["broker"] = stores.broker
+        kept = parts_of(stores)
         kept.update(parts)
         yield kept
+
+
+def parts_of(stores: Stores) -> NodeParts:
+    """The parts of a node that were opened for it."""
+    parts: NodeParts = {"broker": stores.broker, "denials": stores.denials}
+    if stores.presence is not None:
+        parts["presence"] = stores.presence
+    if stores.control is not None:
+        parts["control"] = stores.control
+    if stores.user_places is not None:
+        parts["user_places"] = stores.user_places
+    return parts
 
 
 @asynccontextmanager
@@ -106,7 +119,7 @@ async def open_assembly(
     Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
-        ConfigError: a token key, `data_dir` or `ca_file` is unusable.
+        ConfigError: a token key, `data_dir` or `ca_file` is unusable, or the engine is down.
     """
     async with AsyncExitStack() as stack:
         kept = await stack.enter_async_context(with_stores(settings(), parts))
@@ -119,8 +132,11 @@ async def open_assembly(
         )
         made: NodeParts = {"verifier": verifier, "backend": backend, "events": events}
         made.update(kept)
-        node = open_node(settings().node_options(), **made)
-        yield Assembly(await stack.enter_async_context(node), settings, verifier)
+        try:
+            node = await stack.enter_async_context(open_node(settings().node_options(), **made))
+        except BrokerError as error:  # without blocked users and revoked tokens nobody may come
+            raise ConfigError(str(error)) from None
+        yield Assembly(node, settings, verifier)
 
 
 async def _verifier(settings: Settings, stack: AsyncExitStack) -> ReplaceableVerifier:

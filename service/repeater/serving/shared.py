@@ -50,10 +50,15 @@ async def open_shared(
         ExtensionError: the application that the settings ask for cannot start.
     """
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(open_storage(settings, later=later))
+        opened = open_storage(settings, later=later, for_workers=True)
+        storage = await stack.enter_async_context(opened)
         await prepare_extension(settings)
         _, events = await open_callbacks(
-            settings.callback_options(), stack, node=settings.node, questions=False
+            settings.callback_options(),
+            stack,
+            node=settings.node,
+            questions=False,
+            events=settings.engine_in_force != "valkey",  # else each worker tells its own
         )
         supervision = make_supervision(lambda: range(1, workers + 1))
         exchange = Exchange(

@@ -11,7 +11,7 @@ from repeater.failures import Failures
 from repeater.front.listeners import AnyListeners, ListenError, Listeners, open_all
 from repeater.front.passed_sockets import PassedSocket
 from repeater.serving.admin_socket import AdminMethod, open_admin_socket
-from repeater.serving.assembly import NodeParts
+from repeater.serving.assembly import parts_of
 from repeater.serving.data_methods import data_methods
 from repeater.serving.errors import ServeError
 from repeater.serving.predecessor import open_predecessor
@@ -44,7 +44,8 @@ async def open_single(
             stack.callback(listeners.close)
             await predecessor.let_go()
         storage = await stack.enter_async_context(open_storage(settings))
-        parts: NodeParts = {"broker": storage.broker, "denials": storage.denials}
+        parts = parts_of(storage.stores)
+        parts.update({"broker": storage.broker, "denials": storage.denials})
         server = await stack.enter_async_context(
             open_server(
                 settings,

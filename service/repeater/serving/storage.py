@@ -33,12 +33,15 @@ class Storage:
         self._settings = settings
         self._stack = stack
         self._in_memory = settings.engine_in_force == "memory"
+        self._is_shared = settings.engine_in_force == "valkey"
         self._replaceable = ReplaceableBroker(stores.broker)
         self._denials = _ReplaceableDenials(stores.denials)
         self.current = stores.broker
         """The real broker, which may be away."""
+        self.stores = stores
+        """What was opened first."""
         # Without files there is nothing to let go of, and no need for one call more.
-        kept = settings.kept_in is not None
+        kept = settings.kept_in is not None and not self._is_shared
         self.broker: Broker = self._replaceable if kept else stores.broker
         self.denials: DenialStore = self._denials if kept else stores.denials
 
@@ -47,6 +50,8 @@ class Storage:
 
         For a storage that is opened later. No deadline: nodes that cannot start end the server.
         """
+        if self._is_shared:  # each of them reads the engine
+            return
         while self._denials.waiting < count:
             self._denials.asked = trio.Event()
             await self._denials.asked.wait()
@@ -57,6 +62,8 @@ class Storage:
         Raises:
             ConfigError: as `open_storage`.
         """
+        if self._is_shared:
+            return
         stores = await self._stack.enter_async_context(open_stores(self._settings))
         await self._replaceable.end()
         self._put_back(stores, stores.broker)
@@ -74,8 +81,11 @@ class Storage:
     async def let_go(self) -> None:
         """Close the files, and free their lock, when all that was accepted is committed.
 
-        Every call on `broker` is a `BrokerError` from now on. Not cancelled.
+        Every call on `broker` is a `BrokerError` from now on. Not cancelled. Where nodes share the
+        engine there is nothing to let go of: both serve until this one ends.
         """
+        if self._is_shared:
+            return
         with trio.CancelScope(shield=True):
             self.bar()
             if not self._in_memory:  # that one has no file, and would forget everything
@@ -88,6 +98,8 @@ class Storage:
         Raises:
             BrokerError: they cannot be opened now.
         """
+        if self._is_shared:
+            return
         await self._stack.aclose()  # if they could not be closed whole
         stack = AsyncExitStack()
         try:
@@ -145,16 +157,22 @@ class _ReplaceableDenials:
 
 
 @asynccontextmanager
-async def open_storage(settings: Settings, *, later: bool = False) -> AsyncIterator[Storage]:
+async def open_storage(
+    settings: Settings, *, later: bool = False, for_workers: bool = False
+) -> AsyncIterator[Storage]:
     """Open what the settings ask for, for as long as the block lasts.
 
     If it is to be opened `later`, all calls fail until `Storage.open`, and loading denials waits.
+    Workers whose engine is shared open it themselves: then nothing is opened `for_workers`.
 
     Raises:
         ConfigError: `data_dir` is unusable, or another process uses it.
     """
-    if later:
-        storage = _empty(settings)
+    if for_workers and settings.engine_in_force == "valkey":
+        storage = Storage(settings, _nothing(), AsyncExitStack())
+    elif later:
+        storage = Storage(settings, _nothing(), AsyncExitStack())
+        storage.bar()
     else:
         async with AsyncExitStack() as stack:
             stores = await stack.enter_async_context(open_stores(settings))
@@ -165,7 +183,5 @@ async def open_storage(settings: Settings, *, later: bool = False) -> AsyncItera
         await storage.close()
 
 
-def _empty(settings: Settings) -> Storage:
-    storage = Storage(settings, Stores(MemoryBroker(), MemoryDenials()), AsyncExitStack())
-    storage.bar()
-    return storage
+def _nothing() -> Stores:
+    return Stores(MemoryBroker(), MemoryDenials())

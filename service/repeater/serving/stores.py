@@ -1,7 +1,7 @@
 """What a server keeps across restarts: its history, and blocked users and revoked tokens.
 
-The settings say where: in `history.sqlite3` with the engine "sqlite", else at most the denials, in
-a file of their own. Whichever it is, one process at a time uses the folder.
+The settings say where: in `history.sqlite3` with the engine "sqlite", in the engine's servers with
+"valkey", else at most the denials, in a file of their own. One process at a time uses the folder.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.access.sqlite_denials import SQLiteDenials, open_sqlite_denials
-from repeater.brokers.contract import Broker
+from repeater.brokers.contract import Broker, PresenceStore
+from repeater.brokers.control import Control
 from repeater.brokers.sqlite.broker import SQLiteBroker
 from repeater.brokers.sqlite.denials import OLD_FILE, StoredDenials
 from repeater.brokers.sqlite.file_system import network_file_system
 from repeater.brokers.sqlite.journal import FILE
 from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.opening import open_sqlite_broker
+from repeater.clients.shared_places import UserPlaces
 from repeater.config import ConfigError, Settings
 from repeater.errors import BrokerError
 from repeater.log import get_logger
@@ -34,10 +36,16 @@ class Stores(NamedTuple):
 
     broker: Broker
     denials: DenialStore
+    presence: PresenceStore | None = None
+    """Over all nodes; None if the engine is not shared, as what follows."""
+    control: Control | None = None
+    user_places: UserPlaces | None = None
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings, *, with_broker: bool = True) -> AsyncIterator[Stores]:
+async def open_stores(
+    settings: Settings, *, with_broker: bool = True, worker: int = 0
+) -> AsyncIterator[Stores]:
     """Open what the settings say, for as long as the block lasts; history is loaded by then.
 
     At the end nothing stays open, and another process may use the folder.
@@ -45,12 +53,19 @@ async def open_stores(settings: Settings, *, with_broker: bool = True) -> AsyncI
     Args:
         settings: What to open.
         with_broker: Whether the history is wanted; False for a program with a broker of its own.
+        worker: The number of the worker whose node it is for, where that is of importance.
 
     Raises:
         ConfigError: the folder or a file in it is unusable, or another process uses the folder;
-            one line names the process.
+            one line names the process. Or a file for TLS to the engine is unusable.
     """
     folder = settings.kept_in
+    if with_broker and settings.engine_in_force == "valkey":
+        from repeater.serving.engine import open_engine  # its library may not be installed
+
+        async with open_engine(settings, worker) as parts:
+            yield Stores(*parts)
+        return
     in_memory = memory_broker(settings.node_options())
     if folder is None:
         yield Stores(in_memory, MemoryDenials())

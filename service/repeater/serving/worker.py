@@ -1,4 +1,7 @@
-"""A worker: a server like any other, whose broker and presence are its supervisor's."""
+"""A worker: a server like any other, whose broker and presence are its supervisor's.
+
+With an engine that nodes share, they are its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import pickle
 import socket
 import sys
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,13 +22,14 @@ from repeater.config.extension import ExtensionError
 from repeater.errors import open_service_nursery
 from repeater.log import configure_log, get_logger, open_log_output, share_log
 from repeater.serving import early_signals
-from repeater.serving.assembly import NodeParts
+from repeater.serving.assembly import NodeParts, parts_of
 from repeater.serving.collector import settle_heap
 from repeater.serving.early_signals import CUT, RELOAD, STOP
 from repeater.serving.errors import ServeError
 from repeater.serving.reports import Reports
 from repeater.serving.run import Load, Run
 from repeater.serving.server import Server, open_server
+from repeater.serving.stores import open_stores
 from repeater.workers.worker import WorkerLink, open_worker_link
 
 if TYPE_CHECKING:
@@ -80,10 +86,10 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
             nursery.start_soon(run.follow, signals)
             async with open_worker_link(_stream(place.link)) as link:
                 nursery.start_soon(_end_with, link, run)
-                parts = _parts(link, settings)
-                before = partial(_wait_for_word, reports)
-                server = open_server(settings, before_accepting=before, **parts)
-                await run.serve(_say_nothing, server)
+                async with _parts(link, settings, place.number) as parts:
+                    before = partial(_wait_for_word, reports)
+                    server = open_server(settings, before_accepting=before, **parts)
+                    await run.serve(_say_nothing, server)
     _log.info("stopped")
 
 
@@ -106,9 +112,18 @@ def _stream(descriptor: int) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
-def _parts(link: WorkerLink, settings: Settings) -> NodeParts:
-    """The parts of the node that are the supervisor's; no events if nobody is told of them."""
-    return {
+@asynccontextmanager
+async def _parts(link: WorkerLink, settings: Settings, number: int) -> AsyncIterator[NodeParts]:
+    """The parts of the node that are the supervisor's; no events if nobody is told of them.
+
+    A worker whose engine is shared has parts of its own: it is a node like those of other machines,
+    and the supervisor only watches it.
+    """
+    if settings.engine_in_force == "valkey":
+        async with open_stores(settings, worker=number) as stores:
+            yield parts_of(stores)
+        return
+    yield {
         "broker": link.broker,
         "presence": link.presence,
         "denials": link.denials,
@@ -125,4 +140,7 @@ def _share(settings: Settings, number: int, workers: int) -> Settings:
     """The settings with this worker's share of what all workers may do together."""
     lines = settings.node_options().connection_log_limit
     share = lines // workers + (number <= lines % workers)
-    return settings.model_copy(update={"connection_log_limit": share})
+    own: dict[str, object] = {"connection_log_limit": share}
+    if settings.engine_in_force == "valkey":
+        own["node_name"] = f"{settings.node}-{number}"
+    return settings.model_copy(update=own)

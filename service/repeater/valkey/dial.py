@@ -5,6 +5,8 @@ A server that is paused accepts connections and never answers. So all of it has 
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -142,7 +144,7 @@ async def _open(address: Address, greeting: Greeting) -> trio.abc.Stream:
             address.host, address.port, ssl_context=greeting.tls
         )
     except OSError as error:
-        raise Lost(str(error)) from None
+        raise Lost(_without_address(error)) from None
     try:
         await secured.do_handshake()
     except BaseException as error:
@@ -151,6 +153,17 @@ async def _open(address: Address, greeting: Greeting) -> trio.abc.Stream:
             raise Lost(str(error.__cause__ or error)) from None
         raise
     return secured
+
+
+def _without_address(error: OSError) -> str:
+    """Why a connection cannot be made: health checks are open to all, and say this."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    number = (cause if isinstance(cause, OSError) else error).errno
+    if number is None or isinstance(cause or error, socket.gaierror):
+        return "no connection"
+    return f"no connection: {os.strerror(number)}"
 
 
 async def _greet(pipe: Pipe, greeting: Greeting) -> None:

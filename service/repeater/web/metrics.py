@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
-from repeater.brokers.contract import JournalStatistics
+from repeater.brokers.contract import EngineStatistics, JournalStatistics
 from repeater.clients.statistics import NodeStatistics
 from repeater.errors import REASONS
 from repeater.histogram import HistogramStatistics
@@ -143,6 +143,26 @@ def _channels(seen: NodeStatistics) -> Iterator[Metric]:
     )
     if kept.journal is not None:
         yield from _journal(kept.journal)
+    if kept.engine is not None:
+        yield from engine_metrics(kept.engine)
+
+
+def engine_metrics(seen: EngineStatistics) -> Iterator[Metric]:
+    """The connections to an engine that nodes share."""
+    up = GaugeMetricFamily(
+        "repeater_engine_up", "1 while this half of the engine is there.", labels=("half",)
+    )
+    for half in ("commands", "bus"):
+        up.add_metric((half,), float(half not in seen.down))
+    yield up
+    yield _gauge("repeater_engine_primaries", "Primaries of the engine.", seen.primaries)
+    yield _gauge("repeater_engine_primaries_up", "Those that are there.", seen.up)
+    losses = CounterMetricFamily(
+        "repeater_engine_losses", "Primaries that were left, by the reason.", labels=("reason",)
+    )
+    for reason in ("commands", "bus", "role"):
+        losses.add_metric((reason,), seen.losses.get(reason, 0))
+    yield losses
 
 
 def _journal(seen: JournalStatistics) -> Iterator[Metric]:

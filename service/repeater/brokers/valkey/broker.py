@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.brokers.contract import BrokerStatistics
+from repeater.brokers.contract import BrokerStatistics, EngineStatistics
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.valkey.bus import Bus
 from repeater.brokers.valkey.envelope import Uids, sealed
@@ -36,6 +36,7 @@ _log = get_logger("engine")
 
 _IN_FLIGHT: Final = 8_192
 _BYTES: Final = 8_388_608
+_ONE_HALF: Final = ("commands: ", "bus: ")  # how an outage begins that is of one half
 _LANES: Final = 16  # of all partitions together, but one at least of each
 _FIRST_LOOK: Final = 1.0  # seconds after the start in which nobody is told that the engine is down
 _LONGEST: Final = 2**52  # milliseconds; the engine counts no further
@@ -203,8 +204,9 @@ class ValkeyBroker:
         return receipt
 
     def outage(self) -> str:
-        """Why the engine is not there; empty if it is."""
-        return self._servers.outage()
+        """Why the engine is not there, and which half of it is not; empty if it is."""
+        why = self._servers.outage()
+        return why if not why or why.startswith(_ONE_HALF) else f"commands and bus: {why}"
 
     @property
     def scripts(self) -> int:
@@ -217,8 +219,10 @@ class ValkeyBroker:
         return self._lanes.foreign + self._engine.foreign + self._bus.statistics().foreign
 
     def statistics(self) -> BrokerStatistics:
-        """Nothing is kept here."""
-        return BrokerStatistics()
+        """The connections; nothing is kept here."""
+        seen, halves = self._servers.statistics(), self.outage().partition(":")[0]
+        down = [half for half in ("commands", "bus") if half in halves]
+        return BrokerStatistics(engine=EngineStatistics(seen.primaries, seen.up, seen.losses, down))
 
 
 class _Start:

@@ -1,0 +1,98 @@
+"""A node's parts in Valkey or Redis: with them the servers of an application are one cluster.
+
+Imported where the engine is "valkey" only, since its client's library may not be installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from repeater.brokers.valkey.broker import ValkeyBroker
+from repeater.cluster.opening import open_cluster
+from repeater.cluster.presence import open_cluster_presence
+from repeater.config import ConfigError, Settings
+from repeater.valkey.dial import TLSFiles
+from repeater.valkey.opening import open_servers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from repeater.access.denial_store import DenialStore
+    from repeater.brokers.contract import Broker, PresenceStore
+    from repeater.brokers.control import Control
+    from repeater.clients.shared_places import UserPlaces
+    from repeater.options import NodeOptions
+    from repeater.valkey.servers import Servers
+    from repeater.valkey.url import Endpoints
+
+
+class EngineParts(NamedTuple):
+    """What `open_engine` opens; the node runs broker, denials and control."""
+
+    broker: Broker
+    denials: DenialStore
+    presence: PresenceStore
+    control: Control
+    user_places: UserPlaces
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings, worker: int = 0) -> AsyncIterator[EngineParts]:
+    """Open the parts of one node for as long as the block lasts; the node lives inside it.
+
+    Each part has connections of its own: a flood of events delays nothing else.
+
+    Args:
+        settings: Say where the engine is.
+        worker: The number of the worker, from 1 on; 0 without workers.
+
+    Raises:
+        ConfigError: a file for TLS is unusable.
+    """
+    endpoints = settings.engine_endpoints()
+    broker = ValkeyBroker(
+        _servers(settings, endpoints),
+        prefix=settings.engine_prefix,
+        idempotency_ttl=settings.node_options().idempotency_ttl,
+    )
+    digest = options_digest(settings.node_options())
+    opened = open_cluster(
+        _servers(settings, endpoints[:1]),  # nodes meet at the first shard
+        prefix=settings.engine_prefix,
+        timeout=settings.engine_timeout,
+        name=settings.node,
+        worker=worker,
+        options=lambda: digest,
+    )
+    async with (
+        opened as cluster,
+        open_cluster_presence(
+            _servers(settings, endpoints), cluster.members.me.id, prefix=settings.engine_prefix
+        ) as presence,
+    ):
+        yield EngineParts(broker, cluster.denials, presence, cluster.control, cluster.places)
+
+
+def _servers(settings: Settings, endpoints: Sequence[Endpoints]) -> Servers:
+    try:
+        return open_servers(
+            endpoints,
+            TLSFiles(*settings.engine_files()),
+            prefix=settings.engine_prefix,
+            timeout=settings.engine_timeout,
+        )
+    except OSError as error:  # `ssl.SSLError` too
+        names = [name for name in ("engine_ca_file", "engine_cert") if getattr(settings, name)]
+        raise ConfigError(f"{' or '.join(names)}: {error.strerror or error}") from None
+
+
+def options_digest(options: NodeOptions) -> str:
+    """A short text that differs for nodes whose channels have other options."""
+    shared = (options.channel, sorted(options.namespaces.items()))
+    written = msgspec.json.encode(shared, enc_hook=str, order="deterministic")
+    return hashlib.sha256(written).hexdigest()[:16]

@@ -1,0 +1,236 @@
+"""Servers with the engine "valkey": any number of them are one to their clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from repeater.config import ConfigError, load_settings
+from repeater.options import ChannelOptions, NodeOptions
+from repeater.serving.engine import options_digest
+from repeater.serving.server import Server, open_server
+from tests.deadlines import LOOP_ANSWERS
+from tests.processes import serving, starts_processes
+from tests.serving import Peer, frame, peer
+from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
+
+SETTINGS: dict[str, Any] = {
+    "dev": True,
+    "port": 0,
+    "allowed_hosts": "*",
+    "metrics_open": True,
+    "channel": {"history_size": 10, "history_ttl": 60, "force_recovery": True, "presence": True},
+    "namespaces": {"plain": {"history_size": 0, "allow_subscribe_for_client": True}},
+}
+
+
+@pytest.fixture
+def engine() -> Iterator[ValkeyServer]:
+    with valkey() as server:
+        yield server
+
+
+@asynccontextmanager
+async def running(engine: ValkeyServer, **more: Any) -> AsyncIterator[Server]:
+    """One server of the application; each has a name of its own."""
+    settings = load_settings(engine="valkey", engine_url=engine.unix_url, **SETTINGS, **more)
+    async with open_server(settings) as server:
+        yield server
+
+
+@asynccontextmanager
+async def two(engine: ValkeyServer) -> AsyncIterator[tuple[Server, Server]]:
+    """Two servers, the second of which has learned of the first."""
+    with trio.fail_after(2 * LOOP_ANSWERS):
+        async with (
+            running(engine, node_name="one") as one,
+            running(engine, node_name="two") as other,
+        ):
+            await until(lambda: len(one.node.control.members()) == 2)
+            yield one, other
+
+
+async def until(is_so: Any) -> None:
+    """Look until it is so: what a real engine does takes its time."""
+    while not is_so():  # noqa: ASYNC110  # no event tells of it
+        await trio.sleep(0.01)
+
+
+async def call(server: Server, method: str, **body: Any) -> Any:
+    """The answer of the server API."""
+    async with peer(server) as client:
+        answer = await client.call("POST", f"/api/{method}", json.dumps(body).encode())
+        return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def health(server: Server, kind: str = "ready") -> tuple[int, Any]:
+    async with peer(server) as client:
+        answer = await client.call("GET", f"/health/{kind}")
+        return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def say(client: Peer, number: int, **command: object) -> Any:
+    """Send one command over a WebSocket; its reply. Pushes before it are dropped."""
+    await client.stream.send_all(frame(json.dumps({"id": number, **command}).encode()))
+    while (message := await heard(client)).get("id") != number:
+        pass
+    return message
+
+
+async def heard(client: Peer) -> Any:
+    """The next message over a WebSocket."""
+    while (size := _size(client.received)) is None:
+        client.received += await client.stream.receive_some()
+    start, end = size
+    message, client.received = client.received[start:end], client.received[end:]
+    return json.loads(message)
+
+
+def _size(received: bytes) -> tuple[int, int] | None:
+    """Where the payload of the first frame is, if it is there."""
+    if len(received) < 4:
+        return None
+    short = received[1]
+    start, size = (2, short) if short < 126 else (4, int.from_bytes(received[2:4]))
+    return (start, start + size) if len(received) >= start + size else None
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+async def test_two_servers_are_one(program: Program) -> None:
+    """Publications, history, presence, calls on users and denials: all of it over both."""
+    with valkey(program) as engine:
+        async with two(engine) as (one, other), peer(one, "/connection/websocket") as client:
+            await say(client, 1, connect={})
+            reply = await say(client, 2, subscribe={"channel": "news", "recoverable": True})
+            assert reply["subscribe"]["recoverable"]
+            position = (await call(other, "publish", channel="news", data=1))["result"]
+            assert position["offset"] == 1
+            assert (await heard(client))["push"]["pub"]["data"] == 1
+            history = await call(one, "history", channel="news", limit=-1)
+            assert [pub["data"] for pub in history["result"]["publications"]] == [1]
+            assert history["result"]["epoch"] == position["epoch"]
+            present = await call(other, "presence", channel="news")
+            assert len(present["result"]["presence"]) == 1
+            nodes = (await call(other, "info"))["result"]["nodes"]
+            assert sorted(node["name"] for node in nodes) == ["one", "two"]
+            assert sum(node["num_clients"] for node in nodes) == 1
+            channels = await call(other, "channels")
+            assert channels["result"]["channels"] == {"news": {"num_clients": 1}}
+            assert "error" not in await call(other, "unsubscribe", user="", channel="news")
+            assert (await heard(client))["push"]["unsubscribe"]["code"] == 2000
+
+
+async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
+    """Clients stay, calls fail at once, and both servers say so; then all goes on by itself."""
+    async with two(engine) as (one, other), peer(one, "/connection/websocket") as client:
+        await say(client, 1, connect={})
+        await say(client, 2, subscribe={"channel": "plain:a"})
+        engine.kill()
+        await until(lambda: one.node.broker.outage() and other.node.broker.outage())
+        status, answer = await health(one)
+        assert status == 503
+        assert answer["reason"].startswith(("commands", "bus"))
+        assert engine.path not in answer["reason"]
+        assert (await health(one, "live"))[0] == 200
+        assert (await call(other, "publish", channel="plain:a", data=1))["error"]["code"] == 100
+        error = (await say(client, 3, subscribe={"channel": "news"}))["error"]
+        assert (error["code"], error["temporary"]) == (100, True)
+        assert "subscribe" in await say(client, 4, subscribe={"channel": "plain:b"})
+        async with peer(one) as plain:
+            head = await plain.call("GET", "/events?channel=news")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after" in head.lower()
+        async with peer(one) as scraper:
+            seen = await scraper.call("GET", "/metrics")
+            assert b"\nrepeater_broker_up 0.0" in seen
+            assert b'\nrepeater_engine_up{half="bus"} 0.0' in seen
+        engine.start()
+        await until(lambda: not one.node.broker.outage() and not other.node.broker.outage())
+        assert (await health(one))[0] == 200
+        await until(lambda: not other.node.presence_store._servers.why(0))  # type: ignore[attr-defined]
+        for channel in ("plain:a", "plain:b"):  # held before the outage, and wished for in it
+            await call(other, "publish", channel=channel, data=channel)
+            assert (await heard(client))["push"]["pub"]["data"] == channel
+        assert (await say(client, 5, subscribe={"channel": "news"}))["subscribe"]["recoverable"]
+
+
+async def test_an_engine_that_is_not_there_at_the_start() -> None:
+    """The server ends with one line: without the denials nobody may come."""
+    settings = load_settings(engine="valkey", engine_url="unix:///nowhere", **SETTINGS)
+    with pytest.raises(ConfigError, match="the engine is not there: no connection") as found:
+        async with open_server(settings):
+            pass
+    assert "nowhere" not in str(found.value)
+
+
+async def test_a_file_that_is_no_certificate() -> None:
+    """It is a mistake of the settings."""
+    url = "valkeys://127.0.0.1:1"
+    more = {"engine_ca_file": __file__}
+    settings = load_settings(engine="valkey", engine_url=url, **SETTINGS, **more)
+    with pytest.raises(ConfigError, match="engine_ca_file: "):
+        async with open_server(settings):
+            pass
+
+
+def test_options_that_differ() -> None:
+    """The digest differs with the options of channels, and with nothing else."""
+    one = NodeOptions(namespaces={"a": ChannelOptions(history_size=1), "b": ChannelOptions()})
+    same = NodeOptions(
+        namespaces={"b": ChannelOptions(), "a": ChannelOptions(history_size=1)}, outbox_limit=70_000
+    )
+    other = NodeOptions(namespaces={"a": ChannelOptions(history_size=2), "b": ChannelOptions()})
+    assert options_digest(one) == options_digest(same) != options_digest(other)
+
+
+async def members(port: int) -> list[str]:
+    """The names of the nodes that `info` tells of."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        answer = await http.post("/api/info", json={})
+        return sorted(node["name"] for node in answer.json()["result"]["nodes"])
+
+
+@starts_processes
+async def test_workers_are_nodes(engine: ValkeyServer) -> None:
+    """Each is a member of the cluster; one that is killed is replaced by another member."""
+    variables = {
+        "REPEATER_ENGINE_URL": engine.unix_url,
+        "REPEATER_NODE_NAME": "web",
+        "REPEATER_WORKERS": "2",
+    }
+    async with serving("--dev", "--engine", "valkey", variables=variables) as server:
+        port = await server.port()
+        with trio.fail_after(LOOP_ANSWERS):
+            while await members(port) != ["web-1", "web-2"]:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        await _publish_until_heard(port)
+        assert await server.end() == 0
+        assert b"Traceback" not in server.log
+
+
+async def _publish_until_heard(port: int) -> None:
+    """Several subscribers, on whichever workers, hear what any worker publishes."""
+
+    async def listen(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            client = Peer(stream)
+            await stream.send_all(b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await client.until(b"\r\n\r\n")
+            task_status.started()
+            await client.until(b"data: 1\n")
+
+    with trio.fail_after(LOOP_ANSWERS):
+        async with (
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(8):
+                await nursery.start(listen)
+            answer = await http.post("/api/publish", json={"channel": "news", "data": 1})
+            assert answer.status_code == 200
