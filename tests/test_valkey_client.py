@@ -11,7 +11,7 @@ import trio.testing
 
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused, packed
-from repeater.valkey.servers import Servers, answer_from
+from repeater.valkey.servers import Listener, Servers, answer_from
 from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.valkeys import PROGRAMS, VALKEY, Program, ValkeyServer, valkey
@@ -53,17 +53,36 @@ class Log:
                 await self._came.wait()
 
 
+class First:
+    """A listener that waits for the first news."""
+
+    def __init__(self) -> None:
+        self.came = trio.Event()
+
+    def up(self, partitions: Sequence[int]) -> None:
+        self.came.set()
+
+    def down(self, partitions: Sequence[int]) -> None:
+        pass
+
+    async def wait_room(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def connected(
-    url: str, log: Log | None = None, timeout: float = 2.0
+    url: str, listener: Listener | None = None, timeout: float = 2.0
 ) -> AsyncIterator[Servers]:
-    """Servers that are up."""
-    log = log or Log()
+    """Servers of which at least one is up."""
+    first = First()
     servers = open_servers([parse_url(url)], timeout=timeout)
-    servers.add(log)
+    for one in (first, listener):
+        if one is not None:
+            servers.add(one)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(servers.run)
-        await log.wait("up")
+        with trio.fail_after(LOOP_ANSWERS):
+            await first.came.wait()
         yield servers
         nursery.cancel_scope.cancel()
 
@@ -245,12 +264,12 @@ async def test_a_loss_is_told_to_callbacks_before_the_listener(server: ValkeySer
     """So whoever is told that the engine is down has no question under way any more."""
     news: list[str] = []
 
-    class Listener(Log):
+    class Noting(Log):
         def down(self, partitions: Sequence[int]) -> None:
             super().down(partitions)
             news.append("down")
 
-    log = Listener()
+    log = Noting()
     async with connected(server.url, log) as servers:
         server.pause()
         servers.ask(0, packed("PING"), lambda answer: news.append(type(answer).__name__))

@@ -61,6 +61,10 @@ each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str)
 """For tests that run on each of the programs; they call `require` or `valkey`."""
 
 
+class DoesNotStartError(Exception):
+    """A server does not start: somebody else has its port, or its options are wrong."""
+
+
 class ValkeyServer:
     """One running server. Lives inside `valkey`, which kills it."""
 
@@ -93,7 +97,8 @@ class ValkeyServer:
             if self._try(port):
                 self.port = port
                 return
-        raise AssertionError(f"it does not start: {self.log}")
+            time.sleep(0.1)
+        raise DoesNotStartError(self.log[-2_000:])
 
     def _try(self, port: int) -> bool:
         command = [self.program.path, *self._own(port), *self.options]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.valkey.cluster import Cluster
 from repeater.valkey.dial import SYSTEM_TRUST, Greeting, TLSFiles, tls_context
 from repeater.valkey.sentinel import OneAddress, Sentinels
 from repeater.valkey.single import SinglePrimary
@@ -37,6 +38,8 @@ def open_servers(
     (one,) = endpoints
     tls = tls_context(files) if one.tls else None
     greeting = Greeting(tls, one.credentials, one.database)
+    if one.kind == "cluster":
+        return Cluster(one.addresses, greeting, prefix=prefix, timeout=timeout)
     if one.kind == "sentinel":
         their = Greeting(tls, one.sentinel_credentials)
         locator: Locator = Sentinels(one.addresses, one.name, their)

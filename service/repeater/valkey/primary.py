@@ -44,11 +44,8 @@ class Owner(Protocol):
     def disconnected(self, primary: Primary) -> None:
         """They have ended, after `connected`."""
 
-    def probe(self) -> bytes:
-        """The packed command that publishes to a channel that is subscribed to, by the bus.
-
-        `push` gets the message, and calls `heard`.
-        """
+    def probe(self, primary: Primary) -> None:
+        """Publish to a channel that is subscribed to; its message is told to `heard`."""
 
     def push(self, message: list[object]) -> None:
         """Something has come by the bus."""
@@ -203,7 +200,7 @@ class Primary:
             with suppress(Lost):  # Then the end is told already.
                 bus.ask(_PING_COMMAND, ignore)
                 commands.ask(_ROLE_COMMAND, self._told_role)
-                commands.ask(self._owner.probe(), self._told_probe)
+                self._owner.probe(self)
             self._unheard += not bus.is_held
             if self._unheard > _UNHEARD:
                 self.leave("bus", "its own messages do not come back")
@@ -226,10 +223,6 @@ class Primary:
             _check_primary(answer)
         except Lost as error:
             self.leave("role", str(error))
-
-    def _told_probe(self, answer: object) -> None:
-        if isinstance(answer, Refused):
-            self.leave("bus", str(answer))
 
 
 def _check_primary(role: object) -> None:

@@ -68,7 +68,10 @@ class Servers(Protocol):
     def ask(self, partition: int, command: bytes, tell: Tell) -> None:
         """Send a packed command to the primary of a partition; `tell` gets the answer.
 
-        Commands of one partition are carried out in their order.
+        Commands of one partition are carried out in their order. In a cluster, a partition may move
+        while several are under way. Then those that have to be sent again keep their order among
+        themselves, and hold back all that is asked later: so whoever needs the order of all has one
+        under way at a time.
 
         Raises:
             Lost: the primary is not there, and nothing was sent.

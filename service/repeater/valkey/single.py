@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from repeater.log import get_logger
-from repeater.valkey.pipe import Lost, Tell, packed
+from repeater.valkey.pipe import Lost, Refused, Tell, packed
 from repeater.valkey.primary import Primary
 from repeater.valkey.servers import ServersStatistics
 from repeater.valkey.subscriptions import Subscriptions, Taker, alive_channel
@@ -96,9 +96,9 @@ class SinglePrimary:
             for listener in self._listeners:
                 listener.down(_ALL)
 
-    def probe(self) -> bytes:
-        """A message to the channel of this connection."""
-        return self._probe
+    def probe(self, primary: Primary) -> None:
+        """Send a message to ourselves."""
+        primary.commands.ask(self._probe, self._told_probe)
 
     def push(self, message: list[object]) -> None:
         """Give a message to its taker; what was unsubscribed from meanwhile has none."""
@@ -112,6 +112,10 @@ class SinglePrimary:
         """Wait for all listeners, one after the other: no deadline, fan-out sets the pace."""
         for listener in self._listeners:
             await listener.wait_room()
+
+    def _told_probe(self, answer: object) -> None:
+        if isinstance(answer, Refused):
+            self._primary.leave("bus", str(answer))
 
     def _confirmed(self, answer: object) -> None:
         if answer is not None:
