@@ -83,6 +83,59 @@ def test_a_server_that_keeps_nothing_may_begin_anew() -> None:
     assert offsets.counts["told"] == 1
 
 
+def test_a_publisher_whose_events_change_places_is_noticed() -> None:
+    """What it submitted first must come first; another publisher's events may come between."""
+    offsets, progress = follower(0)
+    first, second, other = (offsets.attempt(publisher) for publisher in (1, 1, 2))
+    progress.see(1, other)
+    progress.see(2, second)
+    with pytest.raises(BrokenPromise, match="got 1 behind 2, which was submitted later"):
+        progress.see(3, first)
+
+
+def test_an_engine_may_number_anew_what_it_has_lost() -> None:
+    """Followers of either numbering are right, until each is told of a new epoch."""
+    offsets, progress = follower(4, forks=True)
+    other = offsets.progress(CHANNEL)
+    other.begin(EPOCH, 0)
+    for one in (progress, other):
+        one.see(1, 1)
+    progress.see(2, 2)
+    other.see(2, 3)
+    for one in (progress, other):
+        one.begin("fork", 2)
+        one.see(3, 4)
+    assert offsets.counts["renumbered"] == 1
+
+
+def test_a_follower_of_two_numberings_is_noticed() -> None:
+    """It has seen an event that was lost, and goes on behind the one that has its place."""
+    offsets, progress = follower(4, forks=True)
+    other = offsets.progress(CHANNEL)
+    other.begin(EPOCH, 0)
+    progress.see(1, 1)
+    other.see(1, 2)
+    other.see(2, 3)
+    with pytest.raises(BrokenPromise, match="3 comes behind 1, and behind 2 for others"):
+        progress.see(2, 3)
+
+
+def test_an_event_of_two_offsets_is_noticed_after_a_fork() -> None:
+    """It may be there in the old epoch and in the new one, at one offset."""
+    offsets, _ = follower(1, forks=True)
+    offsets.tell(CHANNEL, EPOCH, 1, 1)
+    offsets.tell(CHANNEL, "fork", 1, 1)
+    with pytest.raises(BrokenPromise, match="1 is at "):
+        offsets.tell(CHANNEL, "fork", 2, 1)
+
+
+def test_an_engine_that_evicts_may_say_of_anything_that_it_is_lost() -> None:
+    """Also in the same epoch, since it may have lost the publications and kept the position."""
+    offsets, progress = follower(0, evicts=True)
+    progress.begin(EPOCH, 1)
+    assert offsets.counts["told"] == 1
+
+
 def test_what_was_told_after_a_moment_can_be_forgotten() -> None:
     """A loss of power at that moment: the number and the offset are free again."""
     offsets, progress = follower(2)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import click
 
 from tests.drill.drill import Drill
+from tests.drill.engine_faults import ENGINE_FAULTS
 from tests.drill.faults import FAULTS
 from tests.drill.ledger import BrokenPromise
 from tests.drill.loaded import LOADED, LoadedDrill
+from tests.drill.node_faults import NODE_FAULTS
+from tests.drill.nodes import NodesDrill
 from tests.drill.places import Missing
 from tests.drill.power import PowerDrill
 from tests.processes import SERVE
@@ -37,6 +40,8 @@ class Entry:
 @click.option("--fault", "names", multiple=True, help="Only this fault; may be repeated.")
 @click.option("--list", "listing", is_flag=True, help="Name the faults, and make none.")
 @click.option("--command", default=shlex.join(SERVE), help="Starts the server.")
+@click.option("--beside", default="", help="Starts every other node, as another version does.")
+@click.option("--brief", is_flag=True, help="Only the shortest of the faults of several nodes.")
 @click.option("--durable", is_flag=True, help="It must keep its events when it is ended.")
 def main(
     seconds: float,
@@ -47,12 +52,15 @@ def main(
     names: tuple[str, ...],
     listing: bool,
     command: str,
+    beside: str,
+    brief: bool,
     durable: bool,
 ) -> None:
     """Make faults beside a running server, and check that no event is lost in silence.
 
     Subscribers come back as SDKs do, and know what they must get: a few of every way in beside
-    light faults, many of one way under full load.
+    light faults, many of one way under full load; and these beside one server, or beside several
+    nodes on one engine.
     """
     words = shlex.split(command)
     light = [one for one in FAULTS if not names or one.name in names]
@@ -78,6 +86,17 @@ def main(
     entries += [
         Entry(one.name, str(one.__doc__), one.run, f"--losses {losses}")
         for one in (PowerDrill(seed, losses, "disk"), PowerDrill(seed, losses, "process"))
+    ]
+    commands = [words, shlex.split(beside)] if beside else [words]
+    entries += [
+        Entry(
+            one.name,
+            str(one.make.__doc__),
+            NodesDrill(one, rounds, deliveries, seed, commands).run,
+            f"--rounds {rounds} --deliveries {deliveries}",
+        )
+        for one in (*NODE_FAULTS, *ENGINE_FAULTS)
+        if one.brief or not brief
     ]
     if unknown := set(names) - {one.name for one in entries}:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: see --list")

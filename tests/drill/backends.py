@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from random import Random
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import msgspec
 import trio
 
+from tests.drill.doors import Door
 from tests.drill.ledger import BrokenPromise
 from tests.drill.offsets import Offsets
 from tests.drill.target import KEY
@@ -18,6 +20,7 @@ _AFTER_FAILURE: Final = 0.05
 _PAD: Final = "x" * 100  # about 140 bytes an event, as in the benchmarks
 BATCH: Final = 100
 LINES: Final = 500
+_publishers = itertools.count(1)
 
 
 class _Position(msgspec.Struct):
@@ -55,23 +58,27 @@ class Backend:
     """One back end on one connection; comes back when that ends.
 
     Args:
+        door: Opens the connection.
         pause: Seconds between two requests.
     """
 
     def __init__(
-        self, port: int, channels: Sequence[str], offsets: Offsets, rng: Random, pause: float = 0
+        self, door: Door, channels: Sequence[str], offsets: Offsets, rng: Random, pause: float = 0
     ) -> None:
-        self._port = port
+        self._door = door
         self._channels = channels
         self._offsets = offsets
         self._rng = rng
         self._pause = pause
+        self._publisher = 0
 
     async def run(self) -> None:
         """Publish until cancelled; the request that is under way then is doubtful."""
         while True:
+            # A request that has failed may still be done, behind those that come after it.
+            self._publisher = next(_publishers)
             try:
-                async with await trio.open_tcp_stream("127.0.0.1", self._port) as stream:
+                async with await self._door() as stream:
                     connection = _Connection(stream)
                     while True:
                         await self._publish(connection)
@@ -94,7 +101,7 @@ class Backend:
     def _some(self, count: int) -> list[tuple[str, int]]:
         """Events of several channels, in their order."""
         channels = self._rng.choices(self._channels, k=count)
-        return [(channel, self._offsets.attempt()) for channel in channels]
+        return [(channel, self._offsets.attempt(self._publisher)) for channel in channels]
 
     def _take(self, channel: str, number: int, answer: _Position | None) -> None:
         if answer is None:

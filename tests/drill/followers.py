@@ -16,6 +16,7 @@ from benchmarks.generator.wire import (
     pong,
     split_frames,
 )
+from tests.drill.doors import Door
 from tests.drill.ledger import BrokenPromise
 from tests.drill.offsets import Offsets
 
@@ -82,10 +83,10 @@ class _Over(Exception):  # noqa: N818  # connections end
 class Follower:
     """One subscriber of one channel by `/connection/websocket`, until cancelled."""
 
-    def __init__(self, port: int, channel: str, offsets: Offsets, rng: Random) -> None:
+    def __init__(self, door: Door, channel: str, offsets: Offsets, rng: Random) -> None:
         self.live = False
         self.progress = offsets.progress(channel)
-        self._port = port
+        self._door = door
         self._offsets = offsets
         self._rng = rng
 
@@ -97,7 +98,7 @@ class Follower:
         """
         while True:
             try:
-                async with await trio.open_tcp_stream("127.0.0.1", self._port) as stream:
+                async with await self._door() as stream:
                     await self._listen(stream)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError, _Over):
                 pass

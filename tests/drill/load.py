@@ -10,6 +10,7 @@ from random import Random
 import trio
 
 from tests.drill.backends import Backend, Batches, Calls, Streams
+from tests.drill.doors import Doors
 from tests.drill.followers import Follower
 from tests.drill.ledger import BrokenPromise
 from tests.drill.offsets import Offsets
@@ -40,7 +41,7 @@ class Traffic:
     """The load on one server. Made by `open_traffic`."""
 
     def __init__(self, followers: list[Follower], offsets: Offsets) -> None:
-        self._followers = followers
+        self.followers = followers
         self._offsets = offsets
         self.backends = trio.CancelScope()
         """Ends all publishing."""
@@ -52,8 +53,8 @@ class Traffic:
             BrokenPromise: some are not in time.
         """
         with trio.move_on_after(SETTLES):
-            await until(lambda: all(one.live for one in self._followers))
-        if away := [one.progress.name for one in self._followers if not one.live]:
+            await until(lambda: all(one.live for one in self.followers))
+        if away := [one.progress.name for one in self.followers if not one.live]:
             raise BrokenPromise(f"{len(away)} followers are not back: {away[0]}")
 
     async def settle(self) -> None:
@@ -73,7 +74,7 @@ class Traffic:
 @asynccontextmanager
 async def open_traffic(
     load: Load,
-    port: int,
+    doors: Doors,
     offsets: Offsets,
     rng: Random,
     starts: Mapping[str, tuple[str, int]] | None = None,
@@ -82,14 +83,14 @@ async def open_traffic(
 
     Args:
         load: How much.
-        port: The server's.
+        doors: Where the server is, or each of the servers.
         offsets: What is known.
         rng: Chance.
         starts: Where the channels' followers were before: epochs and offsets.
     """
     names = load.names
     followers = [
-        Follower(port, names[number % load.channels], offsets, Random(rng.random()))
+        Follower(doors(), names[number % load.channels], offsets, Random(rng.random()))
         for number in range(load.followers)
     ]
     for follower in followers:
@@ -110,7 +111,7 @@ async def open_traffic(
             with traffic.backends:
                 async with trio.open_nursery() as backends:
                     for kind in kinds:
-                        one = kind(port, names, offsets, Random(rng.random()), load.pause)
+                        one = kind(doors(), names, offsets, Random(rng.random()), load.pause)
                         backends.start_soon(one.run)
 
         nursery.start_soon(publish)

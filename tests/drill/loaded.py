@@ -23,6 +23,7 @@ from tests.drill.disks import (
     small_memory_disk,
     stuck_files,
 )
+from tests.drill.doors import door_to
 from tests.drill.history_file import check_history, check_once, copy_of, read_history
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import Load, open_traffic
@@ -131,7 +132,8 @@ class LoadedDrill:
         target.between = partial(_check_file, data, folder / "copy", offsets)
         async with trio.open_nursery() as nursery:
             await nursery.start(target.run)
-            async with open_traffic(self.fault.load, target.port, offsets, rng) as traffic:
+            door = door_to(target.host, target.port)
+            async with open_traffic(self.fault.load, door, offsets, rng) as traffic:
                 names = self.fault.load.names
                 some = workers.Workers(target, rng)
                 scene = LoadedScene(rng, target, traffic, offsets, names, data, some)

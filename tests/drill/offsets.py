@@ -2,13 +2,19 @@
 
 Each event has a number of its own. Whoever is told of an event's place, by an answer or by a
 delivery, is told the same as everybody else, or the server has broken a promise: two events at one
-offset, or one event at two. A subscriber must get each offset once and in order, or be told.
+offset, or one event at two. A subscriber must get each offset once and in order, or be told. What
+one publisher has submitted one after the other is in the stream in this order.
+
+An engine that has lost what it acknowledged numbers anew from there, in the same epoch, until its
+nodes have noticed. Then two events may have one place. But nobody may follow the one numbering and
+go on with the other: each event has one event before it, whoever sees the two.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +23,9 @@ from tests.drill.ledger import BrokenPromise
 
 Stream = tuple[str, str]
 """A channel and an epoch."""
+
+
+_RECENT: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,17 @@ class Offsets:
     Args:
         kept: So many publications back, a subscriber must be able to recover.
         forgets: Whether streams may begin anew, since the server keeps nothing.
+        forks: Whether an engine may lose the end of a stream, and number anew from there.
+        evicts: Whether a stream may lose any of its publications, or all.
     """
 
-    def __init__(self, kept: int, *, forgets: bool = False) -> None:
+    def __init__(
+        self, kept: int, *, forgets: bool = False, forks: bool = False, evicts: bool = False
+    ) -> None:
         self.kept: Final = kept
-        self.forgets = forgets
+        self.forgets = forgets or forks or evicts
+        self.forks = forks
+        self.evicts = evicts
         self.counts: Counter[str] = Counter()
         self.promises: list[Promise] = []
         """In the order of their moments."""
@@ -48,13 +63,20 @@ class Offsets:
         """Events that were acknowledged without their place: channel and moment, by number."""
         self.followers: list[Progress] = []
         self._begun: list[int] = []  # the moment of each attempt, by number from 1 on
+        self._publishers = array("L", [0])  # of each attempt, by number
+        self._before: dict[int, int] = {}  # the event before each event
         self._over = set[Stream]()
         self._streams: defaultdict[Stream, dict[int, int]] = defaultdict(dict)
         self._places: dict[int, tuple[Stream, int]] = {}
 
-    def attempt(self) -> int:
-        """The number of one more event, which is about to be published."""
+    def attempt(self, publisher: int = 0) -> int:
+        """The number of one more event, which is about to be published.
+
+        Args:
+            publisher: Submits its events one after the other; 0 is nobody, who promises no order.
+        """
         self._begun.append(time.monotonic_ns())
+        self._publishers.append(publisher)
         self.counts["events"] += 1
         return len(self._begun)
 
@@ -73,14 +95,34 @@ class Offsets:
         if known == number:
             return
         if known is not None:
-            raise BrokenPromise(f"{stream} has {number} at {offset}, where {known} was")
-        if number in self._places:
-            raise BrokenPromise(f"{number} is at {(stream, offset)} and at {self._places[number]}")
+            if not self.forks:
+                raise BrokenPromise(f"{stream} has {number} at {offset}, where {known} was")
+            self.counts["renumbered"] += number not in self._places
+        if (place := self._places.get(number)) and not self._is_same(place, channel, offset):
+            raise BrokenPromise(f"{number} is at {(stream, offset)} and at {place}")
         if not 0 < number <= len(self._begun):
             raise BrokenPromise(f"{stream} has {number} at {offset}, which nobody has published")
         self._streams[stream][offset] = number
         self._places[number] = stream, offset
         self.promises.append(Promise(time.monotonic_ns(), stream, offset, number))
+
+    def _is_same(self, place: tuple[Stream, int], channel: str, offset: int) -> bool:
+        """Whether an event that is there can be at this offset too: in another epoch."""
+        (known, _), before = place
+        return self.forks and (known, before) == (channel, offset)
+
+    def publisher_of(self, number: int) -> int:
+        """Who has attempted this event."""
+        return self._publishers[number]
+
+    def follow(self, before: int, number: int) -> None:
+        """Somebody has seen an event right behind another one.
+
+        Raises:
+            BrokenPromise: somebody has seen it behind a third one.
+        """
+        if (known := self._before.setdefault(number, before)) != before:
+            raise BrokenPromise(f"{number} comes behind {before}, and behind {known} for others")
 
     def promised(self) -> list[Promise]:
         """All promises in the order of their moments, with those of acknowledgements alone."""
@@ -155,6 +197,9 @@ class Progress:
         self.channel = channel
         self.offset = 0
         self.epoch = ""
+        self.recent: deque[int] = deque(maxlen=_RECENT)
+        """The last numbers since it began, the last one at its offset."""
+        self._last: dict[int, int] = {}  # the last number of each publisher
         self._offsets = offsets
 
     @property
@@ -171,11 +216,14 @@ class Progress:
         if self.epoch:
             self._offsets.counts["told"] += 1
             missed = offset - self.offset
-            if epoch == self.epoch and 0 <= missed <= self._offsets.kept:
+            lost = self._offsets.evicts or missed > self._offsets.kept
+            if epoch == self.epoch and not lost:
                 self._fail(f"was told of a loss, but {missed} publications can be recovered")
             if epoch != self.epoch and not self._offsets.forgets:
                 self._fail(f"was in epoch {self.epoch}, and is told of {epoch}")
         self.epoch, self.offset = epoch, offset
+        self.recent.clear()
+        self._last.clear()
 
     def resume(self, epoch: str, offset: int) -> None:
         """The server says that it goes on where the subscriber was.
@@ -196,6 +244,13 @@ class Progress:
         if offset != self.offset + 1:
             self._fail(f"got offset {offset} behind {self.offset}")
         self._offsets.tell(self.channel, self.epoch, offset, number)
+        if self.recent:
+            self._offsets.follow(self.recent[-1], number)
+        if publisher := self._offsets.publisher_of(number):
+            if (before := self._last.get(publisher, 0)) > number:
+                self._fail(f"got {number} behind {before}, which was submitted later")
+            self._last[publisher] = number
+        self.recent.append(number)
         self.offset = offset
         self._offsets.counts["deliveries"] += 1
 

@@ -21,6 +21,7 @@ import trio
 
 from repeater.brokers.sqlite.journal import Durability
 from tests.drill.disk import Step, steps
+from tests.drill.doors import door_to
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import SETTLES, Load, open_traffic
 from tests.drill.losses import SIZE, Witness, lay, left_by, some_losses
@@ -126,7 +127,8 @@ class PowerDrill:
         known = len(offsets.promises)
         async with trio.open_nursery() as nursery:
             await nursery.start(target.run)
-            async with open_traffic(_LOAD, target.port, offsets, rng, starts) as traffic:
+            door = door_to(target.host, target.port)
+            async with open_traffic(_LOAD, door, offsets, rng, starts) as traffic:
                 with trio.move_on_after(SETTLES):
                     await until(lambda: len(offsets.promises) > known)
                 await trio.sleep(self.seconds)

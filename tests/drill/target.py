@@ -91,8 +91,7 @@ class Target:
                 await self._server.line(f"http{secure}://{self.host}:{self.port}")
                 self._process = psutil.Process(self._server.process.pid)
                 if not self._memory:  # the first start, which nobody waits for
-                    self._idle = self.sockets()
-                    self._memory = self._memory_now()
+                    self.measure()
                 self._ending = False
                 self._up.set()
                 task_status.started()
@@ -169,6 +168,11 @@ class Target:
     def sockets(self) -> int:
         """How many sockets and pipes it and its workers have now."""
         return sum(_sockets(one.pid) for one in (self._process, *self.workers()))
+
+    def measure(self) -> None:
+        """Take what it has now for what it has without clients."""
+        self._idle = self.sockets()
+        self._memory = self._memory_now()
 
     def memory_growth(self) -> int:
         """Bytes that it and its workers have grown by since the start."""

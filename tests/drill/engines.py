@@ -1,0 +1,127 @@
+"""Real Valkey servers as the engine of several nodes, and where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import hiredis
+import trio
+
+from tests.drill.ledger import BrokenPromise
+from tests.valkey_sentinels import watched
+from tests.valkeys import VALKEY, ValkeyServer, valkey
+
+_HEALS = 30.0  # seconds until Sentinels have all servers in their places again
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The servers behind one `engine_url`. Lives inside the function that made it."""
+
+    url: str
+    servers: Sequence[ValkeyServer]
+    """The first one is the primary at the beginning."""
+    sentinels: Sequence[ValkeyServer] = ()
+
+    @property
+    def server(self) -> ValkeyServer:
+        """The only one, or the one that was the primary at first."""
+        return self.servers[0]
+
+    def primary(self) -> ValkeyServer | None:
+        """The server that is the primary now; None if there is none, or more than one."""
+        found = [one for one in self.servers if _role(one) == b"master"]
+        return found[0] if len(found) == 1 else None
+
+    def running(self) -> list[ValkeyServer]:
+        """The servers that answer."""
+        return [one for one in self.servers if _role(one)]
+
+    def info(self, name: str) -> int:
+        """A number of the first server's INFO."""
+        text = cast("bytes", self.server.call("INFO", "everything")).decode()
+        (found,) = (one for one in text.split("\r\n") if one.startswith(f"{name}:"))
+        return int(found.partition(":")[2])
+
+    async def wait_primary(self, *, other: ValkeyServer | None = None) -> ValkeyServer:
+        """Wait until there is one primary, which may have to be another than this one.
+
+        Raises:
+            BrokenPromise: there is none in time.
+        """
+        with trio.move_on_after(_HEALS):
+            while (found := self.primary()) is None or found is other:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            return found
+        raise BrokenPromise("the Sentinels have promoted nobody")
+
+    async def wait_healed(self) -> None:
+        """Wait until all servers run, one of them is the primary, and the others follow it.
+
+        Raises:
+            BrokenPromise: that takes too long.
+        """
+        with trio.move_on_after(_HEALS):
+            while not self._is_healed():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            return
+        raise BrokenPromise("the engine's replicas do not follow")
+
+    def _is_healed(self) -> bool:
+        if len(self.running()) < len(self.servers) or (primary := self.primary()) is None:
+            return False
+        followed = cast("Sequence[object]", primary.call("ROLE"))[2]
+        return len(cast("Sequence[object]", followed)) == len(self.servers) - 1 and all(
+            cast("Sequence[object]", one.call("ROLE"))[3] == b"connected"
+            for one in self.servers
+            if one is not primary
+        )
+
+
+EnginePlace = Callable[[Path], AbstractContextManager[Engine]]
+"""Starts an engine for the time of a block."""
+
+
+def _role(server: ValkeyServer) -> bytes:
+    """What a server says that it is; empty if it is not there. It must not be stopped."""
+    if server.process.poll() is None:
+        with suppress(OSError, EOFError, hiredis.ReplyError):
+            return cast("Sequence[bytes]", server.call("ROLE"))[0]
+    return b""
+
+
+@contextmanager
+def _single(*options: str, folder: Path) -> Iterator[Engine]:
+    with valkey(VALKEY, *options) as server:
+        yield Engine(server.url, (server,))
+
+
+def single(*options: str) -> EnginePlace:
+    """One server, with these options."""
+    return lambda folder: _single(*options, folder=folder)
+
+
+def appending(fsync: str) -> EnginePlace:
+    """One server that appends each change to a file, which it syncs like this."""
+    rewrite = ("--auto-aof-rewrite-percentage", "0")  # one file, whose end can be cut off
+    return single("--appendonly", "yes", "--appendfsync", fsync, *rewrite)
+
+
+def limited(policy: str, size: str) -> EnginePlace:
+    """One server with so much memory, and what it does when it has no more."""
+    return single("--maxmemory", size, "--maxmemory-policy", policy)
+
+
+@contextmanager
+def _with_sentinels(folder: Path, *, replicas: int, down_after: int) -> Iterator[Engine]:
+    with watched(VALKEY, replicas=replicas, down_after=down_after) as found:
+        yield Engine(found.url, found.servers, found.sentinels)
+
+
+with_sentinels: EnginePlace = partial(_with_sentinels, replicas=1, down_after=500)
+"""A primary, a replica, and three Sentinels."""
