@@ -513,6 +513,6 @@ def test_any_order_of_faults(acts: list[str]) -> None:
             assert (event.offset, event.epoch) == (last.offset + 1, last.epoch)
         last = event
         tail[event.offset] = event.data
-    for place, event in world.entries:
-        assert event is not None
-        assert tail.get(place.offset, event.data) == event.data
+    for place, entry in world.entries:
+        assert entry is not None
+        assert tail.get(place.offset, entry.data) == entry.data

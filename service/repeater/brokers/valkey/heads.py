@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHECK: Final = 10.0
 """Seconds in which the tops of all channels are asked for once."""
 _SLICES: Final = 40
+_FEW: Final = 64  # channels that are one slice
 _TOGETHER: Final = 256  # asked for in one pass of the loop: about 1 ms
 
 
@@ -70,8 +71,9 @@ class Heads:
 
     async def _check(self, held: Sequence[Held]) -> None:
         """Look at channels in slices: the engine has other things to do as well."""
-        size = -(-len(held) // _SLICES)
-        for number in range(_SLICES):
-            await trio.sleep(CHECK / _SLICES)
-            slice_ = held[number * size : (number + 1) * size]
-            self.want([one for one in slice_ if one.subscribed and not one.given_up])
+        size = max(_FEW, -(-len(held) // _SLICES))
+        slices = max(1, -(-len(held) // size))
+        for number in range(slices):
+            await trio.sleep(CHECK / slices)
+            some = held[number * size : (number + 1) * size]
+            self.want([one for one in some if one.subscribed and not one.given_up])
