@@ -1,4 +1,4 @@
-"""Counts of an application in the server's process, which are one number for all workers."""
+"""Counts of an application in the server's process, which are one number for all nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Counters:
     """The counts of one node by their names. Lives inside the node; needs no end."""
 
     def __init__(self, control: Control, questions: Questions) -> None:
-        self._alone = control.me.server == control.me.id
+        self._has_supervisor = control.me.server != control.me.id
         self._questions = questions
         self._here: Counter[str] = Counter()
         questions.register("counters", self._answer)
@@ -30,17 +30,23 @@ class Counters:
         self._here[name] += 1
 
     async def total(self, name: str) -> int:
-        """Return what all workers have counted since the start; a checkpoint only with workers.
+        """Return what all nodes have counted since the start; a checkpoint only if there are more.
 
-        What a worker counted between the last look and a sudden death is lost.
+        What a worker counted between the last look and a sudden death is lost. A node without a
+        supervisor takes its counts with it when it ends.
 
         Raises:
-            BrokerError: the supervisor does not answer.
+            BrokerError: the supervisor, or another node, does not answer.
         """
-        if self._alone:
-            return self._here[name]
-        answer = await self._questions.ask_server("counters")
-        return msgspec.msgpack.decode(answer, type=Counts).get(name, 0)
+        if self._has_supervisor:
+            answer = await self._questions.ask_server("counters")
+            return _count_in(answer, name)
+        others = await self._questions.ask_others("counters", None, optional=True)
+        return self._here[name] + sum(_count_in(one, name) for one in others)
 
     async def _answer(self, _asker: Member, _body: bytes) -> bytes:
         return encoded(self._here)
+
+
+def _count_in(answer: bytes, name: str) -> int:
+    return msgspec.msgpack.decode(answer, type=Counts).get(name, 0)
