@@ -1,4 +1,4 @@
-"""The servers that an `engine_url` means."""
+"""The servers that an `engine_url` means, or a list of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from repeater.valkey.cluster import Cluster
 from repeater.valkey.dial import SYSTEM_TRUST, Greeting, TLSFiles, tls_context
 from repeater.valkey.sentinel import OneAddress, Sentinels
+from repeater.valkey.shards import Shards
 from repeater.valkey.single import SinglePrimary
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def open_servers(
 ) -> Servers:
     """The servers behind one URL, or behind one for each shard; nothing is connected yet.
 
+    If one of several shards is a cluster, all of them use sharded channels, which need Redis 7.0.
+
     Args:
         endpoints: What each URL says.
         files: The files for TLS.
@@ -35,14 +38,20 @@ def open_servers(
     Raises:
         OSError: a file cannot be read, or is not a certificate or key (`ssl.SSLError`).
     """
-    (one,) = endpoints
-    tls = tls_context(files) if one.tls else None
-    greeting = Greeting(tls, one.credentials, one.database)
-    if one.kind == "cluster":
-        return Cluster(one.addresses, greeting, prefix=prefix, timeout=timeout)
-    if one.kind == "sentinel":
-        their = Greeting(tls, one.sentinel_credentials)
-        locator: Locator = Sentinels(one.addresses, one.name, their)
-    else:
-        locator = OneAddress(one.addresses[0])
-    return SinglePrimary(locator, greeting, prefix=prefix, timeout=timeout)
+    tls = tls_context(files) if any(one.tls for one in endpoints) else None
+    sharded = any(one.kind == "cluster" for one in endpoints)
+    opened: list[Servers] = []
+    for one in endpoints:
+        its = tls if one.tls else None
+        greeting = Greeting(its, one.credentials, one.database)
+        if one.kind == "cluster":
+            opened.append(Cluster(one.addresses, greeting, prefix=prefix, timeout=timeout))
+            continue
+        if one.kind == "sentinel":
+            their = Greeting(its, one.sentinel_credentials)
+            locator: Locator = Sentinels(one.addresses, one.name, their)
+        else:
+            locator = OneAddress(one.addresses[0])
+        single = SinglePrimary(locator, greeting, prefix=prefix, timeout=timeout, sharded=sharded)
+        opened.append(single)
+    return opened[0] if len(opened) == 1 else Shards(opened)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from repeater.log import get_logger
 from repeater.valkey.pipe import Lost, Refused, Tell, packed
@@ -21,20 +21,41 @@ _log = get_logger("engine")
 _ALL: Final = (0,)  # the partitions
 
 
+class _Verbs(NamedTuple):
+    """The names of what a bus does."""
+
+    publish: str
+    subscribe: str
+    unsubscribe: str
+    message: bytes
+
+
+_PLAIN: Final = _Verbs("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE", b"message")
+_SHARDED: Final = _Verbs("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE", b"smessage")
+
+
 class SinglePrimary:
     """The `Servers` of one primary. Made by `open_servers`; the engine's nursery runs `run`."""
 
-    publish = b"PUBLISH"
     partitions = 1
 
     def __init__(
-        self, locator: Locator, greeting: Greeting, *, prefix: str, timeout: float
+        self,
+        locator: Locator,
+        greeting: Greeting,
+        *,
+        prefix: str,
+        timeout: float,
+        sharded: bool = False,
     ) -> None:
+        """Find the primary by `locator`; with `sharded` channels, as in a cluster."""
+        verbs = _SHARDED if sharded else _PLAIN
+        self.publish, self._message = verbs.publish.encode(), verbs.message
         self._primary = Primary(locator, greeting, self, timeout=timeout)
-        self._subscriptions = Subscriptions("SUBSCRIBE", "UNSUBSCRIBE")
+        self._subscriptions = Subscriptions(verbs.subscribe, verbs.unsubscribe)
         self._listeners: list[Listener] = []
         alive = alive_channel(prefix, "")
-        self._probe = packed("PUBLISH", alive, "")
+        self._probe = packed(self.publish, alive, "")
         self._subscriptions.takers[alive] = lambda _payload: self._primary.heard()
         self._is_up = False
 
@@ -102,7 +123,7 @@ class SinglePrimary:
 
     def push(self, message: list[object]) -> None:
         """Give a message to its taker; what was unsubscribed from meanwhile has none."""
-        if message[0] == b"message":
+        if message[0] == self._message:
             _, channel, payload = message
             taker = self._subscriptions.takers.get(channel)  # type: ignore[call-overload]
             if taker is not None:
