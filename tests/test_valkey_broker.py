@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -17,6 +19,7 @@ from repeater.publication import Announcement, ClientInfo, Publication, Rupture,
 from repeater.testing.broker import check_broker
 from repeater.testing.broker_bench import LASTING, Bench, data_of, offsets_of, running
 from repeater.valkey.opening import open_servers
+from repeater.valkey.pipe import packed
 from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.submission_order import Ledger
@@ -96,6 +99,15 @@ async def test_two_nodes_agree(server: ValkeyServer) -> None:
         assert await one.history() == await other.history()
 
 
+def forget_scripts(server: ValkeyServer, done: threading.Event) -> None:
+    """Have the server forget all scripts, some thousand times a second, in a thread of its own."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.path)
+        while not done.wait(0.0001):
+            connection.sendall(packed("SCRIPT", "FLUSH"))
+            connection.recv(64)
+
+
 async def test_the_order_of_submission_is_the_order_of_offsets(server: ValkeyServer) -> None:
     """Each publisher's publications keep their order, while the server forgets its scripts."""
     ledger = Ledger([f"c{number}" for number in range(10)], MANY)
@@ -103,21 +115,16 @@ async def test_the_order_of_submission_is_the_order_of_offsets(server: ValkeySer
         for bench in found:
             for channel in ledger.channels:
                 await bench.hold(channel)
-        flushes = trio.CancelScope()
-
-        async def flush() -> None:
-            with flushes:
-                while True:
-                    server.call("SCRIPT", "FLUSH")
-                    await trio.sleep(0.005)
-
-        nursery.start_soon(flush)
-        async with trio.open_nursery() as publishers:
-            for number in range(6):
-                broker = found[number % 2].broker
-                under_way = (1, 10, 100)[number // 2]
-                publishers.start_soon(ledger.publish, broker, number, 500, under_way)
-        flushes.cancel()
+        done = threading.Event()
+        nursery.start_soon(trio.to_thread.run_sync, forget_scripts, server, done)
+        try:
+            async with trio.open_nursery() as publishers:
+                for number in range(6):
+                    broker = found[number % 2].broker
+                    under_way = (1, 10, 100)[number // 2]
+                    publishers.start_soon(ledger.publish, broker, number, 500, under_way)
+        finally:
+            done.set()
         assert ledger.failed == 0
         ledger.check_order()
         for bench in found:
