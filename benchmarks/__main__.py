@@ -28,7 +28,7 @@ from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
-from benchmarks.workloads import durable, hostile, workers
+from benchmarks.workloads import durable, hostile, valkey, workers
 from benchmarks.workloads.hostile_kinds import FLOODED, KINDS
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
@@ -37,6 +37,7 @@ from benchmarks.workloads.workload import Plan, Workload
 _DESCRIPTORS: Final = 12_000
 _ALL_OF: Final = {
     "durable": [one.name for one in durable.WORKLOADS],
+    "valkey": [one.name for one in valkey.WORKLOADS],
     "workers": [one.name for one in workers.WORKLOADS],
 }
 """The workloads of `just bench-engines`, by their kind."""
@@ -169,12 +170,16 @@ def engines_command(
     json_path: Path | None,
     resume: bool,
 ) -> None:
-    """Compare durable history and workers with one process that keeps its history in memory.
+    """Compare durable history, Valkey and workers with one process and its memory.
 
     Durable history needs a folder on a disk: tmpfs is refused. Ends as `run` does.
     """
     names = {name for one in only or _ALL_OF for name in _ALL_OF.get(one, [one])}
-    chosen = [one for one in (*durable.WORKLOADS, *workers.WORKLOADS) if one.name in names]
+    chosen = [
+        one
+        for one in (*durable.WORKLOADS, *valkey.WORKLOADS, *workers.WORKLOADS)
+        if one.name in names
+    ]
     tempfile.tempdir = str(folder) if folder else tempfile.gettempdir()
     _measure(
         "quick" if quick else "engines",

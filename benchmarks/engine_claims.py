@@ -1,4 +1,4 @@
-"""The claims about durable history and workers, beside one process that keeps history in memory.
+"""The claims about durable history, Valkey and workers, beside one process and its memory.
 
 Prototypes were measured before anything was built; a claim is a little above what they reached.
 """
@@ -33,6 +33,12 @@ def _times(
         against=_MEMORY,
     )
 
+
+_STREAM: Final[Sequence[tuple[str, float, Literal["at most", "at least"], str]]] = (
+    ("event_us", 22.0, "at most", "a prototype needed 14 to 15 us beside one script for each"),
+    ("engine_us", 12.0, "at most", "a prototype measured 9.5 to 10.5 us in scripts of many"),
+    ("together", 10.0, "at least", "fewer in a script cost the engine up to 20 us each"),
+)
 
 ENGINE_CLAIMS: Final[Sequence[Claim]] = (
     _times(
@@ -75,6 +81,34 @@ ENGINE_CLAIMS: Final[Sequence[Claim]] = (
         side="at most",
         origin="a prototype measured 285 MB",
         server="repeater-durable",
+    ),
+    _times(
+        "valkey",
+        "valkey-calls",
+        "call_us",
+        "at most",
+        1.2,
+        "a prototype needed 8 to 10 us more: what comes together goes in one script",
+    ),
+    *(
+        Claim(
+            workload="valkey-stream",
+            metric=metric,
+            limit=limit,
+            side=side,
+            origin=origin,
+            server="repeater-valkey",
+        )
+        for metric, limit, side, origin in _STREAM
+    ),
+    Claim(
+        workload="valkey-call",
+        metric="publish_p50_ms",
+        limit=0.1,
+        side="at most",
+        origin="one publisher that waits for each answer waits for one script, and for little else",
+        server="repeater-valkey",
+        over=(_MEMORY, "evalsha"),
     ),
     *(
         _times(

