@@ -135,7 +135,7 @@ bench-full *ARGS: (_sync "requirements-dev.txt")
 bench-hostile *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks hostile "$@"
 
-# Compare durable history and workers with one process and its memory, e.g. `just bench-engines --only durable`
+# Compare durable history, Valkey and workers with one process and its memory, e.g. `just bench-engines --only durable`
 [positional-arguments]
 bench-engines *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks engines "$@"

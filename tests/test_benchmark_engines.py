@@ -15,9 +15,9 @@ from benchmarks.generator.scrape import by_worker
 from benchmarks.generator.tokens import token
 from benchmarks.machine import disk
 from benchmarks.model import METRICS, Metric, Run, Series, Task, Turn
-from benchmarks.peers.engines import COMMITS, ENGINES, MEMORY
+from benchmarks.peers.engines import COMMITS, ENGINES, EVALSHA, MEMORY, ON_VALKEY
 from benchmarks.peers.repeater import REPEATER
-from benchmarks.workloads import durable, workers
+from benchmarks.workloads import durable, valkey, workers
 from benchmarks.workloads.calls import closed_loops
 from benchmarks.workloads.durable import alone
 from benchmarks.workloads.registry import WORKLOADS
@@ -88,7 +88,7 @@ def test_series_are_added_for_each_worker() -> None:
 
 def test_every_claim_has_its_workload_and_servers() -> None:
     """All of them are measured by `just bench-engines`."""
-    ours = {one.name: one for one in (*durable.WORKLOADS, *workers.WORKLOADS)}
+    ours = {one.name: one for one in (*durable.WORKLOADS, *valkey.WORKLOADS, *workers.WORKLOADS)}
     assert {claim.workload for claim in ENGINE_CLAIMS} == set(ours)
     for claim in ENGINE_CLAIMS:
         takers = {peer.name for peer in ENGINES if ours[claim.workload].skips(peer) is None}
@@ -132,6 +132,16 @@ def test_the_floor_of_a_durable_call() -> None:
     turn = alone(COMMITS, seconds=0.1)
     assert turn.values["publish_p50_ms"] > 0
     assert {*turn.values} <= {*METRICS, *WORKLOADS["durable-call"].metrics}
+
+
+@pytest.mark.slow
+@starts_processes
+def test_turns_on_valkey() -> None:
+    """The engine's CPU is told beside the server's, and how many publications were in a script."""
+    turn = valkey.ingest(ON_VALKEY, events=2_000)
+    assert {*turn.values} == {*WORKLOADS["valkey-stream"].metrics}
+    assert all(value > 0 for value in turn.values.values())
+    assert valkey.alone(EVALSHA, seconds=0.1).values["publish_p50_ms"] > 0
 
 
 @pytest.mark.slow
