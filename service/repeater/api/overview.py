@@ -1,4 +1,4 @@
-"""`channels` and `info`: the server as a whole, over all its workers."""
+"""`channels` and `info`: the server as a whole, over all its workers, or all nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Metrics(msgspec.Struct, frozen=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """One server, with all its workers. Every field is always present. `uptime` is in seconds."""
+    """One server, with all its workers; in a cluster one node. Every field is always present.
+
+    `uptime` is in seconds.
+    """
 
     uid: str
     name: str
@@ -60,7 +63,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
 
 class InfoResult(msgspec.Struct, frozen=True):
-    """The list of servers; Centrifugo calls them nodes. It holds this server only."""
+    """The servers; Centrifugo calls them nodes. Without a cluster it is this one only."""
 
     nodes: list[NodeInfo]
 
@@ -71,8 +74,8 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
     The signs mean the same as in a shell.
 
     Raises:
-        ReplyError: the pattern is too long (107), or a worker has too many channels (106).
-        BrokerError: a worker did not answer.
+        ReplyError: the pattern is too long (107), or a worker or node has too many channels (106).
+        BrokerError: a worker, or another node, did not answer.
     """
     if len(body.pattern) > _PATTERN_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
@@ -81,10 +84,10 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
 
 
 async def info(node: Node, _body: InfoBody, _budget: Budget) -> InfoResult:
-    """Return the server's name, version, numbers of clients and channels, and counts.
+    """Return each server's name, version, numbers of clients and channels, and counts.
 
     Raises:
-        BrokerError: a worker did not answer.
+        BrokerError: a worker, or another node, did not answer.
     """
     return InfoResult([_node_info(one) for one in await node.summaries()])
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater import __version__
-from repeater.brokers.control import Question
 from repeater.clients.questions import Questions, encoded
 
 if TYPE_CHECKING:
@@ -73,23 +72,21 @@ class Overview:
         return sizes
 
     async def summaries(self: ClientNode) -> list[Summary]:
-        """Return the servers, this node's first. A checkpoint only if this one has several nodes.
+        """Return the servers, this node's first. A checkpoint only if there are other nodes.
 
         Raises:
             BrokerError: a node did not answer.
         """
-        servers = dict.fromkeys(one.server for one in self.control.members())
-        return [await _summary(self, server) for server in servers]
-
-
-async def _summary(node: ClientNode, server: str) -> Summary:
-    if server == node.id:
-        return summary_here(node)
-    if server == node.control.me.server:
-        answer = await node.questions.ask_server("summary")
-    else:
-        answer = await node.control.ask(server, Question("summary"))
-    return msgspec.msgpack.decode(answer, type=Summary)
+        me = self.control.me
+        if me.server != self.id:
+            own = msgspec.msgpack.decode(await self.questions.ask_server("summary"), type=Summary)
+        else:
+            own = summary_here(self)
+        if all(one.server == me.server for one in self.control.members()):
+            return [own]
+        # Several servers are a cluster, each member of which is a server of its own.
+        answers = await self.questions.ask_others("summary", None)
+        return [own, *(msgspec.msgpack.decode(one, type=Summary) for one in answers)]
 
 
 def summary_here(node: ClientNode) -> Summary:
