@@ -24,7 +24,7 @@ CONNECT = b'{"connect":{},"id":1}'
 PATHS = ("/ws?channel=news", "/connection/websocket", "/connection/uni_websocket")
 
 
-def limited(**limits: int) -> NodeOptions:
+def limited(**limits: Any) -> NodeOptions:
     return NodeOptions(limits=LimitOptions(**{"command_burst": 0, **limits}))
 
 

@@ -272,7 +272,7 @@ class SlowServer:
 
 
 @asynccontextmanager
-async def slow_server(**limits: int) -> AsyncIterator[tuple[Node, SlowServer, trio.Nursery]]:
+async def slow_server(**limits: Any) -> AsyncIterator[tuple[Node, SlowServer, trio.Nursery]]:
     channel = ChannelOptions(allow_subscribe_for_client=True)
     options = NodeOptions(default_channel="news", limits=LimitOptions(**limits), channel=channel)
     settings = load_settings(dev=True, allowed_hosts="test")
