@@ -56,6 +56,10 @@ class Network:
         """What was published, in its order: bus channel and payload."""
         self.is_down = False
         """Whether nobody can connect."""
+        self.denied: set[bytes] = set()
+        """Channels of the bus that nobody may subscribe to."""
+        self.subscriptions: list[bytes] = []
+        """The channels that somebody has subscribed to, in their order."""
 
     def servers(self, name: str, timeout: float = 2.0) -> Servers:
         """The engine's client for one node, which runs it."""
@@ -117,7 +121,12 @@ class Network:
         for some in self._subscribed.values():
             some.pop(connection, None)
 
+    def listeners(self, channel: bytes) -> int:
+        """How many connections are subscribed to a channel of the bus."""
+        return len(self._subscribed.get(channel, ()))
+
     def subscribe(self, channel: bytes, connection: _Connection) -> None:
+        self.subscriptions.append(channel)
         self._subscribed.setdefault(channel, {})[connection] = None
 
     def unsubscribe(self, channel: bytes, connection: _Connection) -> None:
@@ -208,6 +217,8 @@ class _Connection:
                 self.send(b"%1\r\n+proto\r\n:3\r\n")
             case b"ROLE":
                 self.send(_bytes_of([b"master", 0, []]))
+            case b"SUBSCRIBE" if self._network.denied & {*words[1:]}:
+                self.send(_bytes_of(Refused("NOPERM No permissions to access a channel")))
             case b"SUBSCRIBE":
                 for number, channel in enumerate(words[1:], 1):
                     self._network.subscribe(channel, self)

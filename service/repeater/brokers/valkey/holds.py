@@ -34,7 +34,7 @@ LINGERING: Final = 100_000
 """Most channels without a listener; beyond, the oldest are let go."""
 TOGETHER: Final = 512
 """Most names in one command."""
-_TURN: Final = 1.0  # seconds between two looks at channels without listeners
+_TURN: Final = 1.0  # seconds between two looks at channels without listeners; the first one's wait
 
 
 class Held(Followed):
@@ -78,6 +78,8 @@ class Holds:
         self._open: dict[str, Receipt[None]] = {}
         self._new: list[Held] = []
         self._came = trio.Event()
+        self._known = False  # whether the engine is there; not known at the very beginning
+        self._ended = False
         self.held: dict[str, Held] = {}
         """All channels that are held, or are to be held."""
 
@@ -95,7 +97,8 @@ class Holds:
         """Hold a channel from now on until `release`; settled when its events come.
 
         Raises:
-            BrokerError: its partition is not there. It is held all the same when that is back.
+            BrokerError: its partition is not there. It is held all the same when that is back. In
+                the first second after `run` has begun nobody is told: it is not known yet.
         """
         one = self.held.get(channel)
         if one is None:
@@ -105,11 +108,11 @@ class Holds:
             one.listened = True
             del self._lingering[one]
         why = self._engine.why(one.partition)
-        if why:
-            raise BrokerError(why)
+        if (why and self._known) or self._ended:
+            raise BrokerError(why or "the broker has ended")
         if one.subscribed and one.place is not None:
             return None
-        if not one.asked:
+        if not one.asked and not why:
             self._want(one)
         receipt = self._open.get(channel)
         if receipt is None:
@@ -146,6 +149,7 @@ class Holds:
 
     def up(self, partitions: Collection[int]) -> list[Held]:
         """Some partitions have come back; returns what the engine has subscribed to again."""
+        self._known = True
         again = []
         for one in self.held.values():
             if one.partition in partitions:
@@ -164,13 +168,19 @@ class Holds:
         for one in self.held.values():
             if one.partition in partitions:
                 one.cut_off()
-        failed = [one for one in self._open if self.held[one].partition in partitions]
-        for channel in failed:
-            why = self._engine.why(self.held[channel].partition)
+        self._fail([one for one in self._open if self.held[one].partition in partitions])
+
+    def _why(self, channel: str) -> str:
+        return self._engine.why(self.held[channel].partition)
+
+    def _fail(self, channels: Iterable[str]) -> None:
+        for channel in channels:
+            why = self._why(channel)
             self._open.pop(channel).settle(BrokerError(why or "the engine is not there"))
 
     async def run(self) -> None:
         """Subscribe to what gathers in a pass of the loop, let go of the old, until cancelled."""
+        begun = trio.current_time()
         try:
             while True:
                 with trio.move_on_after(_TURN):
@@ -179,7 +189,11 @@ class Holds:
                 new, self._new = self._new, []
                 self._subscribe(one for one in new if not one.given_up)
                 self._let_go(self._old())
+                if not self._known and trio.current_time() >= begun + _TURN:
+                    self._known = True
+                    self._fail([one for one in self._open if self._why(one)])
         finally:
+            self._ended = True
             for receipt in self._open.values():
                 receipt.settle(BrokerError("the broker has ended"))
             self._open.clear()
@@ -209,7 +223,7 @@ class Holds:
         _log.info("channels could not be held", channels=len(some), reason=str(error))
         for one in some:
             one.asked = False
-            receipt = self._open.pop(one.channel, None)
+            receipt = None if one.given_up else self._open.pop(one.channel, None)
             if receipt is not None:
                 receipt.settle(BrokerError("the engine does not hold the channel"))
 
