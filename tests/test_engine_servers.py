@@ -198,7 +198,7 @@ async def members(port: int) -> list[str]:
 
 @starts_processes
 async def test_workers_are_nodes(engine: ValkeyServer) -> None:
-    """Each is a member of the cluster; one that is killed is replaced by another member."""
+    """Each is a member of the cluster and hears what all publish; one scrape shows all of them."""
     variables = {
         "REPEATER_ENGINE_URL": engine.unix_url,
         "REPEATER_NODE_NAME": "web",
@@ -210,6 +210,12 @@ async def test_workers_are_nodes(engine: ValkeyServer) -> None:
             while await members(port) != ["web-1", "web-2"]:  # noqa: ASYNC110
                 await trio.sleep(0.1)
         await _publish_until_heard(port)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            seen = (await http.get("/metrics")).text
+        for number in (1, 2):
+            assert f'\nrepeater_worker_up{{worker="{number}"}} 1.0' in seen
+            assert f'\nrepeater_engine_up{{half="bus",worker="{number}"}} 1.0' in seen
+        assert '\nrepeater_build_info{version=' in seen
         assert await server.end() == 0
         assert b"Traceback" not in server.log
 

@@ -80,6 +80,7 @@ class Node(UserConnections, ChannelOperations, Overview):
         now: Callable[[], float] = time.time,
         control: Control | None = None,
         user_places: UserPlaces | None = None,
+        siblings: Control | None = None,
     ) -> None:
         self.control = control or LoopControl()
         """The way to the other nodes."""
@@ -120,6 +121,13 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.connection_log = ConnectionLog(options.connection_log_limit)
         self.questions: Questions = Questions(self.control, self.failures, self.broker_errors)
         """What this node carries out for others."""
+        self.siblings = (
+            self.questions
+            if siblings is None
+            else Questions(siblings, self.failures, self.broker_errors)
+        )
+        """What this node carries out for its supervisor: beside `questions` where nodes of other
+        machines are asked by another way."""
         self.counters = Counters(self.control, self.questions)
         """Counts of an application that runs in this process, over all workers."""
         has_supervisor = self.control.me.server != self.id
@@ -314,6 +322,7 @@ async def open_node(
     now: Callable[[], float] = time.time,
     control: Control | None = None,
     user_places: UserPlaces | None = None,
+    siblings: Control | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node inside any Trio program, for as long as the block lasts.
 
@@ -335,6 +344,8 @@ async def open_node(
             only one.
         user_places: Counts the connections of users over all nodes, where `limits.scope` says so.
             Its owner outlives the node.
+        siblings: The way to the supervisor of this worker, where `control` is another one: by this
+            way its metrics are those of all workers. By default it is `control`.
 
     Raises:
         BrokerError: blocked users and revoked tokens cannot be read.
@@ -355,6 +366,7 @@ async def open_node(
             now,
             control,
             user_places,
+            siblings,
         )
         node.denials.restore(kept)
         nursery.start_soon(node.connection_log.run)
@@ -362,6 +374,8 @@ async def open_node(
         try:
             await nursery.start(node.run)
             await nursery.start(node.questions.run)  # until the last client has left
+            if node.siblings is not node.questions:
+                await nursery.start(node.siblings.run)
             try:
                 yield node
             finally:
@@ -369,5 +383,6 @@ async def open_node(
                 with trio.CancelScope(shield=True, deadline=deadline):
                     await node.shut_down()
                 node.questions.say_goodbye()
+                node.siblings.say_goodbye()
         finally:
             trio.lowlevel.remove_instrument(node.turns)

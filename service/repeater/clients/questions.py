@@ -75,6 +75,11 @@ class Questions:
         self._answerers: dict[str, Answerer] = {}
         self._last: dict[str, Callable[[], bytes]] = {}
 
+    @property
+    def has_supervisor(self) -> bool:
+        """Whether the node is one of several of its server, which can be asked."""
+        return self._control.me.server != self._control.me.id
+
     def register(self, method: str, answerer: Answerer) -> None:
         """Have a method carried out for others. A later one of the same name takes its place."""
         self._answerers[method] = answerer
@@ -84,9 +89,9 @@ class Questions:
         self._last[method] = news
 
     def say_goodbye(self) -> None:
-        """Tell the server what `at_end` took. Called once, when no client is left."""
-        me = self._control.me
-        for method, news in self._last.items() if me.server != me.id else ():
+        """Tell the server what `at_end` took. Called when no client is left; idempotent."""
+        last, self._last = self._last, {}
+        for method, news in last.items() if self.has_supervisor else ():
             self._control.tell(Question(method, news()))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

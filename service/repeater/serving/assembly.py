@@ -78,6 +78,7 @@ class NodeParts(TypedDict, total=False):
     denials: DenialStore | None
     control: Control | None
     user_places: UserPlaces | None
+    siblings: Control | None
 
 
 @asynccontextmanager

@@ -50,6 +50,7 @@ async def open_shared(
         ExtensionError: the application that the settings ask for cannot start.
     """
     async with AsyncExitStack() as stack:
+        apart = settings.engine_in_force == "valkey"
         opened = open_storage(settings, later=later, for_workers=True)
         storage = await stack.enter_async_context(opened)
         await prepare_extension(settings)
@@ -58,9 +59,9 @@ async def open_shared(
             stack,
             node=settings.node,
             questions=False,
-            events=settings.engine_in_force != "valkey",  # else each worker tells its own
+            events=not apart,  # else each worker tells its own
         )
-        supervision = make_supervision(lambda: range(1, workers + 1))
+        supervision = make_supervision(lambda: range(1, workers + 1), apart=apart)
         exchange = Exchange(
             storage.broker,
             MemoryPresence(),

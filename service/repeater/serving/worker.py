@@ -121,7 +121,7 @@ async def _parts(link: WorkerLink, settings: Settings, number: int) -> AsyncIter
     """
     if settings.engine_in_force == "valkey":
         async with open_stores(settings, worker=number) as stores:
-            yield parts_of(stores)
+            yield {**parts_of(stores), "siblings": link.control}
         return
     yield {
         "broker": link.broker,

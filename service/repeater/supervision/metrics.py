@@ -27,6 +27,7 @@ _Series = tuple[str, str, tuple[tuple[str, str], ...]]
 
 UP: Final = "repeater_worker_up"
 _ADDED: Final = ("counter", "histogram")
+_ONCE_APART: Final = ("repeater_build", "repeater_denials")
 # While a worker drains, its successor may have the same number. Their gauges are added, but these.
 _LARGEST: Final = (
     *("process_start_time_seconds", "process_max_fds", "python_info"),
@@ -43,6 +44,8 @@ class Metrics:
         users: Users,
         own: Callable[[], Sequence[Family]],
         workers: Callable[[], Iterable[int]],
+        *,
+        apart: bool = False,
     ) -> None:
         """Take what only the supervisor knows.
 
@@ -51,7 +54,11 @@ class Metrics:
             users: Counts the users of all workers.
             own: Reads the metrics of the supervisor's process.
             workers: Gives the numbers of the workers that are to run.
+            apart: Whether each worker has a broker and users of its own: then nearly nothing is
+                there once, and the supervisor knows no users or channels.
         """
+        self._apart = apart
+        self._once = _ONCE_APART if apart else ONCE
         self._questions = questions
         self._users = users
         self._own = own
@@ -77,7 +84,7 @@ class Metrics:
             self._see(worker, families)
             for family in families:
                 for series, value in _series(family):
-                    if _is_once(family):
+                    if family.name.startswith(self._once):
                         once[series] = max(value, once.get(series, value))
                     elif family.kind not in _ADDED:
                         key = worker.worker, series
@@ -98,15 +105,16 @@ class Metrics:
         counters: dict[_Series, float] = {}
         for family in families:
             self._shapes[family.name] = family.text, family.kind
-            if family.kind in _ADDED and not _is_once(family):
+            if family.kind in _ADDED and not family.name.startswith(self._once):
                 counters.update(_series(family))
         self._counters.see(worker, counters)
 
     def _add_own(self, found: dict[str, list[Sample]], answered: set[int]) -> None:
         """Add what only the supervisor knows, and the metrics of its own process."""
-        users, channels = len(self._users.connections), self._questions.count_channels()
-        for name, count in (("repeater_users", users), ("repeater_channels", channels)):
-            found[name] = [Sample(name, {}, float(count))]
+        if not self._apart:
+            users, channels = len(self._users.connections), self._questions.count_channels()
+            for name, count in (("repeater_users", users), ("repeater_channels", channels)):
+                found[name] = [Sample(name, {}, float(count))]
         self._shapes[UP] = "1 while the worker answers.", "gauge"
         found[UP] = [
             Sample(UP, {"worker": str(number)}, float(number in answered))
@@ -124,10 +132,6 @@ def _given(answers: Iterable[MemberAnswer]) -> Iterator[tuple[Member, list[Famil
     for one in answers:
         if isinstance(one.answer, bytes):
             yield one.member, msgspec.msgpack.decode(one.answer, type=list[Family])
-
-
-def _is_once(family: Family) -> bool:
-    return family.name.startswith(ONCE)
 
 
 def _series(family: Family) -> Iterator[tuple[_Series, float]]:

@@ -15,11 +15,14 @@ from repeater.web.metrics import create_process_registry
 from repeater.web.samples import Family, families_of
 
 
-def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
+def make_supervision(
+    workers: Callable[[], Iterable[int]], *, apart: bool = False
+) -> ServerQuestions:
     """Make what answers the workers' questions to their server; call its `begin` next.
 
     Args:
         workers: Gives the numbers of the workers that are to run.
+        apart: Whether each has a broker and users of its own.
     """
     questions = ServerQuestions(Failures())
     users = Users(questions)
@@ -31,5 +34,5 @@ def make_supervision(workers: Callable[[], Iterable[int]]) -> ServerQuestions:
     def own() -> Sequence[Family]:
         return families_of(registry)
 
-    Metrics(questions, users, own, workers)
+    Metrics(questions, users, own, workers, apart=apart)
     return questions

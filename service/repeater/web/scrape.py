@@ -30,9 +30,9 @@ async def scrape(node: Node, own: CollectorRegistry) -> CollectorRegistry:
     Raises:
         BrokerError: the supervisor does not answer.
     """
-    if node.control.me.server == node.id:
+    if not node.siblings.has_supervisor:
         return own
-    answer = await node.questions.ask_server("metrics")
+    answer = await node.siblings.ask_server("metrics")
     return registry_of(msgspec.msgpack.decode(answer, type=list[Family]))
 
 
@@ -42,5 +42,5 @@ def register(node: Node, own: Callable[[], CollectorRegistry]) -> None:
     async def metrics(_asker: Member, _body: bytes) -> bytes:
         return encoded(families_of(own()))
 
-    node.questions.register("metrics", metrics)
-    node.questions.at_end("metrics", lambda: encoded(families_of(own())))
+    node.siblings.register("metrics", metrics)
+    node.siblings.at_end("metrics", lambda: encoded(families_of(own())))
