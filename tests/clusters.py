@@ -8,18 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from repeater.cluster.opening import Cluster, open_cluster
 from repeater.valkey.opening import open_servers
 from repeater.valkey.url import parse_url
-from tests.valkeys import ValkeyServer
 
 
 @asynccontextmanager
 async def open_clusters(
-    server: ValkeyServer, count: int, *, prefix: str = "repeater"
+    url: str, count: int, *, prefix: str = "repeater"
 ) -> AsyncIterator[list[Cluster]]:
     """So many nodes' parts. Controls do not run yet."""
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
-                open_cluster(open_servers([parse_url(server.unix_url)]), prefix=prefix)
+                open_cluster(open_servers([parse_url(url)], prefix=prefix), prefix=prefix)
             )
             for _ in range(count)
         ]

@@ -32,7 +32,7 @@ async def test_a_cluster_keeps_the_contract_of_a_control(program: Program) -> No
         @asynccontextmanager
         async def opened(many: int, _supervision: Supervision) -> AsyncIterator[Controls]:
             prefix = f"rule{next(numbers)}"
-            async with open_clusters(server, many, prefix=prefix) as nodes:
+            async with open_clusters(server.unix_url, many, prefix=prefix) as nodes:
                 yield [node.control for node in nodes], None
 
         await check_control(opened, most=3, has_server=False)

@@ -72,7 +72,10 @@ async def open_members(
     async def carry_out(_asker: Member, _question: Question) -> bytes:
         return b""
 
-    async with open_clusters(server, many, prefix=prefix) as parts, AsyncExitStack() as stack:
+    async with (
+        open_clusters(server.unix_url, many, prefix=prefix) as parts,
+        AsyncExitStack() as stack,
+    ):
         nursery = await stack.enter_async_context(trio.open_nursery())
         for part in parts:
             await nursery.start(part.control.run, carry_out)

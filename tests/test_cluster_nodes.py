@@ -38,7 +38,7 @@ def engine() -> Iterator[ValkeyServer]:
 async def open_nodes(engine: ValkeyServer, many: int = 2) -> AsyncIterator[list[Node]]:
     prefix = f"test{next(_prefixes)}"
     async with (
-        open_clusters(engine, many, prefix=prefix) as parts,
+        open_clusters(engine.unix_url, many, prefix=prefix) as parts,
         AsyncExitStack() as stack,
     ):
         yield [

@@ -20,7 +20,7 @@ LIMITS = LimitOptions(connections_per_user=2, scope="cluster")
 
 @asynccontextmanager
 async def open_nodes(server: ValkeyServer, count: int) -> AsyncIterator[list[tuple[Node, Cluster]]]:
-    async with open_clusters(server, count) as parts, AsyncExitStack() as stack:
+    async with open_clusters(server.unix_url, count) as parts, AsyncExitStack() as stack:
         yield [
             (
                 await stack.enter_async_context(
