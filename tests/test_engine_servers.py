@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,10 +17,21 @@ from repeater.config import ConfigError, load_settings
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.serving.engine import options_digest
 from repeater.serving.server import Server, open_server
+from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 from tests.serving import Peer, frame, peer
-from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
+from tests.valkey_clusters import cluster
+from tests.valkey_sentinels import watched
+from tests.valkeys import (
+    PROGRAMS,
+    REDIS,
+    Program,
+    ValkeyServer,
+    require,
+    tls_options,
+    valkey,
+)
 
 SETTINGS: dict[str, Any] = {
     "dev": True,
@@ -37,15 +50,15 @@ def engine() -> Iterator[ValkeyServer]:
 
 
 @asynccontextmanager
-async def running(engine: ValkeyServer, **more: Any) -> AsyncIterator[Server]:
+async def running(engine: dict[str, Any], **more: Any) -> AsyncIterator[Server]:
     """One server of the application; each has a name of its own."""
-    settings = load_settings(engine="valkey", engine_url=engine.unix_url, **SETTINGS, **more)
+    settings = load_settings(engine="valkey", **engine, **SETTINGS, **more)
     async with open_server(settings) as server:
         yield server
 
 
 @asynccontextmanager
-async def two(engine: ValkeyServer) -> AsyncIterator[tuple[Server, Server]]:
+async def two(engine: dict[str, Any]) -> AsyncIterator[tuple[Server, Server]]:
     """Two servers, the second of which has learned of the first."""
     with trio.fail_after(2 * LOOP_ANSWERS):
         async with (
@@ -101,11 +114,47 @@ def _size(received: bytes) -> tuple[int, int] | None:
     return (start, start + size) if len(received) >= start + size else None
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=str)
-async def test_two_servers_are_one(program: Program) -> None:
+Engine = Callable[[], AbstractContextManager[dict[str, Any]]]
+"""Runs an engine, and gives the settings that name it."""
+
+
+@contextmanager
+def single(program: Program) -> Iterator[dict[str, Any]]:
+    with valkey(program) as server:
+        yield {"engine_url": server.unix_url}
+
+
+@contextmanager
+def sentinels() -> Iterator[dict[str, Any]]:
+    with watched() as servers:
+        yield {"engine_url": servers.url}
+
+
+@contextmanager
+def a_cluster() -> Iterator[dict[str, Any]]:
+    with cluster() as servers:
+        yield {"engine_url": servers.url}
+
+
+@contextmanager
+def shards() -> Iterator[dict[str, Any]]:
+    with valkey() as first, valkey() as second:
+        yield {"engine_shards": [first.unix_url, second.unix_url]}
+
+
+ENGINES: dict[str, Engine] = {
+    **{str(program): partial(single, program) for program in PROGRAMS},
+    "sentinels": sentinels,
+    "cluster": a_cluster,
+    "shards": shards,
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+async def test_two_servers_are_one(engine: Engine) -> None:
     """Publications, history, presence, calls on users and denials: all of it over both."""
-    with valkey(program) as engine:
-        async with two(engine) as (one, other), peer(one, "/connection/websocket") as client:
+    with engine() as settings:
+        async with two(settings) as (one, other), peer(one, "/connection/websocket") as client:
             await say(client, 1, connect={})
             reply = await say(client, 2, subscribe={"channel": "news", "recoverable": True})
             assert reply["subscribe"]["recoverable"]
@@ -122,13 +171,19 @@ async def test_two_servers_are_one(program: Program) -> None:
             assert sum(node["num_clients"] for node in nodes) == 1
             channels = await call(other, "channels")
             assert channels["result"]["channels"] == {"news": {"num_clients": 1}}
+            for number in range(20):  # on all partitions
+                await call(other, "publish", channel=f"c{number}", data=number)
+            for number in range(20):
+                found = await call(one, "history", channel=f"c{number}", limit=-1)
+                assert [pub["data"] for pub in found["result"]["publications"]] == [number]
             assert "error" not in await call(other, "unsubscribe", user="", channel="news")
             assert (await heard(client))["push"]["unsubscribe"]["code"] == 2000
 
 
 async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
     """Clients stay, calls fail at once, and both servers say so; then all goes on by itself."""
-    async with two(engine) as (one, other), peer(one, "/connection/websocket") as client:
+    settings = {"engine_url": engine.unix_url}
+    async with two(settings) as (one, other), peer(one, "/connection/websocket") as client:
         await say(client, 1, connect={})
         await say(client, 2, subscribe={"channel": "plain:a"})
         engine.kill()
@@ -160,8 +215,26 @@ async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
         assert (await say(client, 5, subscribe={"channel": "news"}))["subscribe"]["recoverable"]
 
 
-async def test_an_engine_that_is_not_there_at_the_start() -> None:
+async def test_tls_by_the_settings(authority: Authority, tmp_path: Path) -> None:
+    """`engine_ca_file` says whom to believe, and `engine_cert` proves who we are."""
+    ca_file = tmp_path / "ca.pem"
+    authority.ca.cert_pem.write_to_path(str(ca_file))
+    with valkey(require(REDIS), *tls_options(authority, ca_file)) as engine:
+        port = engine.call("CONFIG", "GET", "tls-port")
+        assert isinstance(port, list)
+        settings = {
+            "engine_url": f"valkeys://localhost:{int(port[1])}",
+            "engine_ca_file": ca_file,
+            "engine_cert": authority.certificate,
+            "engine_key": authority.key,
+        }
+        async with running(settings) as server:
+            assert (await call(server, "publish", channel="news", data=1))["result"]["offset"] == 1
+
+
+async def test_an_engine_that_is_not_there_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends with one line: without the denials nobody may come."""
+    monkeypatch.setattr("repeater.cluster.denials._LOAD", 0.2)
     settings = load_settings(engine="valkey", engine_url="unix:///nowhere", **SETTINGS)
     with pytest.raises(ConfigError, match="the engine is not there: no connection") as found:
         async with open_server(settings):
@@ -215,7 +288,7 @@ async def test_workers_are_nodes(engine: ValkeyServer) -> None:
         for number in (1, 2):
             assert f'\nrepeater_worker_up{{worker="{number}"}} 1.0' in seen
             assert f'\nrepeater_engine_up{{half="bus",worker="{number}"}} 1.0' in seen
-        assert '\nrepeater_build_info{version=' in seen
+        assert "\nrepeater_build_info{version=" in seen
         assert await server.end() == 0
         assert b"Traceback" not in server.log
 
