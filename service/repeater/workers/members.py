@@ -16,6 +16,8 @@ from repeater.log import get_logger
 from repeater.publication import Announcement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from repeater.access.grants import Caller
     from repeater.backend.contract import Events
     from repeater.brokers.contract import Broker, PresenceStore
@@ -83,7 +85,7 @@ class Members:
 
 
 class Callers:
-    """The connected clients of one worker, as the application knows them."""
+    """The connected clients of one worker or node, as the application knows them."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -113,6 +115,20 @@ class Callers:
         if known is not None:
             known[1].pop(channel, None)
         self._events.unsubscribed(caller, channel, why)
+
+    async def tell_again(self, knows: Callable[[str], bool]) -> None:
+        """Tell the application anew of all clients that it does not know by then.
+
+        Args:
+            knows: Whether it knows a client by its id.
+        """
+        for number, (client, (caller, channels)) in enumerate(tuple(self._clients.items())):
+            if client in self._clients and not knows(client):
+                self._events.connected(caller)
+                for channel in channels:
+                    self._events.subscribed(caller, channel)
+            if number % _PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
 
     async def take_back(self) -> None:
         """Tell the application that every client has ended, after the worker's end."""

@@ -1,0 +1,78 @@
+-- Has channels held by a node, or by it no more, and says which change of a channel this one is.
+--
+-- KEYS: the channels that the node holds; what the teller has to tell; then the nodes of each channel.
+-- ARGV: the node, milliseconds for which a hold counts, for which all of it is kept, and for which
+--   the last number of a channel is kept that nobody holds;
+--   how many events have been told, then each with its number; then of each channel
+--   `o` (the node holds it) or `v` (it does not) with the channel's name.
+-- Answers the number of each channel's change, 0 for none; then channels that the node had once and
+-- has not mentioned for long.
+--
+-- The nodes of a channel have the Unix milliseconds until which their holds count. Under the empty
+-- name is the number of the last change, in microseconds, far above. So all numbers of a channel grow,
+-- also when the engine has forgotten the last one. What is to be told stays until it has been told.
+
+local FAR = '100000000000000'
+local held, telling = KEYS[1], KEYS[2]
+local node, lifetime, kept, remembered = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local time = redis.call('TIME')
+local micros = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = math.floor(micros / 1000)
+
+local function ours(key)
+  local kind = redis.call('TYPE', key)['ok']
+  if kind ~= 'zset' and kind ~= 'none' then redis.call('UNLINK', key) end
+end
+
+ours(held)
+ours(telling)
+
+local told = tonumber(ARGV[5])
+for n = 1, told do
+  local event, number = ARGV[4 + 2 * n], ARGV[5 + 2 * n]
+  local score = redis.call('ZSCORE', telling, event)
+  if score and tonumber(score) == tonumber(number) then redis.call('ZREM', telling, event) end
+end
+
+local function change(nodes, event)
+  local last = tonumber(redis.call('ZSCORE', nodes, '') or '0')
+  local number = whole(math.max(last + 1, micros))
+  redis.call('ZADD', nodes, number, '')
+  redis.call('ZADD', telling, number, event)
+  return number
+end
+
+local answers = {}
+for n = 3, #KEYS do
+  local nodes, event = KEYS[n], ARGV[3 + 2 * told + n]
+  local channel = string.sub(event, 2)
+  ours(nodes)
+  local known = redis.call('ZSCORE', nodes, node)
+  local answer = '0'
+  if string.sub(event, 1, 1) == 'o' then
+    local others = redis.call('ZCOUNT', nodes, whole(now), FAR)
+    redis.call('ZADD', held, whole(now), channel)
+    redis.call('ZADD', nodes, whole(now + lifetime), node)
+    if not known and others == 0 then answer = change(nodes, event) end
+  else
+    redis.call('ZREM', held, channel)
+    if known then
+      redis.call('ZREM', nodes, node)
+      if redis.call('ZCOUNT', nodes, whole(now), FAR) == 0 then
+        redis.call('ZREMRANGEBYSCORE', nodes, '-inf', FAR)
+        answer = change(nodes, event)
+      end
+    end
+  end
+  local is_held = redis.call('ZCOUNT', nodes, '-inf', FAR) > 0
+  redis.call('PEXPIRE', nodes, is_held and kept or remembered)
+  answers[n - 2] = answer
+end
+redis.call('PEXPIRE', held, kept)
+redis.call('PEXPIRE', telling, kept)
+return {answers, redis.call('ZRANGEBYSCORE', held, '-inf', whole(now - 2 * lifetime), 'LIMIT', 0, 100)}
