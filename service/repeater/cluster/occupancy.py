@@ -134,8 +134,9 @@ class Occupancy:
             lane.in_doubt = True
             self._rest(lane, answer)
             return
+        told = lane.told()
         for event, number in zip(answer[::2], map(int, answer[1::2]), strict=True):
-            if not lane.was_told(event, number):
+            if (event, number) not in told:
                 self._note(lane, event, number)
         self._go_on(lane)
 

@@ -118,9 +118,9 @@ class Lane:
         """Note that an event has been told, so that the engine forgets it."""
         self._told.append((event, number))
 
-    def was_told(self, event: bytes, number: int) -> bool:
-        """Whether the engine is about to hear that an event has been told."""
-        return (event, number) in self._told
+    def told(self) -> frozenset[Told]:
+        """Events that have been told, of which the engine is about to hear."""
+        return frozenset(self._told)
 
     def take(self) -> Batch:
         """What goes with the next script; maybe nothing."""
