@@ -13,9 +13,9 @@ import httpx
 import pytest
 import trio
 
-from repeater.config import ConfigError, load_settings
+from repeater.config import ConfigError, CurrentSettings, load_settings
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.serving.engine import options_digest
+from repeater.serving.engine import SharedOptions, options_digest
 from repeater.serving.server import Server, open_server
 from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS
@@ -260,6 +260,17 @@ def test_options_that_differ() -> None:
     )
     other = NodeOptions(namespaces={"a": ChannelOptions(history_size=2), "b": ChannelOptions()})
     assert options_digest(one) == options_digest(same) != options_digest(other)
+
+
+def test_options_that_a_reload_changes() -> None:
+    """What other nodes are told follows the settings in force."""
+    current = CurrentSettings(load_settings(dev=True))
+    shared = SharedOptions(current)
+    before = shared()
+    current.replace(load_settings(dev=True, body_limit=2_048))
+    assert shared() == before
+    current.replace(load_settings(dev=True, namespaces={"chat": {"history_size": 5}}))
+    assert shared() != before
 
 
 async def members(port: int) -> list[str]:

@@ -22,6 +22,7 @@ class ServerSettings(TypedDict, total=False):
 
     host: str
     port: int
+    node_name: str
     listen: Sequence[str]
     unix_mode: str
     tls_cert: Path | str

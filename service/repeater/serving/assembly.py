@@ -82,7 +82,7 @@ class NodeParts(TypedDict, total=False):
 
 
 @asynccontextmanager
-async def with_stores(settings: Settings, parts: NodeParts) -> AsyncIterator[NodeParts]:
+async def with_stores(settings: CurrentSettings, parts: NodeParts) -> AsyncIterator[NodeParts]:
     """Add the broker, the denials and the way to other nodes that the settings say.
 
     Those that are brought along stay.
@@ -123,7 +123,7 @@ async def open_assembly(
         ConfigError: a token key, `data_dir` or `ca_file` is unusable, or the engine is down.
     """
     async with AsyncExitStack() as stack:
-        kept = await stack.enter_async_context(with_stores(settings(), parts))
+        kept = await stack.enter_async_context(with_stores(settings, parts))
         verifier = await _verifier(settings(), stack)
         backend, events = await open_callbacks(
             settings().callback_options(),

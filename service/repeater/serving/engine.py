@@ -15,7 +15,7 @@ import msgspec
 from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.cluster.opening import open_cluster
 from repeater.cluster.presence import open_cluster_presence
-from repeater.config import ConfigError, Settings
+from repeater.config import ConfigError, CurrentSettings, Settings
 from repeater.valkey.dial import TLSFiles
 from repeater.valkey.opening import open_servers
 
@@ -42,32 +42,32 @@ class EngineParts(NamedTuple):
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, worker: int = 0) -> AsyncIterator[EngineParts]:
+async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterator[EngineParts]:
     """Open the parts of one node for as long as the block lasts; the node lives inside it.
 
     Each part has connections of its own: a flood of events delays nothing else.
 
     Args:
-        settings: Say where the engine is.
+        current: Say where the engine is. Other nodes are told of the channels' options in force.
         worker: The number of the worker, from 1 on; 0 without workers.
 
     Raises:
         ConfigError: a file for TLS is unusable.
     """
+    settings = current()
     endpoints = settings.engine_endpoints()
     broker = ValkeyBroker(
         _servers(settings, endpoints),
         prefix=settings.engine_prefix,
         idempotency_ttl=settings.node_options().idempotency_ttl,
     )
-    digest = options_digest(settings.node_options())
     opened = open_cluster(
         _servers(settings, endpoints[:1]),  # nodes meet at the first shard
         prefix=settings.engine_prefix,
         timeout=settings.engine_timeout,
         name=settings.node,
         worker=worker,
-        options=lambda: digest,
+        options=SharedOptions(current),
     )
     async with (
         opened as cluster,
@@ -89,6 +89,22 @@ def _servers(settings: Settings, endpoints: Sequence[Endpoints]) -> Servers:
     except OSError as error:  # `ssl.SSLError` too
         names = [name for name in ("engine_ca_file", "engine_cert") if getattr(settings, name)]
         raise ConfigError(f"{' or '.join(names)}: {error.strerror or error}") from None
+
+
+class SharedOptions:
+    """Gives the digest of the channels' options in force, also after a reload."""
+
+    def __init__(self, current: CurrentSettings) -> None:
+        self._current = current
+        self._settings: Settings | None = None
+        self._digest = ""
+
+    def __call__(self) -> str:
+        """A short text; made anew only if the settings were replaced."""
+        settings = self._current()
+        if settings is not self._settings:
+            self._settings, self._digest = settings, options_digest(settings.node_options())
+        return self._digest
 
 
 def options_digest(options: NodeOptions) -> str:

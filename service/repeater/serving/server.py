@@ -106,6 +106,7 @@ async def open_server(
     *,
     blueprints: Sequence[Blueprint] = (),
     listeners: Listeners | None = None,
+    current: CurrentSettings | None = None,
     before_accepting: Callable[[], Awaitable[None]] | None = None,
     **more: Unpack[ServerParts],
 ) -> AsyncIterator[Server]:
@@ -120,6 +121,8 @@ async def open_server(
             theirs wins. What belongs to subscribers and to `/api/` keeps its native path. Quart's
             hooks around serving and its background tasks run.
         listeners: Open ones, instead of those that the settings say. The server closes them.
+        current: Holds the settings in force, from a caller whose parts follow them; they are
+            `options`.
         before_accepting: Awaited once, when everything else is ready.
         more: Settings of the server by their names, `port=0` for a free port, and parts of the
             node as `open_node` takes them, `broker=...`.
@@ -132,10 +135,10 @@ async def open_server(
     parts, chosen = _split(more)
     settings = given_settings(options, **chosen)
     preamble = _make_preamble(settings)
-    current = CurrentSettings(settings)
+    current = current or CurrentSettings(settings)
     async with (
         # Loaded before it listens: nobody connects to a server that cannot answer yet.
-        with_stores(settings, parts) as kept,
+        with_stores(current, parts) as kept,
         _listening(settings, listeners) as listeners,
         open_assembly(current, **kept) as assembly,
         open_extension(assembly.node, settings) as running,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from repeater.brokers.memory_presence import MemoryPresence
-from repeater.config import Settings
+from repeater.config import CurrentSettings, Settings
 from repeater.errors import open_service_nursery
 from repeater.serving.callbacks import open_callbacks
 from repeater.serving.extension import prepare_extension
@@ -51,7 +51,7 @@ async def open_shared(
     """
     async with AsyncExitStack() as stack:
         apart = settings.engine_in_force == "valkey"
-        opened = open_storage(settings, later=later, for_workers=True)
+        opened = open_storage(CurrentSettings(settings), later=later, for_workers=True)
         storage = await stack.enter_async_context(opened)
         await prepare_extension(settings)
         _, events = await open_callbacks(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from repeater.config import Settings
+from repeater.config import CurrentSettings, Settings
 from repeater.failures import Failures
 from repeater.front.listeners import AnyListeners, ListenError, Listeners, open_all
 from repeater.front.passed_sockets import PassedSocket
@@ -35,6 +35,7 @@ async def open_single(
         ServeError, ConfigError, ExtensionError: as `open_server`; ServeError also if the running
             server refuses or does not answer.
     """
+    current = CurrentSettings(settings)
     folder = settings.kept_in
     async with AsyncExitStack() as stack:
         listeners = None
@@ -43,12 +44,13 @@ async def open_single(
             listeners = listen(settings, Listeners(predecessor.sockets))
             stack.callback(listeners.close)
             await predecessor.let_go()
-        storage = await stack.enter_async_context(open_storage(settings))
+        storage = await stack.enter_async_context(open_storage(current))
         parts = parts_of(storage.stores)
         parts.update({"broker": storage.broker, "denials": storage.denials})
         server = await stack.enter_async_context(
             open_server(
                 settings,
+                current=current,
                 listeners=listeners,
                 before_accepting=None if predecessor is None else predecessor.commit,
                 **parts,

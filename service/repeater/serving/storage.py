@@ -15,7 +15,7 @@ import trio
 from repeater.access.denial_store import DenialStore, MemoryDenials
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.replaceable import ReplaceableBroker
-from repeater.config import ConfigError, Settings
+from repeater.config import ConfigError, CurrentSettings
 from repeater.errors import BrokerError
 from repeater.serving.stores import Stores, open_stores
 
@@ -29,8 +29,9 @@ _AWAY: Final = "another server takes over"
 class Storage:
     """Broker and denials as the settings say. Made and ended by `open_storage`."""
 
-    def __init__(self, settings: Settings, stores: Stores, stack: AsyncExitStack) -> None:
-        self._settings = settings
+    def __init__(self, current: CurrentSettings, stores: Stores, stack: AsyncExitStack) -> None:
+        self._current = current
+        settings = current()
         self._stack = stack
         self._in_memory = settings.engine_in_force == "memory"
         self._is_shared = settings.engine_in_force == "valkey"
@@ -64,7 +65,7 @@ class Storage:
         """
         if self._is_shared:
             return
-        stores = await self._stack.enter_async_context(open_stores(self._settings))
+        stores = await self._stack.enter_async_context(open_stores(self._current))
         await self._replaceable.end()
         self._put_back(stores, stores.broker)
 
@@ -103,7 +104,7 @@ class Storage:
         await self._stack.aclose()  # if they could not be closed whole
         stack = AsyncExitStack()
         try:
-            stores = await stack.enter_async_context(open_stores(self._settings))
+            stores = await stack.enter_async_context(open_stores(self._current))
         except ConfigError as error:
             raise BrokerError(str(error)) from None
         self._stack = stack
@@ -158,7 +159,7 @@ class _ReplaceableDenials:
 
 @asynccontextmanager
 async def open_storage(
-    settings: Settings, *, later: bool = False, for_workers: bool = False
+    current: CurrentSettings, *, later: bool = False, for_workers: bool = False
 ) -> AsyncIterator[Storage]:
     """Open what the settings ask for, for as long as the block lasts.
 
@@ -168,15 +169,15 @@ async def open_storage(
     Raises:
         ConfigError: `data_dir` is unusable, or another process uses it.
     """
-    if for_workers and settings.engine_in_force == "valkey":
-        storage = Storage(settings, _nothing(), AsyncExitStack())
+    if for_workers and current().engine_in_force == "valkey":
+        storage = Storage(current, _nothing(), AsyncExitStack())
     elif later:
-        storage = Storage(settings, _nothing(), AsyncExitStack())
+        storage = Storage(current, _nothing(), AsyncExitStack())
         storage.bar()
     else:
         async with AsyncExitStack() as stack:
-            stores = await stack.enter_async_context(open_stores(settings))
-            storage = Storage(settings, stores, stack.pop_all())
+            stores = await stack.enter_async_context(open_stores(current))
+            storage = Storage(current, stores, stack.pop_all())
     try:
         yield storage
     finally:

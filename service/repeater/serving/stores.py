@@ -22,7 +22,7 @@ from repeater.brokers.sqlite.journal import FILE
 from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.clients.shared_places import UserPlaces
-from repeater.config import ConfigError, Settings
+from repeater.config import ConfigError, CurrentSettings, Settings
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.node import memory_broker
@@ -44,14 +44,14 @@ class Stores(NamedTuple):
 
 @asynccontextmanager
 async def open_stores(
-    settings: Settings, *, with_broker: bool = True, worker: int = 0
+    current: CurrentSettings, *, with_broker: bool = True, worker: int = 0
 ) -> AsyncIterator[Stores]:
     """Open what the settings say, for as long as the block lasts; history is loaded by then.
 
     At the end nothing stays open, and another process may use the folder.
 
     Args:
-        settings: What to open.
+        current: What to open; what nodes tell each other of the settings follows a reload.
         with_broker: Whether the history is wanted; False for a program with a broker of its own.
         worker: The number of the worker whose node it is for, where that is of importance.
 
@@ -59,11 +59,12 @@ async def open_stores(
         ConfigError: the folder or a file in it is unusable, or another process uses the folder;
             one line names the process. Or a file for TLS to the engine is unusable.
     """
+    settings = current()
     folder = settings.kept_in
     if with_broker and settings.engine_in_force == "valkey":
         from repeater.serving.engine import open_engine  # its library may not be installed
 
-        async with open_engine(settings, worker) as parts:
+        async with open_engine(current, worker) as parts:
             yield Stores(*parts)
         return
     in_memory = memory_broker(settings.node_options())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from repeater.config import ConfigError, Settings, WorkerPlace
+from repeater.config import ConfigError, CurrentSettings, Settings, WorkerPlace
 from repeater.config.extension import ExtensionError
 from repeater.errors import open_service_nursery
 from repeater.log import configure_log, get_logger, open_log_output, share_log
@@ -86,9 +86,12 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
             nursery.start_soon(run.follow, signals)
             async with open_worker_link(_stream(place.link)) as link:
                 nursery.start_soon(_end_with, link, run)
-                async with _parts(link, settings, place.number) as parts:
+                current = CurrentSettings(settings)
+                async with _parts(link, current, place.number) as parts:
                     before = partial(_wait_for_word, reports)
-                    server = open_server(settings, before_accepting=before, **parts)
+                    server = open_server(
+                        settings, current=current, before_accepting=before, **parts
+                    )
                     await run.serve(_say_nothing, server)
     _log.info("stopped")
 
@@ -113,21 +116,23 @@ def _stream(descriptor: int) -> trio.SocketStream:
 
 
 @asynccontextmanager
-async def _parts(link: WorkerLink, settings: Settings, number: int) -> AsyncIterator[NodeParts]:
+async def _parts(
+    link: WorkerLink, current: CurrentSettings, number: int
+) -> AsyncIterator[NodeParts]:
     """The parts of the node that are the supervisor's; no events if nobody is told of them.
 
     A worker whose engine is shared has parts of its own: it is a node like those of other machines,
     and the supervisor only watches it.
     """
-    if settings.engine_in_force == "valkey":
-        async with open_stores(settings, worker=number) as stores:
+    if current().engine_in_force == "valkey":
+        async with open_stores(current, worker=number) as stores:
             yield {**parts_of(stores), "siblings": link.control}
         return
     yield {
         "broker": link.broker,
         "presence": link.presence,
         "denials": link.denials,
-        "events": link.events if settings.callback_options().event_url else None,
+        "events": link.events if current().callback_options().event_url else None,
         "control": link.control,
     }
 
