@@ -12,9 +12,10 @@ or `rediss` for TLS; `unix` for a socket of this machine. Names and passwords ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Final, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Final, Literal, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -32,6 +33,21 @@ _FORMS: Final = (
     "valkey://host:port/database, valkey+sentinel://host,host/name, valkey+cluster://host,host, "
     "unix:///path; valkeys for TLS"
 )
+
+
+_FORM: Final = re.compile(r"([a-z+]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_NUMBER: Final = re.compile("[0-9]{1,5}")
+_NOT_IN_HOSTS: Final = frozenset(" @[]")
+
+
+class _Parts(NamedTuple):
+    """A URL in its parts, as they are written."""
+
+    scheme: str
+    hosts: str
+    path: str
+    query: str
+    fragment: str
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -83,17 +99,14 @@ def parse_url(url: str) -> Endpoints:
         ValueError: it cannot be used; the text says why, and has no part of the URL that may be a
             secret.
     """
-    try:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True))
-    except ValueError:
-        if not url.partition("?")[2]:
-            options = {}
-        else:
-            raise ValueError("what is behind the question mark cannot be read") from None
-        parts = urlsplit(url)
+    # Not `urlsplit`: its rules for brackets are for one host, and its errors have parts of the URL.
+    found = _FORM.fullmatch(url)
+    if found is None:
+        raise ValueError(f"it must look like one of {_FORMS}")
+    parts = _Parts(*(part or "" for part in found.groups()))
     if parts.fragment:
         raise ValueError("a # in a name or a password is written %23")
+    options = _options(parts.query)
     if parts.scheme == "unix":
         return _unix(parts, options)
     scheme, _, kind = parts.scheme.partition("+")
@@ -102,8 +115,17 @@ def parse_url(url: str) -> Endpoints:
     return _network(parts, options, _KINDS[kind], tls=_SCHEMES[scheme])
 
 
-def _network(parts: SplitResult, options: dict[str, str], kind: Kind, *, tls: bool) -> Endpoints:
-    given, _, hosts = parts.netloc.rpartition("@")
+def _options(query: str) -> dict[str, str]:
+    if not query:
+        return {}
+    try:
+        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
+    except ValueError:
+        raise ValueError("what is behind the question mark is not name=value") from None
+
+
+def _network(parts: _Parts, options: dict[str, str], kind: Kind, *, tls: bool) -> Endpoints:
+    given, _, hosts = parts.hosts.rpartition("@")
     default = SENTINEL_PORT if kind == "sentinel" else PORT
     addresses = tuple(_address(one, default) for one in hosts.split(","))
     if kind == "single" and len(addresses) > 1:
@@ -134,8 +156,8 @@ def _network(parts: SplitResult, options: dict[str, str], kind: Kind, *, tls: bo
     )
 
 
-def _unix(parts: SplitResult, options: dict[str, str]) -> Endpoints:
-    given, at, host = parts.netloc.rpartition("@")
+def _unix(parts: _Parts, options: dict[str, str]) -> Endpoints:
+    given, at, host = parts.hosts.rpartition("@")
     if host or not parts.path.strip("/"):
         raise ValueError("a socket of this machine is unix:///path, with three slashes")
     number = _database(options.pop("database", ""))
@@ -153,13 +175,15 @@ def _address(text: str, default: int) -> Address:
     host, bracket, port = text.partition("]")
     if bracket:
         host = host.removeprefix("[")
-        port = port.removeprefix(":")
+        colon, port = port[:1], port[1:]
     else:
-        host, _, port = text.partition(":")
+        host, colon, port = text.partition(":")
     if not host:
-        raise ValueError("a host is missing")
-    if port and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
-        raise ValueError(f"the port of {host} is no number from 1 to 65535")
+        raise ValueError("a host is missing; a / in a name or a password is written %2F")
+    if set(host) & _NOT_IN_HOSTS or not host.isprintable() or colon not in ("", ":"):
+        raise ValueError("a host cannot be read; @ in a name or a password is written %40")
+    if colon and not (_NUMBER.fullmatch(port) and 0 < int(port) < 65_536):
+        raise ValueError("a port is not a number from 1 to 65535")
     return Address(host, int(port) if port else default)
 
 
@@ -175,8 +199,8 @@ def _credentials_of(username: str, password: str) -> Credentials:
 
 
 def _database(text: str) -> int:
-    if text and not (text.isascii() and text.isdecimal()):
-        raise ValueError("the database is a number")
+    if text and not _NUMBER.fullmatch(text):
+        raise ValueError("the database is not a number")
     return int(text or 0)
 
 
