@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 import trio
 
+from repeater.valkey.cluster import Cluster
 from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.servers import Servers, answer_from
 from repeater.valkey.slots import PARTITIONS, slot_of, tags
-from tests.deadlines import PROCESS_STARTS
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.processes import starts_processes
 from tests.test_valkey_client import Heard, connected
 from tests.valkey_clusters import ClusterServers, cluster
@@ -73,6 +74,14 @@ def servers(running: ClusterServers) -> ClusterServers:
 
 def key_in(client: Servers, partition: int, name: str) -> bytes:
     return f"{client.tag(partition)}{name}".encode()
+
+
+async def wait_held(client: Servers, partition: int) -> None:
+    """Wait until a command is to be sent again."""
+    assert isinstance(client, Cluster)
+    with trio.fail_after(LOOP_ANSWERS):
+        while not client._all[partition]._held:  # noqa: ASYNC110  # nobody tells
+            await trio.sleep(0.001)
 
 
 async def test_every_partition_has_commands_and_messages(servers: ClusterServers) -> None:
@@ -146,7 +155,7 @@ async def test_keys_that_are_half_moved_are_waited_for(servers: ClusterServers) 
         servers.begin_move(slot, target)
         servers.move_keys(slot, target, 1)
         client.ask(partition, packed("MGET", one, two), answers)
-        await trio.sleep(0.2)
+        await wait_held(client, partition)
         client.ask(partition, packed("SET", one, 3), answers)
         await trio.sleep(0.2)
         assert answers.all == []
@@ -172,7 +181,7 @@ async def test_a_slot_that_never_finishes_to_move_is_refused_in_the_end(
         servers.begin_move(slot, target)
         servers.move_keys(slot, target, 1)
         client.ask(partition, packed("MGET", one, two), answers)
-        await trio.sleep(0.3)
+        await wait_held(client, partition)
         client.ask(partition, packed("GET", one), answers)
         client.ask(partition, packed("GET", two), answers)
         await answers.wait_number(3)
