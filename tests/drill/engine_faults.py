@@ -7,15 +7,19 @@ from pathlib import Path
 
 import trio
 
+from tests.drill.backends import Batches
+from tests.drill.doors import door_to
 from tests.drill.engines import appending, limited, with_sentinels
 from tests.drill.ledger import BrokenPromise
 from tests.drill.nodes import NodesFault, NodesScene
+from tests.drill.target import Target
 from tests.valkeys import ValkeyServer
 
 _POLICIES = (
     *("allkeys-lru", "allkeys-lfu", "allkeys-random"),
     *("volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"),
 )
+_PAUSE = 0.02  # seconds between batches
 _MEMORY = "14mb"  # the load of a round or two; 1 MB is the server's own
 
 
@@ -81,6 +85,35 @@ async def lagging_kills(scene: NodesScene) -> None:
     await _failed_over(scene, primary)
     primary.start()
     await scene.engine.wait_healed()
+
+
+async def forked_kills(scene: NodesScene) -> None:
+    """The primary dies with what one node alone has seen, and the other node goes on before it."""
+    primary = await scene.engine.wait_primary()
+    (replica,) = (one for one in scene.engine.servers if one is not primary)
+    knows, goes_on = scene.rng.sample(scene.nodes, 2)
+    replica.pause()
+    primary.call("CLIENT", "KILL", "TYPE", "replica")
+    goes_on.send(signal.SIGSTOP)
+    for port in goes_on.local_ports():  # what is on its way to it would tell it
+        primary.call("CLIENT", "KILL", "ADDR", f"127.0.0.1:{port}", "SKIPME", "yes")
+    await _publish_at(scene, knows, 0.3)
+    knows.send(signal.SIGSTOP)
+    primary.kill()
+    replica.resume()
+    await scene.engine.wait_primary(other=primary)
+    goes_on.send(signal.SIGCONT)
+    await _publish_at(scene, goes_on, 2)
+    knows.send(signal.SIGCONT)
+    primary.start()
+    await scene.engine.wait_healed()
+
+
+async def _publish_at(scene: NodesScene, node: Target, seconds: float) -> None:
+    """Have one more back end, which publishes at this node."""
+    doors = door_to(node.host, node.port)
+    with trio.move_on_after(seconds):
+        await Batches(doors(), scene.channels, scene.offsets, scene.rng, _PAUSE).run()
 
 
 async def primary_stops(scene: NodesScene) -> None:
@@ -184,6 +217,7 @@ ENGINE_FAULTS = (
     NodesFault(cut_files, appending("everysec"), forks=True),
     NodesFault(primary_kills, with_sentinels, forks=True, brief=True),
     NodesFault(lagging_kills, with_sentinels, forks=True),
+    NodesFault(forked_kills, with_sentinels, forks=True),
     NodesFault(primary_stops, with_sentinels, forks=True),
     NodesFault(failovers, with_sentinels, forks=True),
     NodesFault(replica_kills, with_sentinels),

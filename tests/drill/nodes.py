@@ -48,6 +48,7 @@ class NodesScene:
     engine: Engine
     traffic: Traffic
     offsets: Offsets
+    channels: Sequence[str]
 
     def node(self) -> Target:
         """Any of the nodes."""
@@ -115,7 +116,9 @@ class NodesDrill:
             for target in targets:
                 target.measure()
             async with open_traffic(fault.load, doors_to(addresses, rng), offsets, rng) as traffic:
-                await self._rounds(NodesScene(rng, targets, engine, traffic, offsets))
+                await self._rounds(
+                    NodesScene(rng, targets, engine, traffic, offsets, fault.load.names)
+                )
                 traffic.backends.cancel()
                 await wait_agreed(targets, traffic.followers)
             growth = await _ended(targets)

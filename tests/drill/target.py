@@ -165,6 +165,10 @@ class Target:
         """The processes that it has started and that serve its clients; none if it does itself."""
         return [one for one in self._process.children() if one.status() != psutil.STATUS_ZOMBIE]
 
+    def local_ports(self) -> list[int]:
+        """The ports of its connections to others, and of others' to it."""
+        return [one.laddr.port for one in self._process.net_connections("tcp") if one.raddr]
+
     def sockets(self) -> int:
         """How many sockets and pipes it and its workers have now."""
         return sum(_sockets(one.pid) for one in (self._process, *self.workers()))

@@ -1,0 +1,66 @@
+"""The drills of several nodes pass, and notice nodes that lose or double events."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from tests.deadlines import PROCESS_STARTS
+from tests.drill.engine_faults import ENGINE_FAULTS, forked_kills
+from tests.drill.engines import with_sentinels
+from tests.drill.ledger import BrokenPromise
+from tests.drill.load import Load
+from tests.drill.node_faults import NODE_FAULTS, node_kills
+from tests.drill.nodes import NodesDrill, NodesFault
+from tests.processes import SERVE, starts_processes
+
+pytestmark = pytest.mark.slow  # once is enough: nothing in it depends on the version of Python
+
+_LIGHT = Load(channels=3, followers=6, calls=2, pause=0.02)
+
+
+def kills(*commands: Sequence[str]) -> NodesDrill:
+    """One kill of one of two nodes under some load; commands start them."""
+    return NodesDrill(NodesFault(node_kills, load=_LIGHT), 1, 3_000, 1, commands)
+
+
+def sabotaged(how: str) -> Sequence[str]:
+    """Starts a node that breaks something."""
+    return sys.executable, "-m", "tests.drill.sabotage", how, "serve"
+
+
+@starts_processes
+def test_nothing_is_lost_with_a_node() -> None:
+    """The line says what was checked."""
+    assert " recovered" in kills(SERVE).run()
+
+
+@starts_processes
+def test_a_node_whose_bus_loses_messages_loses_nothing() -> None:
+    """It reads what is missing."""
+    assert " recovered" in kills(sabotaged("deaf")).run()
+
+
+@starts_processes
+@pytest.mark.parametrize("broken", ["loss", "double"])
+def test_a_node_that_loses_or_doubles_events_is_noticed(broken: str) -> None:
+    """Beside one that does what it should."""
+    with pytest.RaisesGroup(BrokenPromise, allow_unwrapped=True, flatten_subgroups=True):
+        kills(SERVE, sabotaged(broken)).run()
+
+
+@pytest.mark.timeout(5 * PROCESS_STARTS)
+def test_nodes_that_cannot_tell_a_stream_from_its_fork_are_noticed() -> None:
+    """The replica that was promoted lacked something, and numbered other events like that."""
+    fault = NodesFault(forked_kills, with_sentinels, forks=True, load=_LIGHT)
+    with pytest.RaisesGroup(BrokenPromise, allow_unwrapped=True, flatten_subgroups=True):
+        NodesDrill(fault, 1, 3_000, 1, [sabotaged("blind")]).run()
+
+
+def test_each_fault_of_several_nodes_has_its_name_and_says_what_it_is() -> None:
+    """`just drill --list` shows both."""
+    faults = (*NODE_FAULTS, *ENGINE_FAULTS)
+    assert len({one.name for one in faults}) == len(faults)
+    assert all(one.make.__doc__ for one in faults)
