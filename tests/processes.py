@@ -53,8 +53,8 @@ class ServerProcess:
         return found[0].decode()
 
     async def port(self) -> int:
-        """The port of its first address, from its first line."""
-        found = re.search(r"127\.0\.0\.1:(\d+)", await self.line("127.0.0.1:"))
+        """The port of its first address, from its first line; an engine may be there before."""
+        found = re.search(r"://127\.0\.0\.1:(\d+)", await self.line("://127.0.0.1:"))
         assert found is not None
         return int(found[1])
 

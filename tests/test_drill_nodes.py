@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.deadlines import PROCESS_STARTS
+from tests.drill.cluster_faults import CLUSTER_FAULTS
 from tests.drill.engine_faults import ENGINE_FAULTS, forked_kills
 from tests.drill.engines import with_sentinels
 from tests.drill.ledger import BrokenPromise
@@ -61,6 +62,6 @@ def test_nodes_that_cannot_tell_a_stream_from_its_fork_are_noticed() -> None:
 
 def test_each_fault_of_several_nodes_has_its_name_and_says_what_it_is() -> None:
     """`just drill --list` shows both."""
-    faults = (*NODE_FAULTS, *ENGINE_FAULTS)
+    faults = (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS)
     assert len({one.name for one in faults}) == len(faults)
     assert all(one.make.__doc__ for one in faults)

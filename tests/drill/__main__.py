@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from tests.drill.cluster_faults import CLUSTER_FAULTS
 from tests.drill.drill import Drill
 from tests.drill.engine_faults import ENGINE_FAULTS
 from tests.drill.faults import FAULTS
@@ -98,7 +99,7 @@ def main(
             NodesDrill(one, rounds, deliveries, seed, commands).run,
             f"--rounds {rounds} --deliveries {deliveries}",
         )
-        for one in (*NODE_FAULTS, *ENGINE_FAULTS)
+        for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS)
         if one.brief or not brief
     ]
     simulated = WorldsDrill(seed, worlds)

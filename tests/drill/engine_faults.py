@@ -210,7 +210,7 @@ def _cut(file: Path, size: int) -> None:
 
 ENGINE_FAULTS = (
     NodesFault(engine_stops),
-    NodesFault(script_flushes, brief=True),
+    NodesFault(script_flushes),
     NodesFault(client_kills, brief=True),
     NodesFault(forgetful_kills, forgets=True),
     NodesFault(appended_kills, appending("always")),

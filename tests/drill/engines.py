@@ -13,6 +13,7 @@ import hiredis
 import trio
 
 from tests.drill.ledger import BrokenPromise
+from tests.valkey_clusters import ClusterServers, cluster
 from tests.valkey_sentinels import watched
 from tests.valkeys import VALKEY, ValkeyServer, valkey
 
@@ -27,6 +28,7 @@ class Engine:
     servers: Sequence[ValkeyServer]
     """The first one is the primary at the beginning."""
     sentinels: Sequence[ValkeyServer] = ()
+    cluster: ClusterServers | None = None
 
     @property
     def server(self) -> ValkeyServer:
@@ -48,17 +50,28 @@ class Engine:
         (found,) = (one for one in text.split("\r\n") if one.startswith(f"{name}:"))
         return int(found.partition(":")[2])
 
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for what the servers do by themselves.
+
+        Raises:
+            BrokenPromise: they do not.
+        """
+        with trio.move_on_after(_HEALS):
+            while not is_so():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            return
+        raise BrokenPromise("the engine's servers do not come to what they should")
+
     async def wait_primary(self, *, other: ValkeyServer | None = None) -> ValkeyServer:
         """Wait until there is one primary, which may have to be another than this one.
 
         Raises:
             BrokenPromise: there is none in time.
         """
-        with trio.move_on_after(_HEALS):
-            while (found := self.primary()) is None or found is other:  # noqa: ASYNC110
-                await trio.sleep(0.05)
-            return found
-        raise BrokenPromise("the Sentinels have promoted nobody")
+        await self.until(lambda: self.primary() not in (None, other))
+        found = self.primary()
+        assert found is not None
+        return found
 
     async def wait_healed(self) -> None:
         """Wait until all servers run, one of them is the primary, and the others follow it.
@@ -66,11 +79,7 @@ class Engine:
         Raises:
             BrokenPromise: that takes too long.
         """
-        with trio.move_on_after(_HEALS):
-            while not self._is_healed():  # noqa: ASYNC110
-                await trio.sleep(0.05)
-            return
-        raise BrokenPromise("the engine's replicas do not follow")
+        await self.until(self._is_healed)
 
     def _is_healed(self) -> bool:
         if len(self.running()) < len(self.servers) or (primary := self.primary()) is None:
@@ -125,3 +134,14 @@ def _with_sentinels(folder: Path, *, replicas: int, down_after: int) -> Iterator
 
 with_sentinels: EnginePlace = partial(_with_sentinels, replicas=1, down_after=500)
 """A primary, a replica, and three Sentinels."""
+
+
+@contextmanager
+def _clustered(folder: Path, *, replicas: bool) -> Iterator[Engine]:
+    with cluster(VALKEY, replicas=replicas) as found:
+        yield Engine(found.url, found.all, cluster=found)
+
+
+def clustered(*, replicas: bool) -> EnginePlace:
+    """A cluster of three primaries, each with a replica if wanted."""
+    return partial(_clustered, replicas=replicas)

@@ -167,7 +167,8 @@ class Target:
 
     def local_ports(self) -> list[int]:
         """The ports of its connections to others, and of others' to it."""
-        return [one.laddr.port for one in self._process.net_connections("tcp") if one.raddr]
+        found = self._process.net_connections("tcp")
+        return [one.laddr.port for one in found if one.status == psutil.CONN_ESTABLISHED]
 
     def sockets(self) -> int:
         """How many sockets and pipes it and its workers have now."""

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import msgspec
 import trio
@@ -35,6 +35,13 @@ Value = dict[str, Any]
 
 workers = 1
 """How many workers each `running` server has; a fixture sets it for every test."""
+
+
+class _Reached(Protocol):
+    """A server, or whoever leads to one."""
+
+    @property
+    def port(self) -> int: ...
 
 
 class CallError(Exception):
@@ -202,7 +209,7 @@ class SDK:
 
     @asynccontextmanager
     async def client(
-        self, server: Server | Workers, *, connect: bool = True, **options: Any
+        self, server: _Reached, *, connect: bool = True, **options: Any
     ) -> AsyncIterator[Peer]:
         """A client, connected unless told otherwise; closed with the block.
 
@@ -223,7 +230,7 @@ class SDK:
             del self.driver.peers[peer._key]
 
 
-def url_of(server: Server | Workers) -> str:
+def url_of(server: _Reached) -> str:
     return f"ws://127.0.0.1:{server.port}/connection/websocket"
 
 
