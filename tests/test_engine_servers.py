@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,10 +187,11 @@ async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
         await say(client, 1, connect={})
         await say(client, 2, subscribe={"channel": "plain:a"})
         engine.kill()
-        await until(lambda: one.node.broker.outage() and other.node.broker.outage())
+        both = "commands and bus: no connection"
+        await until(lambda: all(s.node.broker.outage().startswith(both) for s in (one, other)))
         status, answer = await health(one)
         assert status == 503
-        assert answer["reason"].startswith(("commands", "bus"))
+        assert answer["reason"].startswith(both)
         assert engine.path not in answer["reason"]
         assert (await health(one, "live"))[0] == 200
         assert (await call(other, "publish", channel="plain:a", data=1))["error"]["code"] == 100
@@ -213,6 +214,59 @@ async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
             await call(other, "publish", channel=channel, data=channel)
             assert (await heard(client))["push"]["pub"]["data"] == channel
         assert (await say(client, 5, subscribe={"channel": "news"}))["subscribe"]["recoverable"]
+
+
+class Told:
+    """A back end that takes events: what it was told, and by which node."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+
+    async def take(self, stream: trio.SocketStream) -> None:
+        """One connection, request after request."""
+        client = Peer(stream)
+        with suppress(AssertionError, trio.BrokenResourceError):  # hung up
+            while True:
+                head = await client.until(b"\r\n\r\n")
+                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                while len(client.received) < size:
+                    client.received += await stream.receive_some()
+                batch = json.loads(client.received[:size])
+                client.received = client.received[size:]
+                self.events += [(batch["node"], one["event"]) for one in batch["events"]]
+                self.ids += [one["id"] for one in batch["events"]]
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def names(self, kind: str) -> list[str]:
+        """The nodes that told of this kind."""
+        return sorted(node for node, event in self.events if event == kind)
+
+
+async def test_each_event_is_told_by_one(engine: ValkeyServer) -> None:
+    """Clients by their own node; that a channel has listeners, by one of those that have them."""
+    told = Told()
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, told.take, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/events"
+        settings = {
+            "engine_url": engine.unix_url,
+            "callbacks": {
+                "event_url": url,
+                "secret": "s" * 16,
+                "event_delay": 0.001,
+                "events": ["connected", "disconnected", "channel_occupied", "channel_vacated"],
+            },
+        }
+        async with two(settings) as (one, other):
+            async with peer(one, "/ws?channel=news"), peer(other, "/ws?channel=news"):
+                await until(lambda: told.names("connected") == ["one", "two"])
+                await until(lambda: len(told.names("channel_occupied")) == 1)
+            await until(lambda: told.names("disconnected") == ["one", "two"])
+            await until(lambda: len(told.names("channel_vacated")) == 1)
+        assert len(told.ids) == len(set(told.ids)) == 6
+        nursery.cancel_scope.cancel()
 
 
 async def test_tls_by_the_settings(authority: Authority, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from repeater.config import (
 )
 from repeater.errors import BrokerError
 from repeater.node import Node, open_node
-from repeater.serving.callbacks import open_callbacks
+from repeater.serving.callbacks import EventsOf, open_callbacks
 from repeater.serving.stores import Stores, open_stores
 
 
@@ -81,8 +81,16 @@ class NodeParts(TypedDict, total=False):
     siblings: Control | None
 
 
+class ServerNodeParts(NodeParts, total=False):
+    """Those of a server's node, and what the server makes another part with."""
+
+    events_of: EventsOf | None
+
+
 @asynccontextmanager
-async def with_stores(settings: CurrentSettings, parts: NodeParts) -> AsyncIterator[NodeParts]:
+async def with_stores(
+    settings: CurrentSettings, parts: ServerNodeParts
+) -> AsyncIterator[ServerNodeParts]:
     """Add the broker, the denials and the way to other nodes that the settings say.
 
     Those that are brought along stay.
@@ -99,21 +107,23 @@ async def with_stores(settings: CurrentSettings, parts: NodeParts) -> AsyncItera
         yield kept
 
 
-def parts_of(stores: Stores) -> NodeParts:
+def parts_of(stores: Stores) -> ServerNodeParts:
     """The parts of a node that were opened for it."""
-    parts: NodeParts = {"broker": stores.broker, "denials": stores.denials}
+    parts: ServerNodeParts = {"broker": stores.broker, "denials": stores.denials}
     if stores.presence is not None:
         parts["presence"] = stores.presence
     if stores.control is not None:
         parts["control"] = stores.control
     if stores.user_places is not None:
         parts["user_places"] = stores.user_places
+    if stores.events_of is not None:
+        parts["events_of"] = stores.events_of
     return parts
 
 
 @asynccontextmanager
 async def open_assembly(
-    settings: CurrentSettings, **parts: Unpack[NodeParts]
+    settings: CurrentSettings, **parts: Unpack[ServerNodeParts]
 ) -> AsyncIterator[Assembly]:
     """Run a node for as long as the block lasts; see `open_node` for its end and its parts.
 
@@ -125,12 +135,17 @@ async def open_assembly(
     async with AsyncExitStack() as stack:
         kept = await stack.enter_async_context(with_stores(settings, parts))
         verifier = await _verifier(settings(), stack)
-        backend, events = await open_callbacks(
+        control, events_of = kept.get("control"), kept.pop("events_of", None)
+        backend, queue = await open_callbacks(
             settings().callback_options(),
             stack,
             node=settings().node,
+            run="" if control is None else control.me.id,
             events="events" not in parts,
         )
+        events: Events | None = queue
+        if queue is not None and events_of is not None:
+            events = await stack.enter_async_context(events_of(queue))
         made: NodeParts = {"verifier": verifier, "backend": backend, "events": events}
         made.update(kept)
         try:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from repeater.access.http_client import make_client
+from repeater.backend.contract import Events
 from repeater.backend.delivery import open_events
 from repeater.backend.events import EventQueue
 from repeater.backend.http import HTTPBackend
 from repeater.backend.options import CallbackOptions
 from repeater.config import ConfigError
+
+EventsOf = Callable[[EventQueue], AbstractAsyncContextManager[Events]]
+"""Opens what stands between a node and the queue of its events, where nodes tell of things that no
+node knows alone."""
 
 
 async def open_callbacks(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from repeater.brokers.valkey.broker import ValkeyBroker
+from repeater.cluster.events import open_cluster_events
 from repeater.cluster.opening import open_cluster
 from repeater.cluster.presence import open_cluster_presence
 from repeater.config import ConfigError, CurrentSettings, Settings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from repeater.brokers.control import Control
     from repeater.clients.shared_places import UserPlaces
     from repeater.options import NodeOptions
+    from repeater.serving.callbacks import EventsOf
     from repeater.valkey.servers import Servers
     from repeater.valkey.url import Endpoints
 
@@ -39,6 +41,7 @@ class EngineParts(NamedTuple):
     presence: PresenceStore
     control: Control
     user_places: UserPlaces
+    events_of: EventsOf
 
 
 @asynccontextmanager
@@ -69,13 +72,20 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         worker=worker,
         options=SharedOptions(current),
     )
+    prefix, servers = settings.engine_prefix, _servers(settings, endpoints)
     async with (
         opened as cluster,
-        open_cluster_presence(
-            _servers(settings, endpoints), cluster.members.me.id, prefix=settings.engine_prefix
-        ) as presence,
+        # It runs these servers until the last events are delivered, too.
+        open_cluster_presence(servers, cluster.members.me.id, prefix=prefix) as presence,
     ):
-        yield EngineParts(broker, cluster.denials, presence, cluster.control, cluster.places)
+        yield EngineParts(
+            broker,
+            cluster.denials,
+            presence,
+            cluster.control,
+            cluster.places,
+            lambda queue: open_cluster_events(queue, servers, cluster.members, prefix=prefix),
+        )
 
 
 def _servers(settings: Settings, endpoints: Sequence[Endpoints]) -> Servers:

@@ -36,7 +36,7 @@ from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.admin_socket import open_admin_socket
 from repeater.serving.application import create_app
-from repeater.serving.assembly import Assembly, NodeParts, open_assembly, with_stores
+from repeater.serving.assembly import Assembly, ServerNodeParts, open_assembly, with_stores
 from repeater.serving.data_methods import data_methods
 from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
@@ -46,7 +46,7 @@ _PATIENCE: Final = 1.0  # seconds for peers to notice that another server accept
 _PAGES_END: Final = 0.1  # of the shutdown timeout, for Quart's hooks behind the last request
 
 
-class ServerParts(ServerSettings, NodeParts, total=False):
+class ServerParts(ServerSettings, ServerNodeParts, total=False):
     """What `open_server` takes by name."""
 
 
@@ -176,16 +176,16 @@ async def open_server(
                 acceptor.abort_all()
 
 
-def _asked_in(settings: Settings, parts: NodeParts) -> Path | None:
+def _asked_in(settings: Settings, parts: ServerNodeParts) -> Path | None:
     """The data directory, if this server holds it: a worker's, or a program's own, is another's."""
     return None if parts.keys() & {"broker", "denials"} else settings.kept_in
 
 
-def _split(more: ServerParts) -> tuple[NodeParts, ServerSettings]:
+def _split(more: ServerParts) -> tuple[ServerNodeParts, ServerSettings]:
     """Tell the parts of the node from the settings of the server."""
-    parts = {name: one for name, one in more.items() if name in NodeParts.__annotations__}
+    parts = {name: one for name, one in more.items() if name in ServerNodeParts.__annotations__}
     chosen = {name: one for name, one in more.items() if name not in parts}
-    return cast("NodeParts", parts), cast("ServerSettings", chosen)
+    return cast("ServerNodeParts", parts), cast("ServerSettings", chosen)
 
 
 def _make_preamble(settings: Settings) -> Preamble:

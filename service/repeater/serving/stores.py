@@ -27,6 +27,7 @@ from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.node import memory_broker
 from repeater.private_files import make_private_folder
+from repeater.serving.callbacks import EventsOf
 
 _log = get_logger("history")
 
@@ -40,6 +41,7 @@ class Stores(NamedTuple):
     """Over all nodes; None if the engine is not shared, as what follows."""
     control: Control | None = None
     user_places: UserPlaces | None = None
+    events_of: EventsOf | None = None
 
 
 @asynccontextmanager

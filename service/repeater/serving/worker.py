@@ -22,7 +22,7 @@ from repeater.config.extension import ExtensionError
 from repeater.errors import open_service_nursery
 from repeater.log import configure_log, get_logger, open_log_output, share_log
 from repeater.serving import early_signals
-from repeater.serving.assembly import NodeParts, parts_of
+from repeater.serving.assembly import ServerNodeParts, parts_of
 from repeater.serving.collector import settle_heap
 from repeater.serving.early_signals import CUT, RELOAD, STOP
 from repeater.serving.errors import ServeError
@@ -118,7 +118,7 @@ def _stream(descriptor: int) -> trio.SocketStream:
 @asynccontextmanager
 async def _parts(
     link: WorkerLink, current: CurrentSettings, number: int
-) -> AsyncIterator[NodeParts]:
+) -> AsyncIterator[ServerNodeParts]:
     """The parts of the node that are the supervisor's; no events if nobody is told of them.
 
     A worker whose engine is shared has parts of its own: it is a node like those of other machines,
