@@ -192,7 +192,8 @@ class ClusterPresence:
     def up(self, _partitions: Sequence[int]) -> None:
         """Look at all channels soon: the engine may have lost some."""
         self._is_back.set()
-        self.was_up.set()
+        if not self._servers.outage():  # Primaries of a cluster come one after the other.
+            self.was_up.set()
 
     def down(self, partitions: Sequence[int]) -> None:
         """Do nothing: whatever was under way has been told."""
