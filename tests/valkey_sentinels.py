@@ -68,7 +68,7 @@ def watched(
     with short_folder() as folder, contextlib.ExitStack() as stack:
         servers: list[ValkeyServer] = []
         for number in range(replicas + 1):
-            follow = ("--replicaof", f"127.0.0.1 {servers[0].port}") if servers else ()
+            follow = ("--replicaof", "127.0.0.1", str(servers[0].port)) if servers else ()
             server = ValkeyServer(program, folder / f"{number}", *_FAST, *follow, *options)
             stack.callback(server.kill)
             servers.append(server)
