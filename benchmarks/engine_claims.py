@@ -111,6 +111,17 @@ ENGINE_CLAIMS: Final[Sequence[Claim]] = (
         over=(_MEMORY, "evalsha"),
     ),
     *(
+        Claim(
+            workload="valkey-storm",
+            metric=metric,
+            limit=0.0,
+            side="at most",
+            origin="the other node reads what they missed, once and in order",
+            server="repeater-valkey",
+        )
+        for metric in ("lost", "doubled", "misplaced")
+    ),
+    *(
         _times(
             "workers",
             f"workers-fanout-{subscribers}",

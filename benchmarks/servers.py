@@ -48,6 +48,7 @@ class Child:
         self._log = log
         self.port = port
         self.pid = process.pid
+        self._killed = False
 
     def pids(self) -> list[int]:
         """The process and all its descendants."""
@@ -93,7 +94,7 @@ class Child:
 
     def check(self) -> None:
         """Raise `ServerError` with the output if the process has ended."""
-        if self._process.poll() is not None:
+        if self._process.poll() is not None and not self._killed:
             raise ServerError(f"the process ended early:\n{self.output()}")
 
     def wait_accepting(self, patience: float) -> None:
@@ -105,6 +106,12 @@ class Child:
                 return
             time.sleep(0.02)
         raise ServerError(f"nothing accepts on port {self.port}:\n{self.output()}")
+
+    def kill(self) -> None:
+        """Kill the process, as a crash does; nobody minds that it has ended."""
+        self._killed = True
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """Ask the process to end; kill it if it does not end in time."""

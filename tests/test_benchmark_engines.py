@@ -17,7 +17,7 @@ from benchmarks.machine import disk
 from benchmarks.model import METRICS, Metric, Run, Series, Task, Turn
 from benchmarks.peers.engines import COMMITS, ENGINES, EVALSHA, MEMORY, ON_VALKEY
 from benchmarks.peers.repeater import REPEATER
-from benchmarks.workloads import durable, valkey, workers
+from benchmarks.workloads import durable, valkey, valkey_storm, workers
 from benchmarks.workloads.calls import closed_loops
 from benchmarks.workloads.durable import alone
 from benchmarks.workloads.registry import WORKLOADS
@@ -88,7 +88,8 @@ def test_series_are_added_for_each_worker() -> None:
 
 def test_every_claim_has_its_workload_and_servers() -> None:
     """All of them are measured by `just bench-engines`."""
-    ours = {one.name: one for one in (*durable.WORKLOADS, *valkey.WORKLOADS, *workers.WORKLOADS)}
+    groups = (durable, valkey, valkey_storm, workers)
+    ours = {one.name: one for group in groups for one in group.WORKLOADS}
     assert {claim.workload for claim in ENGINE_CLAIMS} == set(ours)
     for claim in ENGINE_CLAIMS:
         takers = {peer.name for peer in ENGINES if ours[claim.workload].skips(peer) is None}
@@ -166,3 +167,12 @@ def test_engines_have_the_same_history() -> None:
     assert all(peer.settings() == MEMORY.settings() for peer in ENGINES if not peer.floor)
     assert not any(WORKLOADS["publish"].skips(peer) is None for peer in ENGINES)
     assert REPEATER.settings() != MEMORY.settings()
+
+
+@pytest.mark.slow
+@starts_processes
+def test_clients_of_a_killed_node_recover_on_the_other() -> None:
+    """Each of them has every event once and in order, and the claims say that all must."""
+    turn = valkey_storm.storm_of_two(ON_VALKEY, clients=40, channels=["a", "b"])
+    assert [turn.values[name] for name in ("lost", "doubled", "misplaced")] == [0, 0, 0]
+    assert turn.values["seconds"] > 0

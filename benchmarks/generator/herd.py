@@ -65,6 +65,10 @@ class Herd:
         self._publishers[publisher.fileno()] = publisher
         self._poller.register(publisher.fileno(), select.EPOLLIN)
 
+    def go_to(self, port: int) -> None:
+        """Have connections that are still to come go to another server of this machine."""
+        self._address = ("127.0.0.1", port)
+
     def received(self) -> list[bytes]:
         """The bytes that each connection received after its 101, in the order of connecting."""
         return [member.received for member in self._members.values()]

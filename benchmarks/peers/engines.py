@@ -62,6 +62,15 @@ def _on_valkey(folder: Path) -> Sequence[str]:
     return _beside_valkey(folder, (*_server()(folder), "--config", str(settings)))
 
 
+def node_beside(engine: int) -> tuple[Sequence[str], Mapping[str, str]]:
+    """One more node on a running engine, by the engine's process id: its command and settings."""
+    url = f"unix:///proc/{engine}/cwd/{SOCKET}"
+    return (sys.executable, *SERVE, "--port", "PORT"), {
+        "REPEATER_ENGINE": "valkey",
+        "REPEATER_ENGINE_URL": url,
+    }
+
+
 @functools.cache
 def _valkey_version() -> str:
     found = subprocess.run(

@@ -20,6 +20,7 @@ from benchmarks.workloads import (
     storm,
     syscalls,
     valkey,
+    valkey_storm,
     workers,
 )
 from benchmarks.workloads.workload import Workload
@@ -42,6 +43,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *hostile.WORKLOADS,
         *durable.WORKLOADS,
         *valkey.WORKLOADS,
+        *valkey_storm.WORKLOADS,
         *workers.WORKLOADS,
     )
 }

@@ -24,9 +24,23 @@ from benchmarks.servers import Child, listen_overflows, started
 from benchmarks.workloads.storm_judge import AFTER, BEFORE, DURING, LAST, MISSED, epoch_of, judge
 from benchmarks.workloads.workload import Workload, distribution, percentile_ms
 
-_CLIENTS: Final = 5_000
-_AT_ONCE: Final = 200  # under way when the clients first connect, which is not measured
-_PATIENCE: Final = 30.0  # seconds until all clients must have the last event
+CLIENTS: Final = 5_000
+AT_ONCE: Final = 200  # under way when the clients first connect, which is not measured
+PATIENCE: Final = 30.0  # seconds until all clients must have the last event
+METRICS: Final = {
+    "seconds": Metric("until all are back with all missed events", "s", short="all back s"),
+    "client_us": Metric("server CPU per client", "us", short="CPU us"),
+    "recovered_p50_ms": Metric("until a client is back, median", "ms", short="back p50 ms"),
+    "recovered_p99_ms": Metric(
+        "until a client is back, 99th percentile", "ms", short="back p99 ms"
+    ),
+    "publish_max_ms": Metric("longest publish call meanwhile", "ms", short="call ms"),
+    "lost": Metric("events lost", "events", short="lost"),
+    "doubled": Metric("events doubled", "events", short="doubled"),
+    "misplaced": Metric("events out of order", "events", short="out of order"),
+    "overflows": Metric("connections that found the queue full", "connections", short="queue full"),
+    "peak_mib": Metric("most resident memory of the server", "MiB", short="peak MiB"),
+}
 _BARE: Final = Greeting(request=handshake(CENTRIFUGO_PATH))
 
 
@@ -41,20 +55,20 @@ def storm(peer: Peer, *, clients: int, channels: Sequence[str]) -> Turn:
         contextlib.closing(Publisher(child.port, peer.entry(channels))) as publisher,
     ):
         herd.watch(publisher)
-        herd.come([_greeting(name) for name in names], at_once=_AT_ONCE)
+        herd.come([greeting(name) for name in names], at_once=AT_ONCE)
         epochs = dict(zip(names, map(epoch_of, herd.received()), strict=True))
-        _publish(publisher, 0, BEFORE)
-        herd.wait_for(event_mark(BEFORE - 1), _PATIENCE)
+        publish(publisher, 0, BEFORE)
+        herd.wait_for(event_mark(BEFORE - 1), PATIENCE)
         herd.vanish()
-        _publish(publisher, BEFORE, MISSED)
-        returning = [_greeting(name, epochs[name]) for name in names]
-        return _return(child, herd, publisher, returning)
+        publish(publisher, BEFORE, MISSED)
+        returning = [greeting(name, epochs[name]) for name in names]
+        return come_back(child, herd, publisher, returning)
 
 
 def _handshakes(peer: Peer, clients: int) -> Turn:
     """The floor: the same return, with nothing but handshakes."""
     with started(peer) as child, Herd(child.port) as herd:
-        herd.come([_BARE] * clients, at_once=_AT_ONCE)
+        herd.come([_BARE] * clients, at_once=AT_ONCE)
         herd.vanish()
         busy, cpu = Busy(), child.cpu_ns()
         busy.begin()
@@ -64,8 +78,10 @@ def _handshakes(peer: Peer, clients: int) -> Turn:
         return Turn(values=values, generator=busy.share)
 
 
-def _return(child: Child, herd: Herd, publisher: Publisher, returning: Sequence[Greeting]) -> Turn:
-    """Connect all clients again, while events go on."""
+def come_back(
+    child: Child, herd: Herd, publisher: Publisher, returning: Sequence[Greeting]
+) -> Turn:
+    """Connect all clients to this server, while events go on."""
     published = BEFORE + MISSED
     publisher.latencies_ns.clear()
 
@@ -85,8 +101,8 @@ def _return(child: Child, herd: Herd, publisher: Publisher, returning: Sequence[
     seconds = herd.come(returning, beside=publish_on)
     busy.end()
     cpu = child.cpu_ns() - cpu
-    _publish(publisher, published, LAST + 1 - published)
-    herd.wait_for(event_mark(LAST), _PATIENCE)
+    publish(publisher, published, LAST + 1 - published)
+    herd.wait_for(event_mark(LAST), PATIENCE)
     lost, doubled, misplaced = zip(*map(judge, herd.received()), strict=True)
     return Turn(
         values={
@@ -107,13 +123,14 @@ def _return(child: Child, herd: Herd, publisher: Publisher, returning: Sequence[
     )
 
 
-def _publish(publisher: Publisher, first: int, count: int) -> None:
+def publish(publisher: Publisher, first: int, count: int) -> None:
+    """Publish so many events, and wait for the last answer."""
     for number in range(first, first + count):
         publisher.publish(event(number))
     publisher.wait()
 
 
-def _greeting(channel: str, epoch: str = "") -> Greeting:
+def greeting(channel: str, epoch: str = "") -> Greeting:
     """Connect and subscribe, in one message; with an epoch, recover from the cut."""
     since = f'"recover":true,"offset":{BEFORE},"epoch":"{epoch}",' if epoch else ""
     return centrifugo([channel], f'{since}"recoverable":true,')
@@ -128,27 +145,12 @@ def _workload(name: str, where: str, channels: Sequence[str]) -> Workload:
     return Workload(
         name=name,
         title=f"Reconnect storm, {where}",
-        description=f"{_CLIENTS:,} clients on {where} are cut off, miss {MISSED} events, and come "
+        description=f"{CLIENTS:,} clients on {where} are cut off, miss {MISSED} events, and come "
         f"back at once while {DURING} more are published, and {AFTER} when all are back. Bare Trio "
         "answers the handshakes and nothing else.",
         group="Connections",
-        measure=lambda peer, plan: storm(peer, clients=plan.of(_CLIENTS, 1_000), channels=channels),
-        metrics={
-            "seconds": Metric("until all are back with all missed events", "s", short="all back s"),
-            "client_us": Metric("server CPU per client", "us", short="CPU us"),
-            "recovered_p50_ms": Metric("until a client is back, median", "ms", short="back p50 ms"),
-            "recovered_p99_ms": Metric(
-                "until a client is back, 99th percentile", "ms", short="back p99 ms"
-            ),
-            "publish_max_ms": Metric("longest publish call meanwhile", "ms", short="call ms"),
-            "lost": Metric("events lost", "events", short="lost"),
-            "doubled": Metric("events doubled", "events", short="doubled"),
-            "misplaced": Metric("events out of order", "events", short="out of order"),
-            "overflows": Metric(
-                "connections that found the queue full", "connections", short="queue full"
-            ),
-            "peak_mib": Metric("most resident memory of the server", "MiB", short="peak MiB"),
-        },
+        measure=lambda peer, plan: storm(peer, clients=plan.of(CLIENTS, 1_000), channels=channels),
+        metrics=METRICS,
         only=("bare-trio", "repeater"),
     )
 
