@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from repeater.brokers.valkey.engine import ForeignError
 from repeater.brokers.valkey.envelope import (
     Uids,
+    behind,
     entry_of,
     head_of,
     opened,
@@ -153,3 +154,31 @@ def test_uids_differ() -> None:
     found = [*(mine.next() for _ in range(1_000)), *(others.next() for _ in range(1_000))]
     assert len(set(found)) == 2_000
     assert {len(one) for one in found} == {8}
+
+
+HEADS = (b"5 e 1", b"5 e 1700000000000", b"6 e 1", b"5 f 1", b"5 e +1", b"5 e 1_0", b"5 e", b"0")
+
+
+@given(
+    st.sampled_from(HEADS) | st.binary(max_size=20),
+    st.sampled_from([b"\n", b"", b"\n\n"]),
+    st.sampled_from([sealed(event, UID) for event in EVENTS]) | st.binary(max_size=20),
+)
+def test_the_short_way_reads_as_the_long_one(head: bytes, line: bytes, envelope: bytes) -> None:
+    """The publication behind a place is read quickly as it is read slowly, or not at all."""
+    payload = head + line + envelope
+    found = behind(Place(4, "e", b"uid-0004"), "c", payload)
+    if found is not None:
+        publication, place = found
+        assert received("c", payload) == Message(place, publication)
+        assert place.offset == 5
+
+
+def test_plain_data_takes_the_short_way() -> None:
+    """A publication with nothing but data is read quickly, if it is right behind the place."""
+    payload = b"5 e 17\n" + sealed(Publication("c", json_text(b"[1]")), UID)
+    found = behind(Place(4, "e", b"uid-0004"), "c", payload)
+    assert found is not None
+    assert found[1] == Place(5, "e", UID)
+    assert behind(Place(5, "e", UID), "c", payload) is None
+    assert behind(Place(4, "f", b"uid-0004"), "c", payload) is None

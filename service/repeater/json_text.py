@@ -67,8 +67,10 @@ def json_text(data: bytes) -> JSONText:
         raise ValueError("not UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(reason_of(error)) from None
-    # Valid JSON has no line breaks inside its strings and numbers.
-    return JSONText(data.translate(None, _LINE_BREAKS))
+    if 10 in data or 13 in data:
+        # Valid JSON has no line breaks inside its strings and numbers.
+        data = data.translate(None, _LINE_BREAKS)
+    return JSONText(data)
 
 
 def _check(data: bytes) -> None:

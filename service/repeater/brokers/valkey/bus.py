@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from repeater.brokers.valkey.engine import ForeignError
-from repeater.brokers.valkey.envelope import received
+from repeater.brokers.valkey.envelope import behind, received
 from repeater.brokers.valkey.follower import NO_STREAM
 from repeater.brokers.valkey.heads import Heads
 from repeater.brokers.valkey.holds import Holds
@@ -131,7 +131,14 @@ class Bus:
 
     def _take(self, held: Held, payload: bytes) -> None:
         """Take a message of the bus. By far the most are the next ones of their streams."""
-        in_doubt = held.reading
+        in_doubt, here = held.reading, held.place
+        if not in_doubt and here is not None:
+            found = behind(here, held.channel, payload)
+            if found is not None:
+                publication, held.place = found
+                if held.listened:
+                    self._outlet.put(publication)
+                return
         try:
             message = received(held.channel, payload)
         except ForeignError as error:

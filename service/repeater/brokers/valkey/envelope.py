@@ -30,6 +30,7 @@ from repeater.publication import Announcement, ClientInfo, Event, Publication
 
 _UID: Final = 8
 _KIND: Final = _UID + 1
+_DIGITS: Final = 15
 _UNNUMBERED: Final = Place(0, "", b"")
 # As publish.lua checks them.
 _match_head: Final = re.compile(rb"([0-9]{1,15}) ([0-9A-Za-z_-]{1,32}) ([0-9]{1,15})\n").match
@@ -87,6 +88,31 @@ def sealed(event: Publication | Announcement, uid: bytes) -> bytes:
         )
         return uid + b"p" + _encode(row)
     return uid + b"d" + event.data
+
+
+def behind(here: Place, channel: str, payload: bytes) -> tuple[Publication, Place] | None:
+    """What came by the bus, if it is the publication right behind a place, with nothing but data.
+
+    None says nothing about it: `received` reads whatever comes, in more time.
+    """
+    before, epoch, _ = here
+    offset = before + 1
+    head = b"%d %b " % (offset, epoch.encode())
+    if not payload.startswith(head):
+        return None
+    end = payload.find(b"\n")
+    time, begin = payload[len(head) : end], end + 1
+    content = begin + _KIND
+    if payload[content - 1 : content] != b"d" or not time.isdigit() or len(time) > _DIGITS:
+        return None
+    try:
+        data = json_text(payload[content:])
+    except ValueError:
+        return None
+    return (
+        Publication(channel, data, offset, epoch, None, None, False, 0, "", int(time)),
+        Place(offset, epoch, payload[begin : begin + _UID]),
+    )
 
 
 def received(channel: str, payload: bytes) -> Message:
