@@ -26,6 +26,8 @@ class MemoryCluster:
         self.network = network
         self.nursery = nursery
         self.nodes: list[MemoryNode] = []
+        """Those that have started, also if they have ended."""
+        self._started = 0
         self.unreachable: set[str] = set()
         """Nodes whose network is cut."""
         self.ahead = 0.0
@@ -41,9 +43,10 @@ class MemoryCluster:
 
     async def start(self, *, options: Callable[[], str] = str) -> MemoryNode:
         """Start another node; returns when it is a member."""
-        node = MemoryNode(self, f"node{len(self.nodes) + 1}", options)
-        self.nodes.append(node)
+        self._started += 1
+        node = MemoryNode(self, f"node{self._started}", options)
         await self.nursery.start(node.run)
+        self.nodes.append(node)
         return node
 
 

@@ -160,7 +160,7 @@ async def test_a_method_of_the_cluster_itself_checks_what_it_gets(
     async with open_memory_cluster() as cluster:
         first, second = [await cluster.start() for _ in range(2)]
         for method in (":hello", ":deny"):
-            for body in (b"", b"\xc1", encode([1]), encode(["", 1, b"user", b"a b"])):
+            for body in (b"", b"\xc1", encode([1]), encode([1, "", "", b"user", b"a b"])):
                 with pytest.raises(BrokerError, match="cannot be read"):
                     await first.parts.control.ask(second.id, Question(method, body))
 

@@ -15,7 +15,7 @@ from repeater.access.denial_store import DenialStore
 from repeater.access.grants import Denial
 from repeater.access.sqlite_denials import open_sqlite_denials
 from repeater.brokers.control import Member, Question
-from repeater.cluster.denial_log import Change, DenialLog, denial_of, name_of, value_of
+from repeater.cluster.denial_log import Change, DenialLog, Table, denial_of, name_of, value_of
 from repeater.errors import BrokerError
 from repeater.testing.denials import OpenDenials, check_denials
 from tests.clusters import open_clusters
@@ -116,13 +116,19 @@ def test_what_no_node_has_written_is_no_denial(name: bytes, value: bytes) -> Non
 # The log of changes.
 
 
-def change(number: int, denial: Denial, epoch: str = "e") -> Change:
-    return Change(epoch, number, name_of(denial), value_of(denial))
+def change(number: int, denial: Denial, *, mark: str = "", before: str = "") -> Change:
+    mark, before = mark or f"mark {number}", before or f"mark {number - 1}"
+    return Change(number, mark, before, name_of(denial), value_of(denial))
+
+
+def table(number: int, *denials: Denial, mark: str = "", is_later: bool = True) -> Table:
+    rows = {name_of(one): value_of(one) for one in denials}
+    return Table(number, mark or f"mark {number}", is_later, rows)
 
 
 def a_log(*denials: Denial) -> DenialLog:
     log = DenialLog()
-    log.read("e", 5, {name_of(one): value_of(one) for one in denials})
+    log.read(table(5, *denials))
     return log
 
 
@@ -133,19 +139,18 @@ def test_changes_are_applied_in_their_order_and_once() -> None:
     both = [change(6, ANN), change(7, LIFTED)]
     assert (log.take(change(6, ANN)), log.behind) == (both, False)
     assert (log.take(change(6, ANN)), log.behind) == ([], False)
+    assert (log.take(change(3, ANN)), log.behind) == ([], False)
 
 
 def test_a_table_that_was_read_says_what_differs() -> None:
     """What is new or other is applied, what is missing is lifted, foreign rows are left out."""
     log = a_log(ANN, BOB)
-    later = Denial(user="bob", expire_at=9)
-    new = Denial(token_id="t")
-    found = log.read(
-        "e", 9, {name_of(later): value_of(later), name_of(new): value_of(new), b"x": b"y"}
-    )
-    assert found.changed == [later, new, LIFTED]
-    assert found.lost == []
-    assert log.read("e", 9, {name_of(later): b"0 9", name_of(new): b"0 0"}).changed == []
+    later, new = Denial(user="bob", expire_at=9), Denial(token_id="t")
+    found = table(9, later, new)
+    rows = {**found.rows, b"x": b"y"}
+    assert log.read(Table(9, "mark 9", is_later=True, rows=rows)) == [later, new, LIFTED]
+    assert not log.unwritten
+    assert log.read(table(9, later, new)) == []
 
 
 def test_changes_that_came_before_the_table_are_not_undone() -> None:
@@ -153,16 +158,16 @@ def test_changes_that_came_before_the_table_are_not_undone() -> None:
     log = a_log()
     log.take(change(9, BOB))
     log.take(change(8, Denial(token_id="t")))
-    found = log.read("e", 8, {name_of(ANN): value_of(ANN)})
-    assert found.changed == [ANN, BOB]
+    assert log.read(table(8, ANN)) == [ANN, BOB]
     assert (log.number, log.behind) == (9, False)
 
 
 def test_the_first_change_of_all_needs_no_table() -> None:
-    """Before it there is no epoch."""
+    """Before it there is nothing."""
     log = DenialLog()
-    log.read("", 0, {})
-    assert log.take(change(1, ANN)) == [change(1, ANN)]
+    log.read(Table(0, "", is_later=True, rows={}))
+    first = Change(1, "mark 1", "", name_of(ANN), value_of(ANN))
+    assert log.take(first) == [first]
     assert log.take(change(2, BOB)) == [change(2, BOB)]
 
 
@@ -170,19 +175,43 @@ def test_a_number_that_no_node_can_have_does_not_hold_others_up() -> None:
     """A foreign message has the table read once, and no more."""
     log = a_log()
     assert (log.take(change(5_000_000, BOB)), log.behind) == ([], True)
-    assert (log.read("e", 5, {}).changed, log.behind) == ([], False)
+    assert (log.read(table(5)), log.behind) == ([], False)
     assert log.take(change(6, ANN)) == [change(6, ANN)]
 
 
 def test_an_engine_that_has_lost_its_data_lifts_nothing() -> None:
-    """What it lost is written anew; so is what is newer than the end of its log."""
+    """What it lost is to be written anew, until it is there again."""
     log = a_log(ANN, BOB)
-    found = log.read("other", 1, {name_of(BOB): value_of(BOB)})
-    assert (found.changed, found.lost) == ([], [ANN])
+    assert log.read(table(1, BOB, mark="other", is_later=False)) == []
+    assert log.unwritten == {name_of(ANN): value_of(ANN)}
+    assert log.read(table(2, BOB, mark="other 2")) == []
+    assert log.unwritten == {name_of(ANN): value_of(ANN)}
+    assert log.read(table(3, BOB, ANN, mark="other 3")) == []
+    assert not log.unwritten
+
+
+def test_a_failover_that_lost_the_last_changes_lifts_nothing() -> None:
+    """What is older is right as the engine has it: it was lifted before."""
     log = a_log(ANN)
-    log.take(change(6, BOB))
-    found = log.read("e", 5, {name_of(ANN): value_of(ANN)})
-    assert (found.changed, found.lost) == ([], [BOB])
+    log.take(change(6, Denial(token_id="t")))
+    log.take(change(7, BOB))
+    assert log.read(table(6, Denial(token_id="t"), is_later=False)) == [LIFTED]
+    assert log.unwritten == {name_of(BOB): value_of(BOB)}
+    anew = change(7, BOB, mark="mark 7 again", before="mark 6")
+    assert log.take(anew) == [anew]
+    assert not log.unwritten
+
+
+def test_a_number_that_was_given_twice_is_found() -> None:
+    """After a failover another change may have the number of one that was lost."""
+    log = a_log()
+    log.take(change(6, ANN))
+    assert (log.take(change(6, BOB, mark="other")), log.behind) == ([], True)
+    log = a_log()
+    log.take(change(6, ANN))
+    assert (log.take(change(7, BOB, before="other")), log.behind) == ([], True)
+    assert log.read(table(7, BOB, is_later=False)) == [BOB]
+    assert log.unwritten == {name_of(ANN): value_of(ANN)}
 
 
 # Nodes.
@@ -271,6 +300,32 @@ async def test_denials_survive_the_loss_of_all_data(autojump_clock: MockClock) -
         await trio.sleep(15)
         third = await cluster.start()
         assert first.denied == second.denied == third.denied == {ANN.key: ANN}
+
+
+async def test_a_later_change_wins_while_the_first_still_waits(autojump_clock: MockClock) -> None:
+    """A node that cannot answer delays the first call; its own node does not undo the second."""
+    async with open_memory_cluster() as cluster:
+        first, second, third = await start(cluster, 3)
+        third.cut()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.deny, ANN)
+            await trio.sleep(0.5)
+            nursery.start_soon(second.deny, LIFTED)
+        assert first.denied == second.denied == {}
+        third.mend()
+        await trio.sleep(10)
+        assert third.denied == {}
+
+
+async def test_what_is_written_anew_narrows_nothing(autojump_clock: MockClock) -> None:
+    """Somebody may have denied the same, for longer, after the engine had lost its data."""
+    async with open_memory_cluster() as cluster:
+        (node,) = await start(cluster, 1)
+        longer = Denial(user="ann", expire_at=2_000_000_000)
+        await node.deny(longer)
+        shorter = Denial(user="ann", expire_at=1_900_000_000)
+        assert (await node.parts.denials._write(shorter, anew=True)).value == value_of(longer)
+        assert (await node.parts.denials._write(ANN, anew=True)).value == value_of(ANN)
 
 
 async def test_a_narrower_revocation_gives_no_token_back(autojump_clock: MockClock) -> None:

@@ -151,6 +151,17 @@ async def test_a_node_that_comes_back_later_than_others_is_not_lost(
         assert cluster.settled == []
 
 
+async def test_a_replica_without_the_last_beats_loses_nobody(autojump_clock: MockClock) -> None:
+    """It takes over, and what it has of the nodes is old; this node's own beat is missing, too."""
+    async with open_memory_cluster() as cluster:
+        nodes = [await cluster.start() for _ in range(3)]
+        await trio.sleep(60)
+        cluster.network.fail_over(lost=20)
+        await trio.sleep(30)
+        assert cluster.settled == []
+        assert [len(node.knows) for node in nodes] == [3, 3, 3]
+
+
 async def test_a_clock_that_is_set_forward_loses_nobody(autojump_clock: MockClock) -> None:
     """The first one that beats then sees that its own last beat is long ago, too."""
     async with open_memory_cluster() as cluster:

@@ -18,7 +18,7 @@ from tests.drill.node_faults import NODE_FAULTS
 from tests.drill.nodes import NodesDrill
 from tests.drill.places import Missing
 from tests.drill.power import PowerDrill
-from tests.drill.worlds import WorldsDrill
+from tests.drill.worlds import PlaneWorldsDrill, WorldsDrill
 from tests.processes import SERVE
 
 
@@ -38,7 +38,7 @@ class Entry:
 @click.option("--rounds", default=20, help="How often to make each fault under full load.")
 @click.option("--deliveries", default=1_000_000, help="At least so many under each of these.")
 @click.option("--losses", default=200, help="Moments at which the power goes, each durability.")
-@click.option("--worlds", default=10_000, help="How many simulated worlds of two nodes.")
+@click.option("--worlds", default=10_000, help="How many simulated worlds of nodes.")
 @click.option("--seed", default=1, help="The same seed makes the same faults.")
 @click.option("--fault", "names", multiple=True, help="Only this fault; may be repeated.")
 @click.option("--list", "listing", is_flag=True, help="Name the faults, and make none.")
@@ -102,10 +102,10 @@ def main(
         for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS)
         if one.brief or not brief
     ]
-    simulated = WorldsDrill(seed, worlds)
-    entries.append(
-        Entry(simulated.name, str(simulated.__doc__), simulated.run, f"--worlds {worlds}")
-    )
+    entries += [
+        Entry(one.name, str(one.__doc__), one.run, f"--worlds {worlds}")
+        for one in (WorldsDrill(seed, worlds), PlaneWorldsDrill(seed, worlds))
+    ]
     if unknown := set(names) - {one.name for one in entries}:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: see --list")
     for entry in entries:

@@ -54,14 +54,14 @@ class _Asking:
     """One question of this node: who has not answered yet, and what the others said."""
 
     def __init__(self, asked: Sequence[Member]) -> None:
-        self.waiting = {one.id for one in asked}
+        self.waiting = dict.fromkeys(one.id for one in asked)
         self.answers: dict[str, _Answer] = {}
         self.done = trio.Event()
 
     def settle(self, member: str, answer: _Answer) -> None:
         """Take an answer, the first one of each."""
         if member in self.waiting:
-            self.waiting.remove(member)
+            del self.waiting[member]
             self.answers[member] = answer
             if not self.waiting:
                 self.done.set()

@@ -2,8 +2,9 @@
 
 Each change has a number, which the engine gives; news of changes may come late, twice or never. A
 node applies them in their order. If one is missing, the whole table is read; what differs is
-applied. An engine that has lost its data, or the end of it, lifts nothing: the denials that it lost
-are written anew.
+applied. A failover may lose the last changes and give their numbers to others. So each change has a
+random mark as well, and that of the change before it. An engine that has lost its data, or the end
+of it, lifts nothing: the denials that it lost are written anew.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ _KEPT: Final = 1_000  # changes that wait for one that is missing; more, and the
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """One change. As a message of the bus it is an array that only grows at the end."""
 
-    epoch: str
     number: int
+    mark: str
+    before: str
+    """The mark of the change before it; empty for the first one of all."""
     name: bytes
     value: bytes
     """Empty: the denial is lifted."""
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What a whole table means: what is to be applied, and what the engine has lost."""
+class Table(msgspec.Struct, frozen=True):
+    """All denials of the engine, and the last change that they have."""
 
-    changed: list[Denial]
-    lost: list[Denial]
+    number: int
+    mark: str
+    is_later: bool
+    """Whether the change that the reader knew last is among those before."""
+    rows: Mapping[bytes, bytes]
 
 
 def name_of(denial: Denial) -> bytes:
@@ -73,81 +79,112 @@ def _seconds(text: bytes) -> int:
     return int(text)
 
 
+def _is_wider(mine: bytes, other: bytes) -> bool:
+    """Whether a value refuses more than another one, or something else."""
+    if not other or not mine.startswith(b"0 "):  # Revocations are joined when they are written.
+        return mine != other
+    mine_end, other_end = (int(one.partition(b" ")[2]) for one in (mine, other))
+    return other_end != 0 and (mine_end == 0 or mine_end > other_end)
+
+
 class DenialLog:
     """Lives inside `ClusterDenials`."""
 
     def __init__(self) -> None:
-        self.epoch = ""
         self.number = 0
-        """Of the last change that was applied."""
+        self.mark = ""
+        """Number and mark of the last change that was applied."""
         self._table: dict[bytes, tuple[int, bytes]] = {}
+        self._marks: dict[int, str] = {}
         self._waiting: dict[int, Change] = {}
+        self.unwritten: dict[bytes, bytes] = {}
+        """Names and values of denials that the engine has lost, until they are written anew."""
 
     @property
     def behind(self) -> bool:
         """Whether a change is missing, so that the table must be read."""
         return bool(self._waiting)
 
-    def get(self, name: bytes) -> tuple[int, bytes]:
-        """The number of the last change of a denial, and its value; 0 and empty if not known."""
-        return self._table.get(name, (0, b""))
+    def value(self, name: bytes) -> bytes:
+        """What is in force; empty for nothing."""
+        return self._table.get(name, (0, b""))[1]
+
+    def has(self, change: Change) -> bool:
+        """Whether a change is applied; one that is too old to be known counts as applied."""
+        return change.number <= self.number and (
+            self._marks.get(change.number, change.mark) == change.mark
+        )
 
     def take(self, change: Change) -> list[Change]:
         """Take a change; give those that are to be applied now, in their order."""
-        if not self.epoch and change.number == 1:  # the first one ever
-            self.epoch = change.epoch
-        if change.epoch != self.epoch or change.number > self.number + _KEPT:
-            self._waiting = {change.number: change}
+        if self.has(change):
             return []
-        if change.number <= self.number:
+        if not self.number < change.number <= self.number + _KEPT:  # Its number was given twice.
+            self._waiting = {change.number: change}
             return []
         self._waiting[change.number] = change
         ready = []
-        while self.number + 1 in self._waiting:
-            ready.append(self._waiting.pop(self.number + 1))
-            self.number += 1
-            self._put(ready[-1])
+        while (one := self._waiting.get(self.number + 1)) and one.before == self.mark:
+            ready.append(self._waiting.pop(one.number))
+            self._advance(one.number, one.mark)
+            self._put(one)
         return ready
 
+    def _advance(self, number: int, mark: str) -> None:
+        self.number, self.mark = number, mark
+        self._marks[number] = mark
+        self._marks.pop(number - _KEPT, None)
+
     def _put(self, change: Change) -> None:
+        self.unwritten.pop(change.name, None)
         if change.value:
             self._table[change.name] = change.number, change.value
         else:
             self._table.pop(change.name, None)
 
-    def read(self, epoch: str, number: int, table: Mapping[bytes, bytes]) -> Found:
-        """Take the whole table of this version; foreign entries are left out."""
-        has_lost = bool(self.epoch) and (epoch != self.epoch or number < self.number)
-        kept = 0 if epoch != self.epoch else number
-        changed, lost = list[Denial](), list[Denial]()
+    def read(self, found: Table) -> list[Denial]:
+        """Take the whole table; give what is to be applied. Foreign entries are left out."""
+        if not found.is_later:
+            self._find_lost(found)
+        changed = list[Denial]()
         old, self._table = self._table, {}
-        for name, value in table.items():
+        for name, value in found.rows.items():
             try:
                 denial = denial_of(name, value)
             except ValueError:
                 continue
             known = old.get(name, (0, b""))
-            if known[1] == value:
-                self._table[name] = known
-            elif not (has_lost and known[0] > kept):
-                self._table[name] = number, value
-                changed.append(denial)
-        for name, (at, value) in old.items():
-            if name in self._table:
+            if name in self.unwritten and known[1] != value and not found.is_later:
                 continue
-            if has_lost and at > kept:
-                self._table[name] = 0, value
-                lost.append(denial_of(name, value))
-            else:
+            self.unwritten.pop(name, None)
+            self._table[name] = known if known[1] == value else (found.number, value)
+            if known[1] != value:
+                changed.append(denial)
+        for name, known in old.items():
+            if name in self.unwritten:
+                self._table[name] = known
+            elif name not in self._table:
                 changed.append(denial_of(name, b""))
-        waiting = self._waiting.values()
-        self.epoch, self.number, self._waiting = epoch, number, {}
-        later = [one for one in waiting if one.epoch == epoch and one.number > number]
-        for one in sorted(later, key=lambda one: one.number):
-            changed += [denial_of(ready.name, ready.value) for ready in self.take(one)]
+        self._advance(found.number, found.mark)
+        waiting, self._waiting = self._waiting, {}
+        for number in sorted(waiting):
+            if number > found.number:
+                ready = self.take(waiting[number])
+                changed += [denial_of(one.name, one.value) for one in ready]
         # What still waits is read with the next look at the table: its numbers may be foreign.
         self._waiting = {}
-        return Found(changed, lost)
+        return changed
+
+    def _find_lost(self, found: Table) -> None:
+        """Note what the engine has lost: all that is newer than what both have.
+
+        If it has another value of a denial, nobody knows which is newer: the wider one stays.
+        """
+        same = found.number if self._marks.get(found.number) == found.mark else 0
+        for name, (number, value) in self._table.items():
+            if number > same and _is_wider(value, found.rows.get(name, b"")):
+                self.unwritten[name] = value
+        self._marks = {number: mark for number, mark in self._marks.items() if number <= same}
 
     def expired(self, now: int) -> list[tuple[bytes, bytes]]:
         """Take out the denials that have expired up to `now`, in Unix seconds."""
@@ -156,4 +193,5 @@ class DenialLog:
             if 0 < int(value.partition(b" ")[2]) <= now:
                 found.append((name, value))
                 del self._table[name]
+                self.unwritten.pop(name, None)
         return found

@@ -17,7 +17,7 @@ import trio
 
 from repeater.access.grants import Denial
 from repeater.brokers.control import Question
-from repeater.cluster.denial_log import Change, DenialLog, denial_of, name_of, value_of
+from repeater.cluster.denial_log import Change, DenialLog, Table, denial_of, name_of, value_of
 from repeater.errors import BrokerError, ReplyError
 from repeater.log import get_logger
 from repeater.random_id import random_id
@@ -40,32 +40,38 @@ _METHOD: Final = ":deny"
 _LOAD: Final = 5.0  # seconds for the engine to be there when a node starts
 _LOOK: Final = 5.0  # seconds between two looks for missed changes, about
 _REORDERED: Final = 0.1  # seconds for a change that another one has overtaken
+_APPLIED: Final = 10.0  # seconds for a change of another node; who asks waits for one
 _TOGETHER: Final = 500  # denials forgotten by one script
 
 _decode_change: Final = msgspec.msgpack.Decoder(Change).decode
 
 
-class _Table(msgspec.Struct, array_like=True, frozen=True):
+class _Read(msgspec.Struct, array_like=True, frozen=True):
     """The answer of the script that reads all; without rows nothing has changed."""
 
-    epoch: bytes
     number: int
+    mark: bytes
+    is_later: int
     rows: dict[bytes, bytes] | list[bytes] | None = None
 
-    def table(self) -> dict[bytes, bytes]:
-        """The rows by name."""
+    def table(self) -> Table:
+        """The same as the log takes it."""
         rows = self.rows or {}
-        if isinstance(rows, dict):
-            return rows
-        return dict(zip(rows[::2], rows[1::2], strict=True))
+        if isinstance(rows, list):
+            rows = dict(zip(rows[::2], rows[1::2], strict=True))
+        return Table(self.number, _text(self.mark), bool(self.is_later), rows)
 
 
 class _Kept(msgspec.Struct, array_like=True, frozen=True):
     """The answer of the script that keeps one."""
 
-    epoch: bytes
     number: int
+    before: bytes
     value: bytes
+
+
+def _text(mark: bytes) -> str:
+    return mark.decode("ascii", "replace")
 
 
 class ClusterDenials:
@@ -78,7 +84,6 @@ class ClusterDenials:
         self._keys = (plane.name("denials"), plane.name("denials-version"))
         self._log = DenialLog()
         self._changes: deque[Denial] = deque()
-        self._applied = 0
         self._doubt = False
         self._came = trio.Event()
         self._progress = trio.Event()
@@ -96,17 +101,17 @@ class ClusterDenials:
         """All denials in force; changes from now on come by `run`. Waits 5 s for the engine."""
         with trio.move_on_after(_LOAD):
             await self._up.wait()
-        found = await self._read()
-        self._applied = self._log.number
-        return found
+        return await self._read()
 
     async def run(self, apply: Callable[[Denial], Awaitable[None]]) -> None:
         """Apply what any node has changed, in the order of the changes, until cancelled."""
         while True:
             self._came = trio.Event()
             while self._changes:
-                await apply(self._changes.popleft())
-            self._advance()
+                await apply(self._changes[0])
+                self._changes.popleft()
+            self._progress.set()
+            self._progress = trio.Event()
             if self._log.behind and not self._doubt:
                 await trio.sleep(_REORDERED)
             if self._doubt or self._log.behind:
@@ -117,17 +122,15 @@ class ClusterDenials:
                 await self._came.wait()
             self._doubt = self._doubt or waiting.cancelled_caught
 
-    def _advance(self) -> None:
-        """All changes up to here are applied."""
-        self._applied = self._log.number
-        self._progress.set()
-        self._progress = trio.Event()
-
     async def _look(self) -> None:
         """Read what was missed; if the engine is not there, the next time."""
         self._doubt = False
         try:
             self._changes.extend(await self._read())
+            for name, value in tuple(self._log.unwritten.items()):
+                denial = denial_of(name, value)
+                _log.warning("a denial that the engine lost is written anew", kind=denial.key[0])
+                self._note(await self._write(denial, anew=True))
             self._failed = ""
         except BrokerError as error:
             if str(error) != self._failed:
@@ -135,24 +138,21 @@ class ClusterDenials:
                 _log.warning("denials of others are not read", reason=self._failed)
 
     async def _read(self) -> list[Denial]:
-        """What differs from what is known. What the engine has lost is written anew."""
-        known = (self._log.epoch, self._log.number)
-        answer = _converted(await self._plane.call(DENIALS, self._keys, known), _Table)
+        """What differs from what is known."""
+        known = (self._log.number, self._log.mark)
+        answer = _converted(await self._plane.call(DENIALS, self._keys, known), _Read)
         if answer.rows is None:
             return []
-        found = self._log.read(
-            answer.epoch.decode("ascii", "replace"), answer.number, answer.table()
-        )
-        for denial in found.lost:
-            _log.warning("the engine has lost a denial, which is written anew", kind=denial.key[0])
-            self._note(await self._write(denial))
-        return found.changed
+        if answer.number < self._log.number and known != (self._log.number, self._log.mark):
+            self._doubt = True  # Changes have come since the table was read.
+            return []
+        return self._log.read(answer.table())
 
-    async def _write(self, denial: Denial) -> Change:
-        name = name_of(denial)
-        arguments = (name, value_of(denial), random_id())
+    async def _write(self, denial: Denial, *, anew: bool = False) -> Change:
+        name, mark = name_of(denial), random_id()
+        arguments = (name, value_of(denial), mark, int(anew))
         answer = _converted(await self._plane.call(DENY, self._keys, arguments), _Kept)
-        return Change(answer.epoch.decode("ascii", "replace"), answer.number, name, answer.value)
+        return Change(answer.number, mark, _text(answer.before), name, answer.value)
 
     def _note(self, change: Change) -> None:
         """Have a change applied in its turn, once."""
@@ -181,8 +181,8 @@ class ClusterDenials:
                 hosts=[one.name for one in late],
             )
         # The caller applies its own denial now. What another node has made of it comes behind.
-        number, value = self._log.get(change.name)
-        if number > change.number or change.value != value_of(denial):
+        value = self._log.value(change.name)
+        if value != value_of(denial):
             self._changes.append(denial_of(change.name, value))
             self._came.set()
 
@@ -194,10 +194,11 @@ class ClusterDenials:
         except (msgspec.MsgspecError, ValueError):
             raise BrokerError("the question cannot be read") from None
         self._note(change)
-        # No deadline: all is read within seconds, and the asker waits for one.
-        while self._log.epoch != change.epoch or self._applied < change.number:
-            await self._progress.wait()
-        return b""
+        with trio.move_on_after(_APPLIED):
+            while self._changes or not self._log.has(change):
+                await self._progress.wait()
+            return b""
+        raise BrokerError("it is not applied yet")
 
     async def sweep(self, now: int) -> None:
         """Forget what expired, also in the engine."""

@@ -7,7 +7,7 @@ nothing is to be done. Clocks of nodes do not matter: the engine's says when a b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import TYPE_CHECKING, Final
 
@@ -180,8 +180,7 @@ class Members:
             *(self._plane.publish, self._news),
         )
         try:
-            answer = await self._plane.call(BEAT, self._keys, arguments)
-            version, now, is_new, waits, rows, due = _beaten(answer)
+            beaten = _beaten(await self._plane.call(BEAT, self._keys, arguments))
         except BrokerError as error:
             if str(error) != self._failed:
                 self._failed = str(error)
@@ -189,20 +188,22 @@ class Members:
             self._since = 0
             return 0
         self._failed = ""
-        if not self._since or now - self._last > _GAP or is_new:
-            self._since = now
-        returns = is_new and self._last > 0
-        self._last = now
-        if rows is not None:
-            self._version = str(version)
-            self._tell(self._roster.listed(version, rows, trio.current_time()))
+        if not self._since or not beaten.is_steady:
+            self._since = beaten.now
+        returns = bool(beaten.is_new and self._last)
+        self._last = beaten.now
+        if beaten.rows is not None:
+            self._version = str(beaten.version)
+            rows = [row for row in map(_row, beaten.rows) if row is not None]
+            self._tell(self._roster.listed(beaten.version, rows, trio.current_time()))
             self._warn_of_options()
-        for lost in due:
+        for member, text in zip(beaten.due[::2], beaten.due[1::2], strict=True):
+            lost = _row(text) or MemberRow(member.decode(errors="replace"), "")
             if lost.id not in self._busy:
                 self._busy.add(lost.id)
                 nursery.start_soon(self._do_duties, lost)
-        self._come_back(returns=returns, waits=waits)
-        return version if is_new else 0
+        self._come_back(returns=returns, waits=bool(beaten.waits))
+        return beaten.version if beaten.is_new else 0
 
     def _come_back(self, *, returns: bool, waits: bool) -> None:
         if returns:
@@ -251,33 +252,22 @@ class _Beaten(msgspec.Struct, array_like=True, frozen=True):
     version: int
     now: int
     is_new: int
+    is_steady: int
     waits: int
     rows: list[bytes] | None
     due: list[bytes]
 
 
-def _beaten(
-    answer: object,
-) -> tuple[int, int, bool, bool, list[MemberRow] | None, list[MemberRow]]:
+def _beaten(answer: object) -> _Beaten:
     """Read the answer of the script.
 
     Raises:
         BrokerError: it is not one.
     """
     try:
-        found = msgspec.convert(answer, _Beaten)
+        return msgspec.convert(answer, _Beaten)
     except msgspec.ValidationError:
         raise BrokerError("the engine: an unknown answer to a beat") from None
-    rows = None if found.rows is None else list(_rows(found.rows))
-    due = [
-        _row(row) or MemberRow(member.decode(errors="replace"), "")
-        for member, row in zip(found.due[::2], found.due[1::2], strict=True)
-    ]
-    return found.version, found.now, bool(found.is_new), bool(found.waits), rows, due
-
-
-def _rows(texts: Iterable[bytes]) -> Iterable[MemberRow]:
-    return (row for row in map(_row, texts) if row is not None)
 
 
 def _row(text: bytes) -> MemberRow | None:

@@ -6,11 +6,12 @@
 --   since when it has beaten without a gap and its last beat (Unix ms of this server; 0: none),
 --   the most ms between two beats without a gap, ms for one try of a duty,
 --   PUBLISH or SPUBLISH, the channel for news.
--- Answers the version, the time, 1 if the node was no member before, 1 if its own loss is not dealt
---   with yet, the rows of all members (nothing if the version is known), then id and row of each
---   lost node whose duty is this one's now.
+-- Answers the version, the time, 1 if the node was no member before, 1 if there was no gap before
+--   this beat, 1 if the node's own loss is not dealt with yet, the rows of all members (nothing if
+--   the version is known), then id and row of each lost node whose duty is this one's now.
 --
--- A node that had a gap itself judges nobody: the server may have been away for all of them.
+-- A node that had a gap itself judges nobody: the server may have been away for all of them. So may
+-- a replica that took over without the last beats; it has not this node's last one either.
 
 local kinds = {'zset', 'hash', 'zset', 'hash', 'string'}
 for n, kind in ipairs(kinds) do
@@ -32,14 +33,16 @@ local function change()
   redis.call('SET', KEYS[5], whole(version))
 end
 
-local is_new = not redis.call('ZSCORE', nodes, id)
+local until_when = redis.call('ZSCORE', nodes, id)
+local is_new = not until_when
+local is_steady = until_when and now - last <= gap and tonumber(until_when) == last + stay
 redis.call('ZADD', nodes, whole(now + stay), id)
 if is_new or redis.call('HGET', rows, id) ~= row then
   redis.call('HSET', rows, id, row)
   change()
 end
 
-if since > 0 and now - since >= stay and now - last <= gap then
+if is_steady and since > 0 and now - since >= stay then
   for _, one in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. whole(now))) do
     redis.call('HSET', lost_rows, one, redis.call('HGET', rows, one) or '')
     redis.call('ZADD', lost, whole(now), one)
@@ -65,4 +68,4 @@ if whole(version) ~= ARGV[4] then
   end
 end
 local waits = redis.call('ZSCORE', lost, id) and 1 or 0
-return {version, now, is_new and 1 or 0, waits, list, due}
+return {version, now, is_new and 1 or 0, is_steady and 1 or 0, waits, list, due}
