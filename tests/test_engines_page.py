@@ -82,8 +82,10 @@ def sent() -> Iterator[str]:
 
 def test_the_users_have_what_the_code_sends_and_no_more() -> None:
     """A command that is new in the code is new in the page; one that has gone is gone there too."""
-    # HELLO and AUTH need no right. SELECT is for a database number, which the page tells.
-    by_code = {one.lower() for one in (*sent(), *used_by_scripts())} - {"hello", "auth", "select"}
+    # HELLO and AUTH need no right. SELECT is for a database number, and INFO for a strict failover:
+    # the page tells.
+    more = {"hello", "auth", "select", "info"}
+    by_code = {one.lower() for one in (*sent(), *used_by_scripts())} - more
     by_code |= {"publish", "subscribe", "unsubscribe", "sunsubscribe"}  # by names of variables
     assert allowed(IN_A_CLUSTER) == by_code - SENTINEL
     assert allowed(ONE_SERVER) == by_code - SENTINEL - CLUSTER

@@ -63,6 +63,7 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         _servers(settings, endpoints),
         prefix=settings.engine_prefix,
         idempotency_ttl=settings.node_options().idempotency_ttl,
+        strict=settings.engine_failover == "strict",
     )
     opened = open_cluster(
         _servers(settings, endpoints[:1]),  # nodes meet at the first shard

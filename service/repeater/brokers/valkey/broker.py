@@ -15,6 +15,7 @@ from repeater.brokers.receipts import Receipt
 from repeater.brokers.valkey.bus import Bus
 from repeater.brokers.valkey.envelope import Uids, sealed
 from repeater.brokers.valkey.lanes import Kept, Lanes, Submission
+from repeater.brokers.valkey.scripts import new_epoch, new_epoch_of_primary
 from repeater.brokers.valkey.streams import StreamEngine
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
@@ -46,18 +47,29 @@ class ValkeyBroker:
     """Implements `Broker` on the servers of an engine. `run` connects them, and ends them."""
 
     def __init__(
-        self, servers: Servers, *, prefix: str = "repeater", idempotency_ttl: float = 300.0
+        self,
+        servers: Servers,
+        *,
+        prefix: str = "repeater",
+        idempotency_ttl: float = 300.0,
+        strict: bool = False,
     ) -> None:
-        """Keep everything below a prefix, and the result of a key for so many seconds."""
+        """Keep everything below a prefix, and the result of a key for so many seconds.
+
+        With `strict` a stream begins anew, at its next use, when its server has another primary.
+        """
+        epochs = new_epoch_of_primary if strict else new_epoch
         self._servers = servers
-        self._engine = StreamEngine(servers, prefix)
+        self._engine = StreamEngine(servers, prefix, epochs)
         self._bus = Bus(self._engine)
         self._start = _Start(servers)
         servers.add(self._bus)
         servers.add(self._start)
         self._window = Window(_IN_FLIGHT, _BYTES)
         of_each = max(1, _LANES // servers.partitions)
-        self._lanes = Lanes(servers.partitions, of_each, servers.publish, servers.ask, self._window)
+        self._lanes = Lanes(
+            servers.partitions, of_each, servers.publish, servers.ask, self._window, epochs
+        )
         self._uids = Uids()
         self._remembered = _milliseconds(idempotency_ttl)
         self._last_options: ChannelOptions | None = None

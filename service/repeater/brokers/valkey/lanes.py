@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from repeater.brokers.valkey.scripts import PUBLISH
+from repeater.brokers.valkey.scripts import PUBLISH, NewEpoch, new_epoch
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import StreamPosition
@@ -72,9 +71,16 @@ class Lanes:
     """All lanes of a broker, whose nursery runs `run`."""
 
     def __init__(
-        self, partitions: int, of_each: int, verb: bytes, ask: Ask, window: Window
+        self,
+        partitions: int,
+        of_each: int,
+        verb: bytes,
+        ask: Ask,
+        window: Window,
+        epochs: NewEpoch = new_epoch,
     ) -> None:
         """Publish by `verb`: PUBLISH or SPUBLISH; with so many lanes of each partition."""
+        self._new_epoch = epochs
         self._of_each = of_each
         self._lanes = [_Lane(number // of_each) for number in range(partitions * of_each)]
         self._verb = verb
@@ -130,7 +136,7 @@ class Lanes:
     def _send(self, lane: _Lane, batch: list[Submission]) -> None:
         keys: list[bytes] = []
         # Streams that begin in one script share an epoch: event ids have each only once.
-        arguments: list[Part] = [self._verb, token_urlsafe(6)]
+        arguments: list[Part] = [self._verb, self._new_epoch()]
         kept = None
         for one in batch:
             keys += one.keys

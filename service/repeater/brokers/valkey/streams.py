@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import lru_cache, partial
-from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from repeater.brokers.receipts import Receipt
@@ -13,7 +12,7 @@ from repeater.brokers.valkey.envelope import entry_of, head_of
 from repeater.brokers.valkey.follower import Place, Read
 from repeater.brokers.valkey.keys import Keys, Names
 from repeater.brokers.valkey.reads import Reads
-from repeater.brokers.valkey.scripts import FORK, HISTORY
+from repeater.brokers.valkey.scripts import FORK, HISTORY, NewEpoch, new_epoch
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import Publication, StreamPosition
@@ -49,8 +48,9 @@ class Located(NamedTuple):
 class StreamEngine:
     """Implements `Engine` on `Servers`, and reads pages. Lives inside the broker."""
 
-    def __init__(self, servers: Servers, prefix: str) -> None:
+    def __init__(self, servers: Servers, prefix: str, epochs: NewEpoch = new_epoch) -> None:
         self._servers = servers
+        self._new_epoch = epochs
         self._keys = [Keys(prefix, servers.tag(number)) for number in range(servers.partitions)]
         self.reads = Reads()
         self.locate = lru_cache(_NAMES)(self._locate)
@@ -134,7 +134,7 @@ class StreamEngine:
         )
 
     def _read_page(self, channel: str, arguments: tuple[Part, ...], tell: Tell) -> None:
-        self._read(channel, (*arguments, token_urlsafe(6), _UNBORN), tell)
+        self._read(channel, (*arguments, self._new_epoch(), _UNBORN), tell)
 
     def _read(self, channel: str, arguments: tuple[Part, ...], tell: Tell) -> None:
         partition, names = self.locate(channel)
@@ -160,7 +160,7 @@ class StreamEngine:
             FORK.ask(
                 partial(self._servers.ask, partition),
                 (names.meta, names.stream),
-                (self._servers.publish, names.bus, epoch, token_urlsafe(6)),
+                (self._servers.publish, names.bus, epoch, new_epoch()),
                 tell,
             )
         except Lost as error:

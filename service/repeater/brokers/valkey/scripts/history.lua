@@ -4,7 +4,8 @@
 -- ARGV: the first and the last offset wanted (empty: from the beginning, to the end),
 --   the most entries (0: none; -1: all), 1 for the newest first, the most bytes, about (0: any),
 --   the epoch that the entries must be of (empty: any),
---   the epoch of a channel without a stream (empty: it gets none, and nothing is written),
+--   the epoch of a channel without a stream (empty: it gets none, and nothing is written; with a
+--   "!" before it, it is also for a stream that another primary has numbered, as in publish.lua),
 --   and milliseconds for which that is remembered.
 --
 -- A channel without a stream gets an epoch, which its first publication keeps.
@@ -17,6 +18,13 @@ if known.err and (fresh == '' or not string.find(known.err, 'WRONGTYPE', 1, true
 end
 local epoch, top, uid = known[1], known[2] or '0', known[3] or ''
 if fresh ~= '' then
+  local mark = ''
+  if string.sub(fresh, 1, 1) == '!' then
+    local about = redis.call('INFO', 'replication')
+    mark = '-' .. string.match(about, 'master_replid:(%x%x%x%x%x%x%x%x)')
+    fresh = string.sub(fresh, 2) .. mark
+  end
+  if epoch and mark ~= '' and string.sub(epoch, -#mark) ~= mark then epoch = false end
   if epoch and not (#epoch <= 32 and string.find(epoch, '^[%w_-]+$')
       and #top <= 15 and string.find(top, '^%d+$')) then
     epoch = false

@@ -2,6 +2,8 @@
 --
 -- ARGV: PUBLISH or SPUBLISH; the epoch of streams that begin here; then instructions, each a
 --   letter and what belongs to it. KEYS: what the instructions take, in the same order.
+--   With a "!" before the epoch, a stream that another primary has numbered begins anew: epochs
+--   end with eight digits of their primary's replication id.
 --
 --   o  most publications kept, milliseconds until they are forgotten, and until the stream is:
 --      for all that follow
@@ -16,7 +18,12 @@
 -- ours and the stream had to begin anew; empty without a number; or the error of the engine.
 
 local call, try, find = redis.call, redis.pcall, string.find
-local verb, fresh = ARGV[1], ARGV[2]
+local verb, base, mark = ARGV[1], ARGV[2], ''
+if string.sub(base, 1, 1) == '!' then
+  base = string.sub(base, 2)
+  mark = '-' .. string.match(call('INFO', 'replication'), 'master_replid:(%x%x%x%x%x%x%x%x)')
+end
+local fresh = base .. mark
 local time = call('TIME')
 local now = time[1] .. string.sub('00000' .. time[2], -6, -4)
 local size, ttl, lasting
@@ -26,7 +33,7 @@ local begun = 0
 -- What begins twice in one script must not get the same epoch twice.
 local function renew()
   begun = begun + 1
-  fresh = ARGV[2] .. '-' .. begun
+  fresh = base .. '-' .. begun .. mark
 end
 
 local function is_ours(epoch, top)
@@ -45,6 +52,10 @@ local function keep(meta, stream, channel, envelope)
   local epoch, top = known[1], known[2] or '0'
   if failure or (epoch and not is_ours(epoch, top)) then
     foreign = ' !'
+    call('UNLINK', meta)
+    epoch = false
+  end
+  if epoch and mark ~= '' and string.sub(epoch, -#mark) ~= mark then
     call('UNLINK', meta)
     epoch = false
   end
