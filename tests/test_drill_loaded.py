@@ -10,7 +10,7 @@ import pytest
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import Load
 from tests.drill.loaded import LOADED, LoadedDrill, LoadedFault, durable_kills
-from tests.drill.places import Missing
+from tests.drill.missing import Missing
 from tests.drill.power import PowerDrill
 from tests.processes import SERVE, starts_processes
 

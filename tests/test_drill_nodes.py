@@ -15,6 +15,7 @@ from tests.drill.ledger import BrokenPromise
 from tests.drill.load import Load
 from tests.drill.node_faults import NODE_FAULTS, node_kills
 from tests.drill.nodes import NodesDrill, NodesFault
+from tests.drill.partitions import PARTITIONS
 from tests.processes import SERVE, starts_processes
 
 pytestmark = pytest.mark.slow  # once is enough: nothing in it depends on the version of Python
@@ -62,6 +63,6 @@ def test_nodes_that_cannot_tell_a_stream_from_its_fork_are_noticed() -> None:
 
 def test_each_fault_of_several_nodes_has_its_name_and_says_what_it_is() -> None:
     """`just drill --list` shows both."""
-    faults = (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS)
+    faults = (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS, *PARTITIONS)
     assert len({one.name for one in faults}) == len(faults)
     assert all(one.make.__doc__ for one in faults)

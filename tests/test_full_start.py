@@ -10,7 +10,7 @@ from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.options import ChannelOptions
 from tests.drill.disks import fill, small_memory_disk
-from tests.drill.places import Missing
+from tests.drill.missing import Missing
 from tests.histories import dump, killed
 
 OPTIONS = ChannelOptions(history_size=100, history_ttl=1e9)

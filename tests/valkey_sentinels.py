@@ -13,6 +13,7 @@ import hiredis
 from benchmarks.ports import free_port
 from repeater.valkey.pipe import Part
 from tests.valkeys import (
+    LOCAL,
     VALKEY,
     Program,
     ValkeyServer,
@@ -48,7 +49,7 @@ class Watched(NamedTuple):
 
     @property
     def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        hosts = ",".join(f"{one.host}:{one.port}" for one in self.sentinels)
         return f"valkey+sentinel://{hosts}/{NAME}"
 
     def wait_in_step(self) -> None:
@@ -61,23 +62,33 @@ class Watched(NamedTuple):
 
 @contextlib.contextmanager
 def watched(
-    program: Program = VALKEY, *options: str, replicas: int = 1, down_after: int = 500
+    program: Program = VALKEY,
+    *options: str,
+    replicas: int = 1,
+    down_after: int = 500,
+    hosts: tuple[str, str] = (LOCAL, LOCAL),
+    first: Program | None = None,
 ) -> Iterator[Watched]:
-    """Servers with options, and Sentinels that call a server down after so many milliseconds."""
+    """Servers with options, and Sentinels that call a server down after so many milliseconds.
+
+    The first server has the first of the `hosts`, and may be another program; all others are on
+    the second.
+    """
     require(program)
     with short_folder() as folder, contextlib.ExitStack() as stack:
         servers: list[ValkeyServer] = []
         for number in range(replicas + 1):
-            follow = ("--replicaof", "127.0.0.1", str(servers[0].port)) if servers else ()
-            server = ValkeyServer(program, folder / f"{number}", *_FAST, *follow, *options)
+            follow = ("--replicaof", hosts[0], str(servers[0].port)) if servers else ()
+            own, host = (program, hosts[1]) if servers else (first or program, hosts[0])
+            server = ValkeyServer(own, folder / f"{number}", *_FAST, *follow, *options, host=host)
             stack.callback(server.kill)
             servers.append(server)
         identities = {free_port(): secrets.token_hex(20) for _ in range(3)}
         sentinels = []
         for port in identities:
-            own = folder / f"s{port}"
-            _write_settings(own, port, identities, servers, down_after)
-            sentinel = SentinelServer(program, own, port=port)
+            place = folder / f"s{port}"
+            _write_settings(place, port, identities, servers, down_after, hosts[1])
+            sentinel = SentinelServer(program, place, port=port, host=hosts[1])
             stack.callback(sentinel.kill)
             sentinels.append(sentinel)
         everything = Watched(tuple(servers), tuple(sentinels))
@@ -93,20 +104,22 @@ def _write_settings(
     identities: Mapping[int, str],
     servers: list[ValkeyServer],
     down_after: int,
+    host: str,
 ) -> None:
     """The file of a Sentinel that knows all others already, which takes seconds otherwise."""
     folder.mkdir()
     lines = [
         f"port {port}",
-        "bind 127.0.0.1",
+        f"bind {' '.join({LOCAL, host})}",
+        "protected-mode no",
         f"dir {folder}",
         f"sentinel myid {identities[port]}",
-        f"sentinel monitor {NAME} 127.0.0.1 {servers[0].port} 2",
+        f"sentinel monitor {NAME} {servers[0].host} {servers[0].port} 2",
         f"sentinel down-after-milliseconds {NAME} {down_after}",
         f"sentinel failover-timeout {NAME} 2000",
-        *(f"sentinel known-replica {NAME} 127.0.0.1 {one.port}" for one in servers[1:]),
+        *(f"sentinel known-replica {NAME} {one.host} {one.port}" for one in servers[1:]),
         *(
-            f"sentinel known-sentinel {NAME} 127.0.0.1 {other} {identity}"
+            f"sentinel known-sentinel {NAME} {host} {other} {identity}"
             for other, identity in identities.items()
             if other != port
         ),

@@ -29,6 +29,7 @@ from benchmarks.ports import free_port
 from repeater.valkey.pipe import Part, packed
 from tests.certificates import Authority
 
+LOCAL = "127.0.0.1"
 _STARTS = 20.0  # seconds; it takes 30 ms
 
 
@@ -82,7 +83,10 @@ class DoesNotStartError(Exception):
 class ValkeyServer:
     """One running server. Lives inside `valkey`, which kills it."""
 
-    def __init__(self, program: Program, folder: Path, *options: str, port: int = 0) -> None:
+    def __init__(
+        self, program: Program, folder: Path, *options: str, port: int = 0, host: str = LOCAL
+    ) -> None:
+        self.host = host
         self.program = program
         self.folder = folder
         self.options = options
@@ -98,7 +102,7 @@ class ValkeyServer:
 
     @property
     def url(self) -> str:
-        return f"valkey://127.0.0.1:{self.port}"
+        return f"valkey://{self.host}:{self.port}"
 
     @property
     def unix_url(self) -> str:
@@ -129,7 +133,7 @@ class ValkeyServer:
 
     def _own(self, port: int) -> tuple[str, ...]:
         return (
-            *("--port", str(port), "--bind", "127.0.0.1"),
+            *("--port", str(port), "--bind", self.host),
             *("--unixsocket", self.path, "--dir", str(self.folder)),
             *("--daemonize", "no", "--save", "", "--appendonly", "no", "--loglevel", "notice"),
         )

@@ -14,10 +14,12 @@ from tests.drill.engine_faults import ENGINE_FAULTS
 from tests.drill.faults import FAULTS
 from tests.drill.ledger import BrokenPromise
 from tests.drill.loaded import LOADED, LoadedDrill
+from tests.drill.missing import Missing
 from tests.drill.node_faults import NODE_FAULTS
 from tests.drill.nodes import NodesDrill
-from tests.drill.places import Missing
+from tests.drill.partitions import PARTITIONS
 from tests.drill.power import PowerDrill
+from tests.drill.ways import WaysDrill
 from tests.drill.worlds import PlaneWorldsDrill, WorldsDrill
 from tests.processes import SERVE
 
@@ -92,6 +94,8 @@ def main(
         for one in (PowerDrill(seed, losses, "disk"), PowerDrill(seed, losses, "process"))
     ]
     commands = [words, shlex.split(beside)] if beside else [words]
+    ways = WaysDrill(each, seed, commands)
+    entries.append(Entry(ways.name, str(ways.__doc__), ways.run, f"--seconds {each:g}"))
     entries += [
         Entry(
             one.name,
@@ -99,7 +103,7 @@ def main(
             NodesDrill(one, rounds, deliveries, seed, commands).run,
             f"--rounds {rounds} --deliveries {deliveries}",
         )
-        for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS)
+        for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS, *PARTITIONS)
         if one.brief or not brief
     ]
     entries += [

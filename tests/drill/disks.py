@@ -19,7 +19,8 @@ import trio
 from tests.deadlines import LOOP_ANSWERS
 from tests.drill.ledger import BrokenPromise
 from tests.drill.links import Ended, Http
-from tests.drill.places import Missing, Place
+from tests.drill.missing import Missing
+from tests.drill.places import Place
 from tests.drill.scene import LoadedScene
 from tests.drill.target import call, until
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -70,33 +71,67 @@ class Drill:
         return f"{counts}, {growth / 2**20:+.1f} MiB"
 
     async def _with_subscribers(self, scene: Scene) -> None:
+        audience = Audience(
+            scene.rng,
+            scene.network,
+            scene.ledger,
+            scene.publishers,
+            secure=scene.place.authority is not None,
+        )
+        await audience.run(self.seconds, partial(self.fault.make, scene))
+        scene.target.check_log()
+
+
+@dataclass
+class Audience:
+    """Publishers, and some subscribers of every way in."""
+
+    rng: Random
+    network: Network
+    ledger: Ledger
+    publishers: Sequence[Publisher]
+    secure: bool = False
+
+    async def run(self, seconds: float, make: Callable[[], Awaitable[None]]) -> None:
+        """Make faults for so many seconds; at the end everybody has everything.
+
+        Raises:
+            BrokenPromise: alone or in a group.
+        """
         async with trio.open_nursery() as listeners:
-            subscribers = _subscribers(scene, listeners)
+            subscribers = self._subscribers(listeners)
             async with trio.open_nursery() as sources:
-                for publisher in scene.publishers:
+                for publisher in self.publishers:
                     sources.start_soon(publisher.run)
                 await _all_connected(subscribers)
-                deadline = trio.current_time() + self.seconds
+                deadline = trio.current_time() + seconds
                 while trio.current_time() < deadline:
-                    await self.fault.make(scene)
-                scene.network.heal()
+                    await make()
+                self.network.heal()
                 sources.cancel_scope.cancel()
-            await _settle(scene, subscribers)
+            await self._settle(subscribers)
             listeners.cancel_scope.cancel()
 
+    def _subscribers(self, nursery: trio.Nursery) -> list[Subscriber]:
+        """Some of every way in, natively and by Hypercorn, of one channel or of some."""
+        found = list[Subscriber]()
+        for way in WAYS:
+            for end in ("native", "http2" if self.secure and not way.upgrades else "reused"):
+                for count in (1, 3):
+                    channels = self.rng.sample(CHANNELS, count)
+                    one = way(len(found), channels, self.ledger, self.network.open, end=end)
+                    found.append(one)
+                    nursery.start_soon(one.run)
+        return found
 
-def _subscribers(scene: Scene, nursery: trio.Nursery) -> list[Subscriber]:
-    """Some of every way in, natively and by Hypercorn, of one channel or of some."""
-    found = list[Subscriber]()
-    secure = scene.place.authority is not None
-    for way in WAYS:
-        for end in ("native", "http2" if secure and not way.upgrades else "reused"):
-            for count in (1, 3):
-                channels = scene.rng.sample(CHANNELS, count)
-                one = way(len(found), channels, scene.ledger, scene.network.open, end=end)
-                found.append(one)
-                nursery.start_soon(one.run)
-    return found
+    async def _settle(self, subscribers: list[Subscriber]) -> None:
+        """Publish something that all must get, and wait until they have it."""
+        await _all_connected(subscribers)
+        for publisher in self.publishers:
+            await publisher.publish()
+        with trio.move_on_after(SETTLES):
+            await until(lambda: not self.ledger.behind())
+        self.ledger.check()
 
 
 async def _all_connected(subscribers: list[Subscriber]) -> None:
@@ -104,14 +139,3 @@ async def _all_connected(subscribers: list[Subscriber]) -> None:
         await until(lambda: all(one.connected for one in subscribers))
     if away := [one.name for one in subscribers if not one.connected]:
         raise BrokenPromise(f"{', '.join(away)} could not connect in {SETTLES:g} s")
-
-
-async def _settle(scene: Scene, subscribers: list[Subscriber]) -> None:
-    """Publish something that all must get, and wait until they have it."""
-    await _all_connected(subscribers)
-    for publisher in scene.publishers:
-        await publisher.publish()
-    with trio.move_on_after(SETTLES):
-        await until(lambda: not scene.ledger.behind())
-    scene.ledger.check()
-    scene.target.check_log()

@@ -9,7 +9,7 @@ import trio
 
 from tests.drill.backends import Batches
 from tests.drill.doors import door_to
-from tests.drill.engines import appending, limited, with_sentinels
+from tests.drill.engines import appending, single, with_sentinels
 from tests.drill.ledger import BrokenPromise
 from tests.drill.nodes import NodesFault, NodesScene
 from tests.drill.target import Target
@@ -20,7 +20,6 @@ _POLICIES = (
     *("volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"),
 )
 _PAUSE = 0.02  # seconds between batches
-_MEMORY = "14mb"  # the load of a round or two; 1 MB is the server's own
 
 
 async def engine_stops(scene: NodesScene) -> None:
@@ -180,10 +179,15 @@ async def full_memory(scene: NodesScene) -> None:
 async def evictions(scene: NodesScene) -> None:
     """The engine evicts keys by a policy: a stream that has lost something begins anew."""
     before = scene.engine.info("evicted_keys")
-    with trio.move_on_after(30):
-        while scene.engine.info("evicted_keys") < before + 5:  # noqa: ASYNC110
-            await trio.sleep(0.05)
-    scene.offsets.counts["evicted"] += scene.engine.info("evicted_keys") - before
+    for share in (0.95, 0.8, scene.rng.uniform(0.3, 0.9)):
+        most = int(scene.engine.info("used_memory") * share)
+        scene.engine.server.call("CONFIG", "SET", "maxmemory", most)
+        await trio.sleep(scene.rng.uniform(0.1, 1))
+    scene.engine.server.call("CONFIG", "SET", "maxmemory", 0)
+    evicted = scene.engine.info("evicted_keys") - before
+    if not evicted:
+        raise BrokenPromise("the engine was to evict keys, and has not")
+    scene.offsets.counts["evicted"] += evicted
 
 
 async def _stop(scene: NodesScene, server: ValkeyServer, seconds: float) -> None:
@@ -226,7 +230,7 @@ ENGINE_FAULTS = (
     *(
         NodesFault(
             evictions,
-            limited(policy, _MEMORY),
+            single("--maxmemory-policy", policy),
             evicts=True,
             called=f"evictions_{policy.replace('-', '_')}",
         )

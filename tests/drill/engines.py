@@ -12,7 +12,9 @@ from typing import cast
 import hiredis
 import trio
 
+from tests.drill.cables import Cable
 from tests.drill.ledger import BrokenPromise
+from tests.drill.places import Place
 from tests.valkey_clusters import ClusterServers, cluster
 from tests.valkey_sentinels import watched
 from tests.valkeys import VALKEY, ValkeyServer, valkey
@@ -29,6 +31,14 @@ class Engine:
     """The first one is the primary at the beginning."""
     sentinels: Sequence[ValkeyServer] = ()
     cluster: ClusterServers | None = None
+    places: Sequence[Place] = ()
+    """Where the nodes run, if anywhere special; the variables of each may give another URL."""
+    cables: Sequence[Cable] = ()
+    """Between the engine and nodes, or between its servers."""
+
+    def place(self, number: int) -> Place:
+        """Where this node runs."""
+        return self.places[number] if self.places else Place()
 
     @property
     def server(self) -> ValkeyServer:
@@ -119,11 +129,6 @@ def appending(fsync: str) -> EnginePlace:
     """One server that appends each change to a file, which it syncs like this."""
     rewrite = ("--auto-aof-rewrite-percentage", "0")  # one file, whose end can be cut off
     return single("--appendonly", "yes", "--appendfsync", fsync, *rewrite)
-
-
-def limited(policy: str, size: str) -> EnginePlace:
-    """One server with so much memory, and what it does when it has no more."""
-    return single("--maxmemory", size, "--maxmemory-policy", policy)
 
 
 @contextmanager

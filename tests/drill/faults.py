@@ -187,7 +187,8 @@ async def descriptors(scene: Scene) -> None:
 
 async def cables(scene: Scene) -> None:
     """The cable is out: no packet comes or goes, and nobody is told. The server lets all go."""
-    await scene.place.pull_cable()
+    assert scene.place.cable is not None
+    await scene.place.cable.pull()
     if scene.rng.random() < 0.5:
         await trio.sleep(scene.rng.uniform(0.1, 2))
     else:
@@ -198,7 +199,7 @@ async def cables(scene: Scene) -> None:
             raise BrokenPromise(
                 f"{left} clients whose peers vanished {DEAD:g} s ago are still there"
             )
-    await scene.place.plug_cable()
+    await scene.place.cable.plug()
     await trio.sleep(scene.rng.uniform(0.5, 1.5))
 
 

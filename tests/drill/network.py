@@ -100,7 +100,8 @@ class Network:
         """Whether everything goes byte by byte."""
         self.cut_within: int | None = None
         """Each new line carries at most so many bytes."""
-        self._address = host, port
+        self.addresses = [(host, port)]
+        """Each line goes to any of them."""
         self._rng = rng
         self._contexts: dict[str, ssl.SSLContext] = {}
         if authority is not None:
@@ -141,7 +142,7 @@ class Network:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             with trio.fail_after(3):
-                await sock.connect(self._address)
+                await sock.connect(self._rng.choice(self.addresses))
         except trio.TooSlowError:
             sock.close()
             raise OSError("no answer") from None

@@ -16,7 +16,6 @@ from tests.drill.engines import Engine, EnginePlace, single
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import Load, Traffic, open_traffic
 from tests.drill.offsets import Offsets
-from tests.drill.places import Place
 from tests.drill.target import GROWTH, Target, until_left
 from tests.drill.truth import wait_agreed
 
@@ -25,7 +24,6 @@ SIZE: Final = 5_000
 KEPT: Final = 1_000
 """Publications that a subscriber must be able to recover."""
 _SETTINGS: Final[Mapping[str, Any]] = {
-    "engine": "valkey",
     "recovery_limit": 10_000,
     "outbox_limit": 8 << 20,
     # The followers share one process: on a busy machine it answers a ping late.
@@ -109,19 +107,14 @@ class NodesDrill:
         targets = [self._target(number, folder, engine) for number in range(fault.count)]
         addresses = [(one.host, one.port) for one in targets]
         async with trio.open_nursery() as nursery:
-            async with trio.open_nursery() as starts:
-                for target in targets:
-                    starts.start_soon(nursery.start, target.run)
-            await trio.sleep(_CONNECTS)
-            for target in targets:
-                target.measure()
+            await start_nodes(targets, nursery)
             async with open_traffic(fault.load, doors_to(addresses, rng), offsets, rng) as traffic:
                 await self._rounds(
                     NodesScene(rng, targets, engine, traffic, offsets, fault.load.names)
                 )
                 traffic.backends.cancel()
-                await wait_agreed(targets, traffic.followers)
-            growth = await _ended(targets)
+                await wait_agreed(targets, traffic.followers, epochs=not fault.evicts)
+            growth = await wait_ended(targets)
             nursery.cancel_scope.cancel()
         self._check(offsets)
         counts = ", ".join(f"{count} {name}" for name, count in offsets.counts.items())
@@ -132,7 +125,9 @@ class NodesDrill:
         own.mkdir()
         settings = {"engine_url": engine.url, "node_name": f"node{number}"}
         command = self.commands[number % len(self.commands)]
-        target = Target(command, Place(), own, **_SETTINGS, **settings, **self.fault.settings)
+        target = Target(
+            command, engine.place(number), own, **_SETTINGS, **settings, **self.fault.settings
+        )
         target.write(history_size=SIZE, history_ttl=3_600)
         return target
 
@@ -156,7 +151,27 @@ class NodesDrill:
             raise BrokenPromise(f"acknowledged, and never delivered: {lost}")
 
 
-async def _ended(targets: Sequence[Target]) -> int:
+def node_on(
+    engine: Engine, number: int, folder: Path, command: Sequence[str], **settings: Any
+) -> Target:
+    """One of several nodes; its files are in a folder of its own inside this one."""
+    own = folder / f"node{number}"
+    own.mkdir()
+    more = {"engine": "valkey", "engine_url": engine.url, "node_name": f"node{number}"}
+    return Target(command, engine.place(number), own, **more, **settings)
+
+
+async def start_nodes(targets: Sequence[Target], nursery: trio.Nursery) -> None:
+    """Start nodes side by side, and have them measured when they have all connections."""
+    async with trio.open_nursery() as starts:
+        for target in targets:
+            starts.start_soon(nursery.start, target.run)
+    await trio.sleep(_CONNECTS)
+    for target in targets:
+        target.measure()
+
+
+async def wait_ended(targets: Sequence[Target]) -> int:
     """Wait until nothing is left of the load; the bytes that the nodes have grown by.
 
     Raises:

@@ -109,7 +109,7 @@ class Offsets:
     def _is_same(self, place: tuple[Stream, int], channel: str, offset: int) -> bool:
         """Whether an event that is there can be at this offset too: in another epoch."""
         (known, _), before = place
-        return self.forks and (known, before) == (channel, offset)
+        return (self.forks or self.evicts) and (known, before) == (channel, offset)
 
     def publisher_of(self, number: int) -> int:
         """Who has attempted this event."""

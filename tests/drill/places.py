@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import trio
 import trustme
 
 from tests.certificates import Authority
+from tests.drill.cables import Cable, island
+from tests.drill.missing import Missing
 
 _FEW = 72  # descriptors: some 15 of the server itself, 32 subscribers, and some that come and go
-
-
-class Missing(Exception):  # noqa: N818  # the fault is skipped
-    """This machine lacks what the place needs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class Place:
     variables: Mapping[str, str] = field(default_factory=dict)
     descriptors: int | None = None
     clock: Path | None = None
-    cable: str = ""
+    cable: Cable | None = None
     authority: Authority | None = None
     """Has issued the server's certificate, if the server speaks TLS."""
     disk: Path | None = None
@@ -51,14 +45,6 @@ class Place:
         new = self.clock.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
         new.replace(self.clock)
-
-    async def pull_cable(self) -> None:
-        """Have all packets dropped."""
-        await trio.run_process(("ip", "link", "set", self.cable, "down"))
-
-    async def plug_cable(self) -> None:
-        """Have packets carried again."""
-        await trio.run_process(("ip", "link", "set", self.cable, "up"))
 
 
 @contextmanager
@@ -131,25 +117,6 @@ def behind_cable(folder: Path) -> Iterator[Place]:
     Raises:
         Missing: that takes root, and `ip`.
     """
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        raise Missing("network namespaces take root, and ip")
-    name, outer, inner = (f"drill{os.getpid()}{end}" for end in ("", "a", "b"))
-    net = f"10.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
-    inside = ("ip", "netns", "exec", name)
-    try:
-        _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        _run("ip", "address", "add", f"{net}.1/24", "dev", outer)
-        _run("ip", "link", "set", outer, "up")
-        _run(*inside, "ip", "address", "add", f"{net}.2/24", "dev", inner)
-        _run(*inside, "ip", "link", "set", inner, "up")
-        yield Place(host=f"{net}.2", prefix=inside, cable=outer)
-    finally:
-        subprocess.run(("ip", "link", "delete", outer), check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(("ip", "netns", "delete", name), check=False, stderr=subprocess.DEVNULL)
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise Missing(f"{' '.join(command)}: {done.stderr.strip()}")
+    with island() as found:
+        (cable,) = found.cables
+        yield Place(host=cable.far, prefix=found.inside, cable=cable)

@@ -25,8 +25,9 @@ from tests.drill.doors import door_to
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import SETTLES, Load, open_traffic
 from tests.drill.losses import SIZE, Witness, lay, left_by, some_losses
+from tests.drill.missing import Missing
 from tests.drill.offsets import Offsets
-from tests.drill.places import Missing, Place
+from tests.drill.places import Place
 from tests.drill.recorder import Unsupported, check_supported
 from tests.drill.target import Target, until
 
