@@ -151,6 +151,21 @@ async def test_foreign_messages_are_dropped(payload: bytes, autojump_clock: Mock
             cluster.network.publish(f"repeater:{channel}".encode(), payload)
         await trio.sleep(1)
         assert await first.parts.control.ask(second.id, Question("echo")) == b" from node2"
+        assert second.parts.control.foreign.count == 2
+
+
+async def test_a_flood_of_foreign_messages_is_logged_once_a_second(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All are counted."""
+    async with open_memory_cluster() as cluster:
+        first = await cluster.start()
+        for _ in range(500):
+            cluster.network.publish(b"repeater:control", b"x")
+            cluster.network.publish(b"repeater:news", b"x")
+        await trio.sleep(0.5)
+        assert caplog.text.count("no member has sent") == 2
+        assert first.parts.control.foreign.count == first.parts.members.foreign.count == 500
 
 
 async def test_a_method_of_the_cluster_itself_checks_what_it_gets(

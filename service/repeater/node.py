@@ -184,6 +184,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             ended=dict(registry.ends),
             limited=dict(self.limited),
             denials=len(self.denials),
+            members=len(self.control.members()),
             refused=self.refused,
             broker_errors=dict(self.broker_errors),
             outage=self.broker.outage(),

@@ -40,6 +40,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Refusals by the setting that caused them, or by `blocked` or `revoked`."""
     denials: int
     """The number of blocked users and revoked tokens that are kept."""
+    members: int
+    """Nodes that this one knows, itself included: workers of its server, or nodes of a cluster."""
     repeater: RepeaterStatistics
     backend: BackendStatistics | None = None
     """None without callbacks."""

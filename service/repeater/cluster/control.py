@@ -27,18 +27,16 @@ from repeater.brokers.control import (
     check_question,
 )
 from repeater.cluster.answers import Answers
+from repeater.cluster.foreign import Foreign
 from repeater.cluster.messages import Ask, Reply, decoded, encode
 from repeater.cluster.roster import MemberRow
 from repeater.errors import BrokerError, ReplyError
-from repeater.log import get_logger
 from repeater.workers.values import AnswerRow, answer_row
 from repeater.workers.values import answer_of as answer_in
 
 if TYPE_CHECKING:
     from repeater.cluster.members import Members
     from repeater.cluster.plane import Plane
-
-_log = get_logger("cluster")
 
 _AGAIN: Final = 0.3  # seconds after which it is asked once more
 _OPEN: Final = 1_024  # questions of this node that are not answered
@@ -75,6 +73,8 @@ class ClusterControl:
         self._plane = plane
         self._members = members
         self._to_all = plane.name("control")
+        self.foreign = Foreign()
+        """Messages that no member has sent."""
         self._own: dict[str, Answerer] = {}
         self._answers = Answers()
         self._asked: deque[Ask] = deque()
@@ -136,7 +136,7 @@ class ClusterControl:
             if asking is not None:
                 asking.settle(found.member, _answer_in(found.answer))
         else:
-            _log.warning("a message that no member has sent", bytes=len(message))
+            self.foreign.note("control", message)
 
     def _take(self, ask: Ask) -> None:
         key = (ask.asker.id, ask.number)

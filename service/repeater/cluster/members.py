@@ -16,6 +16,7 @@ import trio
 
 from repeater import __version__
 from repeater.brokers.control import Member
+from repeater.cluster.foreign import Foreign
 from repeater.cluster.roster import Change, MemberRow, Roster
 from repeater.errors import BrokerError
 from repeater.log import get_logger
@@ -67,6 +68,8 @@ class Members:
             plane.name(one) for one in ("nodes", "node-rows", "lost", "lost-rows", "nodes-version")
         )
         self._news = plane.name("news")
+        self.foreign = Foreign()
+        """News that no script has sent."""
         self._version = ""
         self._since = self._last = 0  # Unix milliseconds of the engine
         self._failed = ""
@@ -122,7 +125,7 @@ class Members:
     def _heard_news(self, message: bytes) -> None:
         version, _, member = message.partition(b" ")
         if not (version.isdigit() and member.isascii()):
-            _log.warning("a message that no member has sent", channel="news", bytes=len(message))
+            self.foreign.note("news", message)
             return
         self._tell(self._roster.left(member.decode(), int(version), trio.current_time()))
 

@@ -112,6 +112,7 @@ def _connections(seen: NodeStatistics) -> Iterator[Metric]:
         limited.add_metric((limit,), times)
     yield limited
     yield _gauge("repeater_denials", "Blocked users and revoked tokens kept.", seen.denials)
+    yield _gauge("repeater_members", "Nodes known here, this one included.", seen.members)
     yield _gauge("repeater_users", "Different users connected now.", seen.users)
     yield _gauge("repeater_backlogged_clients", "Clients with bytes waiting.", seen.backlogged)
     yield _gauge("repeater_backlog_bytes", "Bytes waiting for clients.", seen.backlog_bytes)

@@ -1,0 +1,38 @@
+"""Messages that no member has sent: counted, and logged at a bounded rate.
+
+Whoever can write into the engine can write anything. Nothing of it is repeated in the log.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from repeater.log import get_logger
+
+_log = get_logger("cluster")
+
+_PAUSE = 1.0  # seconds between two lines of the log
+
+
+class Foreign:
+    """Lives inside the part that hears the messages; needs no end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How many there were."""
+        self._logged = -math.inf
+
+    def note(self, channel: str, message: bytes) -> None:
+        """Count a message of a channel; the name of the channel is what it is for."""
+        self.count += 1
+        now = trio.current_time()
+        if now - self._logged >= _PAUSE:
+            self._logged = now
+            _log.warning(
+                "a message that no member has sent",
+                channel=channel,
+                bytes=len(message),
+                so_far=self.count,
+            )
