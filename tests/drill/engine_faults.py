@@ -222,6 +222,13 @@ ENGINE_FAULTS = (
     NodesFault(primary_kills, with_sentinels, forks=True, brief=True),
     NodesFault(lagging_kills, with_sentinels, forks=True),
     NodesFault(forked_kills, with_sentinels, forks=True),
+    NodesFault(
+        forked_kills,
+        with_sentinels,
+        forgets=True,
+        settings={"engine_failover": "strict"},
+        called="strict_kills",
+    ),
     NodesFault(primary_stops, with_sentinels, forks=True),
     NodesFault(failovers, with_sentinels, forks=True),
     NodesFault(replica_kills, with_sentinels),

@@ -121,13 +121,9 @@ class NodesDrill:
         return f"{self.rounds} rounds, {counts}, {growth / 2**20:+.1f} MiB"
 
     def _target(self, number: int, folder: Path, engine: Engine) -> Target:
-        own = folder / f"node{number}"
-        own.mkdir()
-        settings = {"engine_url": engine.url, "node_name": f"node{number}"}
         command = self.commands[number % len(self.commands)]
-        target = Target(
-            command, engine.place(number), own, **_SETTINGS, **settings, **self.fault.settings
-        )
+        more = {**_SETTINGS, **self.fault.settings}
+        target = node_on(engine, number, folder, command, **more)
         target.write(history_size=SIZE, history_ttl=3_600)
         return target
 
