@@ -38,7 +38,9 @@ _log = get_logger("engine")
 _IN_FLIGHT: Final = 8_192
 _BYTES: Final = 8_388_608
 _ONE_HALF: Final = ("commands: ", "bus: ")  # how an outage begins that is of one half
-_LANES: Final = 16  # of all partitions together, but one at least of each
+# Of all partitions together, but one at least of each. One has its script on the way while that of
+# the other is carried out; more would make smaller scripts, which cost both sides more.
+_LANES: Final = 2
 _FIRST_LOOK: Final = 1.0  # seconds after the start in which nobody is told that the engine is down
 _LONGEST: Final = 2**52  # milliseconds; the engine counts no further
 

@@ -117,7 +117,6 @@ class Lanes:
                 ready, self._ready = self._ready, []
                 for lane in ready:
                     self._send(lane, self._next(lane))
-                await trio.lowlevel.checkpoint()
         finally:
             ended = BrokerError("the broker has ended")
             for lane in self._lanes:
