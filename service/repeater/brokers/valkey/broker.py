@@ -41,7 +41,7 @@ _ONE_HALF: Final = ("commands: ", "bus: ")  # how an outage begins that is of on
 # Of all partitions together, but one at least of each. One has its script on the way while that of
 # the other is carried out; more would make smaller scripts, which cost both sides more.
 _LANES: Final = 2
-_FIRST_LOOK: Final = 1.0  # seconds after the start in which nobody is told that the engine is down
+_FIRST_LOOK: Final = 3.0  # seconds after the start in which nobody is told that the engine is down
 _LONGEST: Final = 2**52  # milliseconds; the engine counts no further
 
 
