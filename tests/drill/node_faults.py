@@ -6,6 +6,7 @@ import signal
 
 import trio
 
+from tests.drill import workers
 from tests.drill.nodes import NodesFault, NodesScene
 from tests.drill.target import Target
 
@@ -46,10 +47,17 @@ async def two_kills(scene: NodesScene) -> None:
             nursery.start_soon(kill, node)
 
 
+async def member_kills(scene: NodesScene) -> None:
+    """A worker, which is a node of its own with this engine, is killed, stands still or drains."""
+    some = workers.Workers(scene.nodes[0], scene.rng)
+    await scene.rng.choice((some.kill, some.stop, some.drain))()
+
+
 NODE_FAULTS = (
     NodesFault(node_kills, brief=True),
     NodesFault(node_terms),
     NodesFault(node_stops),
     NodesFault(rolls),
     NodesFault(two_kills, count=3),
+    NodesFault(member_kills, count=1, settings=workers.SETTINGS),
 )

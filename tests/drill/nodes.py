@@ -143,6 +143,8 @@ class NodesDrill:
         """
         if offsets.forgets:
             return  # whoever lacks something was told, or was at a place that differs
+        for name in offsets.behind():
+            raise BrokenPromise(f"{name} never got what was acknowledged")
         if lost := {channel: len(numbers) for channel, numbers in offsets.unplaced().items()}:
             raise BrokenPromise(f"acknowledged, and never delivered: {lost}")
 

@@ -189,8 +189,11 @@ class Target:
     async def clients(self) -> Mapping[str, int]:
         """How many clients, subscriptions and channels it has."""
         async with await self.open() as stream:
-            info = (await call(Http(stream), "info", {}))["nodes"][0]
-        return {name: info[f"num_{name}"] for name in ("clients", "subs", "channels")}
+            nodes = (await call(Http(stream), "info", {}))["nodes"]
+        if "workers" not in self._settings:
+            nodes = nodes[:1]  # others on its engine have their own
+        names = ("clients", "subs", "channels")
+        return {name: sum(one[f"num_{name}"] for one in nodes) for name in names}
 
     async def left(self) -> Mapping[str, int]:
         """What it still has, other than after its start; empty is right."""
