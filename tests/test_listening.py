@@ -21,7 +21,7 @@ from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.clients.client import Client
 from repeater.clients.limits import Place
 from repeater.clients.opening import Opening, begin
-from repeater.clients.plain import Wanted, hear, listening, positions_of
+from repeater.clients.plain import Wanted, listening, positions_of
 from repeater.errors import (
     INSUFFICIENT_STATE,
     PERMISSION_DENIED,
@@ -437,7 +437,6 @@ async def test_a_plain_websocket_ends_with_its_token(
         opening = Opening(name="websocket", kind="plain", place=place, wanted=wanted)
         async with connect(node, transport) as client:
             begin(node, client, opening)
-            await hear(node, client, wanted.channels)
             await trio.sleep(100)
         assert 59 <= trio.current_time() <= 62
         assert transport.closed_with == Disconnect(3005, "connection expired")

@@ -210,7 +210,7 @@ class Client:
         return asked
 
     def subscribe(self, channel: str) -> None:
-        """Hear a channel from now on, without positions, presence, or a broker that holds it."""
+        """Hear a channel from now on, without positions or presence; its broker holds it."""
         subscription = Subscription(self, self.codec)
         subscription.channel = self._home.hub.listen(channel, subscription)
         self.channels[channel] = subscription

@@ -54,8 +54,8 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | None:
     """Make a WebSocket's client what it was admitted as; sync, so that nothing comes between.
 
-    The result is None for a plain subscriber, whose messages are ignored: `plain.hear` does the
-    rest, and answers its request.
+    The result is None for a plain subscriber, whose messages are ignored. One that is ready hears
+    its channels at once; for others `plain.hear` does the rest, and answers the request.
     """
     _arrive(node, client, opening)
     wanted = opening.wanted
@@ -66,6 +66,12 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
         return UnidirectionalSession(node, client)
     if client.end is None:
         client.identify(wanted.grant)
+        if client.ready:
+            client.introduce()
+            if wanted.grant.expire_at:
+                client.expiry_changed()
+            for channel in wanted.channels:
+                client.subscribe(channel)
     return None
 
 

@@ -28,7 +28,7 @@ from repeater.errors import (
     DisconnectError,
     ReplyError,
 )
-from repeater.fanout.recovery import Rooms, Size
+from repeater.fanout.recovery import Room, Rooms, Size
 from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
 from repeater.protocol.sse.event_stream import (
     EVENT_STREAM,
@@ -74,6 +74,18 @@ Greet = Callable[[], Awaitable[None]]
 """Answers the client's request, or queues the answer: from then on its events may be sent."""
 
 
+def holds_at_once(node: ClientNode, channels: Collection[str]) -> bool:
+    """Whether the broker holds these channels without a wait, as one in this process does.
+
+    Then the caller lets a client hear them before it awaits anything; else it goes on with `hear`.
+    """
+    hold = node.broker.hold
+    try:
+        return all(hold(name) is None for name in channels)
+    except BrokerError:
+        return False
+
+
 async def hear(
     node: ClientNode, client: Client, channels: Collection[str], greet: Greet | None = None
 ) -> None:
@@ -95,7 +107,7 @@ async def hear(
 
     if client.end is not None:
         return
-    room = Rooms(node.options.outbox_limit).gathered
+    room = Room(node.options.outbox_limit // 2)
     joinings: list[Joining] = []
     held: list[Answer[None]] = []
     try:

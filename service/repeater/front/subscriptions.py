@@ -16,6 +16,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import begin
+from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
 from repeater.front.request import Request, is_plain, request_of_head
@@ -103,20 +104,19 @@ class Subscriptions:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
             transport = _transport(sock, route)
-            client = Client(self._node.registry, transport, scope, ready=False)
-            first, answer = opening.first, dated(handshake.answer)
-            channels: tuple[str, ...] = ()
-            if opening.wanted is None:
-                client.outbox.send(answer)
+            wanted, late = opening.wanted, None
+            ready = wanted is not None and holds_at_once(self._node, wanted.channels)
+            client = Client(self._node.registry, transport, scope, ready=ready)
+            if ready or wanted is None:
+                client.outbox.send(dated(handshake.answer))
             else:
-                channels = tuple(opening.wanted.channels)
                 transport.refuse = partial(_last_words, request, route)
+                late = websocket.LateAnswer(dated(handshake.answer), tuple(wanted.channels))
             session = begin(self._node, client, opening)
-            serving = websocket.serve(
-                self._node, client, sock, session, received, first, channels, answer
-            )
+            first = opening.first
+            serving = websocket.serve(self._node, client, sock, session, received, first, late)
             # This frame lives as long as its client: no part of the request may stay in it.
-            del request, forwarded, handshake, opening, route, transport, first, channels, answer
+            del request, forwarded, handshake, opening, route, transport, wanted, first, late
             await serving
 
     async def serve_stream(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -36,6 +36,13 @@ _RECEIVE_LITTLE: Final = 4_096  # of one that only listens, or is not connected 
 # only a few frames, so that they are large ones, the next step is four times as large.
 _STEP: Final = 1_024
 _FEW_FRAMES: Final = 4
+
+
+class LateAnswer(NamedTuple):
+    """The answer to a handshake that is given when the channels are held."""
+
+    answer: bytes
+    channels: Collection[str]
 
 
 class WebSocketTransport(SocketTransport):
@@ -69,8 +76,7 @@ async def serve(
     session: Conversation | None,
     received: bytes,
     first: str | bytes = "",
-    channels: Collection[str] = (),
-    answer: bytes = b"",
+    late: LateAnswer | None = None,
 ) -> None:
     """Read until the client leaves or is ended; the socket is gone afterwards.
 
@@ -82,14 +88,13 @@ async def serve(
             subscriber, whose messages are ignored.
         received: The bytes that arrived after the request head.
         first: A message that came with the request itself, before all others.
-        channels: What a plain subscriber hears.
-        answer: The handshake's, sent when these channels are held.
+        late: The answer to the handshake, if that waits for the channels of a plain subscriber.
     """
     try:
-        if session is None:
-            await hear(node, client, channels, partial(greet, client, answer))
-            del channels, answer  # this frame lives as long as its client
-        elif first:
+        if late is not None:
+            await hear(node, client, late.channels, partial(greet, client, late.answer))
+            late = None  # this frame lives as long as its client
+        elif session is not None and first:
             await session.receive(first)
         await _read(node, client, sock, session, received)
     except Exception:
