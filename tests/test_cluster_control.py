@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from repeater.brokers.control import Control, Question, Supervision
+from repeater.brokers.control import Control, Member, Question, Supervision
 from repeater.cluster.answers import Answers
 from repeater.cluster.messages import encode
 from repeater.errors import BrokerError
@@ -166,6 +166,36 @@ async def test_a_flood_of_foreign_messages_is_logged_once_a_second(
         await trio.sleep(0.5)
         assert caplog.text.count("no member has sent") == 2
         assert first.parts.control.foreign.count == first.parts.members.foreign.count == 500
+
+
+async def test_a_node_that_may_not_hear_does_not_start() -> None:
+    """Nobody could ask it anything; it says why, and starts when it may."""
+    with valkey() as server:
+        user = ("ACL", "SETUSER", "default", "resetchannels")
+        server.call(*user, "&repeater:alive*")
+
+        async def carry_out(_asker: Member, _question: Question) -> bytes:
+            return b""
+
+        async with (
+            open_clusters(server.unix_url, 1) as (part,),
+            trio.open_nursery() as nursery,
+        ):
+            started = trio.Event()
+
+            @nursery.start_soon
+            async def start() -> None:
+                await nursery.start(part.control.run, carry_out)
+                started.set()
+
+            with trio.fail_after(10):
+                while "NOPERM" not in part.plane.outage():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert not started.is_set()
+            server.call(*user, "&*")
+            with trio.fail_after(10):
+                await started.wait()
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_method_of_the_cluster_itself_checks_what_it_gets(

@@ -173,6 +173,18 @@ async def test_a_clock_that_is_set_forward_loses_nobody(autojump_clock: MockCloc
         assert [len(node.knows) for node in nodes] == [3, 3, 3]
 
 
+async def test_a_clock_that_is_set_back_hides_no_loss(autojump_clock: MockClock) -> None:
+    """Times of before, which are far ahead then, count as times of now."""
+    async with open_memory_cluster() as cluster:
+        first, second = [await cluster.start() for _ in range(2)]
+        await trio.sleep(20)
+        cluster.ahead = -3_600
+        await second.kill()
+        await trio.sleep(30)
+        assert cluster.settled == [("node2", "node1")]
+        assert first.knows == {"node1"}
+
+
 async def test_a_server_that_hangs_loses_nobody(autojump_clock: MockClock) -> None:
     """What is not answered is no beat."""
     async with open_memory_cluster() as cluster:

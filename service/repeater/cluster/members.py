@@ -158,8 +158,11 @@ class Members:
             task_status: See Trio.
         """
         is_member = False
-        with trio.move_on_after(_PERIOD):  # so that no start begins with a warning
-            if self._plane.outage():
+        if self._plane.outage():
+            with trio.move_on_after(_PERIOD):
+                await self._wake.wait()
+            if why := self._plane.outage():
+                _log.warning("this node waits for the engine", reason=why)
                 await self._wake.wait()
         async with trio.open_nursery() as nursery:
             while True:

@@ -98,11 +98,12 @@ class ClusterPlaces:
         try:
             while True:
                 self._wake = trio.Event()
-                if self._held or self._doubt:
+                # In an outage it is not tried: the end of the outage wakes this task.
+                if (self._held or self._doubt) and not self._plane.outage():
                     try:
                         await (self._write() if self._doubt else self._keep())
                     except BrokerError as error:
-                        _log.warning("users' connections are counted alone", reason=str(error))
+                        _log.warning("users' connections are not counted", reason=str(error))
                         self._doubt = True
                 with trio.move_on_after(_PERIOD):
                     await self._wake.wait()

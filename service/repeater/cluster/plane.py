@@ -27,6 +27,7 @@ _PARTITION: Final = 0
 _AGAIN: Final = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY"})
 """Refusals after which nothing has happened, and a later try may succeed."""
 _PAUSE: Final = 0.05  # seconds between two tries
+_HEAR_AGAIN: Final = 2.0  # seconds after which a subscription that was refused is tried again
 
 Heard = Callable[[bytes], None]
 """Takes one message. Never waits and never fails."""
@@ -89,6 +90,7 @@ class EnginePlane:
         self._takers: dict[bytes, Heard] = {}
         self._told: list[Callable[[], None]] = []
         self._subscribed = False
+        self._unheard = ""
         servers.add(self)
 
     @property
@@ -110,11 +112,16 @@ class EnginePlane:
 
     def outage(self) -> str:
         """See `Plane`."""
-        return self._servers.why(_PARTITION)
+        return self._servers.why(_PARTITION) or self._unheard
 
     async def run(self) -> None:
         """Keep the connections until cancelled."""
-        await self._servers.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._servers.run)
+            while True:
+                await trio.sleep(_HEAR_AGAIN)
+                if self._unheard and not self._servers.why(_PARTITION):
+                    self.up((_PARTITION,))
 
     async def call(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[Part]
@@ -170,12 +177,15 @@ class EnginePlane:
         try:
             self._servers.subscribe(_PARTITION, self._takers, self._confirmed)
         except Lost as error:
-            _log.warning("the control plane does not hear", reason=str(error))
+            self._confirmed(error)
 
     def _confirmed(self, answer: object) -> None:
-        if answer is not None:  # It is tried again when the server is there again.
-            _log.warning("the control plane does not hear", reason=str(answer))
+        if answer is not None:
+            if str(answer) != self._unheard:
+                self._unheard = str(answer)
+                _log.warning("the control plane does not hear", reason=self._unheard)
             return
+        self._unheard = ""
         self._subscribed = True
         for told in self._told:
             told()

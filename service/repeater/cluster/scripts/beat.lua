@@ -33,6 +33,15 @@ local function change()
   redis.call('SET', KEYS[5], whole(version))
 end
 
+-- Times that are further ahead than any can be: the clock was set back.
+local function not_above(key, most)
+  for _, one in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. whole(most), '+inf')) do
+    redis.call('ZADD', key, whole(most), one)
+  end
+end
+not_above(nodes, now + stay)
+not_above(lost, now + tonumber(ARGV[8]))
+
 local until_when = redis.call('ZSCORE', nodes, id)
 local is_new = not until_when
 local is_steady = until_when and now - last <= gap and tonumber(until_when) == last + stay
