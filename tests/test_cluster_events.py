@@ -269,7 +269,7 @@ async def test_a_node_that_was_cut_off(server: ValkeyServer) -> None:
 
 
 async def test_an_outage_and_lost_data(server: ValkeyServer) -> None:
-    """What changes meanwhile is told when it is over; channels that are held are told once more."""
+    """All that is held is told once more, and what is held no more since then is told, too."""
     receiver = Receiver()
     async with telling("one", server, receiver) as one:
         for channel in ("a", "b", "c"):
@@ -287,9 +287,10 @@ async def test_an_outage_and_lost_data(server: ValkeyServer) -> None:
         server.start()
         await one.log.wait("up", "down", "up")
         await settle(one)
+        expected = [*(f"channel_occupied {one}" for one in "bcd"), "channel_vacated a"]
         with trio.fail_after(LOOP_ANSWERS):
             while True:
-                if sorted(unique(receiver)[3:]) == [f"channel_occupied {one}" for one in "bcd"]:
+                if sorted(unique(receiver)[3:]) == expected:
                     break
                 await trio.sleep(0.01)
 
@@ -372,3 +373,24 @@ async def test_an_engine_without_room(
         assert not receiver.events
         server.call("CONFIG", "SET", "maxmemory", "0")
         await heard(receiver, "channel_occupied a")
+
+
+async def test_a_failover_that_loses_a_change(server: ValkeyServer) -> None:
+    """Who told the change finds out, and tells how the channel is now."""
+    ones, twos = Receiver(), Receiver()
+    async with telling("one", server, ones) as one, telling("two", server, twos) as two:
+        one.events.channel_occupied("a")
+        await settle(one)
+        kept = [(key, server.call("DUMP", key)) for key in keys_of(server)]
+        one.events.channel_vacated("a")
+        await settle(one)
+        await heard(ones, "channel_occupied a", "channel_vacated a")
+        for key, value in kept:
+            assert isinstance(value, bytes)
+            server.call("RESTORE", key, 0, value, "REPLACE")
+        two.events.channel_occupied("a")
+        await settle(two)
+        assert twos.events == []
+        one.events._occupancy.up([0])  # type: ignore[union-attr]
+        await settle(one)
+        await heard(ones, "channel_occupied a", "channel_vacated a", "channel_occupied a")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from repeater.cluster.occupancy_lane import CHANNELS, Batch, Keys, Lane
+from repeater.cluster.occupancy_lane import CHANNELS, Batch, Keys, Lane, Told
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.valkey.dial import Waited
@@ -60,15 +60,14 @@ class Occupancy:
 
     def hold(self, channel: str) -> None:
         """Note that a channel has its first listener on this node. Never waits."""
-        self._change(channel, is_held=True)
+        lane = self._lane(self._servers.partition_of(channel))
+        lane.hold(channel)
+        self._send(lane)
 
     def release(self, channel: str) -> None:
         """Note that a channel's last listener on this node is gone. Never waits."""
-        self._change(channel, is_held=False)
-
-    def _change(self, channel: str, *, is_held: bool) -> None:
         lane = self._lane(self._servers.partition_of(channel))
-        lane.change(channel, is_held=is_held)
+        lane.release(channel)
         self._send(lane)
 
     def _lane(self, partition: int) -> Lane:
@@ -122,10 +121,11 @@ class Occupancy:
             lane.failed(batch)
             self._rest(lane, answer)
             return
-        numbers, forgotten = answer
-        self._note_all(lane, batch, numbers)
-        names = (name.decode(errors="replace") for name in forgotten)
-        lane.mention(name for name in names if name not in lane.held)
+        changes = _pairs(answer[0])
+        lane.carried_out(batch, changes)
+        self._note_all(lane, changes)
+        names = (name.decode(errors="replace") for name in answer[1])
+        lane.mention(name for name in names if name not in lane)
         self._go_on(lane)
 
     def _reminded(self, lane: Lane, answer: object) -> None:
@@ -135,9 +135,7 @@ class Occupancy:
             self._rest(lane, answer)
             return
         told = lane.told()
-        for event, number in zip(answer[::2], map(int, answer[1::2]), strict=True):
-            if (event, number) not in told:
-                self._note(lane, event, number)
+        self._note_all(lane, [one for one in _pairs(answer) if one not in told])
         self._go_on(lane)
 
     def _go_on(self, lane: Lane) -> None:
@@ -155,16 +153,13 @@ class Occupancy:
             self._refusal = str(error)
             self._look.set()
 
-    def _note_all(self, lane: Lane, batch: Batch, numbers: Sequence[bytes]) -> None:
-        for event, number in zip(batch.events, numbers, strict=True):
-            if number != b"0":
-                self._note(lane, event, int(number))
-
-    def _note(self, lane: Lane, event: bytes, number: int) -> None:
-        """Have the application told of a change, and then the engine."""
-        kind: EventKind = "channel_occupied" if event[:1] == b"o" else "channel_vacated"
-        channel = event[1:].decode(errors="replace")
-        self._queue.channel_changed(kind, channel, number, partial(self._told, lane, event, number))
+    def _note_all(self, lane: Lane, changes: Sequence[Told]) -> None:
+        """Have the application told of changes, and then the engine."""
+        for event, number in changes:
+            if event:
+                kind: EventKind = "channel_occupied" if event[:1] == b"o" else "channel_vacated"
+                channel, told = event[1:].decode(errors="replace"), partial(self._told, lane)
+                self._queue.channel_changed(kind, channel, number, partial(told, event, number))
 
     def _told(self, lane: Lane, event: bytes, number: int) -> None:
         lane.tell_of(event, number)
@@ -176,7 +171,8 @@ class Occupancy:
         """Say everything anew: the engine may have lost some of it."""
         for partition in partitions:
             if (lane := self._lanes.get(partition)) is not None:
-                self._say_all(lane)
+                lane.mention_all()
+                self._send(lane)
 
     def down(self, partitions: Sequence[int]) -> None:
         """Do nothing: whatever was under way has been told."""
@@ -187,12 +183,8 @@ class Occupancy:
     def say_all(self) -> None:
         """Say everything anew, because another node has taken this one's channels out."""
         for lane in self._lanes.values():
-            self._say_all(lane)
-
-    def _say_all(self, lane: Lane) -> None:
-        lane.in_doubt = True
-        lane.mention(lane.held)
-        self._send(lane)
+            lane.mention_all()
+            self._send(lane)
 
     async def run(self) -> None:
         """Keep alive what is held, until cancelled."""
@@ -205,14 +197,14 @@ class Occupancy:
                 continue
             self._look, pause = trio.Event(), _RENEWAL
             for lane in self._lanes.values():
-                lane.mention(lane.held)
+                lane.forget_old()
+                lane.mention_held()
                 self._send(lane, also_nothing=True)
 
     def release_all(self) -> None:
         """Let go of what is still held. Never waits."""
         for lane in self._lanes.values():
-            for channel in tuple(lane.held):
-                lane.change(channel, is_held=False)
+            lane.release_all()
             self._send(lane)
 
     async def wait_settled(self) -> None:
@@ -232,14 +224,13 @@ class Occupancy:
             lane = self._lane(partition)
             try:
                 while names := await self._held_by(node, lane):
-                    batch = Batch((), [b"v" + name for name in names], ())
+                    batch = Batch({}, (), [(b"v" + name, 0) for name in names])
                     keys, arguments = self._script(lane, batch, node)
                     answer = await self._run(lane, OCCUPANCY, keys, arguments)
-                    self._note_all(lane, batch, answer[0])
+                    self._note_all(lane, _pairs(answer[0]))
                 keys = (lane.keys.telling(node), lane.keys.telling(self._node))
                 events = await self._run(lane, INHERIT, keys, (_KEPT, _EVENTS))
-                for event, number in zip(events[::2], events[1::2], strict=True):
-                    self._note(lane, event, int(number))
+                self._note_all(lane, _pairs(events))
             except (Lost, Refused) as error:
                 lane.in_doubt = True
                 raise BrokerError(f"the engine: {error}") from None
@@ -262,3 +253,8 @@ class Occupancy:
         answer = await waited.answer()
         assert isinstance(answer, list)
         return answer
+
+
+def _pairs(answer: Sequence[bytes]) -> list[Told]:
+    """Events with their numbers, from an answer that has both in one row."""
+    return list(zip(answer[::2], map(int, answer[1::2]), strict=True))

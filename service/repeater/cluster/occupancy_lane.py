@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from repeater.valkey.pipe import Part
 
@@ -21,6 +21,8 @@ CHANNELS: Final = 200
 """Most channels in one script: about 2 ms of the engine."""
 
 _TOLD: Final = 500  # most events in one script that have been told
+
+_LOSABLE: Final = 120_000_000  # microseconds: a replica that is further behind is not promoted
 
 Told = tuple[bytes, int]
 """`o` or `v` with a channel's name, and the number of the change."""
@@ -58,18 +60,20 @@ class Keys:
 class Batch(msgspec.Struct, frozen=True):
     """What goes in one script."""
 
-    channels: Sequence[str]
-    events: Sequence[bytes]
-    """`o` or `v` with a name, of each channel."""
+    channels: Mapping[str, bool]
+    """The channels, and whether the engine has known the node to hold it."""
     told: Sequence[Told]
+    changes: Sequence[Told]
+    """`o`, `v` or `V` with a name, of each channel, and the last number that was told."""
 
     def keys(self, keys: Keys) -> list[bytes]:
         """The keys of the channels."""
-        return [keys.nodes(event[1:]) for event in self.events]
+        return [keys.nodes(event[1:]) for event, _ in self.changes]
 
     def arguments(self) -> list[Part]:
         """What follows the times in the arguments."""
-        return [len(self.told), *(part for one in self.told for part in one), *self.events]
+        pairs = (*self.told, *self.changes)
+        return [len(self.told), *(part for pair in pairs for part in pair)]
 
 
 class Lane:
@@ -79,13 +83,20 @@ class Lane:
         """Hold nothing yet."""
         self.partition = partition
         self.keys = keys
-        self.held: dict[str, None] = {}
         self.is_busy = False
         """Whether a script is under way."""
         self.in_doubt = False
         """Whether the engine may have made this node tell something that it does not know of."""
-        self._changed: dict[str, None] = {}
+        # Each value says whether the engine has known the node to hold the channel.
+        self._held: dict[str, bool] = {}
+        self._changed: dict[str, bool] = {}
         self._told: list[Told] = []
+        # The last numbers of channels, by which the engine finds out that it has lost a change.
+        self._numbers: dict[str, int] = {}
+
+    def __contains__(self, channel: str) -> bool:
+        """Whether this node holds a channel."""
+        return channel in self._held
 
     @property
     def waits(self) -> bool:
@@ -102,17 +113,44 @@ class Lane:
         """Whether the engine knows what this node holds."""
         return not (self._changed or self.is_busy)
 
-    def change(self, channel: str, *, is_held: bool) -> None:
-        """Hold a channel, or hold it no more."""
-        if is_held:
-            self.held[channel] = None
-        else:
-            self.held.pop(channel, None)
-        self._changed[channel] = None
+    def hold(self, channel: str) -> None:
+        """Hold a channel."""
+        self._held[channel] = self._changed.get(channel, False)
+        self._changed.setdefault(channel, False)
+
+    def release(self, channel: str) -> None:
+        """Hold a channel no more."""
+        known = self._held.pop(channel, False)
+        self._changed[channel] = known or self._changed.get(channel, False)
+
+    def release_all(self) -> None:
+        """Hold nothing any more."""
+        for channel in tuple(self._held):
+            self.release(channel)
 
     def mention(self, channels: Iterable[str]) -> None:
         """Say of these channels with the next scripts whether they are held."""
-        self._changed.update(dict.fromkeys(channels))
+        for channel in channels:
+            self._changed.setdefault(channel, False)
+
+    def mention_held(self) -> None:
+        """Say which channels are held, so that they stay so."""
+        self.mention(self._held)
+
+    def mention_all(self) -> None:
+        """Say everything, because the engine may have lost some of it."""
+        self.in_doubt = True
+        self.mention(self._held)
+        self.mention(self._numbers)
+
+    def forget_old(self) -> None:
+        """Forget the numbers of changes that no engine can lose any more."""
+        newest = max(self._numbers.values(), default=0)
+        self._numbers = {
+            channel: number
+            for channel, number in self._numbers.items()
+            if number > newest - _LOSABLE
+        }
 
     def tell_of(self, event: bytes, number: int) -> None:
         """Note that an event has been told, so that the engine forgets it."""
@@ -124,18 +162,28 @@ class Lane:
 
     def take(self) -> Batch:
         """What goes with the next script; maybe nothing."""
-        channels = tuple(islice(self._changed, CHANNELS))
-        for channel in channels:
-            del self._changed[channel]
-        events = [
-            (b"o" if one in self.held else b"v") + one.encode(errors="surrogatepass")
-            for one in channels
-        ]
+        channels = {one: self._changed.pop(one) for one in tuple(islice(self._changed, CHANNELS))}
+        changes = []
+        for channel, known in channels.items():
+            kind = b"o" if channel in self._held else b"V" if known else b"v"
+            number = self._numbers.get(channel, 0)
+            changes.append((kind + channel.encode(errors="surrogatepass"), number))
         told, self._told = self._told[:_TOLD], self._told[_TOLD:]
-        return Batch(channels, events, told)
+        return Batch(channels, told, changes)
+
+    def carried_out(self, batch: Batch, changes: Sequence[Told]) -> None:
+        """Note that the engine knows of a batch, and what was changed by it."""
+        for channel in batch.channels:
+            if channel in self._held:
+                self._held[channel] = True
+        for channel, (event, number) in zip(batch.channels, changes, strict=True):
+            if event:
+                self._numbers.pop(channel, None)
+                self._numbers[channel] = number
 
     def failed(self, batch: Batch) -> None:
         """Send a batch again, as things are then."""
-        self.mention(batch.channels)
+        for channel, known in batch.channels.items():
+            self._changed[channel] = known or self._changed.get(channel, False)
         self._told = [*batch.told, *self._told]
         self.in_doubt = True

@@ -3,14 +3,18 @@
 -- KEYS: the channels that the node holds; what the teller has to tell; then the nodes of each channel.
 -- ARGV: the node, milliseconds for which a hold counts, for which all of it is kept, and for which
 --   the last number of a channel is kept that nobody holds;
---   how many events have been told, then each with its number; then of each channel
---   `o` (the node holds it) or `v` (it does not) with the channel's name.
--- Answers the number of each channel's change, 0 for none; then channels that the node had once and
--- has not mentioned for long.
+--   how many events have been told, then each with its number;
+--   then of each channel `o` (the node holds it), `v` (it does not) or `V` (it does not, but did) with
+--   the channel's name, and the number of the last change that the teller has told.
+-- Answers the event and the number of each channel's change, empty and 0 for none; then channels that
+-- the node had once and has not mentioned for long.
 --
 -- The nodes of a channel have the Unix milliseconds until which their holds count. Under the empty
 -- name is the number of the last change, in microseconds, far above. So all numbers of a channel grow,
 -- also when the engine has forgotten the last one. What is to be told stays until it has been told.
+--
+-- An engine that has lost something may not know a hold that it knew (`V`), or a change that has been
+-- told: then it is told how the channel is now.
 
 local FAR = '100000000000000'
 local held, telling = KEYS[1], KEYS[2]
@@ -39,39 +43,42 @@ for n = 1, told do
   if score and tonumber(score) == tonumber(number) then redis.call('ZREM', telling, event) end
 end
 
-local function change(nodes, event)
-  local last = tonumber(redis.call('ZSCORE', nodes, '') or '0')
-  local number = whole(math.max(last + 1, micros))
-  redis.call('ZADD', nodes, number, '')
-  redis.call('ZADD', telling, number, event)
-  return number
-end
-
 local answers = {}
 for n = 3, #KEYS do
-  local nodes, event = KEYS[n], ARGV[3 + 2 * told + n]
-  local channel = string.sub(event, 2)
+  local nodes, at = KEYS[n], 5 + 2 * told + 2 * (n - 2) - 1
+  local kind, channel = string.sub(ARGV[at], 1, 1), string.sub(ARGV[at], 2)
+  local known_by_teller = tonumber(ARGV[at + 1])
   ours(nodes)
+  local last = tonumber(redis.call('ZSCORE', nodes, '') or '0')
   local known = redis.call('ZSCORE', nodes, node)
-  local answer = '0'
-  if string.sub(event, 1, 1) == 'o' then
+  local event = ''
+  if kind == 'o' then
     local others = redis.call('ZCOUNT', nodes, whole(now), FAR)
     redis.call('ZADD', held, whole(now), channel)
     redis.call('ZADD', nodes, whole(now + lifetime), node)
-    if not known and others == 0 then answer = change(nodes, event) end
+    if not known and others == 0 then event = 'o' .. channel end
   else
     redis.call('ZREM', held, channel)
-    if known then
-      redis.call('ZREM', nodes, node)
-      if redis.call('ZCOUNT', nodes, whole(now), FAR) == 0 then
-        redis.call('ZREMRANGEBYSCORE', nodes, '-inf', FAR)
-        answer = change(nodes, event)
-      end
+    redis.call('ZREM', nodes, node)
+    local was_held = known or (kind == 'V' and not redis.call('ZSCORE', telling, 'v' .. channel))
+    if was_held and redis.call('ZCOUNT', nodes, whole(now), FAR) == 0 then
+      redis.call('ZREMRANGEBYSCORE', nodes, '-inf', FAR)
+      event = 'v' .. channel
     end
+  end
+  if event == '' and known_by_teller > last then
+    event = (redis.call('ZCOUNT', nodes, whole(now), FAR) > 0 and 'o' or 'v') .. channel
+  end
+  local number = '0'
+  if event ~= '' then
+    number = whole(math.max(last + 1, known_by_teller + 1, micros))
+    redis.call('ZADD', nodes, number, '')
+    redis.call('ZADD', telling, number, event)
   end
   local is_held = redis.call('ZCOUNT', nodes, '-inf', FAR) > 0
   redis.call('PEXPIRE', nodes, is_held and kept or remembered)
-  answers[n - 2] = answer
+  answers[#answers + 1] = event
+  answers[#answers + 1] = number
 end
 redis.call('PEXPIRE', held, kept)
 redis.call('PEXPIRE', telling, kept)
