@@ -245,6 +245,9 @@ def _bytes_of(value: object) -> bytes:
             return b"-%b\r\n" % str(value).encode()
         case Push():
             return b">%d\r\n%b" % (len(value.words), b"".join(map(_bytes_of, value.words)))
+        case dict():
+            parts = [part for pair in value.items() for part in pair]
+            return b"%%%d\r\n%b" % (len(value), b"".join(map(_bytes_of, parts)))
         case list():
             return b"*%d\r\n%b" % (len(value), b"".join(map(_bytes_of, value)))
     raise AssertionError(f"no answer: {value!r}")
