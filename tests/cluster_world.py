@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -28,7 +28,6 @@ from repeater.access.http_client import make_client
 from repeater.backend.delivery import open_events
 from repeater.backend.options import CallbackOptions
 from repeater.brokers.control import Member, Question
-from repeater.brokers.receipts import settled
 from repeater.cluster import occupancy, presence
 from repeater.cluster.events import ClusterEvents, open_cluster_events
 from repeater.cluster.opening import open_cluster
@@ -48,7 +47,9 @@ _STEPS: Final = 30
 # A third of what they are, so that a world is shorter.
 _LIFETIME: Final = 20.0
 _RENEWAL: Final = 8.0
-_SETTLING: Final = 55.0  # seconds: a dead node is lost after 10 to 26, and done with 30 later at most
+_SETTLING: Final = (
+    55.0  # seconds: a dead node is lost after 10 to 26, and done with 30 later at most
+)
 _ALONE: Final = 25.0  # seconds between a loss of data and the death of a node: one fault at a time
 _LATEST: Final = 3_000.0  # seconds after which a world that does not end is given up
 _OPTIONS: Final = CallbackOptions(
@@ -189,7 +190,7 @@ class WorldNode:
         self.clients[client][channel] = info
         try:
             with trio.fail_after(5):
-                await settled(self._presence.add(channel, info))
+                await self._presence.add(channel, info).wait()
         except (BrokerError, trio.TooSlowError):
             if channel in self.clients.get(client, {}):
                 await self._leave(client, channel)
@@ -218,10 +219,23 @@ class WorldNode:
         return any(channel in channels for channels in self.clients.values())
 
     async def members(self, channel: str) -> dict[str, ClientInfo]:
-        return dict(await settled(self._presence.members(channel)))
+        return dict(await self._presence.members(channel).wait())
 
     async def count(self, channel: str) -> tuple[int, int]:
-        return await settled(self._presence.count(channel))
+        return await self._presence.count(channel).wait()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the engine knows the node and its channels: else nobody could know its death."""
+        occupancy = self._events._occupancy
+        assert occupancy is not None
+        lanes = occupancy._lanes.values()
+        known: Any = self.world.network.valkey.data.get(b"repeater:nodes", ())
+        return (
+            not self._presence._servers.why(0)
+            and all(lane.is_settled and not lane.in_doubt for lane in lanes)
+            and self._events._me.id.encode() in known
+        )
 
     async def leave(self) -> None:
         self._scope.cancel("the node ends")
@@ -245,7 +259,7 @@ class World:
         self._started = self._named = 0
         self._died: set[str] = set()
         self._unreachable: set[str] = set()
-        self._whole_since = 0.0
+        self._whole_since = self._stayed_until = 0.0
         self._nursery: trio.Nursery
 
     async def open(self, address: Address, greeting: object) -> trio.abc.Stream:
@@ -351,7 +365,8 @@ class World:
     async def _fail_over(self) -> bool:
         """The replica takes over, mostly without the last writes."""
         lost = self.rnd.choice((0, 1, 5, 20))
-        if self._died <= self.application.lost:  # One fault at a time.
+        # One fault at a time: whoever told of what is lost is still there.
+        if self._died <= self.application.lost and trio.current_time() > self._stayed_until:
             self._whole_since = trio.current_time() + _ALONE
         else:
             lost = 0
@@ -370,7 +385,10 @@ class World:
     async def _kill(self) -> bool:
         if len(self._nodes) < 2 or trio.current_time() < self._whole_since:
             return False
-        node = self._nodes.pop(self.rnd.randrange(len(self._nodes)))
+        node = self.rnd.choice(self._nodes)
+        if not node.is_known:
+            return False
+        self._nodes.remove(node)
         self._died.add(node.name)
         await node.kill()
         return True
@@ -382,6 +400,7 @@ class World:
         await trio.sleep(5)
         node = self._nodes.pop(self.rnd.randrange(len(self._nodes)))
         await node.leave()
+        self._stayed_until = trio.current_time() + 60
         return True
 
     async def _start_one(self) -> bool:
@@ -406,7 +425,9 @@ class World:
 
     async def _check(self) -> None:
         connected = {
-            client: set(channels) for node in self._nodes for client, channels in node.clients.items()
+            client: set(channels)
+            for node in self._nodes
+            for client, channels in node.clients.items()
         }
         online = {client: channels for client, (_, channels) in self.application.online.items()}
         assert online == connected
@@ -438,3 +459,22 @@ def run_world(seed: int) -> World:
                 error = error.exceptions[0]
             raise error from group
     return world
+
+
+def sums(worlds: Iterable[World]) -> dict[str, int]:
+    """What happened in some worlds, in all."""
+    of: Counter[str] = Counter()
+    for world in worlds:
+        of["worlds"] += 1
+        of.update(world.happened)
+    return dict(of)
+
+
+def first_failure(seeds: range) -> tuple[int, str] | None:
+    """The first of some worlds in which the promise is broken, and how; None if it holds."""
+    for seed in seeds:
+        try:
+            run_world(seed)
+        except AssertionError as error:
+            return seed, str(error)
+    return None

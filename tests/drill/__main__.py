@@ -20,7 +20,7 @@ from tests.drill.nodes import NodesDrill
 from tests.drill.partitions import PARTITIONS
 from tests.drill.power import PowerDrill
 from tests.drill.ways import WaysDrill
-from tests.drill.worlds import PlaneWorldsDrill, WorldsDrill
+from tests.drill.worlds import ClusterWorldsDrill, PlaneWorldsDrill, WorldsDrill
 from tests.processes import SERVE
 
 
@@ -108,7 +108,11 @@ def main(
     ]
     entries += [
         Entry(one.name, str(one.__doc__), one.run, f"--worlds {worlds}")
-        for one in (WorldsDrill(seed, worlds), PlaneWorldsDrill(seed, worlds))
+        for one in (
+            WorldsDrill(seed, worlds),
+            PlaneWorldsDrill(seed, worlds),
+            ClusterWorldsDrill(seed, worlds),
+        )
     ]
     if unknown := set(names) - {one.name for one in entries}:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: see --list")

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Final, TypeVar
 
-from tests import plane_world, valkey_world
+from tests import cluster_world, plane_world, valkey_world
 from tests.drill.ledger import BrokenPromise
 
 World = TypeVar("World")
@@ -54,6 +54,24 @@ class PlaneWorldsDrill:
         return _run_all(self.seed, self.worlds, _run_some_planes)
 
 
+@dataclass(frozen=True)
+class ClusterWorldsDrill:
+    """Nodes that die, end and are cut off from a Valkey that fails over: presence and events."""
+
+    name: ClassVar[str] = "cluster_worlds"
+
+    seed: int
+    worlds: int
+
+    def run(self) -> str:
+        """What was checked, in one line.
+
+        Raises:
+            BrokenPromise: presence, or what the application knows, has stayed wrong.
+        """
+        return _run_all(self.seed, self.worlds, _run_some_clusters)
+
+
 def _run_all(first: int, worlds: int, run_some: Callable[[Sequence[int]], dict[str, int]]) -> str:
     seeds = range(first, first + worlds)
     parts = [seeds[start : start + _TOGETHER] for start in range(0, worlds, _TOGETHER)]
@@ -72,6 +90,10 @@ def _run_some_streams(seeds: Sequence[int]) -> dict[str, int]:
 
 def _run_some_planes(seeds: Sequence[int]) -> dict[str, int]:
     return plane_world.sums(_each(seeds, plane_world.run_world))
+
+
+def _run_some_clusters(seeds: Sequence[int]) -> dict[str, int]:
+    return cluster_world.sums(_each(seeds, cluster_world.run_world))
 
 
 def _each(seeds: Sequence[int], run_world: Callable[[int], World]) -> list[World]:

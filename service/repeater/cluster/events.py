@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _log = get_logger("events")
 
 _PARTITION: Final = 0  # where runs and lost nodes are noted
-_KEPT: Final = 86_400  # seconds for which they are
+_KEPT: Final = 86_400_000  # milliseconds for which they are
 _AGAIN: Final = 1.0  # seconds before a run is noted once more
 _GOODBYE: Final = 2.0  # seconds
 
@@ -126,7 +126,7 @@ class ClusterEvents:
         """Tell that a node was lost. The engine knows it until the application has accepted it."""
         key = self._key("el", self._me.id)
         await self._answer("HSET", key, run, node)
-        await self._answer("EXPIRE", key, _KEPT)
+        await self._answer("PEXPIRE", key, _KEPT)
         self._queue.node_lost(node, run, partial(self._ask, "HDEL", key, run))
 
     def _key(self, kind: str, node: str) -> bytes:
