@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import trio
 
-from repeater.config import Settings, WorkerPlace
+from repeater.config import CurrentSettings, Settings, WorkerPlace
 from repeater.errors import open_service_nursery
 from repeater.front.listeners import open_all
 from repeater.front.worker_listeners import WorkerListeners
@@ -88,7 +88,9 @@ async def _work(
     async with open_service_nursery() as nursery:
         nursery.start_soon(exchange.attach, ours, number, _must_not_be_given_up)
         async with open_worker_link(its) as link, AsyncExitStack() as stack:
-            opened = open_server(settings, **_parts(link, settings))
+            current = CurrentSettings(settings)
+            parts = await stack.enter_async_context(_parts(link, current, number))
+            opened = open_server(settings, current=current, **parts)
             with patch("repeater.serving.server.worker_place", lambda: place):
                 server = await stack.enter_async_context(opened)
             task_status.started(server)
