@@ -19,6 +19,8 @@ _POLICIES = (
     *("allkeys-lru", "allkeys-lfu", "allkeys-random"),
     *("volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"),
 )
+_CUT = "client_output_buffer_limit_disconnections"
+_LIMIT = "client-output-buffer-limit"
 _PAUSE = 0.02  # seconds between batches
 
 
@@ -40,6 +42,20 @@ async def client_kills(scene: NodesScene) -> None:
         for kind in scene.rng.choice((("pubsub",), ("normal",), ("pubsub", "normal"))):
             scene.engine.server.call("CLIENT", "KILL", "TYPE", kind)
         await trio.sleep(scene.rng.uniform(0.01, 1))
+
+
+async def slow_readers(scene: NodesScene) -> None:
+    """A node stands still until the engine ends its bus, since it reads too slowly."""
+    stands, other = scene.rng.sample(scene.nodes, 2)
+    before = scene.engine.info(_CUT)
+    scene.engine.server.call("CONFIG", "SET", _LIMIT, "pubsub 100kb 0 0")
+    stands.send(signal.SIGSTOP)
+    with trio.move_on_after(15):
+        while scene.engine.info(_CUT) == before:
+            await _publish_at(scene, other, 1)
+    stands.send(signal.SIGCONT)
+    scene.offsets.counts["cut"] += scene.engine.info(_CUT) - before
+    scene.engine.server.call("CONFIG", "SET", _LIMIT, "pubsub 32mb 8mb 60")
 
 
 async def forgetful_kills(scene: NodesScene) -> None:
@@ -216,6 +232,7 @@ ENGINE_FAULTS = (
     NodesFault(engine_stops),
     NodesFault(script_flushes),
     NodesFault(client_kills, brief=True),
+    NodesFault(slow_readers),
     NodesFault(forgetful_kills, forgets=True),
     NodesFault(appended_kills, appending("always")),
     NodesFault(cut_files, appending("everysec"), forks=True),
