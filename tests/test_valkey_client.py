@@ -9,10 +9,14 @@ import pytest
 import trio
 import trio.testing
 
+from repeater.valkey.cluster import Cluster
+from repeater.valkey.dial import Greeting
+from repeater.valkey.member import Member
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.servers import Listener, Servers, answer_from
-from repeater.valkey.url import parse_url
+from repeater.valkey.single import SinglePrimary
+from repeater.valkey.url import Address, parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.valkeys import PROGRAMS, VALKEY, Program, ValkeyServer, valkey
 
@@ -276,3 +280,25 @@ async def test_a_loss_is_told_to_callbacks_before_the_listener(server: ValkeySer
         server.kill()
         await log.wait("up", "down")
     assert news[:2] == ["Lost", "down"]
+
+
+FORMS: tuple[list[object], ...] = (
+    *([], [None], [b"c"], [[], b"x"]),
+    *([b"c", 7], [7, b"x"], [b"{5n3}c", b"x", b"y"]),
+)
+
+
+@pytest.mark.parametrize("url", ["valkey://host", "valkey+cluster://host"])
+async def test_a_push_of_another_form_is_nothing(url: str) -> None:
+    """Whatever a server pushes, the process goes on."""
+    servers = open_servers([parse_url(url)])
+    owner: SinglePrimary | Member
+    if isinstance(servers, Cluster):
+        owner = Member(Address("host", 1), Greeting(), servers, timeout=1)
+    else:
+        assert isinstance(servers, SinglePrimary)
+        owner = servers
+    for kind in (b"message", b"smessage", b"sunsubscribe", b"subscribe", b"", None, 7):
+        for rest in FORMS:
+            owner.push([kind, *rest])
+    owner.push([])

@@ -62,9 +62,9 @@ class Layout:
                             )
                     nursery.cancel_scope.cancel("a server has answered")
                 except (Lost, Refused) as error:
-                    failures.append(f"{address}: {error}")
+                    failures.append(str(error))
                 except trio.TooSlowError:
-                    failures.append(f"{address}: no answer")
+                    failures.append("no answer in time")
 
             for one in some:
                 nursery.start_soon(ask, one)

@@ -97,16 +97,17 @@ class Member:
 
     def push(self, message: list[object]) -> None:
         """Give a message to its taker."""
-        kind, channel = message[0], message[1]
-        assert isinstance(channel, bytes)
+        if len(message) != 3 or type(channel := message[1]) is not bytes:
+            return
+        kind, payload = message[0], message[2]
         partition = self._cluster.partition_at(self.primary, channel)
         if partition is None:
             return
         taker = partition.subscriptions.takers.get(channel)
         if taker is None:
             return
-        if kind == b"smessage":
-            taker(message[2])  # type: ignore[arg-type]
+        if kind == b"smessage" and type(payload) is bytes:
+            taker(payload)
         elif kind == b"sunsubscribe" and partition.is_up:
             # Nobody asked for it: the slot has moved. The server knows where to.
             self._cluster.unsubscribed([partition])

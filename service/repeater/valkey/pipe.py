@@ -203,7 +203,7 @@ class Pipe:
         for _ in range(_PARSED):
             try:
                 answer = gets()
-            except hiredis.ProtocolError as error:
+            except (hiredis.ProtocolError, TypeError) as error:  # or a map with a list as a key
                 raise trio.BrokenResourceError(f"not an answer of a server: {error}") from None
             if answer is _MORE:
                 return False

@@ -93,7 +93,7 @@ class Sentinels:
                 found = _address_in(await where.answer())
                 poll.take(found, _epoch_in(await state.answer()))
         except (Lost, Refused) as error:
-            poll.fail(f"{address}: {error}")
+            poll.fail(str(error))
 
 
 class _Poll:

@@ -123,9 +123,11 @@ class SinglePrimary:
 
     def push(self, message: list[object]) -> None:
         """Give a message to its taker; what was unsubscribed from meanwhile has none."""
-        if message[0] == self._message:
-            _, channel, payload = message
-            taker = self._subscriptions.takers.get(channel)  # type: ignore[call-overload]
+        if len(message) != 3 or message[0] != self._message:
+            return
+        _, channel, payload = message
+        if type(channel) is bytes and type(payload) is bytes:  # as they always are
+            taker = self._subscriptions.takers.get(channel)
             if taker is not None:
                 taker(payload)
 
