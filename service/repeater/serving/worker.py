@@ -13,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from repeater.serving.worker_process import Start
 
 _log = get_logger("server")
+
+_DIVIDED: Final = ("connections", "connection_rate", "connection_burst")
 
 
 def run_worker(place: WorkerPlace, load: Load) -> int:
@@ -142,10 +144,16 @@ def _say_nothing(_server: Server) -> None:
 
 
 def _share(settings: Settings, number: int, workers: int) -> Settings:
-    """The settings with this worker's share of what all workers may do together."""
+    """The settings with this worker's share of what all workers may do together.
+
+    Where the engine is shared nobody counts over the workers of one machine, so each admits its
+    part of what is counted in all.
+    """
     lines = settings.node_options().connection_log_limit
     share = lines // workers + (number <= lines % workers)
     own: dict[str, object] = {"connection_log_limit": share}
     if settings.engine_in_force == "valkey":
         own["node_name"] = f"{settings.node}-{number}"
+        divided = {name: -(-getattr(settings.limits, name) // workers) for name in _DIVIDED}
+        own["limits"] = settings.limits.model_copy(update=divided)
     return settings.model_copy(update=own)
