@@ -34,7 +34,7 @@ from tests.memory_network import Fates
 USERS: Final = ("ann", "bob", "cho")
 FATES: Final = Fates(lost=0.05, doubled=0.05, late=0.05)
 _ALL_HEARD: Final = 4.0  # seconds of its own cuts after which the others may take a node for lost
-_SETTLING: Final = 45.0  # seconds: a duty that failed is tried again after 30
+_SETTLING: Final = 60.0  # seconds: a duty whose node died is another one's after 30, and may take 5
 _LATEST: Final = 3_000.0  # seconds after which a world that does not end is given up
 _FOREVER: Final = 10**9
 

@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from repeater.brokers.control import Control, Member, Question, Supervision
 from repeater.cluster.answers import Answers
-from repeater.cluster.messages import encode
+from repeater.cluster.denial_log import Change
+from repeater.cluster.messages import Ask, Reply, decoded, encode
+from repeater.cluster.roster import MemberRow
 from repeater.errors import BrokerError
 from repeater.testing import check_control
 from repeater.testing.control_bench import Controls
+from repeater.workers.values import AnswerRow
 from tests.clusters import open_clusters
 from tests.memory_clusters import MemoryCluster, open_memory_cluster
 from tests.memory_network import Fates
@@ -208,6 +212,23 @@ async def test_a_method_of_the_cluster_itself_checks_what_it_gets(
             for body in (b"", b"\xc1", encode([1]), encode([1, "", "", b"user", b"a b"])):
                 with pytest.raises(BrokerError, match="cannot be read"):
                     await first.parts.control.ask(second.id, Question(method, body))
+
+
+def test_messages_of_a_later_version_are_read() -> None:
+    """Arrays only grow at the end, and maps by names: two versions run side by side."""
+    me = Member("a", "host", "a", 1)
+    ask, reply = Ask(7, me, "echo", b"hi"), Reply(7, "b", AnswerRow(b"yes"))
+    for message in (ask, reply):
+        later = msgspec.msgpack.decode(encode(message))
+        assert decoded(encode([*later, "more"])) == message
+    longer = {**msgspec.structs.asdict(me), "more": 1}
+    assert decoded(encode([1, 7, longer, "echo", b"hi"])) == ask
+    row = MemberRow("a", "host", 1, "2.0", "digest")
+    assert msgspec.msgpack.decode(encode([*msgspec.structs.astuple(row), 1]), type=MemberRow) == row
+    change = Change(1, "mark", "", b"user ann", b"0 0")
+    assert (
+        msgspec.msgpack.decode(encode([*msgspec.structs.astuple(change), 1]), type=Change) == change
+    )
 
 
 # The answers that are kept.
