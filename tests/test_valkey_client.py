@@ -283,8 +283,13 @@ async def test_a_loss_is_told_to_callbacks_before_the_listener(server: ValkeySer
 
 
 FORMS: tuple[list[object], ...] = (
-    *([], [None], [b"c"], [[], b"x"]),
-    *([b"c", 7], [7, b"x"], [b"{5n3}c", b"x", b"y"]),
+    [],
+    [None],
+    [b"c"],
+    [[], b"x"],
+    [b"c", 7],
+    [7, b"x"],
+    [b"{5n3}c", b"x", b"y"],
 )
 
 

@@ -1,0 +1,194 @@
+"""The client of a cluster whose servers contradict each other, or are not there: faked servers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import hiredis
+import pytest
+import trio
+
+from repeater.valkey import cluster as cluster_module
+from repeater.valkey.cluster import Cluster
+from repeater.valkey.dial import Greeting
+from repeater.valkey.pipe import Lost, packed
+from repeater.valkey.slots import slot_of, tags
+from repeater.valkey.url import Address
+from tests.deadlines import LOOP_ANSWERS
+from tests.test_valkey_client import Heard
+from tests.test_valkey_cluster import States
+from tests.valkeys import valkey
+
+PARTITION = 7
+SLOT = slot_of(tags()[PARTITION])
+KEY = f"{{{tags()[PARTITION]}}}key"
+
+
+class FakeServer:
+    """Answers as a server of a cluster does, and as the test says."""
+
+    def __init__(self, layout: Callable[[], bytes]) -> None:
+        self.layout = layout
+        self.port = 0
+        self.moved_to: int | None = None
+        """Where it says that `PARTITION` is; None: here."""
+        self.subscribed = 0
+        """How often somebody wanted to subscribe to that partition."""
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        reader = hiredis.Reader()
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():  # nobody tells
+                reader.feed(bytes(data))
+                while (command := reader.gets()) is not False:  # nobody tells
+                    await stream.send_all(self.answer(command))
+
+    def answer(self, command: list[bytes]) -> bytes:
+        name = command[0]
+        if name == b"HELLO":
+            return b"%0\r\n"
+        if name == b"PING":
+            return b"+PONG\r\n"
+        if name == b"ROLE":
+            return b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"
+        if name == b"CLUSTER":
+            return self.layout()
+        text = b"{%s}" % tags()[PARTITION].encode()
+        if self.moved_to is not None and text in command[1]:
+            self.subscribed += name == b"SSUBSCRIBE"
+            return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, self.moved_to)
+        if name == b"SSUBSCRIBE":
+            return b"".join(_push(b"ssubscribe", one) for one in command[1:])
+        if name == b"SPUBLISH":
+            return b":1\r\n"
+        return b"$4\r\nhere\r\n" if name == b"GET" else b":0\r\n"
+
+
+def _push(kind: bytes, channel: bytes) -> bytes:
+    return b">3\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n:1\r\n" % (len(kind), kind, len(channel), channel)
+
+
+def slots(*ports: int) -> bytes:
+    """The layout: equal shares of the slots."""
+    rows = []
+    for number, port in enumerate(ports):
+        first, last = 16_384 * number // len(ports), 16_384 * (number + 1) // len(ports) - 1
+        rows.append(b"*3\r\n:%d\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % (first, last, port))
+    return b"*%d\r\n" % len(rows) + b"".join(rows)
+
+
+@asynccontextmanager
+async def fakes(number: int) -> AsyncIterator[list[FakeServer]]:
+    """Servers of which only the first has partitions, as all of them say."""
+    found: list[FakeServer] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(number):
+            server = FakeServer(lambda: slots(found[0].port))
+            start = partial(trio.serve_tcp, server.serve, 0, host="127.0.0.1")
+            (listener,) = await nursery.start(start)
+            server.port = listener.socket.getsockname()[1]
+            found.append(server)
+        yield found
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client_of(port: int, states: States, timeout: float = 0.2) -> AsyncIterator[Cluster]:
+    client = Cluster([Address("127.0.0.1", port)], Greeting(), prefix="test", timeout=timeout)
+    client.add(states)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_counts_more_than_the_layout_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A partition stays where its server says, though the layout is older for a while."""
+    monkeypatch.setattr(cluster_module, "_LAYOUT_WANTED", 0.05)
+    states, answers = States(), Heard()
+    async with fakes(2) as (first, second), client_of(first.port, states) as client:
+        await states.wait()
+        states.news.clear()
+        first.moved_to = second.port
+        client.ask(PARTITION, packed("GET", KEY), answers)
+        await answers.wait(b"here")
+        await states.wait_news(("down", PARTITION), ("up", PARTITION))
+        await trio.sleep(0.3)
+        assert len(states.news) == 2
+        assert client.statistics().primaries == 2
+        assert client.outage() == ""
+
+
+async def test_servers_that_name_each_other_are_asked_in_turns() -> None:
+    """They are asked every 50 ms until they agree; what was asked meanwhile is answered then."""
+    states, answers = States(), Heard()
+    async with fakes(2) as (first, second), client_of(first.port, states, 2.0) as client:
+        await states.wait()
+        first.moved_to, second.moved_to = second.port, first.port
+        client.ask(PARTITION, packed("GET", KEY), answers)
+        await trio.sleep(0.8)
+        assert answers.all == []
+        assert PARTITION not in states.up_now
+        assert 2 < first.subscribed + second.subscribed <= 50
+        second.moved_to = None
+        await answers.wait(b"here")
+        await states.wait()
+
+
+async def test_a_move_to_a_server_that_is_not_there_is_an_outage() -> None:
+    """After twice the timeout what waits is told so, and the layout counts again."""
+    states, answers = States(), Heard()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        await states.wait()
+        first.moved_to = 1  # Nothing listens there.
+        client.ask(PARTITION, packed("GET", KEY), answers)
+        await answers.wait_number(1)
+        assert isinstance(answers.all[0], Lost)
+        assert client.outage().startswith("1 of 128 partitions: ")
+        first.moved_to = None
+        await states.wait()
+        assert client.outage() == ""
+
+
+async def test_a_server_without_partitions_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections are closed some time after its last use."""
+    monkeypatch.setattr(cluster_module, "_LAYOUT_WANTED", 0.05)
+    monkeypatch.setattr(cluster_module, "_LAYOUT", 0.1)
+    monkeypatch.setattr(cluster_module, "_TRUSTED", 0.1)
+    monkeypatch.setattr(cluster_module, "_UNUSED", 0.2)
+    states = States()
+    async with fakes(2) as (first, second), client_of(first.port, states) as client:
+        await states.wait()
+        first.layout = lambda: slots(second.port)
+        with trio.fail_after(LOOP_ANSWERS):
+            while {one.port for one in client._members} != {second.port}:  # noqa: ASYNC110  # nobody tells
+                await trio.sleep(0.02)
+        await states.wait()
+        assert client.statistics().primaries == 1
+
+
+async def test_slots_of_nobody_are_an_outage() -> None:
+    """Partitions without a primary are not there; the others are."""
+    states = States()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        first.layout = lambda: slots(first.port, first.port).replace(b"*2\r\n", b"*1\r\n", 1)
+        await states.wait(up=64)
+        assert client.outage() == (
+            "64 of 128 partitions: no server of the cluster has this partition"
+        )
+        first.layout = lambda: slots(first.port)
+        await states.wait()
+
+
+async def test_a_server_that_is_not_of_a_cluster_is_named_so() -> None:
+    """The outage says what the server said."""
+    with valkey() as server:
+        async with client_of(server.port, States()) as client:
+            with trio.fail_after(LOOP_ANSWERS):
+                while "cluster support disabled" not in client.outage():  # noqa: ASYNC110  # nobody tells
+                    await trio.sleep(0.02)
