@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
+from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.cluster import presence
+from repeater.cluster.opening import open_cluster
 from repeater.cluster.presence import ClusterPresence, open_cluster_presence
 from repeater.errors import BrokerError
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import ClientInfo
 from repeater.random_id import random_id
 from repeater.testing import check_presence_store
 from repeater.valkey.opening import open_servers
+from repeater.valkey.servers import Servers
 from repeater.valkey.url import parse_url
+from tests.conversation import Talk, talking
 from tests.deadlines import LOOP_ANSWERS
 from tests.test_valkey_client import Log, connected
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
@@ -304,3 +312,62 @@ async def test_an_end_without_an_engine(hasty: None) -> None:
             server.pause()
             start = trio.current_time()
         assert trio.current_time() - start < LOOP_ANSWERS
+
+
+OPEN = NodeOptions(
+    insecure=True,
+    channel=ChannelOptions(presence=True, join_leave=True, force_push_join_leave=True),
+)
+
+
+@asynccontextmanager
+async def whole_node(server: ValkeyServer) -> AsyncIterator[Node]:
+    """A node of a cluster, with all parts that it has in the engine."""
+
+    def servers() -> Servers:
+        return open_servers([parse_url(server.unix_url)])
+
+    async with (
+        open_cluster(servers()) as cluster,
+        open_cluster_presence(servers(), cluster.members.me.id) as store,
+        open_node(
+            OPEN,
+            broker=ValkeyBroker(servers()),
+            presence=store,
+            control=cluster.control,
+            denials=cluster.denials,
+        ) as node,
+    ):
+        yield node
+
+
+def pushes(talk: Talk, kind: str) -> list[Any]:
+    """What came of this kind, unasked."""
+    sent = [json.loads(one) for one in talk.transport.sent]
+    return [one["push"][kind] for one in sent if kind in one.get("push", ())]
+
+
+@pytest.mark.parametrize("how", ["with the node", "just before"])
+async def test_a_node_that_ends_announces_leaves(server: ValkeyServer, how: str) -> None:
+    """Clients of the other nodes hear that its clients have left, once each."""
+    async with whole_node(server) as one, talking(one) as talk:
+        await talk.subscribe("c")
+        async with whole_node(server) as two, talking(two) as other:
+            await other.subscribe("c")
+            with trio.fail_after(LOOP_ANSWERS):
+                while True:
+                    if len(pushes(talk, "join")) == 2:
+                        break
+                    await trio.sleep(0.01)
+            await trio.sleep(0.2)
+            gone = other.client.id
+            if how == "with the node":
+                await two.shut_down()
+        with trio.fail_after(LOOP_ANSWERS):
+            while True:
+                if pushes(talk, "leave"):
+                    break
+                await trio.sleep(0.01)
+        await trio.sleep(0.2)
+        assert [one["info"]["client"] for one in pushes(talk, "leave")] == [gone]
+        assert list(await one.presence_store.members("c").wait()) == [talk.client.id]  # type: ignore[union-attr]

@@ -282,6 +282,9 @@ class Node(UserConnections, ChannelOperations, Overview):
             with trio.move_on_after(
                 min(options.publish_timeout, options.shutdown_timeout * _BROKER_UNTIL)
             ):
+                if any(one.server != self.control.me.server for one in self.control.members()):
+                    # Other servers' clients hear it now, or never: the broker ends first.
+                    await self.attendance.announce_leaves(tuple(self.registry.clients))
                 await self.broker.finish()
             self._broker_scope.cancel("the node is shutting down")
             await self._broker_ended.wait()

@@ -69,6 +69,18 @@ class Announcements:
         if held is not None and held.subscription is subscription:
             await self._announce(self._held.pop(_key(subscription)))
 
+    async def leave_at_once(self, subscription: Subscription) -> None:
+        """Announce a leave now if the join was announced, and never a join that is held."""
+        self._held.pop(_key(subscription), None)
+        if subscription.arrived:
+            await self._announce(_Change(trio.current_time(), subscription, joined=False))
+
+    async def flush_leaves(self) -> None:
+        """Announce the leaves that are held."""
+        for change in tuple(self._held.values()):
+            if not change.joined and self._held.pop(_key(change.subscription), None) is not None:
+                await self._announce(change)
+
     def leave(self, subscription: Subscription) -> None:
         """Announce a leave soon if the join was announced; else take the held join away."""
         if subscription.arrived:

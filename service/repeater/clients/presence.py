@@ -25,6 +25,7 @@ from repeater.log import get_logger
 if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
     from repeater.brokers.receipts import Answer
+    from repeater.clients.client import Client
     from repeater.clients.subscription import Subscription
 
 _log = get_logger("presence")
@@ -110,6 +111,19 @@ class Attendance:
     async def announce_at_once(self, subscription: Subscription) -> None:
         """Announce a join that is held now, because its client is about to publish."""
         await self._announcements.join_at_once(subscription)
+
+    async def announce_leaves(self, clients: Sequence[Client]) -> None:
+        """Announce now that these clients leave all their channels. Cancelled, some are announced.
+
+        For a node that ends beside others: its broker ends before its clients do.
+        """
+        for client_id, channel in tuple(self._leaving):
+            self.depart(client_id, channel)
+        await self._announcements.flush_leaves()
+        for client in clients:
+            for subscription in tuple(client.channels.values()):
+                await self._announcements.leave_at_once(subscription)
+            await trio.lowlevel.checkpoint()
 
     def leave_soon(self, subscription: Subscription) -> None:
         """Queue the departure of a `noticed` subscription."""
