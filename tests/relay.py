@@ -25,7 +25,7 @@ class Relay:
         """Have connections go on."""
         self._open.set()
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
         """Carry bytes until cancelled."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
