@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+import pytest
 import trio
 
 from repeater.access.grants import Denial
@@ -133,6 +134,7 @@ def refused(*servers: ValkeyServer) -> list[object]:
     return [one for server in servers for one in cast("list[object]", server.call("ACL", "LOG"))]
 
 
+@pytest.mark.slow
 @each_program
 async def test_a_node_works_with_the_least_rights(program: Program) -> None:
     """Everything that a node does, and the server has refused nothing."""
@@ -144,6 +146,7 @@ async def test_a_node_works_with_the_least_rights(program: Program) -> None:
         assert refused(server) == []
 
 
+@pytest.mark.slow
 async def test_the_rights_in_a_cluster() -> None:
     """The same with the commands of a cluster; no server has refused anything."""
     with cluster() as servers:
@@ -152,6 +155,7 @@ async def test_the_rights_in_a_cluster() -> None:
         assert refused(*servers.all) == []
 
 
+@pytest.mark.slow
 async def test_the_rights_on_sentinels() -> None:
     """Sentinels tell the page's user where the primary is."""
     with watched() as watch:

@@ -26,9 +26,9 @@ from repeater import open_subscriber
 from repeater.config.settings import Settings
 from repeater.valkey.pipe import Part
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.nginx import NGINX, nginx
 from tests.processes import ServerProcess, serving
 from tests.serving import Peer
-from tests.test_nginx import NGINX, nginx
 from tests.valkeys import VALKEY, ValkeyServer, calls, require, short_folder
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "cluster"
@@ -181,6 +181,7 @@ async def event_stream(site: Site, channel: str) -> AsyncIterator[Peer]:
         yield peer
 
 
+@pytest.mark.slow
 async def test_two_nodes_are_one_server(postgresql: str, tmp_path: Path) -> None:
     """The comments application is one on both; a node that is killed costs nobody an event."""
     async with open_site(postgresql, tmp_path) as site:
