@@ -42,18 +42,20 @@ def storm_of_two(peer: Peer, *, clients: int, channels: Sequence[str]) -> Turn:
         started(peer) as child,
         _other_node(peer, child) as dying,
         Herd(dying.port) as herd,
-        contextlib.closing(Publisher(child.port, peer.entry(channels))) as publisher,
     ):
-        herd.watch(publisher)
         herd.come([greeting(name) for name in names], at_once=AT_ONCE)
         epochs = dict(zip(names, map(epoch_of, herd.received()), strict=True))
-        publish(publisher, 0, BEFORE)
-        herd.wait_for(event_mark(BEFORE - 1), PATIENCE)
-        dying.kill()
-        herd.vanish()
-        publish(publisher, BEFORE, MISSED)
-        herd.go_to(child.port)
-        return come_back(child, herd, publisher, [greeting(one, epochs[one]) for one in names])
+        # Not before: the server closes a connection on which nothing is asked for some seconds.
+        with contextlib.closing(Publisher(child.port, peer.entry(channels))) as publisher:
+            herd.watch(publisher)
+            publish(publisher, 0, BEFORE)
+            herd.wait_for(event_mark(BEFORE - 1), PATIENCE)
+            dying.kill()
+            herd.vanish()
+            publish(publisher, BEFORE, MISSED)
+            herd.go_to(child.port)
+            returning = [greeting(name, epochs[name]) for name in names]
+            return come_back(child, herd, publisher, returning)
 
 
 @contextlib.contextmanager
