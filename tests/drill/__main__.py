@@ -22,6 +22,7 @@ from tests.drill.power import PowerDrill
 from tests.drill.ways import WaysDrill
 from tests.drill.worlds import ClusterWorldsDrill, PlaneWorldsDrill, WorldsDrill
 from tests.processes import SERVE
+from tests.valkeys import REDIS, VALKEY
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Entry:
 @click.option("--list", "listing", is_flag=True, help="Name the faults, and make none.")
 @click.option("--command", default=shlex.join(SERVE), help="Starts the server.")
 @click.option("--beside", default="", help="Starts every other node, as another version does.")
+@click.option("--redis", is_flag=True, help="Debian's Redis is the engine of several nodes.")
 @click.option("--brief", is_flag=True, help="Only the shortest of the faults of several nodes.")
 @click.option("--durable", is_flag=True, help="It must keep its events when it is ended.")
 def main(
@@ -59,6 +61,7 @@ def main(
     listing: bool,
     command: str,
     beside: str,
+    redis: bool,
     brief: bool,
     durable: bool,
 ) -> None:
@@ -100,8 +103,8 @@ def main(
         Entry(
             one.name,
             str(one.make.__doc__),
-            NodesDrill(one, rounds, deliveries, seed, commands).run,
-            f"--rounds {rounds} --deliveries {deliveries}",
+            NodesDrill(one, rounds, deliveries, seed, commands, REDIS if redis else VALKEY).run,
+            f"--rounds {rounds} --deliveries {deliveries}" + " --redis" * redis,
         )
         for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS, *PARTITIONS)
         if one.brief or not brief

@@ -82,7 +82,7 @@ def _follows(server: ClusterServer) -> bool:
 
 
 CLUSTER_FAULTS = (
-    NodesFault(slot_moves, clustered(replicas=False)),
+    NodesFault(slot_moves, clustered(replicas=False), count=3),
     NodesFault(slot_moves_and_flushes, clustered(replicas=False), brief=True),
     NodesFault(cluster_kills, clustered(replicas=True), forks=True),
 )

@@ -17,7 +17,7 @@ from tests.drill.ledger import BrokenPromise
 from tests.drill.places import Place
 from tests.valkey_clusters import ClusterServers, cluster
 from tests.valkey_sentinels import watched
-from tests.valkeys import VALKEY, ValkeyServer, valkey
+from tests.valkeys import Program, ValkeyServer, valkey
 
 _HEALS = 30.0  # seconds until Sentinels have all servers in their places again
 
@@ -102,8 +102,8 @@ class Engine:
         )
 
 
-EnginePlace = Callable[[Path], AbstractContextManager[Engine]]
-"""Starts an engine for the time of a block."""
+EnginePlace = Callable[[Path, Program], AbstractContextManager[Engine]]
+"""Starts an engine of this program for the time of a block; it may use the folder."""
 
 
 def _role(server: ValkeyServer) -> bytes:
@@ -115,14 +115,14 @@ def _role(server: ValkeyServer) -> bytes:
 
 
 @contextmanager
-def _single(*options: str, folder: Path) -> Iterator[Engine]:
-    with valkey(VALKEY, *options) as server:
+def _single(options: Sequence[str], folder: Path, program: Program) -> Iterator[Engine]:
+    with valkey(program, *options) as server:
         yield Engine(server.url, (server,))
 
 
 def single(*options: str) -> EnginePlace:
     """One server, with these options."""
-    return lambda folder: _single(*options, folder=folder)
+    return partial(_single, options)
 
 
 def appending(fsync: str) -> EnginePlace:
@@ -132,18 +132,15 @@ def appending(fsync: str) -> EnginePlace:
 
 
 @contextmanager
-def _with_sentinels(folder: Path, *, replicas: int, down_after: int) -> Iterator[Engine]:
-    with watched(VALKEY, replicas=replicas, down_after=down_after) as found:
+def with_sentinels(folder: Path, program: Program) -> Iterator[Engine]:
+    """A primary, a replica, and three Sentinels."""
+    with watched(program) as found:
         yield Engine(found.url, found.servers, found.sentinels)
 
 
-with_sentinels: EnginePlace = partial(_with_sentinels, replicas=1, down_after=500)
-"""A primary, a replica, and three Sentinels."""
-
-
 @contextmanager
-def _clustered(folder: Path, *, replicas: bool) -> Iterator[Engine]:
-    with cluster(VALKEY, replicas=replicas) as found:
+def _clustered(folder: Path, program: Program, *, replicas: bool) -> Iterator[Engine]:
+    with cluster(program, replicas=replicas) as found:
         yield Engine(found.url, found.all, cluster=found)
 
 

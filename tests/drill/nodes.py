@@ -15,9 +15,11 @@ from tests.drill.doors import doors_to
 from tests.drill.engines import Engine, EnginePlace, single
 from tests.drill.ledger import BrokenPromise
 from tests.drill.load import Load, Traffic, open_traffic
+from tests.drill.missing import Missing
 from tests.drill.offsets import Offsets
 from tests.drill.target import GROWTH, Target, until_left
 from tests.drill.truth import wait_agreed
+from tests.valkeys import VALKEY, Program
 
 SIZE: Final = 5_000
 """Publications that a channel keeps: more than come while a node is away."""
@@ -87,6 +89,8 @@ class NodesDrill:
     seed: int
     commands: Sequence[Sequence[str]]
     """Start the nodes, in turn."""
+    program: Program = VALKEY
+    """The engine's."""
 
     def run(self) -> str:
         """What was checked, in one line.
@@ -95,9 +99,11 @@ class NodesDrill:
             BrokenPromise: alone or in a group.
             Missing: this machine lacks what the fault needs.
         """
+        if not self.program.path:
+            raise Missing(f"{self.program} is not installed")
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            with self.fault.engine(folder) as engine:
+            with self.fault.engine(folder, self.program) as engine:
                 return trio.run(self._run, folder, engine)
 
     async def _run(self, folder: Path, engine: Engine) -> str:

@@ -18,13 +18,13 @@ from tests.drill.engines import Engine
 from tests.drill.nodes import NodesFault, NodesScene
 from tests.drill.places import Place
 from tests.valkey_sentinels import watched
-from tests.valkeys import LOCAL, VALKEY, Program, valkey
+from tests.valkeys import LOCAL, Program, valkey
 
 _OPEN = ("--protected-mode", "no")
 
 
 @contextmanager
-def nodes_on_islands(folder: Path) -> Iterator[Engine]:
+def nodes_on_islands(folder: Path, program: Program) -> Iterator[Engine]:
     """One server; each of two nodes has an island.
 
     Raises:
@@ -34,13 +34,13 @@ def nodes_on_islands(folder: Path) -> Iterator[Engine]:
         islands = [stack.enter_context(island(2, number)) for number in range(2)]
         links = [one.cables[1] for one in islands]
         hosts = (LOCAL, *(one.near for one in links))
-        server = stack.enter_context(valkey(VALKEY, "--bind", *hosts, *_OPEN))
+        server = stack.enter_context(valkey(program, "--bind", *hosts, *_OPEN))
         places = [_place(one, f"valkey://{one.cables[1].near}:{server.port}") for one in islands]
         yield Engine(server.url, (server,), places=places, cables=links)
 
 
 @contextmanager
-def primary_on_island(folder: Path) -> Iterator[Engine]:
+def primary_on_island(folder: Path, program: Program) -> Iterator[Engine]:
     """The primary and one of two nodes have an island; replica and Sentinels are on the mainland.
 
     Raises:
@@ -49,10 +49,10 @@ def primary_on_island(folder: Path) -> Iterator[Engine]:
     with island(2) as found:
         link = found.cables[1]
         script = folder / "valkey-on-island"
-        script.write_text(f'#!/bin/sh\nexec {shlex.join((*found.inside, VALKEY.path))} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {shlex.join((*found.inside, program.path))} "$@"\n')
         script.chmod(0o700)
-        first = Program(VALKEY.name, str(script))
-        with watched(VALKEY, *_OPEN, hosts=(link.far, link.near), first=first) as servers:
+        first = Program(program.name, str(script))
+        with watched(program, *_OPEN, hosts=(link.far, link.near), first=first) as servers:
             places = [_place(found, servers.url), Place()]
             yield Engine(
                 servers.url, servers.servers, servers.sentinels, places=places, cables=(link,)

@@ -23,6 +23,7 @@ from tests.drill.ledger import Ledger
 from tests.drill.network import Network
 from tests.drill.nodes import node_on, start_nodes, wait_ended
 from tests.drill.target import KEPT, Publisher, Target
+from tests.valkeys import VALKEY
 
 _NODES = 2
 
@@ -47,7 +48,7 @@ class WaysDrill:
         """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            with single()(folder) as engine:
+            with single()(folder, VALKEY) as engine:
                 return trio.run(self._run, folder, engine)
 
     async def _run(self, folder: Path, engine: Engine) -> str:
