@@ -112,6 +112,26 @@ async def test_what_gathers_goes_together() -> None:
         assert bench.lanes.scripts == 2
 
 
+async def test_one_at_a_time_waits_for_no_others() -> None:
+    """Behind a script of one submission the next one is sent at once; behind more, they gather."""
+    async with running() as bench:
+        bench.put("1")
+        await wait_all_tasks_blocked()
+        bench.engine.tells[0]([b"1 e"])
+        bench.put("2", "3")
+        assert bench.names() == [b"2"]
+        bench.engine.tells[1]([b"2 e"])
+        bench.put("4")
+        assert len(bench.engine.asked) == 2
+        await wait_all_tasks_blocked()
+        assert bench.names() == [b"3", b"4"]
+        bench.engine.tells[2]([b"3 e", b"4 e"])
+        bench.put("5")
+        assert len(bench.engine.asked) == 3
+        await wait_all_tasks_blocked()
+        bench.engine.tells[3]([b"5 e"])
+
+
 async def test_options_are_sent_once_for_all_that_share_them() -> None:
     """A script says how much is kept where that changes, not with each publication."""
     async with running() as bench:

@@ -58,11 +58,13 @@ Ask = Callable[[int, bytes, "Tell"], None]
 class _Lane:
     """One lane. Lives inside `Lanes`."""
 
-    __slots__ = ("busy", "partition", "waiting")
+    __slots__ = ("alone", "busy", "partition", "waiting")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.waiting: deque[Submission] = deque()
+        self.alone = False
+        """Whether the last script had one submission: then the next one waits for no others."""
         self.busy = False
         """Whether a script is under way, or is to be sent in this pass of the loop."""
 
@@ -100,7 +102,11 @@ class Lanes:
         lane.waiting.append(submission)
         self._window.take(submission.weight)
         if not lane.busy:
-            self._make_ready(lane)
+            if lane.alone:
+                lane.busy = True
+                self._send(lane, self._next(lane))
+            else:
+                self._make_ready(lane)
 
     def _make_ready(self, lane: _Lane) -> None:
         lane.busy = True
@@ -144,6 +150,7 @@ class Lanes:
                 arguments += (b"o", *kept)
             arguments += one.instructions
         self.scripts += 1
+        lane.alone = len(batch) == 1
         ask = partial(self._ask, lane.partition)
         try:
             PUBLISH.ask(ask, keys, arguments, partial(self._answered, lane, batch))
