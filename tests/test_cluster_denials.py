@@ -288,6 +288,20 @@ async def test_without_the_engine_nothing_is_changed(autojump_clock: MockClock) 
         assert first.denied == second.denied == {ANN.key: ANN}
 
 
+async def test_a_full_engine_changes_nothing(autojump_clock: MockClock) -> None:
+    """Neither is anybody blocked nor is a block lifted, anywhere."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await first.deny(ANN)
+        cluster.network.valkey.refusing = "OOM command not allowed when used memory > 'maxmemory'."
+        for denial in (BOB, LIFTED):
+            with pytest.raises(BrokerError, match="OOM"):
+                await first.deny(denial)
+        cluster.network.valkey.refusing = ""
+        third = await cluster.start()
+        assert first.denied == second.denied == third.denied == {ANN.key: ANN}
+
+
 async def test_denials_survive_the_loss_of_all_data(autojump_clock: MockClock) -> None:
     """Nodes write them anew, and who starts later has them."""
     async with open_memory_cluster() as cluster:

@@ -269,6 +269,21 @@ async def test_an_engine_that_lost_its_data_knows_all_again(autojump_clock: Mock
         assert cluster.settled == []
 
 
+async def test_a_full_engine_loses_nobody_and_forgets_nobody(autojump_clock: MockClock) -> None:
+    """It refuses beats, and the goodbye as a whole: the node is lost when there is room again."""
+    async with open_memory_cluster() as cluster:
+        first, second, third = [await cluster.start() for _ in range(3)]
+        await trio.sleep(20)
+        cluster.network.valkey.refusing = "OOM command not allowed when used memory > 'maxmemory'."
+        await trio.sleep(30)
+        assert [len(node.knows) for node in (first, second, third)] == [3, 3, 3]
+        await third.leave()
+        cluster.network.valkey.refusing = ""
+        await trio.sleep(30)
+        assert first.knows == second.knows == {"node1", "node2"}
+        assert [lost for lost, _ in cluster.settled] == ["node3"]
+
+
 async def test_foreign_keys_are_replaced(autojump_clock: MockClock) -> None:
     """A key of another type is not a node's: members begin anew."""
     async with open_memory_cluster() as cluster:

@@ -91,6 +91,7 @@ class EnginePlane:
         self._told: list[Callable[[], None]] = []
         self._subscribed = False
         self._unheard = ""
+        self._quiet_until = 0.0
         servers.add(self)
 
     @property
@@ -154,16 +155,22 @@ class EnginePlane:
     def tell(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Part]) -> None:
         """See `Plane`."""
         try:
-            script.ask(self._ask, keys, arguments, _note_refusal)
+            script.ask(self._ask, keys, arguments, self._note_refusal)
         except Lost:
             return
 
     def send(self, channel: bytes, message: bytes) -> None:
         """See `Plane`."""
         try:
-            self._ask(packed(self._servers.publish, channel, message), _note_refusal)
+            self._ask(packed(self._servers.publish, channel, message), self._note_refusal)
         except Lost as error:
             raise BrokerError(f"the engine is not there: {error}") from None
+
+    def _note_refusal(self, answer: object) -> None:
+        """Log a refusal that nobody waits for: a server that is full refuses many."""
+        if isinstance(answer, Refused) and trio.current_time() >= self._quiet_until:
+            self._quiet_until = trio.current_time() + 1
+            _log.warning("the engine refuses", reason=str(answer))
 
     # What the servers tell.
 
@@ -195,8 +202,3 @@ class EnginePlane:
 
     async def wait_room(self) -> None:
         """Nothing here waits: each message is taken at once."""
-
-
-def _note_refusal(answer: object) -> None:
-    if isinstance(answer, Refused):
-        _log.warning("the engine refuses", reason=str(answer))

@@ -28,14 +28,15 @@ local function wider(old, new)
   return before .. ' ' .. last
 end
 
+-- A server that is full refuses the first write and allows removals: so the version comes first.
+local before = redis.call('HGET', KEYS[2], 't') or ''
+local number = (tonumber(redis.call('HGET', KEYS[2], 'n') or '') or 0) + 1
+redis.call('HSET', KEYS[2], 'n', number, 't', ARGV[3], '#' .. number, ARGV[3])
+redis.call('HDEL', KEYS[2], '#' .. (number - 1000))
 if value == '' then
   redis.call('HDEL', KEYS[1], name)
 else
   value = wider(redis.call('HGET', KEYS[1], name) or '', value)
   redis.call('HSET', KEYS[1], name, value)
 end
-local before = redis.call('HGET', KEYS[2], 't') or ''
-local number = (tonumber(redis.call('HGET', KEYS[2], 'n') or '') or 0) + 1
-redis.call('HSET', KEYS[2], 'n', number, 't', ARGV[3], '#' .. number, ARGV[3])
-redis.call('HDEL', KEYS[2], '#' .. (number - 1000))
 return {number, before, value}
