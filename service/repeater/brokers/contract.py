@@ -53,6 +53,20 @@ class EngineStatistics(msgspec.Struct, frozen=True):
     """How often one was left, by what was the matter: `commands`, `bus`, or its `role`."""
     down: Sequence[str] = ()
     """The halves that are not there now, `commands` and `bus`, as far as that is known."""
+    waiting: int = 0
+    """Submissions that are not answered yet."""
+    scripts: int = 0
+    """Scripts that were sent for submissions so far."""
+    held: int = 0
+    """Channels whose events come, those without listeners included."""
+    reads: int = 0
+    """Streams that were read since messages were missing, or may have been."""
+    forks: int = 0
+    """Streams among them that a failover had numbered twice."""
+    ruptures: int = 0
+    """Streams whose listeners were told that publications are missing."""
+    foreign: int = 0
+    """Keys, entries and messages that no node has written."""
 
 
 class BrokerStatistics(msgspec.Struct, frozen=True):

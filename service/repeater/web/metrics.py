@@ -164,6 +164,13 @@ def engine_metrics(seen: EngineStatistics) -> Iterator[Metric]:
     for reason in ("commands", "bus", "role"):
         losses.add_metric((reason,), seen.losses.get(reason, 0))
     yield losses
+    yield _gauge("repeater_engine_waiting", "Submissions that wait for a script.", seen.waiting)
+    yield _count("repeater_engine_scripts", "Scripts sent for submissions.", seen.scripts)
+    yield _gauge("repeater_engine_held_channels", "Channels whose events come.", seen.held)
+    yield _count("repeater_engine_reads", "Streams read, as messages were missing.", seen.reads)
+    yield _count("repeater_engine_forks", "Streams that were numbered twice.", seen.forks)
+    yield _count("repeater_engine_ruptures", "Streams with publications lost.", seen.ruptures)
+    yield _count("repeater_engine_foreign", "What no server has written.", seen.foreign)
 
 
 def _journal(seen: JournalStatistics) -> Iterator[Metric]:

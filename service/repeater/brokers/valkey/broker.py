@@ -222,21 +222,25 @@ class ValkeyBroker:
         why = self._servers.outage()
         return why if not why or why.startswith(_ONE_HALF) else f"commands and bus: {why}"
 
-    @property
-    def scripts(self) -> int:
-        """Scripts that were sent to publish."""
-        return self._lanes.scripts
-
-    @property
-    def foreign(self) -> int:
-        """What was found in the engine that no node has written."""
-        return self._lanes.foreign + self._engine.foreign + self._bus.statistics().foreign
-
     def statistics(self) -> BrokerStatistics:
-        """The connections; nothing is kept here."""
+        """The connections, and what went through them; nothing is kept here."""
         seen, halves = self._servers.statistics(), self.outage().partition(":")[0]
-        down = [half for half in ("commands", "bus") if half in halves]
-        return BrokerStatistics(engine=EngineStatistics(seen.primaries, seen.up, seen.losses, down))
+        bus = self._bus.statistics()
+        return BrokerStatistics(
+            engine=EngineStatistics(
+                seen.primaries,
+                seen.up,
+                seen.losses,
+                down=[half for half in ("commands", "bus") if half in halves],
+                waiting=self._window.count,
+                scripts=self._lanes.scripts,
+                held=bus.held,
+                reads=bus.reads,
+                forks=bus.forks,
+                ruptures=bus.ruptures,
+                foreign=self._lanes.foreign + self._engine.foreign + bus.foreign,
+            )
+        )
 
 
 class _Start:
