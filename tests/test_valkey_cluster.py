@@ -193,6 +193,32 @@ async def test_a_slot_that_never_finishes_to_move_is_refused_in_the_end(
         servers.end_move(slot, target)
 
 
+async def never(*_arguments: object) -> None:
+    await trio.sleep_forever()
+
+
+async def test_a_slot_that_moves_in_silence_is_subscribed_to_where_it_is(
+    servers: ClusterServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks for anything: the server says that it hands on no messages any more."""
+    partition = 17
+    slot = slot_of(tags()[partition])
+    states, told, heard = States(), Heard(), Heard()
+    async with connected(servers.url, states) as client:
+        await states.wait()
+        assert isinstance(client, Cluster)
+        monkeypatch.setattr(client._layout, "read", never)
+        channel = key_in(client, partition, "quiet")
+        client.subscribe(partition, {channel: heard}, told)
+        await told.wait(None)
+        states.news.clear()
+        target = next(one for one in servers.primaries if one is not servers.owner(slot))
+        servers.move(slot, target)
+        await states.wait_news(("down", partition), ("up", partition))
+        target.call("SPUBLISH", channel, "x")
+        await heard.wait(b"x")
+
+
 async def test_a_subscription_made_while_a_partition_moves_is_kept(
     servers: ClusterServers,
 ) -> None:

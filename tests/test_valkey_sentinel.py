@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from repeater.valkey.opening import open_servers
+from repeater.valkey.sentinel import _epoch_in, _Poll
 from repeater.valkey.servers import answer_from
-from repeater.valkey.url import parse_url
+from repeater.valkey.url import Address, parse_url
 from tests.processes import starts_processes
 from tests.test_valkey_client import Heard, Log, connected
 from tests.valkey_sentinels import NAME, Watched, watched
@@ -53,6 +54,34 @@ async def test_one_sentinel_is_enough_but_slower(servers: Watched) -> None:
         sentinel.kill()
     async with connected(servers.url) as client:
         assert await answer_from(client, 0, "ECHO", "here") == b"here"
+
+
+def test_most_votes_count_else_the_newest() -> None:
+    """A Sentinel that was cut off names the primary of an older epoch."""
+    old, new = Address("old", 1), Address("new", 1)
+    poll = _Poll(3)
+    poll.take(new, 7)
+    poll.take(old, 6)
+    assert not poll.decided.is_set()
+    poll.fail("refused")
+    assert poll.decided.is_set()
+    assert (poll.most, poll.newest) == (None, new)
+    poll = _Poll(3)
+    poll.take(old, 6)
+    poll.take(new, 7)
+    poll.take(old, 6)
+    assert poll.decided.is_set()
+    assert poll.most == old
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[b"name", b"main", b"config-epoch", b"3"], {b"name": b"main", b"config-epoch": b"3"}],
+)
+def test_an_epoch_is_read_from_a_list_or_a_map(answer: object) -> None:
+    """Redis 6 answers the one, others the other; what is neither is the oldest."""
+    assert _epoch_in(answer) == 3
+    assert _epoch_in([b"config-epoch", b"x"]) == _epoch_in(None) == 0
 
 
 async def test_no_sentinel_is_an_outage() -> None:

@@ -177,9 +177,9 @@ class Cluster:
 
     def _give_up(self, partitions: Sequence[Partition], member: Member) -> None:
         """A move to a server that cannot be reached is an outage."""
-        self.disconnected(
-            [one for one in partitions if one.is_moving and one.primary is member.primary]
-        )
+        late = [one for one in partitions if one.is_moving and one.primary is member.primary]
+        if late:
+            self.disconnected(late)
 
     def _member(self, address: Address) -> Member:
         member = self._members.get(address)
