@@ -216,6 +216,14 @@ async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
         assert (await say(client, 5, subscribe={"channel": "news"}))["subscribe"]["recoverable"]
 
 
+async def test_info_leaves_out_who_does_not_answer(engine: ValkeyServer) -> None:
+    """A node that died some seconds ago does not keep the others from being seen."""
+    async with two({"engine_url": engine.unix_url}) as (one, other):
+        other.node.control._carry_out = None  # type: ignore[attr-defined]  # as if it were dead
+        nodes = (await call(one, "info"))["result"]["nodes"]
+        assert [node["name"] for node in nodes] == ["one"]
+
+
 class Told:
     """A back end that takes events: what it was told, and by which node."""
 

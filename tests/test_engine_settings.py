@@ -62,7 +62,7 @@ def test_defaults() -> None:
         ({"engine_url": "valkey+cluster://a,b/3"}, "engine_url: a cluster has no database numbers"),
         (
             {"engine_shards": ["valkey://a", "valkey://b:x"]},
-            "engine_shards: shard 2: the port of b is no number",
+            "engine_shards: shard 2: a port is not a number",
         ),
         ({"engine_shards": ["valkey://a", "redis://a"]}, "engine_shards: two of them are the same"),
         (
@@ -89,11 +89,18 @@ def test_mistakes(more: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     "more", [{"engine_url": URL}, {"engine_shards": ["valkey://a"]}, {"engine_prefix": "mine"}]
 )
-@pytest.mark.parametrize("engine", [None, "memory", "sqlite"])
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
 def test_settings_of_another_engine(more: dict[str, Any], engine: str | None) -> None:
     """A server that would not use them says so: its nodes would not be one cluster."""
     assert mistake(engine=engine, **more) == f'{next(iter(more))}: needs the engine "valkey"'
     load_settings(engine=engine, engine_prefix="repeater", engine_url="", engine_shards="")
+
+
+def test_a_url_alone_means_the_engine() -> None:
+    """`engine` may be left out, also with a data directory; the other settings mean nothing."""
+    assert load_settings(engine_url=URL, data_dir="x").engine_in_force == "valkey"
+    assert load_settings(engine_shards=["valkey://a"]).engine_in_force == "valkey"
+    assert mistake(engine_prefix="mine") == 'engine_prefix: needs the engine "valkey"'
 
 
 def test_places_over_all_nodes_need_an_engine_that_nodes_share() -> None:

@@ -87,7 +87,7 @@ async def info(node: Node, _body: InfoBody, _budget: Budget) -> InfoResult:
     """Return each server's name, version, numbers of clients and channels, and counts.
 
     Raises:
-        BrokerError: a worker, or another node, did not answer.
+        BrokerError: the supervisor did not answer, or the engine is down.
     """
     return InfoResult([_node_info(one) for one in await node.summaries()])
 

@@ -15,6 +15,7 @@ import msgspec
 
 from repeater import __version__
 from repeater.clients.questions import Questions, encoded
+from repeater.errors import BrokerError
 
 if TYPE_CHECKING:
     from repeater.brokers.control import Member
@@ -74,8 +75,11 @@ class Overview:
     async def summaries(self: ClientNode) -> list[Summary]:
         """Return the servers, this node's first. A checkpoint only if there are other nodes.
 
+        A node of a cluster that does not answer in time is left out: it may have died just now.
+
         Raises:
-            BrokerError: a node did not answer.
+            BrokerError: the supervisor does not answer, or the engine is down, by which the nodes
+                of a cluster are asked.
         """
         me = self.control.me
         if me.server != self.id:
@@ -85,7 +89,9 @@ class Overview:
         if all(one.server == me.server for one in self.control.members()):
             return [own]
         # Several servers are a cluster, each member of which is a server of its own.
-        answers = await self.questions.ask_others("summary", None)
+        if outage := self.broker.outage():
+            raise BrokerError(outage)
+        answers = await self.questions.ask_those_there("summary")
         return [own, *(msgspec.msgpack.decode(one, type=Summary) for one in answers)]
 
 

@@ -145,6 +145,15 @@ class Questions:
             self._errors["control"] += 1
             raise
 
+    async def ask_those_there(self, method: str) -> Sequence[bytes]:
+        """Ask all other members the same, and return the answers of those that answer in time.
+
+        For what is only shown. The log says who did not answer.
+        """
+        answers = await self._control.ask_others(Question(method, encoded(None)))
+        _log_failed(method, [one for one in answers if not isinstance(one.answer, bytes)])
+        return [one.answer for one in answers if isinstance(one.answer, bytes)]
+
 
 def _is_unknown(one: MemberAnswer) -> bool:
     """Whether the member does not know the method."""
@@ -163,6 +172,15 @@ def all_of(method: str, answers: Sequence[MemberAnswer]) -> Sequence[bytes]:
         one.answer for one in answers if isinstance(one.answer, ReplyError) and not _is_unknown(one)
     ]
     failed = [one for one in answers if isinstance(one.answer, BrokerError) or _is_unknown(one)]
+    _log_failed(method, failed)
+    if refusals:
+        raise refusals[0]
+    if failed:
+        raise BrokerError(f"{len(failed)} of {len(answers)} members did not carry out a call")
+    return [one.answer for one in answers if isinstance(one.answer, bytes)]
+
+
+def _log_failed(method: str, failed: Sequence[MemberAnswer]) -> None:
     for one in failed:
         _log.warning(
             "a member did not carry out a call",
@@ -172,8 +190,3 @@ def all_of(method: str, answers: Sequence[MemberAnswer]) -> Sequence[bytes]:
             worker=one.member.worker,
             reason=str(one.answer),
         )
-    if refusals:
-        raise refusals[0]
-    if failed:
-        raise BrokerError(f"{len(failed)} of {len(answers)} members did not carry out a call")
-    return [one.answer for one in answers if isinstance(one.answer, bytes)]

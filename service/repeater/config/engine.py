@@ -73,7 +73,8 @@ class EngineSettings(BaseSettings):
     engine: Annotated[Engine | None, BeforeValidator(unless_empty)] = None
     """Where the history of channels is: in `memory`, which a restart forgets; in a file of `sqlite`
     in `data_dir`, which it does not; or in `valkey`, also Redis, which is shared by any number of
-    servers (docs/engines.md). Left out, it is `sqlite` if `data_dir` is set."""
+    servers (docs/engines.md). Left out, it is `valkey` if `engine_url` or `engine_shards` is set,
+    else `sqlite` if `data_dir` is set."""
 
     durability: Annotated[Literal["disk", "process"] | None, BeforeValidator(unless_empty)] = None
     """What history survives with `sqlite`: with `disk`, the default, a loss of power, because each
@@ -120,7 +121,11 @@ class EngineSettings(BaseSettings):
     @property
     def engine_in_force(self) -> Engine:
         """Where the history of channels is."""
-        return self.engine or ("sqlite" if "data_dir" in self.model_fields_set else "memory")
+        if self.engine is not None:
+            return self.engine
+        if self.engine_url is not None or self.engine_shards:
+            return "valkey"
+        return "sqlite" if "data_dir" in self.model_fields_set else "memory"
 
     @property
     def kept_in(self) -> Path | None:
