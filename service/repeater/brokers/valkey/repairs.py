@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("engine")
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 64
 """Streams that are read side by side."""
 
 

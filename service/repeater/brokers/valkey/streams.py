@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _log = get_logger("engine")
 
 _UNBORN: Final = 300_000  # milliseconds for which the epoch of a channel without a stream is kept
-_BYTES: Final = 1_048_576  # of the entries of one read of a follower's, about
-_NAMES: Final = 4_096  # channels whose names are remembered: about 0.5 KiB each
+_BYTES: Final = 262_144  # of the entries of one read of a follower's, about
+_NAMES: Final = 32_768  # channels whose names are remembered: about 0.5 KiB each
 _MOST: Final = 2**53  # offsets are below; clients may ask for any number
 _ALL: Final = -1
 _EMPTY: Final = ""
