@@ -188,6 +188,18 @@ def test_a_fork_is_found_by_the_uid(top: Place, entries: list[Message]) -> None:
     assert one.place == at(4)
 
 
+@pytest.mark.parametrize("between", [at(3, "new", "other"), NO_STREAM], ids=["fork", "eviction"])
+def test_an_epoch_that_comes_back_is_ended_again(between: Place) -> None:
+    """A second failover may lose the end of an epoch, whose clients have been told more of it."""
+    one = doubting(at(4))
+    assert told(reading(one, between).events) == ["rupture"]
+    assert not one.take(message(between.offset + 1))
+    assert one.reading
+    assert reading(one, at(4), message(4)) == Verdict(forked=E)
+    assert told(reading(one, at(4, "third")).events) == ["rupture"]
+    assert one.take(message(5, "third"))
+
+
 def test_what_waits_survives_a_fork() -> None:
     """The new epoch is a rupture; a message of it that waited is handed on."""
     one = doubting(at(4), message(4, "new"))
@@ -396,6 +408,7 @@ class World:
         self.one = Followed("c", Room())
         self.asked: tuple[Read, int] | None = None
         self.given: list[Event] = []
+        self.before: tuple[Place, list[Message]] | None = None
 
     def publish(self) -> None:
         self.count += 1
@@ -453,6 +466,7 @@ class World:
             verdict = self.one.read(found, doubts)
             self.given += verdict.events
             if verdict.forked and verdict.forked == self.top.epoch:
+                self.before = (self.top, self.entries)
                 self.count += 1
                 self.entries = []
                 self.top = self.top._replace(epoch=f"f{self.count}")
@@ -464,6 +478,12 @@ class World:
             if len(self.entries) > 1:
                 self.entries.pop()
                 self.top = self.entries[-1].place
+        self.cut()
+
+    def fail_over_again(self) -> None:
+        """The end of an epoch is lost as well."""
+        if self.before is not None:
+            self.top, self.entries = self.before
         self.cut()
 
     def cut(self) -> None:
@@ -489,7 +509,7 @@ class World:
 
 
 ACTS = ["publish", "publish", "bring", "bring", "lose", "double", "late"]
-ACTS += ["head", "ask", "answer", "fail_over", "cut", "evict"]
+ACTS += ["head", "ask", "answer", "fail_over", "fail_over_again", "cut", "evict"]
 
 
 @settings(max_examples=300, deadline=None)

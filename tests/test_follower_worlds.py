@@ -11,7 +11,8 @@ import trio
 from repeater.brokers.valkey import envelope, heads
 from tests.deadlines import PROCESS_STARTS
 from tests.drill.worlds import WorldsDrill
-from tests.valkey_world import first_failure, run_world, sums
+from tests.valkey_clients import ClientsWorld
+from tests.valkey_world import first_failure, live, run_world, sums
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PROCESS_STARTS)]
 
@@ -26,6 +27,14 @@ def test_no_world_breaks_the_promise(first: int) -> None:
     worlds = [run_world(seed) for seed in range(first, first + _TOGETHER)]
     happened = sums(worlds)
     assert min(happened.values()) > 0, happened
+
+
+@pytest.mark.parametrize("first", [0, 119])
+def test_clients_hear_each_publication_once_or_are_told(first: int) -> None:
+    """Clients that come back to any node go on where they were, or hear that they cannot."""
+    worlds = [live(ClientsWorld(seed)) for seed in range(first, first + 20)]
+    assert sums(worlds)["forks"] > 0
+    assert sum(client.recovered for world in worlds for client in world.clients) > 0
 
 
 def test_a_world_is_the_same_each_time() -> None:

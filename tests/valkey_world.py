@@ -15,7 +15,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 from zlib import crc32
 
 import trio
@@ -112,7 +112,10 @@ class SimulatedNode:
 class World:
     """One life of two nodes and an engine, from a seed."""
 
+    make_node: ClassVar[type[SimulatedNode]] = SimulatedNode
+
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.rnd = random.Random(seed)
         self.network: Network
         self.nodes: list[SimulatedNode] = []
@@ -134,11 +137,12 @@ class World:
         """Live, and check the promise; raises an `AssertionError` where it is broken."""
         with trio.fail_after(_LATEST):
             async with open_network(self.rnd) as self.network, trio.open_nursery() as nursery:
-                self.nodes = [SimulatedNode(self, name) for name in ("one", "two")]
+                self.nodes = [self.make_node(self, name) for name in ("one", "two")]
                 for node in self.nodes:
                     nursery.start_soon(node.run)
                     for channel in CHANNELS:
                         node.hold(channel)
+                self.start(nursery)
                 await trio.sleep(self.rnd.choice((0.0, 2.0)))
                 self.network.fates = FATES
                 for _ in range(self.rnd.randrange(10, 70)):
@@ -146,8 +150,11 @@ class World:
                     await trio.sleep(self.rnd.choice((0.0, 0.001, 0.02, 0.1)))
                 self._end_faults()
                 await trio.sleep(_SETTLING)
-                self._check()
+                self.check()
                 nursery.cancel_scope.cancel()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Begin what else the world consists of: here nothing."""
 
     async def _act(self) -> None:
         rnd, network = self.rnd, self.network
@@ -179,10 +186,14 @@ class World:
         elif pick < 0.92:
             self._stall()
         elif pick < 0.94:
-            node, channel = rnd.choice(self.nodes), rnd.choice([*CHANNELS])
-            (node.release if channel in node.told else node.hold)(channel)
+            self.come_and_go()
         else:
             await trio.sleep(rnd.choice(PAUSES))
+
+    def come_and_go(self) -> None:
+        """A node holds a channel, or holds it no longer."""
+        node, channel = self.rnd.choice(self.nodes), self.rnd.choice([*CHANNELS])
+        (node.release if channel in node.told else node.hold)(channel)
 
     async def _storm(self) -> None:
         """Publish into one channel while the nodes come back."""
@@ -261,7 +272,8 @@ class World:
         for node in self.nodes:
             node.reads.set()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check the promise, after the faults."""
         for node in self.nodes:
             found = node.broker._bus.statistics()
             assert (found.in_doubt, found.late, found.kept_bytes) == (0, 0, 0), found
@@ -275,7 +287,7 @@ class World:
 
     def _check_told(self, channel: str, told: Told) -> None:
         """A node is at the top of the stream that the engine has, and was told this stream."""
-        top, entries = self._stream(channel)
+        top, entries = self.stream(channel)
         last = told.last
         if last is not None:
             assert (last.offset, last.epoch) == top, (
@@ -304,7 +316,8 @@ class World:
             wanted = [data for data in submitted if data in carried_out[channel]]
             assert order == wanted, f"{name}, {channel}: {wanted} became {order}"
 
-    def _stream(self, channel: str) -> tuple[tuple[int, str], dict[int, bytes]]:
+    def stream(self, channel: str) -> tuple[tuple[int, str], dict[int, bytes]]:
+        """The top of a channel's stream, and its publications."""
         meta, stream = self._keys(channel)
         found: Any = self.network.valkey.data.get(meta)
         if not isinstance(found, dict):
@@ -317,6 +330,9 @@ class World:
             return (offset, epoch), {}
         ours = ((first, fields[1]) for first, _, fields in entries if fields[1][8:9] == b"d")
         return (offset, epoch), {number: envelope[9:] for number, envelope in ours}
+
+
+AnyWorld = TypeVar("AnyWorld", bound=World)
 
 
 def _place(publication: Publication) -> tuple[int, str]:
@@ -346,8 +362,12 @@ def _determined(seed: int) -> Iterator[None]:
 
 def run_world(seed: int) -> World:
     """Let a world live; raises an `AssertionError` if the promise is broken."""
-    world = World(seed)
-    with _determined(seed):
+    return live(World(seed))
+
+
+def live(world: AnyWorld) -> AnyWorld:
+    """The same, for a world of any kind."""
+    with _determined(world.seed):
         try:
             trio.run(world.run, clock=MockClock(autojump_threshold=0))
         except BaseExceptionGroup as group:

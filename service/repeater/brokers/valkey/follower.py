@@ -6,7 +6,8 @@ reached, once for the node and not once for each client. All here decides, and n
 
 A failover may lose the end of a stream and number it again, in the same epoch. Then offsets look
 right and are wrong. So each publication has a uid, and the place has the uid of its publication: if
-the stream has another one there, it has forked, and gets a new epoch.
+the stream has another one there, it has forked, and gets a new epoch. The next failover may lose
+that too: an epoch that has ended and is there again is ended once more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from repeater.publication import Event, Rupture, weight_of
 
 KEPT: Final = 1_000
 """Most messages of one channel that wait while its stream is read; beyond, it is read again."""
+ENDED: Final = 4
+"""Epochs of a channel that are remembered after their end."""
 KEPT_BYTES: Final = 8_388_608
 """The weight of all messages of a node that wait for reads; beyond, streams are read again."""
 
@@ -81,7 +84,7 @@ class Followed:
 
     __slots__ = (
         *("_kept", "_overflowed", "_room", "_weight"),
-        *("channel", "doubts", "place", "reading"),
+        *("channel", "doubts", "ended", "place", "reading"),
     )
 
     def __init__(self, channel: str, room: Room) -> None:
@@ -92,6 +95,8 @@ class Followed:
         """Whether the stream is to be looked at, or is being read: messages wait."""
         self.doubts = 0
         """Changes whenever what was asked for earlier says nothing any more."""
+        self.ended: tuple[str, ...] = ()
+        """The epochs that were seen to end last: clients may have been told more of them."""
         self._kept: deque[Message] = deque()
         self._overflowed = False
         self._room = room
@@ -136,7 +141,7 @@ class Followed:
         here, place, event = self.place, message.place, message.event
         assert here is not None
         if event is not None:
-            if place.offset == here.offset + 1 and here.epoch in (place.epoch, ""):
+            if self._follows(place, here):
                 self.place = place
                 return True
             if not place.offset:
@@ -144,6 +149,11 @@ class Followed:
         if place != here:
             self.doubt()
         return False
+
+    def _follows(self, place: Place, here: Place) -> bool:
+        if place.offset != here.offset + 1:
+            return False
+        return place.epoch == here.epoch or (not here.epoch and place.epoch not in self.ended)
 
     def _keep(self, message: Message) -> None:
         room, event = self._room, message.event
@@ -211,6 +221,8 @@ class Followed:
         if here is None:
             self.place = top
             return self._go_on(())
+        if top.epoch in self.ended:
+            return Verdict(forked=top.epoch)
         if here.epoch not in (top.epoch, ""):
             return self._break_off(top)
         if top.offset < here.offset or (top.offset == here.offset and top.uid != here.uid):
@@ -235,6 +247,8 @@ class Followed:
 
     def _break_off(self, top: Place) -> Verdict:
         """Publications are missing: go on at the top."""
+        if self.place is not None and self.place.epoch not in ("", top.epoch):
+            self.ended = (*self.ended, self.place.epoch)[-ENDED:]
         self.place = top
         after = self._go_on(())
         return Verdict([Rupture(self.channel), *after.events])
@@ -264,7 +278,7 @@ class Followed:
             give_out_read(place.offset)
             events += unnumbered
             unnumbered.clear()
-            if event is not None and _follows(place, here):
+            if event is not None and self._follows(place, here):
                 events.append(event)
                 here = places[place.offset] = place
             elif place != here and places.get(place.offset) != place:
@@ -276,10 +290,6 @@ class Followed:
         verdict = self._settled([*events, *unnumbered])
         self.reading = doubtful
         return verdict
-
-
-def _follows(place: Place, here: Place) -> bool:
-    return place.offset == here.offset + 1 and here.epoch in (place.epoch, "")
 
 
 def _is_younger(top: Place, here: Place) -> bool:
