@@ -64,6 +64,8 @@ class ValkeyBroker:
         self._servers = servers
         self._engine = StreamEngine(servers, prefix, epochs)
         self._bus = Bus(self._engine)
+        # Looked up once: each publication calls them.
+        self._locate, self._why = self._engine.locate, servers.why
         self._start = _Start(servers)
         servers.add(self._bus)
         servers.add(self._start)
@@ -107,7 +109,7 @@ class ValkeyBroker:
         skip_history: bool = False,
     ) -> Answer[Outcome]:
         """Have a script publish; see `Broker.submit`."""
-        located = self._engine.locate(publication.channel)
+        located = self._locate(publication.channel)
         self._check_room(located)
         names, envelope = located.names, sealed(publication, self._uids.next())
         keys: tuple[bytes, ...]
@@ -146,7 +148,7 @@ class ValkeyBroker:
 
     def _check_room(self, located: Located) -> None:
         self._window.check()
-        why = self._engine.why(located.partition)
+        why = self._why(located.partition)
         if self._intake is None or (why and not self._start.known.is_set()):
             raise trio.WouldBlock  # It is not known yet whether the engine is there.
         if why:
@@ -163,7 +165,7 @@ class ValkeyBroker:
 
     def announce(self, announcement: Announcement) -> None:
         """Hand on a join or leave; a failure is logged, as nobody waits for it."""
-        located = self._engine.locate(announcement.channel)
+        located = self._locate(announcement.channel)
         self._check_room(located)
         envelope = sealed(announcement, self._uids.next())
         self._lanes.put(
