@@ -81,9 +81,12 @@ def holds_at_once(node: ClientNode, channels: Collection[str]) -> bool:
     """
     hold = node.broker.hold
     try:
-        return all(hold(name) is None for name in channels)
+        for name in channels:
+            if hold(name) is not None:
+                return False
     except BrokerError:
         return False
+    return True
 
 
 async def hear(
