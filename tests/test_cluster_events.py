@@ -20,7 +20,7 @@ from repeater.valkey.opening import open_servers
 from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.test_callbacks_events import Receiver, opened
-from tests.test_valkey_client import Log
+from tests.valkey_connections import Log
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
 
 

@@ -26,7 +26,7 @@ from repeater.valkey.servers import Servers
 from repeater.valkey.url import parse_url
 from tests.conversation import Talk, talking
 from tests.deadlines import LOOP_ANSWERS
-from tests.test_valkey_client import Log, connected
+from tests.valkey_connections import Log, connected
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 
 import pytest
 import trio
@@ -14,10 +13,10 @@ from repeater.valkey.dial import Greeting
 from repeater.valkey.member import Member
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused, packed
-from repeater.valkey.servers import Listener, Servers, answer_from
+from repeater.valkey.servers import answer_from
 from repeater.valkey.single import SinglePrimary
 from repeater.valkey.url import Address, parse_url
-from tests.deadlines import LOOP_ANSWERS
+from tests.valkey_connections import Heard, Log, connected
 from tests.valkeys import PROGRAMS, VALKEY, Program, ValkeyServer, valkey
 
 
@@ -26,92 +25,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
     program: Program = request.param
     with valkey(program) as running:
         yield running
-
-
-class Log:
-    """A listener that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.news: list[str] = []
-        self._came = trio.Event()
-        self.room = trio.Event()
-        self.room.set()
-
-    def up(self, partitions: Sequence[int]) -> None:
-        self._note("up")
-
-    def down(self, partitions: Sequence[int]) -> None:
-        self._note("down")
-
-    async def wait_room(self) -> None:
-        await self.room.wait()
-
-    def _note(self, what: str) -> None:
-        self.news.append(what)
-        self._came.set()
-        self._came = trio.Event()
-
-    async def wait(self, *news: str) -> None:
-        with trio.fail_after(LOOP_ANSWERS):
-            while self.news != [*news]:
-                await self._came.wait()
-
-
-class First:
-    """A listener that waits for the first news."""
-
-    def __init__(self) -> None:
-        self.came = trio.Event()
-
-    def up(self, partitions: Sequence[int]) -> None:
-        self.came.set()
-
-    def down(self, partitions: Sequence[int]) -> None:
-        pass
-
-    async def wait_room(self) -> None:
-        pass
-
-
-@asynccontextmanager
-async def connected(
-    url: str, listener: Listener | None = None, timeout: float = 2.0
-) -> AsyncIterator[Servers]:
-    """Servers of which at least one is up."""
-    first = First()
-    servers = open_servers([parse_url(url)], timeout=timeout)
-    for one in (first, listener):
-        if one is not None:
-            servers.add(one)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(servers.run)
-        with trio.fail_after(LOOP_ANSWERS):
-            await first.came.wait()
-        yield servers
-        nursery.cancel_scope.cancel()
-
-
-class Heard:
-    """What takers got, and answers."""
-
-    def __init__(self) -> None:
-        self.all: list[object] = []
-        self._came = trio.Event()
-
-    def __call__(self, one: object) -> None:
-        self.all.append(one)
-        self._came.set()
-        self._came = trio.Event()
-
-    async def wait_number(self, number: int) -> None:
-        with trio.fail_after(LOOP_ANSWERS):
-            while len(self.all) < number:
-                await self._came.wait()
-
-    async def wait(self, *expected: object) -> None:
-        with trio.fail_after(LOOP_ANSWERS):
-            while self.all != [*expected]:
-                await self._came.wait()
 
 
 @pytest.mark.parametrize("attribute", ["url", "unix_url"])

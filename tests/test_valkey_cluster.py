@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -12,50 +12,13 @@ from repeater.valkey.cluster import Cluster
 from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.servers import Servers, answer_from
 from repeater.valkey.slots import PARTITIONS, slot_of, tags
-from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.deadlines import LOOP_ANSWERS
 from tests.processes import starts_processes
-from tests.test_valkey_client import Heard, connected
 from tests.valkey_clusters import ClusterServers, cluster
+from tests.valkey_connections import Heard, States, connected, key_in
 from tests.valkeys import REDIS, VALKEY
 
 pytestmark = starts_processes
-
-
-class States:
-    """A listener that knows which partitions are up, and what was told of them."""
-
-    def __init__(self) -> None:
-        self.up_now: set[int] = set()
-        self.news: list[tuple[str, int]] = []
-        self._came = trio.Event()
-
-    def up(self, partitions: Sequence[int]) -> None:
-        assert self.up_now.isdisjoint(partitions)
-        self.up_now.update(partitions)
-        self._note("up", partitions)
-
-    def down(self, partitions: Sequence[int]) -> None:
-        assert self.up_now.issuperset(partitions)
-        self.up_now.difference_update(partitions)
-        self._note("down", partitions)
-
-    def _note(self, what: str, partitions: Sequence[int]) -> None:
-        self.news += [(what, partition) for partition in partitions]
-        self._came.set()
-        self._came = trio.Event()
-
-    async def wait_room(self) -> None:
-        pass
-
-    async def wait(self, *, up: int = PARTITIONS) -> None:
-        with trio.fail_after(PROCESS_STARTS):
-            while len(self.up_now) != up:
-                await self._came.wait()
-
-    async def wait_news(self, *news: tuple[str, int]) -> None:
-        with trio.fail_after(PROCESS_STARTS):
-            while self.news != [*news]:
-                await self._came.wait()
 
 
 @pytest.fixture(scope="module", params=(VALKEY, REDIS), ids=str)
@@ -70,10 +33,6 @@ def servers(running: ClusterServers) -> ClusterServers:
     for server in running.primaries:
         server.call("FLUSHALL")
     return running
-
-
-def key_in(client: Servers, partition: int, name: str) -> bytes:
-    return f"{client.tag(partition)}{name}".encode()
 
 
 async def wait_held(client: Servers, partition: int) -> None:

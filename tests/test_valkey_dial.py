@@ -16,7 +16,7 @@ from repeater.valkey.servers import answer_from
 from repeater.valkey.url import Address, Credentials, parse_url
 from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS
-from tests.test_valkey_client import Log, connected
+from tests.valkey_connections import Log, connected
 from tests.valkeys import REDIS, Program, each_program, tls_options, valkey
 
 

@@ -18,8 +18,7 @@ from repeater.valkey.pipe import Lost, packed
 from repeater.valkey.slots import slot_of, tags
 from repeater.valkey.url import Address
 from tests.deadlines import LOOP_ANSWERS
-from tests.test_valkey_client import Heard
-from tests.test_valkey_cluster import States
+from tests.valkey_connections import Heard, States
 from tests.valkeys import valkey
 
 PARTITION = 7

@@ -13,7 +13,7 @@ from repeater.valkey.sentinel import _epoch_in, _Poll
 from repeater.valkey.servers import answer_from
 from repeater.valkey.url import Address, parse_url
 from tests.processes import starts_processes
-from tests.test_valkey_client import Heard, Log, connected
+from tests.valkey_connections import Heard, Log, connected
 from tests.valkey_sentinels import NAME, Watched, watched
 from tests.valkeys import OLDEST, VALKEY, Program, valkey
 

@@ -15,9 +15,8 @@ from repeater.valkey.shards import jump, shard_of
 from repeater.valkey.slots import PARTITIONS
 from repeater.valkey.url import parse_url
 from tests.processes import starts_processes
-from tests.test_valkey_client import Heard
-from tests.test_valkey_cluster import States, key_in
 from tests.valkey_clusters import cluster
+from tests.valkey_connections import Heard, States, key_in
 from tests.valkeys import REDIS, VALKEY, valkey
 
 CHANNELS = [f"channel:{number}" for number in range(10_000)]
