@@ -140,6 +140,11 @@ bench-hostile *ARGS: (_sync "requirements-dev.txt")
 bench-engines *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks engines "$@"
 
+# Measure what a message of the engine's bus costs a node, and the repair of many channels
+[positional-arguments]
+bench-bus *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks.bus "$@"
+
 # Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
 bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md

@@ -1,0 +1,195 @@
+"""What the bus of Valkey costs a node: CPU of one message, and the repair of many channels.
+
+The node is this process, without clients: its broker, and somebody who takes what comes to fan-out.
+Another process publishes by a broker of its own.
+Usage: just bench-bus [--rate 5000] [--channels 10000]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from benchmarks.peers import valkey
+from repeater.brokers.receipts import Receipt, settled
+from repeater.brokers.valkey.broker import ValkeyBroker
+from repeater.fanout.intake import Intake
+from repeater.json_text import json_text
+from repeater.options import ChannelOptions
+from repeater.publication import Publication
+from repeater.valkey import dial
+from repeater.valkey.opening import open_servers
+from repeater.valkey.url import Address, parse_url
+
+OPTIONS: Final = ChannelOptions(history_size=100, history_ttl=600, history_meta_ttl=600)
+_DATA: Final = json_text(b'{"text":"%b"}' % (b"x" * 124))  # 136 bytes in all
+_FEW: Final = 100  # channels of the messages
+_TICK: Final = 0.002  # seconds between two looks of the publisher at its rate
+_SETTLING: Final = 0.3
+
+
+class Follower:
+    """A broker that runs, and counts what comes to fan-out."""
+
+    def __init__(self, url: str) -> None:
+        self.broker = ValkeyBroker(open_servers([parse_url(url)]))
+        self.intake = Intake(8_192, 64 * 2**20, 262_144)
+        self.taken = 0
+        self._wanted = 0
+        self._reached = trio.Event()
+        self.back = trio.Event()
+        """Whether the engine is there, since this event was made."""
+        self.broker._servers.add(self)
+
+    def up(self, _partitions: Sequence[int]) -> None:
+        """The engine is there."""
+        self.back.set()
+
+    def down(self, _partitions: Sequence[int]) -> None:
+        """It is not there any more."""
+
+    async def wait_room(self) -> None:
+        """There is always room."""
+
+    async def wait_taken(self, count: int) -> None:
+        """Wait until so many events have come to fan-out."""
+        if self.taken < count:
+            self._wanted, self._reached = count, trio.Event()
+            await self._reached.wait()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.broker.run, self.intake)
+            while True:
+                events = await self.intake.take_batch()
+                self.taken += len(events)
+                if self.taken >= self._wanted:
+                    self._reached.set()
+
+    async def publish(self, channels: int, count: int, rate: float = 0) -> None:
+        """Publish so many events into channels by turns; at a rate, or as fast as it goes."""
+        begun, last = trio.current_time(), None
+        for number in range(count):
+            if rate and not number % max(1, round(rate * _TICK)):
+                await trio.sleep_until(begun + number / rate)
+            event = Publication(f"c{number % channels}", _DATA)
+            while True:
+                try:
+                    last = self.broker.submit(event, OPTIONS)
+                    break
+                except trio.WouldBlock:
+                    await self.broker.wait_room()
+        if isinstance(last, Receipt):
+            await last.wait()
+        await trio.sleep(_SETTLING)
+
+
+@asynccontextmanager
+async def following(url: str) -> AsyncIterator[Follower]:
+    """One that runs for the time of a block."""
+    async with trio.open_nursery() as nursery:
+        one = Follower(url)
+        nursery.start_soon(one.run)
+        await trio.sleep(_SETTLING)
+        yield one
+        nursery.cancel_scope.cancel()
+
+
+async def receive(url: str, rate: float, seconds: float) -> str:
+    """The CPU of one message, without what the node uses when nothing happens."""
+    async with following(url) as node, trio.open_nursery() as nursery:
+        for number in range(_FEW):
+            await settled(node.broker.hold(f"c{number}"))
+        begun = time.process_time()
+        await trio.sleep(seconds / 2)
+        idle = (time.process_time() - begun) * 2 / seconds
+        words = [sys.executable, "-m", "benchmarks.bus"]
+        words += ["--url", url, "--rate", f"{rate:g}", "--seconds", f"{seconds + 2:g}"]
+        nursery.start_soon(partial(trio.run_process, words))
+        await node.wait_taken(1)
+        await trio.sleep(_SETTLING)
+        taken, begun, since = node.taken, time.process_time(), time.perf_counter()
+        await trio.sleep(seconds)
+        taken, used = node.taken - taken, time.process_time() - begun
+        took = time.perf_counter() - since
+    each = (used - idle * took) / max(1, taken) * 1e6
+    return f"{each:.2f} us a message at {taken / took:,.0f}/s"
+
+
+async def repair(url: str, channels: int, missed: int) -> str:
+    """How long an outage is felt in which each channel has missed some publications."""
+    gate, held_back, really = trio.Event(), False, dial._open
+
+    async def opened(address: Address, greeting: dial.Greeting) -> trio.abc.Stream:
+        if held_back:
+            await gate.wait()
+        return await really(address, greeting)
+
+    dial._open = opened
+    try:
+        async with following(url) as other:
+            await other.publish(channels, channels)
+            async with following(url) as node:
+                for answer in [node.broker.hold(f"c{number}") for number in range(channels)]:
+                    await settled(answer)
+                held_back, node.taken = True, 0
+                node.back = trio.Event()
+                node.broker._servers._primary.leave("bus", "the benchmark")  # type: ignore[attr-defined]
+                await trio.sleep(_SETTLING)
+                await other.publish(channels, channels * missed)
+                held_back, begun = False, time.process_time()
+                gate.set()
+                await node.back.wait()
+                since = time.perf_counter()
+                await node.wait_taken(channels * missed)
+                took, used = time.perf_counter() - since, time.process_time() - begun
+                await trio.sleep(_SETTLING)
+                found = node.broker._bus.statistics()
+    finally:
+        dial._open = really
+    assert (node.taken, found.ruptures) == (channels * missed, 0)
+    return (
+        f"{channels:,} channels that missed {missed} each: {took:.2f} s, {used:.2f} s of CPU, "
+        f"{found.reads:,} reads"
+    )
+
+
+async def _publish(url: str, rate: float, seconds: float) -> None:
+    async with following(url) as other:
+        await other.publish(_FEW, int(rate * seconds), rate)
+
+
+@click.command()
+@click.option("--rate", default=5_000.0, show_default=True, help="Messages a second.")
+@click.option("--channels", default=10_000, show_default=True, help="Channels to repair.")
+@click.option("--seconds", default=6.0, show_default=True, help="How long to count messages.")
+@click.option("--url", default="", hidden=True)
+def main(rate: float, channels: int, seconds: float, url: str) -> None:
+    """Measure the bus of a Valkey of this machine, and print a line for each figure."""
+    if url:
+        trio.run(_publish, url, rate, seconds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        engine = valkey.start(Path(folder))
+        try:
+            url = f"unix://{os.path.join(folder, valkey.SOCKET)}"
+            click.echo(trio.run(receive, url, rate, seconds))
+            for missed in (1, 5):
+                click.echo(trio.run(repair, url, channels, missed))
+        finally:
+            engine.kill()
+            engine.wait()
+
+
+if __name__ == "__main__":
+    main()
