@@ -34,6 +34,8 @@ class FakeServer:
         self.port = 0
         self.moved_to: int | None = None
         """Where it says that `PARTITION` is; None: here."""
+        self.is_down = False
+        """Whether it serves no keys."""
         self.subscribed = 0
         """How often somebody wanted to subscribe to that partition."""
 
@@ -61,6 +63,8 @@ class FakeServer:
             return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, self.moved_to)
         if name == b"SSUBSCRIBE":
             return b"".join(_push(b"ssubscribe", one) for one in command[1:])
+        if self.is_down:
+            return b"-CLUSTERDOWN The cluster is down\r\n"
         if name == b"SPUBLISH":
             return b":1\r\n"
         return b"$4\r\nhere\r\n" if name == b"GET" else b":0\r\n"
@@ -191,3 +195,31 @@ async def test_a_server_that_is_not_of_a_cluster_is_named_so() -> None:
             with trio.fail_after(LOOP_ANSWERS):
                 while "cluster support disabled" not in client.outage():  # noqa: ASYNC110  # nobody tells
                     await trio.sleep(0.02)
+
+
+async def test_a_server_of_a_cluster_that_hands_on_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The faked server takes messages, and they do not come back by its bus."""
+    monkeypatch.setattr("repeater.valkey.primary._PING", 0.05)
+    states = States()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        await states.wait()
+        await states.wait(up=0)
+        assert client.outage() == "bus: its own messages do not come back"
+        assert client.statistics().losses == {"bus": 1}
+
+
+async def test_a_server_that_serves_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers and subscribes, and says that the cluster is down when it is asked for a key."""
+    monkeypatch.setattr("repeater.valkey.primary._PING", 0.05)
+    states = States()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        first.is_down = True
+        await trio.sleep(0.3)
+        assert states.news == []
+        assert client.outage() == "commands: CLUSTERDOWN The cluster is down"
+        first.is_down = False
+        await states.wait()
+        first.is_down = True
+        await states.wait(up=0)
