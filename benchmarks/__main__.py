@@ -28,7 +28,7 @@ from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
-from benchmarks.workloads import durable, hostile, valkey, valkey_storm, workers
+from benchmarks.workloads import durable, hostile, valkey, valkey_nodes, valkey_storm, workers
 from benchmarks.workloads.hostile_kinds import FLOODED, KINDS
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
@@ -37,7 +37,9 @@ from benchmarks.workloads.workload import Plan, Workload
 _DESCRIPTORS: Final = 12_000
 _ALL_OF: Final = {
     "durable": [one.name for one in durable.WORKLOADS],
-    "valkey": [one.name for one in (*valkey.WORKLOADS, *valkey_storm.WORKLOADS)],
+    "valkey": [
+        one.name for one in (*valkey.WORKLOADS, *valkey_nodes.WORKLOADS, *valkey_storm.WORKLOADS)
+    ],
     "workers": [one.name for one in workers.WORKLOADS],
 }
 """The workloads of `just bench-engines`, by their kind."""
@@ -180,6 +182,7 @@ def engines_command(
         for one in (
             *durable.WORKLOADS,
             *valkey.WORKLOADS,
+            *valkey_nodes.WORKLOADS,
             *valkey_storm.WORKLOADS,
             *workers.WORKLOADS,
         )

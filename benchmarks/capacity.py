@@ -1,13 +1,14 @@
 """The capacity model: how many machines an audience needs, by a formula over measured costs.
 
 A run measured the `Costs`. The `Assumptions` belong to the reader and have stated defaults. The
-result is an estimate for nodes that share nothing, each with one core: `docs/capacity.md`
-separates the measured numbers from the extrapolated ones.
+result is an estimate for nodes of one core each: a single one keeps its history in memory, several
+share a Valkey. `docs/capacity.md` separates the measured numbers from the extrapolated ones.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Final, Self
 
 import msgspec
@@ -22,6 +23,13 @@ _MEASURED: Final = {
     "memory_kib": ("memory", "memory_kib"),
     "kernel_kib": ("idle", "kernel_kib"),
 }
+_SHARED: Final = {
+    "call_us": "call_us",
+    "received_us": "received_us",
+    "script_us": "engine_us",
+    "message_us": "message_us",
+}
+"""What a run of the workload `valkey-nodes` measured."""
 MEASURED_CONNECTIONS: Final = 9_000
 """The most connections of a node with which the costs were measured."""
 PACKET: Final = 78
@@ -32,13 +40,37 @@ class NotMeasuredError(Exception):
     """The run lacks a workload that the model needs."""
 
 
+class SharedCosts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one event costs several nodes on one Valkey, as a run measured it."""
+
+    call_us: float
+    """CPU of the node that takes the publish call."""
+    received_us: float
+    """CPU of each node that has subscribers, until the first of them has the event."""
+    script_us: float
+    """CPU of the engine: to number, keep and publish."""
+    message_us: float
+    """CPU of the engine for each node that has subscribers."""
+
+    @classmethod
+    def of(cls, run: Run, server: str = "repeater-valkey") -> Self:
+        """Read the costs from a run of the workload `valkey-nodes`.
+
+        Raises:
+            NotMeasuredError: the run lacks it.
+        """
+        return cls(
+            **{name: _value(run, "valkey-nodes", one, server) for name, one in _SHARED.items()}
+        )
+
+
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """The costs of one node on one core, as a run measured them."""
 
     delivery_us: float
     """CPU to deliver one event to one of 9,000 subscribers."""
     event_us: float
-    """CPU for one publish call, at each node."""
+    """CPU for one publish call, where a single node keeps history in memory."""
     connection_us: float
     """CPU from a connection's first byte to its subscription."""
     heartbeat_us: float
@@ -47,22 +79,25 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Resident memory of an idle connection."""
     kernel_kib: float
     """Memory that the kernel keeps for the socket of a connection."""
+    shared: SharedCosts
 
     @classmethod
-    def of(cls, run: Run, server: str = "repeater") -> Self:
-        """Read the costs from a run.
+    def of(cls, run: Run, shared: Run, server: str = "repeater") -> Self:
+        """Read the costs from a full run, and from one of the workload `valkey-nodes`.
 
         Raises:
-            NotMeasuredError: the run lacks one of the workloads.
+            NotMeasuredError: a run lacks one of the workloads.
         """
-        values = {}
-        for name, (workload, metric) in _MEASURED.items():
-            series = run.one(workload, server)
-            value = series.median(metric) if series else None
-            if value is None:
-                raise NotMeasuredError(f"the run has no {metric} of {workload}")
-            values[name] = value
-        return cls(**values)
+        values = {name: _value(run, *where, server) for name, where in _MEASURED.items()}
+        return cls(**values, shared=SharedCosts.of(shared))
+
+
+def _value(run: Run, workload: str, metric: str, server: str) -> float:
+    series = run.one(workload, server)
+    value = series.median(metric) if series else None
+    if value is None:
+        raise NotMeasuredError(f"the run has no {metric} of {workload}")
+    return value
 
 
 class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +121,7 @@ class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """The load of one node, and the number of nodes and machines."""
+    """The load of one node and of the engine, and the number of nodes and machines."""
 
     connections: int
     """Connections on each node."""
@@ -95,6 +130,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     machines: int
     busy: float
     """Share of each core that is used."""
+    engine: float
+    """Share of one core that the engine uses; 0 without one. Above 1 it is more than one can do."""
     megabits: float
     """Megabits a second out of each machine, packet heads included."""
 
@@ -107,36 +144,59 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 def estimate(costs: Costs, given: Assumptions) -> Estimate:
     """Apply the formula to these costs and assumptions.
 
-    A node with n connections is busy for `rate * (event + n * delivery) + n * (connection /
-    session + heartbeat / ping)` microseconds a second. n is the largest number that keeps this
-    time within `busy`, the last delivery within `lateness`, and the memory within the node's part
-    of the machine.
+    The smallest number of nodes is wanted with which each keeps within its core, the last delivery
+    within `lateness`, and the connections within the node's part of a machine's memory. A node with
+    n connections is busy for `rate * (event + n * delivery) + n * (connection / session + heartbeat
+    / ping)` microseconds a second. The event of several nodes is what each of them receives, and
+    its part of the calls.
 
     Raises:
         ValueError: publishing alone exceeds the allowed use of a core.
     """
-    each = costs.connection_us / given.session_s + costs.heartbeat_us / given.ping_s
-    publishing = given.rate * costs.event_us
-    spare = given.busy * 1e6 - publishing
-    per_connection = given.rate * costs.delivery_us + each
-    bounds = {
-        "CPU": spare / per_connection,
-        "lateness": given.lateness_ms * 1e3 / costs.delivery_us,
-        "memory": given.memory_gib * 2**20 / given.cores / (costs.memory_kib + costs.kernel_kib),
-    }
-    limited_by = min(bounds, key=lambda name: bounds[name])
-    most = math.floor(bounds[limited_by])
-    if most < 1:
+
+    def fits(nodes: int) -> bool:
+        return max(_used(costs, given, nodes).values()) <= 1
+
+    # With more nodes each has less to do. Only the step from one to two may be one upwards.
+    numbers = range(1 if fits(1) else 2, given.subscribers + 1)
+    at = 0 if fits(1) else bisect_left(numbers, True, key=fits)
+    if at == len(numbers):
         raise ValueError(f"{given.rate:g} events a second are more than one node can take")
-    nodes = math.ceil(given.subscribers / most)
+    nodes = numbers[at]
+    used = _used(costs, given, nodes)
     machines = math.ceil(nodes / given.cores)
-    connections = math.ceil(given.subscribers / nodes)
     bits = 8 * given.rate * (given.event_bytes + PACKET) * given.subscribers / machines
     return Estimate(
-        connections=connections,
-        limited_by=limited_by,
+        connections=_connections(given, nodes),
+        limited_by=max(used, key=lambda name: used[name]),
         nodes=nodes,
         machines=machines,
-        busy=(publishing + connections * per_connection) / 1e6,
+        busy=used["CPU"] * given.busy,
+        engine=_engine(costs, given, nodes),
         megabits=bits / 1e6,
     )
+
+
+def _connections(given: Assumptions, nodes: int) -> int:
+    return math.ceil(given.subscribers / nodes)
+
+
+def _used(costs: Costs, given: Assumptions, nodes: int) -> dict[str, float]:
+    """Return how much of each bound a node uses, if there are so many; 1 is all of it."""
+    connections, shared = _connections(given, nodes), costs.shared
+    event = costs.event_us if nodes == 1 else shared.received_us + shared.call_us / nodes
+    each = costs.connection_us / given.session_s + costs.heartbeat_us / given.ping_s
+    busy = given.rate * event + connections * (given.rate * costs.delivery_us + each)
+    memory_kib = connections * (costs.memory_kib + costs.kernel_kib)
+    return {
+        "CPU": busy / (given.busy * 1e6),
+        "lateness": connections * costs.delivery_us / (given.lateness_ms * 1e3),
+        "memory": memory_kib * given.cores / (given.memory_gib * 2**20),
+    }
+
+
+def _engine(costs: Costs, given: Assumptions, nodes: int) -> float:
+    """Return the share of a core that the engine of several nodes uses."""
+    if nodes == 1:
+        return 0.0
+    return given.rate * (costs.shared.script_us + nodes * costs.shared.message_us) / 1e6

@@ -48,6 +48,15 @@ def document_command(run_path: Path, page_path: Path) -> None:
 
 @click.command("capacity")
 @click.argument("run_path", metavar="RUN.json", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--nodes",
+    "shared_path",
+    metavar="RUN.json",
+    type=click.Path(exists=True, path_type=Path),
+    default=Path("docs/capacity/run.json"),
+    show_default=True,
+    help="A run of `just bench-engines --only valkey-nodes`.",
+)
 @click.option("--subscribers", type=click.IntRange(1), default=Assumptions().subscribers)
 @click.option("--event-bytes", type=click.IntRange(1), default=Assumptions().event_bytes)
 @click.option("--session-s", type=click.FloatRange(1), default=Assumptions().session_s)
@@ -56,7 +65,7 @@ def document_command(run_path: Path, page_path: Path) -> None:
 @click.option("--lateness-ms", type=click.FloatRange(1), default=Assumptions().lateness_ms)
 @click.option("--cores", type=click.IntRange(1), default=Assumptions().cores)
 @click.option("--memory-gib", type=click.FloatRange(0.1), default=Assumptions().memory_gib)
-def capacity_command(run_path: Path, **given: Any) -> None:
+def capacity_command(run_path: Path, shared_path: Path, **given: Any) -> None:
     """Write a page that says how many machines an audience needs, from a full run.
 
     `docs/capacity.md` is this page without any option, and explains what each option means.
@@ -64,7 +73,7 @@ def capacity_command(run_path: Path, **given: Any) -> None:
     from benchmarks.report.capacity import page
 
     try:
-        click.echo(page(load(run_path), Assumptions(**given)), nl=False)
+        click.echo(page(load(run_path), load(shared_path), Assumptions(**given)), nl=False)
     except (NotMeasuredError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

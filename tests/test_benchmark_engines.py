@@ -17,7 +17,7 @@ from benchmarks.machine import disk
 from benchmarks.model import METRICS, Metric, Run, Series, Task, Turn
 from benchmarks.peers.engines import COMMITS, ENGINES, EVALSHA, MEMORY, ON_VALKEY
 from benchmarks.peers.repeater import REPEATER
-from benchmarks.workloads import durable, valkey, valkey_storm, workers
+from benchmarks.workloads import durable, valkey, valkey_nodes, valkey_storm, workers
 from benchmarks.workloads.calls import closed_loops
 from benchmarks.workloads.durable import alone
 from benchmarks.workloads.registry import WORKLOADS
@@ -143,6 +143,15 @@ def test_turns_on_valkey() -> None:
     assert {*turn.values} == {*WORKLOADS["valkey-stream"].metrics}
     assert all(value > 0 for value in turn.values.values())
     assert valkey.alone(EVALSHA, seconds=0.1).values["publish_p50_ms"] > 0
+
+
+@pytest.mark.slow
+@starts_processes
+def test_two_nodes_on_one_valkey() -> None:
+    """Each event is heard on the other node; each cost is told."""
+    turn = valkey_nodes.nodes(ON_VALKEY, events=20)
+    assert {*turn.values} == {*WORKLOADS["valkey-nodes"].metrics, "call_us"}
+    assert turn.values["call_us"] > 0
 
 
 @pytest.mark.slow

@@ -24,13 +24,13 @@ RATES: Final = (0.01, 0.1, 1.0, 10.0)
 _SIZES: Final = (1_000, 5_000, 9_000)
 
 
-def page(run: Run, given: Assumptions) -> str:
-    """Return the page.
+def page(run: Run, shared: Run, given: Assumptions) -> str:
+    """Return the page of a full run, and of a run of the workload `valkey-nodes`.
 
     Raises:
-        NotMeasuredError: the run lacks a workload that the model needs.
+        NotMeasuredError: a run lacks a workload that the model needs.
     """
-    costs = Costs.of(run)
+    costs = Costs.of(run, shared)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -40,6 +40,7 @@ def page(run: Run, given: Assumptions) -> str:
     environment.filters["digits"] = environment.globals["digits"] = number
     return environment.get_template("capacity.md.j2").render(
         run=run,
+        shared=shared,
         costs=costs,
         given=given,
         estimates=_estimates(costs, given),

@@ -20,6 +20,7 @@ from benchmarks.workloads import (
     storm,
     syscalls,
     valkey,
+    valkey_nodes,
     valkey_storm,
     workers,
 )
@@ -43,6 +44,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *hostile.WORKLOADS,
         *durable.WORKLOADS,
         *valkey.WORKLOADS,
+        *valkey_nodes.WORKLOADS,
         *valkey_storm.WORKLOADS,
         *workers.WORKLOADS,
     )
