@@ -20,8 +20,6 @@ from trio.testing import MockClock
 from repeater.access.grants import Caller, ConnectionGrant, SubscriptionGrant
 from repeater.access.http_client import make_client
 from repeater.backend.delivery import open_events
-from repeater.backend.events import EventQueue
-from repeater.backend.options import CallbackOptions
 from repeater.backend.signature import HEADER
 from repeater.errors import CONNECTION_CLOSED, SLOW, UNSUBSCRIBED_EXPIRED
 from repeater.node import Node, open_node
@@ -30,55 +28,9 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.application import pieces
 from tests.conversation import FakeVerifier, talking
+from tests.event_receivers import SECRET, URL, Receiver, opened, options_with
 from tests.knocking import knocking
 from tests.serving import running
-
-URL = "http://app.example/events"
-SECRET = "s3cret"
-
-
-class Receiver:
-    """Takes batches, or does not, as it is told to."""
-
-    def __init__(self) -> None:
-        self.batches: list[Any] = []
-        self.requests: list[httpx.Request] = []
-        self.refusals: list[httpx.Response | Exception] = []
-        self.delay = 0.0
-
-    async def answer(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        await trio.sleep(self.delay)
-        if self.refusals:
-            refusal = self.refusals.pop(0)
-            if isinstance(refusal, Exception):
-                raise refusal
-            return refusal
-        self.batches.append(json.loads(request.content))
-        return httpx.Response(204, content=pieces(b""))
-
-    @property
-    def events(self) -> list[Any]:
-        return [event for batch in self.batches for event in batch["events"]]
-
-    def told(self) -> list[str]:
-        """The events in short."""
-        return [f"{one['event']} {one.get('channel', '')}".strip() for one in self.events]
-
-
-def options_with(**options: Any) -> CallbackOptions:
-    return CallbackOptions(**{"event_url": URL, "secret": SECRET, **options})
-
-
-@asynccontextmanager
-async def opened(
-    receiver: Receiver, *, node: str = "", run: str = "", **options: Any
-) -> AsyncIterator[EventQueue]:
-    async with (
-        make_client(httpx.MockTransport(receiver.answer)) as client,
-        open_events(options_with(**options), client=client, node=node, run=run) as events,
-    ):
-        yield events
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from repeater.access.grants import Caller
 from repeater.config import Settings
 from repeater.errors import CONNECTION_CLOSED
-from tests.test_callbacks_events import Receiver, opened
+from tests.event_receivers import Receiver, opened
 
 
 def caller(client: str) -> Caller:

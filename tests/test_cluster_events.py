@@ -19,7 +19,7 @@ from repeater.errors import CONNECTION_CLOSED, BrokerError
 from repeater.valkey.opening import open_servers
 from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
-from tests.test_callbacks_events import Receiver, opened
+from tests.event_receivers import Receiver, opened
 from tests.valkey_connections import Log
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
 
