@@ -237,3 +237,35 @@ async def test_a_cluster_without_a_majority_is_an_outage() -> None:
                 server.start()
             await states.wait()
             assert client.outage() == ""
+
+
+async def test_slots_that_valkey_moves_by_itself(running: ClusterServers) -> None:
+    """Valkey 9 moves slots as a whole: no command fails, and the order stays."""
+    if running.primaries[0].program is not VALKEY:
+        pytest.skip("Redis has no MIGRATESLOTS")
+    partition = 90
+    slot = slot_of(tags()[partition])
+    states, told, heard, answers = States(), Heard(), Heard(), Heard()
+    async with connected(running.url, states) as client:
+        await states.wait()
+        channel, counter = key_in(client, partition, "whole"), key_in(client, partition, "count")
+        client.subscribe(partition, {channel: heard}, told)
+        await told.wait(None)
+        states.news.clear()
+        source = running.owner(slot)
+        target = next(one for one in running.primaries if one is not source)
+        asked = 0
+        with trio.fail_after(LOOP_ANSWERS):
+            while running.owner(slot) is source or asked < 200:
+                if asked == 100:
+                    way = ("SLOTSRANGE", slot, slot, "NODE", target.identity)
+                    source.call("CLUSTER", "MIGRATESLOTS", *way)
+                for _ in range(10):
+                    client.ask(partition, packed("INCR", counter), answers)
+                asked += 10
+                await trio.sleep(0.005)
+        await answers.wait_number(asked)
+        assert answers.all == list(range(1, asked + 1))
+        await states.wait_news(("down", partition), ("up", partition))
+        target.call("SPUBLISH", channel, "after")
+        await heard.wait(b"after")
