@@ -280,6 +280,7 @@ class World:
             async with open_network(self.rnd) as network, trio.open_nursery() as nursery:
                 self.network, self._nursery = with_presence(network), nursery
                 patch.setattr("repeater.valkey.dial._open", self.open)
+                patch.setattr("repeater.cluster.opening.random_id", lambda: f"id{self._started}")
                 patch.setattr(presence, "LIFETIME", _LIFETIME)
                 patch.setattr(presence, "_RENEWAL", _RENEWAL)
                 patch.setattr(occupancy, "_LIFETIME", int(1_000 * _LIFETIME))
@@ -365,8 +366,12 @@ class World:
     async def _fail_over(self) -> bool:
         """The replica takes over, mostly without the last writes."""
         lost = self.rnd.choice((0, 1, 5, 20))
-        # One fault at a time: whoever told of what is lost is still there.
-        if self._died <= self.application.lost and trio.current_time() > self._stayed_until:
+        # One fault at a time: whoever told of what is lost is still there, and nobody is cut off.
+        if (
+            self._died <= self.application.lost
+            and trio.current_time() > self._stayed_until
+            and all(node.is_known for node in self._nodes)
+        ):
             self._whole_since = trio.current_time() + _ALONE
         else:
             lost = 0

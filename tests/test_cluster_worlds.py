@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(5 * PROCESS_STARTS)]
 
 _TOGETHER = 20
 # Worlds in which a broken node has to be found: the first one that finds it ends the test.
-_MANY = range(1_000)
+_MANY = range(20, 1_000)
 
 
-@pytest.mark.parametrize("first", range(0, 60, _TOGETHER))
+@pytest.mark.parametrize("first", range(0, 40, _TOGETHER))
 def test_no_world_breaks_the_promise(first: int) -> None:
     """Presence is right, and so is what the application knows, some time after the last fault."""
     happened = sums([run_world(seed) for seed in range(first, first + _TOGETHER)])
