@@ -5,6 +5,8 @@ All on the mock clock, with the real scripts, by an engine in this process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -212,6 +214,31 @@ async def test_a_node_that_was_cut_off_comes_back(autojump_clock: MockClock) -> 
         await trio.sleep(10)
         assert first.knows == second.knows == third.knows == {"node1", "node2", "node3"}
         assert [first.returned, second.returned, third.returned] == [0, 1, 0]
+
+
+async def test_a_node_whose_first_answer_is_lost_comes_back(autojump_clock: MockClock) -> None:
+    """It was made a member again by a beat that it knows nothing of, and is told all the same."""
+    async with open_memory_cluster() as cluster:
+        _, second = [await cluster.start() for _ in range(2)]
+        await trio.sleep(12)
+        second.cut()
+        await trio.sleep(25)
+        assert [lost for lost, _ in cluster.settled] == ["node2"]
+        run, beats = cluster.network.valkey.run, 0
+
+        def run_and_cut(words: Sequence[bytes]) -> object:
+            nonlocal beats
+            answer = run(words)
+            is_beat = words[3:4] == [b"repeater:nodes"] and words[8:9] == [second.id.encode()]
+            if is_beat and not beats:
+                beats += 1
+                cluster.network.cut(second.name)
+            return answer
+
+        cluster.network.valkey.run = run_and_cut  # type: ignore[method-assign]
+        second.mend()
+        await trio.sleep(10)
+        assert (beats, second.returned) == (1, 1)
 
 
 async def test_a_node_comes_back_when_all_is_done_for_its_loss(autojump_clock: MockClock) -> None:

@@ -6,7 +6,7 @@
 --   since when it has beaten without a gap and its last beat (Unix ms of this server; 0: none),
 --   the most ms between two beats without a gap, ms for one try of a duty,
 --   PUBLISH or SPUBLISH, the channel for news.
--- Answers the version, the time, 1 if the node was no member before, 1 if there was no gap before
+-- Answers the version, the time, 1 if the node was no member before or may not have been, 1 if there was no gap before
 --   this beat, 1 if the node's own loss is not dealt with yet, the rows of all members (nothing if
 --   the version is known), then id and row of each lost node whose duty is this one's now.
 --
@@ -44,6 +44,9 @@ not_above(lost, now + tonumber(ARGV[8]))
 
 local until_when = redis.call('ZSCORE', nodes, id)
 local is_new = not until_when
+-- After so long it may have been lost, and made a member again by a beat whose answer was lost.
+local may_be_new = until_when and last > 0 and now - last > stay
+  and tonumber(until_when) ~= last + stay
 local is_steady = until_when and now - last <= gap and tonumber(until_when) == last + stay
 redis.call('ZADD', nodes, whole(now + stay), id)
 if is_new or redis.call('HGET', rows, id) ~= row then
@@ -77,4 +80,4 @@ if whole(version) ~= ARGV[4] then
   end
 end
 local waits = redis.call('ZSCORE', lost, id) and 1 or 0
-return {version, now, is_new and 1 or 0, is_steady and 1 or 0, waits, list, due}
+return {version, now, (is_new or may_be_new) and 1 or 0, is_steady and 1 or 0, waits, list, due}
