@@ -68,6 +68,13 @@ async def appended_kills(scene: NodesScene) -> None:
     await _restart(scene)
 
 
+async def both_kills(scene: NodesScene) -> None:
+    """The engine and a node are killed at once; the engine has everything, and so nobody loses."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_restart, scene)
+        nursery.start_soon(scene.node().restart, signal.SIGKILL)
+
+
 async def cut_files(scene: NodesScene) -> None:
     """The power goes: the end of the engine's file, which was not synced yet, is cut off."""
     (file,) = scene.engine.server.folder.glob("appendonlydir/*.incr.aof")
@@ -235,6 +242,7 @@ ENGINE_FAULTS = (
     NodesFault(slow_readers),
     NodesFault(forgetful_kills, forgets=True),
     NodesFault(appended_kills, appending("always")),
+    NodesFault(both_kills, appending("always")),
     NodesFault(cut_files, appending("everysec"), forks=True),
     NodesFault(primary_kills, with_sentinels, forks=True, brief=True),
     NodesFault(lagging_kills, with_sentinels, forks=True),
