@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from benchmarks.generator.herd import Herd
 from benchmarks.generator.publishers import Publisher
 from benchmarks.model import Turn
@@ -32,9 +34,17 @@ from benchmarks.workloads.storm import (
 from benchmarks.workloads.storm_judge import BEFORE, MISSED, epoch_of
 from benchmarks.workloads.workload import Workload
 
+# All come from one address, more of them at once than a stranger may.
+_LIMITS: Final = {
+    "REPEATER_LIMITS__PENDING_CONNECTIONS": "20000",
+    "REPEATER_LIMITS__PENDING_PER_ADDRESS": "20000",
+}
+
 
 def storm_of_two(peer: Peer, *, clients: int, channels: Sequence[str]) -> Turn:
     """One turn; a peer without an engine has one node."""
+    settings = {**peer.settings(), **_LIMITS}
+    peer = msgspec.structs.replace(peer, settings=lambda: settings)
     if peer.name != ON_VALKEY.name:
         return storm(peer, clients=clients, channels=channels)
     names = [channels[number % len(channels)] for number in range(clients)]
