@@ -220,3 +220,15 @@ async def test_a_push_of_another_form_is_nothing(url: str) -> None:
         for rest in FORMS:
             owner.push([kind, *rest])
     owner.push([])
+
+
+async def test_commands_keep_their_order_however_they_come(server: ValkeyServer) -> None:
+    """One at a time they are written at once, together in the next pass; large ones in parts."""
+    async with connected(server.unix_url) as servers:
+        asked, answered = list[bytes](), list[object]()
+        for size, together in ((3, 1), (3, 1), (3, 5), (3, 1), (3_000_000, 3), (3, 300), (3, 1)):
+            for number in range(together):
+                asked.append(b"%d/%d/" % (len(asked), number) + size * b"x")
+                servers.ask(0, packed("ECHO", asked[-1]), answered.append)
+            await answer_from(servers, 0, "PING")
+            assert answered == asked

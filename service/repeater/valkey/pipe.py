@@ -71,6 +71,8 @@ class Pipe:
         self._asked: deque[Tell] = deque()
         self._out: list[bytes] = []
         self._came = trio.lowlevel.ParkingLot()
+        # Commands come one at a time: the next one is written at once, not in the next pass.
+        self._alone = False
         self._unusable = ""
         self._ended = trio.Event()
         self.lost: Lost | None = None
@@ -94,7 +96,12 @@ class Pipe:
         if self.lost is not None:
             raise self.lost
         self._asked.append(tell)
-        self._out.append(command)
+        if self._alone and self._came:
+            # The writer is parked: nothing was written in this pass. It looks again in the next.
+            self._alone = False
+            command = command[self._write_some(command) :]
+        if command:
+            self._out.append(command)
         if self._came:
             self._came.unpark()
 
@@ -145,10 +152,13 @@ class Pipe:
         return Refused(text)
 
     async def _write(self) -> None:
+        few = True
         while True:
             # No deadline: whoever asks sets the pace, and the owner watches `reads`.
             while not self._out:
+                self._alone, few = few and self._file >= 0, True
                 await self._came.park()
+            few = len(self._out) == 1
             data = self._gathered()
             if self._file >= 0:
                 data = data[self._write_some(data) :]
@@ -159,8 +169,8 @@ class Pipe:
         """Write what the kernel takes now; how many bytes."""
         try:
             return os.write(self._file, data)
-        except BlockingIOError:
-            return 0
+        except OSError:
+            return 0  # There is no room; or the connection has ended, as the stream will say.
 
     def _gathered(self) -> bytes:
         """What gathered, as one piece of about `_WRITTEN` bytes at most."""
