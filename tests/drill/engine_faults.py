@@ -238,7 +238,7 @@ def _cut(file: Path, size: int) -> None:
 ENGINE_FAULTS = (
     NodesFault(engine_stops),
     NodesFault(script_flushes),
-    NodesFault(client_kills, brief=True),
+    NodesFault(client_kills),
     NodesFault(slow_readers),
     NodesFault(forgetful_kills, forgets=True),
     NodesFault(appended_kills, appending("always")),
