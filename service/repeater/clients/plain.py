@@ -148,6 +148,10 @@ async def listening(
         greet: Answers; None if there is nothing to answer.
     """
     client.identify(wanted.grant)
+    if client.ready:  # its channels are held at once, so it need not be made ready later
+        client.introduce()
+        if wanted.grant.expire_at:
+            client.expiry_changed()
     joinings = await _open_all(node, client, wanted)
     if client.end is None and greet is not None:
         await greet()
@@ -176,7 +180,8 @@ def _go_live(
     """Send what was missed and let all channels go live, in one call without an await."""
 
     def say() -> bytes:
-        client.became_ready()
+        if not client.ready:
+            client.became_ready()
         return replay.finish()
 
     for joining in joinings:

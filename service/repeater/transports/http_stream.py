@@ -18,6 +18,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, converse
+from repeater.clients.plain import holds_at_once
 from repeater.errors import SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.codecs import Codec
 from repeater.transports.sockets import SocketTransport, discard, greet, notice_silence
@@ -62,7 +63,10 @@ async def serve(
         refuse: Makes the answer for a plain subscriber that is ended before.
     """
     transport = HTTPStreamTransport(sock, codec, opening.name)
-    client = Client(node.registry, transport, scope, ready=False)
+    wanted = opening.wanted
+    ready = wanted is not None and holds_at_once(node, wanted.channels)
+    client = Client(node.registry, transport, scope, ready=ready)
+    del wanted
     if not codec.answered:
         notice_silence(sock, node.options.pong_timeout)
     if opening.wanted is None:
