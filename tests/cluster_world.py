@@ -247,6 +247,12 @@ class WorldNode:
         await self.leave()
 
 
+@asynccontextmanager
+async def _patching() -> AsyncIterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
 class World:
     """One world: what happens in it, and what holds at its end."""
 
@@ -276,8 +282,13 @@ class World:
         await trio.sleep_forever()
 
     async def run(self) -> None:
-        with pytest.MonkeyPatch.context() as patch, trio.fail_after(_LATEST):
-            async with open_network(self.rnd) as network, trio.open_nursery() as nursery:
+        with trio.fail_after(_LATEST):
+            # The patch ends before the network's own, which it is put over.
+            async with (
+                open_network(self.rnd) as network,
+                _patching() as patch,
+                trio.open_nursery() as nursery,
+            ):
                 self.network, self._nursery = with_presence(network), nursery
                 patch.setattr("repeater.valkey.dial._open", self.open)
                 patch.setattr("repeater.cluster.opening.random_id", lambda: f"id{self._started}")
