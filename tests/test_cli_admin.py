@@ -16,6 +16,7 @@ from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
 from repeater.cli.main import main
 from repeater.clients.client import Client
+from repeater.clients.plain import hear
 from repeater.config import load_settings
 from repeater.errors import FORCE_DISCONNECT, Disconnect
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
@@ -55,9 +56,9 @@ async def lines(server: Server, *arguments: str) -> list[str]:
 @asynccontextmanager
 async def client_of(server: Server, user: str, *channels: str) -> AsyncIterator[Client]:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
-    async with connect(server.node, transport, channels, ready=False) as client:
+    async with connect(server.node, transport, ready=False) as client:
         client.identify(ConnectionGrant(user=user))
-        client.became_ready()
+        await hear(server.node, client, channels)
         yield client
 
 

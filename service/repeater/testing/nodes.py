@@ -78,7 +78,12 @@ async def connect(
     *,
     ready: bool = True,
 ) -> AsyncIterator[Client]:
-    """A client on the node for as long as the block lasts, or until something cuts it."""
+    """A client on the node for as long as the block lasts, or until something cuts it.
+
+    It hears the channels without positions. A client that is not `ready` has said nothing yet, and
+    hears none: `clients.plain.hear` makes it ready, or `Client.became_ready`.
+    """
+    assert ready or not channels
     with trio.CancelScope() as scope:
         client = Client(node.registry, transport, scope, ready=ready)
         try:
