@@ -1,7 +1,8 @@
 """What the bus of Valkey costs a node: CPU of one message, and the repair of many channels.
 
 The node is this process, without clients and fan-out: its broker, and somebody who counts events.
-Another process publishes by a broker of its own.
+Another process publishes by a broker of its own. The floor is a Trio loop that reads the same
+messages with the same parser and counts them: at such rates most of the CPU is that of waking up.
 Usage: just bench-bus [--rate 5000] [--channels 10000]
 """
 
@@ -11,23 +12,25 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
+import hiredis
 import trio
 
 from benchmarks.peers import valkey
 from repeater.brokers.receipts import Receipt, settled
 from repeater.brokers.valkey.broker import ValkeyBroker
+from repeater.brokers.valkey.keys import Keys
 from repeater.json_text import json_text
 from repeater.options import ChannelOptions
 from repeater.publication import Event, Publication
 from repeater.valkey import dial
 from repeater.valkey.opening import open_servers
+from repeater.valkey.pipe import packed
 from repeater.valkey.url import Address, parse_url
 
 OPTIONS: Final = ChannelOptions(history_size=100, history_ttl=600, history_meta_ttl=600)
@@ -111,17 +114,63 @@ async def receive(url: str, rate: float, seconds: float) -> str:
         begun = time.process_time()
         await trio.sleep(seconds / 2)
         idle = (time.process_time() - begun) * 2 / seconds
-        words = [sys.executable, "-m", "benchmarks.bus"]
-        words += ["--url", url, "--rate", f"{rate:g}", "--seconds", f"{seconds + 2:g}"]
-        nursery.start_soon(partial(trio.run_process, words))
+        nursery.start_soon(_load, url, rate, seconds)
         await node.wait_taken(1)
-        await trio.sleep(_SETTLING)
-        taken, begun, since = node.taken, time.process_time(), time.perf_counter()
-        await trio.sleep(seconds)
-        taken, used = node.taken - taken, time.process_time() - begun
-        took = time.perf_counter() - since
-    each = (used - idle * took) / max(1, taken) * 1e6
-    return f"{each:.2f} us a message at {taken / took:,.0f}/s"
+        bus = node.broker._servers._primary._bus  # type: ignore[attr-defined]
+        return "a node: " + await _measure(lambda: (node.taken, bus.reads), seconds, idle)
+
+
+async def floor(url: str, rate: float, seconds: float) -> str:
+    """The same of a loop that does nothing but wait, read, parse and count."""
+    taken, reads, begun = 0, 0, trio.Event()
+
+    async def read(bus: trio.SocketStream) -> None:
+        nonlocal taken, reads
+        reader, file = hiredis.Reader(), bus.socket.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(file)
+            reader.feed(os.read(file, 65_536))
+            reads += 1
+            while reader.gets() is not False:
+                taken += 1
+            if taken > _FEW + 1:  # more than the answers to what it sent
+                begun.set()
+
+    bus = await trio.open_unix_socket(url.removeprefix("unix://"))
+    async with bus, trio.open_nursery() as nursery:
+        keys = Keys("repeater")
+        names = [keys.names(f"c{number}").bus for number in range(_FEW)]
+        await bus.send_all(packed("HELLO", 3) + packed("SUBSCRIBE", *names))
+        nursery.start_soon(read, bus)
+        nursery.start_soon(_load, url, rate, seconds)
+        await begun.wait()
+        figures = await _measure(lambda: (taken, reads), seconds)
+        nursery.cancel_scope.cancel()
+    return "a bare loop: " + figures
+
+
+async def _load(url: str, rate: float, seconds: float) -> None:
+    """Publish at a rate, from another process."""
+    words = [sys.executable, "-m", "benchmarks.bus"]
+    words += ["--url", url, "--rate", f"{rate:g}", "--seconds", f"{seconds + 2:g}"]
+    await trio.run_process(words)
+
+
+async def _measure(counts: Callable[[], tuple[int, int]], seconds: float, idle: float = 0) -> str:
+    """What a message and a read cost this process for a time, by their counts so far.
+
+    `idle` is the CPU of a second in which nothing comes.
+    """
+    await trio.sleep(_SETTLING)
+    (taken, reads), used, since = counts(), time.process_time(), time.perf_counter()
+    await trio.sleep(seconds)
+    took = time.perf_counter() - since
+    used = time.process_time() - used - idle * took
+    taken, reads = counts()[0] - taken, counts()[1] - reads
+    return (
+        f"{used / max(1, taken) * 1e6:.2f} us a message at {taken / took:,.0f}/s, "
+        f"{used / max(1, reads) * 1e6:.0f} us a read at {reads / took:,.0f}/s"
+    )
 
 
 async def repair(url: str, channels: int, missed: int) -> str:
@@ -171,8 +220,9 @@ async def _publish(url: str, rate: float, seconds: float) -> None:
 @click.option("--rate", default=5_000.0, show_default=True, help="Messages a second.")
 @click.option("--channels", default=10_000, show_default=True, help="Channels to repair.")
 @click.option("--seconds", default=6.0, show_default=True, help="How long to count messages.")
+@click.option("--rounds", default=1, show_default=True, help="How often messages are counted.")
 @click.option("--url", default="", hidden=True)
-def main(rate: float, channels: int, seconds: float, url: str) -> None:
+def main(rate: float, channels: int, seconds: float, rounds: int, url: str) -> None:
     """Measure the bus of a Valkey of this machine, and print a line for each figure."""
     if url:
         trio.run(_publish, url, rate, seconds)
@@ -181,7 +231,8 @@ def main(rate: float, channels: int, seconds: float, url: str) -> None:
         engine = valkey.start(Path(folder))
         try:
             url = f"unix://{os.path.join(folder, valkey.SOCKET)}"
-            click.echo(trio.run(receive, url, rate, seconds))
+            for figure in (receive, floor) * rounds:
+                click.echo(trio.run(figure, url, rate, seconds))
             for missed in (1, 5):
                 click.echo(trio.run(repair, url, channels, missed))
         finally:
