@@ -12,13 +12,13 @@ from tests.processes import starts_processes
 
 @starts_processes
 def test_a_small_measurement() -> None:
-    """Each channel missed something and was read once; messages came at the rate."""
+    """Each channel missed something and was read once; messages came at the rate, to a node and to its floor."""
     done = CliRunner().invoke(main, ["--channels", "50", "--seconds", "0.5", "--rate", "500"])
     assert done.exception is None
-    lines = [
-        line for line in done.output.splitlines() if " us a message" in line or "reads" in line
-    ]
-    assert re.fullmatch(r"[\d.-]+ us a message at [\d,]+/s", lines[0])
-    for missed, line in zip((1, 5), lines[1:], strict=True):
+    lines = [line for line in done.output.splitlines() if "us a" in line or "missed" in line]
+    for who, line in zip(("a node", "a bare loop"), lines, strict=False):
+        figures = r"[\d.-]+ us a message at [\d,]+/s, [\d-]+ us a read at [\d,]+/s"
+        assert re.fullmatch(f"{who}: {figures}", line)
+    for missed, line in zip((1, 5), lines[2:], strict=True):
         assert line.startswith(f"50 channels that missed {missed} each: ")
         assert line.endswith("50 reads")
