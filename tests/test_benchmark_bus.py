@@ -12,7 +12,7 @@ from tests.processes import starts_processes
 
 @starts_processes
 def test_a_small_measurement() -> None:
-    """Each channel missed something and was read once; messages came at the rate, to a node and to its floor."""
+    """Each channel missed something and was read once; a node and the floor took messages."""
     done = CliRunner().invoke(main, ["--channels", "50", "--seconds", "0.5", "--rate", "500"])
     assert done.exception is None
     lines = [line for line in done.output.splitlines() if "us a" in line or "missed" in line]
