@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repeater.brokers.valkey.follower import (
-    KEPT,
-    NO_STREAM,
-    Followed,
-    Message,
-    Place,
-    Read,
-    Room,
-    Verdict,
-)
+from repeater.brokers.valkey.follower import KEPT, Followed, Room, Verdict
+from repeater.brokers.valkey.values import NO_STREAM, Message, Place, Read
 from repeater.publication import Event, Publication, Rupture
 
 E = "epoch"

@@ -18,10 +18,10 @@ from repeater.brokers.valkey import holds
 from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.brokers.valkey.bus import Bus, BusStatistics
 from repeater.brokers.valkey.engine import Take
-from repeater.brokers.valkey.follower import Place, Read
 from repeater.brokers.valkey.heads import CHECK
 from repeater.brokers.valkey.holds import LINGER
 from repeater.brokers.valkey.outlet import Outlet
+from repeater.brokers.valkey.values import Place, Read
 from repeater.errors import BrokerError
 from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions

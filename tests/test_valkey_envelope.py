@@ -17,7 +17,7 @@ from repeater.brokers.valkey.envelope import (
     received,
     sealed,
 )
-from repeater.brokers.valkey.follower import NO_STREAM, Message, Place
+from repeater.brokers.valkey.values import NO_STREAM, Message, Place
 from repeater.json_text import JSONText, json_text
 from repeater.publication import Announcement, ClientInfo, Publication
 

@@ -15,19 +15,19 @@ import trio
 
 from repeater.brokers.valkey.engine import ForeignError
 from repeater.brokers.valkey.envelope import behind, received
-from repeater.brokers.valkey.follower import NO_STREAM
 from repeater.brokers.valkey.heads import Heads
 from repeater.brokers.valkey.holds import Holds
 from repeater.brokers.valkey.outlet import Outlet
 from repeater.brokers.valkey.repairs import Repairs
+from repeater.brokers.valkey.values import NO_STREAM
 from repeater.valkey.pipe import Lost
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import EventSink
     from repeater.brokers.receipts import Answer
     from repeater.brokers.valkey.engine import Engine
-    from repeater.brokers.valkey.follower import Place
     from repeater.brokers.valkey.holds import Held
+    from repeater.brokers.valkey.values import Place
 
 
 class BusStatistics(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from repeater.errors import BrokerError
 
 if TYPE_CHECKING:
     from repeater.brokers.receipts import Receipt
-    from repeater.brokers.valkey.follower import Place, Read
+    from repeater.brokers.valkey.values import Place, Read
 
 ENTRIES: Final = 1_000
 """Most entries of one read."""

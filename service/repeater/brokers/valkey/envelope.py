@@ -24,7 +24,7 @@ from typing import Annotated, Final
 import msgspec
 
 from repeater.brokers.valkey.engine import ForeignError
-from repeater.brokers.valkey.follower import Message, Place
+from repeater.brokers.valkey.values import Message, Place
 from repeater.json_text import json_text
 from repeater.publication import Announcement, ClientInfo, Event, Publication
 

@@ -18,8 +18,8 @@ from repeater.valkey.pipe import Lost
 
 if TYPE_CHECKING:
     from repeater.brokers.valkey.engine import Engine
-    from repeater.brokers.valkey.follower import Place
     from repeater.brokers.valkey.holds import Held, Holds
+    from repeater.brokers.valkey.values import Place
 
 CHECK: Final = 10.0
 """Seconds in which the tops of all channels are asked for once."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from repeater.brokers.valkey.engine import ForeignError
-from repeater.brokers.valkey.follower import NO_STREAM, Read
+from repeater.brokers.valkey.values import NO_STREAM, Read
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import Rupture

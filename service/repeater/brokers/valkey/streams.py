@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.valkey.engine import ENTRIES, ForeignError
 from repeater.brokers.valkey.envelope import entry_of, head_of
-from repeater.brokers.valkey.follower import Place, Read
 from repeater.brokers.valkey.keys import Keys, Names
 from repeater.brokers.valkey.reads import Reads
 from repeater.brokers.valkey.scripts import FORK, HISTORY, NewEpoch, new_epoch
+from repeater.brokers.valkey.values import Place, Read
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import Publication, StreamPosition
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from repeater.brokers.contract import Page
     from repeater.brokers.valkey.engine import Take
-    from repeater.brokers.valkey.follower import Message
+    from repeater.brokers.valkey.values import Message
     from repeater.valkey.pipe import Part, Tell
     from repeater.valkey.servers import Servers
 
