@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -64,11 +64,35 @@ class Server:
         return self.told
 
 
+class Stubborn(trio.abc.Stream):
+    """Does not end before its other end is heard, as TLS with a server that is paused."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            await trio.aclose_forcefully(self.stream)
+
+
 @asynccontextmanager
-async def talking() -> AsyncIterator[Server]:
+async def talking(
+    kind: Callable[[trio.abc.Stream], trio.abc.Stream] = lambda stream: stream,
+) -> AsyncIterator[Server]:
     here, there = memory_stream_pair()
     bus = Bus()
-    pipe = Pipe(here, bus)
+    pipe = Pipe(kind(here), bus)
     server = Server(pipe, bus, there)
 
     async def run() -> None:
@@ -164,6 +188,69 @@ async def test_what_is_not_an_answer_ends_the_connection(text: bytes, why: str) 
         await server.say(text)
         with pytest.raises(Lost, match=why):
             server.pipe.ask(packed("PING"), server.told.append)
+
+
+async def test_an_order_whose_ping_is_refused_ends_the_connection() -> None:
+    """The user's rights were changed: else each answer would go to the question before its own."""
+    async with talking() as server:
+        server.pipe.order(packed("SUBSCRIBE", "a"), server.told.append)
+        server.pipe.ask(packed("GET", "x"), server.told.append)
+        await server.say(b"-NOPERM User some has no permissions to run the 'ping' command\r\n")
+        assert server.told == []
+        order, answer = await server.say(b"$1\r\nx\r\n")
+        assert isinstance(order, Lost)
+        assert answer is order
+
+
+async def test_arguments_of_a_command_that_is_not_known_are_not_told() -> None:
+    """Servers repeat them, and that of HELLO is the password."""
+    async with talking() as server:
+        server.pipe.ask(packed("HELLO", 3, "AUTH", "default", "s3cret"), server.told.append)
+        await server.say(
+            b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `s3cret`, \r\n"
+        )
+        assert [str(one) for one in server.told] == ["ERR unknown command `HELLO`"]
+
+
+async def test_an_answer_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is whole counts no more; the rest is kept up to a bound."""
+    monkeypatch.setattr("repeater.valkey.pipe._LONGEST", 10_000)
+    async with talking() as server:
+        for _ in range(40):
+            server.pipe.ask(packed("GET", "x"), server.told.append)
+        for _ in range(30):
+            await server.say(b"$500\r\n%s\r\n" % (500 * b"x"))
+        assert len(server.told) == 30
+        await server.say(b"*1000000\r\n")
+        for _ in range(25):
+            await server.say(b"$400\r\n%s\r\n" % (400 * b"x"))
+        assert str(server.pipe.lost) == "an answer of the server has no end"
+        assert len(server.told) == 40
+
+
+async def test_a_length_that_memory_is_too_small_for_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parser asks for memory for all answers of a list at once."""
+
+    class Reader(hiredis.Reader):
+        def gets(self, *_options: object) -> object:
+            raise MemoryError
+
+    monkeypatch.setattr(hiredis, "Reader", Reader)
+    async with talking() as server:
+        await server.stream.send_all(b"*4294967295\r\n")
+        await wait_all_tasks_blocked()
+        assert "not an answer of a server" in str(server.pipe.lost)
+
+
+async def test_the_end_is_told_before_the_stream_is_closed() -> None:
+    """To close it may take for ever, and is cut short."""
+    async with talking(Stubborn) as server:
+        server.pipe.ask(packed("PING"), server.told.append)
+        await server.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        (told,) = server.told
+        assert isinstance(told, Lost)
 
 
 @pytest.mark.parametrize("seed", range(20))

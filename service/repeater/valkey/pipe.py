@@ -25,9 +25,14 @@ _READ: Final = 65_536  # bytes that are read at a time
 _PARSED: Final = 512  # answers and pushes between two checkpoints: about 1 ms
 _MORE: Final = object()  # what the parser returns when it needs more bytes
 _WRITTEN: Final = 1_048_576  # bytes that are joined for one write
+# Bytes of one answer. No server has a longer text in one (proto-max-bulk-len).
+_LONGEST: Final = 536_870_912
 # Answers of a server that cannot be used any more: a primary that was demoted, a server that loads
 # its data, or that knows us no more. Scripts have them inside a longer text.
 _UNUSABLE: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
+# What stands in an error before the arguments of a command that the server does not know. They may
+# be a password, or what somebody published.
+_ARGUMENTS: Final = ", with args beginning with"
 
 
 class Lost(Exception):  # noqa: N818  # connections end
@@ -74,6 +79,7 @@ class Pipe:
         # Commands come one at a time: the next one is written at once, not in the next pass.
         self._alone = False
         self._unusable = ""
+        self._unfinished = 0  # bytes that have come of an answer that is not whole
         self._ended = trio.Event()
         self.lost: Lost | None = None
         """Why the connection has ended; None while it has not."""
@@ -122,13 +128,15 @@ class Pipe:
         No deadline: it may live for ever. At the end all callbacks were told of a `Lost`.
         """
         try:
-            async with self._stream, trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 await self._read()
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             self.end(Lost(_cause_of(group)))
         finally:
             self.end(Lost("the connection was ended here"))
+            # No goodbye of TLS: a server that does not read would have us wait.
+            await trio.aclose_forcefully(self._stream)
 
     async def wait_ended(self) -> Lost:
         """Wait until the connection has ended; returns why. No deadline: it may live for ever."""
@@ -147,6 +155,7 @@ class Pipe:
             self._asked.popleft()(lost)
 
     def _refused(self, text: str) -> Refused:
+        text = text.partition(_ARGUMENTS)[0]
         if any(word in text for word in _UNUSABLE):
             self._unusable = text
         return Refused(text)
@@ -190,8 +199,11 @@ class Pipe:
         while data := await self._receive():
             self.reads += 1
             self._reader.feed(data)  # type: ignore[arg-type]  # takes a bytearray as well
+            self._unfinished += len(data)
             while self._take_some():
                 await trio.lowlevel.checkpoint()
+            if self._unfinished > _LONGEST:
+                raise trio.BrokenResourceError("an answer of the server has no end")
             if self._unusable:
                 raise trio.BrokenResourceError(self._unusable)
             self.is_held = True
@@ -210,12 +222,15 @@ class Pipe:
     def _take_some(self) -> bool:
         """Give out what was read, `_PARSED` at most; whether there may be more."""
         gets, asked, push = self._reader.gets, self._asked, self._pushes.push
-        for _ in range(_PARSED):
+        for taken in range(_PARSED):
             try:
                 answer = gets()
-            except (hiredis.ProtocolError, TypeError) as error:  # or a map with a list as a key
+            # A map with a list as a key is a TypeError, a list of 2^32 answers a MemoryError.
+            except (hiredis.ProtocolError, TypeError, MemoryError) as error:
                 raise trio.BrokenResourceError(f"not an answer of a server: {error}") from None
             if answer is _MORE:
+                if taken:
+                    self._unfinished = 0
                 return False
             if type(answer) is hiredis.PushNotification:
                 push(answer)
@@ -223,6 +238,7 @@ class Pipe:
                 asked.popleft()(answer)
             else:
                 raise trio.BrokenResourceError("the server answers what nobody asked")
+        self._unfinished = 0
         return True
 
 
@@ -241,8 +257,12 @@ class _Order:
             # `dial` has seen that PING is allowed, so it is one of the commands. The PING's comes.
             self.refused = self.refused or answer
             self.asked.appendleft(self)
-        else:
+        elif answer == b"PONG" or isinstance(answer, Lost):
             self.tell(answer if isinstance(answer, Lost) else self.refused)
+        else:
+            # PING is refused since then: this is the answer to what was asked behind it.
+            self.asked.appendleft(self)
+            raise trio.BrokenResourceError("the server does not answer PING any more")
 
 
 def packed(*parts: Part) -> bytes:
