@@ -304,6 +304,28 @@ async def test_the_end_leaves_nothing(server: ValkeyServer) -> None:
         store.add("a", ClientInfo("ann", "1"))
 
 
+class Passes(trio.abc.Instrument):
+    """Counts how often the loop looks for input."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_a_goodbye_takes_few_passes_of_the_loop(server: ValkeyServer) -> None:
+    """So a busy node, whose passes are long, says goodbye to all channels in time."""
+    passes = Passes()
+    async with node_of(server) as store:
+        for number in range(1_500):
+            store.add(f"c{number}", ClientInfo("ann", "1"))
+        await store.add("c0", ClientInfo("ann", "2")).wait()
+        trio.lowlevel.add_instrument(passes)
+    trio.lowlevel.remove_instrument(passes)
+    assert passes.count < 1_000
+
+
 async def test_an_end_without_an_engine(hasty: None) -> None:
     """The goodbye to an engine that is not there takes no time, and to a silent one two seconds."""
     with valkey() as server:
