@@ -156,6 +156,8 @@ async def a_full_intake(open_broker: OpenBroker) -> None:
     async with running(open_broker, room=1) as bench, open_service_nursery() as nursery:
         joined = Announcement(bench.channel, ClientInfo("ann", "1"), joined=True)
         await bench.publish(b"1")
+        while not len(bench.intake):  # noqa: ASYNC110  # nobody tells
+            await trio.sleep(0.01)
         nursery.start_soon(bench.publish, b"2")
         await wait_all_tasks_blocked()
         nursery.start_soon(bench.announce, joined)

@@ -104,30 +104,47 @@ async def history_of_an_unseen_channel(open_broker: OpenBroker) -> None:
 
 async def history_expires(open_broker: OpenBroker) -> None:
     """Publications expire `history_ttl` after the newest of them; offset and epoch stay."""
+    ttl, meta_ttl = EXPIRING.history_ttl, EXPIRING.history_meta_ttl
     async with running(open_broker, options=EXPIRING) as bench:
+        first = trio.current_time()
         await bench.publish()
         await trio.sleep(2)
-        expect("kept after 2 of 3 seconds", offsets_of((await bench.history())[0]), [1])
+        found, _ = await bench.history()
+        second = trio.current_time()
         top = await bench.numbered()
+        if is_first_kept := _is_before(first + ttl):
+            expect("kept after 2 of 3 seconds", offsets_of(found), [1])
         await trio.sleep(2)
-        expect("kept, since the newest is younger", offsets_of((await bench.history())[0]), [1, 2])
+        found, _ = await bench.history()
+        if is_first_kept and _is_before(second + ttl):
+            expect("kept, since the newest is younger", offsets_of(found), [1, 2])
         await trio.sleep(1.5)
         found, at = await bench.history()
         expect("kept after 3.5 seconds", list(found), [])
-        expect("the top", at, top)
-        expect("the next position", await bench.publish(), StreamPosition(3, top.epoch))
+        following = await bench.publish()
+        if _is_before(second + meta_ttl):
+            expect("the top", at, top)
+            expect("the next position", following, StreamPosition(3, top.epoch))
 
 
 async def meta_expires(open_broker: OpenBroker) -> None:
     """After `history_meta_ttl` the numbering begins again, in a new epoch."""
     async with running(open_broker, options=EXPIRING) as bench:
+        begun = trio.current_time()
         first = await bench.numbered()
         await trio.sleep(6)
-        expect("the top after 6 of 8 seconds", (await bench.history())[1], first)
+        _, top = await bench.history()
+        if _is_before(begun + EXPIRING.history_meta_ttl):
+            expect("the top after 6 of 8 seconds", top, first)
         await trio.sleep(4)
         second = await bench.numbered()
         expect("the offset", second.offset, 1)
         expect("a new epoch", second.epoch != first.epoch, True)
+
+
+def _is_before(end: float) -> bool:
+    """Whether it is not too late to ask what is kept until then: a busy machine may be held up."""
+    return trio.current_time() < end
 
 
 async def meta_expires_unnoticed(open_broker: OpenBroker) -> None:
