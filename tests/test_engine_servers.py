@@ -180,6 +180,18 @@ async def test_two_servers_are_one(engine: Engine) -> None:
             assert (await heard(client))["push"]["unsubscribe"]["code"] == 2000
 
 
+async def test_an_empty_channel_that_is_forgotten(engine: ValkeyServer) -> None:
+    """Who was told an epoch that the engine forgets hears so with the first publication."""
+    settings = {"engine_url": engine.unix_url}
+    async with two(settings) as (one, other), peer(one, "/connection/websocket") as client:
+        await say(client, 1, connect={})
+        told = await say(client, 2, subscribe={"channel": "news", "recoverable": True})
+        engine.call("DEL", "repeater:m:news")
+        position = (await call(other, "publish", channel="news", data=1))["result"]
+        assert position["epoch"] != told["subscribe"]["epoch"]
+        assert (await heard(client))["push"]["unsubscribe"]["code"] == 2500
+
+
 async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
     """Clients stay, calls fail at once, and both servers say so; then all goes on by itself."""
     settings = {"engine_url": engine.unix_url}
