@@ -192,6 +192,23 @@ def test_an_epoch_that_comes_back_is_ended_again(between: Place) -> None:
     assert one.take(message(5, "third"))
 
 
+@pytest.mark.parametrize("is_reading", [False, True])
+def test_an_epoch_that_comes_back_empty_is_ended_again(is_reading: bool) -> None:
+    """Where nothing was, the epoch of a stream without publications is noted, if it is a new one.
+
+    A failover that lost all of a stream would else count again in an epoch whose numbers are known.
+    """
+    one = doubting(at(4))
+    assert told(reading(one, NO_STREAM).events) == ["rupture"]
+    if is_reading:
+        one.doubt()
+    assert one.head(at(0)) == Verdict()
+    assert one.reading
+    assert reading(one, at(0)) == Verdict(forked=E)
+    assert told(reading(one, at(0, "new")).events) == []
+    assert one.take(message(1, "new"))
+
+
 def test_what_waits_survives_a_fork() -> None:
     """The new epoch is a rupture; a message of it that waited is handed on."""
     one = doubting(at(4), message(4, "new"))

@@ -157,7 +157,7 @@ class Followed:
             self.place = top
             events = [one.event for one in self._kept if one.event and not one.place.offset]
             return self._settled(events)
-        if top != self.place and not _is_younger(top, self.place):
+        if top != self.place and not self._is_younger(top):
             return _NOTHING
         # Messages that follow the place do not prove that the stream has the place's publication:
         # their connection may have begun after a failover.
@@ -174,11 +174,14 @@ class Followed:
 
     def _learn(self, top: Place) -> bool:
         """Note the epoch that a stream without publications has got."""
-        here = self.place
-        if here is None or not _is_younger(top, here):
-            return False
-        self.place = top
-        return True
+        is_younger = self._is_younger(top)
+        if is_younger:
+            self.place = top
+        return is_younger
+
+    def _is_younger(self, top: Place) -> bool:
+        """Whether a stream has begun where none was, without publications, in a new epoch."""
+        return self.place == NO_STREAM and not top.offset and top.epoch not in self.ended
 
     def read(self, found: Read, doubts: int) -> Verdict:
         """Take what was read from `place` on, when `doubts` was this.
@@ -261,11 +264,6 @@ class Followed:
         verdict = self._settled([*events, *unnumbered])
         self.reading = doubtful
         return verdict
-
-
-def _is_younger(top: Place, here: Place) -> bool:
-    """Whether this is the top of a stream that has begun where none was, without publications."""
-    return here == NO_STREAM and not top.offset
 
 
 def _is_whole(offset: int, following: Sequence[Message]) -> bool:
