@@ -392,6 +392,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.down = ""
+        self.is_moving = False
         self.takes: dict[str, Take] = {}
         self.heads: list[tuple[str, Callable[[Place | Exception], None]]] = []
         self.told: list[Callable[[object], None]] = []
@@ -416,8 +417,8 @@ class FakeEngine:
         self.unsubscribed += channels
 
     def head(self, partition: int, channel: str, tell: Callable[[Place | Exception], None]) -> None:
-        if self.down:
-            raise Lost(self.down)
+        if self.down or self.is_moving:
+            raise Lost(self.down or "the partition is moving")
         self.heads.append((channel, tell))
 
     def look(self, channel: str, since: Place | None) -> Receipt[Read]:
@@ -499,6 +500,42 @@ async def test_a_top_before_the_subscription_is_asked_for_again(
         assert not held.settled
         engine.tell_tops(Place(5, "e", b"uid-0005"))
         assert held.settled
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_a_partition_that_moves_meanwhile(autojump_clock: MockClock, is_asked: bool) -> None:
+    """A subscription is made at the next server of the partition; then the top is asked for."""
+    async with a_bus() as (bus, engine, _):
+        engine.is_moving = not is_asked
+        held = bus.hold("c")
+        assert isinstance(held, Receipt)
+        await wait_all_tasks_blocked()
+        if is_asked:
+            engine.heads.pop()[1](Lost("moved"))
+        engine.is_moving = False
+        engine.confirm()
+        engine.tell_tops(Place(4, "e", b"uid-0004"))
+        assert held.settled
+
+
+async def test_a_partition_that_is_not_there_at_the_start(autojump_clock: MockClock) -> None:
+    """Whoever waits for its channels is told after a second or two, though others are there."""
+
+    class Parts(FakeEngine):
+        def partition_of(self, channel: str) -> int:
+            return 1
+
+        def why(self, partition: int) -> str:
+            return "gone" if partition else ""
+
+    bus = Bus(Parts())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bus.run, Intake(1, 1, 1))
+        held = bus.hold("c")
+        bus.up([0])
+        with trio.fail_after(2), pytest.raises(BrokerError, match="gone"):
+            await settled(held)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_top_that_is_refused_is_read(autojump_clock: MockClock) -> None:

@@ -156,11 +156,13 @@ class Bus:
 
     def _headed(self, held: Held, answer: Place | Exception) -> None:
         """Take the top of a stream, told in its turn among the messages."""
-        if held.given_up or isinstance(answer, Lost):
-            return  # If the connection was lost, the top is asked for by the next one.
+        if held.given_up:
+            return
         if not held.subscribed:
             held.headless = True
             return
+        if isinstance(answer, Lost):
+            return  # The top is asked for by the next connection.
         if isinstance(answer, ForeignError):
             self._repairs.note_foreign(answer)
             answer = NO_STREAM

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -45,8 +44,10 @@ class Heads:
     def ask(self, some: Collection[Held]) -> None:
         """Ask for the tops of some channels at once."""
         for one in some:
-            with suppress(Lost):  # Then it is asked for when the engine is back.
+            try:
                 self._engine.head(one.partition, one.channel, partial(self._headed, one))
+            except Lost as error:
+                self._headed(one, error)
 
     def want(self, some: Collection[Held]) -> None:
         """Have the tops of many channels asked for, as fast as other tasks are not held up."""

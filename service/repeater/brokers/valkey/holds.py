@@ -50,7 +50,8 @@ class Held(Followed):
         self.subscribed = False
         """Whether the engine has done so."""
         self.headless = False
-        """Whether the top was told too early, before the subscription was confirmed."""
+        """Whether the top could not be told, or was too early, before the subscription was
+        confirmed: then it is asked for once more."""
         self.listened = True
         """Whether somebody listens: else its events go nowhere."""
         self.given_up = False
@@ -78,7 +79,7 @@ class Holds:
         self._open: dict[str, Receipt[None]] = {}
         self._new: list[Held] = []
         self._came = trio.Event()
-        self._known = False  # whether the engine is there; not known at the very beginning
+        self._known = False  # whether the engine is there; not known in the first second
         self._ended = False
         self.held: dict[str, Held] = {}
         """All channels that are held, or are to be held."""
@@ -149,7 +150,6 @@ class Holds:
 
     def up(self, partitions: Collection[int]) -> list[Held]:
         """Some partitions have come back; returns what the engine has subscribed to again."""
-        self._known = True
         again = []
         for one in self.held.values():
             if one.partition in partitions:
