@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from repeater.valkey.dial import Greeting, TLSFiles, answer_to, dial, tls_context
 from repeater.valkey.opening import open_servers
@@ -41,6 +47,57 @@ async def test_tls_with_certificates_of_both_ends(authority: Authority, tmp_path
             await _greet(endpoints.addresses[0], Greeting(tls_context(TLSFiles(ca_file))))
         with pytest.raises(Lost, match="certificate verify failed"):
             await _greet(endpoints.addresses[0], Greeting(ssl.create_default_context()))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        Address("a..b", 6379),
+        Address("x" * 300, 6379),
+        Address("\udc80", 6379),
+        Address("127.0.0.1", 10**30),
+        Address("127.0.0.1", -1),
+        Address(path="/a\0b"),
+        Address(path="/" + "a" * 200),
+    ],
+)
+async def test_an_address_that_cannot_be_is_no_connection(address: Address) -> None:
+    """Other servers name it, in a MOVED or as Sentinels: it must not end the process."""
+    with pytest.raises(Lost, match="no connection"):
+        await _greet(address, Greeting())
+
+
+async def test_a_certificate_for_another_name_is_refused(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """The name is checked; the outage says so without the name, since health checks are open."""
+    ca_file = tmp_path / "ca.pem"
+    authority.ca.cert_pem.write_to_path(str(ca_file))
+    other = Authority(authority.ca, tmp_path / "other.pem", tmp_path / "other.key")
+    issued = authority.ca.issue_cert("engine.internal")
+    issued.private_key_pem.write_to_path(str(other.key))
+    issued.cert_chain_pems[0].write_to_path(str(other.certificate))
+    with valkey(REDIS, *tls_options(other, ca_file)) as server:
+        port = server.call("CONFIG", "GET", "tls-port")
+        assert isinstance(port, list)
+        files = TLSFiles(ca_file, authority.certificate, authority.key)
+        for host, why in (("localhost", "Hostname"), ("127.0.0.1", "IP address")):
+            with pytest.raises(Lost) as lost:
+                await _greet(Address(host, int(port[1])), Greeting(tls_context(files)))
+            assert str(lost.value) == f"certificate verify failed: {why} mismatch"
+
+
+def test_a_key_with_a_password_is_a_mistake(authority: Authority, tmp_path: Path) -> None:
+    """Nobody is asked for it at the terminal."""
+    key = load_pem_private_key(authority.key.read_bytes(), None)
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(
+        key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"not written down")
+        )
+    )
+    with pytest.raises(ssl.SSLError):
+        tls_context(TLSFiles(cert=authority.certificate, key=locked))
 
 
 async def _greet(address: Address, greeting: Greeting) -> None:

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from repeater.valkey.opening import open_servers
-from repeater.valkey.sentinel import _epoch_in, _Poll
+from repeater.valkey.pipe import Lost
+from repeater.valkey.sentinel import _address_in, _epoch_in, _Poll
 from repeater.valkey.servers import answer_from
 from repeater.valkey.url import Address, parse_url
 from tests.processes import starts_processes
@@ -82,6 +83,17 @@ def test_an_epoch_is_read_from_a_list_or_a_map(answer: object) -> None:
     """Redis 6 answers the one, others the other; what is neither is the oldest."""
     assert _epoch_in(answer) == 3
     assert _epoch_in([b"config-epoch", b"x"]) == _epoch_in(None) == 0
+    assert _epoch_in([[], 1]) == _epoch_in({b"config-epoch": []}) == 0
+    assert _epoch_in({b"config-epoch": float("inf")}) == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 5, [], [b"host"], [1, 2], [b"host", b"x"], [b"\xff", b"1"]]
+)
+def test_an_address_that_cannot_be_read_is_none(answer: object) -> None:
+    """What is at the address of a Sentinel may be anything."""
+    with pytest.raises(Lost, match="does not know"):
+        _address_in(answer)
 
 
 async def test_no_sentinel_is_an_outage() -> None:

@@ -49,7 +49,21 @@ def test_owners_are_read_from_the_layout() -> None:
     assert Counter(owners) == {Address("10.0.0.1", 6379): 64, HERE: 32, None: 32}
 
 
-@pytest.mark.parametrize("answer", [None, b"OK", [[0]], [[0, 1, None]], [["a", "b", [b"c", 1]]], 5])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"OK",
+        5,
+        [[0]],
+        [[0, 1, None]],
+        [[0, 1, []]],
+        [[0, 1, {}]],
+        [[0, 1, [b"c", float("inf")]]],
+        [["a", "b", [b"c", 1]]],
+        [[16_384, 10**15, [b"c", 1]]],
+    ],
+)
 def test_a_layout_that_cannot_be_read_names_nobody(answer: object) -> None:
     """Nothing that a server answers makes the client fail."""
     assert set(owners_of(answer, HERE)) == {None}

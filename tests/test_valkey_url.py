@@ -32,7 +32,7 @@ HOST = (Address("host", 6379),)
             ),
         ),
         (
-            "rediss+sentinel://:pw@host:6379/main/2?sentinel_username=a&sentinel_password=b%26",
+            "rediss+sentinel://:pw@host:6379/main/2?sentinel_username=a&sentinel_password=b%26+c",
             Endpoints(
                 "sentinel",
                 HOST,
@@ -40,7 +40,7 @@ HOST = (Address("host", 6379),)
                 credentials=Credentials("", "pw"),
                 database=2,
                 name="main",
-                sentinel_credentials=Credentials("a", "b&"),
+                sentinel_credentials=Credentials("a", "b&+c"),
             ),
         ),
         (

@@ -68,7 +68,8 @@ def tls_context(files: TLSFiles) -> ssl.SSLContext:
     """
     context = ssl.create_default_context(cafile=files.ca_file)
     if files.cert is not None:
-        context.load_cert_chain(files.cert, files.key)
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     return context
 
 
@@ -143,27 +144,35 @@ async def _open(address: Address, greeting: Greeting) -> trio.abc.Stream:
         secured = await trio.open_ssl_over_tcp_stream(
             address.host, address.port, ssl_context=greeting.tls
         )
-    except OSError as error:
+    # Servers name others: a name that no host can have is a ValueError, a port an OverflowError.
+    except (OSError, ValueError, OverflowError) as error:
         raise Lost(_without_address(error)) from None
     try:
         await secured.do_handshake()
     except BaseException as error:
         await trio.aclose_forcefully(secured)
         if isinstance(error, trio.BrokenResourceError):
-            raise Lost(str(error.__cause__ or error)) from None
+            raise Lost(_reason_of(error)) from None
         raise
     return secured
 
 
-def _without_address(error: OSError) -> str:
+def _without_address(error: Exception) -> str:
     """Why a connection cannot be made: health checks are open to all, and say this."""
-    cause = error.__cause__
+    cause: BaseException = error.__cause__ or error
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    number = (cause if isinstance(cause, OSError) else error).errno
-    if number is None or isinstance(cause or error, socket.gaierror):
+    if not isinstance(cause, OSError) or isinstance(cause, socket.gaierror) or not cause.errno:
         return "no connection"
-    return f"no connection: {os.strerror(number)}"
+    return f"no connection: {os.strerror(cause.errno)}"
+
+
+def _reason_of(error: trio.BrokenResourceError) -> str:
+    """Why a TLS handshake has failed, without the name that the certificate is not for."""
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {cause.verify_message.partition(',')[0]}"
+    return str(cause or error)
 
 
 async def _greet(pipe: Pipe, greeting: Greeting) -> None:

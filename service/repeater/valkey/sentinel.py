@@ -134,17 +134,18 @@ def _address_in(answer: object) -> Address:
     Raises:
         Lost: the Sentinel does not know the name.
     """
-    with suppress(ValueError, TypeError):
-        host, port = answer  # type: ignore[misc]
-        return Address(host.decode(), int(port))  # type: ignore[has-type]
+    match answer:
+        case [bytes(host), bytes(port)]:
+            with suppress(ValueError):
+                return Address(host.decode(), int(port))
     raise Lost("the Sentinel does not know this name")
 
 
 def _epoch_in(answer: object) -> int:
     """When the primary was chosen; Redis 6 answers a list, others a map."""
-    if isinstance(answer, list):
-        answer = dict(zip(answer[::2], answer[1::2], strict=False))
-    if isinstance(answer, Mapping):
-        with suppress(ValueError):
+    with suppress(ValueError, TypeError, OverflowError):  # if a server answers anything else
+        if isinstance(answer, list):
+            answer = dict(zip(answer[::2], answer[1::2], strict=False))
+        if isinstance(answer, Mapping):
             return int(answer.get(b"config-epoch", 0))
     return 0

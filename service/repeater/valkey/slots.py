@@ -8,7 +8,6 @@ of the keys.
 from __future__ import annotations
 
 from binascii import crc_hqx
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import product
@@ -61,14 +60,16 @@ def owners_of(answer: object, asked: Address) -> list[Address | None]:
         answer: What the server said.
         asked: The server; an answer without a host means this one's.
     """
-    owners: list[Address | None] = [None] * SLOTS
-    for row in answer if isinstance(answer, Sequence) else ():
-        with suppress(ValueError, TypeError, AttributeError):
-            first, last, primary, *_replicas = row
-            host = primary[0].decode() if primary[0] else asked.host
-            owner = Address(host, int(primary[1]))
-            owners[first : last + 1] = [owner] * (last + 1 - first)
-    return [owners[slot_of(tag)] for tag in tags()]
+    owners: list[Address | None] = [None] * PARTITIONS
+    slots = [slot_of(tag) for tag in tags()]
+    for row in answer[:SLOTS] if isinstance(answer, list) else ():
+        match row:
+            case [int(first), int(last), [bytes() | None as host, int(port), *_], *_]:
+                owner = Address(host.decode(errors="replace") if host else asked.host, port)
+                for number, slot in enumerate(slots):
+                    if first <= slot <= last:
+                        owners[number] = owner
+    return owners
 
 
 def target_of(text: str, asked: Address) -> Address | None:

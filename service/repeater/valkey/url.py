@@ -119,7 +119,9 @@ def _options(query: str) -> dict[str, str]:
     if not query:
         return {}
     try:
-        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
+        # Not a form, where a plus is a space: many passwords have one.
+        plain = query.replace("+", "%2B")
+        return dict(parse_qsl(plain, keep_blank_values=True, strict_parsing=True))
     except ValueError:
         raise ValueError("what is behind the question mark is not name=value") from None
 
