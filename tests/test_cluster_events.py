@@ -248,12 +248,14 @@ async def test_a_node_that_was_cut_off(server: ValkeyServer) -> None:
         two.events.disconnected(caller("1"), CONNECTION_CLOSED)
         with trio.fail_after(LOOP_ANSWERS):
             while True:
-                if len(twos.events) >= before + 4:
+                if len(twos.events) >= before + 5:
                     break
                 await trio.sleep(0.01)
         assert sorted(one["event"] for one in twos.events[before:]) == [
-            "channel_occupied", "connected", "disconnected", "subscribed",
+            "channel_occupied", "connected", "disconnected", "node_lost", "subscribed",
         ]  # fmt: skip
+        told = {one["id"]: one["run"] for one in ones.events + twos.events if "run" in one}
+        assert told == {"id-two-lost": "id-two"}
         again = [
             (batch["run"], one["event"], one["client"], one["seq"])
             for batch in twos.batches
@@ -266,6 +268,26 @@ async def test_a_node_that_was_cut_off(server: ValkeyServer) -> None:
         runs = [event["run"] for event in ones.events if event["event"] == "node_lost"]
         assert runs[0] == "id-two"
         assert runs[-1] == "id-two.2"
+
+
+async def test_a_node_that_dies_before_its_return_is_told(server: ValkeyServer) -> None:
+    """The run that the application knows is told as lost, beside the one that it never heard of.
+
+    Nobody told the first loss: the engine had forgotten that the node was there.
+    """
+    ones, twos = Receiver(), Receiver()
+    async with telling("one", server, ones) as one, telling("two", server, twos) as two:
+        dead = two.kill()
+        dead.connected(caller("1"))
+        await heard(twos, "connected")
+        twos.refusals = [httpx.Response(500)] * 1_000
+        await dead._begin_run()
+        await one.members.lose(two.me)
+        await heard(ones, "node_lost", "node_lost")
+        assert sorted(event["run"] for event in ones.events) == ["id-two", "id-two.2"]
+        assert {event["node"] for event in ones.events} == {"two"}
+        twos.refusals.clear()
+    assert not [key for key in keys_of(server) if b":el:" in key or b":er:" in key]
 
 
 async def test_an_outage_and_lost_data(server: ValkeyServer) -> None:

@@ -124,9 +124,16 @@ class ClusterEvents:
 
     async def _tell_lost(self, run: str, node: str) -> None:
         """Tell that a node was lost. The engine knows it until the application has accepted it."""
+        await self._note_lost(run, node)
+        self._queue_lost(run, node)
+
+    async def _note_lost(self, run: str, node: str) -> None:
         key = self._key("el", self._me.id)
         await self._answer("HSET", key, run, node)
         await self._answer("PEXPIRE", key, _KEPT)
+
+    def _queue_lost(self, run: str, node: str) -> None:
+        key = self._key("el", self._me.id)
         self._queue.node_lost(node, run, partial(self._ask, "HDEL", key, run))
 
     def _key(self, kind: str, node: str) -> bytes:
@@ -147,30 +154,41 @@ class ClusterEvents:
     def _come_back(self) -> None:
         self._returned.set()
 
+    @property
+    def _run(self) -> str:
+        return self._me.id if self._lives == 1 else f"{self._me.id}.{self._lives}"
+
     async def _begin_run(self) -> None:
-        """Begin another run, and tell of all clients and channels anew."""
+        """Begin another run, and tell of all clients and channels anew.
+
+        The loss of the run before is told here as well, under the id that it has everywhere. Nobody
+        else may have told it; and if this node dies while the application accepts nothing, then
+        this loss is told for it beside that of the new run, which the application never heard of.
+        """
+        before = self._run
         self._lives += 1
-        run = f"{self._me.id}.{self._lives}"
         while True:
-            # First of all: whoever tells the loss of this run must know its name.
+            # First of all: whoever tells the loss of this run must know its name, and the other.
             try:
-                await self._answer(*self._noted(run))
+                await self._note_lost(before, self._me.name)
+                await self._answer(*self._noted())
                 break
             except (Lost, Refused) as error:
                 _log.warning("the engine does not note a run", reason=str(error))
                 await trio.sleep(_AGAIN)
-        self._queue.begin_run(run)
+        self._queue_lost(before, self._me.name)
+        self._queue.begin_run(self._run)
         if self._occupancy is not None:
             self._occupancy.say_all()
         await self._callers.tell_again(self._queue.knows)
 
-    def _noted(self, run: str) -> tuple[Part, ...]:
-        return "SET", self._key("er", self._me.id), run
+    def _noted(self) -> tuple[Part, ...]:
+        return "SET", self._key("er", self._me.id), self._run
 
     def up(self, partitions: Sequence[int]) -> None:
         """Note the run again: the engine may have lost it."""
         if self._lives > 1 and _PARTITION in partitions:
-            self._ask(*self._noted(f"{self._me.id}.{self._lives}"))
+            self._ask(*self._noted())
 
     def down(self, partitions: Sequence[int]) -> None:
         """Do nothing: whoever waits for an answer is told."""
