@@ -22,6 +22,7 @@ from repeater.testing import check_control
 from repeater.testing.control_bench import Controls
 from repeater.workers.values import AnswerRow
 from tests.clusters import open_clusters
+from tests.foreign_rows import deepened
 from tests.memory_clusters import MemoryCluster, open_memory_cluster
 from tests.memory_network import Fates
 from tests.valkeys import Program, each_program, valkey
@@ -146,7 +147,17 @@ async def test_open_questions_are_bounded(autojump_clock: MockClock) -> None:
             await first.parts.control.ask(second.id, Question("echo"))
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", b"\x93\x01", encode([3, 1, 2]), encode([2, 1, 2])])
+ASKED = encode(Ask(1, Member("a", "a", "a"), "echo"))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b"x", b"\x93\x01", encode([3, 1, 2]), encode([2, 1, 2])),
+        deepened(ASKED),
+    ],
+    ids=["nothing", "text", "part", "tag", "short", "deep"],
+)
 async def test_foreign_messages_are_dropped(payload: bytes, autojump_clock: MockClock) -> None:
     """Whoever can write into the engine can write anything."""
     async with open_memory_cluster() as cluster:
@@ -209,7 +220,13 @@ async def test_a_method_of_the_cluster_itself_checks_what_it_gets(
     async with open_memory_cluster() as cluster:
         first, second = [await cluster.start() for _ in range(2)]
         for method in (":hello", ":deny"):
-            for body in (b"", b"\xc1", encode([1]), encode([1, "", "", b"user", b"a b"])):
+            for body in (
+                *(b"", b"\xc1", encode([1]), encode([1, "", "", b"user", b"a b"])),
+                *(
+                    deepened(encode([1, "", "", b"user a", b"0 0"])),
+                    deepened(encode([1, ["a", "x"]])),
+                ),
+            ):
                 with pytest.raises(BrokerError, match="cannot be read"):
                     await first.parts.control.ask(second.id, Question(method, body))
 

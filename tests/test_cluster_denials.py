@@ -224,6 +224,17 @@ async def test_a_narrower_revocation_gives_no_token_back(autojump_clock: MockClo
         assert first.denied == second.denied == {wide.key: wide}
 
 
+@pytest.mark.parametrize("value", [b"x", b"9 x", b"9" * 40 + b" 0", b"0 " + b"9" * 40])
+async def test_a_foreign_value_is_not_joined(value: bytes, autojump_clock: MockClock) -> None:
+    """A revocation takes its place, as if nothing were there."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        revoked = Denial(user="ann", issued_before=5, expire_at=9_999_999_999)
+        cluster.network.valkey.put(b"repeater:denials", {b"tokens ann": value})
+        await first.deny(revoked)
+        assert first.denied == second.denied == {revoked.key: revoked}
+
+
 async def test_foreign_keys_of_denials_are_replaced(autojump_clock: MockClock) -> None:
     """What a node knows is written anew."""
     async with open_memory_cluster() as cluster:

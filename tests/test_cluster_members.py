@@ -12,7 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from repeater.brokers.control import Member
+from repeater.cluster.messages import encode
 from repeater.cluster.roster import MemberRow, Roster
+from tests.foreign_rows import deepened
 from tests.memory_clusters import open_memory_cluster
 
 ME = Member("me", "here", "me")
@@ -322,7 +324,11 @@ async def test_foreign_keys_are_replaced(autojump_clock: MockClock) -> None:
         assert [node.knows for node in nodes] == [{"node1", "node2"}] * 2
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", b"12", b"99999999999999999999 \xff", b"1 " * 99])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"x", b"12", b"99999999999999999999 \xff", b"1 " * 99, b"9" * 5_000 + b" x"],
+    ids=["nothing", "text", "number", "member", "long", "digits"],
+)
 async def test_foreign_news_change_nothing(payload: bytes, autojump_clock: MockClock) -> None:
     """Whoever can write into the engine can write anything."""
     async with open_memory_cluster() as cluster:
@@ -337,11 +343,25 @@ async def test_a_row_that_no_node_has_written_is_left_out(autojump_clock: MockCl
     async with open_memory_cluster() as cluster:
         first = await cluster.start()
         run = cluster.network.valkey.run
-        run([b"ZADD", b"repeater:nodes", b"9999999999999", b"foreign"])
-        run([b"HSET", b"repeater:node-rows", b"foreign", b"\xc1"])
+        for member, row in ((b"foreign", b"\xc1"), (b"deep", deepened(encode(["deep", "x"])))):
+            run([b"ZADD", b"repeater:nodes", b"9999999999999", member])
+            run([b"HSET", b"repeater:node-rows", member, row])
         second = await cluster.start()
         await trio.sleep(10)
         assert first.knows == second.knows == {"node1", "node2"}
+
+
+async def test_a_foreign_member_that_is_lost_is_forgotten(autojump_clock: MockClock) -> None:
+    """Whatever its id and its row are, its loss is dealt with once, or not at all."""
+    async with open_memory_cluster() as cluster:
+        await cluster.start()
+        run = cluster.network.valkey.run
+        for member, row in ((b"\xff", b"\xc1"), (b"other", encode(["one", "x", 0, "", ""]))):
+            run([b"ZADD", b"repeater:nodes", b"1", member])
+            run([b"HSET", b"repeater:node-rows", member, row])
+        await trio.sleep(100)
+        assert cluster.settled == [("", "node1")]
+        assert not run([b"ZRANGE", b"repeater:lost", b"0", b"-1"])
 
 
 async def test_other_options_are_warned_of(

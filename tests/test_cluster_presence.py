@@ -26,6 +26,7 @@ from repeater.valkey.servers import Servers
 from repeater.valkey.url import parse_url
 from tests.conversation import Talk, talking
 from tests.deadlines import LOOP_ANSWERS
+from tests.foreign_rows import deepened
 from tests.valkey_connections import Log, connected
 from tests.valkeys import PROGRAMS, Program, ValkeyServer, valkey
 
@@ -208,13 +209,15 @@ async def test_rows_that_no_node_has_written(server: ValkeyServer) -> None:
     """Readers leave them out and count them; the other clients are found."""
     async with node_of(server, "one") as store:
         await enter(store, "1")
-        foreign = {b"\xff": b"", b"7": b"what", b"8": msgspec.msgpack.encode(["u", b"{"])}
+        encode = msgspec.msgpack.encode
+        foreign = {b"\xff": b"", b"7": b"what", b"8": encode(["u", b"{"])}
+        foreign[b"9"] = deepened(encode(["u"]))
         for client, row in foreign.items():
             server.call("HSET", "repeater:pi:one:a", client, row)
         server.call("ZADD", "repeater:pn:a", 10**14, b"\xfe\x00{")
         assert await there(store) == ["1"]
         await counted(store)
-        assert store.foreign == 3
+        assert store.foreign == 4
 
 
 async def test_an_outage(hasty: None) -> None:

@@ -32,7 +32,7 @@ def test_a_denial_is_read_as_it_was_written(denial: Denial) -> None:
     [
         *((b"", b"0 0"), (b"user", b"0 0"), (b"other x", b"0 0"), (b"token ", b"0 0")),
         *((b"user x", b"1 0"), (b"tokens x", b"0 0"), (b"user x", b"-1 0"), (b"user x", b"a")),
-        *((b"user x", b"0 " + b"9" * 19), (b"user \xff", b"0 0")),
+        *((b"user x", b"0 " + b"9" * 19), (b"user \xff", b"0 0"), (b"user x", b"0")),
     ],
 )
 def test_what_no_node_has_written_is_no_denial(name: bytes, value: bytes) -> None:
@@ -116,6 +116,25 @@ def test_an_engine_that_has_lost_its_data_lifts_nothing() -> None:
     assert log.unwritten == {name_of(ANN): value_of(ANN)}
     assert log.read(table(3, BOB, ANN, mark="other 3")) == []
     assert not log.unwritten
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"0 x", b"0", b"0 " + b"9" * 5_000])
+def test_what_no_node_has_written_is_not_wider(value: bytes) -> None:
+    """An engine that has a foreign value in place of a denial has lost the denial."""
+    log = a_log(ANN)
+    found = Table(1, "other", is_later=False, rows={name_of(ANN): value})
+    assert log.read(found) == []
+    assert log.unwritten == {name_of(ANN): value_of(ANN)}
+
+
+def test_the_marks_of_changes_are_bounded() -> None:
+    """Also if the node reads the table each time, and so leaves numbers out."""
+    log = a_log()
+    for number in range(10, 30_000, 7):
+        log.read(table(number))
+    assert len(log._marks) == 1_000
+    assert log.has(change(log.number, ANN))
+    assert not log.has(change(log.number, ANN, mark="other"))
 
 
 def test_a_failover_that_lost_the_last_changes_lifts_nothing() -> None:

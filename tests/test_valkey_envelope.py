@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -20,6 +22,7 @@ from repeater.brokers.valkey.envelope import (
 from repeater.brokers.valkey.values import NO_STREAM, Message, Place
 from repeater.json_text import JSONText, json_text
 from repeater.publication import Announcement, ClientInfo, Publication
+from tests.foreign_rows import deepened
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -93,7 +96,10 @@ _DATA = b"d1"
         b"7 e 9\n" + UID + b"p" + msgspec.msgpack.encode([b"1", {"k": 1}]),
         b"0\n" + UID + b"j" + msgspec.msgpack.encode(["u", "c", b"{"]),
         b"0\n" + UID + b"j" + msgspec.msgpack.encode(["u"]),
+        b"7 e 9\n" + UID + b"p" + deepened(msgspec.msgpack.encode([b"1"])),
+        b"0\n" + UID + b"j" + deepened(msgspec.msgpack.encode(["u", "c"])),
     ],
+    ids=map(str, count()),
 )
 def test_what_is_not_ours_is_refused(payload: bytes) -> None:
     """A message that no node has written raises a ForeignError which repeats nothing of it."""

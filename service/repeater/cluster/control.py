@@ -27,7 +27,7 @@ from repeater.brokers.control import (
     check_question,
 )
 from repeater.cluster.answers import Answers
-from repeater.cluster.foreign import Foreign
+from repeater.cluster.foreign import UNREADABLE, Foreign
 from repeater.cluster.messages import Ask, Reply, decoded, encode
 from repeater.cluster.roster import MemberRow
 from repeater.errors import BrokerError, ReplyError
@@ -248,7 +248,7 @@ class ClusterControl:
     async def _greeted(self, _asker: Member, body: bytes) -> bytes:
         try:
             version, row = msgspec.msgpack.decode(body, type=tuple[int, MemberRow])
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise BrokerError("the question cannot be read") from None
         self._members.has_joined(row, version)
         return b""

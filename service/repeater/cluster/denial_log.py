@@ -10,6 +10,7 @@ of it, lifts nothing: the denials that it lost are written anew.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -62,8 +63,8 @@ def denial_of(name: bytes, value: bytes) -> Denial:
     text = rest.decode(errors="surrogatepass")
     before, _, end = value.partition(b" ")
     if not value:
-        before = b"1" if kind == b"tokens" else b"0"
-    issued_before, expire_at, lifted = _seconds(before), _seconds(end or b"0"), not value
+        before, end = b"1" if kind == b"tokens" else b"0", b"0"
+    issued_before, expire_at, lifted = _seconds(before), _seconds(end), not value
     if not space or (kind == b"tokens") != bool(issued_before):
         raise ValueError("not a denial")
     if kind == b"token" and text:
@@ -71,6 +72,15 @@ def denial_of(name: bytes, value: bytes) -> Denial:
     if kind in (b"user", b"tokens"):
         return Denial(user=text, issued_before=issued_before, expire_at=expire_at, lifted=lifted)
     raise ValueError("not a denial")
+
+
+def _denials(rows: Mapping[bytes, bytes]) -> dict[bytes, Denial]:
+    """The denials of a table, without what no node has written."""
+    found = {}
+    for name, value in rows.items():
+        with suppress(ValueError):
+            found[name] = denial_of(name, value)
+    return found
 
 
 def _seconds(text: bytes) -> int:
@@ -133,7 +143,8 @@ class DenialLog:
     def _advance(self, number: int, mark: str) -> None:
         self.number, self.mark = number, mark
         self._marks[number] = mark
-        self._marks.pop(number - _KEPT, None)
+        if len(self._marks) > _KEPT:  # Reading the table leaves numbers out.
+            del self._marks[next(iter(self._marks))]
 
     def _put(self, change: Change) -> None:
         self.unwritten.pop(change.name, None)
@@ -144,16 +155,13 @@ class DenialLog:
 
     def read(self, found: Table) -> list[Denial]:
         """Take the whole table; give what is to be applied. Foreign entries are left out."""
+        rows = _denials(found.rows)
         if not found.is_later:
-            self._find_lost(found)
+            self._find_lost(found, rows)
         changed = list[Denial]()
         old, self._table = self._table, {}
-        for name, value in found.rows.items():
-            try:
-                denial = denial_of(name, value)
-            except ValueError:
-                continue
-            known = old.get(name, (0, b""))
+        for name, denial in rows.items():
+            value, known = found.rows[name], old.get(name, (0, b""))
             if name in self.unwritten and known[1] != value and not found.is_later:
                 continue
             self.unwritten.pop(name, None)
@@ -175,14 +183,15 @@ class DenialLog:
         self._waiting = {}
         return changed
 
-    def _find_lost(self, found: Table) -> None:
+    def _find_lost(self, found: Table, rows: Mapping[bytes, Denial]) -> None:
         """Note what the engine has lost: all that is newer than what both have.
 
         If it has another value of a denial, nobody knows which is newer: the wider one stays.
         """
         same = found.number if self._marks.get(found.number) == found.mark else 0
         for name, (number, value) in self._table.items():
-            if number > same and _is_wider(value, found.rows.get(name, b"")):
+            other = found.rows[name] if name in rows else b""
+            if number > same and _is_wider(value, other):
                 self.unwritten[name] = value
         self._marks = {number: mark for number, mark in self._marks.items() if number <= same}
 

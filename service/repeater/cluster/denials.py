@@ -18,6 +18,7 @@ import trio
 from repeater.access.grants import Denial
 from repeater.brokers.control import Question
 from repeater.cluster.denial_log import Change, DenialLog, Table, denial_of, name_of, value_of
+from repeater.cluster.foreign import UNREADABLE
 from repeater.errors import BrokerError, ReplyError
 from repeater.log import get_logger
 from repeater.random_id import random_id
@@ -191,7 +192,7 @@ class ClusterDenials:
         try:
             change = _decode_change(body)
             denial_of(change.name, change.value)
-        except (msgspec.MsgspecError, ValueError):
+        except UNREADABLE:
             raise BrokerError("the question cannot be read") from None
         self._note(change)
         with trio.move_on_after(_APPLIED):

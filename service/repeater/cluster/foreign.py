@@ -6,14 +6,19 @@ Whoever can write into the engine can write anything. Nothing of it is repeated 
 from __future__ import annotations
 
 import math
+from typing import Final
 
+import msgspec
 import trio
 
 from repeater.log import get_logger
 
 _log = get_logger("cluster")
 
-_PAUSE = 1.0  # seconds between two lines of the log
+_PAUSE: Final = 1.0  # seconds between two lines of the log
+
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What a decoder raises for bytes that no member has written. It goes as deep as they do."""
 
 
 class Foreign:

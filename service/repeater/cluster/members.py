@@ -16,7 +16,7 @@ import trio
 
 from repeater import __version__
 from repeater.brokers.control import Member
-from repeater.cluster.foreign import Foreign
+from repeater.cluster.foreign import UNREADABLE, Foreign
 from repeater.cluster.roster import Change, MemberRow, Roster
 from repeater.errors import BrokerError
 from repeater.log import get_logger
@@ -37,6 +37,7 @@ _STAY: Final = 10_000  # milliseconds after its last beat for which a node is a 
 _GAP: Final = 5_000  # milliseconds between two beats: after more, it judges nobody for `_STAY`
 _TRY: Final = 30_000  # milliseconds after which a duty that is not done is somebody else's
 _GOODBYE: Final = 1.0  # seconds
+_DIGITS: Final = 18  # of a version: one of milliseconds has 13
 
 Duty = Callable[[Member], Awaitable[None]]
 """Does what is to be done for a lost member.
@@ -76,7 +77,7 @@ class Members:
         self._comes_back = False
         self._wake = trio.Event()
         self._duties: list[Duty] = []
-        self._busy: set[str] = set()
+        self._busy: set[bytes] = set()
         self._at_join: list[Callable[[Member], None]] = []
         self._at_leave: list[Callable[[Member], None]] = []
         self._at_return: list[Callable[[], None]] = []
@@ -124,7 +125,7 @@ class Members:
 
     def _heard_news(self, message: bytes) -> None:
         version, _, member = message.partition(b" ")
-        if not (version.isdigit() and member.isascii()):
+        if not (version.isdigit() and len(version) <= _DIGITS and member.isascii()):
             self.foreign.note("news", message)
             return
         self._tell(self._roster.left(member.decode(), int(version), trio.current_time()))
@@ -204,10 +205,9 @@ class Members:
             self._tell(self._roster.listed(beaten.version, rows, trio.current_time()))
             self._warn_of_options()
         for member, text in zip(beaten.due[::2], beaten.due[1::2], strict=True):
-            lost = _row(text) or MemberRow(member.decode(errors="replace"), "")
-            if lost.id not in self._busy:
-                self._busy.add(lost.id)
-                nursery.start_soon(self._do_duties, lost)
+            if member not in self._busy:
+                self._busy.add(member)
+                nursery.start_soon(self._do_duties, member, text)
         self._come_back(returns=returns, waits=bool(beaten.waits))
         return beaten.version if beaten.is_new else 0
 
@@ -220,16 +220,17 @@ class Members:
             for told in self._at_return:
                 told()
 
-    async def _do_duties(self, lost: MemberRow) -> None:
+    async def _do_duties(self, member: bytes, text: bytes) -> None:
+        lost = _lost(member, text)
         _log.warning("a node is lost", member=lost.id, host=lost.name)
         try:
-            for duty in self._duties:
+            for duty in self._duties if member.isascii() else ():  # else no node has this id
                 await duty(lost.member())
-            await self._plane.call(SETTLED, self._keys[2:4], (lost.id,))
+            await self._plane.call(SETTLED, self._keys[2:4], (member,))
         except BrokerError as error:  # Due again, for this node or another one.
             _log.warning("a lost node is not dealt with", member=lost.id, reason=str(error))
         finally:
-            self._busy.discard(lost.id)
+            self._busy.discard(member)
 
     def _warn_of_options(self) -> None:
         mine = self._options()
@@ -276,9 +277,15 @@ def _beaten(answer: object) -> _Beaten:
         raise BrokerError("the engine: an unknown answer to a beat") from None
 
 
+def _lost(member: bytes, text: bytes) -> MemberRow:
+    """The row of a lost member; one of its id alone if the engine has lost the row."""
+    name, row = member.decode(errors="replace"), _row(text)
+    return row if row is not None and row.id == name else MemberRow(name, "")
+
+
 def _row(text: bytes) -> MemberRow | None:
     """A member; None for what no member has written."""
     try:
         return _decode_row(text)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None

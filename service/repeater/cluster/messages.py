@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from repeater.brokers.control import Member
+from repeater.cluster.foreign import UNREADABLE
 from repeater.workers.values import AnswerRow
 
 
@@ -39,6 +40,6 @@ def decoded(message: bytes) -> Ask | Reply | None:
     """The message; None if no member has sent it."""
     try:
         found: Ask | Reply = _decode(message)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     return found

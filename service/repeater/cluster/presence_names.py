@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from repeater.cluster.foreign import UNREADABLE
 from repeater.json_text import json_text
 from repeater.publication import ClientInfo
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from repeater.valkey.servers import Servers
-
-_USER_LIMIT: Final = 65_536  # characters: more than the longest message of a client has
 
 
 class Names:
@@ -79,7 +78,7 @@ def read_rows(rows: Mapping[bytes, bytes], into: dict[str, ClientInfo]) -> int:
             into[client] = ClientInfo(
                 found.user, client, _text(found.conn_info), _text(found.chan_info)
             )
-        except (ValueError, msgspec.MsgspecError):
+        except UNREADABLE:
             foreign += 1
     return foreign
 

@@ -189,7 +189,7 @@ def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Ev
             return _publication(channel, _decode_publication(content), place, milliseconds)
         if kind in (b"j", b"l"):
             return Announcement(channel, _info(_decode_info(content)), kind == b"j")
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, msgspec.MsgspecError, RecursionError):  # a decoder goes as deep as they do
         raise ForeignError("not an event of a node") from None
     raise ForeignError("not a kind of event")
 

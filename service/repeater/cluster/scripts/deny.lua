@@ -21,6 +21,7 @@ local function wider(old, new)
   local before, last = string.match(new, '^(%d+) (%d+)$')
   local now = tonumber(redis.call('TIME')[1])
   if not old_before or not before then return new end
+  if #old_before > 18 or #old_end > 18 then return new end -- No node has written it.
   if before == '0' and ARGV[4] ~= '1' then return new end
   if old_end ~= '0' and tonumber(old_end) <= now then return new end
   if tonumber(old_before) > tonumber(before) then before = old_before end
