@@ -382,6 +382,56 @@ async def test_a_key_of_another_type_is_not_ours(server: ValkeyServer, kind: str
         await heard(receiver, "channel_occupied a", "node_lost")
 
 
+async def test_what_no_node_has_written_is_not_told(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Foreign names, events and numbers are forgotten by the engine, and break nothing."""
+    receiver = Receiver()
+    async with telling("one", server, receiver) as one:
+        server.call("ZADD", "repeater:oh:id-one", 1, b"\xff", 1, "old")
+        server.call("ZADD", "repeater:oc:a", "inf", "")
+        foreign = (7, "what", "1.5", "oa", "-inf", "va", "inf", "ob")
+        for node in ("id-one", "id-two"):
+            server.call("ZADD", f"repeater:ot:{node}", *foreign)
+        one.events.channel_occupied("a")
+        await heard(receiver, "channel_occupied a")
+        occupancy = one.events._occupancy
+        assert occupancy is not None
+        occupancy.up([0])
+        await one.members.lose(Member("id-two", "two", "id-two"))
+        await heard(receiver, "channel_occupied a", "node_lost")
+        await settle(one)
+        assert server.call("ZRANGE", "repeater:oh:id-one", 0, -1) == [b"a"]
+        assert not keys_of(server, "repeater:ot:*")
+
+
+async def test_channels_that_come_and_go_in_an_outage(server: ValkeyServer) -> None:
+    """Nothing is left of them: the engine has never known of them."""
+    receiver = Receiver()
+    async with telling("one", server, receiver) as one:
+        one.events.channel_occupied("kept")
+        one.events.channel_occupied("left")
+        await settle(one)
+        server.kill()
+        await one.log.wait("up", "down")
+        one.events.channel_vacated("left")
+        one.events.channel_occupied("new")
+        occupancy = one.events._occupancy
+        assert occupancy is not None
+        for lane in occupancy._lanes.values():
+            lane.mention_held()
+        for number in range(1_000):
+            one.events.channel_occupied(f"{number}")
+            one.events.channel_vacated(f"{number}")
+        assert [len(lane._changed) for lane in occupancy._lanes.values()] == [3]
+        server.start()
+        await one.log.wait("up", "down", "up")
+        await settle(one)
+        held = server.call("ZRANGE", "repeater:oh:id-one", 0, -1)
+        assert isinstance(held, list)
+        assert sorted(held) == [b"kept", b"new"]
+
+
 async def test_an_engine_without_room(
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,17 +9,18 @@ another one inherits it, and lets go of what the dead one held (`release_all_of`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from repeater.cluster.occupancy_lane import CHANNELS, Batch, Keys, Lane, Told
+from repeater.cluster.occupancy_lane import CHANNELS, Batch, Keys, Lane, Told, name_of
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.valkey.dial import Waited
-from repeater.valkey.pipe import Lost, Refused
+from repeater.valkey.pipe import Lost, Refused, ignore, packed
 from repeater.valkey.script import packaged_script
 from repeater.valkey.servers import answer_from
 
@@ -124,9 +125,20 @@ class Occupancy:
         changes = _pairs(answer[0])
         lane.carried_out(batch, changes)
         self._note_all(lane, changes)
-        names = (name.decode(errors="replace") for name in answer[1])
-        lane.mention(name for name in names if name not in lane)
+        names = [name for name in answer[1] if not self._is_foreign(lane, name)]
+        lane.mention(one for name in names if (one := name_of(name)) not in lane)
         self._go_on(lane)
+
+    def _is_foreign(self, lane: Lane, name: bytes) -> bool:
+        """Whether no node can hold this; then the engine forgets it."""
+        try:
+            name_of(name)
+        except ValueError:
+            forget = packed("ZREM", lane.keys.held(self._node), name)
+            with suppress(Lost):  # It is found once more.
+                self._servers.ask(lane.partition, forget, ignore)
+            return True
+        return False
 
     def _reminded(self, lane: Lane, answer: object) -> None:
         """Tell once more what may not have been told: the queue knows what waits in it."""
@@ -188,14 +200,11 @@ class Occupancy:
 
     async def run(self) -> None:
         """Keep alive what is held, until cancelled."""
-        pause = _RENEWAL
         while True:
-            with trio.move_on_after(pause * (0.8 + 0.2 * random())):
+            with trio.move_on_after(_RENEWAL * (0.8 + 0.2 * random())):
                 await self._look.wait()
-            if pause == _RENEWAL and self._look.is_set():
-                self._look, pause = trio.Event(), _AGAIN
-                continue
-            self._look, pause = trio.Event(), _RENEWAL
+                await trio.sleep(_AGAIN)
+            self._look = trio.Event()
             for lane in self._lanes.values():
                 lane.forget_old()
                 lane.mention_held()

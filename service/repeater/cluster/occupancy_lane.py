@@ -57,6 +57,15 @@ class Keys:
         return self._begin + b"ot:" + node.encode()
 
 
+def name_of(held: bytes) -> str:
+    """The name of a channel that the engine has for held.
+
+    Raises:
+        ValueError: no node has written it.
+    """
+    return held.decode(errors="surrogatepass")
+
+
 class Batch(msgspec.Struct, frozen=True):
     """What goes in one script."""
 
@@ -90,6 +99,9 @@ class Lane:
         # Each value says whether the engine has known the node to hold the channel.
         self._held: dict[str, bool] = {}
         self._changed: dict[str, bool] = {}
+        # Those that are held since the last script, of which the engine cannot know. So channels
+        # that come and go while the engine is away leave nothing here.
+        self._new: set[str] = set()
         self._told: list[Told] = []
         # The last numbers of channels, by which the engine finds out that it has lost a change.
         self._numbers: dict[str, int] = {}
@@ -115,12 +127,18 @@ class Lane:
 
     def hold(self, channel: str) -> None:
         """Hold a channel."""
+        if channel not in self._changed:
+            self._new.add(channel)
         self._held[channel] = self._changed.get(channel, False)
         self._changed.setdefault(channel, False)
 
     def release(self, channel: str) -> None:
         """Hold a channel no more."""
         known = self._held.pop(channel, False)
+        if channel in self._new:
+            self._new.discard(channel)
+            del self._changed[channel]
+            return
         self._changed[channel] = known or self._changed.get(channel, False)
 
     def release_all(self) -> None:
@@ -132,15 +150,17 @@ class Lane:
         """Say of these channels with the next scripts whether they are held."""
         for channel in channels:
             self._changed.setdefault(channel, False)
+            self._new.discard(channel)
 
     def mention_held(self) -> None:
         """Say which channels are held, so that they stay so."""
-        self.mention(self._held)
+        for channel in self._held:
+            self._changed.setdefault(channel, False)
 
     def mention_all(self) -> None:
         """Say everything, because the engine may have lost some of it."""
         self.in_doubt = True
-        self.mention(self._held)
+        self.mention_held()
         self.mention(self._numbers)
 
     def forget_old(self) -> None:
@@ -163,6 +183,7 @@ class Lane:
     def take(self) -> Batch:
         """What goes with the next script; maybe nothing."""
         channels = {one: self._changed.pop(one) for one in tuple(islice(self._changed, CHANNELS))}
+        self._new.difference_update(channels)
         changes = []
         for channel, known in channels.items():
             kind = b"o" if channel in self._held else b"V" if known else b"v"
@@ -185,5 +206,6 @@ class Lane:
         """Send a batch again, as things are then."""
         for channel, known in batch.channels.items():
             self._changed[channel] = known or self._changed.get(channel, False)
+        self._new.difference_update(batch.channels)
         self._told = [*batch.told, *self._told]
         self.in_doubt = True

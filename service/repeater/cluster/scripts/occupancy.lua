@@ -16,7 +16,7 @@
 -- An engine that has lost something may not know a hold that it knew (`V`), or a change that has been
 -- told: then it is told how the channel is now.
 
-local FAR = '100000000000000'
+local FAR, MOST = '100000000000000', 9000000000000000
 local held, telling = KEYS[1], KEYS[2]
 local node, lifetime, kept, remembered = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
@@ -50,6 +50,7 @@ for n = 3, #KEYS do
   local known_by_teller = tonumber(ARGV[at + 1])
   ours(nodes)
   local last = tonumber(redis.call('ZSCORE', nodes, '') or '0')
+  if last > MOST then last = 0 end -- No node has written it.
   local known = redis.call('ZSCORE', nodes, node)
   local event = ''
   if kind == 'o' then
