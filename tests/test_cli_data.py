@@ -322,4 +322,4 @@ async def test_a_server_in_memory_says_so(folder: Path) -> None:
         with hold_folder(folder):
             async with open_admin_socket(folder, methods, node.failures):
                 line = await in_thread(refused, folder, "check")
-    assert line == "this server keeps its history in memory"
+    assert line == "this server keeps no history in data_dir"

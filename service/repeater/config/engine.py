@@ -67,8 +67,10 @@ class EngineSettings(BaseSettings):
 
     data_dir: str = Field(default=".repeater", min_length=1)
     """The directory for what is kept across restarts. If `data_dir` is set, the server keeps there
-    blocked users, revoked tokens and, unless `engine` says otherwise, the history of channels. The
-    comments application keeps its SQLite file there, and its secret in development mode."""
+    blocked users, revoked tokens and, unless `engine` says otherwise, the history of channels. With
+    `valkey` these are in the engine, and `data_dir` is for `repeater workers restart` and
+    `--take-over`, which ask the server there. The comments application keeps its SQLite file there,
+    and its secret in development mode."""
 
     engine: Annotated[Engine | None, BeforeValidator(unless_empty)] = None
     """Where the history of channels is: in `memory`, which a restart forgets; in a file of `sqlite`
@@ -180,7 +182,7 @@ class EngineSettings(BaseSettings):
         if endpoints and not any(one.tls for one in endpoints):
             for name in ("engine_ca_file", "engine_cert", "engine_key"):
                 if getattr(self, name):
-                    yield Mistake((name,), "is for TLS: the URL begins with valkeys, then")
+                    yield Mistake((name,), "needs TLS: a URL that begins with valkeys")
 
 
 def _read(path: tuple[str, ...], url: SecretStr, which: str = "") -> Endpoints | Mistake:

@@ -28,7 +28,7 @@ from repeater.config import (
 from repeater.errors import BrokerError
 from repeater.node import Node, open_node
 from repeater.serving.callbacks import EventsOf, open_callbacks
-from repeater.serving.stores import Stores, open_stores
+from repeater.serving.stores import Stores, hold_data_dir, open_stores
 
 
 class Assembly:
@@ -101,7 +101,11 @@ async def with_stores(
     if "broker" in parts and "denials" in parts:
         yield parts
         return
-    async with open_stores(settings, with_broker="broker" not in parts) as stores:
+    with_broker = "broker" not in parts
+    async with AsyncExitStack() as stack:
+        if with_broker:
+            stack.enter_context(hold_data_dir(settings()))
+        stores = await stack.enter_async_context(open_stores(settings, with_broker=with_broker))
         kept = parts_of(stores)
         kept.update(parts)
         yield kept

@@ -36,7 +36,7 @@ def data_methods(
         """Let the file stand still until the peer says that it has read it; says where it is."""
         broker = current()
         if not isinstance(broker, SQLiteBroker):
-            raise AdminError("this server keeps its history in memory")
+            raise AdminError("this server keeps no history in data_dir")
         async with _pinned(broker):
             await conversation.say({"file": str(await broker.with_journal(_path))})
             while True:  # no deadline: the peer hangs up, or the WAL reaches its bound

@@ -7,7 +7,7 @@ ready; if it fails, this one goes on with them.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,7 +17,7 @@ from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.replaceable import ReplaceableBroker
 from repeater.config import ConfigError, CurrentSettings
 from repeater.errors import BrokerError
-from repeater.serving.stores import Stores, open_stores
+from repeater.serving.stores import Stores, hold_data_dir, open_stores
 
 if TYPE_CHECKING:
     from repeater.access.grants import Denial
@@ -29,10 +29,13 @@ _AWAY: Final = "another server takes over"
 class Storage:
     """Broker and denials as the settings say. Made and ended by `open_storage`."""
 
-    def __init__(self, current: CurrentSettings, stores: Stores, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, current: CurrentSettings, stores: Stores, stack: AsyncExitStack, folder: ExitStack
+    ) -> None:
         self._current = current
         settings = current()
         self._stack = stack
+        self._folder = folder  # holds the folder where the engine does not
         self._in_memory = settings.engine_in_force == "memory"
         self._is_shared = settings.engine_in_force == "valkey"
         self._replaceable = ReplaceableBroker(stores.broker)
@@ -64,6 +67,7 @@ class Storage:
             ConfigError: as `open_storage`.
         """
         if self._is_shared:
+            self._folder.enter_context(hold_data_dir(self._current()))
             return
         stores = await self._stack.enter_async_context(open_stores(self._current))
         await self._replaceable.end()
@@ -83,9 +87,10 @@ class Storage:
         """Close the files, and free their lock, when all that was accepted is committed.
 
         Every call on `broker` is a `BrokerError` from now on. Not cancelled. Where nodes share the
-        engine there is nothing to let go of: both serve until this one ends.
+        engine there is only the lock to let go of: both serve until this one ends.
         """
         if self._is_shared:
+            self._folder.close()
             return
         with trio.CancelScope(shield=True):
             self.bar()
@@ -100,6 +105,10 @@ class Storage:
             BrokerError: they cannot be opened now.
         """
         if self._is_shared:
+            try:
+                self._folder.enter_context(hold_data_dir(self._current()))
+            except ConfigError as error:
+                raise BrokerError(str(error)) from None
             return
         await self._stack.aclose()  # if they could not be closed whole
         stack = AsyncExitStack()
@@ -169,19 +178,21 @@ async def open_storage(
     Raises:
         ConfigError: `data_dir` is unusable, or another process uses it.
     """
-    if for_workers and current().engine_in_force == "valkey":
-        storage = Storage(current, _nothing(), AsyncExitStack())
-    elif later:
-        storage = Storage(current, _nothing(), AsyncExitStack())
-        storage.bar()
-    else:
-        async with AsyncExitStack() as stack:
-            stores = await stack.enter_async_context(open_stores(current))
-            storage = Storage(current, stores, stack.pop_all())
-    try:
-        yield storage
-    finally:
-        await storage.close()
+    with ExitStack() as folder:
+        if not later:
+            folder.enter_context(hold_data_dir(current()))
+        if later or (for_workers and current().engine_in_force == "valkey"):
+            storage = Storage(current, _nothing(), AsyncExitStack(), folder)
+        else:
+            async with AsyncExitStack() as stack:
+                stores = await stack.enter_async_context(open_stores(current))
+                storage = Storage(current, stores, stack.pop_all(), folder)
+        if later:
+            storage.bar()
+        try:
+            yield storage
+        finally:
+            await storage.close()
 
 
 def _nothing() -> Stores:

@@ -1,13 +1,14 @@
 """What a server keeps across restarts: its history, and blocked users and revoked tokens.
 
 The settings say where: in `history.sqlite3` with the engine "sqlite", in the engine's servers with
-"valkey", else at most the denials, in a file of their own. One process at a time uses the folder.
+"valkey", else at most the denials, in a file of their own. One process at a time uses the folder;
+with "valkey" it has nothing but the socket at which commands ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,17 +75,42 @@ async def open_stores(
         yield Stores(in_memory, MemoryDenials())
         return
     async with AsyncExitStack() as stack:
-        try:
+        with _unusable(folder):
             if with_broker and settings.engine_in_force == "sqlite":
                 broker = await _history(settings, folder, stack)
                 stores = Stores(broker, StoredDenials(broker))
             else:
                 stores = Stores(in_memory, await _denials(folder, stack))
-        except BrokerError as error:
-            raise ConfigError(f"data_dir: {error}") from None
-        except OSError as error:
-            raise ConfigError(f"data_dir: {folder}: {error.strerror}") from None
         yield stores
+
+
+@contextmanager
+def hold_data_dir(settings: Settings) -> Iterator[None]:
+    """Hold `data_dir` for as long as the block lasts, where no engine does: with "valkey".
+
+    Two servers of one machine would take each other's socket there away.
+
+    Raises:
+        ConfigError: as `open_stores`.
+    """
+    folder = settings.kept_in
+    with ExitStack() as stack:
+        if folder is not None and settings.engine_in_force == "valkey":
+            with _unusable(folder):
+                make_private_folder(folder)
+                stack.enter_context(hold_folder(folder))
+        yield
+
+
+@contextmanager
+def _unusable(folder: Path) -> Iterator[None]:
+    """What makes the folder unusable is a mistake of `data_dir`."""
+    try:
+        yield
+    except BrokerError as error:
+        raise ConfigError(f"data_dir: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"data_dir: {folder}: {error.strerror}") from None
 
 
 async def _history(settings: Settings, folder: Path, stack: AsyncExitStack) -> SQLiteBroker:
