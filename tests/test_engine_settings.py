@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from repeater.cli.main import main
 from repeater.config import ConfigError, load_settings
 from repeater.config import engine as engine_settings
 from repeater.config.documentation import effective, reference
@@ -69,7 +71,7 @@ def test_defaults() -> None:
             {"engine_url": URL, "engine_shards": ["valkey://a"]},
             "engine_shards: not beside engine_url",
         ),
-        ({"engine_url": URL, "engine_ca_file": "ca.pem"}, "engine_ca_file: is for TLS"),
+        ({"engine_url": URL, "engine_ca_file": "ca.pem"}, "engine_ca_file: needs TLS"),
         (
             {"engine_url": "valkeys://host", "engine_key": "key.pem"},
             "engine_key: needs engine_cert (variable REPEATER_ENGINE_CERT)",
@@ -115,6 +117,26 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_settings, "is_installed", lambda: False)
     line = mistake(engine="valkey", engine_url=URL)
     assert line == "engine: \"valkey\" is not installed: pip install 'repeater-server[valkey]'"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("missing.pem", "engine_ca_file: missing.pem: No such file or directory"),
+        (__file__, "engine_ca_file: [X509"),
+    ],
+)
+def test_config_check_loads_the_files(
+    file: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends a start is told before, and the line names the file that is not there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPEATER_ENGINE_URL", "valkeys://:s3cret@host")
+    assert CliRunner().invoke(main, ["config", "check"]).exit_code == 0
+    monkeypatch.setenv("REPEATER_ENGINE_CA_FILE", file)
+    checked = CliRunner().invoke(main, ["config", "check"])
+    assert checked.exit_code == 1
+    assert checked.output.startswith(line)
 
 
 def test_nothing_secret_is_shown() -> None:

@@ -49,7 +49,7 @@ def init(file: Path | None) -> None:
 def check(config_file: Path | None) -> None:
     """Check the configuration, and print a line for each mistake.
 
-    Loads the keys and the certificate, too. Listens nowhere and asks nobody.
+    Loads the keys and the certificates, too. Listens nowhere and asks nobody.
     """
     from repeater.config import ConfigError, find_config
     from repeater.front.tls import Certificate, TLSError
@@ -59,6 +59,10 @@ def check(config_file: Path | None) -> None:
         settings = load_settings(config_file)
         if settings.tls_cert is not None and settings.tls_key is not None:
             Certificate(settings.tls_cert, settings.tls_key)
+        if settings.engine_in_force == "valkey":
+            from repeater.serving.engine import check_files  # its library may not be installed
+
+            check_files(settings)
     except TLSError as error:
         click.echo(f"tls_cert, tls_key: {error}", err=True)
         raise SystemExit(1) from None

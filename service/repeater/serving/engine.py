@@ -17,7 +17,7 @@ from repeater.cluster.events import open_cluster_events
 from repeater.cluster.opening import open_cluster
 from repeater.cluster.presence import open_cluster_presence
 from repeater.config import ConfigError, CurrentSettings, Settings
-from repeater.valkey.dial import TLSFiles
+from repeater.valkey.dial import TLSFiles, tls_context
 from repeater.valkey.opening import open_servers
 
 if TYPE_CHECKING:
@@ -90,16 +90,35 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
 
 
 def _servers(settings: Settings, endpoints: Sequence[Endpoints]) -> Servers:
+    check_files(settings)
+    return open_servers(
+        endpoints,
+        TLSFiles(*settings.engine_files()),
+        prefix=settings.engine_prefix,
+        timeout=settings.engine_timeout,
+    )
+
+
+def check_files(settings: Settings) -> None:
+    """Load the files for TLS to the engine, if it is reached by TLS.
+
+    Raises:
+        ConfigError: one is unusable; the text names it.
+    """
+    if not any(one.tls for one in settings.engine_endpoints()):
+        return
+    files = settings.engine_files()
+    named = [(f"engine_{name}", path) for name, path in files._asdict().items() if path is not None]
+    for name, path in named:
+        try:
+            path.open("rb").close()  # the errors of `ssl` name no file
+        except OSError as error:
+            raise ConfigError(f"{name}: {path}: {error.strerror}") from None
     try:
-        return open_servers(
-            endpoints,
-            TLSFiles(*settings.engine_files()),
-            prefix=settings.engine_prefix,
-            timeout=settings.engine_timeout,
-        )
+        tls_context(TLSFiles(*files))
     except OSError as error:  # `ssl.SSLError` too
-        names = [name for name in ("engine_ca_file", "engine_cert") if getattr(settings, name)]
-        raise ConfigError(f"{' or '.join(names)}: {error.strerror or error}") from None
+        names = " or ".join(name for name, _ in named)
+        raise ConfigError(f"{names}: {error.strerror or error}") from None
 
 
 class SharedOptions:
