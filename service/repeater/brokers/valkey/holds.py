@@ -99,7 +99,8 @@ class Holds:
 
         Raises:
             BrokerError: its partition is not there. It is held all the same when that is back. In
-                the first second after `run` has begun nobody is told: it is not known yet.
+                the first second after `run` has begun nobody is told of what was never there: it
+                is not known yet.
         """
         one = self.held.get(channel)
         if one is None:
@@ -168,7 +169,10 @@ class Holds:
         for one in self.held.values():
             if one.partition in partitions:
                 one.cut_off()
-        self._fail([one for one in self._open if self.held[one].partition in partitions])
+        self._known = True
+        self._fail(
+            [one for one in self._open if self.held[one].partition in partitions or self._why(one)]
+        )
 
     def _why(self, channel: str) -> str:
         return self._engine.why(self.held[channel].partition)
