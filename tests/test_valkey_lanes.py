@@ -239,6 +239,25 @@ async def test_a_script_is_bounded() -> None:
             bench.engine.tells[-1]([b"1 e"] * wanted)
 
 
+@pytest.mark.parametrize("under_way", [0, 1, 2])
+async def test_what_comes_behind_the_end(under_way: int) -> None:
+    """Connections end a moment later than the lanes; whoever still submits is told all the same."""
+    bench = Bench(1, 1)
+    async with open_service_nursery() as nursery:
+        nursery.start_soon(bench.lanes.run)
+        await wait_all_tasks_blocked()
+        bench.put(*("x" for _ in range(under_way)))
+        await wait_all_tasks_blocked()
+        bench.put("ready")
+    bench.put("late")
+    bench.engine.end()
+    bench.engine.is_down = True
+    bench.put("later")
+    assert len(bench.told) == under_way + 3
+    assert all(isinstance(one, BrokerError) for _, one in bench.told)
+    assert bench.window.count == 0
+
+
 async def test_the_end_fails_what_waits() -> None:
     """When the broker ends, what was not sent is told so, and what is under way by the engine."""
     async with running() as bench:

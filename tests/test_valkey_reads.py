@@ -130,4 +130,6 @@ async def test_the_end_settles_all() -> None:
     for one in receipts:
         with pytest.raises(BrokerError, match="ended"):
             await one.wait()
+    with pytest.raises(BrokerError, match="ended"):
+        ask(reads, engine)
     engine.asked[0](1)

@@ -92,6 +92,7 @@ class ValkeyBroker:
                 nursery.start_soon(self._bus.run, intake)
         finally:
             self._window.close()
+            self._start.known.set()
 
     async def finish(self) -> None:
         """Take nothing more, and wait until what was taken is answered and handed on."""

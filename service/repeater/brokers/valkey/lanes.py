@@ -90,13 +90,17 @@ class Lanes:
         self._window = window
         self._ready: list[_Lane] = []
         self._came = trio.lowlevel.ParkingLot()
+        self._ended = False
         self.scripts = 0
         """Scripts that were sent."""
         self.foreign = 0
         """Streams that had to begin anew, since a key of theirs was not ours."""
 
     def put(self, partition: int, channel: str, submission: Submission) -> None:
-        """Take a submission, for which the window had room. Never waits."""
+        """Take a submission, for which the window had room. Never waits.
+
+        After the end of `run` it fails, at once or with what is under way.
+        """
         of_each = self._of_each
         lane = self._lanes[partition * of_each + hash(channel) % of_each]
         lane.waiting.append(submission)
@@ -109,6 +113,9 @@ class Lanes:
                 self._make_ready(lane)
 
     def _make_ready(self, lane: _Lane) -> None:
+        if self._ended:
+            self._fail_waiting(lane)
+            return
         lane.busy = True
         self._ready.append(lane)
         if self._came:
@@ -124,10 +131,15 @@ class Lanes:
                 for lane in ready:
                     self._send(lane, self._next(lane))
         finally:
-            ended = BrokerError("the broker has ended")
+            self._ended = True
+            for lane in self._ready:
+                lane.busy = False
             for lane in self._lanes:
-                waiting, lane.waiting = list(lane.waiting), deque()
-                self._fail(waiting, ended)
+                self._fail_waiting(lane)
+
+    def _fail_waiting(self, lane: _Lane) -> None:
+        waiting, lane.waiting = list(lane.waiting), deque()
+        self._fail(waiting, BrokerError("the broker has ended"))
 
     @staticmethod
     def _next(lane: _Lane) -> list[Submission]:

@@ -62,6 +62,7 @@ class Reads:
         self._under_way: dict[Hashable, _Read[Any]] = {}
         self._decoding: deque[tuple[_Read[Any], Decoding[Any]]] = deque()
         self._came = trio.lowlevel.ParkingLot()
+        self._ended = False
 
     def ask(
         self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
@@ -69,8 +70,10 @@ class Reads:
         """Ask something, together with all who ask the same; `start` begins to decode an answer.
 
         Raises:
-            BrokerError: the engine is known to be down.
+            BrokerError: the engine is known to be down, or `run` has ended.
         """
+        if self._ended:
+            raise BrokerError("the broker has ended")
         receipt: Receipt[T] = Receipt()
         read = self._under_way.get(key)
         if read is not None:
@@ -93,6 +96,7 @@ class Reads:
                     room -= 1 + self._step(room)
                 await trio.lowlevel.checkpoint()
         finally:
+            self._ended = True
             self._decoding.clear()
             for read in tuple(self._under_way.values()):
                 self._settle(read, BrokerError("the broker has ended"), again=False)
