@@ -203,6 +203,22 @@ async def test_reading_keeps_little_for_long(server: ValkeyServer) -> None:
         assert 590_000 < int(server.call("PTTL", "repeater:s:c")) <= 600_000  # type: ignore[call-overload]
 
 
+async def test_an_epoch_is_kept_longer_without_publications_only(server: ValkeyServer) -> None:
+    """A publication that came meanwhile has said for how long the stream is kept."""
+    async with benches(server) as (bench,):
+        broker = bench.broker
+        assert isinstance(broker, ValkeyBroker)
+        await bench.history()
+        server.call("PEXPIRE", "repeater:m:c", 9_000)
+        broker._engine.renew("c")
+        await bench.history(limit=0)
+        assert int(server.call("PTTL", "repeater:m:c")) > 290_000  # type: ignore[call-overload]
+        await bench.publish()
+        broker._engine.renew("c")
+        await bench.history(limit=0)
+        assert int(server.call("PTTL", "repeater:m:c")) > 590_000  # type: ignore[call-overload]
+
+
 async def test_holding_keeps_nothing(server: ValkeyServer) -> None:
     """A channel without history that is held and published to leaves no keys."""
     async with benches(server) as (bench,):
@@ -260,10 +276,13 @@ async def test_an_entry_that_is_not_ours(server: ValkeyServer) -> None:
 async def test_a_result_that_is_not_ours(server: ValkeyServer) -> None:
     """What is at the place of a key's result and is not a result counts as none."""
     async with benches(server) as (bench,):
-        for value in (["SET", "hello"], ["SET", "1 e e"], ["LPUSH", "x"], ["SET", "9" * 5_000]):
+        no_results = ("hello", "1 e e", "9" * 5_000, f"{2**64} e", f"1 {'e' * 33}")
+        values = [*(("SET", text) for text in no_results), ("LPUSH", "x")]
+        for offset, value in enumerate(values, 1):
             server.call("DEL", "repeater:i:1:c:k")
             server.call(value[0], "repeater:i:1:c:k", value[1])
             position = await bench.numbered(key="k")
+            assert position.offset == offset
             assert await bench.publish(key="k") == position
 
 

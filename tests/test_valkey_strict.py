@@ -78,6 +78,17 @@ async def test_a_stream_begins_anew(server: ValkeyServer) -> None:
         assert await bench.numbered(b"4") == StreamPosition(2, after.epoch) == await top(bench)
 
 
+async def test_a_fork_is_not_told_twice(server: ValkeyServer) -> None:
+    """The epoch that a fork gets is one of this primary: the stream goes on in it."""
+    async with bench_of(server, strict=True) as bench:
+        broker, before = bench.broker, await bench.numbered(b"1")
+        assert isinstance(broker, ValkeyBroker)
+        await broker._engine.fork("c", before.epoch).wait()
+        forked = await top(bench)
+        assert (forked.offset, forked.epoch != before.epoch) == (1, True)
+        assert await bench.numbered(b"2") == StreamPosition(2, forked.epoch)
+
+
 async def test_who_reads_first_finds_a_new_stream(server: ValkeyServer) -> None:
     """A client that comes back after a failover is told, also if nobody has published since."""
     async with bench_of(server, strict=True) as bench:

@@ -53,7 +53,7 @@ class Engine(Protocol):
         """Ask for the top of a stream by the bus's connection: behind all messages up to it.
 
         `tell` gets the top, in its turn among the messages, `NO_STREAM` if there is none; or a
-        `ForeignError`, `Refused` or `Lost`.
+        `ForeignError` or another `BrokerError`, or a `Lost`.
 
         Raises:
             Lost: the partition is not there.

@@ -25,3 +25,4 @@ def new_epoch_of_primary() -> str:
 PUBLISH: Final = packaged_script(__package__, "publish")
 HISTORY: Final = packaged_script(__package__, "history")
 FORK: Final = packaged_script(__package__, "fork")
+RENEW: Final = packaged_script(__package__, "renew")

@@ -11,7 +11,7 @@ from repeater.brokers.valkey.engine import ENTRIES, ForeignError
 from repeater.brokers.valkey.envelope import entry_of, head_of
 from repeater.brokers.valkey.keys import Keys, Names
 from repeater.brokers.valkey.reads import Reads
-from repeater.brokers.valkey.scripts import FORK, HISTORY, NewEpoch, new_epoch
+from repeater.brokers.valkey.scripts import FORK, HISTORY, RENEW, NewEpoch, new_epoch
 from repeater.brokers.valkey.values import Place, Read
 from repeater.errors import BrokerError
 from repeater.log import get_logger
@@ -144,9 +144,9 @@ class StreamEngine:
         except Lost as error:
             raise _down(error) from None
 
-    def _note_foreign(self) -> None:
-        self.foreign += 1
-        _log.warning("a stream has an entry that is not ours")
+    def _note_foreign(self, entries: int) -> None:
+        self.foreign += entries
+        _log.warning("a stream has entries that are not ours", entries=entries)
 
     def fork(self, channel: str, epoch: str) -> Receipt[None]:
         """See `Engine`."""
@@ -160,7 +160,7 @@ class StreamEngine:
             FORK.ask(
                 partial(self._servers.ask, partition),
                 (names.meta, names.stream),
-                (self._servers.publish, names.bus, epoch, new_epoch()),
+                (self._servers.publish, names.bus, epoch, self._new_epoch()),
                 tell,
             )
         except Lost as error:
@@ -171,7 +171,7 @@ class StreamEngine:
         """See `Engine`."""
         partition, names = self.locate(channel)
         with suppress(Lost):  # Then it may get another epoch, and its listeners are told so.
-            self._servers.ask(partition, packed("PEXPIRE", names.meta, _UNBORN), ignore)
+            RENEW.ask(partial(self._servers.ask, partition), (names.meta,), (_UNBORN,), ignore)
 
 
 class _Looked:
@@ -202,9 +202,10 @@ class _Looked:
 class _Paged:
     """A page of a stream."""
 
-    def __init__(self, channel: str, foreign: Callable[[], None], answer: object) -> None:
+    def __init__(self, channel: str, note_foreign: Callable[[int], None], answer: object) -> None:
         self._channel = channel
-        self._foreign = foreign
+        self._note_foreign = note_foreign
+        self._foreign = 0
         self._answer = answer
         self._top: Place | None = None
         self._entries: list[object] = []
@@ -220,7 +221,7 @@ class _Paged:
             try:
                 event = entry_of(self._channel, entry, self._top.epoch).event
             except ForeignError:
-                self._foreign()
+                self._foreign += 1
                 continue
             if type(event) is Publication:
                 self._found.append(event)
@@ -230,6 +231,8 @@ class _Paged:
     def result(self) -> Page:
         """The publications, and the top."""
         assert self._top is not None
+        if self._foreign:
+            self._note_foreign(self._foreign)
         return self._found, StreamPosition(self._top.offset, self._top.epoch)
 
 

@@ -100,7 +100,8 @@ end
 local function known_result()
   local known = try('GET', result)
   if type(known) ~= 'string' then return nil end
-  if known == '' or (#known <= 48 and find(known, '^%d+ [%w_-]+$')) then return known end
+  local offset, epoch = string.match(known, '^(%d+) ([%w_-]+)$')
+  if known == '' or (offset and is_ours(epoch, offset)) then return known end
   return nil
 end
 
