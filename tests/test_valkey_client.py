@@ -195,6 +195,28 @@ async def test_a_loss_is_told_to_callbacks_before_the_listener(server: ValkeySer
     assert news[:2] == ["Lost", "down"]
 
 
+async def test_whoever_is_told_of_a_loss_may_unsubscribe(server: ValkeyServer) -> None:
+    """A callback does it when a silent server is left, before the listener is told."""
+    log, heard = Log(), Heard()
+    async with connected(server.url, log, timeout=0.2) as servers:
+        servers.subscribe(0, {b"one": heard}, heard)
+        await heard.wait(None)
+        server.pause()
+        servers.ask(0, packed("PING"), lambda _answer: servers.unsubscribe(0, [b"one"]))
+        await log.wait("up", "down")
+
+
+async def test_a_server_that_was_left_is_not_there_again() -> None:
+    """Subscriptions that are confirmed in the same pass are too late: the reason stays."""
+    servers = open_servers([parse_url("valkey://host")])
+    assert isinstance(servers, SinglePrimary)
+    primary = servers._primary
+    primary._left.set()
+    primary.why = "bus: it has gone"
+    servers._confirmed(None)
+    assert servers.outage() == "bus: it has gone"
+
+
 FORMS: tuple[list[object], ...] = (
     [],
     [None],

@@ -6,15 +6,17 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count, pairwise
 
 import hiredis
 import pytest
 import trio
+import trio.testing
 
 from repeater.valkey import cluster as cluster_module
 from repeater.valkey.cluster import Cluster
 from repeater.valkey.dial import Greeting
-from repeater.valkey.pipe import Lost, packed
+from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.slots import slot_of, tags
 from repeater.valkey.url import Address
 from tests.deadlines import LOOP_ANSWERS
@@ -32,8 +34,13 @@ class FakeServer:
     def __init__(self, layout: Callable[[], bytes]) -> None:
         self.layout = layout
         self.port = 0
+        self.tag = f"{{{tags()[PARTITION]}}}"
         self.moved_to: int | None = None
         """Where it says that `PARTITION` is; None: here."""
+        self.asking: int | None = None
+        """Where it says that the keys of `PARTITION` are already."""
+        self.asked = 0
+        """How often it has said so."""
         self.is_down = False
         """Whether it serves no keys."""
         self.subscribed = 0
@@ -57,10 +64,13 @@ class FakeServer:
             return b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"
         if name == b"CLUSTER":
             return self.layout()
-        text = b"{%s}" % tags()[PARTITION].encode()
+        text = self.tag.encode()
         if self.moved_to is not None and text in command[1]:
             self.subscribed += name == b"SSUBSCRIBE"
             return b"-MOVED %d 127.0.0.1:%d\r\n" % (SLOT, self.moved_to)
+        if self.asking is not None and name == b"GET":
+            self.asked += 1
+            return b"-ASK %d 127.0.0.1:%d\r\n" % (SLOT, self.asking)
         if name == b"SSUBSCRIBE":
             return b"".join(_push(b"ssubscribe", one) for one in command[1:])
         if self.is_down:
@@ -167,12 +177,100 @@ async def test_a_server_without_partitions_is_forgotten(monkeypatch: pytest.Monk
     states = States()
     async with fakes(2) as (first, second), client_of(first.port, states) as client:
         await states.wait()
-        first.layout = lambda: slots(second.port)
+        first.layout = second.layout = lambda: slots(second.port)
         with trio.fail_after(LOOP_ANSWERS):
             while {one.port for one in client._members} != {second.port}:  # noqa: ASYNC110  # nobody tells
                 await trio.sleep(0.02)
         await states.wait()
         assert client.statistics().primaries == 1
+
+
+@pytest.mark.parametrize("knows", ["nothing", "what was"])
+async def test_a_server_that_was_taken_out_is_not_believed(
+    knows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is connected for some time more, and knows no layout, or that of the past."""
+    monkeypatch.setattr(cluster_module, "_LAYOUT_WANTED", 0.02)
+    monkeypatch.setattr(cluster_module, "_LAYOUT", 0.03)
+    states = States()
+    async with fakes(2) as (first, second):
+        first.layout = second.layout = lambda: slots(first.port, second.port)
+        async with client_of(first.port, states) as client:
+            await states.wait()
+            assert client.statistics().primaries == 2
+            first.layout = lambda: slots(first.port)
+            if knows == "nothing":
+                second.layout = lambda: b"*0\r\n"
+            with trio.fail_after(LOOP_ANSWERS):
+                while client.statistics().primaries == 2:  # noqa: ASYNC110  # nobody tells
+                    await trio.sleep(0.02)
+            await states.wait()
+            states.news.clear()
+            await trio.sleep(0.5)
+            assert states.news == []
+            assert len(client._members) == 2
+
+
+async def test_servers_without_number_are_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout that names other servers each time, and a MOVED to one more."""
+    monkeypatch.setattr(cluster_module, "_LAYOUT_WANTED", 0.02)
+    monkeypatch.setattr(cluster_module, "_MEMBERS", 3)
+    states, told = States(), Heard()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        await states.wait()
+        ports = count(1)
+        first.layout = lambda: slots(first.port, *(next(ports) for _ in range(127)))
+        await states.wait(up=1)
+        await trio.sleep(0.2)
+        assert len(client._members) == 3
+        assert states.up_now == {0}
+        channel = f"{client.tag(0)}x".encode()
+        first.moved_to, first.tag = 9, client.tag(0)
+        client.subscribe(0, {channel: Heard()}, told)
+        await told.wait_number(1)
+        assert isinstance(told.all[0], Lost)
+
+
+async def test_a_layout_that_nobody_tells_is_asked_for_seldom(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Of many nodes in an outage each asks every 2 s at most, and not all at once."""
+    asked: list[float] = []
+
+    async def read(*_arguments: object) -> None:
+        asked.append(trio.current_time())
+        raise Lost("nobody is there")
+
+    client = Cluster([Address("host", 1)], Greeting(), prefix="test", timeout=2)
+    client._layout.read = read  # type: ignore[method-assign,assignment]
+    with trio.move_on_after(60):
+        await client.run()
+    assert 20 < len(asked) < 70
+    pauses = {round(later - one, 6) for one, later in pairwise(asked[5:])}
+    assert len(pauses) > 10
+    assert max(pauses) <= 2
+
+
+async def test_keys_at_a_server_that_is_not_there_are_asked_for_at_both_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A command is not kept for ever, and if the move is given up, it is answered."""
+    monkeypatch.setattr("repeater.valkey.partition._AGAIN", 0.5)
+    states, answers = States(), Heard()
+    async with fakes(1) as (first,), client_of(first.port, states) as client:
+        await states.wait()
+        first.asking = 1  # Nothing listens there.
+        client.ask(PARTITION, packed("GET", KEY), answers)
+        client.ask(PARTITION, packed("EXISTS", KEY), answers)
+        await answers.wait_number(2)
+        assert isinstance(answers.all[1], Refused)
+        assert answers.all[1].code == "ASK"
+        assert 2 < first.asked <= 15
+        client.ask(PARTITION, packed("GET", KEY), answers)
+        await trio.sleep(0.1)
+        first.asking = None
+        await answers.wait_number(3)
+        assert answers.all[2] == b"here"
 
 
 async def test_slots_of_nobody_are_an_outage() -> None:

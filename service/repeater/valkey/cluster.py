@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from random import random
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 _log = get_logger("engine")
 
 _LAYOUT: Final = 30.0  # seconds between two looks at the layout, while all is well
-_LAYOUT_WANTED: Final = 0.5  # the same, while a partition is not there
+_LAYOUT_WANTED: Final = 0.5  # the same, about, while a partition is not there
+_LAYOUT_UNKNOWN: Final = 2.0  # the same, at most, while nobody tells it
 _TRUSTED: Final = 2.0  # seconds for which a MOVED counts more than the layout of another server
 _UNUSED: Final = 60.0  # seconds after which a server without partitions is forgotten
+_MEMBERS: Final = 1_024  # servers: the most nodes of a cluster are about 1,000
 
 
 class Cluster:
@@ -120,19 +123,23 @@ class Cluster:
 
     async def _keep_layout(self) -> None:
         """Look at the layout, often as long as something is not there."""
+        pause = _LAYOUT_WANTED
         while True:
             self._wanted = trio.Event()
+            # One without partitions may be out of the cluster, and know it as it was.
+            used = {one.primary for one in self._all}
             connected = [
                 (address, member.primary.commands)
                 for address, member in self._members.items()
-                if not member.primary.why
+                if not member.primary.why and member.primary in used
             ]
             try:
                 self._apply(await self._layout.read(connected, self._members))
-                self._why = ""
+                self._why, pause = "", _LAYOUT_WANTED
             except Lost as error:
                 self._note(str(error))
-            await trio.sleep(_LAYOUT_WANTED)
+                pause = min(_LAYOUT_UNKNOWN, 2 * pause)
+            await trio.sleep(pause * (0.5 + random() / 2))
             if not self.outage():
                 with trio.move_on_after(_LAYOUT - _LAYOUT_WANTED):
                     await self._wanted.wait()
@@ -181,9 +188,12 @@ class Cluster:
         if late:
             self.disconnected(late)
 
-    def _member(self, address: Address) -> Member:
+    def _member(self, address: Address) -> Member | None:
+        """The server at an address, from now on; None if there are too many already."""
         member = self._members.get(address)
         if member is None:
+            if len(self._members) >= _MEMBERS:
+                return None
             member = Member(address, self._greeting, self, timeout=self._timeout)
             self._members[address] = member
             assert self._nursery is not None
@@ -209,8 +219,8 @@ class Cluster:
 
     def commands_of(self, address: Address) -> Pipe | None:
         """The connection for commands to a server; None if it is not there yet."""
-        primary = self._member(address).primary
-        return None if primary.why else primary.commands
+        member = self._member(address)
+        return None if member is None or member.primary.why else member.primary.commands
 
     def later(self, pause: float, do: Callable[[], None]) -> None:
         """Have something done in so many seconds."""

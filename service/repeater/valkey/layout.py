@@ -42,7 +42,7 @@ class Layout:
         for address, pipe in sample(connected, min(2, len(connected))):
             with trio.move_on_after(TIMEOUT / 2):
                 try:
-                    return owners_of(await answer_to(pipe, "CLUSTER", "SLOTS"), address)
+                    return await _asked(address, pipe)
                 except (Lost, Refused):
                     continue
         return await self._dial({*self._seeds, *known})
@@ -57,9 +57,7 @@ class Layout:
                 try:
                     with trio.fail_after(1.5 * TIMEOUT):
                         async with dial(address, self._greeting) as pipe:
-                            found.append(
-                                owners_of(await answer_to(pipe, "CLUSTER", "SLOTS"), address)
-                            )
+                            found.append(await _asked(address, pipe))
                     nursery.cancel_scope.cancel("a server has answered")
                 except (Lost, Refused) as error:
                     failures.append(str(error))
@@ -71,3 +69,17 @@ class Layout:
         if found:
             return found[0]
         raise Lost(failures[-1])
+
+
+async def _asked(address: Address, pipe: Pipe) -> Owners:
+    """What a server says. The caller sets the deadline.
+
+    Raises:
+        Lost: it says nothing of any partition, as one that was taken out of its cluster; or the
+            connection has ended.
+        Refused: it is not of a cluster.
+    """
+    owners = owners_of(await answer_to(pipe, "CLUSTER", "SLOTS"), address)
+    if not any(owners):
+        raise Lost("the server knows no primary of the cluster")
+    return owners

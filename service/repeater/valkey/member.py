@@ -150,7 +150,7 @@ class _Round:
             return
         if isinstance(answer, Refused):
             target = partition.target(answer)
-            if target is None:
+            if target is None or target == self._primary.address:
                 self._primary.leave("bus", str(answer))
                 return
             self._cluster.moved(partition, target)
@@ -163,7 +163,8 @@ class _Round:
         if self._left:
             return
         if self._is_first:
-            self._primary.confirm()
+            if not self._primary.confirm():
+                return
             # What was attached since then.
             late = set(self._cluster.partitions_at(self._primary)).difference(self._partitions)
             if late:

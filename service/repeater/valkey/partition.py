@@ -96,7 +96,9 @@ class Partition:
         if why := self.why:
             raise Lost(why)
         question = _Question(next(self._numbers), command, tell)
-        if self._held or not self._send(question):
+        if self._held:
+            insort(self._held, question)
+        elif not self._send(question):
             self._hold(question)
 
     def ask_bus(self, command: bytes, tell: Tell) -> None:
@@ -117,8 +119,7 @@ class Partition:
         for takers, _tell in self._unsubscribed:
             for channel in gone:
                 takers.pop(channel, None)
-        bus = self.primary.bus if self.is_up and self.primary is not None else None
-        self.subscriptions.remove(bus, gone)
+        self.subscriptions.remove(self.primary if self.is_up else None, gone)
 
     def attach(self, primary: Primary | None) -> bool:
         """Take another primary; whether the bus was up at the old one, and is not any more.
@@ -142,10 +143,7 @@ class Partition:
         self.is_up, self.is_moving = True, False
         waiting, self._unsubscribed = self._unsubscribed, []
         for takers, tell in waiting:
-            try:
-                self._subscribe(takers, tell)
-            except Lost as lost:
-                tell(lost)
+            self._try_to_subscribe(takers, tell)
         self._retry()
 
     def lose(self) -> bool:
@@ -175,22 +173,37 @@ class Partition:
             tell(lost)
 
     def _subscribe(self, takers: dict[bytes, Taker], tell: Tell) -> None:
+        primary = self.primary
+        if primary is None or not self.is_up:
+            self._unsubscribed.append((takers, tell))
+            return
+
         def told(answer: object) -> None:
             target = self.target(answer)
             if target is None:
                 tell(answer)
+            elif self.primary is not primary:
+                # It has moved since then, and may be up already: nobody would come back to this.
+                self._try_to_subscribe(takers, tell)
+            elif target == primary.address:
+                tell(answer)  # A server that names itself: to follow it leads nowhere.
             else:
                 self._unsubscribed.append((takers, tell))
                 self._router.moved(self, target)
 
-        if self.is_up and self.primary is not None:
-            self.subscriptions.add(self.primary.bus, takers, told)
-        else:
-            self._unsubscribed.append((takers, tell))
+        self.subscriptions.add(primary.bus, takers, told)
+
+    def _try_to_subscribe(self, takers: dict[bytes, Taker], tell: Tell) -> None:
+        try:
+            self._subscribe(takers, tell)
+        except Lost as lost:
+            tell(lost)
 
     def _send(self, question: _Question) -> bool:
         """Send a question; whether there was a server to send it to."""
         primary, asking = self.primary, question.asking
+        # An ASK holds once. If that server is not there, the partition's own is asked again.
+        question.asking = None
         try:
             if asking is not None:
                 pipe = self._router.commands_of(asking)
@@ -216,7 +229,9 @@ class Partition:
         if self._held and not self._under_way:
             held, self._held = self._held, []
             for one in held:
-                if self._held or not self._send(one):
+                if self._held:
+                    self._held.append(one)
+                elif not self._send(one):
                     self._hold(one)
 
     def _is_asked_again(self, question: _Question, refused: Refused) -> bool:
@@ -226,7 +241,6 @@ class Partition:
             return False
         now = trio.current_time()
         question.until = question.until or now + _AGAIN
-        question.asking = None
         target = self.target(refused)
         if code == "ASK":
             question.asking = target
@@ -235,7 +249,10 @@ class Partition:
         return now < question.until
 
     def _hold(self, question: _Question) -> None:
-        """Keep a question in its turn, and send the first one again soon."""
+        """Keep a question in its turn, and send the first one again soon.
+
+        Of those that are held, one has a timer, or one before them is under way.
+        """
         insort(self._held, question)
         # An ASK is followed at once: the server that it names has the keys.
         pause = 0.0 if question.asking is not None else PAUSE

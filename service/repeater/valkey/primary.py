@@ -116,11 +116,17 @@ class Primary:
             self._note(f"{half}: {why}")
             self._left.set()
 
-    def confirm(self) -> None:
-        """Note that all subscriptions are made: from now on it is there."""
+    def confirm(self) -> bool:
+        """Note that all subscriptions are made; whether it is there from now on.
+
+        It is not if it was left in the same pass of the loop.
+        """
+        if self._left.is_set():
+            return False
         self.why = ""
         self._pause = _FIRST_PAUSE
         _log.info("the engine is there", address=str(self.address))
+        return True
 
     def heard(self) -> None:
         """Note that the probe has come by the bus."""

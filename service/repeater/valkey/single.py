@@ -84,7 +84,7 @@ class SinglePrimary:
 
     def unsubscribe(self, partition: int, channels: Sequence[bytes]) -> None:
         """See `Servers`."""
-        self._subscriptions.remove(self._primary.bus if self._is_up else None, channels)
+        self._subscriptions.remove(self._primary if self._is_up else None, channels)
 
     def add(self, listener: Listener) -> None:
         """See `Servers`."""
@@ -144,8 +144,9 @@ class SinglePrimary:
         if answer is not None:
             self._primary.leave("bus", str(answer))
             return
+        if not self._primary.confirm():
+            return
         self._is_up = True
-        self._primary.confirm()
         for listener in self._listeners:
             listener.up(_ALL)
 

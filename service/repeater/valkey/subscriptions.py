@@ -12,6 +12,7 @@ from repeater.valkey.pipe import Lost, Tell, ignore, packed
 
 if TYPE_CHECKING:
     from repeater.valkey.pipe import Pipe
+    from repeater.valkey.primary import Primary
 
 _TOGETHER: Final = 512  # names in one command
 
@@ -59,13 +60,13 @@ class Subscriptions:
         """
         bus.order(self._commands(self._subscribe, self.takers), tell)
 
-    def remove(self, bus: Pipe | None, channels: Iterable[bytes]) -> None:
-        """Unsubscribe; what ended with its connection is gone already."""
+    def remove(self, primary: Primary | None, channels: Iterable[bytes]) -> None:
+        """Unsubscribe at a primary; what ended with its connection is gone already."""
         gone = [channel for channel in channels if self.takers.pop(channel, None) is not None]
-        if bus is not None and gone:
+        if primary is not None and gone:
             # If the connection has ended, so have all its subscriptions.
             with suppress(Lost):
-                bus.order(self._commands(self._unsubscribe, gone), ignore)
+                primary.bus.order(self._commands(self._unsubscribe, gone), ignore)
 
     @staticmethod
     def _commands(verb: str, channels: Iterable[bytes]) -> bytes:
