@@ -15,6 +15,7 @@ from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.cluster import presence
 from repeater.cluster.opening import open_cluster
 from repeater.cluster.presence import ClusterPresence, open_cluster_presence
+from repeater.cluster.presence_entries import Entries
 from repeater.errors import BrokerError
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
@@ -22,6 +23,7 @@ from repeater.publication import ClientInfo
 from repeater.random_id import random_id
 from repeater.testing import check_presence_store
 from repeater.valkey.opening import open_servers
+from repeater.valkey.pipe import Lost
 from repeater.valkey.servers import Servers
 from repeater.valkey.url import parse_url
 from tests.conversation import Talk, talking
@@ -266,6 +268,40 @@ async def test_an_answer_that_is_lost(server: ValkeyServer) -> None:
         server.resume()
         await log.wait("up", "down", "up")
         await wait_there(store, "1", "4")
+
+
+def test_the_last_client_whose_removal_is_lost() -> None:
+    """The engine may still have it: so it is taken out when the engine is back."""
+    names: Any = None
+    entries = Entries(names)
+    added = entries.add(ClientInfo("ann", "1"))
+    assert entries.answered(entries.take(1), [1, 1], 0) == []
+    assert added.settled
+    removed = entries.remove("1")
+    assert removed is not None
+    assert entries.answered(entries.take(2), Lost("silence"), 0) == []
+    assert removed.settled
+    assert not removed.succeeded
+    assert entries.waits
+    assert not entries.is_over
+    batch = entries.take(3)
+    assert batch.arguments[0] == ""  # Whatever the engine has, it is forgotten.
+    assert entries.answered(batch, [0, 0], 0) == []
+    assert entries.is_over
+
+
+async def test_a_client_that_is_added_again_in_an_outage(hasty: None) -> None:
+    """However often, nothing is kept for it but its info."""
+    with valkey() as server:
+        log = Log()
+        async with node_of(server, "one", log) as store:
+            await enter(store, "1")
+            server.kill()
+            await log.wait("up", "down")
+            for _ in range(100):
+                with pytest.raises(BrokerError):
+                    store.add("a", ClientInfo("ann", "1"))
+            assert store._channels["a"]._changed == {"1": []}
 
 
 async def test_an_engine_without_room(server: ValkeyServer) -> None:

@@ -81,7 +81,12 @@ class ClusterPresence:
             self._check(entries.names)
         receipt = entries.add(info)
         self._send(channel, entries)
-        self._check(entries.names)
+        try:
+            self._check(entries.names)
+        except BrokerError as error:  # However often it is added, nothing waits for the engine.
+            for do in entries.fail(error):
+                do()
+            raise
         return receipt
 
     def remove(self, channel: str, client: str) -> Receipt[None] | None:
@@ -214,7 +219,8 @@ class ClusterPresence:
     async def _renew(self, since: float) -> None:
         """Renew the channels that were not since then; a script with changes renews as well."""
         for channel, entries in tuple(self._channels.items()):
-            if entries.under_way or entries.renewed > since:
+            # Those that are over have ended since this round began.
+            if entries.under_way or entries.renewed > since or entries.is_over:
                 continue
             await self._free.acquire()
             if not self._send(channel, entries, self._free.release):

@@ -64,6 +64,8 @@ class Entries:
         self._then: list[Callable[[], None]] = []
         self._number = 0  # of the last change that the engine has; 0: it has to begin anew
         self._tries = 0
+        # Whether the engine may have something else, also if nobody is there any more.
+        self._in_doubt = False
 
     def __len__(self) -> int:
         """The number of clients."""
@@ -80,7 +82,7 @@ class Entries:
     @property
     def waits(self) -> bool:
         """Whether something waits for the next script."""
-        return bool(self._changed or self._touched)
+        return bool(self._changed or self._touched or self._in_doubt)
 
     @property
     def is_over(self) -> bool:
@@ -137,6 +139,7 @@ class Entries:
     def begin_anew(self) -> None:
         """Note that the engine may have lost something: it gets everything with the next script."""
         self._number = 0
+        self._in_doubt = True
         for client in self._infos:
             self._changed.setdefault(client, [])
         self._touched.update(dict.fromkeys(self._users))
@@ -146,7 +149,7 @@ class Entries:
 
         Nothing is under way. `number` is larger than that of any script before, of this process.
         """
-        before = self._number
+        before, self._in_doubt = self._number, False
         clients = _first(self._changed, CHANGES)
         users = list(_first(self._touched, 2 * CHANGES))
         there = [one for client in clients if (one := self._infos.get(client)) is not None]
