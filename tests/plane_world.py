@@ -277,6 +277,8 @@ class World:
         key = f"repeater:places:{node.id}".encode()
         data: Any = self.cluster.network.valkey._get(key, object) or {}
         found = {user.decode(): int(number) for user, number in data.items()}
+        if held:
+            held[""] = held.total()  # all together
         assert found == dict(held), f"{node.name}: the engine has {found}, not {dict(held)}"
 
 

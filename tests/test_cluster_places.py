@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from repeater.clients.limits import LimitError, Place
 from repeater.cluster.opening import Cluster
+from repeater.cluster.places import TAKE
 from repeater.node import Node, open_node
 from repeater.options import LimitOptions, NodeOptions
 from tests.clusters import open_clusters
+from tests.memory_clusters import open_memory_cluster
 from tests.valkeys import ValkeyServer, valkey
 
 LIMITS = LimitOptions(connections_per_user=2, scope="cluster")
@@ -102,6 +106,75 @@ async def test_without_the_engine_each_node_counts_alone_and_all_is_written_agai
             await server_has(server, key, b"ann", b"2")
             with pytest.raises(LimitError):
                 await connect(second, "ann")
+
+
+async def test_a_connection_that_ends_while_it_waits_frees_no_place_of_another(
+    autojump_clock: MockClock,
+) -> None:
+    """It may have been refused, so it has nothing to give back until the answer is there."""
+    async with open_memory_cluster() as cluster:
+        first, second = [await cluster.start() for _ in range(2)]
+        assert await first.parts.places.take("ann", 2)
+        assert await second.parts.places.take("ann", 2)
+        cluster.network.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.parts.places.take, "ann", 2)
+            await trio.sleep(0.5)
+            nursery.cancel_scope.cancel()
+            cluster.network.resume()
+        await trio.sleep(1)
+        assert not await second.parts.places.take("ann", 2)
+
+
+async def test_a_place_that_was_not_given_back_is_found(autojump_clock: MockClock) -> None:
+    """Also if its user has other connections: the engine knows how many there are in all."""
+    async with open_memory_cluster() as cluster:
+        node = await cluster.start()
+        places, plane = node.parts.places, node.parts.plane
+        assert await places.take("ann", 3)
+        key = plane.name("places", node.id)
+        assert await plane.call(TAKE, (key,), ("ann", 3, 60_000)) == 1  # as by a lost message
+        assert await places.take("ann", 3)
+        assert not await places.take("ann", 3)
+        await trio.sleep(45)
+        assert await places.take("ann", 3)
+
+
+async def test_many_users_are_written_again(autojump_clock: MockClock) -> None:
+    """In several scripts, while connections come and go."""
+    async with open_memory_cluster() as cluster:
+        node = await cluster.start()
+        places, network = node.parts.places, cluster.network
+        for number in range(1_700):
+            assert await places.take(f"{number}", 2)
+        network.valkey.data.clear()
+        network.cut(node.name)
+        await trio.sleep(0.05)
+        for number in range(100):
+            places.give_back(f"{number}")
+            await places.take(f"{number + 200}", 2)
+        await trio.sleep(60)
+        kept = network.valkey.data[node.parts.plane.name("places", node.id)]
+        wanted = Counter({f"{number}": 1 for number in range(100, 1_700)})
+        wanted.update(f"{number + 200}" for number in range(100))
+        wanted[""] = wanted.total()
+        assert kept == {user.encode(): b"%d" % held for user, held in wanted.items()}
+
+
+async def test_a_full_engine_is_told_of_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many connections come meanwhile; when there is room all are counted."""
+    async with open_memory_cluster() as cluster:
+        node = await cluster.start()
+        cluster.network.valkey.refusing = "OOM command not allowed"
+        for number in range(100):
+            assert await node.parts.places.take(f"{number}", 1)
+            await trio.sleep(0.1)
+        assert caplog.text.count("connections are not counted") == 1
+        cluster.network.valkey.refusing = ""
+        await trio.sleep(45)
+        assert len(cluster.network.valkey.data[node.parts.plane.name("places", node.id)]) == 101
 
 
 async def server_has(server: ValkeyServer, key: bytes, field: bytes, value: bytes | None) -> None:

@@ -150,7 +150,7 @@ class UserPlaces(Protocol):
     async def take(self, user: str, most: int) -> bool:
         """Take a place of a user; return whether the user had fewer than `most`.
 
-        Cancelled, no place is taken.
+        Cancelled, it still waits for the engine's answer, for seconds at most, and returns it.
         """
 
     def give_back(self, user: str) -> None:

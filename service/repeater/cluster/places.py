@@ -33,6 +33,7 @@ DROP: Final = packaged_script(__package__, "drop_places")
 _KEPT: Final = 60_000  # milliseconds for which the engine keeps counts of a node that is silent
 _PERIOD: Final = 20.0  # seconds between two looks at them
 _TOGETHER: Final = 500  # users written by one script
+_AGAIN: Final = 1.0  # seconds after a refusal
 _GOODBYE: Final = 0.5  # seconds
 
 
@@ -46,6 +47,7 @@ class ClusterPlaces:
         self._held: Counter[str] = Counter()
         self._changes = self._writes = 0
         self._doubt = False
+        self._failed = ""
         self._wake = trio.Event()
         plane.at_up(self._doubt_counts)
         members.at_return(self._doubt_counts)
@@ -60,21 +62,23 @@ class ClusterPlaces:
         self._wake.set()
 
     async def take(self, user: str, most: int) -> bool:
-        """Take a place of a user; return whether there was one. See `UserPlaces`."""
+        """Take a place of a user; return whether there was one. See `UserPlaces`.
+
+        Waits `timeout` seconds of the plane at most, also if it is cancelled: who does not know the
+        answer does not know whether there is a place to give back.
+        """
         keys = [self._own, *(self._key(one.id) for one in self._members.now()[1:])]
         name, written = _name(user), self._writes
         self._count(user, 1)
         taken = False
         try:
-            taken = await self._plane.call(TAKE, keys, (name, most, _KEPT)) == 1
+            with trio.CancelScope(shield=True):
+                taken = await self._plane.call(TAKE, keys, (name, most, _KEPT)) == 1
             left = written != self._writes and not taken  # It was written as if it were taken.
         except BrokerError:
             taken = self._held[user] <= most
             left = False
             self._doubt_counts()
-        except trio.Cancelled:
-            self._give_back(user, name)
-            raise
         if not taken:
             self._count(user, -1)
             if left:
@@ -83,11 +87,8 @@ class ClusterPlaces:
 
     def give_back(self, user: str) -> None:
         """Give a place back. Never waits."""
-        self._give_back(user, _name(user))
-
-    def _give_back(self, user: str, name: bytes) -> None:
         self._count(user, -1)
-        self._plane.tell(LEAVE, (self._own,), (name,))
+        self._plane.tell(LEAVE, (self._own,), (_name(user),))
 
     def _count(self, user: str, number: int) -> None:
         self._changes += 1
@@ -102,14 +103,21 @@ class ClusterPlaces:
                 if (self._held or self._doubt) and not self._plane.outage():
                     try:
                         await (self._write() if self._doubt else self._keep())
+                        self._failed = ""
                     except BrokerError as error:
-                        _log.warning("users' connections are not counted", reason=str(error))
                         self._doubt = True
+                        self._note(str(error))
+                        await trio.sleep(_AGAIN)  # Each connection that comes wakes this task.
                 with trio.move_on_after(_PERIOD):
                     await self._wake.wait()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOODBYE):
                 await self._forget(self._members.me)
+
+    def _note(self, reason: str) -> None:
+        if reason != self._failed:
+            _log.warning("users' connections are not counted", reason=reason)
+        self._failed = reason
 
     async def _write(self) -> None:
         """Write all counts; those that change meanwhile are right too, as the order is kept."""
@@ -124,9 +132,10 @@ class ClusterPlaces:
             await self._plane.call(WRITE, (self._own,), rows)
 
     async def _keep(self) -> None:
-        changes, users = self._changes, len(self._held)
+        changes = self._changes
         found = await self._plane.call(KEEP, (self._own,), (_KEPT,))
-        if found != users and changes == self._changes:
+        # One field more is for all together.
+        if found != [len(self._held) + 1, self._held.total()] and changes == self._changes:
             self._doubt_counts()
 
     async def _forget(self, member: Member) -> None:
