@@ -568,6 +568,29 @@ async def test_all_tops_are_asked_for_within_a_check(autojump_clock: MockClock) 
         assert most < 100
 
 
+async def test_nothing_is_asked_while_the_bus_is_not_read(autojump_clock: MockClock) -> None:
+    """The answers would gather with the server, as long as fan-out has no room."""
+    async with a_bus("c") as (_, engine, intake):
+        for offset in range(5, 106):
+            engine.takes["c"](payload(offset, b"uid-%04d" % offset))
+        await trio.sleep(5 * CHECK)
+        assert engine.heads == []
+        assert len(await intake.take_batch()) == 100
+        await trio.sleep(1)
+        assert [channel for channel, _ in engine.heads] == ["c"]
+
+
+async def test_strangers_do_not_fill_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that is not ours is counted, and what comes within a second is one line."""
+    async with a_bus("c") as (bus, engine, _):
+        for _ in range(1_000):
+            engine.takes["c"](b"?")
+        assert bus.statistics().foreign == 1_000
+        assert len([one for one in caplog.records if "not ours" in one.getMessage()]) == 1
+
+
 async def test_holds_end_with_the_bus(autojump_clock: MockClock) -> None:
     """Whoever waits at the end is told, and so is whoever asks later."""
     engine = FakeEngine()

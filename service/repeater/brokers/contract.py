@@ -178,7 +178,7 @@ class Broker(Protocol):
     def announce(self, announcement: Announcement) -> None:
         """Hand on a join or leave, at most once, behind what the caller submitted before.
 
-        There is no answer: a broker whose engine loses an announcement logs and counts the loss.
+        There is no answer: a broker whose engine loses an announcement logs the loss.
 
         Raises:
             trio.WouldBlock, trio.ClosedResourceError, BrokerError: as `submit`.

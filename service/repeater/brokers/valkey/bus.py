@@ -59,7 +59,7 @@ class Bus:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._outlet = Outlet()
-        self._heads = Heads(engine, self._headed)
+        self._heads = Heads(engine, self._headed, self._outlet.wait_empty)
         self._holds = Holds(engine, self._take, self._heads.ask)
         self._repairs = Repairs(engine, self._outlet, self._holds.answered)
 

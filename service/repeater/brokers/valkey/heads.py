@@ -1,13 +1,14 @@
 """Asks for the tops of streams by the bus: of some after a connection, of all every 10 s.
 
 The answers come in their turn among the messages. So a top that is not the place means that
-messages were lost, however many are on their way.
+messages were lost, however many are on their way. While the bus is not read, nothing is asked: the
+answers would gather with the server.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -34,10 +35,12 @@ class Heads:
         self,
         engine: Engine,
         headed: Callable[[Held, Place | Exception], None],
+        wait_room: Callable[[], Awaitable[None]],
     ) -> None:
-        """Have `headed` called with each answer."""
+        """Have `headed` called with each answer; `wait_room` waits while the bus is not read."""
         self._engine = engine
         self._headed = headed
+        self._wait_room = wait_room
         self._wanted: deque[Held] = deque()
         self._came = trio.lowlevel.ParkingLot()
 
@@ -67,6 +70,7 @@ class Heads:
         while True:
             while not wanted:  # No deadline: nothing is wanted.
                 await self._came.park()
+            await self._wait_room()
             self.ask([wanted.popleft() for _ in range(min(_TOGETHER, len(wanted)))])
             await trio.lowlevel.checkpoint()
 
@@ -76,5 +80,6 @@ class Heads:
         slices = max(1, -(-len(held) // size))
         for number in range(slices):
             await trio.sleep(CHECK / slices)
+            await self._wait_room()
             some = held[number * size : (number + 1) * size]
             self.want([one for one in some if one.subscribed and not one.given_up])

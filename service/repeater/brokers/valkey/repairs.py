@@ -47,7 +47,7 @@ class Repairs:
         """Reads of streams."""
         self.failures = 0
         """Reads that failed."""
-        self._quiet_until = 0.0
+        self._quiet_until: dict[str, float] = {}
         self.forks = 0
         """Streams that had forked."""
         self.ruptures = 0
@@ -67,16 +67,20 @@ class Repairs:
             self._came.unpark()
 
     def note_foreign(self, error: ForeignError) -> None:
-        """Count and log what no node has written."""
+        """Count what no node has written, and log it."""
         self.foreign += 1
-        _log.warning("the engine has something that is not ours", reason=str(error))
+        self._log_seldom("the engine has something that is not ours", error, self.foreign)
 
     def _note_failure(self, error: BrokerError) -> None:
-        """Count a read that failed, and log one a second: a connection that ends fails many."""
         self.failures += 1
-        if trio.current_time() >= self._quiet_until:
-            self._quiet_until = trio.current_time() + 1
-            _log.warning("streams could not be read", reason=str(error), failures=self.failures)
+        self._log_seldom("streams could not be read", error, self.failures)
+
+    def _log_seldom(self, text: str, error: BrokerError, count: int) -> None:
+        """Log one a second: a connection that ends fails many reads, and strangers never tire."""
+        now = trio.current_time()
+        if now >= self._quiet_until.get(text, now):
+            self._quiet_until[text] = now + 1
+            _log.warning(text, reason=str(error), count=count)
 
     async def run(self) -> None:
         """Read until cancelled."""
