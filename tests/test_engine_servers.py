@@ -307,14 +307,35 @@ async def test_tls_by_the_settings(authority: Authority, tmp_path: Path) -> None
             assert (await call(server, "publish", channel="news", data=1))["result"]["offset"] == 1
 
 
-async def test_an_engine_that_is_not_there_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server ends with one line: without the denials nobody may come."""
+async def test_an_engine_that_is_not_there_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server ends with one line: without the denials nobody may come.
+
+    The log says of each connection what it is for, and where it leads to.
+    """
     monkeypatch.setattr("repeater.cluster.denials._LOAD", 0.2)
     settings = load_settings(engine="valkey", engine_url="unix:///nowhere", **SETTINGS)
     with pytest.raises(ConfigError, match="the engine is not there: no connection") as found:
         async with open_server(settings):
             pass
     assert "nowhere" not in str(found.value)
+    lines = [one for one in caplog.text.splitlines() if "the engine is not there" in one]
+    for part in ("nodes", "presence"):
+        assert any(part in line and "/nowhere" in line for line in lines)
+
+
+async def test_sentinels_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No address is known, so the log names none."""
+    monkeypatch.setattr("repeater.cluster.denials._LOAD", 0.2)
+    url = "valkey+sentinel://127.0.0.1:1/main"
+    with pytest.raises(ConfigError, match="no Sentinel knows the primary: no connection"):
+        async with running({"engine_url": url}):
+            pass
+    assert "the engine is not there" in caplog.text
+    assert "address" not in caplog.text
 
 
 async def test_a_file_that_is_no_certificate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,36 @@ async def test_an_address_that_cannot_be_is_no_connection(address: Address) -> N
     """Other servers name it, in a MOVED or as Sentinels: it must not end the process."""
     with pytest.raises(Lost, match="no connection"):
         await _greet(address, Greeting())
+
+
+class _NoNames(trio.abc.HostnameResolver):
+    """Knows no host."""
+
+    async def getaddrinfo(self, *_: object) -> list[object]:  # type: ignore[override]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_: object) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def test_a_name_that_nobody_knows() -> None:
+    """The outage says so, without the name."""
+    trio.socket.set_custom_hostname_resolver(_NoNames())
+    with pytest.raises(Lost) as lost:
+        await _greet(Address("engine.internal", 6379), Greeting())
+    assert str(lost.value) == "no connection: Name or service not known"
+
+
+async def test_a_port_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server waits for more of a command; the outage says what has not come about."""
+    monkeypatch.setattr("repeater.valkey.dial.TIMEOUT", 0.1)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        address = Address("127.0.0.1", listener.socket.getsockname()[1])
+        with pytest.raises(Lost, match="no TLS connection within"):
+            await _greet(address, Greeting(ssl.create_default_context()))
+        with pytest.raises(Lost, match="no answer within"):
+            await _greet(address, Greeting())
 
 
 async def test_a_certificate_for_another_name_is_refused(

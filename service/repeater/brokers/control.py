@@ -34,7 +34,7 @@ class Member(msgspec.Struct, frozen=True):
     id: str
     """Never used again by another node; clients see it, so it is not a secret."""
     name: str
-    """The host's name."""
+    """The host's name; in a cluster the node's, `node_name`."""
     server: str
     """The id by which the member's server is asked: its supervisor's. Of one process: `id`."""
     worker: int = 0

@@ -36,7 +36,7 @@ def _target_options(command: F) -> F:
 @_json_option
 @server_options
 def info(as_json: bool, api_key: str | None, url: str) -> None:
-    """Show the node: its version, uptime, and numbers of clients, users and channels."""
+    """Show each node: its version, uptime, and numbers of clients, users and channels."""
     result = _call(url, "info", api_key)
     head = ("NODE", "VERSION", "UPTIME", "CLIENTS", "USERS", "CHANNELS", "SUBSCRIPTIONS")
     rows = [

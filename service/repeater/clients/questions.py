@@ -186,7 +186,7 @@ def _log_failed(method: str, failed: Sequence[MemberAnswer]) -> None:
             "a member did not carry out a call",
             method=method,
             member=one.member.id,
-            host=one.member.name,
+            node=one.member.name,
             worker=one.member.worker,
             reason=str(one.answer),
         )

@@ -136,7 +136,7 @@ class ClusterDenials:
         except BrokerError as error:
             if str(error) != self._failed:
                 self._failed = str(error)
-                _log.warning("denials of others are not read", reason=self._failed)
+                _log.warning("denials of other nodes are not read", reason=self._failed)
 
     async def _read(self) -> list[Denial]:
         """What differs from what is known."""
@@ -177,9 +177,9 @@ class ClusterDenials:
         late = [one.member for one in answers if not isinstance(one.answer, bytes)]
         if late:
             _log.warning(
-                "members have not applied a denial yet",
+                "nodes have not applied a denial yet",
                 members=[one.id for one in late],
-                hosts=[one.name for one in late],
+                nodes=[one.name for one in late],
             )
         # The caller applies its own denial now. What another node has made of it comes behind.
         value = self._log.value(change.name)

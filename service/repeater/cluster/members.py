@@ -132,11 +132,11 @@ class Members:
 
     def _tell(self, change: Change) -> None:
         for row in change.joined:
-            _log.info("a node has joined", member=row.id, host=row.name, version=row.version)
+            _log.info("a node has joined", member=row.id, node=row.name, version=row.version)
             for told in self._at_join:
                 told(row.member())
         for member in change.left:
-            _log.info("a node has left", member=member.id, host=member.name)
+            _log.info("a node has left", member=member.id, node=member.name)
             for told in self._at_leave:
                 told(member)
 
@@ -191,7 +191,9 @@ class Members:
         except BrokerError as error:
             if str(error) != self._failed:
                 self._failed = str(error)
-                _log.warning("this node does not beat", reason=self._failed)
+                _log.warning(
+                    "this node cannot tell the others that it is there", reason=self._failed
+                )
             self._since = 0
             return 0
         self._failed = ""
@@ -222,13 +224,15 @@ class Members:
 
     async def _do_duties(self, member: bytes, text: bytes) -> None:
         lost = _lost(member, text)
-        _log.warning("a node is lost", member=lost.id, host=lost.name)
+        _log.warning("a node is lost", member=lost.id, node=lost.name)
         try:
             for duty in self._duties if member.isascii() else ():  # else no node has this id
                 await duty(lost.member())
             await self._plane.call(SETTLED, self._keys[2:4], (member,))
         except BrokerError as error:  # Due again, for this node or another one.
-            _log.warning("a lost node is not dealt with", member=lost.id, reason=str(error))
+            _log.warning(
+                "a lost node is not dealt with", member=lost.id, node=lost.name, reason=str(error)
+            )
         finally:
             self._busy.discard(member)
 
@@ -239,7 +243,7 @@ class Members:
             if mine and row.options and row.options != mine and known not in self._warned:
                 self._warned.add(known)
                 _log.warning(
-                    "another node has other options of channels", member=row.id, host=row.name
+                    "another node has other options of channels", member=row.id, node=row.name
                 )
 
     async def say_goodbye(self) -> None:

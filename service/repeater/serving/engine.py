@@ -60,20 +60,21 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
     settings = current()
     endpoints = settings.engine_endpoints()
     broker = ValkeyBroker(
-        _servers(settings, endpoints),
+        _servers(settings, endpoints, "publications"),
         prefix=settings.engine_prefix,
         idempotency_ttl=settings.node_options().idempotency_ttl,
         strict=settings.engine_failover == "strict",
     )
     opened = open_cluster(
-        _servers(settings, endpoints[:1]),  # nodes meet at the first shard
+        _servers(settings, endpoints[:1], "nodes"),  # nodes meet at the first shard
         prefix=settings.engine_prefix,
         timeout=settings.engine_timeout,
         name=settings.node,
         worker=worker,
         options=SharedOptions(current),
     )
-    prefix, servers = settings.engine_prefix, _servers(settings, endpoints)
+    prefix = settings.engine_prefix
+    servers = _servers(settings, endpoints, "presence")
     async with (
         opened as cluster,
         # It runs these servers until the last events are delivered, too.
@@ -89,13 +90,14 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         )
 
 
-def _servers(settings: Settings, endpoints: Sequence[Endpoints]) -> Servers:
+def _servers(settings: Settings, endpoints: Sequence[Endpoints], part: str) -> Servers:
     check_files(settings)
     return open_servers(
         endpoints,
         TLSFiles(*settings.engine_files()),
         prefix=settings.engine_prefix,
         timeout=settings.engine_timeout,
+        part=part,
     )
 
 

@@ -146,7 +146,8 @@ class Cluster:
 
     def _note(self, why: str) -> None:
         if why != self._why:
-            _log.warning("the layout of the cluster is not known", reason=why)
+            part = {"part": self._greeting.part} if self._greeting.part else {}
+            _log.warning("the layout of the cluster is not known", **part, reason=why)
         self._why = why
 
     def _apply(self, owners: Owners) -> None:

@@ -44,6 +44,8 @@ class Greeting(msgspec.Struct, frozen=True):
     tls: ssl.SSLContext | None = None
     credentials: Credentials = Credentials()
     database: int = 0
+    part: str = ""
+    """What it is for, as the log says."""
 
 
 class _NoPushes:
@@ -87,7 +89,8 @@ async def dial(
     with trio.move_on_at(deadline) as scope:
         stream = await _open(address, greeting)
     if scope.cancelled_caught:
-        raise Lost(f"no connection within {TIMEOUT:g} s")
+        secured = "" if greeting.tls is None else "TLS "  # a port without TLS never answers
+        raise Lost(f"no {secured}connection within {TIMEOUT:g} s")
     pipe = Pipe(stream, pushes)
     async with open_service_nursery() as nursery:
         nursery.start_soon(pipe.run)
@@ -162,7 +165,9 @@ def _without_address(error: Exception) -> str:
     cause: BaseException = error.__cause__ or error
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    if not isinstance(cause, OSError) or isinstance(cause, socket.gaierror) or not cause.errno:
+    if isinstance(cause, socket.gaierror):
+        return f"no connection: {cause.strerror}"
+    if not isinstance(cause, OSError) or not cause.errno:
         return "no connection"
     return f"no connection: {os.strerror(cause.errno)}"
 

@@ -24,6 +24,7 @@ def open_servers(
     *,
     prefix: str = "repeater",
     timeout: float = 2.0,
+    part: str = "",
 ) -> Servers:
     """The servers behind one URL, or behind one for each shard; nothing is connected yet.
 
@@ -34,6 +35,7 @@ def open_servers(
         files: The files for TLS.
         prefix: What the names of keys and channels begin with.
         timeout: Seconds after which a server that does not answer is left.
+        part: What the connections are for: the log of a process with several of them says so.
 
     Raises:
         OSError: a file cannot be read, or is not a certificate or key (`ssl.SSLError`).
@@ -43,7 +45,7 @@ def open_servers(
     opened: list[Servers] = []
     for one in endpoints:
         its = tls if one.tls else None
-        greeting = Greeting(its, one.credentials, one.database)
+        greeting = Greeting(its, one.credentials, one.database, part)
         if one.kind == "cluster":
             opened.append(Cluster(one.addresses, greeting, prefix=prefix, timeout=timeout))
             continue

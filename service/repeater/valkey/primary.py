@@ -125,7 +125,7 @@ class Primary:
             return False
         self.why = ""
         self._pause = _FIRST_PAUSE
-        _log.info("the engine is there", address=str(self.address))
+        _log.info("the engine is there", **self._known())
         return True
 
     def heard(self) -> None:
@@ -153,8 +153,12 @@ class Primary:
 
     def _note(self, why: str) -> None:
         if why != self.why:
-            _log.warning("the engine is not there", address=str(self.address or ""), reason=why)
+            _log.warning("the engine is not there", **self._known(), reason=why)
         self.why = why
+
+    def _known(self) -> dict[str, str]:
+        known = {"part": self._greeting.part, "address": str(self.address or "")}
+        return {name: value for name, value in known.items() if value}
 
     async def _serve(self, commands: Pipe, bus: Pipe) -> None:
         """Be connected until something ends it."""
