@@ -338,6 +338,18 @@ async def test_foreign_news_change_nothing(payload: bytes, autojump_clock: MockC
         assert [node.knows for node in nodes] == [{"node1", "node2"}] * 2
 
 
+async def test_news_that_no_list_has_are_forgotten(autojump_clock: MockClock) -> None:
+    """A failover may undo what was told, and leave the version of the list as it was before."""
+    async with open_memory_cluster() as cluster:
+        first, second = [await cluster.start() for _ in range(2)]
+        await trio.sleep(10)
+        cluster.network.publish(b"repeater:news", b"9" * 18 + b" " + second.id.encode())
+        await trio.sleep(1)
+        assert first.knows == {"node1"}
+        await trio.sleep(15)
+        assert first.knows == {"node1", "node2"}
+
+
 async def test_a_row_that_no_node_has_written_is_left_out(autojump_clock: MockClock) -> None:
     """Whoever can write into the engine can write anything."""
     async with open_memory_cluster() as cluster:

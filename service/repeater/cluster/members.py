@@ -71,6 +71,7 @@ class Members:
         self._news = plane.name("news")
         self.foreign = Foreign()
         """News that no script has sent."""
+        # Of the list; empty if there were news since, which a failover may have undone.
         self._version = ""
         self._since = self._last = 0  # Unix milliseconds of the engine
         self._failed = ""
@@ -121,6 +122,7 @@ class Members:
 
     def has_joined(self, row: MemberRow, version: int) -> None:
         """Take the news that another one has joined."""
+        self._version = ""
         self._tell(self._roster.joined(row, version, trio.current_time()))
 
     def _heard_news(self, message: bytes) -> None:
@@ -128,6 +130,7 @@ class Members:
         if not (version.isdigit() and len(version) <= _DIGITS and member.isascii()):
             self.foreign.note("news", message)
             return
+        self._version = ""
         self._tell(self._roster.left(member.decode(), int(version), trio.current_time()))
 
     def _tell(self, change: Change) -> None:
@@ -202,9 +205,9 @@ class Members:
         returns = bool(beaten.is_new and self._last)
         self._last = beaten.now
         if beaten.rows is not None:
-            self._version = str(beaten.version)
             rows = [row for row in map(_row, beaten.rows) if row is not None]
             self._tell(self._roster.listed(beaten.version, rows, trio.current_time()))
+            self._version = "" if self._roster.has_news else str(beaten.version)
             self._warn_of_options()
         for member, text in zip(beaten.due[::2], beaten.due[1::2], strict=True):
             if member not in self._busy:

@@ -64,6 +64,11 @@ class Roster:
         """The rows of the others."""
         return self._others.values()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether it differs from the last list, or may."""
+        return bool(self._joined or self._left)
+
     def __contains__(self, member: str) -> bool:
         return member in self._others
 
