@@ -633,7 +633,8 @@ async def test_events_behind_a_closed_intake_are_dropped(autojump_clock: MockClo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outlet.run, intake)
         await wait_all_tasks_blocked()
-        outlet.put_all([Publication("c", b"1"), Publication("c", b"2")])
+        outlet.put(Publication("c", b"1"))
+        outlet.put(Publication("c", b"2"))
         assert len(outlet) == 1
         nursery.start_soon(outlet.wait_empty)
         await wait_all_tasks_blocked()

@@ -331,6 +331,26 @@ async def test_an_engine_that_is_down(server: ValkeyServer) -> None:
         assert (await bench.numbered(b"3")).offset == 1  # It kept nothing on its disk.
 
 
+async def test_an_end_before_the_engine_was_there() -> None:
+    """Whoever waits to publish is told that the node is shutting down."""
+    broker = ValkeyBroker(open_servers([parse_url("unix:///nowhere")]))
+    closed = trio.Event()
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await broker.wait_room()
+        closed.set()
+
+    async with open_service_nursery() as waiting:
+        async with open_service_nursery() as nursery:
+            nursery.start_soon(broker.run, Bench(broker, ROOM, MANY).intake)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(LOOP_ANSWERS):
+            await closed.wait()
+
+
 async def test_a_start_without_an_engine(server: ValkeyServer) -> None:
     """A broker whose engine is not there says so after some seconds, and begins when it comes."""
     server.kill()

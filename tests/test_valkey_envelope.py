@@ -180,6 +180,11 @@ def test_the_short_way_reads_as_the_long_one(head: bytes, line: bytes, envelope:
         assert place.offset == 5
 
 
+def test_a_line_that_does_not_end() -> None:
+    """A message of one line has no envelope, whatever its epoch looks like."""
+    assert behind(Place(0, "abcdefd", b""), "c", b"1 abcdefd 55") is None
+
+
 def test_plain_data_takes_the_short_way() -> None:
     """A publication with nothing but data is read quickly, if it is right behind the place."""
     payload = b"5 e 17\n" + sealed(Publication("c", json_text(b"[1]")), UID)

@@ -100,12 +100,12 @@ def behind(here: Place, channel: str, payload: bytes) -> tuple[Publication, Plac
     head = b"%d %b " % (offset, epoch.encode())
     if not payload.startswith(head):
         return None
-    end = payload.find(b"\n")
-    time, begin = payload[len(head) : end], end + 1
-    content = begin + _KIND
-    if payload[content - 1 : content] != b"d" or not time.isdigit() or len(time) > _DIGITS:
-        return None
     try:
+        end = payload.index(b"\n")
+        time, begin = payload[len(head) : end], end + 1
+        content = begin + _KIND
+        if payload[content - 1 : content] != b"d" or not time.isdigit() or len(time) > _DIGITS:
+            return None
         data = json_text(payload[content:])
     except ValueError:
         return None

@@ -9,7 +9,6 @@ is lost in silence.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -68,11 +67,6 @@ class Outlet:
             else:
                 return
         self._late.append(event)
-
-    def put_all(self, events: Sequence[Event]) -> None:
-        """Hand on several events in their order."""
-        for event in events:
-            self.put(event)
 
     def _hand_on(self, intake: EventSink) -> None:
         late = self._late
