@@ -9,9 +9,11 @@ import pytest
 import trio
 
 from repeater.valkey.cluster import Cluster
+from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.servers import Servers, answer_from
 from repeater.valkey.slots import PARTITIONS, slot_of, tags
+from repeater.valkey.url import parse_url
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import starts_processes
 from tests.valkey_clusters import ClusterServers, cluster
@@ -65,6 +67,25 @@ async def test_every_partition_has_commands_and_messages(servers: ClusterServers
         shares = [int(str(server.call("DBSIZE"))) for server in servers.primaries]
         assert sum(shares) == PARTITIONS
         assert min(shares) > 30
+
+
+async def test_one_partition_takes_one_server(servers: ClusterServers) -> None:
+    """Nodes meet at one partition: the servers that do not have it are not connected for that."""
+    states, told, heard = States(), Heard(), Heard()
+    client = open_servers([parse_url(servers.url)], partitions=1)
+    assert isinstance(client, Cluster)
+    client.add(states)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        await states.wait(up=1)
+        channel = key_in(client, 0, "meeting")
+        client.subscribe(0, {channel: heard}, told)
+        await told.wait(None)
+        await answer_from(client, 0, "SPUBLISH", channel, "x")
+        await heard.wait(b"x")
+        assert client.outage() == ""
+        assert client.statistics().primaries == client.partitions == len(client._members) == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_slot_that_moves_under_load_loses_no_command(servers: ClusterServers) -> None:

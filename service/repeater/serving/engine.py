@@ -19,6 +19,7 @@ from repeater.cluster.presence import open_cluster_presence
 from repeater.config import ConfigError, CurrentSettings, Settings
 from repeater.valkey.dial import TLSFiles, tls_context
 from repeater.valkey.opening import open_servers
+from repeater.valkey.slots import PARTITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,8 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         strict=settings.engine_failover == "strict",
     )
     opened = open_cluster(
-        _servers(settings, endpoints[:1], "nodes"),  # nodes meet at the first shard
+        # Nodes meet at the first shard, and in a cluster at one partition.
+        _servers(settings, endpoints[:1], "nodes", partitions=1),
         prefix=settings.engine_prefix,
         timeout=settings.engine_timeout,
         name=settings.node,
@@ -90,7 +92,9 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         )
 
 
-def _servers(settings: Settings, endpoints: Sequence[Endpoints], part: str) -> Servers:
+def _servers(
+    settings: Settings, endpoints: Sequence[Endpoints], part: str, partitions: int = PARTITIONS
+) -> Servers:
     check_files(settings)
     return open_servers(
         endpoints,
@@ -98,6 +102,7 @@ def _servers(settings: Settings, endpoints: Sequence[Endpoints], part: str) -> S
         prefix=settings.engine_prefix,
         timeout=settings.engine_timeout,
         part=part,
+        partitions=partitions,
     )
 
 

@@ -42,18 +42,24 @@ class Cluster:
     """The `Servers` of a cluster. Made by `open_servers`; the engine's nursery runs `run`."""
 
     publish = b"SPUBLISH"
-    partitions = PARTITIONS
 
     def __init__(
-        self, seeds: Sequence[Address], greeting: Greeting, *, prefix: str, timeout: float
+        self,
+        seeds: Sequence[Address],
+        greeting: Greeting,
+        *,
+        prefix: str,
+        timeout: float,
+        partitions: int = PARTITIONS,
     ) -> None:
-        """Find the layout by any of `seeds`."""
+        """Find the layout by any of `seeds`; connect to the servers of the first partitions."""
+        self.partitions = partitions
         self._greeting = greeting
         self._timeout = timeout
         self._layout = Layout(seeds, greeting)
         self._all = [
             Partition(number, tag, alive_channel(prefix, f"{{{tag}}}"), self)
-            for number, tag in enumerate(tags())
+            for number, tag in enumerate(tags()[:partitions])
         ]
         self._by_tag = {partition.tag.encode(): partition for partition in self._all}
         self._members: dict[Address, Member] = {}
@@ -98,10 +104,10 @@ class Cluster:
 
     def outage(self) -> str:
         """See `Servers`."""
-        down = [why for number in range(PARTITIONS) if (why := self.why(number))]
-        if not down or len(down) == PARTITIONS:
+        down = [why for number in range(self.partitions) if (why := self.why(number))]
+        if not down or len(down) == self.partitions:
             return down[0] if down else ""
-        return f"{len(down)} of {PARTITIONS} partitions: {down[0]}"
+        return f"{len(down)} of {self.partitions} partitions: {down[0]}"
 
     def statistics(self) -> ServersStatistics:
         """See `Servers`."""
@@ -154,7 +160,7 @@ class Cluster:
         now = trio.current_time()
         pairs = [
             (partition, None if owner is None else self._member(owner))
-            for partition, owner in zip(self._all, owners, strict=True)
+            for partition, owner in zip(self._all, owners[: self.partitions], strict=True)
             if now - partition.moved_at > _TRUSTED
         ]
         self._attach(pairs)

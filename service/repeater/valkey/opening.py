@@ -9,6 +9,7 @@ from repeater.valkey.dial import SYSTEM_TRUST, Greeting, TLSFiles, tls_context
 from repeater.valkey.sentinel import OneAddress, Sentinels
 from repeater.valkey.shards import Shards
 from repeater.valkey.single import SinglePrimary
+from repeater.valkey.slots import PARTITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ def open_servers(
     prefix: str = "repeater",
     timeout: float = 2.0,
     part: str = "",
+    partitions: int = PARTITIONS,
 ) -> Servers:
     """The servers behind one URL, or behind one for each shard; nothing is connected yet.
 
@@ -36,6 +38,8 @@ def open_servers(
         prefix: What the names of keys and channels begin with.
         timeout: Seconds after which a server that does not answer is left.
         part: What the connections are for: the log of a process with several of them says so.
+        partitions: How many of a cluster's partitions are needed: no server is connected that has
+            none of them.
 
     Raises:
         OSError: a file cannot be read, or is not a certificate or key (`ssl.SSLError`).
@@ -47,7 +51,11 @@ def open_servers(
         its = tls if one.tls else None
         greeting = Greeting(its, one.credentials, one.database, part)
         if one.kind == "cluster":
-            opened.append(Cluster(one.addresses, greeting, prefix=prefix, timeout=timeout))
+            opened.append(
+                Cluster(
+                    one.addresses, greeting, prefix=prefix, timeout=timeout, partitions=partitions
+                )
+            )
             continue
         if one.kind == "sentinel":
             their = Greeting(its, one.sentinel_credentials)
