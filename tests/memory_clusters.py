@@ -41,10 +41,10 @@ class MemoryCluster:
             raise Lost("no route to the host")
         return await self.network.open(address, greeting)
 
-    async def start(self, *, options: Callable[[], str] = str) -> MemoryNode:
+    async def start(self, *, options: Callable[[], str] = str, name: str = "") -> MemoryNode:
         """Start another node; returns when it is a member."""
         self._started += 1
-        node = MemoryNode(self, f"node{self._started}", options)
+        node = MemoryNode(self, f"node{self._started}", options, name)
         await self.nursery.start(node.run)
         self.nodes.append(node)
         return node
@@ -53,9 +53,12 @@ class MemoryCluster:
 class MemoryNode:
     """One node: its control and denials run, as inside a real node."""
 
-    def __init__(self, cluster: MemoryCluster, name: str, options: Callable[[], str]) -> None:
+    def __init__(
+        self, cluster: MemoryCluster, name: str, options: Callable[[], str], called: str
+    ) -> None:
         self.cluster = cluster
         self.name = name
+        self._called = called or name
         self.parts: Cluster
         self.asked: list[str] = []
         self.denied: dict[tuple[str, str], Denial] = {}
@@ -84,7 +87,9 @@ class MemoryNode:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         servers = self.cluster.network.servers(self.name)
         with self._scope:
-            async with open_cluster(servers, name=self.name, options=self._options) as self.parts:
+            async with open_cluster(
+                servers, name=self._called, options=self._options
+            ) as self.parts:
                 self.parts.members.at_loss(self._settle)
                 self.parts.members.at_return(self._returned)
                 for denial in await self.parts.denials.load():

@@ -388,3 +388,26 @@ async def test_other_options_are_warned_of(
         await cluster.start(options=lambda: "two")
         await trio.sleep(30)
         assert caplog.text.count("other options") == 4
+
+
+async def test_a_name_that_two_nodes_have_is_warned_of(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each says so once an hour; not of a node that is killed and started again."""
+    async with open_memory_cluster() as cluster:
+        await cluster.start()
+        killed = await cluster.start(name="twin")
+        await trio.sleep(55)
+        await killed.kill()
+        first = await cluster.start(name="twin")
+        await trio.sleep(120)
+        assert "same name" not in caplog.text
+        second = await cluster.start(name="twin")
+        await trio.sleep(50)
+        assert "same name" not in caplog.text
+        await trio.sleep(600)
+        lines = [one for one in caplog.text.splitlines() if "same name" in one]
+        assert [one for one in lines if "node_name" in one and "twin" in one] == lines
+        assert [sum(node.id in one for one in lines) for node in (first, second)] == [1, 1]
+        await trio.sleep(3_600)
+        assert caplog.text.count("same name") == 4

@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from repeater.config import ConfigError, CurrentSettings, load_settings
-from repeater.options import ChannelOptions, NodeOptions
 from repeater.serving.engine import SharedOptions, options_digest
 from repeater.serving.server import Server, open_server
 from tests.certificates import Authority
@@ -349,13 +348,19 @@ async def test_a_file_that_is_no_certificate() -> None:
 
 
 def test_options_that_differ() -> None:
-    """The digest differs with the options of channels, and with nothing else."""
-    one = NodeOptions(namespaces={"a": ChannelOptions(history_size=1), "b": ChannelOptions()})
-    same = NodeOptions(
-        namespaces={"b": ChannelOptions(), "a": ChannelOptions(history_size=1)}, outbox_limit=70_000
-    )
-    other = NodeOptions(namespaces={"a": ChannelOptions(history_size=2), "b": ChannelOptions()})
-    assert options_digest(one) == options_digest(same) != options_digest(other)
+    """The digest differs with the options of channels and with events, and with nothing else."""
+    url = {"event_url": "http://app.example/events", "secret": "s" * 32}
+
+    def digest(history: int = 1, events: object = None, **settings: object) -> str:
+        channels = {"bb": {}, "aa": {"history_size": history}}
+        callbacks = {} if events is None else {**url, "events": events}
+        return options_digest(
+            load_settings(dev=True, namespaces=channels, callbacks=callbacks, **settings)
+        )
+
+    assert digest() == digest(outbox_limit=70_000) != digest(history=2)
+    assert len({digest(), digest(events=[]), digest(events=["connected"])}) == 3
+    assert digest(events=["connected", "node_lost"]) == digest(events=["node_lost", "connected"])
 
 
 def test_options_that_a_reload_changes() -> None:

@@ -78,6 +78,15 @@ def test_live_settings_are_taken() -> None:
     assert (options.channel_limit, options.ping_interval) == (7, 20)
 
 
+def test_the_kinds_of_events_need_a_restart() -> None:
+    """The reload names them; until then the old ones are told."""
+    callbacks = {"event_url": "http://app.example/events", "secret": "s" * 32}
+    old = load_settings(callbacks=callbacks)
+    new = load_settings(callbacks={**callbacks, "events": ["connected"]})
+    assert reloadable(old, new) == ((), ("callbacks.events",))
+    assert with_live_of(old, new).callback_options() == old.callback_options()
+
+
 def test_a_permission_goes_as_it_came() -> None:
     """`allow_anonymous` opens the channels, and closes them again when it is taken back."""
     closed, opened = load_settings(), load_settings(allow_anonymous=True)

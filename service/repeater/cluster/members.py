@@ -16,6 +16,7 @@ import trio
 
 from repeater import __version__
 from repeater.brokers.control import Member
+from repeater.cluster.agreement import Agreement
 from repeater.cluster.foreign import UNREADABLE, Foreign
 from repeater.cluster.roster import Change, MemberRow, Roster
 from repeater.errors import BrokerError
@@ -63,7 +64,7 @@ class Members:
         """
         self.me = me
         self._plane = plane
-        self._options = options
+        self._agreement = Agreement(me.name, options)
         self._roster = Roster(me)
         self._keys = tuple(
             plane.name(one) for one in ("nodes", "node-rows", "lost", "lost-rows", "nodes-version")
@@ -82,7 +83,6 @@ class Members:
         self._at_join: list[Callable[[Member], None]] = []
         self._at_leave: list[Callable[[Member], None]] = []
         self._at_return: list[Callable[[], None]] = []
-        self._warned: set[tuple[str, str, str]] = set()
         plane.hear(self._news, self._heard_news)
         plane.at_up(self._beat_now)
 
@@ -95,7 +95,9 @@ class Members:
 
     def row(self) -> MemberRow:
         """This node as the others get it."""
-        return MemberRow(self.me.id, self.me.name, self.me.worker, __version__, self._options())
+        return MemberRow(
+            self.me.id, self.me.name, self.me.worker, __version__, self._agreement.digest()
+        )
 
     # Who is told. All functions are given before `run`, and never wait, except for duties.
 
@@ -208,7 +210,7 @@ class Members:
             rows = [row for row in map(_row, beaten.rows) if row is not None]
             self._tell(self._roster.listed(beaten.version, rows, trio.current_time()))
             self._version = "" if self._roster.has_news else str(beaten.version)
-            self._warn_of_options()
+        self._agreement.check(self._roster.rows())
         for member, text in zip(beaten.due[::2], beaten.due[1::2], strict=True):
             if member not in self._busy:
                 self._busy.add(member)
@@ -238,16 +240,6 @@ class Members:
             )
         finally:
             self._busy.discard(member)
-
-    def _warn_of_options(self) -> None:
-        mine = self._options()
-        for row in self._roster.rows():
-            known = (row.id, row.options, mine)
-            if mine and row.options and row.options != mine and known not in self._warned:
-                self._warned.add(known)
-                _log.warning(
-                    "another node has other options of channels", member=row.id, node=row.name
-                )
 
     async def say_goodbye(self) -> None:
         """Be no member any more; within a second, however this task is cancelled."""

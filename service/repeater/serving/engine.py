@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from repeater.backend.options import EVENT_KINDS
 from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.cluster.events import open_cluster_events
 from repeater.cluster.opening import open_cluster
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
     from repeater.brokers.control import Control
     from repeater.clients.shared_places import UserPlaces
-    from repeater.options import NodeOptions
     from repeater.serving.callbacks import EventsOf
     from repeater.valkey.servers import Servers
     from repeater.valkey.url import Endpoints
@@ -129,7 +129,7 @@ def check_files(settings: Settings) -> None:
 
 
 class SharedOptions:
-    """Gives the digest of the channels' options in force, also after a reload."""
+    """Gives the digest of what nodes should have in common, also after a reload."""
 
     def __init__(self, current: CurrentSettings) -> None:
         self._current = current
@@ -140,12 +140,17 @@ class SharedOptions:
         """A short text; made anew only if the settings were replaced."""
         settings = self._current()
         if settings is not self._settings:
-            self._settings, self._digest = settings, options_digest(settings.node_options())
+            self._settings, self._digest = settings, options_digest(settings)
         return self._digest
 
 
-def options_digest(options: NodeOptions) -> str:
-    """A short text that differs for nodes whose channels have other options."""
-    shared = (options.channel, sorted(options.namespaces.items()))
+def options_digest(settings: Settings) -> str:
+    """A short text that differs for nodes with other options of channels, or other events.
+
+    Events of channels and of lost nodes are told by any of the nodes.
+    """
+    options, callbacks = settings.node_options(), settings.callback_options()
+    events = sorted(callbacks.events or EVENT_KINDS) if callbacks.event_url else ()
+    shared = (options.channel, sorted(options.namespaces.items()), events)
     written = msgspec.json.encode(shared, enc_hook=str, order="deterministic")
     return hashlib.sha256(written).hexdigest()[:16]
