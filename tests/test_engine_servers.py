@@ -358,7 +358,7 @@ def test_options_that_differ() -> None:
             load_settings(dev=True, namespaces=channels, callbacks=callbacks, **settings)
         )
 
-    assert digest() == digest(outbox_limit=70_000) != digest(history=2)
+    assert digest() == digest(body_limit=2_048) != digest(history=2)
     assert len({digest(), digest(events=[]), digest(events=["connected"])}) == 3
     assert digest(events=["connected", "node_lost"]) == digest(events=["node_lost", "connected"])
 
