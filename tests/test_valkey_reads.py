@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.brokers.receipts import Receipt
+from repeater.brokers.valkey import reads as module
 from repeater.brokers.valkey.reads import Reads
 from repeater.errors import BrokerError, open_service_nursery
 
@@ -93,6 +94,37 @@ async def test_a_long_answer_is_decoded_in_turns() -> None:
         assert len(steps) > 3
         assert sum(steps) == 1_000
         assert await short.wait() == [1]
+
+
+async def test_so_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others stand in line, where equal ones are one; each answer lets the next one go."""
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    async with running() as (reads, engine):
+        first = [ask(reads, engine, str(number)) for number in range(4)]
+        again = [ask(reads, engine, str(number)) for number in range(4)]
+        assert len(engine.asked) == 2
+        for number in range(6):
+            assert len(engine.asked) == min(number + 2, 6)
+            engine.asked[number](1)
+            await wait_all_tasks_blocked()
+        assert all(one.succeeded for one in (*first, *again))
+        ask(reads, engine)
+        assert len(engine.asked) == 7
+
+
+async def test_the_line_ends_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stands in line is told as soon as those in front are; however many they are."""
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    async with running() as (reads, engine):
+        first, *others = [ask(reads, engine, str(number)) for number in range(3_000)]
+        engine.is_down = True
+        engine.asked[0]("lost")
+        for one in (first, *others):
+            with pytest.raises(BrokerError, match="lost" if one is first else "down"):
+                await one.wait()
+        engine.is_down = False
+        ask(reads, engine)
+        assert len(engine.asked) == 2
 
 
 async def test_an_error_is_everybodys_answer() -> None:

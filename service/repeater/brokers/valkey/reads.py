@@ -3,6 +3,9 @@
 Equal reads are made once: who asks while one is under way waits for the next one, with all others.
 Not for the one under way, which may have been carried out before the caller was ready to hear what
 came after it.
+
+So many are under way at a time, and the others stand in line: answers come faster than they are
+decoded, and when very many clients come back at once these would fill the memory.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ T = TypeVar("T")
 
 _IN_A_TURN: Final = 256
 """Entries that are decoded between two checkpoints: about 1 ms."""
+AT_ONCE: Final = 128
+"""Reads that are under way: twice as many as repairs make."""
 
 Question = Callable[[Callable[[object], None]], None]
 """Asks the engine; gives what it answers to the callable. Raises `BrokerError` if it is down."""
@@ -41,9 +46,9 @@ class Decoding(Protocol[T_co]):
 
 
 class _Read(Generic[T]):
-    """One question that is under way, and who waits for it, or for the next one."""
+    """One question that is under way or in line, and who waits for it, or for the next one."""
 
-    __slots__ = ("key", "later", "question", "receipts", "start")
+    __slots__ = ("asked", "key", "later", "question", "receipts", "start")
 
     def __init__(
         self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
@@ -51,15 +56,19 @@ class _Read(Generic[T]):
         self.key = key
         self.question = question
         self.start = start
+        self.asked = False
+        """Whether it is under way; in line it is not carried out yet, and may still be shared."""
         self.receipts: list[Receipt[T]] = []
         self.later: list[Receipt[T]] = []
 
 
 class Reads:
-    """All reads that are under way. Lives inside a broker, whose nursery runs `run`."""
+    """All reads that are under way or in line. Lives inside a broker, whose nursery runs `run`."""
 
     def __init__(self) -> None:
-        self._under_way: dict[Hashable, _Read[Any]] = {}
+        self._open: dict[Hashable, _Read[Any]] = {}
+        self._line: deque[_Read[Any]] = deque()
+        self._under_way = 0
         self._decoding: deque[tuple[_Read[Any], Decoding[Any]]] = deque()
         self._came = trio.lowlevel.ParkingLot()
         self._ended = False
@@ -75,15 +84,31 @@ class Reads:
         if self._ended:
             raise BrokerError("the broker has ended")
         receipt: Receipt[T] = Receipt()
-        read = self._under_way.get(key)
+        read = self._open.get(key)
         if read is not None:
-            read.later.append(receipt)
+            (read.later if read.asked else read.receipts).append(receipt)
             return receipt
         read = _Read(key, question, start)
-        question(lambda answer: self._answered(read, answer))
+        if self._under_way < AT_ONCE:
+            self._begin(read)
+        else:
+            self._line.append(read)
         read.receipts.append(receipt)
-        self._under_way[key] = read
+        self._open[key] = read
         return receipt
+
+    def _begin(self, read: _Read[Any]) -> None:
+        read.question(lambda answer: self._answered(read, answer))
+        read.asked = True
+        self._under_way += 1
+
+    def _begin_next(self) -> None:
+        while self._line and self._under_way < AT_ONCE:
+            read = self._line.popleft()
+            try:
+                self._begin(read)
+            except BrokerError as error:
+                self._end(read, error)
 
     async def run(self) -> None:
         """Decode what is answered, until cancelled; then fail what waits."""
@@ -98,11 +123,12 @@ class Reads:
         finally:
             self._ended = True
             self._decoding.clear()
-            for read in tuple(self._under_way.values()):
-                self._settle(read, BrokerError("the broker has ended"), again=False)
+            self._line.clear()
+            for read in tuple(self._open.values()):
+                self._end(read, BrokerError("the broker has ended"))
 
     def _answered(self, read: _Read[Any], answer: object) -> None:
-        if self._under_way.get(read.key) is not read:
+        if self._open.get(read.key) is not read:
             return  # The broker has ended.
         self._decoding.append((read, read.start(answer)))
         if self._came:
@@ -118,20 +144,24 @@ class Reads:
         except BrokerError as error:
             count, result = 0, error
         self._decoding.popleft()
-        self._settle(read, result, again=True)
+        self._under_way -= 1
+        self._settle(read, result)
+        self._begin_next()
         return count
 
-    def _settle(self, read: _Read[Any], result: object, *, again: bool) -> None:
-        receipts, read.receipts = read.receipts, read.later
-        read.later = []
+    def _settle(self, read: _Read[Any], result: object) -> None:
+        """Tell those who waited for this read, and stand in line again for those who came later."""
+        receipts = read.receipts
+        if read.later:
+            read.receipts, read.later, read.asked = read.later, [], False
+            self._line.append(read)
+        else:
+            del self._open[read.key]
         for receipt in receipts:
             receipt.settle(result)
-        if not read.receipts:
-            del self._under_way[read.key]
-        elif again:
-            try:
-                read.question(lambda answer: self._answered(read, answer))
-            except BrokerError as error:
-                self._settle(read, error, again=False)
-        else:
-            self._settle(read, result, again=False)
+
+    def _end(self, read: _Read[Any], error: BrokerError) -> None:
+        """Tell all who wait that nothing comes."""
+        del self._open[read.key]
+        for receipt in (*read.receipts, *read.later):
+            receipt.settle(error)
