@@ -186,6 +186,8 @@ lock *ARGS:
     compile pyproject.toml --extra comments -o requirements.txt "$@"
     # Each set keeps the pins of the sets before it, so that all sets fit into one .venv.
     compile pyproject.toml --extra comments --group dev -c requirements.txt -o requirements-dev.txt "$@"
+    # What deploy/cluster/Dockerfile installs.
+    compile pyproject.toml --extra comments --extra postgresql --extra valkey -c requirements-dev.txt -o requirements-cluster.txt "$@"
     compile pyproject.toml --extra comments --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
     compile pyproject.toml --extra comments --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 

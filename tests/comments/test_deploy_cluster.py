@@ -31,7 +31,8 @@ from tests.processes import ServerProcess, serving
 from tests.serving import Peer
 from tests.valkeys import VALKEY, ValkeyServer, calls, require, short_folder
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "cluster"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "cluster"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
 NODES = ("node1", "node2")
@@ -261,6 +262,34 @@ def test_the_compose_file_names_what_is_there() -> None:
     }
     made = {"compose.yaml", "Dockerfile", "Dockerfile.dockerignore"}
     assert {file.name for file in FOLDER.iterdir()} == mounted | made
+
+
+def test_the_image_has_pins_for_all_that_it_installs() -> None:
+    """Each library that is declared, at the version that is tested; the build sends its files."""
+    versions = _pins("requirements-cluster.txt")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    named = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    for requirement in named:
+        found = re.match("[a-z0-9-]+", requirement)
+        assert found
+        assert found[0] in versions
+    assert versions.items() <= _pins("requirements-dev.txt").items()
+    lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = {
+        name
+        for words in (line.split() for line in lines if line.startswith("COPY "))
+        if not words[1].startswith("--from")
+        for name in words[1:-1]
+    }
+    ignored = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert copied == {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def _pins(file: str) -> dict[str, str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
 
 def test_settings_and_network_agree() -> None:
