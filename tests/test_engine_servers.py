@@ -228,6 +228,26 @@ async def test_an_outage_and_its_end(engine: ValkeyServer) -> None:
         assert (await say(client, 5, subscribe={"channel": "news"}))["subscribe"]["recoverable"]
 
 
+async def test_what_no_server_has_written_is_counted(engine: ValkeyServer) -> None:
+    """One metric has it all: of streams, of presence, and of what nodes tell each other."""
+    async with running({"engine_url": engine.unix_url}) as one:
+        engine.call("PUBLISH", "repeater:control", "what")
+        engine.call("PUBLISH", "repeater:news", "what")
+        engine.call("HSET", "repeater:denials", "what", "ever")
+        engine.call("HSET", "repeater:denials-version", "n", 1, "t", "m")
+        engine.call("ZADD", "repeater:pn:news", 10**14, "node")
+        engine.call("HSET", "repeater:pi:node:news", "client", "what")
+        await call(one, "presence", channel="news")
+        counted = [b'{where="control"} 3.0', b'{where="presence"} 1.0', b'{where="streams"} 0.0']
+        with trio.fail_after(LOOP_ANSWERS):
+            while True:  # Missed changes of denials are looked for every 5 s.
+                async with peer(one) as scraper:
+                    seen = await scraper.call("GET", "/metrics")
+                if all(b"repeater_engine_foreign_total" + one in seen for one in counted):
+                    break
+                await trio.sleep(0.1)
+
+
 async def test_info_leaves_out_who_does_not_answer(engine: ValkeyServer) -> None:
     """A node that died some seconds ago does not keep the others from being seen."""
     async with two({"engine_url": engine.unix_url}) as (one, other):

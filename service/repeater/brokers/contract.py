@@ -65,8 +65,9 @@ class EngineStatistics(msgspec.Struct, frozen=True):
     """Streams among them that a failover had numbered twice."""
     ruptures: int = 0
     """Streams whose listeners were told that publications are missing."""
-    foreign: int = 0
-    """Keys, entries and messages that no node has written."""
+    foreign: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Keys, entries and messages that no node has written, by the part that found them: `streams`,
+    `control`, or `presence`."""
 
 
 class BrokerStatistics(msgspec.Struct, frozen=True):

@@ -107,6 +107,8 @@ class DenialLog:
         self._table: dict[bytes, tuple[int, bytes]] = {}
         self._marks: dict[int, str] = {}
         self._waiting: dict[int, Change] = {}
+        self.foreign = 0
+        """Rows of the tables that were read which no node had written."""
         self.unwritten: dict[bytes, bytes] = {}
         """Names and values of denials that the engine has lost, until they are written anew."""
 
@@ -156,6 +158,7 @@ class DenialLog:
     def read(self, found: Table) -> list[Denial]:
         """Take the whole table; give what is to be applied. Foreign entries are left out."""
         rows = _denials(found.rows)
+        self.foreign += len(found.rows) - len(rows)
         if not found.is_later:
             self._find_lost(found, rows)
         changed = list[Denial]()

@@ -18,7 +18,7 @@ import trio
 from repeater.access.grants import Denial
 from repeater.brokers.control import Question
 from repeater.cluster.denial_log import Change, DenialLog, Table, denial_of, name_of, value_of
-from repeater.cluster.foreign import UNREADABLE
+from repeater.cluster.foreign import UNREADABLE, Foreign
 from repeater.errors import BrokerError, ReplyError
 from repeater.log import get_logger
 from repeater.random_id import random_id
@@ -84,6 +84,8 @@ class ClusterDenials:
         self._control = control
         self._keys = (plane.name("denials"), plane.name("denials-version"))
         self._log = DenialLog()
+        self.foreign = Foreign()
+        """Rows that no member has written, each time they are read."""
         self._changes: deque[Denial] = deque()
         self._doubt = False
         self._came = trio.Event()
@@ -147,7 +149,10 @@ class ClusterDenials:
         if answer.number < self._log.number and known != (self._log.number, self._log.mark):
             self._doubt = True  # Changes have come since the table was read.
             return []
-        return self._log.read(answer.table())
+        before = self._log.foreign
+        changed = self._log.read(answer.table())
+        self.foreign.note_rows("denials", self._log.foreign - before)
+        return changed
 
     async def _write(self, denial: Denial, *, anew: bool = False) -> Change:
         name, mark = name_of(denial), random_id()

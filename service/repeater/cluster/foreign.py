@@ -1,4 +1,4 @@
-"""Messages that no member has sent: counted, and logged at a bounded rate.
+"""What no member has sent or written: counted, and logged at a bounded rate.
 
 Whoever can write into the engine can write anything. Nothing of it is repeated in the log.
 """
@@ -31,13 +31,24 @@ class Foreign:
 
     def note(self, channel: str, message: bytes) -> None:
         """Count a message of a channel; the name of the channel is what it is for."""
-        self.count += 1
-        now = trio.current_time()
-        if now - self._logged >= _PAUSE:
-            self._logged = now
+        if self._counted(1):
             _log.warning(
                 "a message that no member has sent",
                 channel=channel,
                 bytes=len(message),
                 so_far=self.count,
             )
+
+    def note_rows(self, what: str, rows: int) -> None:
+        """Count rows of a table, maybe none."""
+        if rows and self._counted(rows):
+            _log.warning("rows that no member has written", what=what, so_far=self.count)
+
+    def _counted(self, more: int) -> bool:
+        """Count so many, and say whether a line of the log may be written."""
+        self.count += more
+        now = trio.current_time()
+        if now - self._logged < _PAUSE:
+            return False
+        self._logged = now
+        return True

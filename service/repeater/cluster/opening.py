@@ -31,6 +31,11 @@ class Cluster(NamedTuple):
     denials: ClusterDenials
     places: ClusterPlaces
 
+    @property
+    def foreign(self) -> int:
+        """How many messages and denials no node had written."""
+        return self.control.foreign.count + self.members.foreign.count + self.denials.foreign.count
+
 
 @asynccontextmanager
 async def open_cluster(

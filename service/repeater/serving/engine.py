@@ -60,12 +60,6 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
     """
     settings = current()
     endpoints = settings.engine_endpoints()
-    broker = ValkeyBroker(
-        _servers(settings, endpoints, "publications"),
-        prefix=settings.engine_prefix,
-        idempotency_ttl=settings.node_options().idempotency_ttl,
-        strict=settings.engine_failover == "strict",
-    )
     opened = open_cluster(
         # Nodes meet at the first shard, and in a cluster at one partition.
         _servers(settings, endpoints[:1], "nodes", partitions=1),
@@ -82,6 +76,13 @@ async def open_engine(current: CurrentSettings, worker: int = 0) -> AsyncIterato
         # It runs these servers until the last events are delivered, too.
         open_cluster_presence(servers, cluster.members.me.id, prefix=prefix) as presence,
     ):
+        broker = ValkeyBroker(
+            _servers(settings, endpoints, "publications"),
+            prefix=prefix,
+            idempotency_ttl=settings.node_options().idempotency_ttl,
+            strict=settings.engine_failover == "strict",
+            foreign=lambda: {"control": cluster.foreign, "presence": presence.foreign},
+        )
         yield EngineParts(
             broker,
             cluster.denials,

@@ -170,7 +170,12 @@ def engine_metrics(seen: EngineStatistics) -> Iterator[Metric]:
     yield _count("repeater_engine_reads", "Streams read, as messages were missing.", seen.reads)
     yield _count("repeater_engine_forks", "Streams that were numbered twice.", seen.forks)
     yield _count("repeater_engine_ruptures", "Streams with publications lost.", seen.ruptures)
-    yield _count("repeater_engine_foreign", "What no server has written.", seen.foreign)
+    foreign = CounterMetricFamily(
+        "repeater_engine_foreign", "What no server has written.", labels=("where",)
+    )
+    for where in ("streams", "control", "presence"):
+        foreign.add_metric((where,), seen.foreign.get(where, 0))
+    yield foreign
 
 
 def _journal(seen: JournalStatistics) -> Iterator[Metric]:

@@ -23,7 +23,7 @@ from repeater.log import get_logger
 from repeater.publication import weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from repeater.brokers.contract import EventSink, Outcome, Page
     from repeater.brokers.receipts import Answer
@@ -55,11 +55,15 @@ class ValkeyBroker:
         prefix: str = "repeater",
         idempotency_ttl: float = 300.0,
         strict: bool = False,
+        foreign: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Keep everything below a prefix, and the result of a key for so many seconds.
 
         With `strict` a stream begins anew, at its next use, when its server has another primary.
+        `foreign` gives what other parts of the node have found that no node has written: whatever
+        is known of the engine is in the broker's statistics.
         """
+        self._foreign = foreign
         epochs = new_epoch_of_primary if strict else new_epoch
         self._servers = servers
         self._engine = StreamEngine(servers, prefix, epochs)
@@ -241,7 +245,10 @@ class ValkeyBroker:
                 reads=bus.reads,
                 forks=bus.forks,
                 ruptures=bus.ruptures,
-                foreign=self._lanes.foreign + self._engine.foreign + bus.foreign,
+                foreign={
+                    "streams": self._lanes.foreign + self._engine.foreign + bus.foreign,
+                    **self._foreign(),
+                },
             )
         )
 
