@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.valkey import reads as module
-from repeater.brokers.valkey.reads import Reads
+from repeater.brokers.valkey.reads import LEAST, Reads
 from repeater.errors import BrokerError, open_service_nursery
 
 pytestmark = pytest.mark.timeout(10)
@@ -51,15 +51,15 @@ class Engine:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[tuple[Reads, Engine]]:
-    reads = Reads()
+async def running(partitions: int = 1) -> AsyncIterator[tuple[Reads, Engine]]:
+    reads = Reads(partitions)
     async with open_service_nursery() as nursery:
         nursery.start_soon(reads.run)
         yield reads, Engine()
 
 
-def ask(reads: Reads, engine: Engine, key: str = "k") -> Receipt[list[int]]:
-    return reads.ask(key, engine.question, Counting)
+def ask(reads: Reads, engine: Engine, key: str = "k", partition: int = 0) -> Receipt[list[int]]:
+    return reads.ask(partition, key, engine.question, Counting)
 
 
 async def test_who_asks_the_same_waits_for_the_next_read() -> None:
@@ -99,6 +99,7 @@ async def test_a_long_answer_is_decoded_in_turns() -> None:
 async def test_so_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others stand in line, where equal ones are one; each answer lets the next one go."""
     monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "LEAST", 1)
     async with running() as (reads, engine):
         first = [ask(reads, engine, str(number)) for number in range(4)]
         again = [ask(reads, engine, str(number)) for number in range(4)]
@@ -112,9 +113,21 @@ async def test_so_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(engine.asked) == 7
 
 
+async def test_a_partition_holds_up_its_own_reads_alone() -> None:
+    """Where nothing is answered, reads stand in line; those of other partitions go on."""
+    async with running(partitions=128) as (reads, engine):
+        for number in range(LEAST + 5):
+            ask(reads, engine, f"silent {number}")
+        assert len(engine.asked) == LEAST
+        other = ask(reads, engine, "other", partition=1)
+        engine.asked[-1](1)
+        assert await other.wait() == [1]
+
+
 async def test_the_line_ends_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who stands in line is told as soon as those in front are; however many they are."""
     monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "LEAST", 1)
     async with running() as (reads, engine):
         first, *others = [ask(reads, engine, str(number)) for number in range(3_000)]
         engine.is_down = True

@@ -4,13 +4,14 @@ Equal reads are made once: who asks while one is under way waits for the next on
 Not for the one under way, which may have been carried out before the caller was ready to hear what
 came after it.
 
-So many are under way at a time, and the others stand in line: answers come faster than they are
-decoded, and when very many clients come back at once these would fill the memory.
+So many of a partition are under way at a time, and the others stand in line: answers come faster
+than they are decoded, and when very many clients come back at once these would fill the memory. A
+partition that does not answer holds up its own reads alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -25,7 +26,9 @@ T = TypeVar("T")
 _IN_A_TURN: Final = 256
 """Entries that are decoded between two checkpoints: about 1 ms."""
 AT_ONCE: Final = 128
-"""Reads that are under way: twice as many as repairs make."""
+"""Reads that are under way, of all partitions together: twice as many as repairs make."""
+LEAST: Final = 8
+"""Reads that each partition may have under way, however many partitions there are."""
 
 Question = Callable[[Callable[[object], None]], None]
 """Asks the engine; gives what it answers to the callable. Raises `BrokerError` if it is down."""
@@ -45,14 +48,29 @@ class Decoding(Protocol[T_co]):
         """What it means, when all is decoded."""
 
 
+class _Line:
+    """The reads of one partition."""
+
+    __slots__ = ("under_way", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Read[Any]] = deque()
+        self.under_way = 0
+
+
 class _Read(Generic[T]):
     """One question that is under way or in line, and who waits for it, or for the next one."""
 
-    __slots__ = ("asked", "key", "later", "question", "receipts", "start")
+    __slots__ = ("asked", "key", "later", "line", "question", "receipts", "start")
 
     def __init__(
-        self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
+        self,
+        line: _Line,
+        key: Hashable,
+        question: Question,
+        start: Callable[[object], Decoding[T]],
     ) -> None:
+        self.line = line
         self.key = key
         self.question = question
         self.start = start
@@ -65,16 +83,21 @@ class _Read(Generic[T]):
 class Reads:
     """All reads that are under way or in line. Lives inside a broker, whose nursery runs `run`."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 1) -> None:
+        """Read in so many partitions."""
+        self._of_each = max(LEAST, AT_ONCE // partitions)
         self._open: dict[Hashable, _Read[Any]] = {}
-        self._line: deque[_Read[Any]] = deque()
-        self._under_way = 0
+        self._lines: defaultdict[int, _Line] = defaultdict(_Line)
         self._decoding: deque[tuple[_Read[Any], Decoding[Any]]] = deque()
         self._came = trio.lowlevel.ParkingLot()
         self._ended = False
 
     def ask(
-        self, key: Hashable, question: Question, start: Callable[[object], Decoding[T]]
+        self,
+        partition: int,
+        key: Hashable,
+        question: Question,
+        start: Callable[[object], Decoding[T]],
     ) -> Receipt[T]:
         """Ask something, together with all who ask the same; `start` begins to decode an answer.
 
@@ -88,11 +111,12 @@ class Reads:
         if read is not None:
             (read.later if read.asked else read.receipts).append(receipt)
             return receipt
-        read = _Read(key, question, start)
-        if self._under_way < AT_ONCE:
+        line = self._lines[partition]
+        read = _Read(line, key, question, start)
+        if line.under_way < self._of_each:
             self._begin(read)
         else:
-            self._line.append(read)
+            line.waiting.append(read)
         read.receipts.append(receipt)
         self._open[key] = read
         return receipt
@@ -100,11 +124,11 @@ class Reads:
     def _begin(self, read: _Read[Any]) -> None:
         read.question(lambda answer: self._answered(read, answer))
         read.asked = True
-        self._under_way += 1
+        read.line.under_way += 1
 
-    def _begin_next(self) -> None:
-        while self._line and self._under_way < AT_ONCE:
-            read = self._line.popleft()
+    def _begin_next(self, line: _Line) -> None:
+        while line.waiting and line.under_way < self._of_each:
+            read = line.waiting.popleft()
             try:
                 self._begin(read)
             except BrokerError as error:
@@ -123,7 +147,7 @@ class Reads:
         finally:
             self._ended = True
             self._decoding.clear()
-            self._line.clear()
+            self._lines.clear()
             for read in tuple(self._open.values()):
                 self._end(read, BrokerError("the broker has ended"))
 
@@ -144,9 +168,9 @@ class Reads:
         except BrokerError as error:
             count, result = 0, error
         self._decoding.popleft()
-        self._under_way -= 1
+        read.line.under_way -= 1
         self._settle(read, result)
-        self._begin_next()
+        self._begin_next(read.line)
         return count
 
     def _settle(self, read: _Read[Any], result: object) -> None:
@@ -154,7 +178,7 @@ class Reads:
         receipts = read.receipts
         if read.later:
             read.receipts, read.later, read.asked = read.later, [], False
-            self._line.append(read)
+            read.line.waiting.append(read)
         else:
             del self._open[read.key]
         for receipt in receipts:

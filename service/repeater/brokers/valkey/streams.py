@@ -52,7 +52,7 @@ class StreamEngine:
         self._servers = servers
         self._new_epoch = epochs
         self._keys = [Keys(prefix, servers.tag(number)) for number in range(servers.partitions)]
-        self.reads = Reads()
+        self.reads = Reads(servers.partitions)
         self.locate = lru_cache(_NAMES)(self._locate)
         """Where a channel is."""
         self.foreign = 0
@@ -100,9 +100,11 @@ class StreamEngine:
         arguments: tuple[Part, ...] = (first, _EMPTY, count, 0, _BYTES, _EMPTY, _EMPTY, 0)
         receipt: Receipt[Read]
         try:
-            # Nobody else asks the same at the same time.
             receipt = self.reads.ask(
-                object(), partial(self._read, channel, arguments), partial(_Looked, channel)
+                self.partition_of(channel),
+                object(),  # Nobody else asks the same at the same time.
+                partial(self._read, channel, arguments),
+                partial(_Looked, channel),
             )
         except BrokerError as error:
             receipt = Receipt()
@@ -128,6 +130,7 @@ class StreamEngine:
                 count = 0
         arguments = (first, last, count, int(reverse), 0, wanted)
         return self.reads.ask(
+            self.partition_of(channel),
             (channel, arguments),
             partial(self._read_page, channel, arguments),
             partial(_Paged, channel, self._note_foreign),
