@@ -425,6 +425,18 @@ async def test_workers_are_nodes(engine: ValkeyServer) -> None:
         assert b"Traceback" not in server.log
 
 
+@starts_processes
+async def test_workers_whose_engine_is_not_there() -> None:
+    """The server ends with one line, as one without workers does, and does not try for ever."""
+    variables = {"REPEATER_ENGINE_URL": "unix:///nowhere"}
+    async with serving("--dev", "--workers", "2", variables=variables) as server:
+        await server.line("Error: the engine is not there: no connection: No such file")
+        with trio.fail_after(LOOP_ANSWERS):
+            assert await server.process.wait() == 1
+        assert b"Traceback" not in server.log
+        assert b"shutting down" not in server.log
+
+
 async def _publish_until_heard(port: int) -> None:
     """Several subscribers, on whichever workers, hear what any worker publishes."""
 

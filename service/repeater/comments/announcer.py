@@ -63,7 +63,8 @@ class Announcer:
                     pause = _RETRY[0]
                 return
             except (StoreError, BrokerError, IntakeFullError, ProblemError) as error:
-                _log.warning("announcing later", reason=str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+                _log.warning("comments are announced later", reason=reason)
             await trio.sleep(pause)
             pause = min(longest, pause * 2)
 

@@ -41,4 +41,7 @@ class WorkersCache(MemoryCache):
         try:
             await self._questions.ask_others(_FORGET, None, optional=True)
         except BrokerError as error:
-            _log.warning("a worker may show a list without the newest comment", reason=str(error))
+            _log.warning(
+                "another process may show a list without the newest comment",
+                reason=str(error),
+            )

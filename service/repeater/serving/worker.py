@@ -86,8 +86,13 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
             run.take(number)
         async with open_service_nursery() as nursery:
             nursery.start_soon(run.follow, signals)
-            async with open_worker_link(_stream(place.link)) as link:
-                nursery.start_soon(_end_with, link, run)
+            async with (
+                open_worker_link(_stream(place.link)) as link,
+                # It ends before the link does: closed by a mistake of the user's, which the
+                # supervisor is told next, the link would be the news that this worker leaves.
+                open_service_nursery() as watch,
+            ):
+                watch.start_soon(_end_with, link, run)
                 current = CurrentSettings(settings)
                 async with _parts(link, current, place.number) as parts:
                     before = partial(_wait_for_word, reports)
@@ -95,6 +100,7 @@ async def _serve(place: WorkerPlace, start: Start, load: Load, reports: Reports)
                         settings, current=current, before_accepting=before, **parts
                     )
                     await run.serve(_say_nothing, server)
+                watch.cancel_scope.cancel("the worker has ended")
     _log.info("stopped")
 
 
