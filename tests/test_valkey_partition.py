@@ -120,6 +120,28 @@ def test_to_unsubscribe_never_fails() -> None:
     assert moving.partition.subscriptions.takers == {}
 
 
+async def test_what_is_sent_again_is_not_overtaken() -> None:
+    """Later commands wait for its answer, also if it is the only one that was held back."""
+    moving = Moving()
+    partition, commands = moving.partition, moving.first.commands
+    partition.ask(b"x", moving.told.append)
+    commands.tells[0](Refused("TRYAGAIN"))
+    for _ in range(2):
+        (retry,) = moving.router.due
+        moving.router.due.clear()
+        retry()
+        partition.ask(b"y", moving.told.append)
+        commands.tells[-1](Refused("TRYAGAIN"))
+    assert len(commands.tells) == 3
+    (retry,) = moving.router.due
+    retry()
+    commands.tells[3]("first")
+    assert len(commands.tells) == 6
+    for tell in commands.tells[4:]:
+        tell("later")
+    assert moving.told == ["first", "later", "later"]
+
+
 async def test_commands_that_are_held_back_have_one_timer() -> None:
     """However many wait for a slot that moves: each is sent again in its turn."""
     moving = Moving()

@@ -79,6 +79,7 @@ class Partition:
         self.subscriptions.takers[alive] = self._heard
         self._numbers = count()
         self._under_way = 0
+        self._again = False  # whether what is under way is one question, that is sent again
         self._held: list[_Question] = []
         self._unsubscribed: list[tuple[dict[bytes, Taker], Tell]] = []
 
@@ -96,7 +97,7 @@ class Partition:
         if why := self.why:
             raise Lost(why)
         question = _Question(next(self._numbers), command, tell)
-        if self._held:
+        if self._held or self._again:
             insort(self._held, question)
         elif not self._send(question):
             self._hold(question)
@@ -222,6 +223,7 @@ class Partition:
 
     def _answered(self, question: _Question, answer: object) -> None:
         self._under_way -= 1
+        self._again = False
         if type(answer) is Refused and self._is_asked_again(question, answer):
             self._hold(question)
             return
@@ -263,5 +265,6 @@ class Partition:
         """Send the first question of those that are held back; the others follow its answer."""
         if self._held and not self._under_way:
             first = self._held.pop(0)
-            if not self._send(first):
+            self._again = self._send(first)
+            if not self._again:
                 self._hold(first)
