@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from repeater.access.grants import Caller
 from repeater.config import Settings
 from repeater.errors import CONNECTION_CLOSED
+from repeater.workers.members import Callers
 from tests.event_receivers import Receiver, opened
 
 
@@ -58,7 +59,8 @@ async def test_a_batch_is_of_one_run(autojump_clock: MockClock) -> None:
         events.connected(caller("2"))
         await trio.sleep(1.1)
         events.disconnected(caller("2"), CONNECTION_CLOSED)
-        assert events.begin_run("r1.2") == {"1"}
+        events.begin_run("r1.2")
+        assert not events.knows("1")
         events.connected(caller("1"))
     assert told(receiver) == [
         ("r1", 1, "1"), ("r1", 1, "2"), ("r1", 2, "2"), ("r1.2", 1, "1"),
@@ -102,6 +104,25 @@ async def test_dropping_follows_the_runs(autojump_clock: MockClock) -> None:
         for number in range(2):
             events.connected(caller(str(number)))
     assert told(receiver) == [("r1", 1, "2"), ("r2", 1, "0"), ("r2", 1, "1")]
+
+
+async def test_clients_that_are_told_anew_wait_for_room(autojump_clock: MockClock) -> None:
+    """However many they are, and whatever happens meanwhile, none is dropped."""
+    receiver = Receiver()
+    async with opened(receiver, run="r1", event_queue=20, event_batch=10, event_delay=1) as events:
+        callers = Callers(events)
+        for number in range(100):
+            callers.connected(caller(str(number)))
+            callers.subscribed(caller(str(number)), "a")
+            await trio.sleep(0.5)
+        events.begin_run("r2")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(callers.tell_again, events.knows, events.wait_room)
+            await trio.sleep(1.5)
+            callers.disconnected(caller("99"), CONNECTION_CLOSED)
+    assert events.statistics().dropped == 0
+    anew = [one for one in told(receiver) if one[0] == "r2"]
+    assert anew == [("r2", seq, f"{one}") for one in range(99) for seq in (1, 2)]
 
 
 SEQ = 1_700_000_000_123_456

@@ -376,7 +376,7 @@ async def test_a_key_of_another_type_is_not_ours(server: ValkeyServer, kind: str
         one.events.channel_occupied("a")
         await heard(receiver, "channel_occupied a")
         two = Member("id-two", "two", "id-two")
-        for key in ("oh:id-two", "ot:id-two"):
+        for key in ("oh:id-two", "ot:id-two", "er:id-two", "el:id-two", "el:id-one"):
             server.call("SET", f"repeater:{key}", "what")
         await one.members.lose(two)
         await heard(receiver, "channel_occupied a", "node_lost")

@@ -58,6 +58,7 @@ class EventQueue:
         self._appended = 0
         self._watched: dict[str, Callable[[], None]] = {}
         self._noted = trio.Event()
+        self._taken = trio.Event()
         self._closed = False
         self._sequences: dict[str, int] = {}
         self._last = self._last_change = 0
@@ -142,16 +143,14 @@ class EventQueue:
         self._watched[event.id] = delivered
         self._append(event)
 
-    def begin_run(self, run: str) -> frozenset[str]:
+    def begin_run(self, run: str) -> None:
         """Begin another run, because the application has been told that this one has ended.
 
-        Returns the connections that the application knew. They are unknown again until `connected`
-        is called once more.
+        The connections that it knew are unknown again until `connected` is called once more.
         """
         self._run = run
         self._runs.append((self._appended, run))
-        known, self._sequences = self._sequences, {}
-        return frozenset(known)
+        self._sequences = {}
 
     def knows(self, client: str) -> bool:
         """Whether the application was told in this run that the client has connected."""
@@ -228,6 +227,16 @@ class EventQueue:
             await self._noted.wait()
         return True
 
+    async def wait_room(self) -> None:
+        """Wait until half of the queue is free: for whoever has very much to note.
+
+        No deadline: the application may accept nothing for days. Cancellation leaves nothing
+        behind.
+        """
+        while len(self._events) > self._limit // 2:
+            self._taken = trio.Event()
+            await self._taken.wait()
+
     def take(self, most: int) -> None:
         """Move at most `most` of the oldest events, all of one run, to the batch to deliver."""
         first = self._appended - len(self._events)
@@ -237,6 +246,7 @@ class EventQueue:
         if self._runs:
             count = min(count, self._runs[0][0] - first)
         self._batch = [self._events.popleft() for _ in range(count)]
+        self._taken.set()
 
     def body(self) -> bytes:
         """The body to post for the batch."""

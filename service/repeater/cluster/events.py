@@ -19,7 +19,7 @@ import trio
 from repeater.cluster.occupancy import Occupancy
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
-from repeater.valkey.pipe import Lost, Refused, packed
+from repeater.valkey.pipe import Lost, Refused, ignore, packed
 from repeater.valkey.servers import answer_from
 from repeater.workers.members import Callers
 
@@ -140,12 +140,23 @@ class ClusterEvents:
         return f"{self._begin}{kind}:{node}".encode()
 
     async def _answer(self, *parts: Part) -> object:
+        """Send a command, whose first argument is its key, and return the answer.
+
+        Raises:
+            Lost, Refused: the engine is away, or refuses.
+        """
+        try:
+            return await answer_from(self._servers, _PARTITION, *parts)
+        except Refused as error:
+            if error.code != "WRONGTYPE":
+                raise
+        await answer_from(self._servers, _PARTITION, "UNLINK", parts[1])  # It is not ours.
         return await answer_from(self._servers, _PARTITION, *parts)
 
     def _ask(self, *parts: Part) -> None:
         """Ask for what is not needed: at worst an event is told once more, with the same id."""
         try:
-            self._servers.ask(_PARTITION, packed(*parts), _ignore)
+            self._servers.ask(_PARTITION, packed(*parts), ignore)
         except Lost:
             return
 
@@ -167,6 +178,7 @@ class ClusterEvents:
         """
         before = self._run
         self._lives += 1
+        failed = ""
         while True:
             # First of all: whoever tells the loss of this run must know its name, and the other.
             try:
@@ -174,13 +186,15 @@ class ClusterEvents:
                 await self._answer(*self._noted())
                 break
             except (Lost, Refused) as error:
-                _log.warning("the engine does not note a run", reason=str(error))
+                if str(error) != failed:
+                    failed = str(error)
+                    _log.warning("the engine does not note a run", reason=failed)
                 await trio.sleep(_AGAIN)
         self._queue_lost(before, self._me.name)
         self._queue.begin_run(self._run)
         if self._occupancy is not None:
             self._occupancy.say_all()
-        await self._callers.tell_again(self._queue.knows)
+        await self._callers.tell_again(self._queue.knows, self._queue.wait_room)
 
     def _noted(self) -> tuple[Part, ...]:
         return "SET", self._key("er", self._me.id), self._run
@@ -213,10 +227,6 @@ class ClusterEvents:
             await self._occupancy.wait_settled()
         if self._lives > 1:
             self._ask("UNLINK", self._key("er", self._me.id))
-
-
-def _ignore(_answer: object) -> None:
-    """For a request whose answer does not matter."""
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from repeater.cluster.presence_names import Names
 from repeater.cluster.presence_reads import Reads
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
-from repeater.valkey.pipe import Lost, Refused, packed
+from repeater.valkey.pipe import Lost, Refused, ignore, packed
 from repeater.valkey.script import packaged_script
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class ClusterPresence:
             leave = packed(b"ZREM", names.nodes, self._node)
             forget = packed(b"UNLINK", names.infos(self._node), names.users(self._node))
             try:
-                self._servers.ask(names.partition, forget, _ignore)
+                self._servers.ask(names.partition, forget, ignore)
                 self._servers.ask(names.partition, leave, self._freed)
             except Lost:
                 self._free.release()
@@ -262,10 +262,6 @@ class ClusterPresence:
 
     def _freed(self, _answer: object) -> None:
         self._free.release()
-
-
-def _ignore(_answer: object) -> None:
-    """For a request whose answer does not matter."""
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from repeater.log import get_logger
 from repeater.publication import Announcement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from repeater.access.grants import Caller
     from repeater.backend.contract import Events
@@ -116,13 +116,19 @@ class Callers:
             known[1].pop(channel, None)
         self._events.unsubscribed(caller, channel, why)
 
-    async def tell_again(self, knows: Callable[[str], bool]) -> None:
+    async def tell_again(
+        self, knows: Callable[[str], bool], wait_room: Callable[[], Awaitable[None]]
+    ) -> None:
         """Tell the application anew of all clients that it does not know by then.
+
+        Cancelled, some are told.
 
         Args:
             knows: Whether it knows a client by its id.
+            wait_room: Waits until some more events are not dropped.
         """
         for number, (client, (caller, channels)) in enumerate(tuple(self._clients.items())):
+            await wait_room()
             if client in self._clients and not knows(client):
                 self._events.connected(caller)
                 for channel in channels:
