@@ -127,6 +127,16 @@ def fill(site: CommentsSite, count: int) -> None:
     engine.dispose()
 
 
+def test_the_list_needs_no_connection(context: BrowserContext, site: CommentsSite) -> None:
+    """A page that cannot subscribe, as while the engine is down, shows the list all the same."""
+    site.post("before the outage")
+    context.route_web_socket("**/ws?channel=comments", lambda socket: socket.close())
+    page = context.new_page()
+    page.goto("/comments.html")
+    expect(page.get_by_text("before the outage")).to_be_visible()
+    expect(page.get_by_role("status")).not_to_have_text("Live")
+
+
 def test_five_hundred_comments_load(context: BrowserContext, site: CommentsSite) -> None:
     """All of them, the newest in sight; and where there are more, a button brings the earlier."""
     site.post()

@@ -106,6 +106,7 @@ async function stayConnected() {
     tell("connecting", "Connecting");
     const wasLive = await connection();
     tell("lost", "Connection lost");
+    if (shown.size === 0) await catchUp().catch(() => {});  // what is there needs no connection
     if (wasLive) pause = PAUSES[0];
     await interruptible(pause * (0.5 + Math.random()));
     pause = Math.min(PAUSES[1], pause * 1.7);
