@@ -10,17 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import hiredis
 import pytest
 import trio
-from trio.testing import memory_stream_pair
 
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import Lost, Refused
 from repeater.valkey.servers import Servers
 from repeater.valkey.url import Address, parse_url
+from tests.memory_streams import Bytes, ClientStream
 from tests.memory_valkey import MemoryValkey
 
 _START: Final = 1_700_000_000.0  # Unix time at which Trio's clock is 0
@@ -103,18 +103,18 @@ class Network:
         await trio.sleep(self.lag())
         if self.is_down:
             raise Lost("connection refused")
-        client, server = memory_stream_pair()
-        connection = _Connection(self, address.host, server)
+        connection = _Connection(self, address.host)
         self._connections[connection] = None
         self._nursery.start_soon(connection.run)
-        return client
+        return ClientStream(connection.requests, connection.answers)
 
     def lag(self) -> float:
         """How long something takes: mostly little."""
         return self._rnd.choice((0.0003, 0.001, 0.004, 0.03))
 
     async def wait_running(self) -> None:
-        await self._goes.wait()
+        if not self._goes.is_set():
+            await self._goes.wait()
 
     def forget(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)
@@ -156,14 +156,15 @@ class Network:
 class _Connection:
     """The server's end of one connection."""
 
-    def __init__(self, network: Network, name: str, stream: trio.StapledStream[Any, Any]) -> None:
+    def __init__(self, network: Network, name: str) -> None:
         self._network = network
-        self._stream = stream
         self._out: list[bytes] = []
         self._came = trio.lowlevel.ParkingLot()
         self._closed = False
         self._scope = trio.CancelScope()
         self.name = name
+        self.requests = Bytes()
+        self.answers = Bytes()
 
     async def run(self) -> None:
         with self._scope:
@@ -172,7 +173,7 @@ class _Connection:
                     nursery.start_soon(self._write)
                     await self._read()
                     nursery.cancel_scope.cancel()
-            except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            except* trio.BrokenResourceError:
                 pass
         self.close()
 
@@ -181,8 +182,8 @@ class _Connection:
         self._closed = True
         self._scope.cancel()
         self._network.forget(self)
-        self._stream.send_stream.close()
-        self._stream.receive_stream.close()
+        self.requests.close()
+        self.answers.close()
 
     def send(self, data: bytes) -> None:
         self._out.append(data)
@@ -199,14 +200,14 @@ class _Connection:
             data = b"".join(self._out)
             self._out.clear()
             await trio.sleep(self._network.lag())
-            await self._stream.send_all(data)
+            self.answers.put(data)
 
     async def _read(self) -> None:
         reader = hiredis.Reader(notEnoughData=b"more")
-        while data := await self._stream.receive_some():
+        while data := await self.requests.take():
             await trio.sleep(self._network.lag())
             await self._network.wait_running()
-            reader.feed(bytes(data))
+            reader.feed(data)
             while (words := reader.gets()) != b"more":
                 assert isinstance(words, list)
                 self._take(words)

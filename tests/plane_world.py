@@ -298,8 +298,9 @@ def _determined(seed: int) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             for module in ("opening", "denials"):
                 patch.setattr(f"repeater.cluster.{module}.random_id", lambda: f"id{next(numbers)}")
-            # Half of a world's cost: each connection looks four times in 2 s for a silent server.
-            patch.setattr("repeater.valkey.primary._TICKS", 1)
+            # Each connection looks for a silent server so often. One look would end a connection
+            # whose only request was sent just before.
+            patch.setattr("repeater.valkey.primary._TICKS", 2)
             yield
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before
