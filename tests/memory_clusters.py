@@ -30,6 +30,8 @@ class MemoryCluster:
         self._started = 0
         self.unreachable: set[str] = set()
         """Nodes whose network is cut."""
+        self.join_pause = 0.0
+        """Seconds from the first look of a node at the denials until it becomes a member."""
         self.ahead = 0.0
         """Seconds by which the engine's clock was set forward."""
         self.settled: list[tuple[str, str]] = []
@@ -96,6 +98,7 @@ class MemoryNode:
                     self.denied[denial.key] = denial
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.parts.denials.run, self.apply)
+                    await trio.sleep(self.cluster.join_pause)
                     await nursery.start(self.parts.control.run, self._carry_out)
                     task_status.started()
                     await trio.sleep_forever()

@@ -112,6 +112,19 @@ async def test_a_node_that_starts_has_all(autojump_clock: MockClock) -> None:
         assert second.denied == {ANN.key: ANN}
 
 
+async def test_a_change_while_a_node_starts_is_not_missed(autojump_clock: MockClock) -> None:
+    """Nobody asks a node that is not a member yet: so it looks again when it is one."""
+    async with open_memory_cluster() as cluster:
+        first = await cluster.start()
+        cluster.join_pause = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cluster.start)
+            await trio.sleep(0.8)
+            await first.deny(ANN)
+        await trio.sleep(0.5)
+        assert cluster.nodes[1].denied == {ANN.key: ANN}
+
+
 async def test_a_lost_message_is_mended_within_ten_seconds(autojump_clock: MockClock) -> None:
     """The caller waits for a second; then the node finds that it has missed something."""
     async with open_memory_cluster() as cluster:

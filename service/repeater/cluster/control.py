@@ -76,6 +76,7 @@ class ClusterControl:
         self.foreign = Foreign()
         """Messages that no member has sent."""
         self._own: dict[str, Answerer] = {}
+        self._at_start: list[Callable[[], None]] = []
         self._answers = Answers()
         self._asked: deque[Ask] = deque()
         self._came = trio.Event()
@@ -100,6 +101,13 @@ class ClusterControl:
         """Have one of the cluster's own methods carried out; its name begins with a colon."""
         self._own[method] = answerer
 
+    def at_start(self, told: Callable[[], None]) -> None:
+        """Have a function called when this node has become a member: all are asked from then on.
+
+        It never waits.
+        """
+        self._at_start.append(told)
+
     def _to_one(self, member: str) -> bytes:
         return self._plane.name("control", member)
 
@@ -119,6 +127,8 @@ class ClusterControl:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._answer_all, carry_out)
                 await nursery.start(self._members.run, self._greet)
+                for told in self._at_start:
+                    told()
                 task_status.started()
         finally:
             self._carry_out = None

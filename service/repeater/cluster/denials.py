@@ -94,9 +94,14 @@ class ClusterDenials:
         self._failed = ""
         plane.at_up(self._is_up)
         control.answer(_METHOD, self._told)
+        control.at_start(self._doubt_all)
 
     def _is_up(self) -> None:
         self._up.set()
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
+        """Look at the table: changes may have been missed."""
         self._doubt = True
         self._came.set()
 
