@@ -23,6 +23,7 @@ from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, connect
+from tests.brokers import HeldHistory
 from tests.deadlines import LOOP_ANSWERS
 
 KEY = "secret"
@@ -172,6 +173,18 @@ async def test_an_error_is_one_line(arguments: list[str], error: str) -> None:
     async with running() as server:
         result = await run(server, *arguments)
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {error}\n")
+
+
+async def test_a_broker_that_is_down() -> None:
+    """The API's text says too little to somebody at a terminal."""
+    broker = HeldHistory()
+    settings = load_settings(port=0, api_key=KEY)
+    with trio.fail_after(LOOP_ANSWERS):
+        async with open_server(settings, broker=broker) as server:
+            broker.failing = True
+            result = await run(server, "history", "news")
+    hint = "try again; /health/ready and the server's log say what is down"
+    assert result.stderr == f"Error: 100 internal server error ({hint})\n"
 
 
 async def test_a_wrong_key() -> None:

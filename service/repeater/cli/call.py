@@ -16,6 +16,8 @@ from repeater.cli.terminal import visible
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT: Final = 10.0  # seconds
+_INTERNAL: Final = 100  # the code, also of what a broker that is down cannot do
+_TEMPORARY: Final = " (try again; /health/ready and the server's log say what is down)"
 
 url_option = click.option(
     "--url", default="http://127.0.0.1:8000", envvar="REPEATER_URL", show_default=True,
@@ -43,7 +45,8 @@ def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
     answer = _post(url, body, api_key)
     if "error" in answer:
         error = answer["error"]
-        raise click.ClickException(visible(f"{error['code']} {error['message']}"))
+        hint = _TEMPORARY if error["code"] == _INTERNAL else ""
+        raise click.ClickException(visible(f"{error['code']} {error['message']}{hint}"))
     if "result" not in answer:
         raise click.ClickException(f"{url} did not answer as Repeater does")
     return answer["result"]
