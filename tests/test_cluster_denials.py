@@ -125,6 +125,21 @@ async def test_a_change_while_a_node_starts_is_not_missed(autojump_clock: MockCl
         assert cluster.nodes[1].denied == {ANN.key: ANN}
 
 
+async def test_a_node_whose_clock_is_ahead_lifts_nothing(autojump_clock: MockClock) -> None:
+    """The engine forgets a denial when it has expired by the engine's clock, and no earlier."""
+    async with open_memory_cluster() as cluster:
+        first = await cluster.start()
+        now = int(cluster.network.valkey._now())
+        denial = Denial(user="ann", expire_at=now + 600)
+        await first.deny(denial)
+        await first.parts.denials.sweep(now + 3_600)
+        second = await cluster.start()
+        assert second.denied == {denial.key: denial}
+        await trio.sleep(700)
+        await first.parts.denials.sweep(now + 4_300)
+        assert not cluster.network.valkey.data.get(b"repeater:denials")
+
+
 async def test_a_lost_message_is_mended_within_ten_seconds(autojump_clock: MockClock) -> None:
     """The caller waits for a second; then the node finds that it has missed something."""
     async with open_memory_cluster() as cluster:

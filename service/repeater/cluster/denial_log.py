@@ -9,7 +9,7 @@ of it, lifts nothing: the denials that it lost are written anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -199,11 +199,16 @@ class DenialLog:
         self._marks = {number: mark for number, mark in self._marks.items() if number <= same}
 
     def expired(self, now: int) -> list[tuple[bytes, bytes]]:
-        """Take out the denials that have expired up to `now`, in Unix seconds."""
-        found = []
-        for name, (_, value) in tuple(self._table.items()):
-            if 0 < int(value.partition(b" ")[2]) <= now:
-                found.append((name, value))
+        """Names and values of denials that have expired up to `now`, in Unix seconds."""
+        return [
+            (name, value)
+            for name, (_, value) in self._table.items()
+            if 0 < int(value.partition(b" ")[2]) <= now
+        ]
+
+    def forget(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take out denials of these names that still have these values."""
+        for name, value in rows:
+            if self.value(name) == value:
                 del self._table[name]
                 self.unwritten.pop(name, None)
-        return found

@@ -212,10 +212,13 @@ class ClusterDenials:
         raise BrokerError("it is not applied yet")
 
     async def sweep(self, now: int) -> None:
-        """Forget what expired, also in the engine."""
-        rows = [part for row in self._log.expired(now) for part in row]
-        for start in range(0, len(rows), 2 * _TOGETHER):
-            await self._plane.call(FORGET, self._keys[:1], rows[start : start + 2 * _TOGETHER])
+        """Forget what expired, also in the engine, by whose clock it has expired too."""
+        rows = self._log.expired(now)
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            parts = [part for row in some for part in row]
+            early = _converted(await self._plane.call(FORGET, self._keys[:1], parts), list[bytes])
+            self._log.forget(row for row in some if row[0] not in early)
 
 
 def _converted(answer: object, kind: type[T]) -> T:
