@@ -17,7 +17,7 @@ from repeater.valkey import cluster as cluster_module
 from repeater.valkey.cluster import Cluster
 from repeater.valkey.dial import Greeting
 from repeater.valkey.pipe import Lost, Refused, packed
-from repeater.valkey.slots import slot_of, tags
+from repeater.valkey.slots import PARTITIONS, slot_of, tags
 from repeater.valkey.url import Address
 from tests.deadlines import LOOP_ANSWERS
 from tests.valkey_connections import Heard, States
@@ -166,6 +166,26 @@ async def test_a_move_to_a_server_that_is_not_there_is_an_outage() -> None:
         first.moved_to = None
         await states.wait()
         assert client.outage() == ""
+
+
+async def test_whoever_is_told_of_the_end_may_ask_elsewhere() -> None:
+    """The partition that is asked then was on its way to another server."""
+    states, answers = States(), Heard()
+    async with fakes(1) as (first,), client_of(first.port, states, 5.0) as client:
+        await states.wait()
+
+        def ask_elsewhere(answer: object) -> None:
+            answers(answer)
+            with pytest.raises(Lost):
+                client.ask(PARTITION + 1, packed("GET", KEY), answers)
+
+        for number in (PARTITION, PARTITION + 1):
+            first.moved_to, first.tag = 1, client.tag(number)  # Nothing listens there.
+            client.subscribe(number, {f"{first.tag}x".encode(): Heard()}, Heard())
+            await states.wait(up=PARTITIONS - 1 if number == PARTITION else PARTITIONS - 2)
+        client.ask(PARTITION, packed("GET", KEY), ask_elsewhere)
+        assert client.why(PARTITION) == client.why(PARTITION + 1) == ""
+    assert [type(one) for one in answers.all] == [Lost]
 
 
 async def test_a_server_without_partitions_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

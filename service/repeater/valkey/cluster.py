@@ -124,6 +124,9 @@ class Cluster:
             async with trio.open_nursery() as self._nursery:
                 await self._keep_layout()
         finally:
+            # Whoever is told may ask at another partition: none waits for a server any more.
+            for partition in self._all:
+                partition.is_moving = False
             for partition in self._all:
                 partition.lose()
 
