@@ -183,7 +183,7 @@ async def test_a_broker_that_is_down() -> None:
         async with open_server(settings, broker=broker) as server:
             broker.failing = True
             result = await run(server, "history", "news")
-    hint = "try again; /health/ready and the server's log say what is down"
+    hint = "/health/ready and the server's log say what is down"
     assert result.stderr == f"Error: 100 internal server error ({hint})\n"
 
 

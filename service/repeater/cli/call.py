@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT: Final = 10.0  # seconds
 _INTERNAL: Final = 100  # the code, also of what a broker that is down cannot do
-_TEMPORARY: Final = " (try again; /health/ready and the server's log say what is down)"
+_TEMPORARY: Final = " (/health/ready and the server's log say what is down)"
 
 url_option = click.option(
     "--url", default="http://127.0.0.1:8000", envvar="REPEATER_URL", show_default=True,
