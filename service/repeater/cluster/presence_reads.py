@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
+from repeater.cluster.foreign import Foreign
 from repeater.cluster.presence_names import Names, read_rows
 from repeater.errors import BrokerError
-from repeater.log import get_logger
 from repeater.valkey.pipe import Lost, Refused, packed
 from repeater.valkey.script import packaged_script
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from repeater.valkey.servers import Servers
 
 T = TypeVar("T")
-
-_log = get_logger("presence")
 
 _NODES: Final = 1_000  # most nodes that are asked for
 _AT_ONCE: Final = 500  # rows that are read without a pause: about 1 ms
@@ -62,8 +60,12 @@ class Reads:
         # Answers with many rows, and what takes the members.
         self._large: deque[_Large] = deque()
         self._came = trio.Event()
-        self.foreign = 0
-        """Rows and keys that no node has written."""
+        self._foreign = Foreign()
+
+    @property
+    def foreign(self) -> int:
+        """How many rows and keys were read that no node had written."""
+        return self._foreign.count
 
     def members(self, names: Names, receipt: Receipt[Members]) -> None:
         """Settle a receipt with the members of a channel. Never waits."""
@@ -122,13 +124,13 @@ class Reads:
 
         def came(answers: Sequence[object]) -> None:
             maps = [one for one in answers if isinstance(one, dict)]
-            self._note_foreign(names, len(answers) - len(maps))
+            self._note_foreign(len(answers) - len(maps))
             if sum(map(len, maps)) > _AT_ONCE:
                 self._large.append(_Large(names, maps, tell))
                 self._came.set()
                 return
             members: dict[str, ClientInfo] = {}
-            self._note_foreign(names, sum(read_rows(one, members) for one in maps))
+            self._note_foreign(sum(read_rows(one, members) for one in maps))
             tell(members)
 
         self._find_nodes(names, found, tell)
@@ -141,7 +143,7 @@ class Reads:
             while part := dict(islice(left, _AT_ONCE)):
                 foreign += read_rows(part, members)
                 await trio.lowlevel.checkpoint()
-        self._note_foreign(names, foreign)
+        self._note_foreign(foreign)
         return members
 
     def _read_count(self, names: Names, tell: TellCount) -> None:
@@ -191,10 +193,8 @@ class Reads:
     def _ask(self, names: Names, command: bytes, tell: Tell) -> None:
         self._servers.ask(names.partition, command, tell)
 
-    def _note_foreign(self, names: Names, count: int) -> None:
-        if count:
-            self.foreign += count
-            _log.warning("presence has rows that no node has written", rows=count)
+    def _note_foreign(self, rows: int) -> None:
+        self._foreign.note_rows("presence", rows)
 
 
 class _Answers:
