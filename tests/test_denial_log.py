@@ -118,6 +118,15 @@ def test_an_engine_that_has_lost_its_data_lifts_nothing() -> None:
     assert not log.unwritten
 
 
+def test_a_row_without_a_value_is_foreign() -> None:
+    """The table has no rows of what is lifted: nothing of such a row is kept, or expires."""
+    log = a_log(BOB)
+    rows = {**table(6, BOB).rows, name_of(ANN): b""}
+    assert log.read(Table(6, "mark 6", is_later=True, rows=rows)) == []
+    assert log.foreign == 1
+    assert log.expired(9_999_999_999) == []
+
+
 @pytest.mark.parametrize("value", [b"", b"x", b"0 x", b"0", b"0 " + b"9" * 5_000])
 def test_what_no_node_has_written_is_not_wider(value: bytes) -> None:
     """An engine that has a foreign value in place of a denial has lost the denial."""

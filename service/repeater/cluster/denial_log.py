@@ -79,7 +79,9 @@ def _denials(rows: Mapping[bytes, bytes]) -> dict[bytes, Denial]:
     found = {}
     for name, value in rows.items():
         with suppress(ValueError):
-            found[name] = denial_of(name, value)
+            denial = denial_of(name, value)
+            if not denial.lifted:  # The table has no row for what is lifted.
+                found[name] = denial
     return found
 
 
