@@ -23,7 +23,7 @@ from repeater.publication import ClientInfo
 from repeater.random_id import random_id
 from repeater.testing import check_presence_store
 from repeater.valkey.opening import open_servers
-from repeater.valkey.pipe import Lost
+from repeater.valkey.pipe import Lost, Refused
 from repeater.valkey.servers import Servers
 from repeater.valkey.url import parse_url
 from tests.conversation import Talk, talking
@@ -292,6 +292,22 @@ def test_the_last_client_whose_removal_is_lost() -> None:
     assert not entries.is_over
     batch = entries.take(3)
     assert batch.arguments[0] == ""  # Whatever the engine has, it is forgotten.
+    assert entries.answered(batch, [0, 0], 0) == []
+    assert entries.is_over
+
+
+def test_the_last_client_whose_removal_is_lost_and_then_refused() -> None:
+    """It is taken out as soon as the engine does not refuse: nothing has happened until then."""
+    names: Any = None
+    entries = Entries(names)
+    entries.add(ClientInfo("ann", "1"))
+    entries.answered(entries.take(1), [1, 1], 0)
+    entries.remove("1")
+    entries.answered(entries.take(2), Lost("silence"), 0)
+    entries.answered(entries.take(3), Refused("OOM command not allowed"), 0)
+    assert not entries.is_over
+    batch = entries.take(4)
+    assert batch.arguments[0] == ""
     assert entries.answered(batch, [0, 0], 0) == []
     assert entries.is_over
 

@@ -192,6 +192,7 @@ class Entries:
             return []
         self._tries = 0
         if isinstance(answer, Refused):
+            self._in_doubt = not self._number  # It was to begin anew, and has not.
             for client in batch.clients:
                 self._changed.setdefault(client, [])
             self._touched.update(dict.fromkeys(batch.users))
