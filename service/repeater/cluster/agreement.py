@@ -58,7 +58,7 @@ class Agreement:
                 _log.warning(
                     "another node has other options of channels, or other events",
                     member=row.id,
-                    host=row.name,
+                    node=row.name,
                 )
         self._told = set(other)
 
