@@ -107,7 +107,7 @@ async def test_dropping_follows_the_runs(autojump_clock: MockClock) -> None:
 
 
 async def test_clients_that_are_told_anew_wait_for_room(autojump_clock: MockClock) -> None:
-    """However many they are, and whatever happens meanwhile, none is dropped."""
+    """However many they are, none is dropped, and each is told as it is then."""
     receiver = Receiver()
     async with opened(receiver, run="r1", event_queue=20, event_batch=10, event_delay=1) as events:
         callers = Callers(events)
@@ -120,9 +120,11 @@ async def test_clients_that_are_told_anew_wait_for_room(autojump_clock: MockCloc
             nursery.start_soon(callers.tell_again, events.knows, events.wait_room)
             await trio.sleep(1.5)
             callers.disconnected(caller("99"), CONNECTION_CLOSED)
+            callers.subscribed(Caller(client="98", user="newer", transport="websocket"), "a")
     assert events.statistics().dropped == 0
     anew = [one for one in told(receiver) if one[0] == "r2"]
     assert anew == [("r2", seq, f"{one}") for one in range(99) for seq in (1, 2)]
+    assert (receiver.events[-1]["client"], receiver.events[-1]["user"]) == ("98", "newer")
 
 
 SEQ = 1_700_000_000_123_456

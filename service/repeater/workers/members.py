@@ -127,9 +127,11 @@ class Callers:
             knows: Whether it knows a client by its id.
             wait_room: Waits until some more events are not dropped.
         """
-        for number, (client, (caller, channels)) in enumerate(tuple(self._clients.items())):
-            await wait_room()
-            if client in self._clients and not knows(client):
+        for number, client in enumerate(tuple(self._clients)):
+            await wait_room()  # However long it takes, what is told then is how things are then.
+            known = self._clients.get(client)
+            if known is not None and not knows(client):
+                caller, channels = known
                 self._events.connected(caller)
                 for channel in channels:
                     self._events.subscribed(caller, channel)
