@@ -148,13 +148,15 @@ class _Round:
     def _told(self, partition: Partition, answer: object) -> None:
         if isinstance(answer, Lost):
             return
-        if isinstance(answer, Refused):
+        if partition.primary is not self._primary:
+            pass  # It has moved since then; if it comes back, it is asked for anew.
+        elif isinstance(answer, Refused):
             target = partition.target(answer)
             if target is None or target == self._primary.address:
                 self._primary.leave("bus", str(answer))
                 return
             self._cluster.moved(partition, target)
-        elif partition.primary is self._primary:
+        else:
             self._confirmed.append(partition)
         self._count_down()
 
@@ -162,14 +164,14 @@ class _Round:
         self._left -= 1
         if self._left:
             return
+        confirmed = [one for one in self._confirmed if one.primary is self._primary]
         if self._is_first:
             if not self._primary.confirm():
                 return
-            # What was attached since then.
-            late = set(self._cluster.partitions_at(self._primary)).difference(self._partitions)
+            # What was attached since then, or was away when it was answered.
+            late = set(self._cluster.partitions_at(self._primary)).difference(confirmed)
             if late:
                 _Round(self._primary, [*late], self._cluster).begin()
-        confirmed = [one for one in self._confirmed if one.primary is self._primary]
         if confirmed:
             self._cluster.subscribed(confirmed)
 
