@@ -262,8 +262,14 @@ async def test_a_key_that_is_not_ours(server: ValkeyServer, spoil: Sequence[str]
         assert engine_of(bench).ruptures == 1
 
 
-async def test_an_entry_that_is_not_ours(server: ValkeyServer) -> None:
-    """An entry of a stream that no node has written is left out of history, and counted."""
+async def test_an_entry_that_is_not_ours(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An entry of a stream that no node has written is left out of history, and counted.
+
+    Each read finds it again, and does not log it each time.
+    """
+    monkeypatch.setattr("repeater.brokers.valkey.warning_limit._PAUSE", 1_000)
     async with benches(server) as (bench,):
         await bench.publish(b"1")
         server.call("XADD", "repeater:s:c", "1-9999999999999", "d", "hello")
@@ -271,6 +277,9 @@ async def test_an_entry_that_is_not_ours(server: ValkeyServer) -> None:
         found, _ = await bench.history()
         assert data_of(found) == [b"1", b"2"]
         assert engine_of(bench).foreign == {"streams": 1}
+        await bench.history()
+        assert engine_of(bench).foreign == {"streams": 2}
+        assert len([one for one in caplog.records if "not ours" in one.getMessage()]) == 1
 
 
 async def test_a_result_that_is_not_ours(server: ValkeyServer) -> None:

@@ -8,7 +8,8 @@ from functools import partial
 
 import hiredis
 import pytest
-from trio.testing import wait_all_tasks_blocked
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.brokers.valkey.lanes import MANY, Lanes, Submission
 from repeater.brokers.valkey.scripts import PUBLISH
@@ -266,3 +267,20 @@ async def test_the_end_fails_what_waits() -> None:
         bench.put("2")
     assert sorted(name for name, _ in bench.told) == ["1", "2"]
     assert all(isinstance(one, BrokerError) for _, one in bench.told)
+
+
+async def test_strangers_do_not_fill_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Streams that begin anew are counted, and those of a second are one line."""
+    async with running() as bench:
+        for number in range(100):
+            bench.put(str(number))
+            await wait_all_tasks_blocked()
+            bench.engine.tells[number]([b"1 e !"])
+        assert bench.lanes.foreign == 100
+        assert len([one for one in caplog.records if "not ours" in one.getMessage()]) == 1
+        bench.put("later")
+        await trio.sleep(1)
+        bench.engine.tells[100]([b"1 e !"])
+        assert len([one for one in caplog.records if "not ours" in one.getMessage()]) == 2

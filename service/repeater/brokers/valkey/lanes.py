@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from repeater.brokers.valkey.scripts import PUBLISH, NewEpoch, new_epoch
+from repeater.brokers.valkey.warning_limit import WarningLimit
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import StreamPosition
@@ -91,6 +92,7 @@ class Lanes:
         self._ready: list[_Lane] = []
         self._came = trio.lowlevel.ParkingLot()
         self._ended = False
+        self._warnings = WarningLimit(_log)
         self.scripts = 0
         """Scripts that were sent."""
         self.foreign = 0
@@ -196,7 +198,9 @@ class Lanes:
         epoch, foreign, _ = rest.partition(b" ")
         if foreign:
             self.foreign += 1
-            _log.warning("a key was not ours, and its stream has begun anew")
+            self._warnings.warn(
+                "keys were not ours, and their streams have begun anew", count=self.foreign
+            )
         return StreamPosition(int(offset), epoch.decode())
 
 

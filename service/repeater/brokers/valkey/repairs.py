@@ -15,6 +15,7 @@ import trio
 
 from repeater.brokers.valkey.engine import ForeignError
 from repeater.brokers.valkey.values import NO_STREAM, Read
+from repeater.brokers.valkey.warning_limit import WarningLimit
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import Rupture
@@ -47,7 +48,7 @@ class Repairs:
         """Reads of streams."""
         self.failures = 0
         """Reads that failed."""
-        self._quiet_until: dict[str, float] = {}
+        self._warnings = WarningLimit(_log)
         self.forks = 0
         """Streams that had forked."""
         self.ruptures = 0
@@ -69,18 +70,13 @@ class Repairs:
     def note_foreign(self, error: ForeignError) -> None:
         """Count what no node has written, and log it."""
         self.foreign += 1
-        self._log_seldom("the engine has something that is not ours", error, self.foreign)
+        self._warnings.warn(
+            "the engine has something that is not ours", reason=str(error), count=self.foreign
+        )
 
     def _note_failure(self, error: BrokerError) -> None:
         self.failures += 1
-        self._log_seldom("streams could not be read", error, self.failures)
-
-    def _log_seldom(self, text: str, error: BrokerError, count: int) -> None:
-        """Log one a second: a connection that ends fails many reads, and strangers never tire."""
-        now = trio.current_time()
-        if now >= self._quiet_until.get(text, now):
-            self._quiet_until[text] = now + 1
-            _log.warning(text, reason=str(error), count=count)
+        self._warnings.warn("streams could not be read", reason=str(error), count=self.failures)
 
     async def run(self) -> None:
         """Read until cancelled."""

@@ -13,6 +13,7 @@ from repeater.brokers.valkey.keys import Keys, Names
 from repeater.brokers.valkey.reads import Reads
 from repeater.brokers.valkey.scripts import FORK, HISTORY, RENEW, NewEpoch, new_epoch
 from repeater.brokers.valkey.values import Place, Read
+from repeater.brokers.valkey.warning_limit import WarningLimit
 from repeater.errors import BrokerError
 from repeater.log import get_logger
 from repeater.publication import Publication, StreamPosition
@@ -55,6 +56,7 @@ class StreamEngine:
         self.reads = Reads(servers.partitions)
         self.locate = lru_cache(_NAMES)(self._locate)
         """Where a channel is."""
+        self._warnings = WarningLimit(_log)
         self.foreign = 0
         """Entries of streams that were not ours, and were left out of pages."""
 
@@ -149,7 +151,7 @@ class StreamEngine:
 
     def _note_foreign(self, entries: int) -> None:
         self.foreign += entries
-        _log.warning("a stream has entries that are not ours", entries=entries)
+        self._warnings.warn("streams have entries that are not ours", count=self.foreign)
 
     def fork(self, channel: str, epoch: str) -> Receipt[None]:
         """See `Engine`."""
