@@ -25,7 +25,8 @@ class Ledger:
         self.options = options
         self.acknowledged: dict[tuple[str, StreamPosition], bytes] = {}
         """By channel and position: the data of the publication that has it."""
-        self.failed = 0
+        self.failures: list[str] = []
+        """Why publications were refused."""
         self._orders: dict[tuple[int, str], list[StreamPosition]] = defaultdict(list)
 
     async def publish(self, broker: Broker, publisher: int, count: int, under_way: int) -> None:
@@ -37,8 +38,8 @@ class Ledger:
             publication = Publication(chance.choice(self.channels), data)
             try:
                 waiting.append((publication, await self._submit(broker, publication)))
-            except BrokerError:
-                self.failed += 1
+            except BrokerError as error:
+                self.failures.append(str(error))
                 await trio.sleep(0.01)
             if len(waiting) >= under_way:
                 await self._settle(publisher, waiting.pop(0))
@@ -56,8 +57,8 @@ class Ledger:
         publication, answer = one
         try:
             position = await settled(answer)
-        except BrokerError:
-            self.failed += 1
+        except BrokerError as error:
+            self.failures.append(str(error))
             return
         assert position is not None
         place = (publication.channel, position)

@@ -49,8 +49,8 @@ def servers(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
 
 
 @asynccontextmanager
-async def broker_of(url: str, timeout: float = 1.0) -> AsyncIterator[Broker]:
-    """A broker that is not running yet."""
+async def broker_of(url: str, timeout: float = LOOP_ANSWERS) -> AsyncIterator[Broker]:
+    """A broker that is not running yet, and leaves no server that a busy machine holds up."""
     yield ValkeyBroker(open_servers([parse_url(url)], timeout=timeout), idempotency_ttl=5.0)
 
 
@@ -68,7 +68,7 @@ async def benches(url: str, number: int) -> AsyncIterator[Sequence[Bench]]:
 
 async def test_the_broker_keeps_its_contract(old_servers: ClusterServers) -> None:
     """The rules of `Broker` hold on the partitions of a cluster."""
-    await check_broker(lambda: broker_of(old_servers.url, LOOP_ANSWERS), idempotency_ttl=5.0)
+    await check_broker(lambda: broker_of(old_servers.url), idempotency_ttl=5.0)
 
 
 async def test_presence_keeps_its_contract(old_servers: ClusterServers) -> None:
@@ -154,7 +154,7 @@ async def test_moving_slots_lose_nothing_and_keep_the_order(servers: ClusterServ
             nursery.start_soon(disturb)
             for number in range(6):
                 nursery.start_soon(publish, number)
-        assert ledger.failed == 0
+        assert not ledger.failures
         assert len(ledger.acknowledged) == 6_000
         ledger.check_order()
         for bench in found:
@@ -195,8 +195,8 @@ async def test_a_primary_that_dies_is_an_outage_of_its_partitions_alone() -> Non
                 await until(lambda: not bench.broker.outage())
                 await trio.sleep(0.5)
                 stop.set()
-            assert calm.failed == 0
-            assert ledger.failed > 0
+            assert not calm.failures
+            assert ledger.failures
             for one in (ledger, calm):
                 one.check_order()
                 for channel in one.channels:
