@@ -49,9 +49,9 @@ def servers(request: pytest.FixtureRequest) -> Iterator[ClusterServers]:
 
 
 @asynccontextmanager
-async def broker_of(url: str, timeout: float = LOOP_ANSWERS) -> AsyncIterator[Broker]:
+async def broker_of(url: str) -> AsyncIterator[Broker]:
     """A broker that is not running yet, and leaves no server that a busy machine holds up."""
-    yield ValkeyBroker(open_servers([parse_url(url)], timeout=timeout), idempotency_ttl=5.0)
+    yield ValkeyBroker(open_servers([parse_url(url)], timeout=LOOP_ANSWERS), idempotency_ttl=5.0)
 
 
 @asynccontextmanager
