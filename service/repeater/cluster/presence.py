@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -27,6 +27,8 @@ from repeater.valkey.script import packaged_script
 if TYPE_CHECKING:
     from repeater.publication import ClientInfo
     from repeater.valkey.servers import Servers
+
+T = TypeVar("T")
 
 _log = get_logger("presence")
 
@@ -104,16 +106,7 @@ class ClusterPresence:
         Raises:
             BrokerError: the engine is away.
         """
-        receipt: Receipt[Mapping[str, ClientInfo]] = Receipt()
-        entries = self._channels.get(channel)
-        names = self._names(channel) if entries is None else entries.names
-        self._check(names)
-        read = partial(self._reads.members, names, receipt)
-        if entries is None:
-            read()
-        else:
-            entries.after_changes(read)
-        return receipt
+        return self._read(channel, self._reads.members)
 
     def count(self, channel: str) -> Receipt[tuple[int, int]]:
         """How many connections and users are in the channel, over all nodes.
@@ -121,11 +114,15 @@ class ClusterPresence:
         Raises:
             BrokerError: the engine is away.
         """
-        receipt: Receipt[tuple[int, int]] = Receipt()
+        return self._read(channel, self._reads.count)
+
+    def _read(self, channel: str, make: Callable[[Names, Receipt[T]], None]) -> Receipt[T]:
+        """Read behind this node's own changes."""
+        receipt: Receipt[T] = Receipt()
         entries = self._channels.get(channel)
         names = self._names(channel) if entries is None else entries.names
         self._check(names)
-        read = partial(self._reads.count, names, receipt)
+        read = partial(make, names, receipt)
         if entries is None:
             read()
         else:
