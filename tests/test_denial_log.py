@@ -158,6 +158,17 @@ def test_a_failover_that_lost_the_last_changes_lifts_nothing() -> None:
     assert not log.unwritten
 
 
+def test_what_waits_when_the_engine_loses_its_data_is_not_forgotten() -> None:
+    """A change behind one that is missing is applied and written anew, if it is wider."""
+    log, longer = a_log(Denial(user="ann", expire_at=20)), Denial(user="bob", expire_at=30)
+    assert log.take(change(7, longer)) == []
+    assert log.take(change(8, Denial(user="ann", expire_at=10))) == []
+    assert log.read(table(3, mark="other", is_later=False)) == [longer]
+    assert set(log.unwritten) == {name_of(ANN), name_of(BOB)}
+    assert log.value(name_of(BOB)) == value_of(longer)
+    assert log.value(name_of(ANN)) == b"0 20"
+
+
 def test_a_number_that_was_given_twice_is_found() -> None:
     """After a failover another change may have the number of one that was lost."""
     log = a_log()

@@ -161,9 +161,10 @@ class DenialLog:
         """Take the whole table; give what is to be applied. Foreign entries are left out."""
         rows = _denials(found.rows)
         self.foreign += len(found.rows) - len(rows)
-        if not found.is_later:
-            self._find_lost(found, rows)
         changed = list[Denial]()
+        if not found.is_later:
+            changed += self._put_waiting()
+            self._find_lost(found, rows)
         old, self._table = self._table, {}
         for name, denial in rows.items():
             value, known = found.rows[name], old.get(name, (0, b""))
@@ -187,6 +188,21 @@ class DenialLog:
         # What still waits is read with the next look at the table: its numbers may be foreign.
         self._waiting = {}
         return changed
+
+    def _put_waiting(self) -> list[Denial]:
+        """Put in force what waits for a change that is missing; give what is to be applied.
+
+        The engine may have lost it, and nobody else may know it. In the table it is found to be
+        lost, and is written anew.
+        """
+        wider = [
+            one
+            for _, one in sorted(self._waiting.items())
+            if one.value and _is_wider(one.value, self.value(one.name))
+        ]
+        for one in wider:
+            self._put(one)
+        return [denial_of(one.name, one.value) for one in wider]
 
     def _find_lost(self, found: Table, rows: Mapping[bytes, Denial]) -> None:
         """Note what the engine has lost: all that is newer than what both have.
