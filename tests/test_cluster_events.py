@@ -341,6 +341,33 @@ async def test_an_answer_that_is_lost(server: ValkeyServer) -> None:
         assert server.call("ZCARD", key) == 1
 
 
+async def test_a_dead_node_whose_hold_the_engine_has_lost(server: ValkeyServer) -> None:
+    """What it had to tell as occupied is told as vacated too, under a later number."""
+    server.call("ZADD", "repeater:oh:id-two", 1, "a")
+    server.call("ZADD", "repeater:ot:id-two", 5, "oa")
+    receiver = Receiver()
+    async with telling("one", server, receiver) as one:
+        await one.members.lose(Member("id-two", "two", "id-two"))
+        await settle(one)
+        await heard(receiver, "node_lost", "channel_vacated a", "channel_occupied a")
+    changes = [event for event in receiver.events if event.get("channel") == "a"]
+    last = max(changes, key=lambda event: event["seq"])
+    assert last["event"] == "channel_vacated"
+
+
+def test_what_is_still_to_be_told_as_occupied_is_told_as_vacated_too(server: ValkeyServer) -> None:
+    """The engine has lost who holds the channel, and the node has had no answer: it says `v`."""
+    keys = [f"repeater:{one}" for one in ("oh:id-one", "ot:id-one", "oc:a")]
+    server.call("ZADD", keys[1], 5, "oa")
+    script: list[Any] = ["EVAL", occupancy.OCCUPANCY.text, 3, *keys, "id-one"]
+    script += [9_000, 9_000, 9_000, 0]
+    told: Any = server.call(*script, "va", 0)
+    assert told[0][0] == b"va"
+    assert int(told[0][1]) > 5
+    told = server.call(*script, "va", 0)
+    assert told[0] == [b"", b"0"]
+
+
 async def test_a_hold_that_was_not_let_go_of(
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

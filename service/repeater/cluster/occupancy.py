@@ -233,7 +233,8 @@ class Occupancy:
             lane = self._lane(partition)
             try:
                 while names := await self._held_by(node, lane):
-                    batch = Batch({}, (), [(b"v" + name, 0) for name in names])
+                    # The node held them, whether the engine still knows that or not.
+                    batch = Batch({}, (), [(b"V" + name, 0) for name in names])
                     keys, arguments = self._script(lane, batch, node)
                     answer = await self._run(lane, OCCUPANCY, keys, arguments)
                     self._note_all(lane, _pairs(answer[0]))

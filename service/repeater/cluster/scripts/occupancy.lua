@@ -13,8 +13,8 @@
 -- name is the number of the last change, in microseconds, far above. So all numbers of a channel grow,
 -- also when the engine has forgotten the last one. What is to be told stays until it has been told.
 --
--- An engine that has lost something may not know a hold that it knew (`V`), or a change that has been
--- told: then it is told how the channel is now.
+-- An engine that has lost something may not know a hold that it knew (`V`, or that the channel is
+-- occupied is still to be told), or a change that has been told: then it is told how the channel is now.
 
 local FAR, MOST = '100000000000000', 9000000000000000
 local held, telling = KEYS[1], KEYS[2]
@@ -35,6 +35,11 @@ end
 
 ours(held)
 ours(telling)
+
+local function score_of(event)
+  local score = tonumber(redis.call('ZSCORE', telling, event) or '0')
+  return score <= MOST and score or 0 -- No node has written it.
+end
 
 local told = tonumber(ARGV[5])
 for n = 1, told do
@@ -61,7 +66,9 @@ for n = 3, #KEYS do
   else
     redis.call('ZREM', held, channel)
     redis.call('ZREM', nodes, node)
-    local was_held = known or (kind == 'V' and not redis.call('ZSCORE', telling, 'v' .. channel))
+    local occupied, vacated = score_of('o' .. channel), score_of('v' .. channel)
+    local was_held = known or (kind == 'V' and vacated == 0) or occupied > vacated
+    last = math.max(last, occupied)
     if was_held and redis.call('ZCOUNT', nodes, whole(now), FAR) == 0 then
       redis.call('ZREMRANGEBYSCORE', nodes, '-inf', FAR)
       event = 'v' .. channel
