@@ -169,6 +169,15 @@ def test_what_waits_when_the_engine_loses_its_data_is_not_forgotten() -> None:
     assert log.value(name_of(ANN)) == b"0 20"
 
 
+def test_a_number_that_was_given_twice_takes_nothing_from_what_waits() -> None:
+    """A change of the engine's new history comes before the table is read."""
+    log, longer = a_log(ANN), Denial(user="bob", expire_at=30)
+    assert log.take(change(7, longer)) == []
+    assert log.take(change(5, Denial(user="cho"), mark="other", before="mark 4")) == []
+    assert longer in log.read(table(3, mark="third", is_later=False))
+    assert name_of(BOB) in log.unwritten
+
+
 def test_a_number_that_was_given_twice_is_found() -> None:
     """After a failover another change may have the number of one that was lost."""
     log = a_log()

@@ -134,7 +134,10 @@ class DenialLog:
         if self.has(change):
             return []
         if not self.number < change.number <= self.number + _KEPT:  # Its number was given twice.
-            self._waiting = {change.number: change}
+            # Others still wait: the engine may have lost them, so nobody else may know them.
+            if len(self._waiting) >= _KEPT:
+                self._waiting.clear()
+            self._waiting[change.number] = change
             return []
         self._waiting[change.number] = change
         ready = []
