@@ -21,7 +21,6 @@ import httpx
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
 
 from repeater.access.grants import Caller
 from repeater.access.http_client import make_client
@@ -39,7 +38,7 @@ from repeater.valkey.url import Address
 from tests.application import pieces
 from tests.memory_network import Network, open_network
 from tests.memory_presence import with_presence
-from tests.valkey_world import _determined as determined
+from tests.worlds import run_life
 
 CHANNELS: Final = ("a", "b", "c")
 PAUSES: Final = (*[0.05, 0.3, 1.0, 3.0] * 5, 14.0, 20.0)
@@ -472,14 +471,7 @@ class World:
 def run_world(seed: int) -> World:
     """Let a world live; raises an `AssertionError` if the promise is broken."""
     world = World(seed)
-    with determined(seed):
-        try:
-            trio.run(world.run, clock=MockClock(autojump_threshold=0))
-        except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from group
+    run_life(world.run, seed)
     return world
 
 

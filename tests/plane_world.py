@@ -11,7 +11,6 @@ the nodes have. At all times an answer is the right one, and a question is carri
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,6 @@ from typing import Any, Final
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
 
 from repeater.access.grants import Denial
 from repeater.brokers.control import Question, UnknownMemberError
@@ -30,6 +28,7 @@ from repeater.cluster.denial_log import denial_of
 from repeater.errors import BrokerError
 from tests.memory_clusters import MemoryCluster, MemoryNode, open_memory_cluster
 from tests.memory_network import Fates
+from tests.worlds import run_life
 
 USERS: Final = ("ann", "bob", "cho")
 FATES: Final = Fates(lost=0.05, doubled=0.05, late=0.05)
@@ -283,38 +282,26 @@ class World:
 
 
 @contextmanager
-def _determined(seed: int) -> Iterator[None]:
-    """Have Trio and everybody else make the same random choices each time, and log nothing."""
-    log = logging.getLogger("repeater")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    scheduler: Any = trio._core._run
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r.seed(seed)
-    random.seed(seed)
+def _patched() -> Iterator[None]:
+    """Ids that are the same each time, and connections that last."""
     numbers = count()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            for module in ("opening", "denials"):
-                patch.setattr(f"repeater.cluster.{module}.random_id", lambda: f"id{next(numbers)}")
-            # Each connection looks for a silent server so often. One look would end a connection
-            # whose only request was sent just before.
-            patch.setattr("repeater.valkey.primary._TICKS", 2)
-            yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before
-        log.setLevel(level)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("opening", "denials"):
+            patch.setattr(f"repeater.cluster.{module}.random_id", lambda: f"id{next(numbers)}")
+        # Each connection looks for a silent server so often. One look would end a connection
+        # whose only request was sent just before.
+        patch.setattr("repeater.valkey.primary._TICKS", 2)
+        yield
 
 
 def run_world(seed: int) -> World:
     """Run one world on a clock of its own; a mistake names the seed."""
     world = World(seed)
-    with _determined(seed):
-        try:
-            trio.run(world.run, clock=MockClock(autojump_threshold=0))
-        except BaseException as error:
-            raise AssertionError(f"world {seed}: {_cause(error)}") from error
+    try:
+        with _patched():
+            run_life(world.run, seed)
+    except BaseException as error:
+        raise AssertionError(f"world {seed}: {type(error).__name__}: {error}") from error
     return world
 
 
@@ -339,9 +326,3 @@ def first_failure(seeds: Iterable[int]) -> str | None:
         except AssertionError as error:
             return str(error)
     return None
-
-
-def _cause(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"

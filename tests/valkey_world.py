@@ -10,19 +10,15 @@ And once the faults end, each node is at the stream's top within two position ch
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, ClassVar, Final, TypeVar
-from zlib import crc32
 
 import trio
-from trio.testing import MockClock
 
 from repeater.brokers.receipts import Receipt
-from repeater.brokers.valkey import lanes
 from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.brokers.valkey.heads import CHECK
 from repeater.errors import BrokerError
@@ -37,6 +33,7 @@ from repeater.publication import (
     StreamPosition,
 )
 from tests.memory_network import Fates, Network, open_network
+from tests.worlds import run_life
 
 # By channel, how many publications its history keeps: few, so that some are lost for good.
 CHANNELS: Final = {"a": 3, "b": 8, "c": 100, "d": 0}
@@ -339,27 +336,6 @@ def _place(publication: Publication) -> tuple[int, str]:
     return publication.offset, publication.epoch
 
 
-@contextmanager
-def _determined(seed: int) -> Iterator[None]:
-    """Have Trio and everybody else make the same random choices each time, and log nothing."""
-    log = logging.getLogger("repeater")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    scheduler: Any = trio._core._run
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r.seed(seed)
-    random.seed(seed)
-    # Python's hash of a text differs in each process, and decides which channels share a lane.
-    lanes.hash = lambda channel: crc32(channel.encode())  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before
-        log.setLevel(level)
-        del lanes.hash  # type: ignore[attr-defined]
-
-
 def run_world(seed: int) -> World:
     """Let a world live; raises an `AssertionError` if the promise is broken."""
     return live(World(seed))
@@ -367,14 +343,7 @@ def run_world(seed: int) -> World:
 
 def live(world: AnyWorld) -> AnyWorld:
     """The same, for a world of any kind."""
-    with _determined(world.seed):
-        try:
-            trio.run(world.run, clock=MockClock(autojump_threshold=0))
-        except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from group
+    run_life(world.run, world.seed)
     return world
 
 
