@@ -23,7 +23,7 @@ from tests.memory_clusters import MemoryCluster, MemoryNode, open_memory_cluster
 from tests.memory_network import Fates
 from tests.valkeys import Program, ValkeyServer, each_program, valkey
 
-ANN, BOB = Denial(user="ann"), Denial(user="bob")
+ANN, BOB, CHO = Denial(user="ann"), Denial(user="bob"), Denial(user="cho")
 LIFTED = Denial(user="ann", lifted=True)
 
 
@@ -211,6 +211,32 @@ async def test_denials_survive_the_loss_of_all_data(autojump_clock: MockClock) -
         await trio.sleep(15)
         third = await cluster.start()
         assert first.denied == second.denied == third.denied == {ANN.key: ANN}
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_waits_for_a_lost_change_is_written_anew(
+    later: bool, autojump_clock: MockClock
+) -> None:
+    """A failover loses a change that nobody was told of, and the one behind it, which waits."""
+    async with open_memory_cluster() as cluster:
+        first, second = await start(cluster, 2)
+        await second.deny(CHO)
+        await trio.sleep(1)
+        missing = await second.parts.denials._write(BOB)
+        waiting = await second.parts.denials._write(ANN)
+        assert (missing.number, waiting.number) == (2, 3)
+        first.parts.denials._note(waiting)
+        cluster.network.fail_over(2)
+        if later:  # The engine's new history goes on, with one number less.
+            first.cut()
+            await trio.sleep(1)
+            await second.parts.denials._write(LIFTED)
+            first.mend()
+        await trio.sleep(15)
+        wanted = {CHO.key: CHO, ANN.key: ANN}
+        assert first.denied == second.denied == wanted
+        third = await cluster.start()
+        assert third.denied == wanted
 
 
 async def test_a_later_change_wins_while_the_first_still_waits(autojump_clock: MockClock) -> None:

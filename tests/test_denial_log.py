@@ -169,6 +169,19 @@ def test_what_waits_when_the_engine_loses_its_data_is_not_forgotten() -> None:
     assert log.value(name_of(ANN)) == b"0 20"
 
 
+def test_what_waits_and_is_lost_is_put_in_force_and_written_anew() -> None:
+    """The engine names the waiting changes that it has lost; what they lift is not lifted."""
+    log = a_log(ANN)
+    log.take(change(7, BOB))
+    log.take(change(8, LIFTED))
+    lost = log.withdraw({"mark 7", "mark 8", "mark 9"})
+    assert [one.mark for one in lost] == ["mark 7", "mark 8"]
+    assert not log.behind
+    assert log.lose(lost) == [BOB]
+    assert log.unwritten == {name_of(BOB): value_of(BOB)}
+    assert log.value(name_of(ANN)) == value_of(ANN)
+
+
 def test_a_number_that_was_given_twice_takes_nothing_from_what_waits() -> None:
     """A change of the engine's new history comes before the table is read."""
     log, longer = a_log(ANN), Denial(user="bob", expire_at=30)

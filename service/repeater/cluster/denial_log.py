@@ -4,12 +4,12 @@ Each change has a number, which the engine gives; news of changes may come late,
 node applies them in their order. If one is missing, the whole table is read; what differs is
 applied. A failover may lose the last changes and give their numbers to others. So each change has a
 random mark as well, and that of the change before it. An engine that has lost its data, or the end
-of it, lifts nothing: the denials that it lost are written anew.
+of it, lifts nothing: the denials that it lost are written anew, also those that still wait here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -192,20 +192,44 @@ class DenialLog:
         self._waiting = {}
         return changed
 
+    @property
+    def waiting(self) -> tuple[Change, ...]:
+        """Changes that wait for one that is missing, in the order of their numbers."""
+        return tuple(change for _, change in sorted(self._waiting.items()))
+
+    def withdraw(self, marks: Collection[str]) -> list[Change]:
+        """Take out what waits and has one of these marks, in the order of the numbers."""
+        found = [one for one in self.waiting if one.mark in marks]
+        for one in found:
+            del self._waiting[one.number]
+        return found
+
+    def lose(self, changes: Iterable[Change]) -> list[Denial]:
+        """Take that the engine has lost these changes; give what is to be applied.
+
+        What they refuse is put in force and written anew; what they lift is not lifted.
+        """
+        wider = self._put_in_force(changes)
+        self.unwritten |= {one.name: one.value for one in wider}
+        return [denial_of(one.name, one.value) for one in wider]
+
     def _put_waiting(self) -> list[Denial]:
         """Put in force what waits for a change that is missing; give what is to be applied.
 
         The engine may have lost it, and nobody else may know it. In the table it is found to be
         lost, and is written anew.
         """
-        wider = [
-            one
-            for _, one in sorted(self._waiting.items())
-            if one.value and _is_wider(one.value, self.value(one.name))
-        ]
-        for one in wider:
-            self._put(one)
+        wider = self._put_in_force(self.waiting)
         return [denial_of(one.name, one.value) for one in wider]
+
+    def _put_in_force(self, changes: Iterable[Change]) -> list[Change]:
+        """Put in force what refuses more than is in force; lifts nothing. Gives these changes."""
+        wider = list[Change]()
+        for one in changes:
+            if one.value and _is_wider(one.value, self.value(one.name)):
+                self._put(one)
+                wider.append(one)
+        return wider
 
     def _find_lost(self, found: Table, rows: Mapping[bytes, Denial]) -> None:
         """Note what the engine has lost: all that is newer than what both have.

@@ -53,6 +53,7 @@ class _Read(msgspec.Struct, array_like=True, frozen=True):
     number: int
     mark: bytes
     is_later: int
+    lost: list[bytes]
     rows: dict[bytes, bytes] | list[bytes] | None = None
 
     def table(self) -> Table:
@@ -148,16 +149,20 @@ class ClusterDenials:
     async def _read(self) -> list[Denial]:
         """What differs from what is known."""
         known = (self._log.number, self._log.mark)
-        answer = _converted(await self._plane.call(DENIALS, self._keys, known), _Read)
+        waiting = [part for one in self._log.waiting for part in (one.number, one.mark)]
+        answer = _converted(
+            await self._plane.call(DENIALS, self._keys, (*known, *waiting)), _Read
+        )
+        lost = self._log.withdraw({_text(mark) for mark in answer.lost})
         if answer.rows is None:
-            return []
+            return self._log.lose(lost)
         if answer.number < self._log.number and known != (self._log.number, self._log.mark):
             self._doubt = True  # Changes have come since the table was read.
-            return []
+            return self._log.lose(lost)
         before = self._log.foreign
         changed = self._log.read(answer.table())
         self.foreign.note_rows("denials", self._log.foreign - before)
-        return changed
+        return changed + self._log.lose(lost)
 
     async def _write(self, denial: Denial, *, anew: bool = False) -> Change:
         name, mark = name_of(denial), random_id()
