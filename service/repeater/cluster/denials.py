@@ -150,9 +150,7 @@ class ClusterDenials:
         """What differs from what is known."""
         known = (self._log.number, self._log.mark)
         waiting = [part for one in self._log.waiting for part in (one.number, one.mark)]
-        answer = _converted(
-            await self._plane.call(DENIALS, self._keys, (*known, *waiting)), _Read
-        )
+        answer = _converted(await self._plane.call(DENIALS, self._keys, (*known, *waiting)), _Read)
         lost = self._log.withdraw({_text(mark) for mark in answer.lost})
         if answer.rows is None:
             return self._log.lose(lost)
