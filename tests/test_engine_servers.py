@@ -50,9 +50,11 @@ def engine() -> Iterator[ValkeyServer]:
 
 @asynccontextmanager
 async def running(engine: dict[str, Any], **more: Any) -> AsyncIterator[Server]:
-    """One server of the application; each has a name of its own."""
+    """One server of the application, each with a name of its own; it has reached the engine."""
     settings = load_settings(engine="valkey", **engine, **SETTINGS, **more)
     async with open_server(settings) as server:
+        with trio.fail_after(LOOP_ANSWERS):  # Until it has, everybody is refused.
+            await until(lambda: not server.node.broker.outage())
         yield server
 
 

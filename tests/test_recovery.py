@@ -116,6 +116,14 @@ def test_first_gathered_must_follow_the_top() -> None:
     assert joined.position == StreamPosition(5, EPOCH)
 
 
+def test_an_offset_in_two_epochs_is_not_recovered() -> None:
+    """The stream began anew meanwhile, whatever of it comes last."""
+    top = StreamPosition(3, EPOCH)
+    gathered = [*numbered(4, epoch="before"), *numbered(4)]
+    assert not recover(StreamPosition(2, EPOCH), numbered(3), top, gathered).recovered
+    assert not recover(StreamPosition(2, EPOCH), numbered(3), top, gathered[::-1]).recovered
+
+
 def test_ahead_of_the_top_is_not_recovered() -> None:
     """A stream that lost what the subscriber has seen can't be gone on with."""
     joined = recover(StreamPosition(7, EPOCH), [], StreamPosition(3, EPOCH), [])

@@ -40,9 +40,16 @@ async def open_sites(engine: ValkeyServer, folder: Path) -> AsyncIterator[Sites]
             )
             servers.append(await stack.enter_async_context(open_server(settings)))
         one, other = servers
-        while len(one.node.control.members()) < 2:  # noqa: ASYNC110  # no event tells of it
-            await trio.sleep(0.01)
+        with trio.fail_after(LOOP_ANSWERS):
+            while not _are_together(one, other):  # noqa: ASYNC110  # no event tells of it
+                await trio.sleep(0.01)
         yield one, other
+
+
+def _are_together(one: Server, other: Server) -> bool:
+    """Whether both have reached the engine, and the first one knows the second."""
+    outages = one.node.broker.outage(), other.node.broker.outage()
+    return not any(outages) and len(one.node.control.members()) == 2
 
 
 def browser() -> httpx.AsyncClient:

@@ -77,6 +77,17 @@ def _mount(image: Path, disk: Path) -> None:
     _run("mount", "-o", "loop,errors=remount-ro", str(image), str(disk))
 
 
+def _copied(image: Path) -> Path:
+    """The same file system in another file, in its place.
+
+    A program that has a view of its own on all mounts may have the broken one in it. As long as it
+    has, the kernel mounts that one again: an image has one file system.
+    """
+    copy = image.with_suffix(".copied")
+    shutil.copyfile(image, copy)
+    return copy.replace(image)
+
+
 def _unmount(disk: Path) -> None:
     subprocess.run(("umount", "--lazy", str(disk)), check=False, stderr=subprocess.DEVNULL)
 
@@ -147,7 +158,7 @@ async def read_only_disks(scene: LoadedScene) -> None:
 
     def mend() -> None:
         _unmount(disk)
-        _mount(disk.parent / "image", disk)
+        _mount(_copied(disk.parent / "image"), disk)
         check()
 
     scene.target.between = mend

@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 import trio
 
+from tests.deadlines import PROCESS_STARTS
 from tests.drill.links import Http
 from tests.drill.target import call
 from tests.processes import ServerProcess, serving
@@ -46,6 +47,16 @@ class Nodes(NamedTuple):
                 await call(http, "publish", {"channel": channel, "data": one})
 
 
+async def _wait_ready(port: int) -> None:
+    """Wait until a node has reached the engine; until then it refuses everybody."""
+    with trio.fail_after(PROCESS_STARTS):
+        while True:
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                if await Http(stream).request("GET", "/health/ready") == 200:
+                    return
+            await trio.sleep(0.05)
+
+
 @asynccontextmanager
 async def two_nodes(folder: Path) -> AsyncIterator[Nodes]:
     """Two processes on one engine, and the address of both."""
@@ -62,6 +73,8 @@ async def two_nodes(folder: Path) -> AsyncIterator[Nodes]:
             trio.open_nursery() as nursery,
         ):
             ports = [await first.port(), await other.port()]
+            for port in ports:
+                await _wait_ready(port)
             relay = Relay(ports)
             await nursery.start(relay.run)
             yield Nodes(relay, first, ports[1])

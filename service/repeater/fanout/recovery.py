@@ -215,10 +215,13 @@ def go_on(position: StreamPosition, gathered: Sequence[Publication]) -> GoneOn:
 def _merge(
     offset: int, history: Sequence[Publication], gathered: Sequence[Publication]
 ) -> Sequence[Publication]:
-    """Both lists after `offset`, in order and without doubles; only publications with offsets."""
+    """Both lists after `offset`, in order and without doubles; only publications with offsets.
+
+    Publications of two epochs may have one offset: both stay, so that neither hides the other.
+    """
     last = history[-1].offset if history else offset
-    later = {one.offset: one for one in gathered if one.offset > last}
-    return [*history, *(later[offset] for offset in sorted(later))]
+    later = {(one.offset, one.epoch): one for one in gathered if one.offset > last}
+    return [*history, *(later[place] for place in sorted(later))]
 
 
 def _follows(offset: int, publications: Sequence[Publication], epoch: str) -> bool:
