@@ -53,9 +53,17 @@ async def running(engine: dict[str, Any], **more: Any) -> AsyncIterator[Server]:
     """One server of the application, each with a name of its own; it has reached the engine."""
     settings = load_settings(engine="valkey", **engine, **SETTINGS, **more)
     async with open_server(settings) as server:
-        with trio.fail_after(LOOP_ANSWERS):  # Until it has, everybody is refused.
-            await until(lambda: not server.node.broker.outage())
+        with trio.fail_after(LOOP_ANSWERS):
+            while not await has_reached_engine(server):  # noqa: ASYNC110  # no event tells of it
+                await trio.sleep(0.01)
         yield server
+
+
+async def has_reached_engine(server: Server) -> bool:
+    """Whether all parts of the node have; those that have not refuse what they are asked."""
+    if server.node.broker.outage():
+        return False
+    return "result" in await call(server, "presence", channel="news")
 
 
 @asynccontextmanager
