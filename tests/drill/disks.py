@@ -155,7 +155,8 @@ async def read_only_disks(scene: LoadedScene) -> None:
     # An fsync that is under way when ext4 gives its journal up may succeed, though nothing is kept:
     # one of some seventy did. So the server stands still for that moment.
     scene.target.send(signal.SIGSTOP)
-    await until(lambda: _stands_still(scene.target.pid))
+    with trio.fail_after(LOOP_ANSWERS):
+        await until(lambda: _stands_still(scene.target.pid))
     _error_of(disk).write_text("drill")
     scene.target.send(signal.SIGCONT)
     await _refused(scene, nothing=True)
@@ -175,7 +176,10 @@ async def read_only_disks(scene: LoadedScene) -> None:
 def _stands_still(pid: int) -> bool:
     """Whether all threads of a process are stopped; one that writes ends its call before."""
     threads = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(one.read_text().rpartition(") ")[2].startswith("T") for one in threads)
+    try:
+        return all(one.read_text().rpartition(") ")[2].startswith("T") for one in threads)
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread has ended meanwhile
 
 
 async def _refused(scene: LoadedScene, *, nothing: bool = False) -> None:

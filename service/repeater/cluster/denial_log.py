@@ -119,6 +119,11 @@ class DenialLog:
         """Whether a change is missing, so that the table must be read."""
         return bool(self._waiting)
 
+    @property
+    def waiting(self) -> tuple[Change, ...]:
+        """Changes that wait for one that is missing, in the order of their numbers."""
+        return tuple(change for _, change in sorted(self._waiting.items()))
+
     def value(self, name: bytes) -> bytes:
         """What is in force; empty for nothing."""
         return self._table.get(name, (0, b""))[1]
@@ -191,11 +196,6 @@ class DenialLog:
         # What still waits is read with the next look at the table: its numbers may be foreign.
         self._waiting = {}
         return changed
-
-    @property
-    def waiting(self) -> tuple[Change, ...]:
-        """Changes that wait for one that is missing, in the order of their numbers."""
-        return tuple(change for _, change in sorted(self._waiting.items()))
 
     def withdraw(self, marks: Collection[str]) -> list[Change]:
         """Take out what waits and has one of these marks, in the order of the numbers."""

@@ -151,15 +151,15 @@ class ClusterDenials:
         known = (self._log.number, self._log.mark)
         waiting = [part for one in self._log.waiting for part in (one.number, one.mark)]
         answer = _converted(await self._plane.call(DENIALS, self._keys, (*known, *waiting)), _Read)
-        lost = self._log.withdraw({_text(mark) for mark in answer.lost})
+        lost, changed = self._log.withdraw({_text(mark) for mark in answer.lost}), list[Denial]()
         if answer.rows is None:
-            return self._log.lose(lost)
-        if answer.number < self._log.number and known != (self._log.number, self._log.mark):
+            pass  # nothing is newer
+        elif answer.number < self._log.number and known != (self._log.number, self._log.mark):
             self._doubt = True  # Changes have come since the table was read.
-            return self._log.lose(lost)
-        before = self._log.foreign
-        changed = self._log.read(answer.table())
-        self.foreign.note_rows("denials", self._log.foreign - before)
+        else:
+            before = self._log.foreign
+            changed = self._log.read(answer.table())
+            self.foreign.note_rows("denials", self._log.foreign - before)
         return changed + self._log.lose(lost)
 
     async def _write(self, denial: Denial, *, anew: bool = False) -> Change:
