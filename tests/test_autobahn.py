@@ -22,7 +22,8 @@ from repeater.clients.client import Client
 from repeater.config import load_settings
 from repeater.node import Node
 from repeater.options import NodeOptions
-from repeater.protocol.centrifugo.codecs import Codec, say_data
+from repeater.protocol.centrifugo.codecs import Codec
+from repeater.protocol.centrifugo.json_format import PLAIN_DATA
 from repeater.protocol.http.head import read_head
 from repeater.protocol.websocket.frames import text_frame
 from repeater.protocol.websocket.handshake import answer_handshake
@@ -95,7 +96,7 @@ async def failures(url: str, outcomes: Sequence[Outcome]) -> Sequence[str]:
     return [outcome.text for outcome in again if not outcome.passed]
 
 
-ECHO = Codec("echo", say=say_data, wrap=None, frame=text_frame, ping=None)
+ECHO = Codec("echo", PLAIN_DATA, frame=text_frame, ping=None)
 
 
 class Echo:

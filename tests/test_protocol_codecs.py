@@ -19,9 +19,9 @@ from repeater.protocol.centrifugo.codecs import (
     PLAIN,
     PLAIN_ASGI,
     Codec,
-    say_push,
 )
 from repeater.protocol.centrifugo.filters import TagsFilter
+from repeater.protocol.centrifugo.json_format import JSON
 from repeater.protocol.centrifugo.replies import Push
 from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, ClientInfo, Publication, checked
@@ -53,7 +53,7 @@ def test_push_of_the_golden_transcript() -> None:
     publication = Publication(
         "news", b'{"n":6}', offset=6, epoch="xyz", tags={"k": "v"}, info=ClientInfo("7", "c7")
     )
-    assert say_push(publication) == (
+    assert JSON.publication(publication) == (
         b'{"push":{"channel":"news","pub":{"data":{"n":6},"offset":6,"tags":{"k":"v"},'
         b'"info":{"user":"7","client":"c7"}}}}'
     )
@@ -62,7 +62,9 @@ def test_push_of_the_golden_transcript() -> None:
 @pytest.mark.parametrize(("offset", "expected"), [(0, None), (1, "e"), (2, None)])
 def test_epoch_goes_with_the_first_offset(offset: int, expected: str | None) -> None:
     """The epoch stands beside offset 1 and nowhere else; offset 0 is left out."""
-    pub = json.loads(say_push(Publication("c", b"1", offset=offset, epoch="e")))["push"]["pub"]
+    pub = json.loads(JSON.publication(Publication("c", b"1", offset=offset, epoch="e")))["push"][
+        "pub"
+    ]
     assert pub.get("epoch") == expected
     assert ("offset" in pub) is (offset > 0)
 
@@ -70,7 +72,7 @@ def test_epoch_goes_with_the_first_offset(offset: int, expected: str | None) -> 
 @pytest.mark.parametrize("data", [b'{\r\n "a":\n[1, 2]}', b'"a"\n', b"\n1"])
 def test_push_is_one_line(data: bytes) -> None:
     """Pretty-printed data is pushed without raw line breaks and means the same."""
-    push = say_push(checked(Publication("c", data)))
+    push = JSON.publication(checked(Publication("c", data)))
     assert b"\n" not in push
     assert b"\r" not in push
     assert json.loads(push)["push"]["pub"]["data"] == json.loads(data)
@@ -78,7 +80,7 @@ def test_push_is_one_line(data: bytes) -> None:
 
 def test_channel_is_escaped() -> None:
     """A quote in a channel's name does not break the push."""
-    assert json.loads(say_push(Publication('a"b\\', b"1")))["push"]["channel"] == 'a"b\\'
+    assert json.loads(JSON.publication(Publication('a"b\\', b"1")))["push"]["channel"] == 'a"b\\'
 
 
 def test_pings() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from repeater.errors import BAD_REQUEST, DisconnectError, ErrorCode
 from repeater.protocol.centrifugo.commands import PONG, Command, ConnectRequest, parse_commands
-from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure
+from repeater.protocol.centrifugo.json_format import JSON
+from repeater.protocol.centrifugo.replies import Empty, Reply, failure
 
 
 def test_pipelined_commands_of_the_golden_transcript() -> None:
@@ -74,15 +75,15 @@ def test_any_text_is_commands_or_a_disconnect(message: str) -> None:
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_failure_has_code_and_message(code: ErrorCode) -> None:
     """Every error object has both, and `temporary` only where it is true."""
-    encoded = encode_reply(Reply(3, error=failure(code)))
+    encoded = JSON.reply(Reply(3, error=failure(code)))
     assert b'"code":%d,"message":"%s"' % (code, code.message.encode()) in encoded
     assert (b'"temporary":true' in encoded) is (code in (100, 111))
 
 
 def test_reply_shapes() -> None:
     """Replies are the golden transcript's bytes: empty results are there, zeros are not."""
-    assert encode_reply(Reply(9, publish=Empty())) == b'{"id":9,"publish":{}}'
+    assert JSON.reply(Reply(9, publish=Empty())) == b'{"id":9,"publish":{}}'
     assert (
-        encode_reply(Reply(3, error=failure(ErrorCode.PERMISSION_DENIED)))
+        JSON.reply(Reply(3, error=failure(ErrorCode.PERMISSION_DENIED)))
         == b'{"id":3,"error":{"code":103,"message":"permission denied"}}'
     )

@@ -19,8 +19,9 @@ from repeater.fanout.transport import Chunk
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo import codecs
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec, say_data
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, PLAIN, Codec
 from repeater.protocol.centrifugo.filters import Predicate, TagsFilter
+from repeater.protocol.centrifugo.json_format import PlainFormat
 from repeater.protocol.websocket.frames import text_frame
 from repeater.publication import Announcement, Publication, StreamPosition
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
@@ -28,6 +29,17 @@ from tests.brokers import TestBroker
 from tests.conversation import Talk, talking
 
 pytestmark = pytest.mark.usefixtures("announced_at_once")
+
+
+class CountingFormat(PlainFormat):
+    """Plain data; remembers what it was asked to write."""
+
+    def __init__(self, said: list[Publication]) -> None:
+        self._said = said
+
+    def publication(self, publication: Publication) -> bytes:
+        self._said.append(publication)
+        return super().publication(publication)
 
 
 class WatchedTransport(MemoryTransport):
@@ -68,12 +80,7 @@ async def test_order_holds_in_each_channel() -> None:
 async def test_one_encode_for_each_codec() -> None:
     """A publication is encoded once for a codec, however many listen by it."""
     said: list[Publication] = []
-
-    def say(publication: Publication) -> bytes:
-        said.append(publication)
-        return say_data(publication)
-
-    codec = Codec("counting", say=say, wrap=None, frame=None, ping=None)
+    codec = Codec("counting", CountingFormat(said), frame=None, ping=None)
     async with open_test_node() as node, AsyncExitStack() as stack:
         transports = [MemoryTransport(codec) for _ in range(100)]
         other = MemoryTransport(CENTRIFUGE_JSON_ASGI)
@@ -206,11 +213,7 @@ def hand_over(node: Node, *publications: Publication) -> None:
 
 
 def counting_codec(said: list[Publication]) -> Codec:
-    def say(publication: Publication) -> bytes:
-        said.append(publication)
-        return say_data(publication)
-
-    return Codec("counting", say=say, wrap=None, frame=text_frame, ping=None)
+    return Codec("counting", CountingFormat(said), frame=text_frame, ping=None)
 
 
 def go_ahead(client: Client, offset: int) -> Subscription:

@@ -84,7 +84,8 @@ class Joining:
         self._heed_drop()
         subscription, joined, since = self.subscription, self.joined, self._wish.since
         expires, ttl = time_left(self._node, subscription)
-        delta = subscription.codec.following is not subscription.codec
+        codec = subscription.codec
+        delta = codec.following is not codec
         result = SubscribeResult(
             expires=expires,
             ttl=ttl,
@@ -97,7 +98,8 @@ class Joining:
         if joined is None:
             return result
         offset = since.offset if joined.recovered and since is not None else joined.position.offset
-        publications = [publication_result(one, delta=delta) for one in joined.publications]
+        quoted = delta and not codec.format.binary
+        publications = [publication_result(one, quoted=quoted) for one in joined.publications]
         return msgspec.structs.replace(
             result,
             epoch=joined.position.epoch,

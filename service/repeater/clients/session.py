@@ -36,9 +36,8 @@ from repeater.protocol.centrifugo.commands import (
     BadCommand,
     Command,
     SubscribeRequest,
-    parse_commands,
 )
-from repeater.protocol.centrifugo.replies import Empty, Reply, encode_reply, failure_of
+from repeater.protocol.centrifugo.replies import Empty, Reply, failure_of
 
 if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
@@ -66,9 +65,7 @@ class Session:
         """
         turns = self._node.turns
         try:
-            if isinstance(message, bytes):
-                raise DisconnectError(BAD_REQUEST)  # a binary frame on a JSON connection
-            for command in parse_commands(message):
+            for command in self._client.codec.format.commands(message):
                 if self._client.end is not None:
                     return  # The client ended during the last command, and must not join the hub.
                 await self._execute(command)
@@ -105,10 +102,7 @@ class Session:
             over_limit(self._node, self._client)
 
     def _push(self, reply: Reply) -> None:
-        self._client.outbox.push(self._bytes(reply))
-
-    def _bytes(self, reply: Reply) -> bytes:
-        return self._client.codec.message(encode_reply(reply))
+        self._client.outbox.push(self._client.codec.reply(reply))
 
     async def _connect(self, command: Command) -> None:
         if self._refused or command.connect is None or not command.valid_id:
@@ -119,7 +113,8 @@ class Session:
             self._refused = True
             self._push(Reply(command.id, error=failure_of(error)))
             return
-        connected.complete(lambda result: self._bytes(Reply(command.id, connect=result)))
+        say = self._client.codec.reply
+        connected.complete(lambda result: say(Reply(command.id, connect=result)))
         connected.announce()
 
     async def _answer(self, command: Command) -> None:
@@ -178,5 +173,6 @@ class Session:
         if request.recover:
             await self._wait_for_room()
         joining = await subscribe.subscribe(self._node, self._client, request)
-        joining.complete(lambda result: self._bytes(Reply(number, subscribe=result)))
+        say = self._client.codec.reply
+        joining.complete(lambda result: say(Reply(number, subscribe=result)))
         self._node.attendance.announce_join(joining.subscription)

@@ -1,8 +1,8 @@
 """Encodes publications as the bytes of a client's protocol: once per batch, not once per client.
 
-A codec combines a message format (plain data, or Centrifugo pushes) with a framing (WebSocket
-frames, lines of a response, or one ASGI message each). It returns chunks: with framing a whole
-batch is one chunk, which goes to each subscriber in one system call.
+A codec combines a message format (plain data, JSON, Protobuf) with a framing (WebSocket frames,
+lines of a response, or one ASGI message each). It returns chunks: with framing a whole batch is one
+chunk, which goes to each subscriber in one system call.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import msgspec
 
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
-from repeater.protocol.centrifugo.fossil import delta_or_full
-from repeater.protocol.centrifugo.replies import Push, encode_push
+from repeater.protocol.centrifugo.format import Format
+from repeater.protocol.centrifugo.json_format import BARE, JSON, PLAIN_DATA
+from repeater.protocol.centrifugo.replies import Push, Reply
 from repeater.protocol.websocket.frames import PING_FRAME, text_frame
 from repeater.publication import Announcement, Publication
 
@@ -25,24 +26,8 @@ _AROUND: Final = 160
 """At most the bytes around a publication's data, channel, tags and info: names of fields, an offset
 of 20 digits, an epoch of up to 32 characters, and the framing."""
 
-Say = Callable[[Publication], bytes]
-"""The message that carries one publication."""
-
-Wrap = Callable[[bytes], bytes]
-"""The message that carries a push, from the push object."""
-
 Frame = Callable[[bytes], bytes]
 """The framed message: the frame separates the message from the next one."""
-
-
-def bare(push: bytes) -> bytes:
-    """The push object as it is, for a unidirectional client (protocol, section 15)."""
-    return push
-
-
-def enveloped(push: bytes) -> bytes:
-    """The push object inside `push`, which tells it from a reply (protocol, section 5)."""
-    return b'{"push":' + push + b"}"
 
 
 class Codec:
@@ -51,14 +36,13 @@ class Codec:
     Compared by identity: listeners are grouped by codec, and each group needs one encoding only.
     """
 
-    __slots__ = ("_frame", "_say", "_wrap", "answered", "delta", "following", "name", "ping")
+    __slots__ = ("_frame", "_say", "answered", "delta", "following", "format", "name", "ping")
 
     def __init__(
         self,
         name: str,
+        message_format: Format,
         *,
-        say: Say,
-        wrap: Wrap | None,
         frame: Frame | None,
         ping: bytes | None,
         answered: bool = True,
@@ -67,23 +51,22 @@ class Codec:
 
         Args:
             name: For logs and metrics.
-            say: Makes a message of a publication.
-            wrap: Makes a message of a push; None for a client that gets publications only.
+            message_format: Reads what these clients say, and writes what they are told.
             frame: None where each chunk must be one message, because the ASGI server frames.
-            ping: The message that asks whether the client is still there; None if the client
-                cannot be asked.
+            ping: The chunk that asks whether the client is still there; None if the client cannot
+                be asked.
             answered: Whether the client answers a ping. If not, a ping only keeps a stream from
                 being idle, and TCP must find out that a client has vanished.
         """
         self.name = name
+        self.format = message_format
         self.ping = ping
         self.answered = answered
         self.delta: Codec | None = None
         """The codec of a subscription that negotiated deltas; None if this kind has no deltas."""
         self.following: Codec = self
         """The codec of a subscription after its first batch."""
-        self._say = say
-        self._wrap = wrap
+        self._say = message_format.publication
         self._frame = frame
 
     def __repr__(self) -> str:
@@ -106,8 +89,8 @@ class Codec:
 
     @property
     def pushes(self) -> bool:
-        """Whether the codec can encode pushes other than publications."""
-        return self._wrap is not None
+        """Whether the codec can encode replies, and pushes other than publications."""
+        return self.format.pushes
 
     def size(self, publication: Publication) -> int:
         """At most how many bytes a publication takes, as a push or inside a reply; 0 for none.
@@ -146,7 +129,11 @@ class Codec:
 
     def push(self, push: Push) -> bytes:
         """The chunk that carries one push; empty for a client that gets publications only."""
-        return b"" if self._wrap is None else self.message(self._wrap(encode_push(push)))
+        return self.message(self.format.push(push)) if self.format.pushes else b""
+
+    def reply(self, reply: Reply) -> bytes:
+        """The chunk that carries one reply."""
+        return self.message(self.format.reply(reply))
 
     def farewell(self, disconnect: Disconnect) -> bytes:
         """The last chunk of a stream that has no close frame to say why it ends (section 8.2)."""
@@ -175,11 +162,7 @@ class FilteredCodec(Codec):
 
     def __init__(self, codec: Codec, tags: TagsFilter) -> None:
         super().__init__(
-            f"{codec.name} filtered",
-            say=codec._say,
-            wrap=codec._wrap,
-            frame=codec._frame,
-            ping=codec.ping,
+            f"{codec.name} filtered", codec.format, frame=codec._frame, ping=codec.ping
         )
         self._codec = codec
         self._tags = tags
@@ -218,86 +201,44 @@ class FilteredCodec(Codec):
 
 
 class DeltaCodec(Codec):
-    """Centrifugo pushes whose data is a JSON string: the full text, or the delta to the last one.
+    """Pushes with the whole data or the delta to the last one, as the format writes deltas.
 
-    The first publication after subscribing is always the full text (section 10).
+    The first publication after subscribing is always whole (section 10).
     """
 
     __slots__ = ("_rely",)
 
     def __init__(
-        self, name: str, *, wrap: Wrap, frame: Frame | None, ping: bytes | None, rely: bool
+        self, name: str, message_format: Format, *, frame: Frame | None, rely: bool
     ) -> None:
         """As `Codec`; `rely` says that the listeners have the base of the first delta."""
-        super().__init__(name, say=lambda p: wrap(say_whole(p)), wrap=wrap, frame=frame, ping=ping)
+        super().__init__(name, message_format, frame=frame, ping=None)
         self._rely = rely
 
     @classmethod
-    def of(cls, codec: Codec, wrap: Wrap) -> Self:
+    def of(cls, codec: Codec) -> Self:
         """The delta codec that belongs to `codec`; listeners get its `following` after a batch."""
-        frame, ping = codec._frame, codec.ping
-        first = cls(f"{codec.name} delta first", wrap=wrap, frame=frame, ping=ping, rely=False)
-        first.following = cls(f"{codec.name} delta", wrap=wrap, frame=frame, ping=ping, rely=True)
+        one, frame = codec.format, codec._frame
+        first = cls(f"{codec.name} delta first", one, frame=frame, rely=False)
+        first.following = cls(f"{codec.name} delta", one, frame=frame, rely=True)
         return first
 
     def size(self, publication: Publication) -> int:
-        """As `Codec.size`, with the data as a string, in which these bytes are escaped."""
+        """As `Codec.size`; in text the data is a string, in which these bytes are escaped."""
+        size = super().size(publication)
+        if self.format.binary:
+            return size
         data = publication.data
-        escapes = data.count(b'"') + data.count(b"\\") + data.count(b"\t")
-        return super().size(publication) + escapes
+        return size + data.count(b'"') + data.count(b"\\") + data.count(b"\t")
 
     def _messages(
         self, publications: Sequence[Publication], base: Publication | None
     ) -> list[bytes]:
-        assert self._wrap is not None
         messages, last = [], base if self._rely else None
         for publication in publications:
-            messages.append(self._wrap(say_delta(publication, last)))
+            messages.append(self.format.delta(publication, last))
             last = publication
         return messages
-
-
-def say_data(publication: Publication) -> bytes:
-    """The data alone, for a plain subscriber."""
-    return publication.data
-
-
-def say_bare(publication: Publication) -> bytes:
-    """The push object of a publication (protocol, section 5)."""
-    return _push_object(publication, publication.data)
-
-
-def say_push(publication: Publication) -> bytes:
-    """The push object inside its envelope."""
-    return enveloped(say_bare(publication))
-
-
-def say_whole(publication: Publication) -> bytes:
-    """The push object of a full publication for a subscriber with deltas: JSON text in a string."""
-    return _push_object(publication, _encode(publication.data.decode()))
-
-
-def say_delta(publication: Publication, base: Publication | None) -> bytes:
-    """The push object with the delta to `base`, if the publisher allows it and it is shorter."""
-    if base is None or not publication.delta:
-        return say_whole(publication)
-    text, is_delta = delta_or_full(base.data, publication.data)
-    return _push_object(publication, _encode(text.decode()), b',"delta":true' if is_delta else b"")
-
-
-def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> bytes:
-    """Write a push object. A client without an epoch learns it here, with offset 1 only."""
-    parts = [b'{"channel":', _encode(publication.channel), b',"pub":{"data":', data, more]
-    if publication.offset:
-        parts.append(b',"offset":%d' % publication.offset)
-        if publication.offset == 1:
-            parts += (b',"epoch":', _encode(publication.epoch))
-    if publication.tags:
-        parts += (b',"tags":', _encode(publication.tags))
-    if publication.info is not None:
-        parts += (b',"info":', _encode(publication.info))
-    parts.append(b"}}")
-    return b"".join(parts)
 
 
 def line(message: bytes) -> bytes:
@@ -310,37 +251,35 @@ def event(message: bytes) -> bytes:
     return b"data: " + message + b"\n\n"
 
 
-def _centrifuge(name: str, *, frame: Frame | None, ping: bytes) -> Codec:
-    codec = Codec(name, say=say_push, wrap=enveloped, frame=frame, ping=ping)
-    codec.delta = DeltaCodec.of(codec, enveloped)
+def bidirectional(name: str, message_format: Format, frame: Frame | None) -> Codec:
+    """The codec of a client that sends commands, with the codecs of its delta subscriptions."""
+    ping = message_format.ping if frame is None else frame(message_format.ping)
+    codec = Codec(name, message_format, frame=frame, ping=ping)
+    codec.delta = DeltaCodec.of(codec)
     return codec
 
 
-PLAIN: Final = Codec("plain", say=say_data, wrap=None, frame=text_frame, ping=PING_FRAME)
-CENTRIFUGE_JSON: Final = _centrifuge("centrifuge-json", frame=text_frame, ping=text_frame(b"{}"))
+PLAIN: Final = Codec("plain", PLAIN_DATA, frame=text_frame, ping=PING_FRAME)
+CENTRIFUGE_JSON: Final = bidirectional("centrifuge-json", JSON, text_frame)
 # Clients do not answer a unidirectional ping. So a WebSocket ping goes with it: every peer answers
 # that one.
 CENTRIFUGE_UNI: Final = Codec(
-    "centrifuge-uni",
-    say=say_bare,
-    wrap=bare,
-    frame=text_frame,
-    ping=text_frame(b"{}") + PING_FRAME,
+    "centrifuge-uni", BARE, frame=text_frame, ping=text_frame(b"{}") + PING_FRAME
 )
 # An ASGI server frames by itself and offers no ping. So it must find out itself that a plain or
 # unidirectional client has vanished; the server's own hand-over to Hypercorn does.
-PLAIN_ASGI: Final = Codec("plain-asgi", say=say_data, wrap=None, frame=None, ping=None)
-CENTRIFUGE_JSON_ASGI: Final = _centrifuge("centrifuge-json-asgi", frame=None, ping=b"{}")
+PLAIN_ASGI: Final = Codec("plain-asgi", PLAIN_DATA, frame=None, ping=None)
+CENTRIFUGE_JSON_ASGI: Final = bidirectional("centrifuge-json-asgi", JSON, None)
 CENTRIFUGE_UNI_ASGI: Final = Codec(
-    "centrifuge-uni-asgi", say=say_bare, wrap=bare, frame=None, ping=b"{}", answered=False
+    "centrifuge-uni-asgi", BARE, frame=None, ping=b"{}", answered=False
 )
 
 # The chunks of a response body may be joined and split, so these serve behind ASGI servers, too.
-CENTRIFUGE_SSE: Final = _centrifuge("centrifuge-sse", frame=event, ping=event(b"{}"))
-CENTRIFUGE_STREAM: Final = _centrifuge("centrifuge-stream", frame=line, ping=line(b"{}"))
+CENTRIFUGE_SSE: Final = bidirectional("centrifuge-sse", JSON, event)
+CENTRIFUGE_STREAM: Final = bidirectional("centrifuge-stream", JSON, line)
 CENTRIFUGE_UNI_SSE: Final = Codec(
-    "centrifuge-uni-sse", say=say_bare, wrap=bare, frame=event, ping=event(b"{}"), answered=False
+    "centrifuge-uni-sse", BARE, frame=event, ping=event(b"{}"), answered=False
 )
 CENTRIFUGE_UNI_STREAM: Final = Codec(
-    "centrifuge-uni-stream", say=say_bare, wrap=bare, frame=line, ping=line(b"{}"), answered=False
+    "centrifuge-uni-stream", BARE, frame=line, ping=line(b"{}"), answered=False
 )

@@ -1,6 +1,6 @@
-"""The replies and pushes to a Centrifugo client: JSON objects without raw line breaks.
+"""The replies and pushes to a Centrifugo client, as values that every format writes.
 
-Zero values are left out (protocol, section 2.4), except where an SDK needs them.
+In JSON, zero values are left out (protocol, section 2.4), except where an SDK needs them.
 """
 
 from __future__ import annotations
@@ -131,11 +131,6 @@ class Push(msgspec.Struct, frozen=True, omit_defaults=True):
     refresh: RefreshResult | None = None
 
 
-_encoder = msgspec.json.Encoder()
-encode_reply = _encoder.encode
-encode_push = _encoder.encode
-
-
 def failure(code: ErrorCode) -> Failure:
     """The error object of a code, as it stands in replies."""
     return Failure(int(code), code.message, code.temporary)
@@ -148,10 +143,10 @@ def failure_of(error: ReplyError) -> Failure:
     return failure(error.code)
 
 
-def publication_result(publication: Publication, *, delta: bool = False) -> PublicationResult:
-    """A publication in a list; with `delta` negotiated its data is a JSON string (section 10)."""
+def publication_result(publication: Publication, *, quoted: bool = False) -> PublicationResult:
+    """A publication in a list; `quoted` makes a JSON string of its data (section 10)."""
     data = publication.data
-    if delta:
+    if quoted:
         data = msgspec.json.encode(data.decode())
     return PublicationResult(
         msgspec.Raw(data), publication.offset, publication.tags or None, publication.info

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from repeater.errors import Disconnect
-from repeater.protocol.centrifugo.codecs import Codec, say_data
+from repeater.protocol.centrifugo.codecs import Codec
+from repeater.protocol.centrifugo.json_format import PLAIN_DATA
 from repeater.protocol.sse.event_id import EventIds, event_id_of_one
 from repeater.publication import Publication, StreamPosition
 
@@ -64,7 +65,7 @@ class EventStreamCodec(Codec):
     __slots__ = ()
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, say=say_data, wrap=None, frame=event, ping=COMMENT, answered=False)
+        super().__init__(name, PLAIN_DATA, frame=event, ping=COMMENT, answered=False)
 
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
