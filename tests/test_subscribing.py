@@ -291,7 +291,6 @@ class TestFeatures:
     @pytest.mark.parametrize(
         ("request_", "code"),
         [
-            ({"type": 1}, 103),
             ({"tf": {"key": "k", "cmp": "eq", "val": "1"}}, 107),
             ({"channel": "unknown:x"}, 102),
             ({"channel": "$private"}, 103),
@@ -301,6 +300,14 @@ class TestFeatures:
         """What is not there is an error, and the connection goes on."""
         async with open_test_node() as node, talking(node) as talk:
             assert (await talk.subscribe(**{"channel": "c", **request_}))["code"] == code
+            assert await talk.subscribe() == {}
+
+    @pytest.mark.parametrize("type_", [1, 2, 3])
+    async def test_other_types_are_not_offered(self, type_: int) -> None:
+        """A map or a shared poll is error 108 with a message of its own; the client stays."""
+        async with open_test_node() as node, talking(node) as talk:
+            refusal = {"code": 108, "message": "not offered here"}
+            assert await talk.subscribe(type=type_) == refusal
             assert await talk.subscribe() == {}
 
     @pytest.mark.parametrize("tf", [{"op": "x"}, {"key": "k", "cmp": "??"}, {"op": "and"}])

@@ -51,11 +51,15 @@ class ErrorCode(IntEnum):
 
 
 class ReplyError(RepeaterError):
-    """One command, or one REST call, cannot be carried out; the connection goes on."""
+    """One command, or one REST call, cannot be carried out; the connection goes on.
 
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__(f"{code.value} {code.message}")
+    `message` says it more exactly than the code's own text, which it replaces.
+    """
+
+    def __init__(self, code: ErrorCode, message: str = "") -> None:
         self.code = code
+        self.message = message or code.message
+        super().__init__(f"{code.value} {self.message}")
 
 
 class ApplicationError(ReplyError):
@@ -67,10 +71,9 @@ class ApplicationError(ReplyError):
 
     def __init__(self, number: int, message: str, *, temporary: bool) -> None:
         known = number in ErrorCode.__members__.values()
-        super().__init__(ErrorCode(number) if known else ErrorCode.INTERNAL)
+        super().__init__(ErrorCode(number) if known else ErrorCode.INTERNAL, message)
         self.args = (f"{number} {message}",)
         self.number = number
-        self.message = message
         self.temporary = temporary
 
 

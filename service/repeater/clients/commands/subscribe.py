@@ -57,7 +57,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     if not name or request.delta not in ("", "fossil"):
         raise DisconnectError(BAD_REQUEST)
     if request.type:
-        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, "not offered here")
     options = node.channels.options(name)
     since = named_position(request.offset, request.epoch) if request.recover else None
     if name in client.channels:

@@ -140,7 +140,7 @@ def failure_of(error: ReplyError) -> Failure:
     """The error object of a `ReplyError`, which may be the application's own."""
     if isinstance(error, ApplicationError):
         return Failure(error.number, error.message, error.temporary)
-    return failure(error.code)
+    return Failure(int(error.code), error.message, error.code.temporary)
 
 
 def publication_result(publication: Publication, *, quoted: bool = False) -> PublicationResult:
