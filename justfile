@@ -120,6 +120,11 @@ format: (_sync "requirements-dev.txt")
 docs: (_sync "requirements.txt")
     {{ python }} -m repeater config document docs/configuration.md
 
+# Compile service/repeater/client.proto into client.binpb beside it
+protobuf: (_sync "requirements-dev.txt")
+    {{ python }} -m grpc_tools.protoc --proto_path=service/repeater \
+        --descriptor_set_out=service/repeater/client.binpb client.proto
+
 # Run the core benchmarks, a few minutes, e.g. `just bench --json run.json` or `just bench --help`
 [positional-arguments]
 bench *ARGS: (_sync "requirements-dev.txt")

@@ -1,0 +1,53 @@
+"""The messages of client.proto as classes, made at run time from the compiled descriptor.
+
+Importing this module imports `google.protobuf`, so a process does it for its first Protobuf client
+and not before. The descriptor goes into a pool of its own: no other schema in the process can
+collide with it. No code is generated; `protobuf_reader` and `protobuf_writer` alone know the fields
+of a message, and nothing else touches one.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Final, Protocol
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError as DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+PACKAGE: Final = "repeater.client"
+
+
+class MessageClass(Protocol):
+    """A class of messages. The fields of a message are attributes of the schema's names."""
+
+    def __call__(self) -> Any:
+        """Make an empty message."""
+
+    def FromString(self, data: bytes, /) -> Any:  # noqa: N802 - the runtime's name
+        """Read a message.
+
+        Raises:
+            DecodeError: the bytes are not a message, have text that is not UTF-8, or more levels
+                than the runtime's 100.
+        """
+
+
+def _pool() -> DescriptorPool:
+    compiled = FileDescriptorSet.FromString((files("repeater") / "client.binpb").read_bytes())
+    pool = DescriptorPool()
+    for file in compiled.file:
+        pool.Add(file)
+    return pool
+
+
+def _class(name: str) -> MessageClass:
+    return GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+_POOL: Final = _pool()
+
+COMMAND: Final = _class("Command")
+REPLY: Final = _class("Reply")
+EMULATION_REQUEST: Final = _class("EmulationRequest")
