@@ -10,8 +10,13 @@ import trio
 class Relay:
     """Lives inside the nursery that runs `run`; its connections end with it."""
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], *, joins: bool = False) -> None:
+        """Carry for these servers; with `joins`, an event stream's first bytes come in one segment.
+
+        They are the head, the opening and the first event.
+        """
         self._ports = ports
+        self._joins = joins
         self.port = 0
         """Its own, once `run` has started."""
         self._open = trio.Event()
@@ -38,6 +43,8 @@ class Relay:
             return  # `serve_listeners` closes the client's connection
         async with server, trio.open_nursery() as nursery:
             nursery.start_soon(_copy, client, server, nursery.cancel_scope)
+            if self._joins:
+                await client.send_all(await _first_event(server))
             nursery.start_soon(_copy, server, client, nursery.cancel_scope)
 
     async def _connected(self) -> trio.SocketStream | None:
@@ -47,6 +54,17 @@ class Relay:
             except OSError:
                 continue
         return None
+
+
+async def _first_event(server: trio.SocketStream) -> bytes:
+    """All bytes up to the first event; of an answer that is no event stream, what comes first."""
+    received = b""
+    while chunk := await server.receive_some():
+        received += chunk
+        _, found, body = received.partition(b"\r\n\r\n")
+        if found and (b"text/event-stream" not in received or b"data: " in body):
+            break
+    return received
 
 
 async def _copy(source: trio.SocketStream, sink: trio.SocketStream, end: trio.CancelScope) -> None:

@@ -64,7 +64,9 @@ def _missing_clients(items: list[pytest.Item]) -> dict[str, str]:
 def _client(item: pytest.Item) -> str:
     """The client that a test wants, by its parameter."""
     callspec = getattr(item, "callspec", None)
-    return "" if callspec is None else str(callspec.params.get("driver", ""))
+    if callspec is None:
+        return ""
+    return str(callspec.params.get("driver", callspec.params.get("client", "")))
 
 
 def _missing_modules() -> str | None:

@@ -37,7 +37,7 @@ workers = 1
 """How many workers each `running` server has; a fixture sets it for every test."""
 
 
-class _Reached(Protocol):
+class Reached(Protocol):
     """A server, or whoever leads to one."""
 
     @property
@@ -209,7 +209,7 @@ class SDK:
 
     @asynccontextmanager
     async def client(
-        self, server: _Reached, *, connect: bool = True, **options: Any
+        self, server: Reached, *, connect: bool = True, **options: Any
     ) -> AsyncIterator[Peer]:
         """A client, connected unless told otherwise; closed with the block.
 
@@ -230,7 +230,7 @@ class SDK:
             del self.driver.peers[peer._key]
 
 
-def url_of(server: _Reached) -> str:
+def url_of(server: Reached) -> str:
     return f"ws://127.0.0.1:{server.port}/connection/websocket"
 
 

@@ -21,6 +21,7 @@ from repeater.protocol.centrifugo.codecs import (
     Codec,
 )
 from repeater.protocol.sse.event_stream import EVENT_STREAM as PLAIN_EVENTS
+from repeater.protocol.sse.event_stream import OPENING
 
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
@@ -66,12 +67,12 @@ _EITHER: Final = ("GET", "POST")
 
 STREAMS: Final = {
     "/events": _stream("events", "plain", PLAIN_EVENTS, EVENT_STREAM, ("GET",)),
-    "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, EVENT_STREAM, _EITHER, b"\r\n"),
+    "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, EVENT_STREAM, _EITHER, OPENING),
     "/connection/http_stream": _stream(
         "http_stream", "emulated", CENTRIFUGE_STREAM, _JSON, ("POST",)
     ),
     "/connection/uni_sse": _stream(
-        "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, EVENT_STREAM, _EITHER, b"\r\n"
+        "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, EVENT_STREAM, _EITHER, OPENING
     ),
     "/connection/uni_http_stream": _stream(
         "uni_http_stream", "unidirectional", CENTRIFUGE_UNI_STREAM, _JSON, ("POST",)

@@ -48,7 +48,8 @@ const CLIENT = {
 const SERVER_SIDE = { ...SUBSCRIPTION, unsubscribed: () => ({}), subscribing: () => ({}) };
 delete SERVER_SIDE.error;
 
-export function makeDriver(Centrifuge, UnauthorizedError, settings, emit) {
+// `eventSources` are the implementations that the option `eventsource` may name; a browser has its own.
+export function makeDriver(Centrifuge, UnauthorizedError, settings, emit, eventSources = {}) {
   const clients = new Map();
 
   // Gives the tokens one after the other, and says so each time.
@@ -59,7 +60,8 @@ export function makeDriver(Centrifuge, UnauthorizedError, settings, emit) {
   };
 
   function open({ key, url, options }) {
-    const { tokens, transports, ...rest } = options;
+    const { tokens, transports, eventsource, ...rest } = options;
+    if (eventsource in eventSources) rest.eventsource = eventSources[eventsource];
     if (tokens) rest.getToken = fromList(key, tokens);
     const client = new Centrifuge(transports ?? url, { ...RECONNECT, ...settings, ...rest });
     for (const [event, tell] of Object.entries(CLIENT)) {

@@ -3,11 +3,14 @@
 import { createInterface } from "node:readline";
 import { Centrifuge, UnauthorizedError } from "centrifuge";
 import { EventSource } from "eventsource";
+import EventSource2 from "eventsource2";
 import WebSocket from "ws";
 import { makeDriver } from "./driver.js";
 
 const emit = (value) => process.stdout.write(JSON.stringify(value) + "\n");
-const handle = makeDriver(Centrifuge, UnauthorizedError, { websocket: WebSocket, eventsource: EventSource }, emit);
+const eventSources = { "": EventSource, "eventsource 2": EventSource2 };
+const settings = { websocket: WebSocket, eventsource: EventSource };
+const handle = makeDriver(Centrifuge, UnauthorizedError, settings, emit, eventSources);
 
 emit("ready");
 createInterface({ input: process.stdin })

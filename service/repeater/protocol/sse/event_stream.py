@@ -24,6 +24,14 @@ from repeater.publication import Publication, StreamPosition
 COMMENT: Final = b":\n\n"
 """A comment line, which clients ignore; it keeps a stream from being idle."""
 
+OPENING: Final = b"\n"
+"""The first bytes of an SDK's stream that has nothing to say yet: an empty line, as upstream.
+
+Without a carriage return, which upstream sends. Where one comes in the same segment as an event,
+before it, `eventsource` 2 for Node loses the event: it takes the empty line behind the event for
+the second half of a CR LF.
+"""
+
 _LINE: Final = 14
 """At most the bytes around one line of the data: `data: `, `id: `, and the line feeds."""
 
