@@ -743,6 +743,7 @@ class TestToken:
             ended = {"code": 2501, "reason": "subscription expired"}
             assert push == {"push": {"channel": "c", "unsubscribe": ended}}
             assert reply["error"]["code"] == code
+            assert reply["error"]["temporary"]  # The Go SDK gives up at a permanent one.
             assert set(talk.client.channels) == {"other"}
 
     async def test_ended_while_its_new_token_is_proven(self) -> None:

@@ -53,12 +53,16 @@ class ErrorCode(IntEnum):
 class ReplyError(RepeaterError):
     """One command, or one REST call, cannot be carried out; the connection goes on.
 
-    `message` says it more exactly than the code's own text, which it replaces.
+    `message` says it more exactly than the code's own text, which it replaces. `temporary` is the
+    code's own, unless the error says otherwise.
     """
 
-    def __init__(self, code: ErrorCode, message: str = "") -> None:
+    def __init__(
+        self, code: ErrorCode, message: str = "", *, temporary: bool | None = None
+    ) -> None:
         self.code = code
         self.message = message or code.message
+        self.temporary = code.temporary if temporary is None else temporary
         super().__init__(f"{code.value} {self.message}")
 
 
@@ -71,10 +75,10 @@ class ApplicationError(ReplyError):
 
     def __init__(self, number: int, message: str, *, temporary: bool) -> None:
         known = number in ErrorCode.__members__.values()
-        super().__init__(ErrorCode(number) if known else ErrorCode.INTERNAL, message)
+        code = ErrorCode(number) if known else ErrorCode.INTERNAL
+        super().__init__(code, message, temporary=temporary)
         self.args = (f"{number} {message}",)
         self.number = number
-        self.temporary = temporary
 
 
 class Disconnect(msgspec.Struct, frozen=True):

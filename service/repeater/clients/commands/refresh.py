@@ -71,7 +71,7 @@ async def sub_refresh(
         ReplyError: 103 for a channel that is not subscribed, 107 without a token, 108 if the
             back end renews instead, 100 if the token's keys are not available; 109 for a token
             that has expired or is not valid yet, and 103 for one that proves nothing. These two
-            end the subscription (2501) before they are answered.
+            end the subscription (2501) before they are answered, and are temporary.
         DisconnectError: 3500 for a token that is revoked, or of another user, client or channel.
     """
     subscription = client.channels.get(request.channel)
@@ -86,8 +86,10 @@ async def sub_refresh(
     except ReplyError as error:
         if error.code in _ENDING and not subscription.ended:
             # Before the reply: a permanent error alone is final for an SDK, which after this push
-            # subscribes again, with a new token, and does not look at the reply any more.
+            # subscribes again, with a new token. The Go SDK looks at the reply even then, so the
+            # error is a temporary one.
             client.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
+            raise ReplyError(error.code, temporary=True) from None
         raise
     if subscription.ended:  # the server ended the subscription while the token was proven
         raise ReplyError(ErrorCode.PERMISSION_DENIED)

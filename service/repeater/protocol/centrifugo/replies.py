@@ -140,7 +140,7 @@ def failure_of(error: ReplyError) -> Failure:
     """The error object of a `ReplyError`, which may be the application's own."""
     if isinstance(error, ApplicationError):
         return Failure(error.number, error.message, error.temporary)
-    return Failure(int(error.code), error.message, error.code.temporary)
+    return Failure(int(error.code), error.message, error.temporary)
 
 
 def publication_result(publication: Publication, *, quoted: bool = False) -> PublicationResult:
