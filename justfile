@@ -69,7 +69,7 @@ wheels: _venv
 test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
     @exec {{ python }} -m pytest tests/wheel "$@"
 
-# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, the SDKs of tests/sdk by npm
+# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, the SDKs of tests/sdk by npm, Go and Maven
 clients:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -95,14 +95,35 @@ clients:
     # Not an error: tests that need a missing client are skipped.
     [[ -z $why ]] || echo "not installed ($why), on Debian: apt-get install ${missing[*]}" >&2
 
-    cd tests/sdk
-    if command -v npm >/dev/null && ! cmp -s package.json node_modules/.installed; then
-        rm -rf node_modules
-        if timeout 120 npm install --ignore-scripts --no-audit --no-fund --loglevel=error; then
-            cp package.json node_modules/.installed
+    # Do what installs the packages that a file pins, once for each state of the file.
+    provide() {
+        local pins=$1 folder=$2 what=$3
+        shift 3
+        if cmp -s "$pins" "$folder/.installed"; then return; fi
+        rm -rf "$folder"
+        if "$@"; then
+            cp "$pins" "$folder/.installed"
         else
-            echo "not installed: the SDKs of tests/sdk (npm failed)" >&2
+            echo "not installed: $what of tests/sdk ($* failed)" >&2
         fi
+    }
+    # The driver is compiled as well: the first time takes long, and Go keeps what it has compiled.
+    modules() {
+        timeout 120 go mod vendor && timeout 300 go build -mod=vendor -buildvcs=false -o /dev/null .
+    }
+    cd tests/sdk
+    if command -v npm >/dev/null; then
+        provide package.json node_modules "the JavaScript SDK" \
+            timeout 120 npm install --ignore-scripts --no-audit --no-fund --loglevel=error
+    fi
+    # Go and Java are driven where they are installed.
+    if command -v mvn >/dev/null; then
+        provide java/pom.xml java/libraries "the Java SDK" \
+            timeout 180 mvn -B -q -f java/pom.xml dependency:copy-dependencies
+    fi
+    if command -v go >/dev/null; then
+        cd go
+        GOTOOLCHAIN=local provide go.mod vendor "the Go SDK" modules
     fi
 
 # Lint, check the formatting, check the types, look for merge markers
@@ -210,7 +231,10 @@ _missing-clients:
     #!/usr/bin/env bash
     set -euo pipefail
     {{ missing-clients }}
-    cmp -s tests/sdk/package.json tests/sdk/node_modules/.installed || missing+=("the SDKs of tests/sdk")
+    cd tests/sdk
+    cmp -s package.json node_modules/.installed || missing+=("the JavaScript SDK")
+    if command -v go >/dev/null; then cmp -s go/go.mod go/vendor/.installed || missing+=("the Go SDK"); fi
+    if command -v mvn >/dev/null; then cmp -s java/pom.xml java/libraries/.installed || missing+=("the Java SDK"); fi
     (( ${#missing[@]} == 0 )) && exit 0
     printf -v list ', %s' "${missing[@]}"
     echo "missing: ${list:2}; \`just clients\` installs them, and the tests skip what needs them" >&2

@@ -1,6 +1,6 @@
 """SDK clients as objects of a Trio test, and servers for them to talk to.
 
-Each SDK runs in a driver: one process a session, spoken to in JSON lines (drivers/). A `Peer` is
+Each SDK runs in a driver: one process a session, spoken to in JSON lines (clients.py). A `Peer` is
 one client of one driver: its methods are the SDK's, and `heard` waits for what it was told. Keys
 tell the clients of one driver apart, so a test never hears another test's events.
 """
@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -28,7 +28,8 @@ from repeater.config import Settings
 from repeater.options import NodeOptions
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
-from tests.deadlines import LOOP_ANSWERS
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.sdk.clients import Program
 from tests.working import Workers, open_workers
 
 Value = dict[str, Any]
@@ -55,9 +56,10 @@ class CallError(Exception):
 class Driver:
     """One SDK's process. Made by a session fixture, which ends it by `stop`."""
 
-    def __init__(self, name: str, command: Sequence[str], errors: Path) -> None:
+    def __init__(self, name: str, program: Program, errors: Path) -> None:
         self.name = name
-        self._command = command
+        self._program = program
+        self._built = program.build is None
         self._errors = errors
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
@@ -67,17 +69,34 @@ class Driver:
         self.peers: dict[str, Peer] = {}
 
     def start(self) -> None:
-        """Start the process, unless it runs, and wait for its first line; blocks meanwhile."""
+        """Build and start the process, unless it runs, and wait for its first line.
+
+        Blocks meanwhile.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
         self._received, self._answers = b"", {}
         with self._errors.open("ab") as errors:
+            self._build(errors)
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+                self._program.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
             )
         ready = _pipe(self._process.stdout).readline()
         assert ready, f"{self.name} does not start: {self.errors()}"
+
+    def _build(self, errors: IO[bytes]) -> None:
+        if self._built or self._program.build is None:
+            return
+        done = subprocess.run(
+            self._program.build,
+            stdout=errors,
+            stderr=errors,
+            env={**os.environ, **self._program.environment},
+            timeout=PROCESS_STARTS,
+        )
+        assert done.returncode == 0, f"{self.name} can't be built: {self.errors()}"
+        self._built = True
 
     def stop(self) -> None:
         """End the process: by the end of its stdin, or else hard."""
@@ -199,13 +218,13 @@ class Peer:
 
 
 class SDK:
-    """One SDK under test: makes clients of it. Given to a test by the fixture `sdk`."""
+    """One SDK in one format: makes clients of it. Given to a test by the fixture `sdk`."""
 
     _keys = itertools.count(1)
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, protobuf: bool) -> None:
         self.driver = driver
-        self.name = driver.name
+        self.protobuf = protobuf
 
     @asynccontextmanager
     async def client(
@@ -216,10 +235,11 @@ class SDK:
         `options` are the SDK's (`token`, `data`...), and `tokens`, a list that its `get_token`
         callback gives one by one, each time with an event `token`.
         """
-        peer = Peer(self.driver, f"{self.name}-{next(self._keys)}")
+        peer = Peer(self.driver, f"{self.driver.name}-{next(self._keys)}")
         self.driver.peers[peer._key] = peer
         try:
-            await peer.call("open", url=url_of(server), options=options)
+            url = url_of(server)
+            await peer.call("open", url=url, protobuf=self.protobuf, options=options)
             if connect:
                 await peer.call("connect")
                 await peer.heard("connected")

@@ -182,10 +182,9 @@ async def test_rpc_is_not_available(sdk: SDK) -> None:
         await client.subscribe("news")
 
 
+@pytest.mark.needs("send")
 async def test_send_is_not_available(sdk: SDK) -> None:
     """Without a handler an asynchronous message ends the connection with 3508, for good."""
-    if sdk.name == "python":
-        return  # This SDK has no `send`.
     async with running() as server, sdk.client(server) as client:
         await client.call("send", data={"hi": 1})
         assert (await client.heard("disconnected"))["code"] == 3508

@@ -20,7 +20,11 @@ from tests.relay import Relay
 from tests.sdk.harness import SDK
 from tests.valkeys import valkey
 
-pytestmark = pytest.mark.sdk
+pytestmark = [
+    pytest.mark.sdk,
+    # Each takes ten seconds, so not every client goes through it.
+    pytest.mark.parametrize("driver", ["python", "node", "chromium", "go"], indirect=True),
+]
 
 _KEPT = {"history_size": 100, "history_ttl": 60, "force_recovery": True}
 _DELTA = {**_KEPT, "allowed_delta_types": ["fossil"], "delta_publish": True}

@@ -169,6 +169,7 @@ async def test_cache_recovery_of_a_first_visit(sdk: SDK) -> None:
         assert await client.data("price", 1) == [2]
 
 
+@pytest.mark.needs("deltas")
 async def test_differences_are_put_together(sdk: SDK) -> None:
     """Sent as Fossil deltas the SDK gives out whole data, over a dropped connection as well."""
     delta = ChannelOptions(
@@ -193,6 +194,7 @@ async def test_differences_are_put_together(sdk: SDK) -> None:
         assert await client.data("news", 9) == [*values[4:], "something else altogether"]
 
 
+@pytest.mark.needs("deltas")
 async def test_delta_where_it_is_not_allowed(sdk: SDK) -> None:
     """A client that asks for deltas and is not granted them reads plain data."""
     async with running(channel=KEPT) as server, sdk.client(server) as client:
@@ -201,6 +203,7 @@ async def test_delta_where_it_is_not_allowed(sdk: SDK) -> None:
         assert await client.data("news", 2) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.needs("tags filters")
 async def test_tags_are_filtered(sdk: SDK) -> None:
     """Only publications with matching tags arrive; a gap in their offsets is not a loss."""
     filtered = ChannelOptions(
@@ -223,6 +226,7 @@ async def test_tags_are_filtered(sdk: SDK) -> None:
         assert not client.waiting("unsubscribed")
 
 
+@pytest.mark.needs("tags filters")
 async def test_tags_filter_where_it_is_not_allowed(sdk: SDK) -> None:
     """The subscription is given up with 107."""
     async with running() as server, sdk.client(server) as client:

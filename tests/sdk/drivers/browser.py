@@ -17,13 +17,12 @@ from typing import Any
 from playwright.async_api import async_playwright
 
 HERE = Path(__file__).parent
+BUILDS = HERE.parent / "node_modules/centrifuge/dist"
 FILES = {
     "/": (HERE / "page.html", "text/html"),
     "/driver.js": (HERE / "driver.js", "text/javascript"),
-    "/centrifuge.js": (
-        HERE.parent / "node_modules/centrifuge/dist/centrifuge.js",
-        "text/javascript",
-    ),
+    "/centrifuge.js": (BUILDS / "centrifuge.js", "text/javascript"),
+    "/centrifuge.protobuf.js": (BUILDS / "centrifuge.protobuf.js", "text/javascript"),
 }
 
 

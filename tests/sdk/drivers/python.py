@@ -1,12 +1,14 @@
 """The Python SDK, driven by commands on stdin; drivers/driver.js is its twin.
 
 A command names one client by `key`; what that client hears goes out on stdout as events. It runs
-on asyncio, as the SDK does, hence in a process of its own.
+on asyncio, as the SDK does, hence in a process of its own. With Protobuf the SDK gives and takes
+bytes: data that is JSON is told as `data`, anything else as `b64data`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,20 +23,32 @@ def emit(value: Value | str) -> None:
     print(json.dumps(value), flush=True)
 
 
+def value(data: Any) -> Any:
+    """Any data of the SDK: bytes become the JSON value that they are; no bytes are no data."""
+    return (json.loads(data) if data else None) if isinstance(data, bytes) else data
+
+
+def payload(data: Any) -> Value:
+    try:
+        return {"data": value(data)}
+    except ValueError:
+        return {"b64data": base64.b64encode(data).decode()}
+
+
 def info(one: Any) -> Value | None:
     if one is None:
         return None
     return {
         "user": one.user,
         "client": one.client,
-        "conn_info": one.conn_info,
-        "chan_info": one.chan_info,
+        "conn_info": value(one.conn_info),
+        "chan_info": value(one.chan_info),
     }
 
 
 def publication(one: Any) -> Value:
     return {
-        "data": one.data,
+        **payload(one.data),
         "offset": one.offset or 0,
         "tags": one.tags or {},
         "info": info(one.info),
@@ -49,7 +63,7 @@ def subscribed(one: Any) -> Value:
         "position": position and {"offset": position.offset, "epoch": position.epoch},
         "was_recovering": one.was_recovering,
         "recovered": one.recovered,
-        "data": one.data,
+        "data": value(one.data),
     }
 
 
@@ -72,7 +86,7 @@ SUBSCRIPTION: dict[str, Callable[[Any], Value]] = {
 }
 CLIENT: dict[str, Callable[[Any], Value]] = {
     "connecting": coded,
-    "connected": lambda one: {"id": one.client, "data": one.data},
+    "connected": lambda one: {"id": one.client, "data": value(one.data)},
     "disconnected": coded,
     "error": failed,
 }
@@ -117,6 +131,7 @@ def from_list(tokens: list[str], about: Value) -> Callable[..., Awaitable[str]]:
 class Driver:
     def __init__(self) -> None:
         self._clients: dict[str, Any] = {}
+        self._protobuf: set[str] = set()  # The keys of the clients that speak it.
 
     async def handle(self, command: Value) -> None:
         call = getattr(self, command.pop("call"))
@@ -127,7 +142,17 @@ class Driver:
             code, text = getattr(error, "code", -1), getattr(error, "message", repr(error))
             emit({"id": number, "error": {"code": code, "message": text}})
 
-    async def open(self, key: str, url: str, options: Value) -> None:
+    def _taken(self, key: str, data: Any, b64data: str | None) -> Any:
+        """What the SDK takes for the data of a command."""
+        if b64data is not None:
+            return base64.b64decode(b64data)
+        return json.dumps(data).encode() if key in self._protobuf else data
+
+    async def open(self, key: str, url: str, protobuf: bool, options: Value) -> None:
+        if protobuf:
+            self._protobuf.add(key)
+        if "data" in options:
+            options["data"] = self._taken(key, options["data"], None)
         tokens = options.pop("tokens", None)
         if tokens is not None:
             options["get_token"] = from_list(tokens, {"key": key})
@@ -137,6 +162,7 @@ class Driver:
             min_reconnect_delay=0.02,
             max_reconnect_delay=0.2,
             proxy=None,
+            use_protobuf=protobuf,
             **options,
         )
 
@@ -152,6 +178,8 @@ class Driver:
             about = {"key": key, "channel": channel}
             if (tokens := options.pop("tokens", None)) is not None:
                 options["get_token"] = from_list(tokens, about)
+            if "data" in options:
+                options["data"] = self._taken(key, options["data"], None)
             if "delta" in options:
                 options["delta"] = centrifuge.DeltaType(options["delta"])
             if "tags_filter" in options:
@@ -168,8 +196,10 @@ class Driver:
     async def unsubscribe(self, key: str, channel: str) -> None:
         await self._clients[key].get_subscription(channel).unsubscribe()
 
-    async def publish(self, key: str, channel: str, data: Any) -> None:
-        await self._clients[key].publish(channel, data)
+    async def publish(
+        self, key: str, channel: str, data: Any = None, b64data: str | None = None
+    ) -> None:
+        await self._clients[key].publish(channel, self._taken(key, data, b64data))
 
     async def history(self, key: str, channel: str, options: Value) -> Value:
         if since := options.pop("since", None):
@@ -189,10 +219,14 @@ class Driver:
         result = await self._clients[key].presence_stats(channel)
         return {"num_clients": result.num_clients, "num_users": result.num_users}
 
-    async def rpc(self, key: str, method: str, data: Any) -> Any:
-        return (await self._clients[key].rpc(method, data)).data
+    async def rpc(
+        self, key: str, method: str, data: Any = None, b64data: str | None = None
+    ) -> Value:
+        result = await self._clients[key].rpc(method, self._taken(key, data, b64data))
+        return payload(result.data)
 
     async def close(self, key: str) -> None:
+        self._protobuf.discard(key)
         await self._clients.pop(key).disconnect()
 
 
