@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -34,7 +34,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
 
     token: str = ""
     data: msgspec.Raw = msgspec.Raw()
-    subs: dict[str, SubscriptionPosition] = {}
+    subs: Mapping[str, SubscriptionPosition] = {}
     name: str = ""
     version: str = ""
     headers: dict[str, str] = {}

@@ -7,7 +7,7 @@ another wire type than the schema's is an unknown field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -104,15 +104,35 @@ def _read_connect(message: Any) -> ConnectRequest:
     return ConnectRequest(
         token=message.token,
         data=msgspec.Raw(message.data),
-        subs={channel: _read_position(one) for channel, one in message.subs.items()},
+        subs=_Positions(message.subs) if message.subs else {},
         name=message.name,
         version=message.version,
         headers=dict(message.headers),
     )
 
 
-def _read_position(message: Any) -> SubscriptionPosition:
-    return SubscriptionPosition(message.recover, message.offset, message.epoch)
+class _Positions(Mapping[str, SubscriptionPosition]):
+    """The positions of a `connect`, each read when it is asked for.
+
+    A message has room for thousands, and most are of no use: reading all would take milliseconds.
+    """
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Any) -> None:
+        self._messages = messages
+
+    def __getitem__(self, channel: str) -> SubscriptionPosition:
+        if channel not in self._messages:  # else the runtime would add it
+            raise KeyError(channel)
+        one = self._messages[channel]
+        return SubscriptionPosition(one.recover, one.offset, one.epoch)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
 
 def _read_subscribe(message: Any) -> SubscribeRequest:
