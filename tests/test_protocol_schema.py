@@ -1,4 +1,4 @@
-"""client.proto: what is committed is what is compiled, and the public schema's numbers are in it."""
+"""client.proto: it was compiled as it is, and has the public schema's numbers."""
 
 from __future__ import annotations
 
