@@ -17,6 +17,7 @@ from repeater.protocol.centrifugo.commands import (
     ChannelRequest,
     Command,
     ConnectRequest,
+    EmulationRequest,
     HistoryRequest,
     PublishRequest,
     RefreshRequest,
@@ -31,7 +32,7 @@ from repeater.protocol.centrifugo.commands import (
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.json_format import JSON
 from repeater.protocol.centrifugo.protobuf_format import PROTOBUF
-from repeater.protocol.centrifugo.protobuf_reader import EmulationRequest, read_emulation
+from repeater.protocol.centrifugo.protobuf_reader import read_emulation
 from repeater.protocol.centrifugo.replies import (
     ConnectResult,
     Empty,

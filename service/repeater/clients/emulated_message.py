@@ -25,11 +25,24 @@ _FULL: Final = b"full"
 
 
 class EmulatedMessage(msgspec.Struct, frozen=True):
-    """A message of a session; see `Emulation.take`."""
+    """A message of a session; see `Emulation.take`. It is text, or `octets` of Protobuf."""
 
     session: str
-    message: str
+    text: str = msgspec.field(default="", name="message")
     credentials: str = ""
+    octets: bytes = b""
+
+    @property
+    def message(self) -> str | bytes:
+        """The text or the octets."""
+        return self.octets or self.text
+
+
+def emulated(session: str, message: str | bytes, credentials: str) -> EmulatedMessage:
+    """A message as it goes to its session's node."""
+    if isinstance(message, bytes):
+        return EmulatedMessage(session, credentials=credentials, octets=message)
+    return EmulatedMessage(session, message, credentials)
 
 
 async def emulate(node: ClientNode, member: str, message: EmulatedMessage) -> None:

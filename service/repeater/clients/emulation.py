@@ -68,7 +68,7 @@ class Emulation:
         finally:
             del self._sessions[client.session]
 
-    def take(self, session_id: str, message: str, credentials: str = "") -> None:
+    def take(self, session_id: str, message: str | bytes, credentials: str = "") -> None:
         """Queue a message behind the session's earlier ones. Returns at once.
 
         Raises:

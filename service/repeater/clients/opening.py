@@ -18,7 +18,7 @@ from repeater.clients.limits import Place
 from repeater.clients.plain import Greet, Wanted, listening
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
-from repeater.errors import INAPPROPRIATE_PROTOCOL, SHUTDOWN, Disconnect
+from repeater.errors import SHUTDOWN, Disconnect
 from repeater.random_id import random_id
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = NONE
     """What the back end is to see of the request's headers."""
     protobuf: bool = False
-    """Whether the client asked for the binary protocol, which is not spoken here."""
+    """Whether the client speaks Protobuf; else JSON, or nothing."""
 
 
 def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | None:
@@ -117,9 +117,7 @@ def _arrive(node: ClientNode, client: Client, opening: Opening) -> None:
     client.place = opening.place
     client.headers = opening.headers
     end: Disconnect | None = None
-    if opening.protobuf:
-        end = INAPPROPRIATE_PROTOCOL
-    elif node.draining:
+    if node.draining:
         end = SHUTDOWN
     elif opening.wanted is not None:
         end = node.denials.refusal(opening.wanted.grant)

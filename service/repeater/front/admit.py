@@ -36,8 +36,9 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
+from repeater.front import protobuf
+from repeater.front.request import OCTETS
 from repeater.front.responses import (
-    OCTETS,
     PROTOBUF_FAREWELL,
     answer_page,
     answer_refusal,
@@ -143,16 +144,26 @@ class _Decision(msgspec.Struct, eq=False):
                 await self._reserve(grant.user)
             return self._admit_plain(grant)
         first: str | bytes = ""
+        speaks_protobuf = self._speaks_protobuf()
+        if speaks_protobuf:
+            await protobuf.load()
         if route.media_type:
-            first = await self._first_of_stream()
+            first = await self._first_of_stream(binary=speaks_protobuf)
         elif route.kind == "unidirectional":
             first = request.parameter("cf_connect")
         if self._node.places.reserved:
             self._ask_draining()
             await self._reserve("")
-        return self._admit_centrifuge(first)
+        return self._admit_centrifuge(first, speaks_protobuf=speaks_protobuf)
 
-    def _admit_centrifuge(self, first: str | bytes) -> Opening:
+    def _speaks_protobuf(self) -> bool:
+        """Whether the client speaks Protobuf, where it is spoken (protocol, section 16)."""
+        request, route = self._request, self._route
+        if route.kind == "bidirectional":
+            return request.wants_protobuf()
+        return route.name == "http_stream" and request.has_octets
+
+    def _admit_centrifuge(self, first: str | bytes, *, speaks_protobuf: bool) -> Opening:
         """Decide on a client whose user is not known yet; sync, see the module's rule."""
         request, kind = self._request, self._route.kind
         allowed = self._node.forward_headers
@@ -165,7 +176,7 @@ class _Decision(msgspec.Struct, eq=False):
             first=first,
             credentials=request.credentials() if kind == "emulated" else "",
             headers=forwarded(request.header_lines(), allowed) if allowed else NONE,
-            protobuf=kind == "bidirectional" and request.wants_protobuf(),
+            protobuf=speaks_protobuf,
         )
 
     def _admit_plain(self, grant: ConnectionGrant) -> Opening:
@@ -282,8 +293,10 @@ class _Decision(msgspec.Struct, eq=False):
         """The token's channels; the server chose them, so one that cannot be refuses nobody."""
         return [name for name in grant.channels if self._node.channels.grantable(name, grant.user)]
 
-    async def _first_of_stream(self) -> str | bytes:
+    async def _first_of_stream(self, *, binary: bool) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.
+
+        The body is bytes if it is `binary`; else text, where it is UTF-8.
 
         An emulated stream is refused with 400 if the message is missing; a unidirectional one if
         it is malformed, since its client gets no replies that could name the error.
@@ -292,11 +305,12 @@ class _Decision(msgspec.Struct, eq=False):
         if request.length > self._node.options.message_limit:
             raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         if request.method == "POST":
-            if (request.header(b"content-type") or "").startswith(OCTETS):
+            if request.has_octets and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
                 raise _RefusedError(Refusal(answer))
             assert self._read_body is not None, "a POST has a body to read"
-            first = _text_or_bytes(await self._read_body())
+            body = await self._read_body()
+            first = body if binary else _text_or_bytes(body)
         else:
             first = request.parameter("cf_connect")
         if route.kind == "emulated":

@@ -37,6 +37,9 @@ _COOKIE: Final = b"cookie"
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1; a JWT is one
 _NOT_PLAIN: Final = frozenset({b"expect", b"upgrade", b"http2-settings", _CHUNKED})
 
+OCTETS: Final = "application/octet-stream"
+"""The media type of Protobuf over HTTP."""
+
 _PARAMETERS: Final = frozenset(
     {"cf_connect", "cf_protocol", "channel", "format", _LAST_EVENT_ID_PARAMETER, "token"}
 )
@@ -171,13 +174,18 @@ class Request(msgspec.Struct, eq=False):
         return token_of_cookies(value for name, value in self.pairs if name == _COOKIE)
 
     def wants_protobuf(self) -> bool:
-        """Whether the client asks for the protocol's binary form (section 2.1)."""
+        """Whether a WebSocket's client asks for Protobuf (section 2.1)."""
         if self.subprotocol == PROTOBUF_SUBPROTOCOL:
             return True
         if not self.query_string:
             return False
         query = self.query
         return "protobuf" in (*query.get("format", ()), *query.get("cf_protocol", ()))
+
+    @property
+    def has_octets(self) -> bool:
+        """Whether the body is Protobuf, by its media type."""
+        return (self.header(b"content-type") or "").startswith(OCTETS)
 
     @property
     def length(self) -> int:

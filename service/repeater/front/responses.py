@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from repeater.access.origins import Page
 from repeater.errors import STALE, Disconnect
+from repeater.front.request import OCTETS
 from repeater.front.routes import EVENT_STREAM, Route
 from repeater.protocol.http.answer import Answer, Headers, answer_status, write_answer
 from repeater.protocol.sse.event_stream import retry
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from repeater.front.request import Request
     from repeater.protocol.http.fault import Fault
 
-OCTETS: Final = "application/octet-stream"
-"""The media type of the binary protocol, which the HTTP transports do not speak."""
-
-# A length-prefixed protobuf push of disconnect 3506, which stops an SDK for good (section 16).
+# A length-prefixed Protobuf push of disconnect 3506, which stops an SDK for good (section 16).
+# HTTP ways that speak JSON only answer with it.
 PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropriate protocol"
 
 _PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
@@ -111,11 +110,11 @@ def _as_written(request: Request, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-def stream_headers(route: Route, request: Request) -> Headers:
+def stream_headers(route: Route, request: Request, *, protobuf: bool = False) -> Headers:
     """A stream's headers: no cache may keep it, no proxy buffer or compress it (section 14.1)."""
     return (
         *cors_headers(request),
-        ("Content-Type", route.media_type),
+        ("Content-Type", OCTETS if protobuf else route.media_type),
         ("Cache-Control", _NO_CACHE),
         ("Pragma", "no-cache"),
         ("X-Accel-Buffering", "no"),

@@ -19,6 +19,7 @@ from repeater.clients.opening import begin
 from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
+from repeater.front.protobuf import codec_of
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import (
     answer_end,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from repeater.front.open_connections import OpenConnection
     from repeater.front.preamble import Preamble
     from repeater.node import Node
+    from repeater.protocol.centrifugo.codecs import Codec
     from repeater.protocol.http.head import Head
 
 RestOfRequest = Callable[[socket.socket, trio.CancelScope], AbstractContextManager[None]]
@@ -103,7 +105,7 @@ class Subscriptions:
             if forwarded:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
-            transport = _transport(sock, route)
+            transport = _transport(sock, route, codec_of(route, opening))
             wanted, late = opening.wanted, None
             ready = wanted is not None and holds_at_once(self._node, wanted.channels)
             client = Client(self._node.registry, transport, scope, ready=ready)
@@ -145,12 +147,12 @@ class Subscriptions:
                 if forwarded:
                     self._preamble.name_client(sock, forwarded)
                 route = STREAMS[request.path]
-                headers = (*stream_headers(route, request), *_LAST, ("Date", http_date()))
+                codec = codec_of(route, opening)
+                headers = stream_headers(route, request, protobuf=opening.protobuf)
+                headers = (*headers, *_LAST, ("Date", http_date()))
                 answer = write_head(200, headers) + opening_bytes(route)
                 refuse = partial(_last_words, request, route)
-                serving = http_stream.serve(
-                    self._node, sock, scope, opening, route.codec, answer, refuse
-                )
+                serving = http_stream.serve(self._node, sock, scope, opening, codec, answer, refuse)
                 del head, received, request, forwarded, body, route, headers, connection
                 del answer, refuse
                 await serving
@@ -184,10 +186,10 @@ def _last_words(request: Request, route: Route, end: Disconnect) -> bytes:
     return write_answer(answer_end(request, route, end), keep_alive=False, date=http_date())
 
 
-def _transport(sock: socket.socket, route: Route) -> websocket.WebSocketTransport:
+def _transport(sock: socket.socket, route: Route, codec: Codec) -> websocket.WebSocketTransport:
     if route.kind == "unidirectional":
-        return websocket.UnidirectionalTransport(sock, route.codec)
-    return websocket.WebSocketTransport(sock, route.codec)
+        return websocket.UnidirectionalTransport(sock, codec)
+    return websocket.WebSocketTransport(sock, codec)
 
 
 class _Body:

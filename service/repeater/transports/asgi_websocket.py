@@ -28,7 +28,10 @@ class ASGIWebSocketTransport(ASGITransport):
 
     async def hand_over(self, chunk: bytes) -> None:
         """Give one whole message to the ASGI server."""
-        await self._send({"type": "websocket.send", "bytes": None, "text": chunk.decode()})
+        if self.codec.format.binary:
+            await self._send({"type": "websocket.send", "bytes": chunk, "text": None})
+        else:
+            await self._send({"type": "websocket.send", "bytes": None, "text": chunk.decode()})
 
     async def say_goodbye(self, disconnect: Disconnect) -> None:
         """Close with the code and reason; the ASGI server finishes the closing handshake."""

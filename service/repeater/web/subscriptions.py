@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from repeater.clients.emulated_message import EmulatedMessage, emulate
+from repeater.clients.emulated_message import emulate, emulated
 from repeater.clients.emulation import (
     OverflowedError,
     UnknownSessionError,
 )
 from repeater.deadlines import within
+from repeater.errors import DisconnectError
+from repeater.front import protobuf
 from repeater.front.admit import Refusal, admit
+from repeater.front.protobuf import codec_of
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
-    OCTETS,
     answer_end,
     answer_later,
     answer_page,
@@ -33,6 +35,7 @@ from repeater.front.responses import (
     stream_headers,
 )
 from repeater.front.routes import STREAMS, WEBSOCKETS
+from repeater.protocol.centrifugo.commands import EmulationRequest
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.json_reader import reader
 from repeater.transports import asgi_stream, asgi_websocket
@@ -51,15 +54,9 @@ if TYPE_CHECKING:
 EMULATION_PATH: Final = "/emulation"
 
 
-class EmulationRequest(msgspec.Struct, frozen=True):
-    """The body of `POST /emulation`; `data` holds commands, joined by line ends."""
+_Emulated = EmulationRequest[str] | EmulationRequest[bytes]
 
-    session: str = ""
-    node: str = ""
-    data: str = ""
-
-
-_decode = reader(EmulationRequest, around=0)
+_decode = reader(EmulationRequest[str], around=0)
 
 
 class _GoneError(Exception):
@@ -109,7 +106,8 @@ class SubscriptionRoutes:
                 if route.kind == "unidirectional"
                 else ASGIWebSocketTransport
             )
-            transport = kind(send, route.asgi_codec, route.name, request.address)
+            codec = codec_of(route, opening, asgi=True)
+            transport = kind(send, codec, route.name, request.address)
 
             async def refuse(end: Disconnect) -> None:
                 await deny(scope, send, answer_end(request, route, end))
@@ -144,8 +142,10 @@ class SubscriptionRoutes:
                 await send_answer(send, opening.answer)
                 return
             route = STREAMS[request.path]
-            transport = ASGIStreamTransport(send, route.asgi_codec, route.name, request.address)
-            headers, greeting = stream_headers(route, request), opening_bytes(route)
+            codec = codec_of(route, opening, asgi=True)
+            transport = ASGIStreamTransport(send, codec, route.name, request.address)
+            headers = stream_headers(route, request, protobuf=opening.protobuf)
+            greeting = opening_bytes(route)
 
             async def refuse(end: Disconnect) -> None:
                 await send_answer(send, answer_end(request, route, end))
@@ -160,17 +160,15 @@ class SubscriptionRoutes:
         if page is not None:
             return page
         node, cors = self._node(), cors_headers(request)
-        if (request.header(b"content-type") or "").startswith(OCTETS):
-            return answer_status(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, cors)
         if request.length > node.options.message_limit:
             return answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
         try:
-            command = _decode(await self._body(receive))
-        except msgspec.DecodeError:
+            command = await self._emulated(request, receive)
+        except (msgspec.DecodeError, DisconnectError):
             return answer_status(HTTPStatus.BAD_REQUEST, cors)
         if not (command.session and command.node):
             return answer_status(HTTPStatus.BAD_REQUEST, cors)
-        message = EmulatedMessage(command.session, command.data, request.credentials())
+        message = emulated(command.session, command.data, request.credentials())
         try:
             await emulate(node, command.node, message)
         except UnknownSessionError:
@@ -178,6 +176,19 @@ class SubscriptionRoutes:
         except OverflowedError:
             return answer_later(HTTPStatus.SERVICE_UNAVAILABLE, cors)
         return Answer(HTTPStatus.NO_CONTENT, b"", "", cors)
+
+    async def _emulated(self, request: Request, receive: Receive) -> _Emulated:
+        """Wait for the whole body and read it.
+
+        Raises:
+            msgspec.DecodeError, DisconnectError: it is not JSON, or not Protobuf.
+            _RefusedBodyError, _GoneError: as `_body`.
+        """
+        body = await self._body(receive)
+        if not request.has_octets:
+            return _decode(body)
+        await protobuf.load()
+        return protobuf.read_emulation(body)
 
     async def _body(self, receive: Receive) -> bytes:
         """Wait for the whole body and return it; the deadline is that of a head.

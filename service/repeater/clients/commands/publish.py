@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
+from repeater.clients.payload import json_data
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,
@@ -13,7 +14,7 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
-from repeater.json_text import accepted, embedded
+from repeater.json_text import embedded
 from repeater.protocol.centrifugo.commands import PublishRequest
 from repeater.publication import ClientInfo, Publication
 
@@ -43,7 +44,7 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
         info = subscription.info()
     else:
         info = ClientInfo(client.user, client.id, embedded(client.grant.info))
-    data = accepted(request.data) if grant.data is None else grant.data
+    data = json_data(client, request.data) if grant.data is None else grant.data
     publication = Publication(request.channel, data, info=info, tags=grant.tags)
     try:
         await node.publish(publication, skip_history=grant.skip_history)
@@ -72,6 +73,8 @@ async def _publish_grant(
     if not request.data:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     try:
-        return await backend.publish(client.asking(), request.channel, accepted(request.data))
+        return await backend.publish(
+            client.asking(), request.channel, json_data(client, request.data)
+        )
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None

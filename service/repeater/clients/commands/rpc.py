@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.clients.payload import json_data
 from repeater.errors import BrokerError, ErrorCode, ReplyError
-from repeater.json_text import accepted, embedded, json_text
+from repeater.json_text import embedded, json_text
 from repeater.protocol.centrifugo.commands import RPCRequest
 from repeater.protocol.centrifugo.replies import RPCResult
 
@@ -26,7 +27,7 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        data = await backend.rpc(client.asking(), request.method, accepted(request.data))
+        data = await backend.rpc(client.asking(), request.method, json_data(client, request.data))
         return RPCResult(embedded(json_text(data) if data else data))
     except (BrokerError, ValueError):  # ValueError: the data is not JSON
         raise ReplyError(ErrorCode.INTERNAL) from None

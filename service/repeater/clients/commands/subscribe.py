@@ -18,6 +18,7 @@ from repeater.access.grants import (
 )
 from repeater.clients.joining import Joining, Wish
 from repeater.clients.openings import GrantedChannel, drop, open_subscription
+from repeater.clients.payload import json_data
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -27,7 +28,6 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.fanout.recovery import named_position
-from repeater.json_text import accepted
 from repeater.protocol.centrifugo.commands import SubscribeRequest
 from repeater.protocol.centrifugo.filters import (
     CHANNEL_NODES,
@@ -124,7 +124,7 @@ async def _grant_without_token(
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        grant = await backend.subscribe(client.asking(), name, "", accepted(request.data))
+        grant = await backend.subscribe(client.asking(), name, "", json_data(client, request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if 0 < grant.expire_at <= node.unix_time():

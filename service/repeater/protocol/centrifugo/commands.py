@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.json_reader import STRANGERS_VALUES, reader
+
+Message = TypeVar("Message", str, bytes)
 
 _UINT32: Final = 2**32 - 1
 
@@ -144,6 +146,17 @@ class _Identified(msgspec.Struct, frozen=True):
     """The only field of a bad command that is read."""
 
     id: int = 0
+
+
+class EmulationRequest(msgspec.Struct, Generic[Message], frozen=True):
+    """The body of `POST /emulation` (section 14.2): commands for a session of a node.
+
+    `data` is what a WebSocket's message would be: text, or bytes in Protobuf.
+    """
+
+    data: Message
+    session: str = ""
+    node: str = ""
 
 
 PONG: Final = Command()

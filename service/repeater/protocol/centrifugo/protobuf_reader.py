@@ -18,6 +18,7 @@ from repeater.protocol.centrifugo.commands import (
     ChannelRequest,
     Command,
     ConnectRequest,
+    EmulationRequest,
     HistoryRequest,
     PublishRequest,
     RefreshRequest,
@@ -33,14 +34,6 @@ from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter
 from repeater.protocol.centrifugo.protobuf_messages import COMMAND, EMULATION_REQUEST, DecodeError
 
 _LENGTH_BYTES: Final = 5  # of a uint32 as a varint
-
-
-class EmulationRequest(msgspec.Struct, frozen=True):
-    """The body of a request to /emulation: commands for the session of a node (section 14.2)."""
-
-    node: str
-    session: str
-    data: bytes
 
 
 def read_commands(message: bytes) -> Iterator[Command]:
@@ -62,7 +55,7 @@ def read_commands(message: bytes) -> Iterator[Command]:
         start += size
 
 
-def read_emulation(body: bytes) -> EmulationRequest:
+def read_emulation(body: bytes) -> EmulationRequest[bytes]:
     """The request in a body; what it does not have is empty.
 
     Raises:
@@ -72,7 +65,7 @@ def read_emulation(body: bytes) -> EmulationRequest:
         message = EMULATION_REQUEST.FromString(body)
     except DecodeError:
         raise DisconnectError(BAD_REQUEST) from None
-    return EmulationRequest(message.node, message.session, message.data)
+    return EmulationRequest(message.data, message.session, message.node)
 
 
 def _read_length(message: bytes, start: int) -> tuple[int, int]:

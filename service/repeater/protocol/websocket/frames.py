@@ -28,12 +28,21 @@ PING_FRAME: Final = b"\x89\x00"
 
 def text_frame(payload: bytes) -> bytes:
     """Return one unfragmented, unmasked text frame."""
+    return _frame(b"\x81", payload)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Return one unfragmented, unmasked binary frame."""
+    return _frame(b"\x82", payload)
+
+
+def _frame(head: bytes, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
-        return b"\x81" + size.to_bytes(1) + payload
+        return head + size.to_bytes(1) + payload
     if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2) + payload
-    return b"\x81\x7f" + size.to_bytes(8) + payload
+        return head + b"\x7e" + size.to_bytes(2) + payload
+    return head + b"\x7f" + size.to_bytes(8) + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:
