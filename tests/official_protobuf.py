@@ -49,18 +49,31 @@ def varint(number: int) -> bytes:
 
 def replies(data: bytes) -> list[Any]:
     """The replies in a frame."""
-    found, rest = [], data
-    while rest:
-        size, place = 0, 0
-        while True:
-            size |= (rest[place] & 0x7F) << 7 * place
-            place += 1
-            if rest[place - 1] < 0x80:
-                break
-        assert len(rest) >= place + size
-        found.append(Reply.FromString(rest[place : place + size]))
-        rest = rest[place + size :]
+    found, rest = whole_replies(data)
+    assert not rest
     return found
+
+
+def whole_replies(data: bytes) -> tuple[list[Any], bytes]:
+    """The replies that are whole among these bytes, and the bytes behind them."""
+    found = []
+    while (length := _length(data)) is not None:
+        size, start = length
+        if len(data) < start + size:
+            break
+        found.append(Reply.FromString(data[start : start + size]))
+        data = data[start + size :]
+    return found, data
+
+
+def _length(data: bytes) -> tuple[int, int] | None:
+    """The length that these bytes begin with, and where it ends; None if it is not whole."""
+    size = 0
+    for place, byte in enumerate(data):
+        size |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return size, place + 1
+    return None
 
 
 def fill(message: Any, value: msgspec.Struct) -> Any:

@@ -12,7 +12,8 @@ from repeater.publication import Publication
 from repeater.serving.server import Server
 from tests.http_streams import Peer
 from tests.http_streams import peer as http_peer
-from tests.protobuf_messages import command, delimited, emulation, frames, whole
+from tests.official_protobuf import delimited
+from tests.protobuf_peer import command, emulation, frames, whole
 from tests.serving import close_code, frame, running
 from tests.test_websockets_behind_asgi import WebSocket, every_way, websocket
 
