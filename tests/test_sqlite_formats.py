@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from repeater.brokers.receipts import settled
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.formats import STEPS, Step, newest_format, prepare
 from repeater.brokers.sqlite.journal import FILE, open_journal
 from repeater.brokers.sqlite.opening import open_sqlite_broker
-from repeater.brokers.sqlite.records import Changes
+from repeater.brokers.sqlite.records import Changes, StreamRecord
 from repeater.errors import BrokerError
+from repeater.options import ChannelOptions
+from repeater.publication import ClientInfo, Publication
+from tests.durable import opened
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -109,10 +115,33 @@ def test_a_copy_that_cannot_be_written_keeps_the_old_format(path: Path) -> None:
     """Nothing is changed without a copy."""
     before = facts(path)
     path.with_name(f"{FILE}.format-{NEWEST}").mkdir()
-    with pytest.raises(JournalError, match=r"format-1: "):
+    with pytest.raises(JournalError, match=rf"format-{NEWEST}: "):
         bring_up(path, LATER)
     assert facts(path) == before
     assert not list(path.parent.glob("*.tmp*"))
+
+
+async def test_publications_of_the_first_format_are_read(tmp_path: Path) -> None:
+    """Their bodies have no mark for binary data; new ones stand behind them."""
+    now = time.time()
+    row = [b'{"a":1}', int(now * 1_000), {"k": "v"}, ["ann", "1", b"{}", None], True, 3, "e"]
+    journal = open_journal(tmp_path, "disk")
+    stream = StreamRecord(1, "c", "epoch", 1, 3, "e", now, 600, 600)
+    publication = (1, 1, 1, msgspec.msgpack.encode(row))
+    journal.write(Changes(streams=[stream], publications=[publication]))
+    journal.close()
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    options = ChannelOptions(history_ttl=600, history_meta_ttl=600)
+    async with opened(tmp_path) as (broker, _):
+        await settled(broker.submit(Publication("c", b"\xff", binary=True), options))
+    async with opened(tmp_path) as (broker, _):
+        (old, new), _ = broker.history("c", options)
+    assert facts(tmp_path / FILE)[0] == NEWEST
+    assert (old.data, old.tags, old.delta, old.version) == (b'{"a":1}', {"k": "v"}, True, 3)
+    assert old.info == ClientInfo("ann", "1", msgspec.Raw(b"{}"))
+    assert (old.binary, new.binary, new.data) == (False, True, b"\xff")
 
 
 def test_a_file_of_the_newest_format_is_left_alone(path: Path) -> None:

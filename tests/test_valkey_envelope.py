@@ -35,6 +35,9 @@ EVENTS = (
     Publication("c", json_text(b"1"), info=ClientInfo("", "1"), delta=True),
     Publication("c", json_text(b"1"), version=2**64 - 1, version_epoch="e"),
     Publication("c", json_text(rb'"\ud800"')),
+    Publication("c", b"\xff\n", binary=True),
+    Publication("c", b"", binary=True),
+    Publication("c", b"1", tags={"k": "v"}, info=INFO, delta=True, version=3, binary=True),
     Announcement("c", INFO, joined=True),
     Announcement("c", ClientInfo("", "2"), joined=False),
 )
@@ -61,6 +64,18 @@ def test_data_is_json_text() -> None:
     for event in EVENTS[:2]:
         found = opened("c", sealed(event, UID), NO_STREAM, 0)
         assert type(found.data) is JSONText
+
+
+def test_binary_data_is_of_a_kind_of_its_own() -> None:
+    """A node that does not know it refuses it, and never takes the bytes for JSON text.
+
+    What has no such data is sealed as it was before, so that older nodes read it.
+    """
+    binary = msgspec.structs.replace(EVENTS[1], binary=True)
+    assert sealed(binary, UID)[len(UID) :][:1] == b"b"
+    assert sealed(EVENTS[0], UID) == UID + b'd{"a": 1}'
+    row = [b"1", {"k": "v"}, None, False, 0, ""]
+    assert sealed(EVENTS[1], UID) == UID + b"p" + msgspec.msgpack.encode(row)
 
 
 def test_a_stream_that_has_changed() -> None:

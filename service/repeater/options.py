@@ -124,8 +124,9 @@ class ChannelOptions(Options, frozen=True, kw_only=True):
     channel_regex: re.Pattern[str] | None = None
     """The pattern that a channel's whole name must match, in place of printable ASCII."""
 
-    publication_data_format: Literal["json", "json_object"] = "json"
-    """What a publication's data must be."""
+    publication_data_format: Literal["json", "json_object", "binary"] = "json"
+    """What a publication's data must be: JSON, a JSON object, or any bytes, which only Protobuf
+    clients and plain WebSockets get."""
 
 
 class LimitOptions(Options, frozen=True, kw_only=True):

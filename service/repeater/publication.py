@@ -1,7 +1,8 @@
 """Publications, positions and announcements: the values that go from publisher to subscribers.
 
 A publication's data stays the JSON text that the publisher sent: nothing between the REST body
-and the subscriber's frame decodes the data again (`json_text`).
+and the subscriber's frame decodes the data again (`json_text`). In a binary channel the data is any
+bytes, and the publication is marked.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 class Publication(msgspec.Struct, frozen=True, gc=False):
     """One event in one channel.
 
-    `data` is JSON text, and a `JSONText` as soon as the node has accepted it. `offset` 0 means
+    `data` is JSON text, and a `JSONText` as soon as the node has accepted it. With `binary` it is
+    any bytes: the node sets the mark by the channel's format, and the mark stays with the
+    publication, since another node or a later configuration may have another format for the
+    channel. `offset` 0 means
     that the publication is not in the channel's history; with every other offset, `epoch` is set
     too. With `delta` the publication is sent as a delta to the subscribers that negotiated deltas.
     A `version` other than 0 says how new the data is: a channel's history takes the publication
@@ -58,6 +62,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     version: int = 0
     version_epoch: str = ""
     time: int = 0
+    binary: bool = False
 
     @property
     def position(self) -> StreamPosition | None:
@@ -139,12 +144,16 @@ def _size(text: str) -> int:
 def checked(publication: Publication) -> Publication:
     """The publication with a `JSONText` as data; for code that got it from elsewhere.
 
+    The data of a binary one is plain bytes.
+
     Raises:
         ReplyError: the data or the info is not JSON text, or another text is not text (107).
     """
     info = publication.info
     try:
-        data = json_text(bytes(publication.data))
+        data = bytes(publication.data)
+        if not publication.binary:
+            data = json_text(data)
         for part in () if info is None else (info.conn_info, info.chan_info):
             if part is not None:
                 json_text(bytes(part))

@@ -45,12 +45,16 @@ class ChannelOperations:
     ) -> Answer[Outcome]:
         """Publish one event without waiting; for code that publishes many events in a row.
 
+        The publication's data is JSON text, in a binary channel any bytes. The node marks it as
+        `binary` there.
+
         Returns the event's position, or a receipt of it where the engine has to wait for a disk or
         a network; `answered` awaits one with a deadline. Events are in their streams in the order
         of submission. The position is None if the channel keeps no history.
 
         Raises:
             ReplyError: the channel's name, the data, a tag or the info is missing or wrong (107),
+                binary data is for a channel of JSON (107),
                 a key or a tag's name is longer than 255 characters (107), the version is not an
                 unsigned number of 64 bits (107), or the namespace is unknown (102).
             trio.WouldBlock: there is no room, and nothing was published; see `wait_room`.
@@ -233,6 +237,10 @@ def _checked(
     node: ClientNode, publication: Publication, idempotency_key: str
 ) -> tuple[Publication, ChannelOptions]:
     options = node.channels.options(publication.channel)
+    if options.publication_data_format == "binary":
+        publication = msgspec.structs.replace(publication, binary=True)
+    elif publication.binary:
+        raise ReplyError(ErrorCode.BAD_REQUEST)
     # The API and the clients' commands give text that is checked already.
     if type(publication.data) is not JSONText:
         publication = checked(publication)
@@ -258,10 +266,10 @@ def _check_what_is_kept(publication: Publication) -> None:
 
 
 def _well_formed(data: bytes, options: ChannelOptions) -> bool:
-    """Whether the data is not empty and has the channel's format."""
+    """Whether the data has the channel's format; only binary data may be empty."""
     if options.publication_data_format == "json_object":
         return data.lstrip()[:1] == b"{"
-    return bool(data)
+    return bool(data) or options.publication_data_format == "binary"
 
 
 def _refusal(node: ClientNode) -> IntakeFullError:

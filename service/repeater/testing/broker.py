@@ -137,6 +137,30 @@ async def what_travels_is_kept(open_broker: OpenBroker) -> None:
         expect("what is handed on", await bench.handed_on(1), [wanted])
 
 
+async def binary_data(open_broker: OpenBroker) -> None:
+    """Data of any bytes, empty data too, stays what it is and keeps its mark, beside JSON."""
+    async with running(open_broker) as bench:
+        info = ClientInfo("ann", "1", msgspec.Raw(b"{}"))
+        for data in (bytes(range(256)), b"", b"1\n"):
+            sent = [
+                Publication(bench.channel, data, binary=True),
+                Publication(bench.channel, data, tags={"k": "v"}, info=info, binary=True),
+                Publication(bench.channel, b"1"),
+            ]
+            for one in sent:
+                await bench.send(one)
+            handed_on = await bench.handed_on(3)
+            found, top = await bench.history()
+            wanted = [
+                msgspec.structs.replace(one, offset=kept.offset, epoch=top.epoch, time=kept.time)
+                for one, kept in zip(sent, found, strict=True)
+            ]
+            expect("history", list(found), wanted)
+            expect("what is handed on", handed_on, wanted)
+        expect("without history", await bench.send(sent[0], skip_history=True), None)
+        expect("what is handed on of it", await bench.handed_on(1), [sent[0]])
+
+
 async def an_announcement(open_broker: OpenBroker) -> None:
     """A join is handed on in its turn, and is in no history."""
     async with running(open_broker) as bench:
@@ -232,6 +256,7 @@ RULES: Final = (
     skipped_history,
     no_history_at_all,
     what_travels_is_kept,
+    binary_data,
     an_announcement,
     a_full_intake,
     a_cancelled_publisher,

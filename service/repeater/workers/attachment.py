@@ -152,12 +152,14 @@ class Attachment:
         answer = self._broker.submit(
             Publication(
                 call.channel,
-                JSONText(call.data),  # checked by the worker's node
+                # Checked by the worker's node.
+                call.data if call.binary else JSONText(call.data),
                 tags=call.tags,
                 info=None if info is None else info_of(info),
                 delta=call.delta,
                 version=call.version,
                 version_epoch=call.version_epoch,
+                binary=call.binary,
             ),
             options_of(call.history_size, call.history_ttl, call.history_meta_ttl),
             idempotency_key=call.idempotency_key,

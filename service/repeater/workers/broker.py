@@ -170,6 +170,7 @@ class WorkerBroker:
                 publication.delta,
                 publication.version,
                 publication.version_epoch,
+                publication.binary,
             )
         )
         return receipt

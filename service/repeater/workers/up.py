@@ -28,6 +28,7 @@ class Submit(Message, frozen=True, tag=1):
     delta: bool
     version: int
     version_epoch: str
+    binary: bool = False
 
 
 class Announce(Message, frozen=True, tag=2):

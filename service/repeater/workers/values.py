@@ -1,6 +1,6 @@
 """Values of other rooms as they cross the link: arrays without names, which only grow at the end.
 
-JSON texts cross as bytes. The sender's type says that a text is valid (`JSONText`), and the peer is
+JSON texts cross as bytes, and so does binary data. The sender's type says that a text is valid (`JSONText`), and the peer is
 a process of ours, so the receiver makes a `JSONText` again without a second parse.
 """
 
@@ -52,6 +52,7 @@ class PublicationRow(msgspec.Struct, array_like=True, frozen=True, tag=1):
     info: InfoRow | None
     version: int
     version_epoch: str
+    binary: bool = False
 
 
 class AnnouncementRow(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -126,6 +127,7 @@ def publication_row(publication: Publication, weight: int = 0) -> PublicationRow
         None if info is None else info_row(info),
         publication.version,
         publication.version_epoch,
+        publication.binary,
     )
 
 
@@ -134,7 +136,7 @@ def publication_of(row: PublicationRow) -> Publication:
     info = row.info
     return Publication(
         row.channel,
-        JSONText(row.data),
+        row.data if row.binary else JSONText(row.data),
         row.offset,
         row.epoch,
         row.tags,
@@ -143,6 +145,7 @@ def publication_of(row: PublicationRow) -> Publication:
         row.version,
         row.version_epoch,
         row.time,
+        row.binary,
     )
 
 

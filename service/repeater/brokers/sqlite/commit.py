@@ -162,6 +162,7 @@ class Commit:
             found.version,
             found.version_epoch,
             self._time,
+            found.binary,
         )
         one.stream, one.row = at.number, next(self._rows)
         one.outcome = StreamPosition(top, at.epoch)

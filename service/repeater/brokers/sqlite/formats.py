@@ -64,8 +64,17 @@ CREATE TABLE denials(
 Step = Callable[[sqlite3.Connection], None]
 """Brings the tables of one format to the next, inside a transaction that it does not end."""
 
-STEPS: Final[Mapping[int, Step]] = {}
-"""By the format that a step begins with. Format 1 is the first one, so there is no step yet.
+
+
+def _allow_binary_data(_connection: sqlite3.Connection) -> None:
+    """Format 2: publications may be binary (`records`). The tables and older bodies stay.
+
+    A program that knows only format 1 would send the bytes to its clients as JSON.
+    """
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _allow_binary_data}
+"""By the format that a step begins with; format 1 is the first one.
 
 Who changes `SCHEMA` adds one: `STEPS[n]` makes format n + 1 of format n, without `executescript`,
 which would commit.

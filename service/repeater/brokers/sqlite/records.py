@@ -89,6 +89,8 @@ class _Body(msgspec.Struct, array_like=True, frozen=True):
     delta: bool
     version: int
     version_epoch: str
+    binary: bool = False
+    """Since format 2: bodies of format 1 end before it."""
 
 
 _encode_into = msgspec.msgpack.Encoder().encode_into
@@ -111,6 +113,7 @@ def body_of(publication: Publication) -> bytearray:
             publication.delta,
             publication.version,
             publication.version_epoch,
+            publication.binary,
         ),
         body,
     )
@@ -142,6 +145,7 @@ def publication_of(
         found.version,
         found.version_epoch,
         time,
+        found.binary,
     )
 
 

@@ -4,11 +4,13 @@
 
     d   the data of a publication that has nothing else
     p   msgpack of a `_PublicationRow`
+    b   the same, of a binary publication: its data is any bytes
     j l msgpack of an `_InfoRow`: a join, a leave
 
 By the bus comes `<offset> <epoch> <Unix ms>`, a line break, and the envelope; `0` for what is in no
 stream; without an envelope: the stream has changed. Rows only grow at the end, so that two
-versions of Repeater can run side by side.
+versions of Repeater can run side by side. A kind that a node does not know is counted and logged
+there, and who has a position in the channel is told of the loss.
 
 Whoever can write into the engine can write anything. So all of it is checked like a stranger's
 bytes before it comes to fan-out.
@@ -77,7 +79,7 @@ def sealed(event: Publication | Announcement, uid: bytes) -> bytes:
     if type(event) is Announcement:
         return uid + (b"j" if event.joined else b"l") + _encode(_info_row(event.info))
     assert type(event) is Publication
-    if event.tags or event.info or event.delta or event.version:
+    if event.tags or event.info or event.delta or event.version or event.binary:
         row = _PublicationRow(
             bytes(event.data),
             event.tags,
@@ -86,7 +88,7 @@ def sealed(event: Publication | Announcement, uid: bytes) -> bytes:
             event.version,
             event.version_epoch,
         )
-        return uid + b"p" + _encode(row)
+        return uid + (b"b" if event.binary else b"p") + _encode(row)
     return uid + b"d" + event.data
 
 
@@ -185,8 +187,9 @@ def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Ev
             return Publication(
                 channel, json_text(content), place.offset, place.epoch, time=milliseconds
             )
-        if kind == b"p":
-            return _publication(channel, _decode_publication(content), place, milliseconds)
+        if kind in (b"p", b"b"):
+            row = _decode_publication(content)
+            return _publication(channel, row, place, milliseconds, binary=kind == b"b")
         if kind in (b"j", b"l"):
             return Announcement(channel, _info(_decode_info(content)), kind == b"j")
     except (ValueError, msgspec.MsgspecError, RecursionError):  # a decoder goes as deep as they do
@@ -194,10 +197,12 @@ def opened(channel: str, envelope: bytes, place: Place, milliseconds: int) -> Ev
     raise ForeignError("not a kind of event")
 
 
-def _publication(channel: str, row: _PublicationRow, place: Place, time: int) -> Publication:
+def _publication(
+    channel: str, row: _PublicationRow, place: Place, time: int, *, binary: bool
+) -> Publication:
     return Publication(
         channel,
-        json_text(row.data),
+        row.data if binary else json_text(row.data),
         place.offset,
         place.epoch,
         row.tags,
@@ -206,6 +211,7 @@ def _publication(channel: str, row: _PublicationRow, place: Place, time: int) ->
         row.version,
         row.version_epoch,
         time,
+        binary,
     )
 
 
