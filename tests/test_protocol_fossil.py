@@ -60,6 +60,23 @@ def test_any_text_comes_back(base: str, target: str) -> None:
     assert apply(old, make_delta(old, new)) == new
 
 
+@given(st.binary(max_size=80), st.binary(max_size=80), st.binary(max_size=80))
+def test_any_bytes_come_back(one: bytes, two: bytes, three: bytes) -> None:
+    """Data that is no text: whatever bytes are common, at any place."""
+    for base, target in ((one, two), (one + two + three, three + two + one), (one * 3, one + two)):
+        assert bytes(apply_delta(base, make_delta(base, target, text=False))) == target
+
+
+def test_bytes_are_cut_anywhere() -> None:
+    """A run of bytes that would be the inside of a character in text costs no time and no size."""
+    base = bytes([0x80]) * 60_000 + b"1" + bytes([0x80]) * 60_000
+    target = base.replace(b"1", b"2")
+    delta, is_delta = delta_or_full(base, target, text=False)
+    assert is_delta
+    assert len(delta) < 40
+    assert bytes(apply_delta(base, delta)) == target
+
+
 @given(TEXTS, TEXTS, TEXTS, st.data())
 def test_rearranged_text_comes_back(one: str, two: str, three: str, data: st.DataObject) -> None:
     """Pieces of the base in another order and number: copies from anywhere, cut anywhere."""
@@ -205,10 +222,10 @@ def test_repetitive_text_is_bounded_work(
     tries = 0
     grow = fossil._grow
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         nonlocal tries
         tries += 1
-        return grow(*args)
+        return grow(*args, **options)
 
     monkeypatch.setattr(fossil, "_grow", counted)
     assert apply(base, make_delta(base, target)) == target

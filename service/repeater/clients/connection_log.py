@@ -68,10 +68,13 @@ class ConnectionLog:
         else:
             self._untold_ends[disconnect.code] += 1
 
-    def warn(self, what: str, client: Client, **fields: object) -> None:
-        """Log what an operator should know of a client; `what` is one of few texts."""
+    def warn(self, what: str, client: Client | None, **fields: object) -> None:
+        """Log what an operator should know of a client; `what` is one of few texts.
+
+        None stands for a request that is not a client yet, whose `fields` say who it is.
+        """
         if self._within_limit(what):
-            _log.warning(what, **_whose(client), **fields)
+            _log.warning(what, **({} if client is None else _whose(client)), **fields)
         else:
             self._untold_warnings[what] += 1
 

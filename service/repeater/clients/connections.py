@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from repeater.access.grants import NOTHING_GRANTED, SubscriptionGrant
+from repeater.clients.binary import fits, leave_out
 from repeater.clients.joining import server_side_wish, time_left
 from repeater.clients.openings import GrantedChannel, open_subscription
 from repeater.errors import (
@@ -163,6 +164,9 @@ async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> b
         client.disconnect(CHANNEL_LIMIT)
         return True
     try:
+        if not fits(client.codec, node.channels.options(channel)):
+            leave_out(node, client, channel)
+            return True
         joining = await open_subscription(
             node, client, GrantedChannel(channel, call.grant, server_side_wish(call.since))
         )

@@ -140,7 +140,7 @@ class _Opening:
         page, self._page = self._page, None
         if isinstance(page, Receipt):
             page = await self._node.answered(page)
-        joined = None if page is None else await self._merge(page)
+        joined = None if page is None else _carried(await self._merge(page), self.subscription)
         return Joining(self._node, self._client, self.subscription, joined, self._wish)
 
     async def _merge(self, page: Page) -> Joined:
@@ -265,6 +265,14 @@ def _either(override: bool | None, option: bool) -> bool:
 def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
     """Whether the channel recovers its newest publication only."""
     return options.force_recovery_mode == "cache" and subscription.recoverable
+
+
+def _carried(joined: Joined, subscription: Subscription) -> Joined:
+    """The same without binary publications, if the subscriber's format cannot carry them."""
+    if subscription.codec.takes_binary or not any(one.binary for one in joined.publications):
+        return joined
+    text = [one for one in joined.publications if not one.binary]
+    return msgspec.structs.replace(joined, publications=text)
 
 
 def _gathered(subscription: Subscription) -> Gathered:

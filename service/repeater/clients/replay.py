@@ -107,7 +107,10 @@ class Replay:
             self._ids = EventIds(self._at, self._channels)
         if publication.position is not None:
             self._ids.move(publication.channel, publication.position)
-        chunk = event(publication.data, position=self._ids.text())
+        position = self._ids.text()
+        # An event stream is text: a binary publication only moves the position on.
+        left_out = publication.binary
+        chunk = silent_id(position) if left_out else event(publication.data, position=position)
         self._chunks.append(chunk)
         self._size += len(chunk)
         self._count += 1

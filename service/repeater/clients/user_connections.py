@@ -59,7 +59,8 @@ class UserConnections:
 
         Each connection gets a `subscribe` push before the channel's publications. A connection
         stays as it is if it hears the channel already, if its protocol has no pushes, or if its
-        `connect` is not answered yet. A connection at its limit of channels is closed (3505).
+        `connect` is not answered yet. A connection whose format cannot carry a binary channel is
+        left out, and logged. A connection at its limit of channels is closed (3505).
         Cancelled, some are subscribed and the others are not.
 
         Args:

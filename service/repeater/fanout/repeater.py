@@ -18,6 +18,7 @@ import trio
 from repeater.failures import Failures
 from repeater.fanout.chunks import PART, Chunks
 from repeater.fanout.groups import SLICE
+from repeater.fanout.left_out import LeftOut
 from repeater.fanout.outbox import send_to_all
 from repeater.histogram import EVENTS, SECONDS, Histogram, HistogramStatistics
 from repeater.publication import Announcement, Event, Publication, Rupture
@@ -40,6 +41,8 @@ class RepeaterStatistics(msgspec.Struct, frozen=True):
     batches: int
     bytes_out: int
     gaps: int
+    left_out: int
+    """Deliveries of binary publications to clients that speak JSON, which do not get them."""
     waiting: int
     """Events in the intake."""
     waiting_bytes: int
@@ -72,6 +75,7 @@ class Repeater:
         self._batches = 0
         self._bytes_out = 0
         self._gaps = 0
+        self._left_out = LeftOut()
         self._batch_events = Histogram(EVENTS)
         self._fanout_seconds = Histogram(SECONDS)
         self._publish_to_write = Histogram(SECONDS)
@@ -84,6 +88,7 @@ class Repeater:
             self._batches,
             self._bytes_out,
             self._gaps,
+            self._left_out.count,
             len(self._intake),
             self._intake.bytes,
             self._intake.publishers,
@@ -220,6 +225,10 @@ class Repeater:
         caught_up = channel.catch_up(publications) if channel.ahead else None
         groups = [(codec, group.audience()) for codec, group in channel.listeners.items()]
         base, channel.base, version = channel.base, publications[-1], channel.version
+        for publication in publications:
+            if publication.binary:
+                self._left_out.note(channel, publications)
+                break
         for listener in caught_up.reached if caught_up is not None else ():
             channel.add(listener)
         # Nothing above waits, so every listener has its place before others come or leave.

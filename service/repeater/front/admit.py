@@ -10,7 +10,7 @@ then all checks are made before it, and once more after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
@@ -25,6 +25,7 @@ from repeater.access.grants import (
 )
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
+from repeater.clients.binary import BINARY_CHANNEL, fits, leave_out
 from repeater.clients.client import ANONYMOUS
 from repeater.clients.limits import LimitError, Place
 from repeater.clients.opening import Opening
@@ -200,9 +201,21 @@ class _Decision(msgspec.Struct, eq=False):
         channels = self._channels(grant)
         since: Mapping[str, StreamPosition] = {}
         if self._route.media_type:
+            self._ask_formats(channels)
             self._ask_room_for_id(len(channels))
             since = positions_of(self._request.last_event_id, list(channels))
         return channels, since
+
+    def _ask_formats(self, channels: Iterable[str]) -> None:
+        """Refuse binary channels to an event stream, which is text (400)."""
+        if not all(map(self._fits, channels)):
+            raise self._refused(HTTPStatus.BAD_REQUEST, text=BINARY_CHANNEL)
+
+    def _fits(self, channel: str) -> bool:
+        try:
+            return fits(self._route.codec, self._node.channels.options(channel))
+        except ReplyError:
+            return True  # A public channel without a namespace; opening it refuses it.
 
     def _ask_room_for_id(self, channels: int) -> None:
         """Refuse a stream that could not come back: its head has no room for an event id (431)."""
@@ -291,7 +304,13 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _granted(self, grant: ConnectionGrant) -> list[str]:
         """The token's channels; the server chose them, so one that cannot be refuses nobody."""
-        return [name for name in grant.channels if self._node.channels.grantable(name, grant.user)]
+        rules = self._node.channels
+        names = [name for name in grant.channels if rules.grantable(name, grant.user)]
+        for name in names:
+            if not self._fits(name):
+                whose = {"user": grant.user, "transport": self._route.name}
+                leave_out(self._node, None, name, address=self._request.address, **whose)
+        return list(filter(self._fits, names))
 
     async def _first_of_stream(self, *, binary: bool) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.

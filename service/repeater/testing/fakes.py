@@ -27,9 +27,9 @@ class MemoryTransport:
     def messages(self) -> list[Any]:
         """What the client was told so far: each message decoded, whatever the codec's framing.
 
-        A message that is not JSON is given as its text. What arrived of a message in part waits
-        for its rest. Pings are messages too, `{}` to a Centrifugo client; a plain WebSocket's are
-        not.
+        A message that is not JSON is given as its text, and a binary one as its bytes. What arrived
+        of a message in part waits for its rest. Pings are messages too, `{}` to a Centrifugo
+        client; a plain WebSocket's are not.
         """
         return decoded_messages(self.codec, self.sent)
 

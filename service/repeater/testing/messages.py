@@ -12,13 +12,15 @@ from typing import Any, Final
 import msgspec
 
 from repeater.protocol.centrifugo.codecs import Codec
+from repeater.protocol.centrifugo.json_format import BINARY_MARK
 
 _TEXT: Final = 0x1
+_BINARY: Final = 0x2
 _PROBE: Final = b"probe"
 
 
 def decoded_messages(codec: Codec, chunks: Sequence[bytes]) -> list[Any]:
-    """Each whole message of these chunks: decoded JSON, else its text.
+    """Each whole message of these chunks: decoded JSON, else its text; a binary one as bytes.
 
     Several messages of the Centrifugo protocol in one are given one by one (section 2.2).
     """
@@ -42,6 +44,8 @@ def _lines(codec: Codec, message: bytes) -> list[bytes]:
 
 
 def _decoded(message: bytes) -> Any:
+    if message.startswith(BINARY_MARK):
+        return message[len(BINARY_MARK) :]
     try:
         return msgspec.json.decode(message)
     except msgspec.DecodeError:
@@ -49,7 +53,7 @@ def _decoded(message: bytes) -> Any:
 
 
 def _frames(stream: bytes) -> Iterator[bytes]:
-    """The text messages among a server's WebSocket frames (RFC 6455, section 5.2)."""
+    """The messages in a server's WebSocket frames, binary ones marked (RFC 6455, section 5.2)."""
     at = 0
     while len(stream) >= at + 2:
         opcode, size = stream[at] & 0x0F, stream[at + 1]
@@ -60,8 +64,8 @@ def _frames(stream: bytes) -> Iterator[bytes]:
             at += more
         if len(stream) < at + size:
             return
-        if opcode == _TEXT:
-            yield stream[at : at + size]
+        if opcode in (_TEXT, _BINARY):
+            yield (BINARY_MARK if opcode == _BINARY else b"") + stream[at : at + size]
         at += size
 
 

@@ -16,6 +16,7 @@ from repeater.clients.opening import Opening, begin
 from repeater.clients.plain import hear
 from repeater.clients.traffic import count_frames
 from repeater.errors import NO_PONG, SERVER_ERROR, Disconnect
+from repeater.protocol.centrifugo.json_format import BINARY_MARK
 from repeater.transports.asgi import ASGITransport, Receive
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class ASGIWebSocketTransport(ASGITransport):
         """Give one whole message to the ASGI server."""
         if self.codec.format.binary:
             await self._send({"type": "websocket.send", "bytes": chunk, "text": None})
+        elif chunk.startswith(BINARY_MARK):
+            await self._send({"type": "websocket.send", "bytes": chunk[1:], "text": None})
         else:
             await self._send({"type": "websocket.send", "bytes": None, "text": chunk.decode()})
 

@@ -1,7 +1,8 @@
 """Values of other rooms as they cross the link: arrays without names, which only grow at the end.
 
-JSON texts cross as bytes, and so does binary data. The sender's type says that a text is valid (`JSONText`), and the peer is
-a process of ours, so the receiver makes a `JSONText` again without a second parse.
+JSON texts cross as bytes. The sender's type says that a text is valid (`JSONText`), and the peer is
+a process of ours, so the receiver makes a `JSONText` again without a second parse. The bytes of a
+binary publication stay bytes.
 """
 
 from __future__ import annotations

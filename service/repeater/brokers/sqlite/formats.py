@@ -65,7 +65,6 @@ Step = Callable[[sqlite3.Connection], None]
 """Brings the tables of one format to the next, inside a transaction that it does not end."""
 
 
-
 def _allow_binary_data(_connection: sqlite3.Connection) -> None:
     """Format 2: publications may be binary (`records`). The tables and older bodies stay.
 

@@ -20,6 +20,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 from repeater.backend.headers import forwarded
+from repeater.clients.binary import fits, leave_out
 from repeater.clients.joining import (
     Joining,
     Wish,
@@ -259,9 +260,13 @@ async def _server_side_channels(
         if not rules.grantable(channel, client.user):
             del channels[channel]
             _leave_out(node, client, channel)
+        elif not _fits(node, client, channel):
+            del channels[channel]
     for channel in positions:
         await node.turns.give_way()
-        if channel not in channels and _may_subscribe(rules, channel, client.user):
+        if channel in channels or not _may_subscribe(rules, channel, client.user):
+            continue
+        if _fits(node, client, channel):
             channels[channel] = SubscriptionGrant()
     return channels
 
@@ -284,6 +289,14 @@ def _too_many(node: ClientNode) -> DisconnectError:
 
 def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
     node.connection_log.warn("a channel was left out of a connect", client, channel=channel)
+
+
+def _fits(node: ClientNode, client: Client, channel: str) -> bool:
+    """Whether the client's format carries what the channel has; a line of the log if not."""
+    if fits(client.codec, node.channels.options(channel)):
+        return True
+    leave_out(node, client, channel)
+    return False
 
 
 def _is_known(node: ClientNode, client: Client, channel: str) -> bool:

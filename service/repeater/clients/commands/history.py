@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.clients.binary import check_fits
 from repeater.errors import BrokerError, ErrorCode, ReplyError
-from repeater.fanout.recovery import fitting
-from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON
+from repeater.fanout.recovery import Size, fitting
 from repeater.protocol.centrifugo.commands import HistoryRequest
 from repeater.protocol.centrifugo.replies import HistoryResult, publication_result
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
+    from repeater.brokers.contract import Page
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
 
@@ -23,26 +24,32 @@ async def history(node: ClientNode, client: Client, request: HistoryRequest) -> 
     there are more: it asks again, `since` the last publication that it got.
 
     Raises:
-        ReplyError: 108 without history, 103 for a client without permission, 112 for a position
+        ReplyError: 108 without history and for a binary channel whose data the client's format
+            cannot carry, 103 for a client without permission, 112 for a position
             of another epoch, 107 for an invalid position and for a reverse read from before the
             first publication, 100 if the broker failed.
     """
-    node.channels.check_kept("history", request.channel)
+    options = node.channels.check_kept("history", request.channel)
+    check_fits(client.codec, options)
     subscribed = request.channel in client.channels
     node.channels.check("history", request.channel, client.user, subscribed=subscribed)
     most = node.options.history_limit
     limit = most if request.limit < 0 else min(request.limit, most)
+    codec = client.codec
     try:
-        return await read(node, request, limit)
+        publications, top = await read(node, request, limit, codec.size)
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
+    # A channel of JSON may have been a binary one when something was published into it.
+    found = [publication_result(p) for p in publications if codec.takes_binary or not p.binary]
+    return HistoryResult(found, top.epoch, top.offset)
 
 
-async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> HistoryResult:
-    """Return the publications that a request selects, as many as fit.
+async def read(node: ClientNode, request: HistoryRequest, limit: int | None, size: Size) -> Page:
+    """Return the publications that a request selects, as many as fit, and the stream's top.
 
-    They are at most `limit`, None for all, and at most half an outbox in bytes; always one, if
-    there is one. What does not fit is not encoded.
+    They are at most `limit`, None for all, and at most half an outbox in bytes, by `size`; always
+    one, if there is one. What does not fit is not encoded.
 
     Raises:
         ReplyError, BrokerError: as `Node.history`.
@@ -54,5 +61,4 @@ async def read(node: ClientNode, request: HistoryRequest, limit: int | None) -> 
         request.channel, since=since, limit=limit, reverse=request.reverse
     )
     room = node.options.outbox_limit // 2
-    publications = fitting(publications, CENTRIFUGE_JSON.size, room)
-    return HistoryResult([publication_result(one) for one in publications], top.epoch, top.offset)
+    return fitting(publications, size, room), top

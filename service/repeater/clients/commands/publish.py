@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
+from repeater.clients.binary import check_fits
 from repeater.clients.payload import json_data
 from repeater.errors import (
     BAD_REQUEST,
@@ -21,6 +22,7 @@ from repeater.publication import ClientInfo, Publication
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
+    from repeater.options import ChannelOptions
 
 
 async def publish(node: ClientNode, client: Client, request: PublishRequest) -> None:
@@ -29,15 +31,17 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     Waits for room in the intake; see `Session.receive` for the back-pressure of that.
 
     Raises:
-        ReplyError: the client may not publish (103), the request is wrong (102, 107, 108), try
-            later (111, 100), or the back end's own error.
+        ReplyError: the client may not publish (103), the request is wrong (102, 107, 108, which
+            is also for a binary channel), try later (111, 100), or the back end's own error.
         DisconnectError: the channel is missing, or the back end disconnects the client.
     """
     if not request.channel:
         raise DisconnectError(BAD_REQUEST)
     if request.type:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
-    grant = await _publish_grant(node, client, request)
+    options = node.channels.options(request.channel)
+    check_fits(client.codec, options)
+    grant = await _publish_grant(node, client, request, options)
     subscription = client.channels.get(request.channel)
     if subscription is not None:
         await node.attendance.announce_at_once(subscription)
@@ -55,10 +59,9 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
 
 
 async def _publish_grant(
-    node: ClientNode, client: Client, request: PublishRequest
+    node: ClientNode, client: Client, request: PublishRequest, options: ChannelOptions
 ) -> PublicationGrant:
     """The grant of the back end, if it is asked, otherwise that of the options (section 11)."""
-    options = node.channels.options(request.channel)
     if not options.publish_proxy_enabled:
         node.channels.check(
             "publish",

@@ -16,6 +16,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.clients.binary import check_fits
 from repeater.clients.joining import Joining, Wish
 from repeater.clients.openings import GrantedChannel, drop, open_subscription
 from repeater.clients.payload import json_data
@@ -59,6 +60,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     if request.type:
         raise ReplyError(ErrorCode.NOT_AVAILABLE, "not offered here")
     options = node.channels.options(name)
+    check_fits(client.codec, options)
     since = named_position(request.offset, request.epoch) if request.recover else None
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)

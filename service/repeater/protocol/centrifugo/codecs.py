@@ -15,9 +15,9 @@ import msgspec
 from repeater.errors import Disconnect
 from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.format import Format
-from repeater.protocol.centrifugo.json_format import BARE, JSON, PLAIN_DATA
+from repeater.protocol.centrifugo.json_format import BARE, BINARY_MARK, JSON, PLAIN_MESSAGES
 from repeater.protocol.centrifugo.replies import Push, Reply
-from repeater.protocol.websocket.frames import PING_FRAME, text_frame
+from repeater.protocol.websocket.frames import PING_FRAME, binary_frame, text_frame
 from repeater.publication import Announcement, Publication
 
 _encode = msgspec.json.Encoder().encode
@@ -36,7 +36,10 @@ class Codec:
     Compared by identity: listeners are grouped by codec, and each group needs one encoding only.
     """
 
-    __slots__ = ("_frame", "_say", "answered", "delta", "following", "format", "name", "ping")
+    __slots__ = (
+        *("_frame", "_say", "answered", "delta", "following", "format", "name", "ping"),
+        "takes_binary",
+    )
 
     def __init__(
         self,
@@ -66,6 +69,8 @@ class Codec:
         """The codec of a subscription that negotiated deltas; None if this kind has no deltas."""
         self.following: Codec = self
         """The codec of a subscription after its first batch."""
+        self.takes_binary = message_format.takes_binary
+        """Whether listeners get binary publications, too; else these are left out."""
         self._say = message_format.publication
         self._frame = frame
 
@@ -97,6 +102,8 @@ class Codec:
 
         Nothing of the data is made to find out.
         """
+        if publication.binary and not self.takes_binary:
+            return 0
         size = len(publication.data) + _AROUND + len(_encode(publication.channel))
         if publication.tags:
             size += len(_encode(publication.tags))
@@ -107,7 +114,7 @@ class Codec:
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
     ) -> list[bytes]:
-        """The chunks of these publications, in order.
+        """The chunks of these publications, in order, without those that the codec leaves out.
 
         `base` is the publication that the listeners got before these.
         """
@@ -121,7 +128,8 @@ class Codec:
     def _messages(
         self, publications: Sequence[Publication], _base: Publication | None
     ) -> list[bytes]:
-        return [self._say(publication) for publication in publications]
+        say, takes_binary = self._say, self.takes_binary
+        return [say(one) for one in publications if takes_binary or not one.binary]
 
     def message(self, payload: bytes) -> bytes:
         """The chunk that carries one ready-made message."""
@@ -193,11 +201,8 @@ class FilteredCodec(Codec):
     def _messages(
         self, publications: Sequence[Publication], base: Publication | None
     ) -> list[bytes]:
-        return [
-            self._say(publication)
-            for publication in publications
-            if self._matches(publication.tags or {})
-        ]
+        matching = [one for one in publications if self._matches(one.tags or {})]
+        return super()._messages(matching, base)
 
 
 class DeltaCodec(Codec):
@@ -226,7 +231,7 @@ class DeltaCodec(Codec):
     def size(self, publication: Publication) -> int:
         """As `Codec.size`; in text the data is a string, in which these bytes are escaped."""
         size = super().size(publication)
-        if self.format.binary:
+        if self.format.binary or not size:
             return size
         data = publication.data
         return size + data.count(b'"') + data.count(b"\\") + data.count(b"\t")
@@ -234,10 +239,13 @@ class DeltaCodec(Codec):
     def _messages(
         self, publications: Sequence[Publication], base: Publication | None
     ) -> list[bytes]:
-        messages, last = [], base if self._rely else None
+        messages, last, takes_binary = [], base if self._rely else None, self.takes_binary
+        if last is not None and last.binary and not takes_binary:
+            last = None  # It was left out, and what came before it is not known here.
         for publication in publications:
-            messages.append(self.format.delta(publication, last))
-            last = publication
+            if takes_binary or not publication.binary:
+                messages.append(self.format.delta(publication, last))
+                last = publication
         return messages
 
 
@@ -251,6 +259,13 @@ def event(message: bytes) -> bytes:
     return b"data: " + message + b"\n\n"
 
 
+def plain_frame(message: bytes) -> bytes:
+    """A message of a plain subscriber as one frame: text, or binary if it is marked."""
+    if message.startswith(BINARY_MARK):
+        return binary_frame(message[1:])
+    return text_frame(message)
+
+
 def bidirectional(name: str, message_format: Format, frame: Frame | None) -> Codec:
     """The codec of a client that sends commands, with the codecs of its delta subscriptions."""
     ping = message_format.ping if frame is None else frame(message_format.ping)
@@ -259,7 +274,7 @@ def bidirectional(name: str, message_format: Format, frame: Frame | None) -> Cod
     return codec
 
 
-PLAIN: Final = Codec("plain", PLAIN_DATA, frame=text_frame, ping=PING_FRAME)
+PLAIN: Final = Codec("plain", PLAIN_MESSAGES, frame=plain_frame, ping=PING_FRAME)
 CENTRIFUGE_JSON: Final = bidirectional("centrifuge-json", JSON, text_frame)
 # Clients do not answer a unidirectional ping. So a WebSocket ping goes with it: every peer answers
 # that one.
@@ -268,7 +283,7 @@ CENTRIFUGE_UNI: Final = Codec(
 )
 # An ASGI server frames by itself and offers no ping. So it must find out itself that a plain or
 # unidirectional client has vanished; the server's own hand-over to Hypercorn does.
-PLAIN_ASGI: Final = Codec("plain-asgi", PLAIN_DATA, frame=None, ping=None)
+PLAIN_ASGI: Final = Codec("plain-asgi", PLAIN_MESSAGES, frame=None, ping=None)
 CENTRIFUGE_JSON_ASGI: Final = bidirectional("centrifuge-json-asgi", JSON, None)
 CENTRIFUGE_UNI_ASGI: Final = Codec(
     "centrifuge-uni-asgi", BARE, frame=None, ping=b"{}", answered=False

@@ -22,6 +22,13 @@ class Format(Protocol):
         """Whether messages are bytes, in both directions; else they are text in UTF-8."""
 
     @property
+    def takes_binary(self) -> bool:
+        """Whether a message can carry a binary publication. Codecs of other formats leave it out.
+
+        Then nobody subscribes to binary channels with them; but a channel's format may change.
+        """
+
+    @property
     def pushes(self) -> bool:
         """Whether there are pushes and replies; else a client gets publications only."""
 

@@ -1,9 +1,10 @@
 """Fossil deltas: one text written as copies from the text before it (protocol, section 10).
 
-A delta is itself valid text, since a client gets it inside a JSON string. Rule 1: no segment
-begins or ends within a character. Rule 2: the work is bounded for all texts, to a millisecond or
-two, because fan-out waits for it. Longer texts have no delta. The common beginning and end cost
-little; between them, the numbers of look-ups and of tries to make a match longer are limited.
+A delta of text is itself valid text, since a client of JSON gets it inside a string. Rule 1: no
+segment begins or ends within a character; a delta that a client gets as bytes need not heed it.
+Rule 2: the work is bounded for all texts, to a millisecond or two, because fan-out waits for it.
+Longer texts have no delta. The common beginning and end cost little; between them, the numbers of
+look-ups and of tries to make a match longer are limited.
 Written here because no maintained library makes deltas; the SDKs only apply them.
 """
 
@@ -34,28 +35,29 @@ class _Copy(NamedTuple):
     offset: int
 
 
-def delta_or_full(base: bytes, target: bytes) -> tuple[bytes, bool]:
+def delta_or_full(base: bytes, target: bytes, *, text: bool = True) -> tuple[bytes, bool]:
     """What to send to a client that holds `base`: the delta and True, or `target` and False.
 
-    The delta is taken only if it is smaller. Texts above 128 KiB are always sent whole. Both texts
-    are valid UTF-8.
+    The delta is taken only if it is smaller. Texts above 128 KiB are always sent whole. With
+    `text` both are valid UTF-8, and so is the delta; else all of them are any bytes.
     """
     if len(base) > _LIMIT or len(target) > _LIMIT:
         return target, False
-    delta = make_delta(base, target)
+    delta = make_delta(base, target, text=text)
     if len(delta) < len(target):
         return delta, True
     return target, False
 
 
-def make_delta(base: bytes, target: bytes) -> bytes:
+def make_delta(base: bytes, target: bytes, *, text: bool = True) -> bytes:
     """The Fossil delta that turns `base` into `target`; it may be larger than the target.
 
-    Both texts are valid UTF-8, and so is the delta. Takes some 10 us for a short text with one
-    change, and at worst some 2 ms for hostile texts of 128 KiB.
+    With `text` both are valid UTF-8, and so is the delta. Takes some 10 us for a short text with
+    one change, and at worst some 2 ms for hostile texts of 128 KiB.
     """
     size, checksum = _number(len(target)), _number(_checksum(target))
-    return b"%b\n%b%b;" % (size, b"".join(_segments(target, _copies(base, target))), checksum)
+    segments = b"".join(_segments(target, _copies(base, target, text=text)))
+    return b"%b\n%b%b;" % (size, segments, checksum)
 
 
 def _number(value: int) -> bytes:
@@ -87,24 +89,28 @@ def _segments(target: bytes, copies: Iterable[_Copy]) -> Iterator[bytes]:
         yield b"%b:%b" % (_number(len(target) - done), target[done:])
 
 
-def _copies(base: bytes, target: bytes) -> Iterator[_Copy]:
+def _copies(base: bytes, target: bytes, *, text: bool) -> Iterator[_Copy]:
     """The common beginning, matches in the middle, the common end: each only if it saves bytes."""
     shorter = min(len(base), len(target))
-    head = _character_at_or_before(target, _run(base, 0, target, 0, shorter))
+    head = _run(base, 0, target, 0, shorter)
+    if text:
+        head = _character_at_or_before(target, head)
     if head >= _WORTH:
         yield _Copy(0, head, 0)
     else:
         head = 0
     same = _run_back(base, len(base), target, len(target), shorter - head)
-    tail = _character_at_or_after(target, len(target) - same)
+    tail = len(target) - same
+    if text:
+        tail = _character_at_or_after(target, tail)
     if len(target) - tail < _WORTH:
         tail = len(target)
-    yield from _search(base, target, head, tail)
+    yield from _search(base, target, head, tail, text=text)
     if tail < len(target):
         yield _Copy(tail, len(target), len(base) - (len(target) - tail))
 
 
-def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
+def _search(base: bytes, target: bytes, done: int, end: int, *, text: bool) -> Iterator[_Copy]:
     """Matches for the target's bytes from `done` to `end`, from anywhere in the base."""
     if end - done < _BLOCK:
         return
@@ -120,7 +126,7 @@ def _search(base: bytes, target: bytes, done: int, end: int) -> Iterator[_Copy]:
         nearby = _nearest(places, at + shift)
         tries -= len(nearby)
         match = max(
-            (_grow(base, place, target, at, done, end) for place in nearby),
+            (_grow(base, place, target, at, done, end, text=text) for place in nearby),
             key=lambda copy: copy.end - copy.start,
         )
         if match.end - match.start < _WORTH:  # Only when half characters had to be left out.
@@ -152,12 +158,16 @@ def _nearest(places: list[int], expected: int) -> list[int]:
     return sorted(places, key=lambda place: abs(place - expected))
 
 
-def _grow(base: bytes, place: int, target: bytes, at: int, done: int, end: int) -> _Copy:
+def _grow(
+    base: bytes, place: int, target: bytes, at: int, done: int, end: int, *, text: bool
+) -> _Copy:
     """The whole match around equal bytes, within the target's `done` to `end`."""
     back = _run_back(base, place, target, at, min(place, at - done))
     forward = _run(base, place, target, at, min(len(base) - place, end - at))
-    start = _character_at_or_after(target, at - back)
-    stop = _character_at_or_before(target, at + forward)
+    start, stop = at - back, at + forward
+    if text:
+        start = _character_at_or_after(target, start)
+        stop = _character_at_or_before(target, stop)
     return _Copy(start, stop, place - at + start)
 
 

@@ -1,7 +1,8 @@
 """The formats of text: Centrifugo's JSON, with and without an envelope, and the data alone.
 
 A publication's data is JSON text already, and is written as it is. No message has a raw line break,
-because line breaks are between messages (protocol, section 2.2).
+because line breaks are between messages (protocol, section 2.2). Binary data fits into none of
+them, except as a message of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from repeater.publication import Publication
 
 _encode = msgspec.json.Encoder().encode
 
+BINARY_MARK: Final = b"\x02"
+"""Before a message that is binary among others that are text."""
+
 
 class JSONFormat:
     """Replies, and pushes in an envelope that tells them from replies (protocol, section 5)."""
@@ -26,6 +30,7 @@ class JSONFormat:
     __slots__ = ()
 
     binary = False
+    takes_binary = False
     pushes = True
     ping = b"{}"
 
@@ -94,6 +99,22 @@ class PlainFormat(JSONFormat):
         return b""
 
 
+class PlainWebSocketFormat(PlainFormat):
+    """The data alone; binary data is marked, so that it becomes a binary message.
+
+    The mark is the opcode of a binary frame (RFC 6455, section 5.2) as the first byte. JSON text
+    never begins with it.
+    """
+
+    __slots__ = ()
+
+    takes_binary = True
+
+    def publication(self, publication: Publication) -> bytes:
+        """The data, with the mark if it is binary."""
+        return BINARY_MARK + publication.data if publication.binary else publication.data
+
+
 def say_bare(publication: Publication) -> bytes:
     """The push object of a publication (protocol, section 5)."""
     return _push_object(publication, publication.data)
@@ -128,3 +149,4 @@ def _push_object(publication: Publication, data: bytes, more: bytes = b"") -> by
 JSON: Final = JSONFormat()
 BARE: Final = BareFormat()
 PLAIN_DATA: Final = PlainFormat()
+PLAIN_MESSAGES: Final = PlainWebSocketFormat()

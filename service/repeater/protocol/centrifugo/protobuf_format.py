@@ -25,6 +25,7 @@ class ProtobufFormat:
     __slots__ = ()
 
     binary = True
+    takes_binary = True
     pushes = True
     ping = b"\0"
 
@@ -42,7 +43,7 @@ class ProtobufFormat:
         """The push with the whole data or the delta, both as they are (section 10)."""
         if base is None or not publication.delta:
             return self.publication(publication)
-        data, is_delta = delta_or_full(base.data, publication.data)
+        data, is_delta = delta_or_full(base.data, publication.data, text=False)
         return delimited(write_publication(publication, data, delta=is_delta))
 
     def push(self, push: Push) -> bytes:

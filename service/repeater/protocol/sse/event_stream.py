@@ -78,12 +78,24 @@ class EventStreamCodec(Codec):
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
     ) -> list[bytes]:
-        """One chunk; the id of each event is the client's position after this event."""
-        events = [event(one.data, position=self.position(one)) for one in publications]
-        return [b"".join(events)] if events else []
+        """One chunk; the id of each event is the client's position after this event.
+
+        Of a binary publication, which is left out, there is the id alone.
+        """
+        chunk = b"".join(
+            [
+                silent_id(self.position(one))
+                if one.binary
+                else event(one.data, position=self.position(one))
+                for one in publications
+            ]
+        )
+        return [chunk] if chunk else []
 
     def size(self, publication: Publication) -> int:
         """As `Codec.size`, without the id: each line of the data begins anew."""
+        if publication.binary:
+            return 0
         data = publication.data
         return len(data) + _LINE * (1 + data.count(b"\n") + data.count(b"\r"))
 
