@@ -123,6 +123,8 @@ def _channels(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_subscriptions", "Subscriptions of all clients.", seen.subscriptions)
     gaps = "Gaps found in the streams that came from the broker."
     yield _count("repeater_gaps", gaps, seen.repeater.gaps)
+    left_out = "Deliveries of binary publications to clients of JSON, which were left out."
+    yield _count("repeater_left_out", left_out, seen.repeater.left_out)
     kept = seen.broker
     yield _gauge("repeater_history_channels", "Channels with offset and epoch here.", kept.streams)
     yield _gauge("repeater_history_bytes", "Bytes of publications kept.", kept.history_bytes)

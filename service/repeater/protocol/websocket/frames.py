@@ -45,11 +45,6 @@ def _frame(head: bytes, payload: bytes) -> bytes:
     return head + b"\x7f" + size.to_bytes(8) + payload
 
 
-def binary_frame(payload: bytes) -> bytes:
-    """Return one unfragmented, unmasked binary frame."""
-    return b"\x82" + text_frame(payload)[1:]
-
-
 def close_frame(code: int, reason: str) -> bytes:
     """Return a close frame; the reason is cut to the 123 bytes that fit."""
     text = reason.encode()[:_REASON_LIMIT].decode(errors="ignore")
