@@ -163,6 +163,19 @@ def test_permissions_are_apart(action: Action) -> None:
         rules.check(action, "room", "", subscribed=False)
 
 
+@pytest.mark.parametrize("action", ["publish", "presence", "history"])
+def test_subscribers_are_permitted_as_users_are(action: Action) -> None:
+    """What subscribers may do, anonymous ones may only where anonymous clients may."""
+    may = {f"allow_{action}_for_subscriber": True}
+    options = ChannelOptions(**may)  # type: ignore[arg-type]
+    both = ChannelOptions(**may, **{f"allow_{action}_for_anonymous": True})  # type: ignore[arg-type]
+    rules = ChannelRules(NodeOptions())
+    assert rules.may(action, options, "42", subscribed=True)
+    assert not rules.may(action, options, "", subscribed=True)
+    assert rules.may(action, both, "", subscribed=True)
+    assert not rules.may(action, both, "", subscribed=False)
+
+
 @given(st.text())
 def test_any_text_has_options_or_an_error(channel: str) -> None:
     """Whatever a client calls a channel: options, 102 or 107."""

@@ -260,7 +260,11 @@ class TestFeatures:
             (ChannelOptions(), set()),
             (ChannelOptions(allow_positioning=True), {"positioned"}),
             (ChannelOptions(allow_recovery=True), {"positioned", "recoverable"}),
-            (ChannelOptions(allow_history_for_subscriber=True), {"positioned", "recoverable"}),
+            (
+                ChannelOptions(allow_history_for_subscriber=True, allow_history_for_anonymous=True),
+                {"positioned", "recoverable"},
+            ),
+            (ChannelOptions(allow_history_for_subscriber=True), set()),  # not the anonymous
             (ChannelOptions(allow_recovery=True, history_size=0), set()),
         ],
     )

@@ -105,9 +105,9 @@ class ChannelOptions(Options, frozen=True, kw_only=True):
     allow_history_for_client: bool = False
     allow_history_for_anonymous: bool = False
     allow_history_for_subscriber: bool = False
-    """Who may do this. `client`: every signed-in user. `anonymous`: clients without a user id,
-    too; it has an effect only together with `client`. `subscriber`: every client that is
-    subscribed."""
+    """Who may do this. `client`: every signed-in user. `subscriber`: every signed-in user who is
+    subscribed. `anonymous`: clients without a user id, too; it has an effect only together with
+    one of these."""
 
     allow_user_limited_channels: bool = False
     """Whether a channel's name may list the only users that may subscribe, as in `chat#7,42`."""

@@ -180,6 +180,5 @@ class ChannelRules:
         client: bool = getattr(options, f"allow_{action}_for_client")
         anonymous: bool = getattr(options, f"allow_{action}_for_anonymous")
         subscriber: bool = getattr(options, f"allow_{action}_for_subscriber")
-        if client and (user or anonymous):
-            return True
-        return (subscriber and subscribed) or self._options.insecure
+        known = bool(user) or anonymous  # also of a subscriber
+        return (known and (client or (subscriber and subscribed))) or self._options.insecure
