@@ -506,6 +506,12 @@ def test_both_api_keys_hold_while_one_is_changed() -> None:
     assert load_settings(api_key="new", api_previous_key="old").api_keys == (b"new", b"old")
 
 
+def test_anonymous_subscribers_may_publish() -> None:
+    """The permission of anonymous clients goes with that of subscribers, too."""
+    written("[channel]\nallow_publish_for_subscriber = true\nallow_publish_for_anonymous = true")
+    assert mistakes() == []
+
+
 def test_open_feed_may_be_closed_by_its_table() -> None:
     """`allow_anonymous` opens the channels to subscribers only where the table says nothing."""
     settings = load_settings(

@@ -181,5 +181,6 @@ def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator
         yield Mistake((*path, "delta_publish"), 'needs allowed_delta_types = ["fossil"]')
     for action in _ACTIONS:
         anonymous, client = f"allow_{action}_for_anonymous", f"allow_{action}_for_client"
-        if getattr(options, anonymous) and not getattr(options, client):
+        subscriber = getattr(options, f"allow_{action}_for_subscriber", False)
+        if getattr(options, anonymous) and not getattr(options, client) and not subscriber:
             yield Mistake((*path, anonymous), f"counts only together with {client}")
