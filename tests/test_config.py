@@ -508,8 +508,9 @@ def test_both_api_keys_hold_while_one_is_changed() -> None:
 
 def test_anonymous_subscribers_may_publish() -> None:
     """The permission of anonymous clients goes with that of subscribers, too."""
-    written("[channel]\nallow_publish_for_subscriber = true\nallow_publish_for_anonymous = true")
-    assert mistakes() == []
+    permitted = {"allow_publish_for_subscriber": True, "allow_publish_for_anonymous": True}
+    channel = load_settings(channel=permitted).node_options().channel
+    assert channel.allow_publish_for_anonymous
 
 
 def test_open_feed_may_be_closed_by_its_table() -> None:
