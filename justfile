@@ -43,6 +43,11 @@ test *ARGS: (_sync "requirements-dev.txt") _missing-clients
 fuzz *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m tests.fuzz "$@"
 
+# Run all Autobahn cases against an echo on the native transport, e.g. `just autobahn '12.*' 9.1.1`
+[positional-arguments]
+autobahn *CASES: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m tests.autobahn "$@"
+
 # Make faults beside a running server, and check that no event is lost in silence; `just drill --list`
 [positional-arguments]
 drill *ARGS: (_sync "requirements-dev.txt")

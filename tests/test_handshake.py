@@ -11,6 +11,7 @@ from http import HTTPStatus
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -39,6 +40,10 @@ def answer(request: bytes) -> Handshake:
     return answer_handshake(read_head(request))
 
 
+def deflating(request: bytes) -> Handshake:
+    return answer_handshake(read_head(request), deflate=True)
+
+
 def test_correct_handshake_is_accepted() -> None:
     """The RFC's own example gets 101 and the RFC's accept value."""
     handshake = answer(head())
@@ -48,12 +53,73 @@ def test_correct_handshake_is_accepted() -> None:
     assert handshake.answer.endswith(b"\r\n\r\n")
 
 
-def test_deflate_is_never_negotiated() -> None:
-    """An offered extension is not taken: a compressed frame could not be shared."""
-    offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
-    handshake = answer(head(offer))
+def test_deflate_is_negotiated_only_where_it_is_wanted() -> None:
+    """By default nobody looks at the extensions, not even at malformed ones."""
+    for offer in ("permessage-deflate; client_max_window_bits", ";;", "a;" * 100):
+        handshake = answer(head(f"Sec-WebSocket-Extensions: {offer}"))
+        assert handshake.accepted
+        assert not handshake.deflates
+        assert b"extensions" not in handshake.answer.lower()
+
+
+AGREED = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+
+
+@pytest.mark.parametrize(
+    ("offer", "agreed"),
+    [
+        ("permessage-deflate", AGREED),
+        ("permessage-deflate; client_max_window_bits", AGREED),
+        ("permessage-deflate; client_no_context_takeover; server_no_context_takeover", AGREED),
+        ("permessage-deflate; client_max_window_bits=9", f"{AGREED}; client_max_window_bits=9"),
+        ('permessage-deflate; client_max_window_bits="9"', f"{AGREED}; client_max_window_bits=9"),
+        ("permessage-deflate; server_max_window_bits=15", f"{AGREED}; server_max_window_bits=15"),
+        ("x-webkit-deflate-frame, permessage-deflate", AGREED),
+        # Declined: a smaller window of the server.
+        *((f"permessage-deflate; server_max_window_bits={bits}", "") for bits in range(8, 15)),
+        # Declined, but the client has a second offer, also in a second header.
+        ("permessage-deflate; server_max_window_bits=10, permessage-deflate", AGREED),
+        ("permessage-deflate; server_max_window_bits=10\r\nX: y\r\n"
+         "Sec-WebSocket-Extensions: permessage-deflate", AGREED),
+        # Declined: parameters that are unknown, doubled, or have impossible values (RFC 7692, 7.1).
+        ("permessage-deflate; x", ""),
+        ("permessage-deflate; server_no_context_takeover=1", ""),
+        ("permessage-deflate; client_max_window_bits; client_max_window_bits", ""),
+        ("permessage-deflate; client_max_window_bits=16", ""),
+        ("permessage-deflate; client_max_window_bits=09", ""),
+        ("permessage-deflate; server_max_window_bits", ""),
+        ("deflate", ""),
+    ],
+)  # fmt: skip
+def test_what_is_agreed_on(offer: str, agreed: str) -> None:
+    """No context takeover, whatever was offered; declined is not refused."""
+    handshake = deflating(head(f"Sec-WebSocket-Extensions: {offer}"))
     assert handshake.accepted
-    assert b"extensions" not in handshake.answer.lower()
+    assert handshake.deflates is bool(agreed)
+    said = re.findall(rb"(?i)sec-websocket-extensions: ([^\r]*)", handshake.answer)
+    assert said == ([agreed.encode()] if agreed else [])
+
+
+@pytest.mark.parametrize("offer", [";;", "permessage-deflate; client_max_window_bits=", "a b", "="])
+def test_a_malformed_offer_is_refused(offer: str) -> None:
+    """RFC 6455, section 9.1: the connection fails. It may be read only where it is used."""
+    for _ in range(2):
+        handshake = deflating(head(f"Sec-WebSocket-Extensions: {offer}"))
+        assert not handshake.accepted
+        assert handshake.answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_long_offers_are_not_remembered() -> None:
+    """What strangers send takes no memory; a list that takes milliseconds is refused."""
+    before = module._remembered_offer.cache_info().currsize
+    for number in range(10):
+        offer = f"permessage-deflate, {'x' * 300}{number}"
+        assert deflating(head(f"Sec-WebSocket-Extensions: {offer}")).deflates
+    assert module._remembered_offer.cache_info().currsize == before
+    for offer in ("permessage-deflate" + "; a" * 65, "permessage-deflate," * 65):
+        for lines in ([offer], [offer[: len(offer) // 2].strip(",;")] * 3):
+            handshake = deflating(head(*(f"Sec-WebSocket-Extensions: {line}" for line in lines)))
+            assert handshake.answer.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +190,10 @@ LIKELY: dict[str, Sequence[str]] = {
         *("centrifuge-json", "centrifuge-protobuf", "centrifuge-protobuf,centrifuge-json"),
         *("chat", "chat, , centrifuge-json", "two words", ""),
     ),
-    "Sec-WebSocket-Extensions": ("permessage-deflate; client_max_window_bits", ";;"),
+    "Sec-WebSocket-Extensions": (
+        *("permessage-deflate; client_max_window_bits", "permessage-deflate", ";;"),
+        *("permessage-deflate; server_max_window_bits=15", "permessage-deflate; x", "a, b"),
+    ),
     "Content-Length": ("0", "5", "0, 0"),
     "Transfer-Encoding": ("chunked",),
     "Expect": ("100-continue",),
@@ -172,12 +241,13 @@ def heads(draw: st.DrawFn) -> bytes:
 ODD = (("POST", "HTTP/1.1"), ("get", "HTTP/1.1"), ("GET", "HTTP/1.0"), ("GET", "HTTP/2.0"))
 
 
-def by_the_library(request: bytes) -> Handshake:
+def by_the_library(request: bytes, *, deflate: bool) -> Handshake:
     """What `websockets` alone makes of the bytes, in its ordinary way."""
     ours = (Subprotocol("centrifuge-json"), Subprotocol("centrifuge-protobuf"))
     server = ServerProtocol(
         subprotocols=ours,
         select_subprotocol=lambda _, offered: next((one for one in ours if one in offered), None),
+        extensions=[ServerPerMessageDeflateFactory(True, True)] if deflate else None,
         logger=logging.getLogger("repeater.websocket.handshake"),
     )
     server.receive_data(request)
@@ -186,25 +256,30 @@ def by_the_library(request: bytes) -> Handshake:
         return Handshake(b"", accepted=False)
     response = server.accept(events[0])
     accepted = response.status_code == HTTPStatus.SWITCHING_PROTOCOLS
-    return Handshake(response.serialize(), accepted, server.subprotocol)
+    return Handshake(
+        response.serialize(), accepted, server.subprotocol, accepted and bool(server.extensions)
+    )
 
 
 @settings(max_examples=400)
-@given(request=heads())
-@example(request=head())
-@example(request=head().replace(b"\r\nHost", b"\nHost"))
-@example(request=head().replace(b"example", b"ex\r\n ample"))
-@example(request=b"\r\n" + head())
-@example(request=head().replace(b"GET ", b"GET  "))
-def test_verdict_is_the_library_s(request: bytes) -> None:
+@given(request=heads(), deflate=st.booleans())
+@example(request=head(), deflate=True)
+@example(request=head().replace(b"\r\nHost", b"\nHost"), deflate=False)
+@example(request=head().replace(b"example", b"ex\r\n ample"), deflate=False)
+@example(request=b"\r\n" + head(), deflate=False)
+@example(request=head().replace(b"GET ", b"GET  "), deflate=False)
+@example(request=head("Sec-WebSocket-Extensions: permessage-deflate, ;"), deflate=True)
+def test_verdict_is_the_library_s(request: bytes, *, deflate: bool) -> None:
     """Any head without a fault gets the answer that `websockets` gives to its bytes, undated."""
     if find_fault(read_head(request)) is not None:
         assert answer(request) == Handshake(b"", accepted=False)
         return
-    ours, theirs = answer(request), by_the_library(request)
+    ours = answer_handshake(read_head(request), deflate=deflate)
+    theirs = by_the_library(request, deflate=deflate)
     assert undated(ours.answer) == undated(theirs.answer)
     assert ours.accepted == theirs.accepted
     assert ours.subprotocol == theirs.subprotocol
+    assert ours.deflates == theirs.deflates
 
 
 def undated(response: bytes) -> bytes:
@@ -221,6 +296,7 @@ def test_browser_s_head_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     request = head(*browser).replace(b"Connection: Upgrade", b"Connection: keep-alive, Upgrade")
     assert answer(request).accepted
+    assert deflating(request).deflates
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ class ChannelOptions(Options, frozen=True, kw_only=True):
     """What a publication's data must be: JSON, a JSON object, or any bytes, which only Protobuf
     clients and plain WebSockets get."""
 
+    compression: bool = True
+    """Whether the channel's publications are compressed for WebSockets that negotiated it, if the
+    server's `compression` is on. If not, the answers that carry its publications are not
+    compressed either. Settled when a client subscribes."""
+
+    compression_min_size: int = 0
+    """Length of the shortest message with a publication that is compressed; 0 for the server's
+    `compression_min_size`."""
+
 
 class LimitOptions(Options, frozen=True, kw_only=True):
     """Limits for clients; 0 means no limit. Calls of the server API do not count."""

@@ -209,9 +209,9 @@ class Client:
             self._pinged = _PING_ANSWERED
         return asked
 
-    def subscribe(self, channel: str) -> None:
+    def subscribe(self, channel: str, codec: Codec | None = None) -> None:
         """Hear a channel from now on, without positions or presence; its broker holds it."""
-        subscription = Subscription(self, self.codec)
+        subscription = Subscription(self, codec or self.codec)
         subscription.channel = self._home.hub.listen(channel, subscription)
         self.channels[channel] = subscription
         self._home.subscribed(self, subscription)

@@ -179,7 +179,7 @@ class Joining:
         """
         if self.subscription.ended:
             return
-        client, codec = self._client, self._client.codec
+        client, codec = self._client, self.subscription.codec
         # The client did not ask for the subscription, and cannot refresh it.
         result = msgspec.structs.replace(self.result(), publications=None, expires=False, ttl=0)
         client.outbox.push(codec.push(Push(self.subscription.channel.name, subscribe=result)))

@@ -15,6 +15,7 @@ import trio
 
 from repeater.backend.headers import NONE
 from repeater.clients.limits import Place
+from repeater.clients.openings import codec_for
 from repeater.clients.plain import Greet, Wanted, listening
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
@@ -71,7 +72,7 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
             if wanted.grant.expire_at:
                 client.expiry_changed()
             for channel in wanted.channels:
-                client.subscribe(channel)
+                client.subscribe(channel, codec_for(node, client, channel))
     return None
 
 

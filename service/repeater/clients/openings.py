@@ -12,6 +12,7 @@ needs neither history nor presence: the broker holds its channel as soon as the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from repeater.brokers.receipts import Receipt
 from repeater.clients.filtered import filtered, known_sizes
 from repeater.clients.joining import Joining, Wish
-from repeater.errors import BrokerError, DisconnectError
+from repeater.errors import BrokerError, DisconnectError, ReplyError
 from repeater.fanout.gathered import Gathered
 from repeater.fanout.recovery import (
     Joined,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
     from repeater.clients.subscription import Subscription
     from repeater.options import ChannelOptions
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _AT_ONCE: Final = 64  # channels whose history is read side by side: bounds what is kept of it
 
@@ -69,7 +71,7 @@ class _Opening:
             raise DisconnectError(client.end)
         wish = wanted.wish
         options = node.channels.options(wanted.channel)
-        codec = client.codec
+        codec = client.codec.for_channel(options)
         if wish.delta and codec.delta is not None:
             codec = codec.delta
         if wish.tags is not None:
@@ -221,6 +223,16 @@ async def open_subscriptions(
 def _drop_all(client: Client, openings: Sequence[_Opening]) -> None:
     for opening in openings:
         drop(client, opening.subscription)
+
+
+def codec_for(node: ClientNode, client: Client, channel: str) -> Codec:
+    """The codec of messages that carry this channel's publications to a client."""
+    codec = client.codec
+    if codec.compresses:
+        # A public channel may be of an unknown namespace: then nothing can be published in it.
+        with suppress(ReplyError):
+            return codec.for_channel(node.channels.options(channel))
+    return codec
 
 
 def drop(client: Client, subscription: Subscription) -> None:

@@ -19,7 +19,7 @@ import trio
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.receipts import Receipt
 from repeater.clients.joining import Joining, Wish, complete_all, server_side_wish
-from repeater.clients.openings import GrantedChannel, open_subscriptions
+from repeater.clients.openings import GrantedChannel, codec_for, open_subscriptions
 from repeater.clients.replay import Replay
 from repeater.errors import (
     PERMISSION_DENIED,
@@ -115,7 +115,7 @@ async def hear(
     held: list[Answer[None]] = []
     try:
         for name in channels:
-            subscription = client.join(name, client.codec, room)
+            subscription = client.join(name, codec_for(node, client, name), room)
             joinings.append(Joining(node, client, subscription, None, _WITHOUT_POSITION))
             held.append(node.broker.hold(name))
         for answer in held:

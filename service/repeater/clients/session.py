@@ -23,6 +23,7 @@ from repeater.clients.commands import (
     rpc,
     subscribe,
 )
+from repeater.clients.openings import codec_for
 from repeater.clients.traffic import over_limit
 from repeater.errors import (
     BAD_REQUEST,
@@ -113,7 +114,7 @@ class Session:
             self._refused = True
             self._push(Reply(command.id, error=failure_of(error)))
             return
-        say = self._client.codec.reply
+        say = connected.codec.reply
         connected.complete(lambda result: say(Reply(command.id, connect=result)))
         connected.announce()
 
@@ -143,7 +144,9 @@ class Session:
         elif command.history is not None:
             await self._wait_for_room()
             past = await history.history(node, client, command.history)
-            reply = Reply(number, history=past)
+            codec = codec_for(node, client, command.history.channel)
+            client.outbox.push(codec.reply(Reply(number, history=past)))
+            return
         elif command.rpc is not None:
             called = await rpc.rpc(node, client, command.rpc)
             reply = Reply(number, rpc=called)
@@ -173,6 +176,6 @@ class Session:
         if request.recover:
             await self._wait_for_room()
         joining = await subscribe.subscribe(self._node, self._client, request)
-        say = self._client.codec.reply
+        say = joining.subscription.codec.reply
         joining.complete(lambda result: say(Reply(number, subscribe=result)))
         self._node.attendance.announce_join(joining.subscription)

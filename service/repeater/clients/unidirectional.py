@@ -6,6 +6,7 @@ are server-side. The protocol has no replies, so errors of `connect` become disc
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,6 +29,7 @@ from repeater.protocol.centrifugo.replies import ConnectResult, Push
 
 if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _DISCONNECTS: Final = {
     ErrorCode.TOKEN_EXPIRED: EXPIRED,
@@ -63,9 +65,9 @@ class UnidirectionalSession:
 
     async def _connect(self, request: ConnectRequest) -> None:
         connected = await connect.connect(self._node, self._client, request)
-        connected.complete(self._say)
+        connected.complete(partial(self._say, connected.codec))
         connected.announce()
 
-    def _say(self, result: ConnectResult) -> bytes:
+    def _say(self, codec: Codec, result: ConnectResult) -> bytes:
         push = Push(connect=msgspec.structs.replace(result, pong=False, node=""))
-        return self._client.codec.push(push)
+        return codec.push(push)

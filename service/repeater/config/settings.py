@@ -83,6 +83,7 @@ _LIVE = (
 # Least values other than "above zero".
 _LEAST = {
     "history_size": 0,
+    "compression_min_size": 0,
     "connection_log_limit": 0,
     "history_limit": 0,
     "expired_close_delay": 0,
@@ -232,6 +233,15 @@ class Settings(EngineSettings, NodeSettings):
 
     backlog: Integer = Field(default=4_096, ge=1)
     """Most connections that wait in the kernel while the server is busy."""
+
+    compression: Annotated[bool, LIVE] = False
+    """Whether WebSockets that offer permessage-deflate get compressed messages, and may send them
+    (docs/transports.md). A message is compressed once for all who get it: this costs CPU for each
+    event, not for each subscriber, and no memory for a connection. After a reload it holds for new
+    connections, and `compression_min_size` too."""
+
+    compression_min_size: Annotated[Integer, LIVE] = Field(default=128, ge=1)
+    """Length of the shortest message that is compressed."""
 
     workers: Workers = 1
     """Processes that serve the clients, each on a core of its own; `"auto"` for as many as there

@@ -243,7 +243,7 @@ class Repeater:
                 chunks = await self._encoded(codec, piece, None)
                 await self._give_group(channel, version, group.audience(), chunks, touched)
         for codec, audience in groups:
-            if len(publications) > PART:
+            if len(publications) > PART or codec.compresses:
                 chunks = await self._encoded(codec, publications, base)
             else:
                 chunks = self._encode(codec, publications, base)
@@ -331,11 +331,12 @@ class Repeater:
     async def _encoded(
         self, codec: Codec, run: Sequence[Publication], base: Publication | None
     ) -> Chunks | None:
-        """As `_encode`; gives way while a filter judges a long run."""
-        if codec.tags is None or len(run) <= PART:
+        """As `_encode`; gives way while a long run is filtered or compressed."""
+        slow = codec.compresses or (codec.tags is not None and len(run) > PART)
+        if not slow or len(run) == 1:
             return self._encode(codec, run, base)
         try:
-            return await Chunks.in_parts(codec, run, self._give_way_if_due)
+            return await Chunks.in_parts(codec, run, base, self._give_way_if_due)
         except Exception as error:
             self._failures.note("fanout", error)
             return None

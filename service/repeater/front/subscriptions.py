@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from repeater.clients.client import Client
-from repeater.clients.opening import begin
+from repeater.clients.opening import Opening, begin
 from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
@@ -29,8 +29,9 @@ from repeater.front.responses import (
     stream_headers,
 )
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
+from repeater.protocol.centrifugo.deflated_codecs import Compression
 from repeater.protocol.http.answer import write_answer, write_head
-from repeater.protocol.websocket.handshake import answer_handshake
+from repeater.protocol.websocket.handshake import Handshake, answer_handshake
 from repeater.transports import http_stream, websocket
 from repeater.transports.sockets import RECEIVE, send_last
 
@@ -71,6 +72,7 @@ class Subscriptions:
         self._handover = handover
         self._settings = settings
         self._preamble = preamble
+        self._compression = Compression()
 
     async def serve_websocket(
         self,
@@ -87,7 +89,7 @@ class Subscriptions:
         The caller owns the socket. `received` are the bytes after the head; `scope` surrounds the
         call.
         """
-        handshake = answer_handshake(head)
+        handshake = answer_handshake(head, deflate=self._settings().compression)
         if not handshake.answer:
             await self._handover.serve(sock, head.raw + received, connection)
             return
@@ -105,7 +107,7 @@ class Subscriptions:
             if forwarded:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
-            transport = _transport(sock, route, codec_of(route, opening))
+            transport = _transport(sock, route, self._codec(route, opening, handshake))
             wanted, late = opening.wanted, None
             ready = wanted is not None and holds_at_once(self._node, wanted.channels)
             client = Client(self._node.registry, transport, scope, ready=ready)
@@ -164,6 +166,13 @@ class Subscriptions:
             send_last(sock, _last_answer(opening))
         else:
             await self._handover.serve(sock, head.raw + body.received, connection)
+
+    def _codec(self, route: Route, opening: Opening, handshake: Handshake) -> Codec:
+        """The codec of a WebSocket's client, compressing if the handshake agreed on that."""
+        codec = codec_of(route, opening)
+        if not handshake.deflates:
+            return codec
+        return self._compression.codec(codec, self._settings().compression_min_size)
 
     def _request(
         self, sock: socket.socket, head: Head, connection: OpenConnection | None

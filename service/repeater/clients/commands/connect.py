@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
     from repeater.clients.limits import Place
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _POSITIONS: Final = 2  # times the limit of channels; a client has had no more subscriptions
 _SUB_SIZE: Final = 160  # bytes of a subscription's result without publications, data and name
@@ -85,6 +86,12 @@ class Connected:
             return said
 
         complete_all(self._client, self._joinings, answer)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the answer: compressed only if the publications of all channels may be."""
+        codecs = (one.subscription.codec for one in self._joinings)
+        return next((one for one in codecs if not one.compresses), self._client.codec)
 
     def _result(self) -> ConnectResult:
         node, client = self._node, self._client

@@ -8,7 +8,7 @@ chunk, which goes to each subscriber in one system call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
@@ -17,8 +17,12 @@ from repeater.protocol.centrifugo.filters import TagsFilter, compile_filter
 from repeater.protocol.centrifugo.format import Format
 from repeater.protocol.centrifugo.json_format import BARE, BINARY_MARK, JSON, PLAIN_MESSAGES
 from repeater.protocol.centrifugo.replies import Push, Reply
+from repeater.protocol.websocket.deflate import DeflatedFrame
 from repeater.protocol.websocket.frames import PING_FRAME, binary_frame, text_frame
 from repeater.publication import Announcement, Publication
+
+if TYPE_CHECKING:
+    from repeater.options import ChannelOptions
 
 _encode = msgspec.json.Encoder().encode
 
@@ -37,8 +41,8 @@ class Codec:
     """
 
     __slots__ = (
-        *("_frame", "_say", "answered", "delta", "following", "format", "name", "ping"),
-        "takes_binary",
+        *("_frame", "_say", "answered", "compresses", "delta", "following", "format", "name"),
+        *("ping", "takes_binary"),
     )
 
     def __init__(
@@ -71,6 +75,8 @@ class Codec:
         """The codec of a subscription after its first batch."""
         self.takes_binary = message_format.takes_binary
         """Whether listeners get binary publications, too; else these are left out."""
+        self.compresses = isinstance(frame, DeflatedFrame)
+        """Whether messages are compressed, in both directions: it takes ten times as long."""
         self._say = message_format.publication
         self._frame = frame
 
@@ -96,6 +102,10 @@ class Codec:
     def pushes(self) -> bool:
         """Whether the codec can encode replies, and pushes other than publications."""
         return self.format.pushes
+
+    def for_channel(self, _options: ChannelOptions) -> Codec:
+        """The codec of messages that carry this channel's publications."""
+        return self
 
     def size(self, publication: Publication) -> int:
         """At most how many bytes a publication takes, as a push or inside a reply; 0 for none.

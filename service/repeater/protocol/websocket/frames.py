@@ -17,6 +17,8 @@ from websockets.protocol import SERVER, Protocol
 from websockets.protocol import State as ProtocolState
 from websockets.typing import BytesLike
 
+from repeater.protocol.websocket.deflate import Inflating
+
 _LOGGER = logging.getLogger("repeater.websocket.frames")
 _LOGGER.setLevel(logging.CRITICAL + 1)
 
@@ -69,6 +71,7 @@ class FrameReader:
 
     __slots__ = (
         "_closing",
+        "_inflating",
         "_limit",
         "_opcode",
         "_payload",
@@ -81,9 +84,13 @@ class FrameReader:
         "idle_frames",
     )
 
-    def __init__(self, message_limit: int) -> None:
+    def __init__(self, message_limit: int, *, inflates: bool = False) -> None:
+        """Take the bytes of the longest message; `inflates` if messages may be compressed."""
         self._limit = message_limit
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
+        self._inflating = Inflating() if inflates else None
+        if self._inflating is not None:
+            self._protocol.extensions = [self._inflating]
         self._opcode: Opcode | None = None  # of a fragmented message, until it is whole
         self._payload = bytearray()  # not a list, which endless empty fragments would grow
         self._text: IncrementalDecoder | None = None  # checks the fragments of a text message
@@ -110,7 +117,7 @@ class FrameReader:
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
                 continue
-            self._unread -= _received_size(event)
+            self._unread -= self._received_size(event)
             self.frames += 1
             if event.opcode is not _TEXT or not event.fin:
                 self._count(event)
@@ -125,6 +132,16 @@ class FrameReader:
                 messages.append(message)
         self._take_answers()
         return messages
+
+    def _received_size(self, frame: Frame) -> int:
+        """The least size of a frame on the wire: its length may be written longer than needed.
+
+        The reader of a client that writes longer lengths never becomes idle; the client loses
+        nothing.
+        """
+        inflating = self._inflating
+        size = len(frame.data) if inflating is None else inflating.take_size()
+        return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
 
     def _count(self, frame: Frame) -> None:
         """Count a frame that may bring nothing."""
@@ -191,6 +208,11 @@ class FrameReader:
         """
         return self._opcode is None and not self._unread
 
+    @property
+    def inflates(self) -> bool:
+        """Whether messages may be compressed."""
+        return self._inflating is not None
+
     def fits(self, message_limit: int) -> bool:
         """Whether a connection with this limit may use the reader: nothing of another is in it."""
         return self._limit == message_limit and self.idle and not self.closed
@@ -199,31 +221,24 @@ class FrameReader:
 # To make a reader costs more than to read a message. Few are enough: most messages are read and
 # carried out before another connection has its turn.
 _SPARE: Final = 8
-_spare: Final[list[FrameReader]] = []
+_spare: Final[tuple[list[FrameReader], list[FrameReader]]] = ([], [])  # the second ones inflate
 
 
-def take_reader(message_limit: int) -> FrameReader:
+def take_reader(message_limit: int, *, inflates: bool = False) -> FrameReader:
     """Return a reader in which nothing is; the caller ends its use by `give_back`, or drops it."""
-    while _spare:
-        reader = _spare.pop()
+    spare = _spare[inflates]
+    while spare:
+        reader = spare.pop()
         if reader.fits(message_limit):
             return reader
-    return FrameReader(message_limit)
+    return FrameReader(message_limit, inflates=inflates)
 
 
 def give_back(reader: FrameReader) -> None:
     """End the use of an `idle` reader: it is kept for the next message of any connection."""
-    if len(_spare) < _SPARE:
-        _spare.append(reader)
-
-
-def _received_size(frame: Frame) -> int:
-    """The least size of a client's frame in bytes: its length may be written longer than needed.
-
-    The reader of a client that writes longer lengths never becomes idle; the client loses nothing.
-    """
-    size = len(frame.data)
-    return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
+    spare = _spare[reader.inflates]
+    if len(spare) < _SPARE:
+        spare.append(reader)
 
 
 def _decoded(opcode: Opcode, payload: BytesLike) -> str | bytes:
