@@ -74,7 +74,7 @@ wheels: _venv
 test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
     @exec {{ python }} -m pytest tests/wheel "$@"
 
-# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, the SDKs of tests/sdk by npm, Go and Maven
+# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, what tests/sdk and tests/suites need by npm, pip, Go and Maven
 clients:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -109,7 +109,7 @@ clients:
         if "$@"; then
             cp "$pins" "$folder/.installed"
         else
-            echo "not installed: $what of tests/sdk ($* failed)" >&2
+            echo "not installed: $what ($* failed)" >&2
         fi
     }
     # The driver is compiled as well: the first time takes long, and Go keeps what it has compiled.
@@ -121,6 +121,19 @@ clients:
         provide package.json node_modules "the JavaScript SDK" \
             timeout 120 npm install --ignore-scripts --no-audit --no-fund --loglevel=error
     fi
+    # The sdists of two clients, for the tests that are in them. pip builds them to learn their names.
+    sdists() {
+        mkdir ../../.suites
+        awk '/^[a-z]/ { on = /^(cent|centrifuge-python)==/ } on' ../../requirements-dev.txt \
+            >../../.suites/pins.txt
+        timeout 120 python3 -m pip download -q --disable-pip-version-check --no-deps \
+            --no-binary cent,centrifuge-python --require-hashes \
+            -r ../../.suites/pins.txt -d ../../.suites || return
+        for archive in ../../.suites/*.tar.gz; do
+            tar -xzf "$archive" -C ../../.suites || return
+        done
+    }
+    provide ../../requirements-dev.txt ../../.suites "the suites of tests/suites" sdists
     # Go and Java are driven where they are installed.
     if command -v mvn >/dev/null; then
         provide java/pom.xml java/libraries "the Java SDK" \

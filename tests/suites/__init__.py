@@ -1,0 +1,1 @@
+"""Whole suites of other projects, as they are published, against our server."""
