@@ -76,13 +76,21 @@ def data_of(plain: msgspec.Raw, b64: str | None) -> JSONText:
     Raises:
         ValueError: the text is too deep, or the base64 claim is not base64 of JSON.
     """
+    return json_text(data) if (data := bytes_of(plain, b64)) else NOTHING
+
+
+def bytes_of(plain: msgspec.Raw, b64: str | None) -> bytes:
+    """As `data_of`; the base64 claim may hold any bytes.
+
+    Raises:
+        ValueError: the text is too deep, or the other claim is not base64.
+    """
     if not b64:
         return json_text(bytes(plain)) if plain else NOTHING
     try:
-        text = base64.b64decode(b64, validate=True)
+        return base64.b64decode(b64, validate=True)
     except ValueError:
         raise ValueError("not base64 of text") from None
-    return json_text(text)
 
 
 def info_of(plain: msgspec.Raw, b64: str | None = None) -> JSONText:

@@ -98,12 +98,9 @@ class PublicationGrant(msgspec.Struct, frozen=True):
     """How a client may publish, and with which data and tags."""
 
     data: bytes | None = None
-    """JSON text in place of the client's data; None keeps the client's data."""
+    """In place of the client's data: JSON text, in a binary channel any bytes; None keeps it."""
     tags: dict[str, str] | None = None
     skip_history: bool = False
-
-    def __post_init__(self) -> None:
-        _check_texts(self, "data")
 
 
 PUBLISH_AS_IT_IS: Final = PublicationGrant()
@@ -139,6 +136,8 @@ class Caller(msgspec.Struct, frozen=True):
     party: str = ""
     """Whose share of the back end's turns its questions take: its user, else its address. Empty
     for a share of its own."""
+    protocol: str = "json"
+    """What its client speaks: `json` or `protobuf`."""
 
 
 class SubscriptionClaims(msgspec.Struct, frozen=True):

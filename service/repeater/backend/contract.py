@@ -66,7 +66,9 @@ class Backend(Protocol):
     Each question may wait, with deadlines of its own, and delays only the client that asks.
     Cancelled, it leaves nothing behind; the back end may have got the question or not. Each raises
     `BrokerError` if the answer is missing or unusable, and `ReplyError` or `DisconnectError` if
-    the back end answers with one of these. `data` is JSON text, or empty without data.
+    the back end answers with one of these. `data` is a `JSONText`, or empty without data; of a
+    client that speaks Protobuf (`Caller.protocol`) it is any bytes, except what such a client
+    publishes into a channel of JSON.
     """
 
     kinds: frozenset[CallbackKind]
@@ -79,7 +81,10 @@ class Backend(Protocol):
     """Headers in a client's connect command to be kept likewise."""
 
     async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
-        """Who is the caller, and which channels does the caller hear?"""
+        """Who is the caller, and which channels does the caller hear?
+
+        The `data` of the request is JSON text, of a client that speaks Protobuf any bytes.
+        """
 
     async def refresh(self, caller: Caller) -> Renewal:
         """May a connection go on after its expiry?"""
@@ -96,7 +101,7 @@ class Backend(Protocol):
         """May a subscription go on after its expiry?"""
 
     async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
-        """Answer a call: JSON text, or empty without a result."""
+        """Answer a call: JSON text, for a Protobuf client any bytes; empty without a result."""
 
     def statistics(self) -> BackendStatistics:
         """A snapshot of the counts of questions."""

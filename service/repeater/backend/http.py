@@ -47,12 +47,13 @@ class HTTPBackend:
 
     async def connect(self, caller: Caller, request: ConnectRequest) -> ConnectionGrant:
         """Who is the caller, and which channels does the caller hear? Raises as `Backend` says."""
+        any_bytes = caller.protocol == "protobuf"
         body = wire.encode_question(
             caller,
             token=request.token,
             name=request.name,
             version=request.version,
-            data=accepted(request.data),
+            data=bytes(request.data) if any_bytes else accepted(request.data),
         )
         return await self._ask("connect", caller, body, wire.read_connect)
 
@@ -78,7 +79,7 @@ class HTTPBackend:
         return await self._ask("sub_refresh", caller, body, wire.read_refresh)
 
     async def rpc(self, caller: Caller, method: str, data: bytes) -> bytes:
-        """Answer a call: JSON text, or empty without a result. Raises as `Backend` says."""
+        """Answer a call: any bytes, or empty without a result. Raises as `Backend` says."""
         body = wire.encode_question(caller, method=method, data=data)
         return await self._ask("rpc", caller, body, wire.read_rpc)
 

@@ -6,6 +6,7 @@ An answer with a wrong type in any field permits nothing either.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Annotated, Final, Generic, TypeVar
 
@@ -14,6 +15,7 @@ import msgspec
 from repeater.access.grant_json import (
     OverrideClaims,
     SubscriptionOptions,
+    bytes_of,
     channels_of,
     data_of,
     info_of,
@@ -56,6 +58,7 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = ""
     version: str = ""
     data: msgspec.Raw | None = None
+    b64data: str = ""
     meta: msgspec.Raw | None = None
 
 
@@ -129,7 +132,7 @@ class PublishAnswer(msgspec.Struct, frozen=True):
 
     def grant(self) -> PublicationGrant:
         """The same as a grant."""
-        data = data_of(self.data, self.b64data)
+        data = bytes_of(self.data, self.b64data)
         return PublicationGrant(data or None, self.tags, self.skip_history)
 
 
@@ -158,9 +161,9 @@ class RPCAnswer(msgspec.Struct, frozen=True):
     data: msgspec.Raw = msgspec.Raw()
     b64data: str | None = None
 
-    def grant(self) -> JSONText:
-        """The data, or empty without data."""
-        return data_of(self.data, self.b64data)
+    def grant(self) -> bytes:
+        """The data, or empty without data: JSON text, or the bytes of `b64data`."""
+        return bytes_of(self.data, self.b64data)
 
 
 class Verdict(msgspec.Struct, Generic[R], frozen=True):
@@ -181,19 +184,25 @@ def encode_question(
     version: str = "",
     data: bytes = b"",
 ) -> bytes:
-    """Encode a question about a caller as JSON text."""
+    """Encode a question about a caller as JSON text.
+
+    A `JSONText` becomes the question's `data`. Other bytes become `b64data`, and `encoding` says
+    so; empty ones neither.
+    """
+    encoded = "" if isinstance(data, JSONText) else b64encode(data).decode()
     question = Question(
         caller.client,
         caller.transport,
         caller.user,
-        "json",
-        "json",
+        caller.protocol,
+        "binary" if encoded else "json",
         channel=channel,
         method=method,
         token=token,
         name=name,
         version=version,
-        data=embedded(data),
+        data=None if encoded else embedded(data),
+        b64data=encoded,
         meta=embedded(caller.meta),
     )
     return msgspec.json.encode(question)

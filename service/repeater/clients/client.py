@@ -191,7 +191,14 @@ class Client:
 
     def caller(self) -> Caller:
         """The description of this connection that the application's back end gets."""
-        return Caller(self.id, self.transport.name, self.user, self.grant.meta, self.headers)
+        return Caller(
+            self.id,
+            self.transport.name,
+            self.user,
+            self.grant.meta,
+            self.headers,
+            protocol="protobuf" if self.codec.format.binary else "json",
+        )
 
     def asking(self) -> Caller:
         """`caller`, and whose share of the back end's turns its questions take."""

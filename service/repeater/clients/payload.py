@@ -1,4 +1,4 @@
-"""What clients hand in as data: JSON text that is checked, whatever format brought it."""
+"""What clients hand in as data: JSON text, or any bytes from clients whose format carries them."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def json_data(client: Client, data: msgspec.Raw) -> JSONText:
         return json_text(bytes(data))
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
+
+
+def any_data(client: Client, data: msgspec.Raw) -> bytes:
+    """The data of a command for the back end; empty for none.
+
+    A text format has checked it, so it is a `JSONText`. A binary one passes any bytes, which
+    nobody looks at.
+    """
+    return bytes(data) if client.codec.format.binary else accepted(data)

@@ -37,6 +37,7 @@ class CallerRow(msgspec.Struct, array_like=True, frozen=True):
     meta: bytes
     headers: dict[str, str] | None
     party: str
+    protocol: str = "json"
 
 
 class PublicationRow(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -172,14 +173,26 @@ def caller_row(caller: Caller) -> CallerRow:
     """A connection, as it crosses the link."""
     headers = dict(caller.headers) if caller.headers else None
     return CallerRow(
-        caller.client, caller.transport, caller.user, bytes(caller.meta), headers, caller.party
+        caller.client,
+        caller.transport,
+        caller.user,
+        bytes(caller.meta),
+        headers,
+        caller.party,
+        caller.protocol,
     )
 
 
 def caller_of(row: CallerRow) -> Caller:
     """The connection that the application is told of."""
     return Caller(
-        row.client, row.transport, row.user, JSONText(row.meta), row.headers or {}, row.party
+        row.client,
+        row.transport,
+        row.user,
+        JSONText(row.meta),
+        row.headers or {},
+        row.party,
+        row.protocol,
     )
 
 

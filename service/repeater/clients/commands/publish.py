@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
 from repeater.clients.binary import check_fits
-from repeater.clients.payload import json_data
+from repeater.clients.payload import any_data, json_data
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,
@@ -15,7 +15,7 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
-from repeater.json_text import embedded
+from repeater.json_text import JSONText, embedded, json_text
 from repeater.protocol.centrifugo.commands import PublishRequest
 from repeater.publication import ClientInfo, Publication
 
@@ -41,14 +41,17 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     options = node.channels.options(request.channel)
     check_fits(client.codec, options)
-    grant = await _publish_grant(node, client, request, options)
+    binary = options.publication_data_format == "binary"
+    data = any_data(client, request.data) if binary else json_data(client, request.data)
+    grant = await _publish_grant(node, client, request.channel, data, options)
     subscription = client.channels.get(request.channel)
     if subscription is not None:
         await node.attendance.announce_at_once(subscription)
         info = subscription.info()
     else:
         info = ClientInfo(client.user, client.id, embedded(client.grant.info))
-    data = json_data(client, request.data) if grant.data is None else grant.data
+    if grant.data is not None:
+        data = grant.data if binary else _json_of(grant.data)
     publication = Publication(request.channel, data, info=info, tags=grant.tags)
     try:
         await node.publish(publication, skip_history=grant.skip_history)
@@ -59,25 +62,31 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
 
 
 async def _publish_grant(
-    node: ClientNode, client: Client, request: PublishRequest, options: ChannelOptions
+    node: ClientNode, client: Client, channel: str, data: bytes, options: ChannelOptions
 ) -> PublicationGrant:
     """The grant of the back end, if it is asked, otherwise that of the options (section 11)."""
     if not options.publish_proxy_enabled:
         node.channels.check(
             "publish",
-            request.channel,
+            channel,
             client.user,
-            subscribed=request.channel in client.channels,
+            subscribed=channel in client.channels,
         )
         return PUBLISH_AS_IT_IS
     backend = node.asks("publish")
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
-    if not request.data:
+    if not data and options.publication_data_format != "binary":
         raise ReplyError(ErrorCode.BAD_REQUEST)
     try:
-        return await backend.publish(
-            client.asking(), request.channel, json_data(client, request.data)
-        )
+        return await backend.publish(client.asking(), channel, data)
     except BrokerError:
+        raise ReplyError(ErrorCode.INTERNAL) from None
+
+
+def _json_of(data: bytes) -> JSONText:
+    """The back end's data as JSON text; it is the back end's fault if it is something else."""
+    try:
+        return json_text(data)
+    except ValueError:
         raise ReplyError(ErrorCode.INTERNAL) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repeater.clients.payload import json_data
+from repeater.clients.payload import any_data
 from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.json_text import embedded, json_text
 from repeater.protocol.centrifugo.commands import RPCRequest
@@ -19,15 +19,17 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     """Have the back end answer a call, and return its result.
 
     Raises:
-        ReplyError: 108 without a back end for calls, 100 if the back end is not available, or the
-            back end's own error.
+        ReplyError: 108 without a back end for calls, 100 if the back end is not available, or its
+            result is not JSON and the client speaks JSON, or the back end's own error.
         DisconnectError: the back end disconnects the client.
     """
     backend = node.asks("rpc")
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        data = await backend.rpc(client.asking(), request.method, json_data(client, request.data))
-        return RPCResult(embedded(json_text(data) if data else data))
+        data = await backend.rpc(client.asking(), request.method, any_data(client, request.data))
+        if data and not client.codec.format.binary:
+            data = json_text(data)
+        return RPCResult(embedded(data))
     except (BrokerError, ValueError):  # ValueError: the data is not JSON
         raise ReplyError(ErrorCode.INTERNAL) from None

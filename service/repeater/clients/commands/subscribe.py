@@ -19,7 +19,7 @@ from repeater.access.grants import (
 from repeater.clients.binary import check_fits
 from repeater.clients.joining import Joining, Wish
 from repeater.clients.openings import GrantedChannel, drop, open_subscription
-from repeater.clients.payload import json_data
+from repeater.clients.payload import any_data
 from repeater.errors import (
     BAD_REQUEST,
     INVALID_TOKEN,
@@ -126,7 +126,7 @@ async def _grant_without_token(
     if backend is None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     try:
-        grant = await backend.subscribe(client.asking(), name, "", json_data(client, request.data))
+        grant = await backend.subscribe(client.asking(), name, "", any_data(client, request.data))
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
     if 0 < grant.expire_at <= node.unix_time():
