@@ -30,9 +30,9 @@ KEY = "secret"
 
 
 @asynccontextmanager
-async def running(key: str = KEY) -> AsyncIterator[Server]:
+async def running(key: str = KEY, **more: object) -> AsyncIterator[Server]:
     with trio.fail_after(LOOP_ANSWERS):
-        settings = load_settings(port=0, api_key=key, channel={"presence": True})
+        settings = load_settings(port=0, api_key=key, channel={"presence": True}, **more)
         async with open_server(settings) as server:
             yield server
 
@@ -110,6 +110,19 @@ async def test_presence() -> None:
         assert member == f'{user}  {client.id}                   {{"a": "é"}}'
         (line,) = await lines(server, "presence", "news", "--json")
         assert json.loads(line)["presence"][client.id]["user"] == client.user
+
+
+async def test_history_of_a_binary_channel() -> None:
+    """The bytes are Base64, which no terminal takes for a command."""
+    async with running(namespaces={"bin": {"publication_data_format": "binary"}}) as server:
+        for data in (b"\x1b[2J\xff", b""):
+            await server.node.publish(Publication("bin:c", data))
+        assert await lines(server, "history", "bin:c") == [
+            "OFFSET  DATA             TAGS",
+            "1       base64 G1sySv8=",
+            "2       base64",
+            f"top: offset 2 of epoch {(await server.node.history('bin:c', limit=0))[1].epoch}",
+        ]
 
 
 async def test_history() -> None:

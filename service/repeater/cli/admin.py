@@ -96,8 +96,7 @@ def history(
     if not reverse:
         result["publications"].reverse()
     rows = [
-        (one.get("offset", 0), _text(one["data"]), _text(one.get("tags")))
-        for one in result["publications"]
+        (one.get("offset", 0), _data(one), _text(one.get("tags"))) for one in result["publications"]
     ]
     _print(result, as_json, ("OFFSET", "DATA", "TAGS"), rows)
     if not as_json:
@@ -165,6 +164,13 @@ def _print(result: object, as_json: bool, head: Row, rows: Iterable[Row]) -> Non
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def _data(publication: dict[str, Any]) -> str:
+    """The JSON of a publication; of a binary one the bytes as Base64, said so."""
+    if "b64data" in publication:
+        return f"base64 {publication['b64data']}".rstrip()
+    return _text(publication["data"])
 
 
 def _text(value: object) -> str:

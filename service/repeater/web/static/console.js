@@ -25,6 +25,13 @@ const make = (tag, kind, text) => {
   return element;
 };
 
+// What a binary channel brings: its length and its first bytes.
+const inHex = (data) => {
+  const bytes = [...new Uint8Array(data, 0, Math.min(data.byteLength, 64))];
+  const hex = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+  return `${data.byteLength} bytes: ${hex}${data.byteLength > 64 ? " \u2026" : ""}`;
+};
+
 // ---- one channel's connection, by either transport
 
 const ways = {
@@ -32,7 +39,8 @@ const ways = {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = new WebSocket(`${scheme}://${location.host}/ws?channel=${encodeURIComponent(channel)}`);
     socket.onopen = on.open;
-    socket.onmessage = (event) => on.message(event.data);
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => on.message(typeof data === "string" ? data : inHex(data));
     socket.onclose = ({ code, reason }) => on.end(code === 1006 ? "" : `${reason || "closed"} (${code})`);
     return () => { socket.onopen = socket.onmessage = socket.onclose = null; socket.close(); };
   },
