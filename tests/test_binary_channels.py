@@ -34,7 +34,7 @@ from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, outcome, talking
 from tests.http_streams import peer as http_peer
 from tests.serving import peer, running
-from tests.test_websockets_behind_asgi import websocket
+from tests.websocket_ways import websocket
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,7 +15,7 @@ from tests.http_streams import peer as http_peer
 from tests.official_protobuf import delimited
 from tests.protobuf_peer import command, emulation, frames, whole
 from tests.serving import close_code, frame, running
-from tests.test_websockets_behind_asgi import WebSocket, every_way, websocket
+from tests.websocket_ways import WebSocket, every_way, websocket
 
 SUBPROTOCOL = "Sec-WebSocket-Protocol: centrifuge-protobuf\r\n"
 ASKED = [
