@@ -1,9 +1,11 @@
-"""An HTTP server that says what a test wants, and nothing else."""
+"""HTTP servers that say what a test wants, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import trio
 
@@ -36,3 +38,17 @@ def http(body: bytes, length: int | None = None, status: bytes = b"200 OK") -> b
     size = len(body) if length is None else length
     head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\nLocation: /rpc\r\n\r\n"
     return head % (status, size) + body
+
+
+@contextmanager
+def answering_threads(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The back end on a free port, in threads; its address."""
+    handler.log_message = lambda *_: None  # type: ignore[method-assign]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

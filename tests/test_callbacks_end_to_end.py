@@ -7,12 +7,10 @@ import datetime
 import json
 import re
 import ssl
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from repeater.front.hypercorn import Handover
 from repeater.front.listeners import open_listeners
 from repeater.serving.application import create_app
 from repeater.serving.server import open_server
-from tests.answering import answering, http
+from tests.answering import answering, answering_threads, http
 from tests.application import Application, open_asking_node
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
@@ -53,20 +51,6 @@ def example() -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(text, PAGE.name, "exec"), names)
     return names
-
-
-@contextmanager
-def answering_threads(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The back end on a free port, in threads; its address."""
-    handler.log_message = lambda *_: None  # type: ignore[method-assign]
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @asynccontextmanager

@@ -32,13 +32,20 @@ class Client(NamedTuple):
 
 
 _PYTHON = frozenset({"send"})
-_JAVA = frozenset({"deltas", "tags filters"})
+# At error 109 of a subscribe it wants a new token, but gives the subscription up as well.
+_JAVA = frozenset({"deltas", "tags filters", "a new token for a subscription"})
 
 CLIENTS = {
     "python": Client("python", lacks=_PYTHON, workers=True),
+    "python-protobuf": Client("python", protobuf=True, lacks=_PYTHON),
     "node": Client("node", workers=True),
+    "node-protobuf": Client("node", protobuf=True, workers=True),
     "chromium": Client("chromium", workers=True),
+    "chromium-protobuf": Client("chromium", protobuf=True),
     "go": Client("go"),
+    "go-protobuf": Client("go", protobuf=True),
+    # This SDK has no other format.
+    "java-protobuf": Client("java", protobuf=True, lacks=_JAVA),
 }
 
 

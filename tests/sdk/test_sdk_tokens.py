@@ -100,6 +100,7 @@ async def test_a_private_channel(sdk: SDK) -> None:
         assert await client.data("$fetched", 1) == [1]
 
 
+@pytest.mark.needs("a new token for a subscription")
 async def test_an_expired_subscription_token_is_replaced(sdk: SDK) -> None:
     """Error 109 for one subscription: the SDK asks the callback, and is subscribed."""
     async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
@@ -139,6 +140,7 @@ async def test_a_server_side_subscription(sdk: SDK) -> None:
         assert await client.data("inbox", 3) == [2, 3, 4]
 
 
+@pytest.mark.needs("a new token for a subscription")
 @pytest.mark.parametrize(("claim", "seconds"), [("exp", -60), ("nbf", 60)])
 async def test_a_subscription_survives_a_refresh_by_a_late_token(
     sdk: SDK, claim: str, seconds: int
@@ -185,7 +187,7 @@ async def test_a_bad_subscription_token_costs_its_subscription(sdk: SDK) -> None
 
 
 async def test_an_expired_date_of_a_token_is_replaced(sdk: SDK) -> None:
-    """A past `expire_at` is 109 like a past `exp`, of connection and subscription."""
+    """A past `expire_at` is 109 like a past `exp`."""
     past = {"expire_at": int(time.time()) - 60}
     async with (
         running(**CLOSED) as server,
@@ -193,5 +195,12 @@ async def test_an_expired_date_of_a_token_is_replaced(sdk: SDK) -> None:
     ):
         await client.call("connect")
         await client.heard("connected")
+
+
+@pytest.mark.needs("a new token for a subscription")
+async def test_an_expired_date_of_a_subscription_token_is_replaced(sdk: SDK) -> None:
+    """A past `expire_at` is 109 like a past `exp`."""
+    past = {"expire_at": int(time.time()) - 60}
+    async with running(**CLOSED) as server, sdk.client(server, token=token()) as client:
         tokens = [token(channel="$c")]
         await client.subscribe("$c", token=token(channel="$c", **past), tokens=tokens)

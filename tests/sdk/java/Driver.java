@@ -428,7 +428,8 @@ public final class Driver {
     }
 
     private static JsonElement info(ClientInfo one) {
-        if (one == null) {
+        // The SDK gives an empty one of a publication that has none.
+        if (one == null || one.getClient().isEmpty()) {
             return JsonNull.INSTANCE;
         }
         JsonObject told = new JsonObject();
@@ -524,6 +525,11 @@ public final class Driver {
     }
 
     private static int code(Throwable error) {
-        return error instanceof ReplyError ? ((ReplyError) error).getCode() : -1;
+        for (Throwable one = error; one != null; one = one.getCause()) {
+            if (one instanceof ReplyError) {
+                return ((ReplyError) one).getCode();
+            }
+        }
+        return -1;
     }
 }

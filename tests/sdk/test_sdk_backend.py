@@ -1,0 +1,69 @@
+"""Every SDK with a back end behind the server: what the client sends it, and gets of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from repeater.options import ChannelOptions
+from tests.answering import answering_threads
+from tests.sdk.harness import SDK, CallError, running
+
+pytestmark = pytest.mark.sdk
+
+ASKED = ChannelOptions(subscribe_proxy_enabled=True, publish_proxy_enabled=True)
+VALUE = {"why": "curious", "é": [1, None, "\U0001f600"]}
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A back end that gives each client its own data back."""
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = json.dumps(self.answer(question)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        if question.get("method") == "refused":
+            return {"error": {"code": 404, "message": "no such thing"}}
+        if question.get("method") == "banned":
+            return {"disconnect": {"code": 4501, "reason": "banned"}}
+        data = {name: question[name] for name in ("data", "b64data") if name in question}
+        return {"result": {"user": "42", **data} if self.path == "/connect" else data}
+
+
+@pytest.fixture
+def settings() -> Iterator[dict[str, Any]]:
+    """Of a server that asks the back end."""
+    kinds = ("connect", "subscribe", "publish", "rpc")
+    with answering_threads(Echo) as url:
+        yield {"callbacks": {f"{kind}_url": f"{url}/{kind}" for kind in kinds}}
+
+
+async def test_data_goes_to_the_back_end_and_comes_back(sdk: SDK, settings: dict[str, Any]) -> None:
+    """Of connect, subscribe, publish and RPC; a refusal of the back end's own is told as it is."""
+    async with (
+        running(settings=settings, insecure=False, channel=ASKED) as server,
+        sdk.client(server, connect=False, data=VALUE) as client,
+    ):
+        await client.call("connect")
+        assert (await client.heard("connected"))["data"] == VALUE
+        assert (await client.subscribe("news", data=VALUE))["data"] == VALUE
+        await client.call("publish", channel="news", data=VALUE)
+        heard = await client.heard("publication", "news")
+        assert (heard["data"], heard["info"]["user"]) == (VALUE, "42")
+        assert await client.call("rpc", method="echo", data=VALUE) == {"data": VALUE}
+        with pytest.raises(CallError) as caught:
+            await client.call("rpc", method="refused", data=VALUE)
+        assert caught.value.code == 404
+        with pytest.raises(CallError):
+            await client.call("rpc", method="banned", data=VALUE)
+        ended = await client.heard("disconnected")
+        assert (ended["code"], ended["reason"]) == (4501, "banned")
