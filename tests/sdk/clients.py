@@ -48,6 +48,9 @@ CLIENTS = {
     "java-protobuf": Client("java", protobuf=True, lacks=_JAVA),
 }
 
+PROTOBUF = [name for name, client in CLIENTS.items() if client.protobuf]
+JSON = [name for name, client in CLIENTS.items() if not client.protobuf]
+
 
 class Program(NamedTuple):
     """How an SDK's driver is run, and what builds it before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -11,6 +12,7 @@ import pytest
 
 from repeater.options import ChannelOptions
 from tests.answering import answering_threads
+from tests.sdk.clients import PROTOBUF
 from tests.sdk.harness import SDK, CallError, running
 
 pytestmark = pytest.mark.sdk
@@ -67,3 +69,13 @@ async def test_data_goes_to_the_back_end_and_comes_back(sdk: SDK, settings: dict
             await client.call("rpc", method="banned", data=VALUE)
         ended = await client.heard("disconnected")
         assert (ended["code"], ended["reason"]) == (4501, "banned")
+
+
+@pytest.mark.parametrize("driver", PROTOBUF, indirect=True)
+async def test_any_bytes_go_to_the_back_end_and_come_back(
+    sdk: SDK, settings: dict[str, Any]
+) -> None:
+    """What is not JSON goes as Base64."""
+    data = base64.b64encode(b"\xff\x00 any").decode()
+    async with running(settings=settings) as server, sdk.client(server) as client:
+        assert await client.call("rpc", method="echo", b64data=data) == {"b64data": data}

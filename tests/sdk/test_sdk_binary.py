@@ -11,7 +11,7 @@ from repeater.errors import NO_PONG
 from repeater.options import ChannelOptions
 from repeater.publication import Publication
 from repeater.serving.server import Server
-from tests.sdk.clients import CLIENTS
+from tests.sdk.clients import JSON, PROTOBUF
 from tests.sdk.harness import SDK, CallError, Peer, only_client, running
 from tests.working import Workers
 
@@ -31,12 +31,8 @@ FRAMES: dict[str, Any] = {
 }
 BYTES = [b"\xff\x00\n", bytes(range(256)) * 20, b"\x80", bytes(reversed(range(256))) * 200]
 
-protobuf = pytest.mark.parametrize(
-    "driver", [name for name, client in CLIENTS.items() if client.protobuf], indirect=True
-)
-json = pytest.mark.parametrize(
-    "driver", [name for name, client in CLIENTS.items() if not client.protobuf], indirect=True
-)
+protobuf = pytest.mark.parametrize("driver", PROTOBUF, indirect=True)
+json = pytest.mark.parametrize("driver", JSON, indirect=True)
 
 
 def encoded(data: bytes) -> str:
@@ -56,11 +52,13 @@ async def publish(server: Server | Workers, *data: bytes) -> None:
 
 @protobuf
 async def test_any_bytes(sdk: SDK) -> None:
-    """Published by a back end, read from the history, recovered."""
+    """Published by a back end and by the client itself, read from the history, recovered."""
     async with running(**FRAMES) as server, sdk.client(server) as client:
         await client.subscribe("frames:1")
         await publish(server, *BYTES)
         assert await frames(client, 4) == BYTES
+        await client.call("publish", channel="frames:1", b64data=encoded(b"\xfe own"))
+        assert await frames(client, 1) == [b"\xfe own"]
         history = await client.call("history", channel="frames:1", options={"limit": 2})
         assert [one["b64data"] for one in history["publications"]] == [*map(encoded, BYTES[:2])]
         only_client(server).cut(NO_PONG)
