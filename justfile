@@ -137,7 +137,7 @@ clients:
     # Go and Java are driven where they are installed.
     if command -v mvn >/dev/null; then
         provide java/pom.xml java/libraries "the Java SDK" \
-            timeout 180 mvn -B -q -f java/pom.xml dependency:copy-dependencies
+            timeout 180 mvn -B -q -Dstyle.color=never -f java/pom.xml dependency:copy-dependencies
     fi
     if command -v go >/dev/null; then
         cd go

@@ -106,7 +106,7 @@ def missing(sdk: str) -> str | None:
 
 def _missing_programs(*names: str) -> str | None:
     absent = [name for name in names if not shutil.which(name)]
-    return f"no {absent[0]} here: just clients" if absent else None
+    return f"{absent[0]} is not on the PATH" if absent else None
 
 
 PACKAGES = {

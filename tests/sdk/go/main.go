@@ -108,7 +108,6 @@ type options struct {
 	Token       string          `json:"token"`
 	Tokens      []string        `json:"tokens"`
 	Data        json.RawMessage `json:"data"`
-	Headers     http.Header     `json:"headers"`
 	Positioned  bool            `json:"positioned"`
 	Recoverable bool            `json:"recoverable"`
 	JoinLeave   bool            `json:"join_leave"`
@@ -216,10 +215,12 @@ func (d *driver) client(key string) *centrifuge.Client {
 
 func (d *driver) open(c command) {
 	config := centrifuge.Config{
-		Token: c.Options.Token, Data: c.Options.Data, Header: c.Options.Headers,
+		Token: c.Options.Token, Data: c.Options.Data,
 		MinReconnectDelay: minDelay, MaxReconnectDelay: maxDelay,
 		ReadTimeout: patience, WriteTimeout: patience, HandshakeTimeout: patience,
-		Proxy: func(*http.Request) (*url.URL, error) { return nil, nil },
+		// The other SDKs offer it by themselves.
+		EnableCompression: true,
+		Proxy:             func(*http.Request) (*url.URL, error) { return nil, nil },
 	}
 	about := object{"key": c.Key}
 	if c.Options.Tokens != nil {
