@@ -11,7 +11,7 @@ import pytest
 from msgspec import inspect
 
 from repeater.protocol.centrifugo.commands import parse_commands
-from repeater.protocol.centrifugo.protobuf_format import PROTOBUF, delimited
+from repeater.protocol.centrifugo.protobuf_format import PROTOBUF
 from repeater.protocol.centrifugo.protobuf_reader import read_emulation
 from repeater.protocol.centrifugo.protobuf_writer import write_publication
 from repeater.protocol.centrifugo.replies import Push, Reply
@@ -63,7 +63,7 @@ def written(text: str) -> bytes:
     data = json.loads(bytes(pub["data"])).encode() if delta else bytes(pub["data"])
     fields = {**pub, "channel": push["channel"], "data": msgspec.Raw(b'""')}
     publication = value(inspect.type_info(Publication), msgspec.Raw(msgspec.json.encode(fields)))
-    return delimited(write_publication(publication, data, delta=delta))
+    return write_publication(publication, data, delta=delta)
 
 
 @pytest.mark.parametrize(("digits", "text"), vectors("C"))

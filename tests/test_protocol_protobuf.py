@@ -8,10 +8,13 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from hypothesis import given
+from centrifuge.fossil import apply_delta
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repeater.errors import BAD_REQUEST, Disconnect, DisconnectError, Unsubscribed
+from repeater.protocol.centrifugo import protobuf_codecs
+from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_SSE, Codec
 from repeater.protocol.centrifugo.commands import (
     PONG,
     ChannelRequest,
@@ -29,7 +32,7 @@ from repeater.protocol.centrifugo.commands import (
     SubscriptionPosition,
     UnsubscribeRequest,
 )
-from repeater.protocol.centrifugo.filters import TagsFilter
+from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter, check_filter
 from repeater.protocol.centrifugo.json_format import JSON
 from repeater.protocol.centrifugo.protobuf_format import PROTOBUF
 from repeater.protocol.centrifugo.protobuf_reader import read_emulation
@@ -47,9 +50,14 @@ from repeater.protocol.centrifugo.replies import (
     RPCResult,
     SubscribeResult,
 )
+from repeater.protocol.centrifugo.varint import read_varint, varint
 from repeater.publication import ClientInfo, Publication
 from tests import official_protobuf as official
 
+CODECS = [
+    *(protobuf_codecs.CENTRIFUGE_PROTOBUF, protobuf_codecs.CENTRIFUGE_PROTOBUF_STREAM),
+    *(CENTRIFUGE_JSON, CENTRIFUGE_SSE),
+]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=9)
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
@@ -310,3 +318,109 @@ def test_an_emulated_message_is_read(node: str, session: str, commands: list[Com
     assert (found.node, found.session) == (node, session)
     assert not commands or list(PROTOBUF.commands(found.data)) == commands
     assert isinstance(found, EmulationRequest)
+
+
+def test_of_several_methods_the_last_one_counts() -> None:
+    """No SDK writes such a command. JSON takes the first one in the protocol's order."""
+    both = official.Command(id=1, rpc={"method": "m"}, presence={"channel": "c"})
+    (command,) = PROTOBUF.commands(official.delimited(both))
+    assert command == Command(1, rpc=RPCRequest("m", msgspec.Raw(b"")))
+
+
+def test_another_wire_type_is_an_unknown_field() -> None:
+    """A number where a text belongs, and the reverse, are ignored."""
+    presence = b"\x08\x05" + b"\x0a\x01c"  # field 1 as a number, and then as a text
+    command = b"\x0a\x01x" + b"\x08\x02" + b"\x42" + official.varint(len(presence)) + presence
+    (read,) = PROTOBUF.commands(official.delimited(command))
+    assert read == Command(2, presence=ChannelRequest("c"))
+
+
+def nested(levels: int) -> bytes:
+    """A subscribe with a filter of so many levels."""
+    node = b""
+    for _ in range(levels - 1):
+        node = b"\x0a\x03not\x32" + official.varint(len(node)) + node
+    subscribe = b"\x0a\x01c\x6a" + official.varint(len(node)) + node
+    return official.delimited(b"\x08\x01\x2a" + official.varint(len(subscribe)) + subscribe)
+
+
+def test_levels_are_limited() -> None:
+    """A filter above 16 levels is refused as in JSON; above the runtime's 100, the client is."""
+    for levels in (17, 90):
+        (command,) = PROTOBUF.commands(nested(levels))
+        assert command.subscribe is not None
+        assert command.subscribe.tf is not None
+        with pytest.raises(ValueError, match="deeper than 16"):
+            check_filter(command.subscribe.tf)
+    for levels in (101, 10_000):
+        with pytest.raises(DisconnectError) as caught:
+            list(PROTOBUF.commands(nested(levels)))
+        assert caught.value.disconnect == BAD_REQUEST
+
+
+def test_a_filter_is_read_no_further_than_its_limit() -> None:
+    """Of thousands of nodes in a message, so many are read that the filter is refused."""
+    command = official.Command(id=1, subscribe={"channel": "c", "tf": {"op": "or"}})
+    for _ in range(9_000):
+        command.subscribe.tf.nodes.add(key="k", cmp="eq", val="v")
+    (read,) = PROTOBUF.commands(official.delimited(command))
+    assert read.subscribe is not None
+    assert read.subscribe.tf is not None
+    assert len(read.subscribe.tf.nodes) == NODE_LIMIT
+    with pytest.raises(ValueError, match="more than 256 nodes"):
+        check_filter(read.subscribe.tf)
+    del command.subscribe.tf.nodes[NODE_LIMIT - 1 :]
+    (read,) = PROTOBUF.commands(official.delimited(command))
+    assert read.subscribe is not None
+    assert read.subscribe.tf is not None
+    check_filter(read.subscribe.tf)
+
+
+def test_positions_are_read_when_they_are_asked_for() -> None:
+    """They are a mapping like JSON's; asking for a channel that is not there adds nothing."""
+    message = official.Command(id=1, connect={"subs": {"a": {"recover": True, "offset": 3}}})
+    (command,) = PROTOBUF.commands(official.delimited(message))
+    assert command.connect is not None
+    subs = command.connect.subs
+    assert subs.get("b") is None
+    assert "b" not in subs
+    assert list(subs) == ["a"]
+    assert subs == {"a": SubscriptionPosition(recover=True, offset=3)}
+
+
+@given(st.integers(0, 2**32 - 1), st.binary(max_size=3))
+def test_varints(number: int, more: bytes) -> None:
+    """What is written is read, whatever comes behind it."""
+    assert varint(number) == official.varint(number)
+    assert read_varint(b"\x80" + varint(number) + more, 1) == (number, 1 + len(varint(number)))
+
+
+def test_a_push_of_a_subscription_says_what_upstream_says() -> None:
+    """Flags of an answer to a `subscribe` are not in it, though JSON may have them."""
+    push = Push("c", subscribe=SubscribeResult(was_recovering=True, delta=True, offset=3))
+    (reply,) = official.replies(PROTOBUF.push(push))
+    assert official.told(reply) == {"push": {"channel": "c", "subscribe": {"offset": 3}}}
+
+
+def test_a_delta_is_bytes() -> None:
+    """Where JSON has a string, Protobuf has the Fossil delta itself, or the whole data."""
+    base = Publication("c", b'{"title":"hello world","count":1}', 6, delta=True)
+    target = msgspec.structs.replace(base, data=b'{"title":"hello world","count":2}', offset=7)
+    (whole,) = official.replies(PROTOBUF.delta(base, None))
+    assert (whole.push.pub.data, whole.push.pub.delta) == (base.data, False)
+    (delta,) = official.replies(PROTOBUF.delta(target, base))
+    assert delta.push.pub.delta
+    assert bytes(apply_delta(base.data, delta.push.pub.data)) == target.data
+
+
+LONG = st.builds(lambda text, times: text * times, TEXT.filter(bool), st.integers(1, 3_000))
+
+
+@given(PUBLISHED, st.dictionaries(LONG, LONG, max_size=3), st.sampled_from(CODECS))
+@example(Publication("c", b"1"), {f"{n:0200}": "v" * 200 for n in range(99)}, CODECS[0])
+def test_a_publication_is_not_larger_than_its_codec_says(
+    publication: Publication, tags: dict[str, str], codec: Codec
+) -> None:
+    """The bytes that are reserved for it are enough, whatever its tags are."""
+    tagged = msgspec.structs.replace(publication, tags=tags)
+    assert len(codec.publications([tagged])[0]) <= codec.size(tagged)

@@ -30,6 +30,10 @@ _AROUND: Final = 160
 """At most the bytes around a publication's data, channel, tags and info: names of fields, an offset
 of 20 digits, an epoch of up to 32 characters, and the framing."""
 
+_LENGTHS: Final = 12
+"""At most the bytes that a tag takes in Protobuf beside those of its JSON: three lengths of up to
+five bytes each and what is before them, in place of quotes, a colon and a comma."""
+
 Frame = Callable[[bytes], bytes]
 """The framed message: the frame separates the message from the next one."""
 
@@ -116,7 +120,7 @@ class Codec:
             return 0
         size = len(publication.data) + _AROUND + len(_encode(publication.channel))
         if publication.tags:
-            size += len(_encode(publication.tags))
+            size += len(_encode(publication.tags)) + _LENGTHS * len(publication.tags)
         if publication.info is not None:
             size += len(_encode(publication.info))
         return size

@@ -37,33 +37,22 @@ class ProtobufFormat:
 
     def publication(self, publication: Publication) -> bytes:
         """The push that carries one publication."""
-        return delimited(write_publication(publication, publication.data))
+        return write_publication(publication, publication.data)
 
     def delta(self, publication: Publication, base: Publication | None) -> bytes:
         """The push with the whole data or the delta, both as they are (section 10)."""
         if base is None or not publication.delta:
             return self.publication(publication)
         data, is_delta = delta_or_full(base.data, publication.data, text=False)
-        return delimited(write_publication(publication, data, delta=is_delta))
+        return write_publication(publication, data, delta=is_delta)
 
     def push(self, push: Push) -> bytes:
         """The push."""
-        return delimited(write_push(push))
+        return write_push(push)
 
     def reply(self, reply: Reply) -> bytes:
         """The reply."""
-        return delimited(write_reply(reply))
-
-
-def delimited(message: bytes) -> bytes:
-    """A message with its length before it, an unsigned varint."""
-    size = len(message)
-    length = bytearray()
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return bytes(length) + message
+        return write_reply(reply)
 
 
 PROTOBUF: Final = ProtobufFormat()

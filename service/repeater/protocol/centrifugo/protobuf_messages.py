@@ -22,8 +22,8 @@ PACKAGE: Final = "repeater.client"
 class MessageClass(Protocol):
     """A class of messages. The fields of a message are attributes of the schema's names."""
 
-    def __call__(self) -> Any:
-        """Make an empty message."""
+    def __call__(self, **fields: Any) -> Any:
+        """Make a message of its fields: a message among them is a dict of its own fields."""
 
     def FromString(self, data: bytes, /) -> Any:  # noqa: N802 - the runtime's name
         """Read a message.
@@ -34,6 +34,11 @@ class MessageClass(Protocol):
         """
 
 
+def message_class(name: str) -> MessageClass:
+    """The class of a message of the schema."""
+    return GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
 def _pool() -> DescriptorPool:
     compiled = FileDescriptorSet.FromString((files("repeater") / "client.binpb").read_bytes())
     pool = DescriptorPool()
@@ -42,12 +47,4 @@ def _pool() -> DescriptorPool:
     return pool
 
 
-def _class(name: str) -> MessageClass:
-    return GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-
-
 _POOL: Final = _pool()
-
-COMMAND: Final = _class("Command")
-REPLY: Final = _class("Reply")
-EMULATION_REQUEST: Final = _class("EmulationRequest")

@@ -8,6 +8,7 @@ another wire type than the schema's is an unknown field.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -31,9 +32,14 @@ from repeater.protocol.centrifugo.commands import (
     UnsubscribeRequest,
 )
 from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter
-from repeater.protocol.centrifugo.protobuf_messages import COMMAND, EMULATION_REQUEST, DecodeError
+from repeater.protocol.centrifugo.protobuf_messages import (
+    DecodeError,
+    message_class,
+)
+from repeater.protocol.centrifugo.varint import read_varint
 
-_LENGTH_BYTES: Final = 5  # of a uint32 as a varint
+_COMMAND: Final = message_class("Command")
+_EMULATION_REQUEST: Final = message_class("EmulationRequest")
 
 
 def read_commands(message: bytes) -> Iterator[Command]:
@@ -48,11 +54,20 @@ def read_commands(message: bytes) -> Iterator[Command]:
     if not end:
         raise DisconnectError(BAD_REQUEST)
     while start < end:
-        size, start = _read_length(message, start)
-        if start + size > end:
-            raise DisconnectError(BAD_REQUEST)
-        yield _read_command(message[start : start + size]) if size else PONG
-        start += size
+        size = message[start]
+        try:
+            if size < 0x80:  # as nearly every command's
+                start += 1
+            else:
+                size, start = read_varint(message, start)
+            stop = start + size
+            if stop > end:
+                raise DisconnectError(BAD_REQUEST)
+            command = _read_command(message[start:stop]) if size else PONG
+        except (DecodeError, IndexError, ValueError):
+            raise DisconnectError(BAD_REQUEST) from None
+        yield command
+        start = stop
 
 
 def read_emulation(body: bytes) -> EmulationRequest[bytes]:
@@ -62,46 +77,19 @@ def read_emulation(body: bytes) -> EmulationRequest[bytes]:
         DisconnectError: 3501 for a body that is something else.
     """
     try:
-        message = EMULATION_REQUEST.FromString(body)
+        message = _EMULATION_REQUEST.FromString(body)
     except DecodeError:
         raise DisconnectError(BAD_REQUEST) from None
     return EmulationRequest(message.data, message.session, message.node)
 
 
-def _read_length(message: bytes, start: int) -> tuple[int, int]:
-    """An unsigned varint, seven bits a byte from the lowest on, and where the next byte is."""
-    size = message[start]
-    if size < 0x80:  # nearly every command
-        return size, start + 1
-    size &= 0x7F
-    for place, byte in enumerate(message[start + 1 : start + _LENGTH_BYTES], 1):
-        size |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return size, start + 1 + place
-    raise DisconnectError(BAD_REQUEST)
-
-
 def _read_command(data: bytes) -> Command:
-    try:
-        message = COMMAND.FromString(data)
-    except DecodeError:
-        raise DisconnectError(BAD_REQUEST) from None
-    number, has = message.id, message.HasField
-    for method, read in _METHODS.items():
-        if has(method):
-            return Command(number, **{method: read(getattr(message, method))})
-    return Command(number) if number else PONG
-
-
-def _read_connect(message: Any) -> ConnectRequest:
-    return ConnectRequest(
-        token=message.token,
-        data=msgspec.Raw(message.data),
-        subs=_Positions(message.subs) if message.subs else {},
-        name=message.name,
-        version=message.version,
-        headers=dict(message.headers),
-    )
+    """One command. Of several methods, which no SDK writes, the last one counts."""
+    message = _COMMAND.FromString(data)
+    name = message.WhichOneof("method")
+    if name is not None:
+        return _METHODS[name](message.id, getattr(message, name))
+    return Command(message.id) if message.id else PONG
 
 
 class _Positions(Mapping[str, SubscriptionPosition]):
@@ -128,24 +116,6 @@ class _Positions(Mapping[str, SubscriptionPosition]):
         return len(self._messages)
 
 
-def _read_subscribe(message: Any) -> SubscribeRequest:
-    return SubscribeRequest(
-        channel=message.channel,
-        token=message.token,
-        data=msgspec.Raw(message.data),
-        positioned=message.positioned,
-        recoverable=message.recoverable,
-        join_leave=message.join_leave,
-        recover=message.recover,
-        offset=message.offset,
-        epoch=message.epoch,
-        delta=message.delta,
-        tf=_FilterReader().read(message.tf) if message.HasField("tf") else None,
-        flag=message.flag,
-        type=message.type,
-    )
-
-
 class _FilterReader:
     """Reads the nodes of one filter, and at most one more than a filter may have.
 
@@ -170,52 +140,98 @@ class _FilterReader:
         return TagsFilter(message.op, message.key, message.cmp, message.val, vals, tuple(nodes))
 
 
-def _read_unsubscribe(message: Any) -> UnsubscribeRequest:
-    return UnsubscribeRequest(message.channel)
+def _read_connect(number: int, message: Any) -> Command:
+    request = ConnectRequest(
+        token=message.token,
+        data=msgspec.Raw(message.data),
+        subs=_Positions(message.subs) if message.subs else {},
+        name=message.name,
+        version=message.version,
+        headers=dict(message.headers),
+    )
+    return Command(number, connect=request)
 
 
-def _read_publish(message: Any) -> PublishRequest:
-    return PublishRequest(message.channel, msgspec.Raw(message.data), message.type)
+def _read_subscribe(number: int, message: Any) -> Command:
+    channel, token, data, positioned, recoverable, join_leave = _WISHES(message)
+    recover, offset, epoch, delta, flag, kind = _DETAILS(message)
+    request = SubscribeRequest(
+        channel,
+        token,
+        msgspec.Raw(data) if data else _NO_DATA,
+        positioned,
+        recoverable,
+        join_leave,
+        recover,
+        offset,
+        epoch,
+        delta,
+        _FilterReader().read(message.tf) if message.HasField("tf") else None,
+        flag,
+        kind,
+    )
+    return Command(number, subscribe=request)
 
 
-def _read_channel(message: Any) -> ChannelRequest:
-    return ChannelRequest(message.channel)
+def _read_unsubscribe(number: int, message: Any) -> Command:
+    return Command(number, unsubscribe=UnsubscribeRequest(message.channel))
 
 
-def _read_history(message: Any) -> HistoryRequest:
+def _read_publish(number: int, message: Any) -> Command:
+    request = PublishRequest(message.channel, msgspec.Raw(message.data), message.type)
+    return Command(number, publish=request)
+
+
+def _read_presence(number: int, message: Any) -> Command:
+    return Command(number, presence=ChannelRequest(message.channel))
+
+
+def _read_presence_stats(number: int, message: Any) -> Command:
+    return Command(number, presence_stats=ChannelRequest(message.channel))
+
+
+def _read_history(number: int, message: Any) -> Command:
     since = None
     if message.HasField("since"):
         since = SincePosition(message.since.offset, message.since.epoch)
-    return HistoryRequest(message.channel, message.limit, since, message.reverse)
+    request = HistoryRequest(message.channel, message.limit, since, message.reverse)
+    return Command(number, history=request)
 
 
-def _read_rpc(message: Any) -> RPCRequest:
-    return RPCRequest(message.method, msgspec.Raw(message.data))
+def _read_rpc(number: int, message: Any) -> Command:
+    return Command(number, rpc=RPCRequest(message.method, msgspec.Raw(message.data)))
 
 
-def _read_send(message: Any) -> SendRequest:
-    return SendRequest(msgspec.Raw(message.data))
+def _read_send(number: int, message: Any) -> Command:
+    return Command(number, send=SendRequest(msgspec.Raw(message.data)))
 
 
-def _read_refresh(message: Any) -> RefreshRequest:
-    return RefreshRequest(message.token)
+def _read_refresh(number: int, message: Any) -> Command:
+    return Command(number, refresh=RefreshRequest(message.token))
 
 
-def _read_sub_refresh(message: Any) -> SubRefreshRequest:
-    return SubRefreshRequest(message.channel, message.token)
+def _read_sub_refresh(number: int, message: Any) -> Command:
+    return Command(number, sub_refresh=SubRefreshRequest(message.channel, message.token))
 
 
-_METHODS: Final[dict[str, Callable[[Any], Any]]] = {
+# All fields of a subscribe but `tf`, in two calls: they are many, and subscribes are frequent.
+_WISHES: Final = attrgetter(
+    *("channel", "token", "data", "positioned", "recoverable", "join_leave")
+)
+_DETAILS: Final = attrgetter(*("recover", "offset", "epoch", "delta", "flag", "type"))
+_NO_DATA: Final = msgspec.Raw()
+
+_METHODS: Final[dict[str, Callable[[int, Any], Command]]] = {
     "connect": _read_connect,
     "subscribe": _read_subscribe,
     "unsubscribe": _read_unsubscribe,
     "publish": _read_publish,
-    "presence": _read_channel,
-    "presence_stats": _read_channel,
+    "presence": _read_presence,
+    "presence_stats": _read_presence_stats,
     "history": _read_history,
     "rpc": _read_rpc,
     "send": _read_send,
     "refresh": _read_refresh,
     "sub_refresh": _read_sub_refresh,
 }
-"""The methods in the protocol's order: the first one that a command has counts (section 2.5)."""
+"""What reads each method of a command."""

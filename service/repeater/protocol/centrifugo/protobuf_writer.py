@@ -1,217 +1,76 @@
 """Writes what a Protobuf client is told: the values of `replies` become messages of client.proto.
 
-Rule: a message says the same as the JSON text of the same value. A field that is set to its zero
-value takes no byte, so nothing asks whether it is zero.
+Rule: the fields of a value and of its message have the same names. So one call makes names and
+values of any reply, and another one makes the message of them; both are in C. A field with its
+zero value is left out, as in JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import msgspec
+from msgspec import to_builtins
 
-from repeater.errors import Disconnect, Unsubscribed
-from repeater.protocol.centrifugo.protobuf_messages import REPLY
-from repeater.protocol.centrifugo.replies import (
-    ConnectResult,
-    Empty,
-    Failure,
-    HistoryResult,
-    PresenceResult,
-    PresenceStatsResult,
-    PublicationResult,
-    Push,
-    RefreshResult,
-    Reply,
-    RPCResult,
-    SubscribeResult,
-)
-from repeater.publication import ClientInfo, Publication
+from repeater.protocol.centrifugo.protobuf_messages import message_class
+from repeater.protocol.centrifugo.replies import Push, Reply
+from repeater.protocol.centrifugo.varint import varint
+from repeater.publication import Publication
+
+_REPLY: Final = message_class("Reply")
+
+_ID: Final = b"\x08"  # before the id: field 1, a number
+_PUBLISHED: Final = b"\x42\0"  # field 8, a message of no bytes
+
+_ANNOUNCED: Final = ("recoverable", "epoch", "offset", "positioned", "data")
+"""What a push `subscribe` has of a subscribe result. JSON may have more there, for nobody."""
 
 
 def write_reply(reply: Reply) -> bytes:
-    """A reply, without its length."""
-    message = REPLY()
-    message.id = reply.id
-    _write_first(message, reply, _RESULTS)
-    return _bytes(message)
+    """A reply, with its length before it."""
+    if reply.publish is not None:  # frequent, and the same but for the id
+        message = _ID + varint(reply.id) + _PUBLISHED
+        return varint(len(message)) + message
+    return _written(_fields(reply))
 
 
 def write_push(push: Push) -> bytes:
-    """A push inside a reply without id, without its length."""
-    message = REPLY()
-    inner = message.push
-    inner.channel = push.channel
-    _write_first(inner, push, _PUSHES)
-    return _bytes(message)
+    """A push inside a reply without id, with its length before it."""
+    fields = _fields(push)
+    if push.subscribe is not None:
+        result = fields["subscribe"]
+        fields["subscribe"] = {name: result[name] for name in _ANNOUNCED if name in result}
+    return _written({"push": fields})
 
 
 def write_publication(publication: Publication, data: bytes, *, delta: bool = False) -> bytes:
-    """The push of a publication with this data, the whole or a delta; without its length.
+    """The push of a publication with this data, the whole or a delta; with its length before it.
 
     A client without an epoch learns it here, with offset 1 only.
     """
-    message = REPLY()
-    push = message.push
-    push.channel = publication.channel
-    pub = push.pub
-    pub.data = data
+    pub: dict[str, Any] = {"data": data}
     if delta:
-        pub.delta = True
+        pub["delta"] = True
     if publication.offset:
-        pub.offset = publication.offset
+        pub["offset"] = publication.offset
         if publication.offset == 1:
-            pub.epoch = publication.epoch
+            pub["epoch"] = publication.epoch
     if publication.tags:
-        pub.tags.update(publication.tags)
+        pub["tags"] = publication.tags
     if publication.info is not None:
-        _write_info(pub.info, publication.info)
-    return _bytes(message)
+        pub["info"] = _fields(publication.info)
+    return _written({"push": {"channel": publication.channel, "pub": pub}})
 
 
-def _bytes(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a value that are not left out. Data is `Raw`, and bytes in a message."""
+    fields: dict[str, Any]
+    try:
+        fields = to_builtins(value)
+    except TypeError:  # It has data. Few replies have, and the hook takes as long as all the rest.
+        fields = to_builtins(value, builtin_types=(bytes,), enc_hook=bytes)
+    return fields
 
 
-def _write_first(message: Any, value: Any, fields: dict[str, Callable[[Any, Any], None]]) -> None:
-    """Write the one field that a reply or push has. It is there even if nothing is in it."""
-    for name, write in fields.items():
-        field = getattr(value, name)
-        if field is not None:
-            inner = getattr(message, name)
-            inner.SetInParent()
-            write(inner, field)
-            return
-
-
-def _write_failure(message: Any, failure: Failure) -> None:
-    message.code = failure.code
-    message.message = failure.message
-    message.temporary = failure.temporary
-
-
-def _write_connect(message: Any, result: ConnectResult) -> None:
-    message.client = result.client
-    message.version = result.version
-    _write_expiry(message, result)
-    _write_data(message, result.data)
-    for channel, one in (result.subs or {}).items():
-        _write_subscribe(message.subs[channel], one)
-    message.ping = result.ping
-    message.pong = result.pong
-    message.session = result.session
-    message.node = result.node
-
-
-def _write_subscribe(message: Any, result: SubscribeResult) -> None:
-    _write_expiry(message, result)
-    _write_position(message, result)
-    _write_publications(message.publications, result.publications or ())
-    message.recovered = result.recovered
-    message.was_recovering = result.was_recovering
-    message.delta = result.delta
-
-
-def _write_position(message: Any, result: SubscribeResult) -> None:
-    """What a client is told of a server-side subscription that begins later, too."""
-    message.recoverable = result.recoverable
-    message.epoch = result.epoch
-    message.offset = result.offset
-    message.positioned = result.positioned
-    _write_data(message, result.data)
-
-
-def _write_publications(messages: Any, publications: Iterable[PublicationResult]) -> None:
-    for one in publications:
-        message = messages.add()
-        message.data = bytes(one.data)
-        message.offset = one.offset
-        if one.tags:
-            message.tags.update(one.tags)
-        if one.info is not None:
-            _write_info(message.info, one.info)
-
-
-def _write_info(message: Any, info: ClientInfo) -> None:
-    message.user = info.user
-    message.client = info.client
-    if info.conn_info is not None:
-        message.conn_info = bytes(info.conn_info)
-    if info.chan_info is not None:
-        message.chan_info = bytes(info.chan_info)
-
-
-def _write_expiry(message: Any, result: ConnectResult | SubscribeResult | RefreshResult) -> None:
-    message.expires = result.expires
-    message.ttl = result.ttl
-
-
-def _write_data(message: Any, data: msgspec.Raw | None) -> None:
-    if data is not None:
-        message.data = bytes(data)
-
-
-def _write_presence(message: Any, result: PresenceResult) -> None:
-    for client, info in result.presence.items():
-        _write_info(message.presence[client], info)
-
-
-def _write_stats(message: Any, result: PresenceStatsResult) -> None:
-    message.num_clients = result.num_clients
-    message.num_users = result.num_users
-
-
-def _write_history(message: Any, result: HistoryResult) -> None:
-    _write_publications(message.publications, result.publications)
-    message.epoch = result.epoch
-    message.offset = result.offset
-
-
-def _write_rpc(message: Any, result: RPCResult) -> None:
-    _write_data(message, result.data)
-
-
-def _write_nothing(_message: Any, _result: Empty) -> None:
-    """An empty result has no fields."""
-
-
-def _write_reason(message: Any, why: Disconnect | Unsubscribed) -> None:
-    message.code = why.code
-    message.reason = why.reason
-
-
-def _write_announcement(message: Any, announcement: dict[str, ClientInfo]) -> None:
-    _write_info(message.info, announcement["info"])
-
-
-def _write_message(message: Any, sent: dict[str, msgspec.Raw]) -> None:
-    _write_data(message, sent["data"])
-
-
-_RESULTS: Final[dict[str, Callable[[Any, Any], None]]] = {
-    "error": _write_failure,
-    "subscribe": _write_subscribe,
-    "publish": _write_nothing,
-    "connect": _write_connect,
-    "unsubscribe": _write_nothing,
-    "presence": _write_presence,
-    "presence_stats": _write_stats,
-    "history": _write_history,
-    "rpc": _write_rpc,
-    "refresh": _write_expiry,
-    "sub_refresh": _write_expiry,
-}
-"""What a reply may be, the frequent ones first."""
-
-_PUSHES: Final[dict[str, Callable[[Any, Any], None]]] = {
-    "join": _write_announcement,
-    "leave": _write_announcement,
-    "unsubscribe": _write_reason,
-    "subscribe": _write_position,
-    "message": _write_message,
-    "disconnect": _write_reason,
-    "refresh": _write_expiry,
-}
-"""What a push may be, besides a publication. `connect` is for unidirectional clients: JSON only."""
+def _written(fields: dict[str, Any]) -> bytes:
+    message: bytes = _REPLY(**fields).SerializeToString()
+    return varint(len(message)) + message
