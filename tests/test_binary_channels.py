@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.api.methods import call
+from repeater.api.stream import EventStream
 from repeater.brokers.receipts import settled
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import ReplyError
@@ -33,7 +34,7 @@ from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, outcome, talking
 from tests.http_streams import peer as http_peer
-from tests.serving import peer, running
+from tests.serving import close_code, peer, running
 from tests.websocket_ways import websocket
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,6 +112,16 @@ class TestPublishing:
             assert b"error" not in answer.body
         assert await kept(node) == 4 * [(data, True)]
         assert await kept(node, "bin:d") == [(data, True)]
+
+    async def test_by_a_stream(self, node: Node) -> None:
+        """Each line of `POST /api/stream` is one."""
+        stream = EventStream(node, 1_000)
+        lines = b'{"channel":"bin:c","b64data":"%b"}\n{"channel":"c","b64data":"%b"}\n'
+        await stream.feed(lines % (B64.encode(), B64.encode()))
+        await stream.end()
+        summary = json.loads((await stream.answer()).body)["result"]
+        assert (summary["accepted"], summary["failed"]) == (1, 1)
+        assert await kept(node) == [(ANY, True)]
 
     @pytest.mark.parametrize("b64data", ["%", "/w==" * 3 + "!", B64[:-1]])
     async def test_what_is_no_base64_is_an_error(self, node: Node, b64data: str) -> None:
@@ -243,29 +254,40 @@ class TestClientsOfJSON:
         for line, channel in zip(lines, ("bin:c", "bin:#ann", "bin:d", "bin:e"), strict=True):
             assert channel in line
 
-    async def test_a_unidirectional_client(self, node: Node) -> None:
-        """All its subscriptions are the server's, so it is not ended."""
+    async def test_a_unidirectional_client(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What the server gives is left out, also if the client names it to recover it."""
+        channels = {"bin:c": SubscriptionGrant(), "c": SubscriptionGrant()}
+        verifier = FakeVerifier({"t": ConnectionGrant("ann", channels=channels)})
         transport = MemoryTransport(CENTRIFUGE_UNI_ASGI)
-        async with connect(node, transport, ready=False) as client:
-            await UnidirectionalSession(node, client).receive('{"subs":{"bin:c":{},"c":{}}}')
+        async with (
+            open_node(OPTIONS, verifier=verifier) as node,
+            connect(node, transport, ready=False) as client,
+        ):
+            request = '{"token":"t","subs":{"bin:c":{"recover":true}}}'
+            await UnidirectionalSession(node, client).receive(request)
             await node.publish(Publication("bin:c", ANY))
             await node.publish(Publication("c", b"1"))
             await wait_all_tasks_blocked()
         (connected, publication) = transport.messages()
         assert list(connected["connect"]["subs"]) == ["c"]
         assert publication["pub"]["data"] == 1
+        assert len([one for one in caplog.messages if "a binary channel was left out" in one]) == 1
 
-    async def test_of_a_real_unidirectional_stream(self) -> None:
-        """The same on a socket."""
-        query = quote('{"subs":{"bin:c":{},"c":{}}}')
-        async with (
-            running(**SETTINGS) as server,
-            peer(server, f"/connection/uni_websocket?cf_connect={query}") as client,
-        ):
-            await client.until(b'"subs":{"c":')
-            await server.node.publish(Publication("bin:c", ANY))
-            await server.node.publish(Publication("c", b"1"))
-            assert b"bin:c" not in await client.until(b'"data":1')
+    @pytest.mark.parametrize("path", ["uni_websocket", "uni_sse"])
+    async def test_a_unidirectional_client_that_asks_itself(self, path: str) -> None:
+        """It has no replies: the end of the connection says it, and that it may stay away."""
+        asked = quote('{"subs":{"bin:c":{},"c":{}}}')
+        path = f"/connection/{path}?cf_connect={asked}"
+        async with running(**SETTINGS) as server:
+            if "websocket" in path:
+                async with peer(server, path) as client:
+                    received = await client.rest()
+                    assert close_code(received) == 3508
+            else:
+                async with http_peer(server) as stream:
+                    await stream.request("GET", path)
+                    received = await stream.rest()
+            assert b'{"disconnect":{"code":3508,"reason":"binary channel"}}' in received
 
 
 class TestAChannelThatBecameBinary:

@@ -39,7 +39,10 @@ EVERYTHING = NodeOptions(
         allowed_delta_types=frozenset({"fossil"}),
         allow_tags_filter=True,
     ),
-    namespaces={"chat": ChannelOptions(history_size=0)},
+    namespaces={
+        "chat": ChannelOptions(history_size=0),
+        "bin": ChannelOptions(publication_data_format="binary"),
+    },
 )
 COMMANDS: tuple[dict[str, Any], ...] = (
     {"connect": {"token": "a.b.c", "data": {"x": 1}, "name": "js", "version": "1"}},
@@ -65,8 +68,8 @@ COMMANDS: tuple[dict[str, Any], ...] = (
 )
 WRONG: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.5, 1e308, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**400, -(10**30),
-    "", "a", "\x00", "\ud800", "$", "#", ":", "chat:", "nowhere:a", "é", "x" * 300, [], {}, [[]],
-    {"a": {}}, [None], {"": None}, "1", "null",
+    "", "a", "\x00", "\ud800", "$", "#", ":", "chat:", "bin:a", "nowhere:a", "é", "x" * 300, [], {},
+    [[]], {"a": {}}, [None], {"": None}, "1", "null",
 )  # fmt: skip
 
 ERRORS = {(int(code), code.message) for code in ErrorCode}

@@ -64,7 +64,7 @@ class UnidirectionalSession:
         self._client.outbox.flush()
 
     async def _connect(self, request: ConnectRequest) -> None:
-        connected = await connect.connect(self._node, self._client, request)
+        connected = await connect.connect(self._node, self._client, request, unidirectional=True)
         connected.complete(partial(self._say, connected.codec))
         connected.announce()
 

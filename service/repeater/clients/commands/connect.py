@@ -20,7 +20,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 from repeater.backend.headers import forwarded
-from repeater.clients.binary import fits, leave_out
+from repeater.clients.binary import BINARY_CHANNEL, fits, leave_out
 from repeater.clients.joining import (
     Joining,
     Wish,
@@ -36,8 +36,10 @@ from repeater.errors import (
     CONNECTION_LIMIT,
     FORCE_DISCONNECT,
     INVALID_TOKEN,
+    NOT_AVAILABLE,
     PERMISSION_DENIED,
     BrokerError,
+    Disconnect,
     DisconnectError,
     ErrorCode,
     ReplyError,
@@ -117,8 +119,12 @@ class Connected:
             self._node.attendance.announce_join(joining.subscription)
 
 
-async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> Connected:
+async def connect(
+    node: ClientNode, client: Client, request: ConnectRequest, *, unidirectional: bool = False
+) -> Connected:
     """Carry out `connect`: identify the user, and open the server-side subscriptions.
+
+    A `unidirectional` client has no other way to ask for a channel than to name it here.
 
     Raises:
         ReplyError: 109 for an expired token or one that is not valid yet, 110 for an answer of
@@ -128,7 +134,8 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
         DisconnectError: 3500 for a token that proves nothing, 3501 without credentials, 3507
             for an anonymous token if they are not allowed, 3503 for a blocked user, 3504 for too
             many connections of one user, 3505 for too many channels, or too much that the
-            answer would have to tell of them.
+            answer would have to tell of them, 3508 for a unidirectional client that asks for a
+            binary channel.
     """
     grant = await _identify(node, client, request)
     if 0 < grant.expire_at <= node.unix_time():
@@ -140,7 +147,7 @@ async def connect(node: ClientNode, client: Client, request: ConnectRequest) -> 
     client.identify(grant)
     if len(request.subs) > _POSITIONS * node.options.channel_limit:
         raise _too_many(node)
-    channels = await _server_side_channels(node, client, request.subs)
+    channels = await _server_side_channels(node, client, request.subs, unidirectional)
     if not channels:
         return Connected(node, client, ())
     _check_limit(node, channels)
@@ -250,31 +257,43 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
 
 
 async def _server_side_channels(
-    node: ClientNode, client: Client, positions: Mapping[str, SubscriptionPosition]
+    node: ClientNode,
+    client: Client,
+    positions: Mapping[str, SubscriptionPosition],
+    unidirectional: bool,
 ) -> dict[str, SubscriptionGrant]:
     """The granted channels, the personal one, and named ones the client may hear (section 3.3).
 
     A channel that cannot be is left out, and ends nobody: the server chose it, or a reload removed
     its namespace since the client last heard it. A message has room for thousands of names, so
     this gives way.
+
+    Raises:
+        DisconnectError: 3508 for a binary channel that a unidirectional client asks for.
     """
     rules = node.channels
-    channels = dict(client.grant.channels)
+    granted = dict(client.grant.channels)
     personal = rules.personal_channel(client.user)
-    if personal is not None and len(channels) < node.options.channel_limit:
-        channels.setdefault(personal, SubscriptionGrant())
-    for channel in tuple(channels):
+    if personal is not None and len(granted) < node.options.channel_limit:
+        granted.setdefault(personal, SubscriptionGrant())
+    channels: dict[str, SubscriptionGrant] = {}
+    for channel, grant in granted.items():
         if not rules.grantable(channel, client.user):
-            del channels[channel]
             _leave_out(node, client, channel)
-        elif not _fits(node, client, channel):
-            del channels[channel]
+        elif not fits(client.codec, rules.options(channel)):
+            leave_out(node, client, channel)
+        else:
+            channels[channel] = grant
     for channel in positions:
         await node.turns.give_way()
-        if channel in channels or not _may_subscribe(rules, channel, client.user):
+        if channel in granted or not _may_subscribe(rules, channel, client.user):
             continue
-        if _fits(node, client, channel):
+        if fits(client.codec, rules.options(channel)):
             channels[channel] = SubscriptionGrant()
+        elif unidirectional:
+            raise DisconnectError(Disconnect(NOT_AVAILABLE.code, BINARY_CHANNEL))
+        else:
+            leave_out(node, client, channel)
     return channels
 
 
@@ -296,14 +315,6 @@ def _too_many(node: ClientNode) -> DisconnectError:
 
 def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
     node.connection_log.warn("a channel was left out of a connect", client, channel=channel)
-
-
-def _fits(node: ClientNode, client: Client, channel: str) -> bool:
-    """Whether the client's format carries what the channel has; a line of the log if not."""
-    if fits(client.codec, node.channels.options(channel)):
-        return True
-    leave_out(node, client, channel)
-    return False
 
 
 def _is_known(node: ClientNode, client: Client, channel: str) -> bool:
