@@ -24,7 +24,8 @@ _tests: dict[str, int] = {}
 """By test: the clients and API requests that came meanwhile."""
 
 
-def _count() -> int:
+def count() -> int:
+    """The clients and API requests that have come to the server so far."""
     with urllib.request.urlopen(METRICS, timeout=20) as answer:
         counts = _COUNTERS.findall(answer.read().decode())
     assert len(counts) == 2, "the server has other metrics"
@@ -40,9 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Set-up and tear-down belong to the test."""
-    before = _count()
+    before = count()
     result = yield
-    _tests[item.nodeid] = _count() - before
+    _tests[item.nodeid] = count() - before
     return result
 
 
