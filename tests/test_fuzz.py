@@ -22,13 +22,17 @@ from repeater.errors import Disconnect, ErrorCode
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
+from repeater.protocol.centrifugo.protobuf_codecs import CENTRIFUGE_PROTOBUF_ASGI
 from repeater.protocol.websocket.frames import FrameReader
 from repeater.testing import MemoryTransport, connect, open_test_node
+from tests.fuzz import protobuf
+from tests.protobuf_peer import command, whole
 
 SEEDS = range(16)
 INPUTS = 1_000  # for each seed
 
 CONNECT = '{"connect":{"name":"js"},"id":1}'
+PROTOBUF_CONNECT = command(id=1, connect={"name": "test"})
 EVERYTHING = NodeOptions(
     channel_limit=5,
     channel=ChannelOptions(
@@ -193,6 +197,23 @@ def check_reply(reply: Any, *, bare: bool) -> None:
     assert len(reply.keys() & (RESULTS | {"error"})) == 1
 
 
+async def meet_protobuf(node: Node, message: bytes, *, connected: bool) -> None:
+    """As `meet`, in Protobuf."""
+    transport = MemoryTransport(CENTRIFUGE_PROTOBUF_ASGI)
+    async with connect(node, transport, ready=False) as client:
+        session = Session(node, client)
+        if connected:
+            await session.receive(PROTOBUF_CONNECT)
+        await session.receive(message)
+        await session.receive(message)
+    assert client.end in DISCONNECTS
+    assert not client.channels
+    for sent in transport.sent:
+        ((reply,), rest) = whole(sent)
+        assert rest == b""
+        check_reply(reply, bare=False)
+
+
 async def meet(node: Node, message: bytes, *, connected: bool, bare: bool = False) -> None:
     """One client that says this, from its first byte to its last."""
     transport = MemoryTransport(CENTRIFUGE_UNI_ASGI if bare else CENTRIFUGE_JSON_ASGI)
@@ -221,6 +242,24 @@ async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
             try:
                 await meet(node, message, connected=number % 4 != 0)
                 await meet(node, message, connected=False, bare=True)
+            except BaseException as error:
+                error.add_note(f"seed {seed}, input {number}: {message[:2_000]!r}")
+                raise
+            assert not node.registry.clients
+            assert not node.hub.channels
+        await wait_all_tasks_blocked()
+        assert await settled(node.presence_store.count("a")) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_malformed_protobuf(seed: int, autojump_clock: MockClock) -> None:
+    """The same in Protobuf: commands by their bytes, with and without damage."""
+    rng = random.Random(seed)
+    async with open_test_node(EVERYTHING) as node:
+        for number in range(INPUTS // 2):
+            message = protobuf.message(rng)
+            try:
+                await meet_protobuf(node, message, connected=number % 4 != 0)
             except BaseException as error:
                 error.add_note(f"seed {seed}, input {number}: {message[:2_000]!r}")
                 raise

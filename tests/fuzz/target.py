@@ -13,6 +13,7 @@ import trio
 import trustme
 
 from tests.deadlines import LOOP_ANSWERS
+from tests.fuzz.protobuf import field, varint
 from tests.fuzz.ways import KEY
 from tests.processes import ServerProcess, serving
 from tests.serving import UPGRADE, frame
@@ -34,10 +35,18 @@ SETTINGS = {
         for who in ("CLIENT", "ANONYMOUS")
     },
 }
-# The pings of a plain WebSocket and of Centrifugo's protocol, and their answers.
-PONGS = {b"\x89\x00": frame(b"", 10), b"\x81\x02{}": frame(b"{}")}
+# The pings of a plain WebSocket and of Centrifugo's protocol in both formats, and their answers.
+PONGS = {
+    b"\x89\x00": frame(b"", 10),
+    b"\x81\x02{}": frame(b"{}"),
+    b"\x82\x01\x00": frame(b"\x00", 2),
+}
 GROWTH = 200 << 20  # bytes of resident memory that an attack may cost while it lasts
 HONEST = "honest"  # the channel of those who must notice nothing
+
+
+def _delimited(command: bytes) -> bytes:
+    return varint(len(command)) + command
 
 
 class BrokenPromise(Exception):  # noqa: N818  # what the program is made to find
@@ -109,11 +118,17 @@ class Target:
         connect = f'{{"id":1,"connect":{{"token":"{token}"}}}}'
         subscribe = f'{connect}\n{{"id":2,"subscribe":{{"channel":"{HONEST}"}}}}'
         query = f"channel={HONEST}&token={token}"
+        protobuf = _delimited(field(1, 1) + field(4, field(1, token.encode())))
+        protobuf += _delimited(field(1, 2) + field(5, field(1, HONEST.encode())))
         greetings = {
             "plain": UPGRADE.format(path=f"/ws?{query}", more="").encode(),
             "events": f"GET /events?{query} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
             "centrifugo": UPGRADE.format(path="/connection/websocket", more="").encode()
             + frame(subscribe.encode()),
+            "protobuf": UPGRADE.format(
+                path="/connection/websocket?format=protobuf", more=""
+            ).encode()
+            + frame(protobuf, 2),
         }
         for name, greeting in greetings.items():
             stream = await self.open()

@@ -12,11 +12,13 @@ import h2.errors
 import h2.exceptions
 from h2.settings import SettingCodes
 
+from tests.fuzz import protobuf
 from tests.fuzz.values import call, command, message, value
 from tests.serving import UPGRADE, frame
 
 KEY = "fuzz"
 CONNECT = '{"connect":{},"id":1}'
+PROTOBUF_CONNECT = b"\x04\x08\x01\x22\x00"  # the same: id 1, and a connect of no bytes
 TARGETS = ("/", "/health", "/metrics", "/openapi.json", "//api/publish", "*", "http://t/ws")
 PAGES = ("/health/live", "/openapi.json", "/events?channel=news")
 HEADERS = (
@@ -88,6 +90,46 @@ def _cookie(rng: Random) -> str:
     return f"Cookie: repeater_token={piece * rng.choice((1, 50, 3_000))}\r\n"
 
 
+def protobuf_websocket(rng: Random) -> bytes:
+    """A WebSocket in Protobuf: messages, and now and then one in text."""
+    head = UPGRADE.format(path="/connection/websocket?format=protobuf", more="")
+    begun = frame(PROTOBUF_CONNECT, 2) if rng.random() < 0.8 else b""
+    parts = [_binary(protobuf.message(rng)) for _ in range(rng.randint(1, 6))]
+    if rng.random() < 0.1:
+        parts.insert(rng.randrange(len(parts) + 1), frame(b"{}"))
+    return head.encode() + begun + b"".join(parts)
+
+
+def _binary(payload: bytes) -> bytes:
+    framed = _text(payload)
+    return bytes((framed[0] + 1,)) + framed[1:]  # the opcode of binary data, 2 and not 1
+
+
+def protobuf_stream(rng: Random) -> bytes:
+    """A stream in Protobuf, or a message for one that is not there; then perhaps the next one."""
+    parts = list[bytes]()
+    for _ in range(rng.choice((1, 1, 3))):
+        path = rng.choice(("/connection/http_stream", "/connection/sse", "/emulation"))
+        body = protobuf.message(rng)
+        if path == "/emulation":
+            body = (
+                b"".join(
+                    protobuf.field(number, content)
+                    for number, content in enumerate((b"n", b"s", body), 1)
+                )
+                if rng.random() < 0.7
+                else body
+            )
+        elif rng.random() < 0.7:
+            body = PROTOBUF_CONNECT
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/octet-stream\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        parts.append(head.encode() + body)
+    return b"".join(parts)
+
+
 def api(rng: Random) -> bytes:
     """Calls of the server API, with the key: a back end passes strangers' text on."""
     parts = list[bytes]()
@@ -126,7 +168,9 @@ def noise(rng: Random) -> bytes:
     return rng.randbytes(rng.choice((1, 10, 1_000, 30_000)))
 
 
-PLAIN: tuple[Callable[[Random], bytes], ...] = (websocket, websocket, stream, api, http, noise)
+PLAIN: tuple[Callable[[Random], bytes], ...] = (
+    *(websocket, websocket, protobuf_websocket, stream, protobuf_stream, api, http, noise),
+)
 
 
 def http2(rng: Random) -> bytes:
