@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +29,7 @@ from repeater.protocol.centrifugo.codecs import (
     PLAIN_ASGI,
     Codec,
 )
+from repeater.protocol.centrifugo.deflated_codecs import Compression
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.sse.event_stream import EVENT_STREAM, EVENT_STREAM_CHANNEL, SetCodec
 from repeater.publication import Publication, StreamPosition
@@ -174,6 +176,17 @@ class TestPlainSubscribers:
             node.submit(Publication("c", b"1"))
             await wait_all_tasks_blocked()
         assert transport.messages() == [ANY, b"", b"1", 1]
+
+    def test_compressed_frames(self) -> None:
+        """Keep their kind; what does not become shorter by it stays as it is."""
+        codec = Compression().codec(PLAIN, 1)
+        run = [Publication("bin:c", data, binary=True) for data in (ANY, ANY * 50)]
+        (chunk,) = codec.publications([*run, Publication("c", b'"%b"' % (b"1" * 300))])
+        assert chunk.startswith(b"\x82\x06" + ANY + b"\xc2")
+        size = chunk[9]
+        inflated = zlib.decompressobj(-15).decompress(chunk[10 : 10 + size] + b"\0\0\xff\xff")
+        assert inflated == ANY * 50
+        assert chunk[10 + size] == 0xC1
 
     @pytest.mark.parametrize("way", ["native", "asgi"])
     async def test_websockets(self, way: str) -> None:

@@ -316,7 +316,8 @@ async def test_a_dead_workers_clients_are_taken_back(autojump_clock: MockClock) 
 
 async def test_the_application_is_told_in_one_order(autojump_clock: MockClock) -> None:
     """Each worker's events reach the supervisor in their order, with the holds between them."""
-    told, ann = Told(), Caller("1", "websocket", "ann", b'{"m":1}', {"x": "y"})
+    told = Told()
+    ann = Caller("1", "websocket", "ann", b'{"m":1}', {"x": "y"}, protocol="protobuf")
     async with supervising(events=told) as supervisor, worker(supervisor) as one:
         events = one.link.events
         events.connected(ann)
