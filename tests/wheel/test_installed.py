@@ -50,6 +50,12 @@ def test_only_the_installed_package_is_imported(bare: Environment) -> None:
     assert "ModuleNotFoundError: No module named 'service'" in failed.stderr
 
 
+def test_the_compiled_schema_is_installed(bare: Environment) -> None:
+    """Protobuf is spoken from the installed files: the runtime came along, and client.binpb."""
+    code = "from repeater.protocol.centrifugo.protobuf_format import PROTOBUF; "
+    assert bare.printed(code + "print(*PROTOBUF.commands(bytes(1)))").startswith("Command(id=0,")
+
+
 def test_both_ways_to_run_it_say_the_same_version(bare: Environment) -> None:
     """`repeater` and `python -m repeater`; and the metadata agrees."""
     said = bare.run("repeater", "--version")
