@@ -47,6 +47,15 @@ def test_a_whole_file(folder: Path) -> None:
     assert (found.faults, found.waiting, found.format) == ([], 0, newest_format())
 
 
+def test_a_whole_file_of_the_first_format(folder: Path) -> None:
+    """A backup of an older server is read, row by row, and stays as it is."""
+    path = make(folder)
+    change(path, "PRAGMA user_version = 1")
+    found = inspect(path)
+    assert (found.format, found.streams, found.publications, found.faults) == (1, 3, 15, [])
+    assert inspect(path).format == 1
+
+
 def test_an_empty_file(folder: Path) -> None:
     """A server that was killed before it made the tables leaves one."""
     (folder / FILE).touch()

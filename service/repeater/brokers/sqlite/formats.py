@@ -61,6 +61,9 @@ CREATE TABLE denials(
 """
 """The tables of the newest format."""
 
+TABLES_SINCE: Final = 1
+"""The oldest format that has these tables, and rows that `records` reads."""
+
 Step = Callable[[sqlite3.Connection], None]
 """Brings the tables of one format to the next, inside a transaction that it does not end."""
 
@@ -75,8 +78,8 @@ def _allow_binary_data(_connection: sqlite3.Connection) -> None:
 STEPS: Final[Mapping[int, Step]] = {1: _allow_binary_data}
 """By the format that a step begins with; format 1 is the first one.
 
-Who changes `SCHEMA` adds one: `STEPS[n]` makes format n + 1 of format n, without `executescript`,
-which would commit.
+Who changes `SCHEMA` moves `TABLES_SINCE`, and adds one: `STEPS[n]` makes format n + 1 of format n,
+without `executescript`, which would commit.
 """
 
 

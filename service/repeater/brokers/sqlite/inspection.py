@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from repeater.brokers.sqlite.errors import JournalError, explained, is_damage, reason_of
-from repeater.brokers.sqlite.formats import format_of, newest_format
+from repeater.brokers.sqlite.formats import TABLES_SINCE, format_of
 from repeater.brokers.sqlite.records import publication_of
 
 _FAULTS: Final = 20  # faults that are told one by one
@@ -71,7 +71,7 @@ def inspect(path: Path) -> Inspection:
             found.format = format_of(connection, path)
             if found.format:
                 _check_pages(connection, found)
-            if found.format == newest_format():  # else its tables are others
+            if found.format >= TABLES_SINCE:  # else its tables are others
                 _read(connection, found)
         except sqlite3.Error as error:
             if not is_damage(error):
