@@ -189,6 +189,11 @@ bench-engines *ARGS: (_sync "requirements-dev.txt")
 bench-bus *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks.bus "$@"
 
+# Measure what compression costs and saves, e.g. `just bench-deflate --only cpu`
+[positional-arguments]
+bench-deflate *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks.deflate "$@"
+
 # Write docs/benchmarks.md with its plots, and docs/capacity.md, from a full run
 bench-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/benchmarks.md

@@ -13,7 +13,7 @@ import select
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import repeat
 from typing import Final, Protocol
@@ -106,8 +106,17 @@ class Deliveries:
     subscriber may get an event of another channel. Between channels any order is allowed.
     """
 
-    def __init__(self, crowd: Crowd, interests: Sequence[Sequence[int]] = ()) -> None:
-        """Begin with nothing published; without `interests` all subscribers hear channel 0."""
+    def __init__(
+        self,
+        crowd: Crowd,
+        interests: Sequence[Sequence[int]] = (),
+        content: Callable[[int, int, int], bytes] = event,
+    ) -> None:
+        """Begin with nothing published; without `interests` all subscribers hear channel 0.
+
+        `content` makes an event of its number, time and size.
+        """
+        self._content = content
         self._crowd = crowd
         self._receive = crowd.receivers()
         self._listeners = Counter[int]()
@@ -162,7 +171,7 @@ class Deliveries:
         self._latest[channel] = number
         self._awaited += self._listeners[channel]
         self.outstanding += 1
-        publisher.publish(event(number, now, size), entry)
+        publisher.publish(self._content(number, now, size), entry)
 
     def pump(self, timeout: float) -> int:
         """Read the available bytes, after at most `timeout` seconds for the first.

@@ -5,6 +5,7 @@ Pure functions and constants; no socket here. Masking with four zero bytes is le
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,10 @@ TEXT_OPCODE: Final = 1
 BINARY_OPCODE: Final = 2
 PING_OPCODE: Final = 9
 
+DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+"""The line of a handshake that offers compression."""
+_RSV1: Final = 0x40  # of a compressed frame (RFC 7692)
+
 _NUMBER: Final = b'"n":"'
 _DIGITS: Final = 6
 
@@ -22,19 +27,27 @@ class WireError(Exception):
     """The peer sent something that it may not send in a benchmark, or hung up."""
 
 
-def handshake(path: str) -> bytes:
-    """A WebSocket upgrade request; the key is the RFC's example, the same for every client."""
+def handshake(path: str, more: str = "") -> bytes:
+    """A WebSocket upgrade request; the key is the RFC's example, the same for every client.
+
+    `more` are whole lines.
+    """
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-        "Sec-WebSocket-Version: 13\r\n\r\n"
+        f"Sec-WebSocket-Version: 13\r\n{more}\r\n"
     ).encode()
 
 
 def event(number: int, published_ns: int = 0, size: int = EVENT_SIZE) -> bytes:
     """One event's JSON: a number, its time of publishing, and padding to `size` bytes."""
-    text = f'{{"n":"{number:0{_DIGITS}d}","t":"{published_ns:019d}","pad":"'
+    text = event_head(number, published_ns) + '"pad":"'
     return (text + "x" * (size - len(text) - 2) + '"}').encode()
+
+
+def event_head(number: int, published_ns: int) -> str:
+    """How an event's JSON begins, in front of its other members."""
+    return f'{{"n":"{number:0{_DIGITS}d}","t":"{published_ns:019d}",'
 
 
 def event_number(payload: bytes) -> int | None:
@@ -99,7 +112,10 @@ def _length(size: int, mask: int) -> bytes:
 
 
 def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The whole unmasked frames in `data`, as (opcode, payload), and the bytes left over."""
+    """The whole unmasked frames in `data`, as (opcode, payload), and the bytes left over.
+
+    A compressed message refers to no other one, and is inflated.
+    """
     frames: list[tuple[int, bytes]] = []
     at, end = 0, len(data)
     while end - at >= 2:
@@ -112,6 +128,9 @@ def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
                 break
         if start + size > end:
             break
-        frames.append((data[at] & 0x0F, data[start : start + size]))
+        payload = data[start : start + size]
+        if data[at] & _RSV1:
+            payload = zlib.decompressobj(-15).decompress(payload)
+        frames.append((data[at] & 0x0F, payload))
         at = start + size
     return frames, data[at:]

@@ -14,7 +14,7 @@ import msgspec
 
 from benchmarks.generator.protocol import HTTP_REFUSALS, STREAMING, Entry, Greeting
 from benchmarks.generator.secure import tls_arguments
-from benchmarks.generator.wire import client_frame, handshake, request
+from benchmarks.generator.wire import DEFLATE, client_frame, handshake, request
 from benchmarks.peers.peer import Peer
 
 ARGUMENTS: Final = ("serve", "--dev", "--no-comments", "--host", "127.0.0.1")
@@ -52,6 +52,11 @@ def query(channels: Sequence[str]) -> str:
 def plain(channels: Sequence[str]) -> Greeting:
     """A WebSocket; each of its messages is an event."""
     return Greeting(request=handshake(f"/ws?{query(channels)}"))
+
+
+def deflated(channels: Sequence[str]) -> Greeting:
+    """The same WebSocket, compressed."""
+    return Greeting(request=handshake(f"/ws?{query(channels)}", DEFLATE))
 
 
 def events(channels: Sequence[str]) -> Greeting:
@@ -171,6 +176,10 @@ def _public() -> Mapping[str, str]:
     return _PUBLIC
 
 
+def _compressing() -> Mapping[str, str]:
+    return {**_NO_LIMIT, "REPEATER_COMPRESSION": "true"}
+
+
 def _noticing() -> Mapping[str, str]:
     return {**_NO_LIMIT, **_PRESENCE}
 
@@ -186,6 +195,7 @@ VARIANTS: Final = (
         quiet_first=True,
     ),
     _variant("sse", "Server-Sent Events", subscribe=events),
+    _variant("deflate", "compressed WebSocket", subscribe=deflated, settings=_compressing),
     _variant(
         "tls",
         "WebSocket behind TLS",

@@ -7,14 +7,14 @@ a subscriber, and the time until it reaches the last subscriber.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from benchmarks.generator.load import Crowd
 from benchmarks.generator.publishers import Publisher
 from benchmarks.generator.receivers import Deliveries
 from benchmarks.generator.secure import secured
-from benchmarks.generator.wire import CHANNEL, EVENT_SIZE
+from benchmarks.generator.wire import CHANNEL, EVENT_SIZE, event
 from benchmarks.model import Turn
 from benchmarks.peers.peer import Peer
 from benchmarks.servers import Child, started
@@ -41,6 +41,7 @@ def fan_out(
     seconds: float,
     size: int = EVENT_SIZE,
     pinned: bool = True,
+    content: Callable[[int, int, int], bytes] = event,
 ) -> Turn:
     """One turn: `rate` events a second to so many subscribers of one channel."""
     wrap = secured if peer.secure else None
@@ -49,7 +50,7 @@ def fan_out(
         if peer.quiet_first:
             crowd.settle()
         with contextlib.closing(Publisher(child.port, peer.entry([CHANNEL]), wrap)) as publisher:
-            deliveries = Deliveries(crowd)
+            deliveries = Deliveries(crowd, content=content)
             deliveries.watch(publisher)
             deliveries.run(publisher, _WARM_UP, rate, size=size)
             deliveries.forget()
