@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -291,7 +292,8 @@ def test_malformed_frames(seed: int) -> None:
     """The frame reader takes any bytes, however cut: messages, or a close code of the RFC."""
     rng = random.Random(seed)
     for _ in range(INPUTS):
-        reader, data = FrameReader(10_000), some_frames(rng)
+        reader = FrameReader(10_000, inflates=rng.random() < 0.7)
+        data = some_frames(rng)
         while data and not reader.closed:
             cut = rng.randint(1, len(data))
             for message in reader.feed(data[:cut]):
@@ -304,6 +306,12 @@ def test_malformed_frames(seed: int) -> None:
             assert reader.close.code != 1011  # an error of ours
 
 
+def deflated(text: bytes) -> bytes:
+    """As a client sends it: flushed, without the flush's last four bytes."""
+    stream = zlib.compressobj(wbits=-15)
+    return (stream.compress(text) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
 def some_frames(rng: random.Random) -> bytes:
     """Frames with correct headers mostly, and some bytes of them changed."""
     data = bytearray()
@@ -311,6 +319,10 @@ def some_frames(rng: random.Random) -> bytes:
         payload = rng.choice((correct, random_bytes, many_lines))(rng)[:5_000]
         opcode = rng.choice((0, 1, 1, 1, 2, 8, 9, 10, rng.randrange(16)))
         first = opcode | rng.choice((0x80, 0x80, 0x80, 0, rng.randrange(256) & 0xF0))
+        if rng.random() < 0.3:
+            first |= 0x40  # RSV1: compressed, or said to be
+            text = payload * rng.choice((1, 1, 1, 20))
+            payload = rng.choice((payload, zlib.compress(text, wbits=-15), deflated(text)))
         mask = rng.randbytes(4)
         masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
         if len(payload) < 126:

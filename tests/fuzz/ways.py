@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from random import Random
 from urllib.parse import quote
@@ -29,13 +30,18 @@ CONTENTS = (
     *("0", "5", "-1", "chunked", "h2c", "websocket", "100-continue", "close", "\x00", ""),
     "a" * 3_000,
 )
+OFFER = "Sec-WebSocket-Extensions: permessage-deflate{}\r\n"
+OFFERS = (
+    *("", *[OFFER.format("")] * 3, OFFER.format("; client_max_window_bits")),
+    *(OFFER.format("; server_max_window_bits=9"), OFFER.format(";a" * 100), OFFER.format(";")),
+)
 HEALTH = "GET /health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
 def websocket(rng: Random) -> bytes:
     """A WebSocket, perhaps on a connection that was used before; then messages or frames."""
     paths = ("/ws?channel=news", "/connection/websocket", "/connection/uni_websocket")
-    head = UPGRADE.format(path=rng.choice(paths), more="")
+    head = UPGRADE.format(path=rng.choice(paths), more=rng.choice(OFFERS))
     reused = HEALTH * rng.choice((0, 0, 1))
     begun = frame(CONNECT.encode()) if rng.random() < 0.8 else b""
     return (reused + head).encode() + begun + _frames(rng)
@@ -46,8 +52,10 @@ def _frames(rng: Random) -> bytes:
     parts = list[bytes]()
     for _ in range(rng.randint(1, 4)):
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.45:
             parts.append(_text(message(rng).encode(errors="surrogatepass")))
+        elif kind < 0.6:
+            parts.append(_compressed(rng))
         elif kind < 0.75:
             parts.append(frame(b"", rng.choice((9, 10))) * rng.choice((1, 100, 2_000)))
         elif kind < 0.9:
@@ -64,6 +72,36 @@ def _text(payload: bytes) -> bytes:
     if len(payload) < 65_536:
         return frame(payload)
     return b"\x81\xff" + len(payload).to_bytes(8) + bytes(4) + payload
+
+
+def _compressed(rng: Random) -> bytes:
+    """A compressed message, perhaps very long when inflated, in fragments, or damaged."""
+    kind = rng.random()
+    if kind < 0.4:
+        text = message(rng).encode(errors="surrogatepass")
+    elif kind < 0.7:
+        text = rng.choice((b"a", b"\n", b"{}\n", b"\x00")) * rng.choice((100, 60_000, 20_000_000))
+    else:
+        text = rng.randbytes(rng.choice((0, 1, 100, 60_000)))
+    stream = zlib.compressobj(rng.choice((0, 1, 9)), wbits=-rng.choice((9, 15)))
+    data = stream.compress(text) + stream.flush(rng.choice((zlib.Z_SYNC_FLUSH, zlib.Z_FINISH)))
+    if rng.random() < 0.7:
+        data = data.removesuffix(b"\x00\x00\xff\xff")
+    if rng.random() < 0.2 and data:
+        at = rng.randrange(len(data))
+        data = data[:at] + rng.randbytes(1) + data[at + 1 :]
+    if len(data) >= 65_536:
+        data = data[:65_000]
+    pieces = (
+        [data] if rng.random() < 0.6 else [data[at : at + 100] for at in range(0, len(data), 100)]
+    )
+    frames = [bytearray(frame(piece, 0 if at else 1)) for at, piece in enumerate(pieces or [b""])]
+    for one in frames[:-1]:
+        one[0] &= 0x7F
+    frames[0][0] |= 0x40
+    if rng.random() < 0.1:
+        frames[-1][0] |= rng.choice((0x40, 0x20, 0x10))
+    return b"".join(frames) * rng.choice((1, 1, 1, 50))
 
 
 def stream(rng: Random) -> bytes:

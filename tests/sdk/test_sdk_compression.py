@@ -38,3 +38,12 @@ async def test_compressed_messages(sdk: SDK) -> None:
         await client.heard("connected")
         await publish(server, "news", "live")
         assert await client.data("news", len(VALUES) + 1) == [*VALUES, "live"]
+
+
+@pytest.mark.needs("deltas")
+async def test_deltas_in_compressed_frames(sdk: SDK) -> None:
+    """What a delta has left is compressed, too."""
+    async with running(**COMPRESSED) as server, sdk.client(server) as client:
+        await client.subscribe("news", delta="fossil")
+        await publish(server, "news", *VALUES)
+        assert await client.data("news", len(VALUES)) == VALUES
