@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-import trio
 
 from repeater.publication import Publication
 from repeater.serving.server import Server
+from tests.deadlines import PROCESS_STARTS
 from tests.http_streams import Peer
 from tests.http_streams import peer as http_peer
 from tests.official_protobuf import delimited
+from tests.processes import starts_processes
 from tests.protobuf_peer import command, emulation, frames, whole
 from tests.serving import close_code, frame, running
 from tests.websocket_ways import WebSocket, every_way, websocket
@@ -178,16 +181,45 @@ async def test_ways_of_json_stop_a_protobuf_client(end: str, path: str) -> None:
         assert rest == b""
 
 
-async def test_two_that_come_at_once_wait_for_one_import() -> None:
-    """The runtime is imported in a thread for the first client; others go on meanwhile."""
-    path = "/connection/websocket?format=protobuf"
-    async with running() as server, trio.open_nursery() as nursery:
+# The import stands still in its thread until a second client has come.
+IMPORT = """
+import sys
+import threading
+import trio
+from trio.testing import wait_all_tasks_blocked
+from repeater.front import protobuf
 
-        async def talk() -> None:
-            async with websocket(server, "native", path) as client:
-                await client.send(frame(CONNECT, 2))
-                (connected,) = await replies(client, 1)
-                assert connected["connect"]["client"]
+CODECS = "repeater.protocol.centrifugo.protobuf_codecs"
+reached, goes_on = threading.Event(), threading.Event()
 
-        for _ in range(5):
-            nursery.start_soon(talk)
+class Gate:
+    def find_spec(self, name, path, target=None):
+        if name == "google.protobuf.descriptor_pool":
+            reached.set()
+            goes_on.wait()
+
+async def come():
+    await protobuf.load()
+    print(hasattr(sys.modules[CODECS], "CENTRIFUGE_PROTOBUF_STREAM"))
+
+async def main():
+    sys.meta_path.insert(0, Gate())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come)
+        await trio.to_thread.run_sync(reached.wait)
+        nursery.start_soon(come)
+        await wait_all_tasks_blocked()
+        print("loop goes on")
+        goes_on.set()
+
+trio.run(main)
+"""
+
+
+@starts_processes
+def test_who_comes_during_the_import_waits_for_its_end() -> None:
+    """Without holding up the loop, and without codecs that are only half there."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=PROCESS_STARTS
+    )
+    assert done.stdout.split("\n") == ["loop goes on", "True", "True", ""], done.stderr

@@ -1,4 +1,4 @@
-"""The codecs of Protobuf clients, made when the first such client comes.
+"""What Protobuf clients are served with, imported when the first such client comes.
 
 Rule: nothing imports the Protobuf runtime before. It takes tens of milliseconds and some megabytes,
 and a server without such clients needs neither. A thread imports it, so that nobody else waits.
@@ -6,31 +6,33 @@ and a server without such clients needs neither. A thread imports it, so that no
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from typing import TYPE_CHECKING
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from repeater.clients.opening import Opening
     from repeater.front.routes import Route
     from repeater.protocol.centrifugo.codecs import Codec
     from repeater.protocol.centrifugo.commands import EmulationRequest
 
-_CODECS: Final = "repeater.protocol.centrifugo.protobuf_codecs"
-
 
 async def load() -> None:
-    """Have the codecs at hand. A checkpoint only the first time.
+    """Have the codecs at hand. A checkpoint only until they are.
 
-    Cancelled, the import goes on in its thread, and the next caller finds it done. No deadline: an
+    Whoever comes during the import waits for it in a thread, too: an import that is under way
+    would hold up the event loop. Cancelled, the import goes on in its thread. No deadline: an
     import reads a few files of this installation.
     """
-    if _CODECS not in sys.modules:
-        await trio.to_thread.run_sync(import_module, _CODECS, abandon_on_cancel=True)
+    if not _import.cache_info().currsize:
+        await trio.to_thread.run_sync(_import, abandon_on_cancel=True)
+
+
+@cache
+def _import() -> None:
+    """Import the codecs, and remember that they are there as a whole."""
+    from repeater.protocol.centrifugo import protobuf_codecs  # noqa: F401
 
 
 def codec_of(route: Route, opening: Opening, *, asgi: bool = False) -> Codec:
@@ -38,17 +40,21 @@ def codec_of(route: Route, opening: Opening, *, asgi: bool = False) -> Codec:
 
     `asgi` is set behind an ASGI server, which makes the frames of a WebSocket itself.
     """
-    if opening.protobuf:
-        codecs: dict[str, Codec] = import_module(_CODECS).CODECS
-        return codecs[f"{opening.name}-asgi" if asgi else opening.name]
-    return route.asgi_codec if asgi else route.codec
+    if not opening.protobuf:
+        return route.asgi_codec if asgi else route.codec
+    from repeater.protocol.centrifugo import protobuf_codecs as codecs
+
+    if route.media_type:
+        return codecs.CENTRIFUGE_PROTOBUF_STREAM
+    return codecs.CENTRIFUGE_PROTOBUF_ASGI if asgi else codecs.CENTRIFUGE_PROTOBUF
 
 
 def read_emulation(body: bytes) -> EmulationRequest[bytes]:
     """Read the body of `POST /emulation`; `load` came before.
 
     Raises:
-        DisconnectError: it is not Protobuf.
+        DisconnectError: 3501 for a body that is not Protobuf.
     """
-    read: Callable[[bytes], EmulationRequest[bytes]] = import_module(_CODECS).read_emulation
-    return read(body)
+    from repeater.protocol.centrifugo.protobuf_reader import read_emulation
+
+    return read_emulation(body)

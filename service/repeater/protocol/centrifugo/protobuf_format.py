@@ -13,7 +13,6 @@ from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.commands import Command
 from repeater.protocol.centrifugo.fossil import delta_or_full
 from repeater.protocol.centrifugo.protobuf_reader import read_commands
-from repeater.protocol.centrifugo.protobuf_reader import read_emulation as read_emulation
 from repeater.protocol.centrifugo.protobuf_writer import write_publication, write_push, write_reply
 from repeater.protocol.centrifugo.replies import Push, Reply
 from repeater.publication import Publication
