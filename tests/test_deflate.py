@@ -9,15 +9,17 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 
+from repeater.fanout.chunks import Chunks
 from repeater.options import ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
-from repeater.protocol.centrifugo.deflated_codecs import Compression
+from repeater.protocol.centrifugo.deflated_codecs import Compression, DeflatedCodec
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.protobuf_codecs import CENTRIFUGE_PROTOBUF
 from repeater.protocol.websocket.deflate import LARGEST, Compressor, DeflatedFrame
@@ -216,6 +218,68 @@ def test_a_codec_is_made_once() -> None:
     for size in range(1_000, 1_300):
         compression.codec(PLAIN, size)
     assert len(compression._codecs) == 256
+
+
+def marks(chunk: bytes) -> list[bool]:
+    """Of each frame, whether it is compressed."""
+    found, at = [], 0
+    while at < len(chunk):
+        found.append(bool(chunk[at] & RSV1))
+        size, start = chunk[at + 1], at + 2
+        if size == 126:
+            size, start = int.from_bytes(chunk[start : start + 2]), start + 2
+        at = start + size
+    return found
+
+
+@pytest.mark.parametrize("count", [100, 500])
+def test_what_is_compressed_at_once_is_bounded(count: int) -> None:
+    """A client goes live in one step, with all that gathered: the end of a long list is plain."""
+    batch = [publication(number) for number in range(1, count + 1)]
+    (chunk,) = Compression().codec(CENTRIFUGE_JSON, 1).publications(batch)
+    (plain,) = CENTRIFUGE_JSON.publications(batch)
+    assert [one.data for one in read_by_client(chunk)] == [
+        one.data for one in read_by_client(plain)
+    ]
+    most = LARGEST // (len(plain) // count)
+    found = marks(chunk)
+    assert abs(sum(found) - min(count, most)) < 5
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        ([100] * 5, [5]),
+        ([100] * 40, [16, 16, 8]),
+        ([60_000] * 3, [1, 1, 1]),
+        ([100, 100, 60_000, 100], [2, 1, 1]),
+        ([8_000] * 5, [2, 2, 1]),
+    ],
+)
+async def test_a_batch_is_compressed_in_parts(sizes: list[int], parts: list[int]) -> None:
+    """Fan-out looks at the clock between them; a long event is a part of its own."""
+    codec = Compression().codec(PLAIN, 1)
+    asked: list[int] = []
+
+    class Counted(DeflatedCodec):
+        def publications(
+            self, publications: Sequence[Publication], base: Publication | None = None
+        ) -> list[bytes]:
+            asked.append(len(publications))
+            return super().publications(publications, base)
+
+    async def give_way() -> None:
+        await trio.lowlevel.checkpoint()
+
+    run = [Publication("c", b"a" * size) for size in sizes]
+    counted = Counted(codec._compression, PLAIN, 1)
+    chunks = await Chunks.in_parts(counted, run, None, give_way)
+    assert asked == parts
+    assert chunks.publications == len(run)
+    (chunk,) = chunks.bytes
+    assert [len(one.data) for one in read_by_client(chunk)] == sizes
+    assert all(marks(chunk))
 
 
 def test_deltas_are_compressed() -> None:

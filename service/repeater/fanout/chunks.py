@@ -53,10 +53,10 @@ class Chunks(msgspec.Struct, frozen=True):
 
 
 def _part_end(run: Sequence[Publication], start: int) -> int:
-    """Where the part of a run ends that begins here: at least one publication."""
-    size = 0
-    for end, publication in enumerate(run[start : start + PART], start + 1):
-        size += len(publication.data)
-        if size >= _PART_BYTES:
+    """Where the part of a run ends that begins here: one publication, or few and short ones."""
+    last, size = min(start + PART, len(run)), 0
+    for end in range(start, last):
+        size += len(run[end].data)
+        if size > _PART_BYTES and end > start:
             return end
-    return min(start + PART, len(run))
+    return last

@@ -137,6 +137,8 @@ class Codec:
             return messages
         if len(messages) == 1:
             return [self._frame(messages[0])]
+        if isinstance(self._frame, DeflatedFrame):
+            return [self._frame.join(messages)]
         return [b"".join(map(self._frame, messages))]
 
     def _messages(
