@@ -27,7 +27,7 @@ class DeflatedCodec(Codec):
         frame = plain._frame
         assert frame is not None, "an ASGI server makes the frames itself"
         super().__init__(
-            f"{plain.name} deflate",
+            f"{plain.name}-deflate",
             plain.format,
             frame=DeflatedFrame(compression.compressor, frame, min_size),
             ping=plain.ping,
