@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -55,14 +56,28 @@ command = client_pb2.Command(id=1, presence={{"channel": "news"}}).SerializeToSt
 (read,) = PROTOBUF.commands(bytes((len(command),)) + command)
 print(reply.push.channel, read.presence.channel)
 """
+# Of bytes that are not a message, a text that is not UTF-8, and what is right.
+IN_PYTHON = """
+from google.protobuf.internal import api_implementation
+from repeater.errors import DisconnectError
+from repeater.protocol.centrifugo.protobuf_format import PROTOBUF
+
+print(api_implementation.Type())
+for message in (b"\\x02\\x08\\x80", b"\\x05\\x6a\\x03\\x12\\x01\\xff", b"\\x02\\x08\\x07"):
+    try:
+        print(*(command.id for command in PROTOBUF.commands(message)))
+    except DisconnectError as error:
+        print(error.disconnect.code)
+"""
 SDK, OURS = "centrifuge", "repeater.protocol.centrifugo.protobuf_format"
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, **variables: str) -> str:
     """What a Python process prints."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=PROCESS_STARTS,
@@ -164,3 +179,10 @@ def test_nothing_is_imported_before_the_first_protobuf_client() -> None:
 def test_one_process_can_have_the_sdk_too(first: str, second: str) -> None:
     """The SDK's names are in the pool that all share, ours in one of their own."""
     assert run("-c", TOGETHER.format(first=first, second=second)) == "news news"
+
+
+@starts_processes
+def test_the_runtime_without_c_refuses_the_same() -> None:
+    """It is what platforms without a wheel get; its errors are others."""
+    said = run("-c", IN_PYTHON, PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python")
+    assert said.split() == ["python", "3501", "3501", "7"]

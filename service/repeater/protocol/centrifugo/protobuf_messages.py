@@ -13,10 +13,13 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError as DecodeError
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 PACKAGE: Final = "repeater.client"
+UNREADABLE: Final = (DecodeError, UnicodeDecodeError)
+"""What `FromString` raises. The second one is that of the runtime without its part in C, which is
+there for every platform and slow."""
 
 
 class MessageClass(Protocol):
@@ -29,7 +32,7 @@ class MessageClass(Protocol):
         """Read a message.
 
         Raises:
-            DecodeError: the bytes are not a message, have text that is not UTF-8, or more levels
+            UNREADABLE: the bytes are not a message, have text that is not UTF-8, or more levels
                 than the runtime's 100.
         """
 

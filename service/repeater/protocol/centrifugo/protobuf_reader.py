@@ -32,10 +32,7 @@ from repeater.protocol.centrifugo.commands import (
     UnsubscribeRequest,
 )
 from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter
-from repeater.protocol.centrifugo.protobuf_messages import (
-    DecodeError,
-    message_class,
-)
+from repeater.protocol.centrifugo.protobuf_messages import UNREADABLE, message_class
 from repeater.protocol.centrifugo.varint import read_varint
 
 _COMMAND: Final = message_class("Command")
@@ -55,18 +52,17 @@ def read_commands(message: bytes) -> Iterator[Command]:
         raise DisconnectError(BAD_REQUEST)
     while start < end:
         size = message[start]
-        try:
-            if size < 0x80:  # as nearly every command's
-                start += 1
-            else:
+        if size < 0x80:  # as nearly every command's
+            start += 1
+        else:
+            try:
                 size, start = read_varint(message, start)
-            stop = start + size
-            if stop > end:
-                raise DisconnectError(BAD_REQUEST)
-            command = _read_command(message[start:stop]) if size else PONG
-        except (DecodeError, IndexError, ValueError):
-            raise DisconnectError(BAD_REQUEST) from None
-        yield command
+            except ValueError:
+                raise DisconnectError(BAD_REQUEST) from None
+        stop = start + size
+        if stop > end:
+            raise DisconnectError(BAD_REQUEST)
+        yield _read_command(message[start:stop]) if size else PONG
         start = stop
 
 
@@ -78,14 +74,17 @@ def read_emulation(body: bytes) -> EmulationRequest[bytes]:
     """
     try:
         message = _EMULATION_REQUEST.FromString(body)
-    except DecodeError:
+    except UNREADABLE:
         raise DisconnectError(BAD_REQUEST) from None
     return EmulationRequest(message.data, message.session, message.node)
 
 
 def _read_command(data: bytes) -> Command:
     """One command. Of several methods, which no SDK writes, the last one counts."""
-    message = _COMMAND.FromString(data)
+    try:
+        message = _COMMAND.FromString(data)
+    except UNREADABLE:
+        raise DisconnectError(BAD_REQUEST) from None
     name = message.WhichOneof("method")
     if name is not None:
         return _METHODS[name](message.id, getattr(message, name))
