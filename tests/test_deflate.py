@@ -23,7 +23,13 @@ from repeater.protocol.centrifugo.deflated_codecs import Compression, DeflatedCo
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.protobuf_codecs import CENTRIFUGE_PROTOBUF
 from repeater.protocol.websocket.deflate import LARGEST, Compressor, DeflatedFrame
-from repeater.protocol.websocket.frames import FrameReader, give_back, take_reader, text_frame
+from repeater.protocol.websocket.frames import (
+    FrameReader,
+    binary_frame,
+    give_back,
+    take_reader,
+    text_frame,
+)
 from repeater.publication import Publication, checked
 
 LIMIT = 65_536
@@ -42,11 +48,6 @@ def read_by_client(data: bytes, deflate: PerMessageDeflate | None = None) -> lis
     client.receive_data(data)
     assert client.parser_exc is None
     return [event for event in client.events_received() if isinstance(event, Frame)]
-
-
-def binary_frame(payload: bytes) -> bytes:
-    """The same frame as text, but for its opcode."""
-    return b"\x82" + text_frame(payload)[1:]
 
 
 def compressed(data: bytes, opcode: Opcode = Opcode.TEXT, *, fin: bool = True) -> bytes:

@@ -41,6 +41,7 @@ async def replies(client: WebSocket, number: int) -> list[Any]:
                 assert whole(payload)[1] == b""
                 assert len(whole(payload)[0]) == 1
             return [whole(payload)[0][0] for payload in found]
+        assert not client.ended, f"the end came instead: {client.received!r}"
         await client.read()
 
 
@@ -66,6 +67,7 @@ async def test_a_websocket_speaks_protobuf(way: str, path: str, more: str) -> No
 async def ping(client: WebSocket) -> None:
     """Wait for the protocol's next ping; answer those of a WebSocket behind Hypercorn."""
     while b"\x82\x01\0" not in client.received:
+        assert not client.ended, f"the end came instead: {client.received!r}"
         if b"\x89\0" in client.received:
             await client.until(b"\x89\0")
             await client.send(frame(b"", 10))
@@ -77,7 +79,7 @@ async def ping(client: WebSocket) -> None:
 async def test_a_ping_is_an_empty_message(way: str) -> None:
     """And so is its answer, after which the client is pinged again."""
     path = "/connection/websocket?format=protobuf"
-    times = {"ping_interval": 1.0, "pong_timeout": 0.9, "close_timeout": 0.2}
+    times = {"ping_interval": 2.0, "pong_timeout": 1.9, "close_timeout": 0.2}
     async with running(**times) as server, websocket(server, way, path) as client:
         await client.send(frame(CONNECT, 2))
         await ping(client)
