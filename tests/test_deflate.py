@@ -374,6 +374,11 @@ BEGUN_COMPRESSED = masked(Opcode.TEXT, b"", fin=False, rsv1=True)
 MARKED_END = masked(Opcode.CONT, b"", rsv1=True)
 
 
+LAST = zlib.compress(b"a", wbits=-15)
+"""A block that says that it is the last one."""
+LAST_BEGUN = masked(Opcode.TEXT, LAST, fin=False, rsv1=True)
+
+
 def bomb(size: int) -> bytes:
     return compressed(b"a" * size)
 
@@ -390,14 +395,16 @@ def bomb(size: int) -> bytes:
         (BEGUN + MARKED_END, 1002),
         (masked(Opcode.PING, b"", rsv1=True), 1002),
         (masked(Opcode.CLOSE, b"", rsv1=True), 1002),
+        (LAST_BEGUN + masked(Opcode.CONT, b"ab", fin=False), 1002),
+        (LAST_BEGUN + masked(Opcode.CONT, b"a", fin=False) * 2, 1002),
     ],
     ids=[
         *("one too long", "bomb", "two halves", "a bit behind the limit", "not deflated"),
-        *("marked twice", "marked late", "ping", "close"),
+        *("marked twice", "marked late", "ping", "close", "goes on", "goes on bit by bit"),
     ],
 )
 def test_a_violation_ends_the_connection(data: bytes, code: int) -> None:
-    """Too long when inflated, not deflated, or RSV1 where it may not be."""
+    """Too long when inflated, not deflated, without an end, or RSV1 where it may not be."""
     reader = FrameReader(LIMIT, inflates=True)
     assert reader.feed(data) == []
     assert reader.closed
@@ -412,6 +419,17 @@ def test_a_message_may_be_as_long_as_the_limit() -> None:
     data = bomb(LIMIT) + masked(Opcode.TEXT, half, fin=False, rsv1=True)
     data += masked(Opcode.CONT, deflated(b"a" * (LIMIT // 2)))
     assert [len(message) for message in reader.feed(data)] == [LIMIT, LIMIT]
+    assert not reader.closed
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0"])
+def test_a_last_block_may_end_a_message(rest: bytes) -> None:
+    """With or without the empty byte that the RFC has senders append, in one frame and in more."""
+    reader = FrameReader(LIMIT, inflates=True)
+    data = masked(Opcode.TEXT, LAST + rest, rsv1=True)
+    data += LAST_BEGUN + masked(Opcode.CONT, rest, fin=False) + masked(Opcode.CONT, b"")
+    assert reader.feed(data) == ["a", "a"]
+    assert reader.idle
     assert not reader.closed
 
 

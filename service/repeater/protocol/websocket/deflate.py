@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from websockets.exceptions import PayloadTooBig
+from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame
 
@@ -27,6 +27,7 @@ zlib searches so long that hostile texts take ten times as long as others."""
 _WINDOW: Final = 15  # bits; a client's smaller window is read with this one as well
 _MEMORY: Final = 8  # zlib's default: 256 KiB for the compressor. Less is not faster.
 _TAIL: Final = 4  # bytes of an empty block, which a flush ends with, and frames leave out (7.2.1)
+_PADDING: Final = 1  # byte that a sender appends to a last block (7.2.3.4)
 _RSV1: Final = 0x40
 _REMEMBERED: Final = 262_144  # bytes of the messages of one batch of fan-out
 
@@ -148,7 +149,8 @@ class Inflating(PerMessageDeflate):
 
         Raises:
             PayloadTooBig: the message would be longer than `max_size`; no more was inflated.
-            ProtocolError: the data is not deflated, or a continuation says that it is compressed.
+            ProtocolError: the data is not deflated, or a continuation says that it is compressed,
+                or fragments go on behind the last block.
         """
         assert max_size is not None, "a server reads no message without a limit"
         self._sizes.append(len(frame.data))
@@ -157,6 +159,9 @@ class Inflating(PerMessageDeflate):
         inflated = super().decode(frame, max_size=max_size + 1)
         if len(inflated.data) > max_size:
             raise PayloadTooBig(None, max_size)
+        # The decompressor keeps all that comes behind the last block, and no limit counts it.
+        if self.decode_cont_data and len(self.decoder.unused_data) > _PADDING:
+            raise ProtocolError("data behind the last block")
         return inflated
 
     def take_size(self) -> int:
