@@ -13,11 +13,13 @@ from repeater.access.channel_rules import ChannelRules
 from repeater.errors import CHANNEL_LIMIT
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
-from repeater.protocol.centrifugo import codecs
+from repeater.protocol.centrifugo import codecs, protobuf_format
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_STREAM, Codec
 from repeater.protocol.centrifugo.filters import Predicate, TagsFilter
+from repeater.protocol.centrifugo.protobuf_codecs import CENTRIFUGE_PROTOBUF
+from repeater.protocol.centrifugo.protobuf_writer import write_publication
 from repeater.publication import Publication
-from repeater.testing import open_test_node
+from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.brokers import TestBroker
 from tests.conversation import talking
 
@@ -82,6 +84,26 @@ async def test_fan_out_gives_way_while_a_filter_judges(judged: Passes, codec: Co
         assert [b'"data":%d,' % number in heard for number in range(200)] == [False, True] * 100
         assert judged.most <= 16
         assert len(talk.transport.sent) == sent + (1 if codec.framed else 100)
+
+
+async def test_fan_out_gives_way_while_it_writes_protobuf(
+    monkeypatch: pytest.MonkeyPatch, passes: Passes
+) -> None:
+    """A message takes 1 to 2 us, and a batch may have two thousand."""
+
+    def note(publication: Publication, data: bytes) -> bytes:
+        passes.note()
+        return write_publication(publication, data)
+
+    monkeypatch.setattr(protobuf_format, "write_publication", note)
+    transport = MemoryTransport(CENTRIFUGE_PROTOBUF)
+    async with open_test_node(NO_TIME) as node, connect(node, transport) as client:
+        client.subscribe("c")
+        await publish(node, 200)
+        await wait_all_tasks_blocked()
+        assert passes.all == 200
+        assert passes.most <= 16
+        assert len(transport.sent) == 1
 
 
 async def test_a_recovery_gives_way_while_a_filter_judges(judged: Passes) -> None:

@@ -331,8 +331,8 @@ class Repeater:
     async def _encoded(
         self, codec: Codec, run: Sequence[Publication], base: Publication | None
     ) -> Chunks | None:
-        """As `_encode`; gives way while a long run is filtered or compressed."""
-        slow = codec.compresses or (codec.tags is not None and len(run) > PART)
+        """As `_encode`; gives way while a long run is filtered, compressed or made Protobuf."""
+        slow = codec.compresses or (len(run) > PART and (codec.format.binary or codec.tags))
         if not slow or len(run) == 1:
             return self._encode(codec, run, base)
         try:
