@@ -184,6 +184,11 @@ bench-hostile *ARGS: (_sync "requirements-dev.txt")
 bench-engines *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks engines "$@"
 
+# Compare Protobuf clients with JSON clients: deliveries, idle memory, whole commands; five minutes
+[positional-arguments]
+bench-protobuf *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks protobuf "$@"
+
 # Measure what a message of the engine's bus costs a node, and the repair of many channels
 [positional-arguments]
 bench-bus *ARGS: (_sync "requirements-dev.txt")
@@ -202,6 +207,10 @@ bench-docs RUN: (_sync "requirements-dev.txt")
 # Write docs/engines-measured.md from a run of `just bench-engines`
 bench-engines-docs RUN: (_sync "requirements-dev.txt")
     {{ python }} -m benchmarks document {{ quote(RUN) }} docs/engines-measured.md
+
+# Write docs/protobuf-measured.md from a run of `just bench-protobuf`
+bench-protobuf-docs RUN: (_sync "requirements-dev.txt")
+    {{ python }} -m benchmarks document {{ quote(RUN) }} docs/protobuf-measured.md
 
 # Tell how many machines an audience needs, e.g. `just bench-capacity docs/benchmarks/run.json`
 [positional-arguments]

@@ -23,12 +23,21 @@ from benchmarks.machine import IN_MEMORY, disk, machine
 from benchmarks.model import Run, load, save
 from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.protobuf import FORMATS
 from benchmarks.peers.registry import PEERS
 from benchmarks.progress import watcher
 from benchmarks.report.table import print_run
 from benchmarks.runner import take_turns
 from benchmarks.servers import cores
-from benchmarks.workloads import durable, hostile, valkey, valkey_nodes, valkey_storm, workers
+from benchmarks.workloads import (
+    durable,
+    hostile,
+    protobuf,
+    valkey,
+    valkey_nodes,
+    valkey_storm,
+    workers,
+)
 from benchmarks.workloads.hostile_kinds import FLOODED, KINDS
 from benchmarks.workloads.registry import WORKLOADS
 from benchmarks.workloads.workload import Plan, Workload
@@ -193,6 +202,36 @@ def engines_command(
         "quick" if quick else "engines",
         chosen,
         ENGINES,
+        Plan(quick=quick, rounds=rounds),
+        json_path,
+        resume=resume,
+    )
+
+
+@main.command("protobuf")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([one.name for one in protobuf.WORKLOADS]),
+    help="Only this workload; may be repeated.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="Measure less: a quick look, not a measurement.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here."
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --json; its results are kept.")
+def protobuf_command(
+    only: Sequence[str], rounds: int, quick: bool, json_path: Path | None, resume: bool
+) -> None:
+    """Compare Protobuf clients with JSON clients: deliveries, idle memory, whole commands.
+
+    Ends as `run` does.
+    """
+    _measure(
+        "quick" if quick else "protobuf",
+        [one for one in protobuf.WORKLOADS if not only or one.name in only],
+        FORMATS,
         Plan(quick=quick, rounds=rounds),
         json_path,
         resume=resume,

@@ -8,6 +8,7 @@ from typing import Final
 from benchmarks.claim import Claim
 from benchmarks.engine_claims import ENGINE_CLAIMS
 from benchmarks.model import Run
+from benchmarks.protobuf_claims import PROTOBUF_CLAIMS
 from benchmarks.workloads import hostile
 from benchmarks.workloads.workload import Workload
 
@@ -189,6 +190,7 @@ CLAIMS: Final[Sequence[Claim]] = (
     _ingest("stream", 50_000),
     *(claim for workload in hostile.WORKLOADS for claim in _hostile(workload)),
     *ENGINE_CLAIMS,
+    *PROTOBUF_CLAIMS,
 )
 
 

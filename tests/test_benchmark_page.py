@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.claims import judge
 from benchmarks.model import Run, load
-from benchmarks.report.document import ENGINES, compact, engines_page, page, write
+from benchmarks.report.document import compact, page, tables_page, write
 from benchmarks.report.plots import PLOTS, Plot, write_plots
 from tests.benchmarking import imagined_run
 from tests.deadlines import PROCESS_STARTS
@@ -145,10 +145,10 @@ def test_the_committed_page_is_its_documents() -> None:
 
 def test_engines_have_a_page_of_their_own(run: Run, tmp_path: Path) -> None:
     """With the verdicts, the machine and the command; without plots and without other servers."""
-    ours = msgspec.structs.replace(run, plan=ENGINES, command="just bench-engines --rounds 2")
+    ours = msgspec.structs.replace(run, plan="engines", command="just bench-engines --rounds 2")
     write(ours, tmp_path / "engines-measured.md")
     text = (tmp_path / "engines-measured.md").read_text()
-    assert text == engines_page(load(tmp_path / "engines-measured" / "run.json"))
+    assert text == tables_page(load(tmp_path / "engines-measured" / "run.json"))
     assert "| command | `just bench-engines --rounds 2` |" in text
     assert all(one.claim in text for one in run.verdicts)
     assert [path.name for path in (tmp_path / "engines-measured").iterdir()] == ["run.json"]
@@ -157,7 +157,7 @@ def test_engines_have_a_page_of_their_own(run: Run, tmp_path: Path) -> None:
 def test_the_committed_page_of_engines_is_its_documents() -> None:
     """docs/engines-measured.md is what docs/engines/run.json gives, without edits."""
     run = load(DOCS / "engines-measured" / "run.json")
-    assert (DOCS / "engines-measured.md").read_text() == engines_page(run)
+    assert (DOCS / "engines-measured.md").read_text() == tables_page(run)
 
 
 def drawn(folder: Path) -> Sequence[Plot]:

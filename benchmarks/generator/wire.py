@@ -88,9 +88,9 @@ def request(path: str, body: bytes, headers: bytes = b"") -> bytes:
     )
 
 
-def server_frame(payload: bytes) -> bytes:
-    """An unmasked text frame, as a server sends it."""
-    return b"\x81" + _length(len(payload), 0) + payload
+def server_frame(payload: bytes, opcode: int = TEXT_OPCODE) -> bytes:
+    """An unmasked frame, as a server sends it."""
+    return bytes((0x80 | opcode,)) + _length(len(payload), 0) + payload
 
 
 def client_frame(payload: bytes, opcode: int = TEXT_OPCODE) -> bytes:

@@ -11,6 +11,7 @@ from benchmarks.peers.mercure import MERCURE
 from benchmarks.peers.nats import NATS
 from benchmarks.peers.nchan import NCHAN, NCHAN_SSE, NCHAN_TLS
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.protobuf import FORMATS
 from benchmarks.peers.python_peers import PYTHON_PEERS
 from benchmarks.peers.repeater import REPEATER, VARIANTS
 
@@ -22,6 +23,7 @@ PEERS: Final[dict[str, Peer]] = {
         BARE_TRIO,
         REPEATER,
         *VARIANTS,
+        *FORMATS,
         *ENGINES,
         NCHAN,
         NCHAN_SSE,

@@ -21,23 +21,24 @@ from benchmarks.report.summary import Cell, Summary, summarise
 
 _DIGITS: Final = 2  # to one per cent: a plot shows no more, and a histogram has a third of the size
 _PLOTTED: Final = "fanout-"
-ENGINES: Final = "engines"
-"""The plan of a run of `just bench-engines`, which has a page of its own."""
+TABLES: Final = {
+    "engines": "engines-measured.md.j2",
+    "protobuf": "protobuf-measured.md.j2",
+}
+"""The plans whose runs have a page of their own, with tables and no plots."""
 _LIMIT: Final = f"{BOTTLENECK:.0%}".replace("%", " %")
 
 
 def write(run: Run, path: Path) -> None:
     """Write the page, and the compact document and the plots into the folder of its name."""
     folder = path.with_suffix("")
-    if run.plan == ENGINES:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(compact(run), folder / "run.json")
-        path.write_text(engines_page(load(folder / "run.json")))
-        return
     folder.mkdir(parents=True, exist_ok=True)
     save(compact(run), folder / "run.json")
     kept = load(folder / "run.json")
-    path.write_text(page(kept, write_plots(kept, folder), folder.name))
+    if run.plan in TABLES:
+        path.write_text(tables_page(kept))
+    else:
+        path.write_text(page(kept, write_plots(kept, folder), folder.name))
 
 
 def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
@@ -56,10 +57,10 @@ def page(run: Run, plots: Sequence[Plot], folder: str = "benchmarks") -> str:
     )
 
 
-def engines_page(run: Run) -> str:
-    """Return the page of a run of `just bench-engines`."""
+def tables_page(run: Run) -> str:
+    """Return the page of a run of `just bench-engines` or `just bench-protobuf`."""
     groups = _groups(run, _summaries(run))
-    return _template("engines-measured.md.j2").render(run=run, groups=groups, limit=_LIMIT)
+    return _template(TABLES[run.plan]).render(run=run, groups=groups, limit=_LIMIT)
 
 
 def _template(name: str) -> jinja2.Template:

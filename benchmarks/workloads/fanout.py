@@ -25,6 +25,7 @@ _SECONDS: Final = 5
 _FLOORS: Final = ("floor", "floor-python")
 _VARIANTS: Final = (
     "repeater-centrifugo",
+    "repeater-protobuf",
     "repeater-recovery",
     "repeater-presence",
     "repeater-sse",

@@ -75,6 +75,7 @@ WORKLOADS: Final = (
         beside=(
             "bare-trio",
             "repeater-centrifugo",
+            "repeater-protobuf",
             "repeater-recovery",
             "repeater-sse",
             "repeater-tls",

@@ -15,6 +15,7 @@ from benchmarks.workloads import (
     memory,
     mixed,
     payloads,
+    protobuf,
     publishing,
     slow,
     storm,
@@ -47,5 +48,6 @@ WORKLOADS: Final[dict[str, Workload]] = {
         *valkey_nodes.WORKLOADS,
         *valkey_storm.WORKLOADS,
         *workers.WORKLOADS,
+        *protobuf.WORKLOADS,
     )
 }
