@@ -35,8 +35,8 @@ from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter
 from repeater.protocol.centrifugo.protobuf_messages import UNREADABLE, message_class
 from repeater.protocol.centrifugo.varint import read_varint
 
-_COMMAND: Final = message_class("Command")
-_EMULATION_REQUEST: Final = message_class("EmulationRequest")
+_parse_command: Final = message_class("Command").FromString
+_parse_emulation: Final = message_class("EmulationRequest").FromString
 
 
 def read_commands(message: bytes) -> Iterator[Command]:
@@ -73,7 +73,7 @@ def read_emulation(body: bytes) -> EmulationRequest[bytes]:
         DisconnectError: 3501 for a body that is something else.
     """
     try:
-        message = _EMULATION_REQUEST.FromString(body)
+        message = _parse_emulation(body)
     except UNREADABLE:
         raise DisconnectError(BAD_REQUEST) from None
     return EmulationRequest(message.data, message.session, message.node)
@@ -82,7 +82,7 @@ def read_emulation(body: bytes) -> EmulationRequest[bytes]:
 def _read_command(data: bytes) -> Command:
     """One command. Of several methods, which no SDK writes, the last one counts."""
     try:
-        message = _COMMAND.FromString(data)
+        message = _parse_command(data)
     except UNREADABLE:
         raise DisconnectError(BAD_REQUEST) from None
     name = message.WhichOneof("method")
@@ -177,8 +177,8 @@ def _read_unsubscribe(number: int, message: Any) -> Command:
 
 
 def _read_publish(number: int, message: Any) -> Command:
-    request = PublishRequest(message.channel, msgspec.Raw(message.data), message.type)
-    return Command(number, publish=request)
+    channel, data, kind = _PUBLISH(message)
+    return Command(number, publish=PublishRequest(channel, msgspec.Raw(data), kind))
 
 
 def _read_presence(number: int, message: Any) -> Command:
@@ -213,7 +213,9 @@ def _read_sub_refresh(number: int, message: Any) -> Command:
     return Command(number, sub_refresh=SubRefreshRequest(message.channel, message.token))
 
 
-# All fields of a subscribe but `tf`, in two calls: they are many, and subscribes are frequent.
+# The fields of a publish, and those of a subscribe but `tf`: read in one call or two, because these
+# commands are frequent.
+_PUBLISH: Final = attrgetter("channel", "data", "type")
 _WISHES: Final = attrgetter(
     *("channel", "token", "data", "positioned", "recoverable", "join_leave")
 )
