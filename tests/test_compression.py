@@ -313,3 +313,5 @@ async def test_connections_share_everything() -> None:
             await trio.lowlevel.checkpoint()
         codecs = {id(client.codec) for client in server.node.registry.clients}
         assert len(codecs) == 2
+        names = sorted(client.codec.name for client in server.node.registry.clients)
+        assert names == ["plain", "plain-deflate", "plain-deflate"]
