@@ -155,7 +155,8 @@ async def _take(
         start += step
         if start >= len(received) or reader.closed or client.end is not None:
             break
-        # A few compressed frames may be long all the same: 14 of them fit into the smallest step.
+        # A few compressed frames may be long all the same: the smallest step has room for 11 of
+        # 64 KiB, which takes 0.3 ms.
         step = step * 4 if reader.frames <= _FEW_FRAMES and not reader.inflates else _STEP
         await node.turns.give_way()
     if reader.closing:
