@@ -113,11 +113,11 @@ async def _read(
 ) -> None:
     """Read until the peer leaves. No deadline: the heartbeat finds a dead peer."""
     reader: FrameReader | None = None
-    limit, inflates = node.options.message_limit, client.codec.compresses
+    limit = node.options.message_limit
     while True:
         if received:
             client.heard()
-            reader = reader or take_reader(limit, inflates=inflates)
+            reader = reader or take_reader(limit, inflates=client.codec.compresses)
             await _take(node, client, session, reader, received)
             if reader.closed:
                 await _answer_close(client, node.options.close_timeout)
