@@ -23,18 +23,29 @@ from websockets.uri import parse_uri
 from repeater.publication import Publication
 from repeater.serving.server import Server
 from tests.eventsource import EventSource
-from tests.http_streams import OPENINGS as STREAMS
+from tests.http_streams import OPENINGS
+from tests.protobuf_peer import command, whole
 from tests.serving import UPGRADE, frame, peer
 
 ENDS = ("native", "asgi", "h2")
 """The first request of a connection, a later one that the ASGI server gets, and one of HTTP/2."""
 
-WEBSOCKETS = {
-    "/ws": ("?channel=news", ""),
-    "/connection/websocket": ("", '{"connect":{},"id":1}'),
-    "/connection/uni_websocket": ("?cf_connect=%7B%7D", ""),
+_PROTOBUF = "?format=protobuf"
+_CONNECT = command(id=1, connect={})
+
+STREAMS = {
+    **{path: (method, query, body.encode()) for path, (method, query, body) in OPENINGS.items()},
+    f"/connection/http_stream{_PROTOBUF}": ("POST", "", _CONNECT),
 }
-"""How each WebSocket is opened: query, first message."""
+"""How each stream is opened: method, more of the query, body."""
+
+WEBSOCKETS = {
+    "/ws": ("?channel=news", b""),
+    "/connection/websocket": ("", b'{"connect":{},"id":1}'),
+    f"/connection/websocket{_PROTOBUF}": ("", _CONNECT),
+    "/connection/uni_websocket": ("?cf_connect=%7B%7D", b""),
+}
+"""How each WebSocket is opened: more of the query, first message."""
 
 WAYS = (*STREAMS, *WEBSOCKETS)
 
@@ -93,10 +104,10 @@ class _HTTP1(_Carrier):
     def __init__(self, path: str) -> None:
         method, query, body = STREAMS[path]
         self._http = h11.Connection(h11.CLIENT)
-        head = [("Host", "t"), ("Content-Length", str(len(body)))]
+        head = [("Host", "t"), ("Content-Length", str(len(body))), ("Content-Type", _type(path))]
         parts = (
             h11.Request(method=method, target=path + query, headers=head),
-            h11.Data(data=body.encode()),
+            h11.Data(data=body),
             h11.EndOfMessage(),
         )
         self.request = b"".join(self._http.send(part) or b"" for part in parts)
@@ -120,15 +131,16 @@ class _HTTP2(_Carrier):
         configuration = h2.config.H2Configuration(validate_outbound_headers=False)
         self._http = h2.connection.H2Connection(configuration)
         self._http.initiate_connection()
-        self._message = ""
+        self._message = b""
         head = {":path": path, ":scheme": "https", ":authority": "t"}
         if path in STREAMS:
             method, query, body = STREAMS[path]
-            head |= {":method": method, ":path": path + query}
+            head |= {":method": method, ":path": path + query, "content-type": _type(path)}
             self._http.send_headers(1, list(head.items()))
-            self._http.send_data(1, body.encode(), end_stream=True)
+            self._http.send_data(1, body, end_stream=True)
         else:
-            query, self._message = WEBSOCKETS[path]
+            query, message = WEBSOCKETS[path]
+            self._message = _framed(path, message)
             head |= {":method": "CONNECT", ":protocol": "websocket", ":path": path + query}
             head |= {"sec-websocket-version": "13"}
             self._http.send_headers(1, list(head.items()))
@@ -140,7 +152,7 @@ class _HTTP2(_Carrier):
             if isinstance(event, h2.events.ResponseReceived):
                 assert dict(event.headers)[b":status"] == b"200"
                 if self._message:
-                    self._http.send_data(1, frame(self._message.encode()))
+                    self._http.send_data(1, self._message)
             elif isinstance(event, h2.events.DataReceived):
                 body += event.data
         self.due = self._http.data_to_send()
@@ -151,12 +163,13 @@ class _Wire(_Carrier):
     """A WebSocket's own bytes, with its head."""
 
     def __init__(self, path: str) -> None:
-        query, self._message = WEBSOCKETS[path]
+        query, message = WEBSOCKETS[path]
+        self._message = _framed(path, message)
         self.request = UPGRADE.format(path=path + query, more="").encode()
 
     def feed(self, data: bytes) -> bytes:
         if self._message and data.endswith(b"\r\n\r\n"):
-            self.due = frame(self._message.encode())
+            self.due = self._message
         return data
 
 
@@ -186,6 +199,18 @@ class _Lines:
         self._text += data
 
 
+class _Messages:
+    """Of a Protobuf client, told as JSON."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        replies, self._rest = whole(self._rest + data)
+        self.messages += map(json.dumps, replies)
+
+
 class _Frames:
     def __init__(self, end: str) -> None:
         self.messages: list[str] = []
@@ -201,6 +226,10 @@ class _Frames:
         for event in self._protocol.events_received():
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
                 self.messages.append(bytes(event.data).decode())
+            elif isinstance(event, Frame) and event.opcode is Opcode.BINARY:
+                replies, rest = whole(bytes(event.data))
+                assert not rest
+                self.messages += map(json.dumps, replies)
 
 
 def _carrier(path: str, end: str) -> _Carrier:
@@ -212,7 +241,20 @@ def _carrier(path: str, end: str) -> _Carrier:
 def _reader(path: str, end: str) -> _Reader:
     if path in WEBSOCKETS:
         return _Frames(end)
+    if path.endswith(_PROTOBUF):
+        return _Messages()
     return _Lines() if path.endswith("http_stream") else _Events()
+
+
+def _type(path: str) -> str:
+    return "application/octet-stream" if path.endswith(_PROTOBUF) else "application/json"
+
+
+def _framed(path: str, message: bytes) -> bytes:
+    """A client's message as a frame, or nothing."""
+    if not message:
+        return b""
+    return frame(message, Opcode.BINARY if path.endswith(_PROTOBUF) else Opcode.TEXT)
 
 
 async def record(server: Server, path: str, end: str) -> Recording:
