@@ -267,6 +267,19 @@ class TestClientsOfJSON:
         for line, channel in zip(lines, ("bin:c", "bin:#ann", "bin:d", "bin:e"), strict=True):
             assert channel in line
 
+    async def test_a_client_at_its_limit_stays(self) -> None:
+        """A subscription that it could not have does not count against its limit of channels."""
+        options = msgspec.structs.replace(OPTIONS, channel_limit=1)
+        verifier = FakeVerifier({"t": ConnectionGrant("ann")})
+        async with (
+            open_node(options, verifier=verifier) as node,
+            talking(node, connected=False) as talk,
+        ):
+            await talk.connect("t", subs={"c": {}})
+            await node.subscribe("ann", "bin:c")
+            assert list(talk.client.channels) == ["c"]
+            assert talk.client.end is None
+
     async def test_a_unidirectional_client(self, caplog: pytest.LogCaptureFixture) -> None:
         """What the server gives is left out, also if the client names it to recover it."""
         channels = {"bin:c": SubscriptionGrant(), "c": SubscriptionGrant()}

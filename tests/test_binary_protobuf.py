@@ -224,7 +224,7 @@ class TestBackEnd:
                 assert (await json_talk.call("rpc", method="m"))["rpc"] == result
 
     async def test_a_result_that_is_no_json(self) -> None:
-        """Error 100 for a client of JSON, as before: the back end may not know who asks."""
+        """Error 100 for a client of JSON: the back end may not know who asks."""
         application = Application()
         application.answers["rpc"] = {"result": {"b64data": b64(ANY)}}
         async with open_asking_node(application) as node, talking(node) as talk:

@@ -35,7 +35,7 @@ def check_fits(codec: Codec, options: ChannelOptions) -> None:
         raise ReplyError(ErrorCode.NOT_AVAILABLE, BINARY_CHANNEL)
 
 
-def leave_out(node: ClientNode, client: Client | None, channel: str, **whose: str) -> None:
+def warn_of_binary(node: ClientNode, client: Client | None, channel: str, **whose: str) -> None:
     """Tell the operator of a server-side subscription that the client cannot have.
 
     `whose` says who it is, if there is no client yet.

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from repeater.access.grants import NOTHING_GRANTED, SubscriptionGrant
-from repeater.clients.binary import fits, leave_out
+from repeater.clients.binary import fits, warn_of_binary
 from repeater.clients.joining import server_side_wish, time_left
 from repeater.clients.openings import GrantedChannel, open_subscription
 from repeater.errors import (
@@ -160,12 +160,12 @@ async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> b
         return True
     if not client.codec.pushes:
         return True
-    if len(client.channels) >= node.options.channel_limit:
-        client.disconnect(CHANNEL_LIMIT)
-        return True
     try:
         if not fits(client.codec, node.channels.options(channel)):
-            leave_out(node, client, channel)
+            warn_of_binary(node, client, channel)
+            return True
+        if len(client.channels) >= node.options.channel_limit:
+            client.disconnect(CHANNEL_LIMIT)
             return True
         joining = await open_subscription(
             node, client, GrantedChannel(channel, call.grant, server_side_wish(call.since))

@@ -25,7 +25,7 @@ from repeater.access.grants import (
 )
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
-from repeater.clients.binary import BINARY_CHANNEL, fits, leave_out
+from repeater.clients.binary import BINARY_CHANNEL, fits, warn_of_binary
 from repeater.clients.client import ANONYMOUS
 from repeater.clients.limits import LimitError, Place
 from repeater.clients.opening import Opening
@@ -305,12 +305,16 @@ class _Decision(msgspec.Struct, eq=False):
     def _granted(self, grant: ConnectionGrant) -> list[str]:
         """The token's channels; the server chose them, so one that cannot be refuses nobody."""
         rules = self._node.channels
-        names = [name for name in grant.channels if rules.grantable(name, grant.user)]
-        for name in names:
-            if not self._fits(name):
+        names: list[str] = []
+        for name in grant.channels:
+            if not rules.grantable(name, grant.user):
+                continue
+            if self._fits(name):
+                names.append(name)
+            else:
                 whose = {"user": grant.user, "transport": self._route.name}
-                leave_out(self._node, None, name, address=self._request.address, **whose)
-        return list(filter(self._fits, names))
+                warn_of_binary(self._node, None, name, address=self._request.address, **whose)
+        return names
 
     async def _first_of_stream(self, *, binary: bool) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.

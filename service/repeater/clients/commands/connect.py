@@ -20,7 +20,7 @@ from repeater.access.grants import (
     TokenInvalidError,
 )
 from repeater.backend.headers import forwarded
-from repeater.clients.binary import BINARY_CHANNEL, fits, leave_out
+from repeater.clients.binary import BINARY_CHANNEL, fits, warn_of_binary
 from repeater.clients.joining import (
     Joining,
     Wish,
@@ -279,9 +279,9 @@ async def _server_side_channels(
     channels: dict[str, SubscriptionGrant] = {}
     for channel, grant in granted.items():
         if not rules.grantable(channel, client.user):
-            _leave_out(node, client, channel)
+            _warn_left_out(node, client, channel)
         elif not fits(client.codec, rules.options(channel)):
-            leave_out(node, client, channel)
+            warn_of_binary(node, client, channel)
         else:
             channels[channel] = grant
     for channel in positions:
@@ -293,7 +293,7 @@ async def _server_side_channels(
         elif unidirectional:
             raise DisconnectError(Disconnect(NOT_AVAILABLE.code, BINARY_CHANNEL))
         else:
-            leave_out(node, client, channel)
+            warn_of_binary(node, client, channel)
     return channels
 
 
@@ -313,7 +313,7 @@ def _too_many(node: ClientNode) -> DisconnectError:
     return DisconnectError(CHANNEL_LIMIT)
 
 
-def _leave_out(node: ClientNode, client: Client, channel: str) -> None:
+def _warn_left_out(node: ClientNode, client: Client, channel: str) -> None:
     node.connection_log.warn("a channel was left out of a connect", client, channel=channel)
 
 
@@ -322,7 +322,7 @@ def _is_known(node: ClientNode, client: Client, channel: str) -> bool:
     try:
         node.channels.options(channel)
     except ReplyError:
-        _leave_out(node, client, channel)
+        _warn_left_out(node, client, channel)
         return False
     return True
 
