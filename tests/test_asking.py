@@ -196,8 +196,9 @@ _ASK: dict[str, dict[str, Any]] = {
         ({"client"}, {"ann", "subscribed ann"}),
         ({"anonymous"}, set()),
         ({"client", "anonymous"}, {"ann", "subscribed ann", "nobody", "subscribed nobody"}),
-        ({"subscriber"}, {"subscribed ann", "subscribed nobody"}),
-        ({"client", "subscriber"}, {"ann", "subscribed ann", "subscribed nobody"}),
+        ({"subscriber"}, {"subscribed ann"}),
+        ({"subscriber", "anonymous"}, {"subscribed ann", "subscribed nobody"}),
+        ({"client", "subscriber"}, {"ann", "subscribed ann"}),
     ],
 )
 async def test_permissions(action: str, allowed: set[str], who: set[str]) -> None:

@@ -239,12 +239,10 @@ def _checked(
     options = node.channels.options(publication.channel)
     if options.publication_data_format == "binary":
         publication = msgspec.structs.replace(publication, binary=True)
-    elif publication.binary:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
     # The API and the clients' commands give text that is checked already.
     if type(publication.data) is not JSONText:
         publication = checked(publication)
-    if not _well_formed(publication.data, options) or len(idempotency_key) > _NAME_LIMIT:
+    if not _has_format(publication, options) or len(idempotency_key) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     if publication.tags or publication.version_epoch or publication.version:
         _check_what_is_kept(publication)
@@ -265,11 +263,14 @@ def _check_what_is_kept(publication: Publication) -> None:
         raise ReplyError(ErrorCode.BAD_REQUEST)
 
 
-def _well_formed(data: bytes, options: ChannelOptions) -> bool:
-    """Whether the data has the channel's format; only binary data may be empty."""
-    if options.publication_data_format == "json_object":
-        return data.lstrip()[:1] == b"{"
-    return bool(data) or options.publication_data_format == "binary"
+def _has_format(publication: Publication, options: ChannelOptions) -> bool:
+    """Whether the publication has its channel's format. Only a binary one may be empty."""
+    data_format = options.publication_data_format
+    if data_format == "json":
+        return bool(publication.data) and not publication.binary
+    if data_format == "binary":
+        return True
+    return publication.data.lstrip()[:1] == b"{" and not publication.binary
 
 
 def _refusal(node: ClientNode) -> IntakeFullError:

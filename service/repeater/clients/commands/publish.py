@@ -40,9 +40,12 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     if request.type:
         raise ReplyError(ErrorCode.NOT_AVAILABLE)
     options = node.channels.options(request.channel)
-    check_fits(client.codec, options)
     binary = options.publication_data_format == "binary"
-    data = any_data(client, request.data) if binary else json_data(client, request.data)
+    if binary:
+        check_fits(client.codec, options)
+        data = any_data(client, request.data)
+    else:
+        data = json_data(client, request.data)
     grant = await _publish_grant(node, client, request.channel, data, options)
     subscription = client.channels.get(request.channel)
     if subscription is not None:
