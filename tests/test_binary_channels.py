@@ -14,10 +14,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repeater.access.grants import ConnectionGrant, SubscriptionGrant
+from repeater.access.grants import NOTHING_GRANTED, ConnectionGrant, SubscriptionGrant
 from repeater.api.methods import call
 from repeater.api.stream import EventStream
 from repeater.brokers.receipts import settled
+from repeater.clients.joining import server_side_wish
+from repeater.clients.openings import GrantedChannel, open_subscription
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.errors import ReplyError
 from repeater.node import Node, open_node
@@ -348,8 +350,8 @@ class TestAChannelThatBecameBinary:
         lines = [one for one in caplog.messages if "binary publications were left out" in one]
         assert len(lines) == 1
 
-    async def test_recovered(self, node: Node) -> None:
-        """A recovery and a history are whole without them."""
+    async def test_recovered(self, node: Node, caplog: pytest.LogCaptureFixture) -> None:
+        """A recovery and a history are whole without them, and the log tells of it."""
         top = None
         for data, binary in ((b"1", False), (ANY, True), (b"3", False)):
             publication = Publication("c", data, binary=binary)
@@ -361,6 +363,22 @@ class TestAChannelThatBecameBinary:
             assert [one["offset"] for one in result["publications"]] == [1, 3]
             reply = await talk.ask(history={"channel": "c", "limit": 10})
             assert [one["offset"] for one in reply["history"]["publications"]] == [1, 3]
+        lines = [one for one in caplog.messages if "left out of an answer" in one]
+        assert len(lines) == 2
+        assert all("channel=c" in one and "publications=1" in one for one in lines)
+
+    async def test_what_gathered(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Publications between the answer of one channel and that of another one, too."""
+        async with open_test_node(OPTIONS) as node, talking(node) as talk:
+            wanted = GrantedChannel("c", NOTHING_GRANTED, server_side_wish(None))
+            joining = await open_subscription(node, talk.client, wanted)
+            for data, binary in ((ANY, True), (b"2", False)):
+                publication = Publication("c", data, binary=binary)
+                node.broker.submit(publication, node.channels.options("c"))
+            await wait_all_tasks_blocked()
+            joining.tell()
+            assert await talk.data() == [2]
+        assert len([one for one in caplog.messages if "left out of an answer" in one]) == 1
 
     @pytest.mark.parametrize("codec", [EVENT_STREAM, EVENT_STREAM_CHANNEL, "set"])
     def test_event_streams(self, codec: Any) -> None:

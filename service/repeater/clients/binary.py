@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
     from repeater.options import ChannelOptions
     from repeater.protocol.centrifugo.codecs import Codec
+    from repeater.publication import Publication
 
 BINARY_CHANNEL: Final = "binary channel"
 """The text of the refusal."""
@@ -41,3 +44,20 @@ def warn_of_binary(node: ClientNode, client: Client | None, channel: str, **whos
     `whose` says who it is, if there is no client yet.
     """
     node.connection_log.warn("a binary channel was left out", client, channel=channel, **whose)
+
+
+def carried(
+    node: ClientNode, client: Client, channel: str, publications: Sequence[Publication]
+) -> Sequence[Publication]:
+    """What the client's format can carry of publications that one answer has for it.
+
+    The channel was a binary one when the others were published; a line of the log tells of them.
+    """
+    if client.codec.takes_binary:
+        return publications
+    text = [one for one in publications if not one.binary]
+    left_out = len(publications) - len(text)
+    if left_out:
+        what = "binary publications were left out of an answer"
+        node.connection_log.warn(what, client, channel=channel, publications=left_out)
+    return text

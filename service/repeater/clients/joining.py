@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from repeater.clients.binary import carried
 from repeater.fanout.recovery import (
     Joined,
     after_drop,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
     from repeater.clients.subscription import Subscription
-    from repeater.protocol.centrifugo.codecs import Codec
 
 
 _TTL_LIMIT: Final = 365 * 24 * 3600
@@ -165,11 +165,18 @@ class Joining:
             gap = gap or gone_on.gap
         channel.go_live(subscription, position)
         self._node.registry.subscribed(client, subscription)
-        _push_publications(client, subscription.codec, rest)
+        self._push(rest)
         if subscription.expire_at:
             client.expiry_changed()
         if gap:
             client.lose_position(subscription)
+
+    def _push(self, publications: Sequence[Publication]) -> None:
+        client, subscription = self._client, self.subscription
+        if publications:
+            publications = carried(self._node, client, subscription.channel.name, publications)
+            for chunk in subscription.codec.publications(publications, None):
+                client.outbox.push(chunk)
 
     def tell(self) -> None:
         """Push the subscription to a client that did not ask for it, and go live.
@@ -184,7 +191,7 @@ class Joining:
         result = msgspec.structs.replace(self.result(), publications=None, expires=False, ttl=0)
         client.outbox.push(codec.push(Push(self.subscription.channel.name, subscribe=result)))
         if self.joined is not None:
-            _push_publications(client, codec, self.joined.publications)
+            self._push(self.joined.publications)
         self._go_live()
         client.outbox.flush()
 
@@ -202,12 +209,6 @@ def complete_all(client: Client, joinings: Sequence[Joining], say: Callable[[], 
         client.outbox.push(said)
     for joining in joinings:
         joining._go_live()
-
-
-def _push_publications(client: Client, codec: Codec, publications: Sequence[Publication]) -> None:
-    if publications:
-        for chunk in codec.publications(publications, None):
-            client.outbox.push(chunk)
 
 
 def server_side_wish(since: StreamPosition | None) -> Wish:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater.brokers.receipts import Receipt
+from repeater.clients.binary import carried
 from repeater.clients.filtered import filtered, known_sizes
 from repeater.clients.joining import Joining, Wish
 from repeater.errors import BrokerError, DisconnectError, ReplyError
@@ -142,7 +143,12 @@ class _Opening:
         page, self._page = self._page, None
         if isinstance(page, Receipt):
             page = await self._node.answered(page)
-        joined = None if page is None else _carried(await self._merge(page), self.subscription)
+        joined = None
+        if page is not None:
+            joined = await self._merge(page)
+            name, found = self.subscription.channel.name, joined.publications
+            found = carried(self._node, self._client, name, found)
+            joined = msgspec.structs.replace(joined, publications=found)
         return Joining(self._node, self._client, self.subscription, joined, self._wish)
 
     async def _merge(self, page: Page) -> Joined:
@@ -277,14 +283,6 @@ def _either(override: bool | None, option: bool) -> bool:
 def _cached(subscription: Subscription, options: ChannelOptions) -> bool:
     """Whether the channel recovers its newest publication only."""
     return options.force_recovery_mode == "cache" and subscription.recoverable
-
-
-def _carried(joined: Joined, subscription: Subscription) -> Joined:
-    """The same without binary publications, if the subscriber's format cannot carry them."""
-    if subscription.codec.takes_binary or not any(one.binary for one in joined.publications):
-        return joined
-    text = [one for one in joined.publications if not one.binary]
-    return msgspec.structs.replace(joined, publications=text)
 
 
 def _gathered(subscription: Subscription) -> Gathered:

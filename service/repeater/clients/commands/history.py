@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repeater.clients.binary import check_fits
+from repeater.clients.binary import carried, check_fits
 from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.fanout.recovery import Size, fitting
 from repeater.protocol.centrifugo.commands import HistoryRequest
@@ -35,14 +35,12 @@ async def history(node: ClientNode, client: Client, request: HistoryRequest) -> 
     node.channels.check("history", request.channel, client.user, subscribed=subscribed)
     most = node.options.history_limit
     limit = most if request.limit < 0 else min(request.limit, most)
-    codec = client.codec
     try:
-        publications, top = await read(node, request, limit, codec.size)
+        publications, top = await read(node, request, limit, client.codec.size)
     except BrokerError:
         raise ReplyError(ErrorCode.INTERNAL) from None
-    # A channel of JSON may have been a binary one when something was published into it.
-    found = [publication_result(p) for p in publications if codec.takes_binary or not p.binary]
-    return HistoryResult(found, top.epoch, top.offset)
+    found = carried(node, client, request.channel, publications)
+    return HistoryResult(list(map(publication_result, found)), top.epoch, top.offset)
 
 
 async def read(node: ClientNode, request: HistoryRequest, limit: int | None, size: Size) -> Page:
