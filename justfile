@@ -155,9 +155,15 @@ format: (_sync "requirements-dev.txt")
     {{ python }} -m ruff check --fix-only
     {{ python }} -m ruff format
 
-# Renew the reference in docs/configuration.md from the settings
+# Renew what docs/ says of the settings, and of the differences from Centrifugo
 docs: (_sync "requirements.txt")
     {{ python }} -m repeater config document docs/configuration.md
+    {{ python }} -m tests.differential.document docs/protocol.md
+
+# Compare Repeater with Centrifugo in conversations from seeds, e.g. `just differential --seed 1000 --conversations 500`
+[positional-arguments]
+differential *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m tests.differential "$@"
 
 # Compile service/repeater/client.proto into client.binpb beside it
 protobuf: (_sync "requirements-dev.txt")

@@ -122,7 +122,12 @@ def _fields(message: Any) -> Iterator[tuple[str, Any]]:
 def _value(field: FieldDescriptor, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_MESSAGE:
         return told(value)
-    return json.loads(value) if field.type == FieldDescriptor.TYPE_BYTES else value
+    if field.type != FieldDescriptor.TYPE_BYTES:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value  # any bytes, of a binary channel
 
 
 def said(kind: Any, value: Any) -> dict[str, Any]:
