@@ -393,6 +393,7 @@ def bomb(size: int) -> bytes:
         (masked(Opcode.TEXT, b"\xff\xff\xff", rsv1=True), 1002),
         (BEGUN_COMPRESSED + MARKED_END, 1002),
         (BEGUN + MARKED_END, 1002),
+        (BEGUN_COMPRESSED + compressed(b"a"), 1002),
         (masked(Opcode.PING, b"", rsv1=True), 1002),
         (masked(Opcode.CLOSE, b"", rsv1=True), 1002),
         (LAST_BEGUN + masked(Opcode.CONT, b"ab", fin=False), 1002),
@@ -400,7 +401,15 @@ def bomb(size: int) -> bytes:
     ],
     ids=[
         *("one too long", "bomb", "two halves", "a bit behind the limit", "not deflated"),
-        *("marked twice", "marked late", "ping", "close", "goes on", "goes on bit by bit"),
+        *(
+            "marked twice",
+            "marked late",
+            "within another",
+            "ping",
+            "close",
+            "goes on",
+            "goes on bit by bit",
+        ),
     ],
 )
 def test_a_violation_ends_the_connection(data: bytes, code: int) -> None:

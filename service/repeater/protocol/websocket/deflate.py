@@ -159,8 +159,10 @@ class Inflating(PerMessageDeflate):
         inflated = super().decode(frame, max_size=max_size + 1)
         if len(inflated.data) > max_size:
             raise PayloadTooBig(None, max_size)
-        # The decompressor keeps all that comes behind the last block, and no limit counts it.
-        if self.decode_cont_data and len(self.decoder.unused_data) > _PADDING:
+        # The decompressor keeps all that comes behind the last block, and no limit counts it. The
+        # last frame has dropped it, be it the message's own or that of one that may not be there.
+        unfinished = self.decode_cont_data and not frame.fin
+        if unfinished and len(self.decoder.unused_data) > _PADDING:
             raise ProtocolError("data behind the last block")
         return inflated
 
