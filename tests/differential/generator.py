@@ -61,7 +61,10 @@ class _Maker:
         self._dice = dice
         self._name = name
         self._codec = dice.choice(("json", "json", "protobuf"))
-        spaces = dice.sample(["", *NAMESPACES], 2)
+        # JSON clients hear nothing of binary channels, so these have Protobuf clients only.
+        binary = self._codec == "protobuf" and dice.random() < 0.2
+        spaces = ["bytes", ""] if binary else dice.sample(["", *NAMESPACES], 2)
+        self._possible = ("websocket", "http_stream") if binary else _WAYS
         self._channels = [f"{one}:x@" if one else "x@" for one in spaces]
         if "dialog" in spaces:
             self._channels.append("dialog:y@#u1@,u2@")
@@ -96,7 +99,7 @@ class _Maker:
 
     def _open(self, actor: str) -> Step:
         dice = self._dice
-        way = self._ways[actor] = dice.choice(_WAYS)
+        way = self._ways[actor] = dice.choice(self._possible)
         self._ids[actor] = 1
         connect: dict[str, Any] = {}
         if dice.random() < 0.7:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
 from tests.differential.examples import ANYBODY, ask
 from tests.differential.kind import Kind
-from tests.differential.moments import Message, said
+from tests.differential.moments import Message, all_objects, calls, said, without
 from tests.differential.refusals import command, refused, taken
 from tests.differential.steps import Moment, Step
 
@@ -31,6 +32,16 @@ def _published_bytes(moment: Moment) -> Moment:
     """A publication of bytes that are no JSON, which may end the JSON clients that get it."""
     published = any(_octets(one) for _, one in said(moment.step, "publish"))
     return moment._replace(theirs=moment.ours) if published else moment
+
+
+def _binary_history(moment: Moment) -> Moment:
+    """Publications of a binary channel in the answers to a back end."""
+    asked = any(
+        name == "history" and "bytes:" in one.get("channel", "") for name, one in calls(moment.step)
+    )
+    if {"status": 500, "body": "Internal Server Error"} in moment.theirs.get("api", []) and asked:
+        return moment._replace(theirs=moment.ours)
+    return all_objects(moment, lambda one: without(one, "data", "b64data")) if asked else moment
 
 
 def _costs_itself(step: Step) -> bool:
@@ -86,6 +97,28 @@ REQUESTS: Final[Sequence[Kind]] = (
         (ANYBODY, ask(2, rpc={"method": "m", "data": {"octets": "ff00"}})),
         parts_ways=True,
         codec="protobuf",
+    ),
+    Kind(
+        "binary-channels",
+        "JSON clients may use channels with `publication_data_format` `binary`; the first bytes"
+        " that are no JSON end them with 3506.",
+        "Error 108 `binary channel` for their commands; as a server-side subscription the channel"
+        " is left out.",
+        "A client should learn at once what it cannot read.",
+        refused(lambda step: "bytes:" in json.dumps(step), 108),
+        (ANYBODY, ask(2, subscribe={"channel": "bytes:x@"})),
+        parts_ways=True,
+    ),
+    Kind(
+        "binary-history",
+        "The API's `history` of a binary channel has `data`, or is HTTP 500 where that is no JSON.",
+        "It has `b64data`.",
+        "A back end can read everything that was published.",
+        _binary_history,
+        (
+            {"call": "publish", "body": {"channel": "bytes:x@", "b64data": "eHl6"}},
+            {"call": "history", "body": {"channel": "bytes:x@", "limit": 5}},
+        ),
     ),
     Kind(
         "commands-that-cost-themselves",

@@ -68,6 +68,13 @@ HERE_ONLY: Final[Mapping[str, Any]] = {"history_size": 0}
 _BY_DEFAULT: Final[Mapping[str, Mapping[str, Any]]] = {
     "regex": {**_OPEN, "channel_regex": "^[a-z]+$"},
     "unset": _OPEN,
+    "bytes": {
+        **_OPEN,
+        **_HISTORY,
+        **_READ,
+        "allow_recovery": True,
+        "publication_data_format": "binary",
+    },
 }
 """Namespaces for examples alone: the same words mean different things to the servers."""
 
