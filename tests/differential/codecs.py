@@ -23,6 +23,7 @@ class Codec:
 
     binary = False
     content_type = "application/json"
+    pong = b"{}"
 
     def frame(self, commands: Sequence[Any]) -> bytes:
         """One message with these commands; a text is a line as it is."""
@@ -58,6 +59,7 @@ class ProtobufCodec(Codec):
 
     binary = True
     content_type = "application/octet-stream"
+    pong = b"\x00"
 
     def frame(self, commands: Sequence[Any]) -> bytes:
         return b"".join(

@@ -30,6 +30,7 @@ class Link:
     """A connection of one client. `receive` gives what came; a `closed` message is the last."""
 
     node = session = ""  # for commands of emulation
+    bidirectional = True
 
     def __init__(self, codec: Codec, port: int) -> None:
         self.codec = codec
@@ -64,6 +65,7 @@ class WebSocket(Link):
         self._sending = trio.Lock()
 
     async def open(self, way: str, connect: Message | None) -> None:
+        self.bidirectional = way == "websocket"
         uri = parse_uri(f"ws://127.0.0.1:{self.port}/connection/{way}")
         names = [Subprotocol("centrifuge-protobuf")] if self.codec.binary else None
         self._protocol = ClientProtocol(uri, subprotocols=names, max_size=2**22)
@@ -128,6 +130,7 @@ class Stream(Link):
 
     async def open(self, way: str, connect: Message | None) -> None:
         path = f"/connection/{way}"
+        self.bidirectional = not way.startswith("uni")
         self._events = way.endswith("sse")
         body = self.codec.first(connect) if way[:3] != "uni" else self.codec.bare(connect)
         if self._events:

@@ -151,6 +151,8 @@ class _Player:
 
     def _take(self, actor: str, link: Link, message: dict[str, Any]) -> None:
         if not message:  # a ping
+            if link.bidirectional:
+                self._nursery.start_soon(link.send, link.codec.pong)
             return
         self._last = trio.current_time()
         connected = message.get("connect")

@@ -19,8 +19,11 @@ def _text(step: Step) -> str:
 
 
 def _pong(step: Step) -> bool:
-    """Whether the step is a pong and nothing else."""
-    return step.get("commands") in (["{}"], [{"octets": "00"}])
+    """Whether a command of the step is a pong."""
+    return any(
+        one == "{}" or (isinstance(one, dict) and one.get("octets") == "00")
+        for one in step.get("commands", ())
+    )
 
 
 def _octets(one: Message) -> bool:

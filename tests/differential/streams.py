@@ -81,6 +81,15 @@ def _version(moment: Moment) -> Moment:
     return all_objects(moment, lambda one: without(one, "version") if "data" in one else one)
 
 
+def _old_version(moment: Moment) -> Moment:
+    """A publication with a version, where the channel had versions and one without came since."""
+    before = [one for step in moment.before for one in (*calls(step), *said(step, "publish"))]
+    had = {one.get("channel") for _, one in before if one.get("version")}
+    others = {one.get("channel") for _, one in before if not one.get("version")}
+    now = {one.get("channel") for _, one in calls(moment.step) if one.get("version")}
+    return moment._replace(theirs=moment.ours) if now & had & others else moment
+
+
 def _no_position(moment: Moment) -> Moment:
     """A position that Centrifugo grants in a channel without history."""
 
@@ -200,6 +209,19 @@ STREAMS: Final[Sequence[Kind]] = (
             ask(2, subscribe={"channel": "x@"}),
             {"call": "publish", "body": {"channel": "x@", "data": 1, "version": 1}},
         ),
+    ),
+    Kind(
+        "versions-outlive-others",
+        "After a publication without `version` any version is new.",
+        "A version that is not above the last one is skipped, whatever came in between.",
+        "An update that is late stays late.",
+        _old_version,
+        (
+            {"call": "publish", "body": {"channel": "hist:x@", "data": 1, "version": 3}},
+            {"call": "publish", "body": {"channel": "hist:x@", "data": 1}},
+            {"call": "publish", "body": {"channel": "hist:x@", "data": 1, "version": 2}},
+        ),
+        parts_ways=True,
     ),
     Kind(
         "no-position-without-history",
