@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 import trio
+
+Cut = Callable[[trio.SocketStream], AsyncGenerator[bytes, None]]
 
 
 class Relay:
     """Lives inside the nursery that runs `run`; its connections end with it."""
 
-    def __init__(self, ports: Sequence[int], *, joins: bool = False) -> None:
-        """Carry for these servers; with `joins`, an event stream's first bytes come in one segment.
-
-        They are the head, the opening and the first event.
-        """
+    def __init__(self, ports: Sequence[int], cut: Cut | None = None) -> None:
+        """Carry for these servers; `cut` says in which parts their bytes come to the clients."""
         self._ports = ports
-        self._joins = joins
+        self._cut = cut or _as_they_come
         self.port = 0
         """Its own, once `run` has started."""
         self._open = trio.Event()
@@ -42,10 +42,9 @@ class Relay:
         if server is None:
             return  # `serve_listeners` closes the client's connection
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(_copy, client, server, nursery.cancel_scope)
-            if self._joins:
-                await client.send_all(await _first_event(server))
-            nursery.start_soon(_copy, server, client, nursery.cancel_scope)
+            end = nursery.cancel_scope
+            nursery.start_soon(_copy, _as_they_come(client), server, end)
+            nursery.start_soon(_copy, self._cut(server), client, end)
 
     async def _connected(self) -> trio.SocketStream | None:
         for port in self._ports:
@@ -56,22 +55,39 @@ class Relay:
         return None
 
 
-async def _first_event(server: trio.SocketStream) -> bytes:
-    """All bytes up to the first event; of an answer that is no event stream, what comes first."""
-    received = b""
-    while chunk := await server.receive_some():
-        received += chunk
-        _, found, body = received.partition(b"\r\n\r\n")
-        if found and (b"text/event-stream" not in received or b"data: " in body):
+async def _as_they_come(source: trio.SocketStream) -> AsyncGenerator[bytes, None]:
+    async for data in source:
+        yield bytes(data)
+
+
+async def first_event_joined(source: trio.SocketStream) -> AsyncGenerator[bytes, None]:
+    """An event stream's head, its opening and its first event in one part; the rest as it comes."""
+    first = b""
+    async for data in source:
+        first += data
+        _, found, body = first.partition(b"\r\n\r\n")
+        if found and (b"text/event-stream" not in first or b"data: " in body):
             break
-    return received
+    yield first
+    async for data in source:
+        yield bytes(data)
 
 
-async def _copy(source: trio.SocketStream, sink: trio.SocketStream, end: trio.CancelScope) -> None:
+async def byte_by_byte(source: trio.SocketStream) -> AsyncGenerator[bytes, None]:
+    """Each byte in a part of its own."""
+    async for data in source:
+        for place in range(len(data)):
+            yield bytes(data[place : place + 1])
+
+
+async def _copy(
+    parts: AsyncGenerator[bytes, None], sink: trio.SocketStream, end: trio.CancelScope
+) -> None:
     """Copy until one of them has ended; then both end."""
     try:
-        async for data in source:
-            await sink.send_all(data)
+        async with aclosing(parts):
+            async for data in parts:
+                await sink.send_all(data)
     except trio.BrokenResourceError:
         pass  # reset
     end.cancel()

@@ -154,10 +154,11 @@ def test_engines_have_a_page_of_their_own(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "engines-measured").iterdir()] == ["run.json"]
 
 
-def test_the_committed_page_of_engines_is_its_documents() -> None:
-    """docs/engines-measured.md is what docs/engines/run.json gives, without edits."""
-    run = load(DOCS / "engines-measured" / "run.json")
-    assert (DOCS / "engines-measured.md").read_text() == tables_page(run)
+@pytest.mark.parametrize("name", ["engines-measured", "protobuf-measured"])
+def test_a_committed_page_of_tables_is_its_documents(name: str) -> None:
+    """It is what the `run.json` in the folder of its name gives, without edits."""
+    run = load(DOCS / name / "run.json")
+    assert (DOCS / f"{name}.md").read_text() == tables_page(run)
 
 
 def drawn(folder: Path) -> Sequence[Plot]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import trio
 
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_SSE, CENTRIFUGE_UNI_SSE
 from repeater.protocol.sse.event_stream import EVENT_STREAM, OPENING, event, reset, retry
+from repeater.publication import Publication
+from repeater.subscriber import open_subscriber
 from tests.eventsource import EventSource
 from tests.first_bytes import ENDS, WAYS, record
+from tests.relay import Relay, byte_by_byte
 from tests.serving import running
 
 
@@ -50,3 +54,16 @@ def test_an_opening_is_no_event() -> None:
     source.feed(OPENING)
     source.feed(event(b"1"))
     assert source.data() == ["1"]
+
+
+async def test_our_own_subscriber_hears_byte_by_byte(nursery: trio.Nursery) -> None:
+    """Each byte of the server comes in a segment of its own."""
+    async with running() as server:
+        relay = Relay([server.port], byte_by_byte)
+        await nursery.start(relay.run)
+        async with open_subscriber(f"http://127.0.0.1:{relay.port}", ["news"]) as events:
+            await server.node.publish(Publication("news", b'{"n":1}'))
+            async for event_heard in events:
+                assert event_heard.data == {"n": 1}
+                break
+        nursery.cancel_scope.cancel()

@@ -203,6 +203,9 @@ WORKLOADS: Final = (
         "resident memory, divided by their number.",
         group="Memory",
         measure=lambda peer, plan: idle_memory(peer, connections=plan.of(_CONNECTIONS, 1_000)),
+        metrics={
+            "empty_mib": Metric("resident memory without connections", "MiB", short="empty MiB")
+        },
         only=list(COMMAND_FORMATS),
         rounds=2,
         apart=True,

@@ -14,7 +14,7 @@ import trio
 
 from repeater.errors import FORCE_DISCONNECT, NO_PONG
 from repeater.options import ChannelOptions
-from tests.relay import Relay
+from tests.relay import Relay, first_event_joined
 from tests.sdk.harness import SDK, CallError, Reached, only_client, ping, publish, running
 
 pytestmark = [
@@ -128,7 +128,7 @@ async def test_the_first_bytes_in_one_segment(
 ) -> None:
     """The connect reply arrives behind the stream's head and opening, as a busy network does it."""
     async with running() as server:
-        relay = Relay([server.port], joins=True)
+        relay = Relay([server.port], first_event_joined)
         await nursery.start(relay.run)
         async with sdk.client(relay, **fallback(relay, transport)) as client:
             await client.subscribe("news")
