@@ -40,6 +40,9 @@ def _told_again(moment: Moment) -> Moment:
 
         return [one for one in their if not needless(one)], our
 
+    again = {one for step in moment.before if calls(step) for one in about(step, "subscribe")}
+    if again:
+        moment = all_objects(moment, lambda one: without(one, "chan_info"))
     return each(moment, changed) if names else moment
 
 
@@ -120,7 +123,8 @@ SUBSCRIPTIONS: Final[Sequence[Kind]] = (
     Kind(
         "told-again",
         "The API's `unsubscribe` tells a client of a channel that it does not hear; `subscribe`"
-        " subscribes it again to one that it hears, with a second join.",
+        " subscribes it again to one that it hears, with a second join and without the `chan_info`"
+        " of its token.",
         "Nothing is told.",
         "Nothing has changed.",
         _told_again,
