@@ -437,6 +437,12 @@ def test_combinations_are_told_beside_wrong_values() -> None:
         ("[channel]\nforce_push_join_leave = true", "channel.force_push_join_leave"),
         ("[channel]\nauto_cache_recover = true", "channel.auto_cache_recover"),
         ("[channel]\ndelta_publish = true", "channel.delta_publish"),
+        ("compression_min_size = 65_537", "compression_min_size"),
+        ("[channel]\ncompression_min_size = 65_537", "channel.compression_min_size"),
+        (
+            "[channel]\ncompression = false\ncompression_min_size = 9",
+            "channel.compression_min_size",
+        ),
         ("[channel]\nallow_publish_for_anonymous = true", "channel.allow_publish_for_anonymous"),
         ("[token]\naudience = 'a'\naudience_regex = 'a'", "token.audience"),
         ("[token]\nhmac_previous_secret_key = 'x'", "token.hmac_previous_secret_key"),

@@ -17,12 +17,12 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 
 from repeater.fanout.chunks import Chunks
-from repeater.options import ChannelOptions
+from repeater.options import LARGEST_COMPRESSED, ChannelOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON, CENTRIFUGE_UNI, PLAIN, Codec
 from repeater.protocol.centrifugo.deflated_codecs import Compression, DeflatedCodec
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.protobuf_codecs import CENTRIFUGE_PROTOBUF
-from repeater.protocol.websocket.deflate import LARGEST, Compressor, DeflatedFrame
+from repeater.protocol.websocket.deflate import Compressor, DeflatedFrame
 from repeater.protocol.websocket.frames import (
     FrameReader,
     binary_frame,
@@ -104,7 +104,7 @@ def test_any_message_is_read_by_a_client(chosen: list[Any], min_size: int) -> No
         for made, message in zip(frames, messages, strict=True):
             assert len(made) <= len(plain(message))
             if made[0] & RSV1:
-                assert min_size <= len(message) <= LARGEST
+                assert min_size <= len(message) <= LARGEST_COMPRESSED
 
 
 @given(MESSAGES)
@@ -131,10 +131,10 @@ def test_equal_messages_have_equal_frames_whatever_came_between() -> None:
 def test_what_is_not_compressed_has_no_mark() -> None:
     """Short, long and incompressible messages are ordinary frames."""
     frame = DeflatedFrame(Compressor(), text_frame, 128)
-    noise = (noise_of(size) for size in (128, 65_515, LARGEST))
-    for message in (b"", b"a" * 127, *noise, b"a" * (LARGEST + 1)):
+    noise = (noise_of(size) for size in (128, 65_515, LARGEST_COMPRESSED))
+    for message in (b"", b"a" * 127, *noise, b"a" * (LARGEST_COMPRESSED + 1)):
         assert frame(message) == text_frame(message)
-    for message in (b"a" * 128, b"a" * LARGEST):
+    for message in (b"a" * 128, b"a" * LARGEST_COMPRESSED):
         assert frame(message)[0] == 0xC1
 
 
@@ -242,7 +242,7 @@ def test_what_is_compressed_at_once_is_bounded(count: int) -> None:
     assert [one.data for one in read_by_client(chunk)] == [
         one.data for one in read_by_client(plain)
     ]
-    most = LARGEST // (len(plain) // count)
+    most = LARGEST_COMPRESSED // (len(plain) // count)
     found = marks(chunk)
     assert abs(sum(found) - min(count, most)) < 5
     assert found == sorted(found, reverse=True)

@@ -18,7 +18,7 @@ from repeater.access.tokens.options import TokenOptions
 from repeater.backend.options import CallbackKind, CallbackOptions
 from repeater.config.endpoints import Endpoint, is_host, parse_endpoint
 from repeater.config.errors import Mistake
-from repeater.options import ChannelOptions, NodeOptions, OptionsError
+from repeater.options import LARGEST_COMPRESSED, ChannelOptions, NodeOptions, OptionsError
 
 _ASKED: tuple[CallbackKind, ...] = ("subscribe", "publish", "sub_refresh")
 _NO_TABLE = "names a namespace that has no table: add [namespaces.{}]"
@@ -179,6 +179,11 @@ def channel_mistakes(options: ChannelOptions, path: tuple[str, ...]) -> Iterator
         yield Mistake((*path, "auto_cache_recover"), 'needs force_recovery_mode = "cache"')
     if options.delta_publish and not options.allowed_delta_types:
         yield Mistake((*path, "delta_publish"), 'needs allowed_delta_types = ["fossil"]')
+    if options.compression_min_size > LARGEST_COMPRESSED:
+        text = f"must not be above {LARGEST_COMPRESSED}: longer messages are never compressed"
+        yield Mistake((*path, "compression_min_size"), text)
+    if options.compression_min_size and not options.compression:
+        yield Mistake((*path, "compression_min_size"), "needs compression")
     for action in _ACTIONS:
         anonymous, client = f"allow_{action}_for_anonymous", f"allow_{action}_for_client"
         subscriber = getattr(options, f"allow_{action}_for_subscriber", False)

@@ -53,7 +53,7 @@ from repeater.config.fields import (
     settings_of,
     unless_empty,
 )
-from repeater.options import ChannelOptions, LimitOptions, NodeOptions
+from repeater.options import LARGEST_COMPRESSED, ChannelOptions, LimitOptions, NodeOptions
 
 # A node reads these options each time it needs them; the others are built into running parts.
 _LIVE = (
@@ -240,9 +240,10 @@ class Settings(EngineSettings, NodeSettings):
     event, not for each subscriber, and no memory for a connection. After a reload it holds for new
     connections, and `compression_min_size` too."""
 
-    compression_min_size: Annotated[Integer, LIVE] = Field(default=256, ge=1)
-    """Length of the shortest message that is compressed. From some 256 bytes on, compression saves
-    a quarter of a packet with its headers, and takes 10 us of CPU for an event."""
+    compression_min_size: Annotated[Integer, LIVE] = Field(default=256, ge=1, le=LARGEST_COMPRESSED)
+    """Length of the shortest message that is compressed; messages above 64 KiB never are. From some
+    256 bytes on, compression saves a quarter of a packet with its headers, and takes 10 us of CPU
+    for an event."""
 
     workers: Workers = 1
     """Processes that serve the clients, each on a core of its own; `"auto"` for as many as there
