@@ -18,7 +18,7 @@ from tests.differential.steps import Conversation, Seen
 
 _AT_ONCE: Final = 60
 """Conversations under way; they wait more than they work."""
-_PACES: Final = (1.0, 3.0, 8.0)
+_PACES: Final = (1.0, 2.0, 6.0)
 """How slowly a conversation is held that differs: what a busy machine made is gone then."""
 
 
