@@ -111,7 +111,6 @@ STALE: Final = Disconnect(3502, "stale")
 FORCE_DISCONNECT: Final = Disconnect(3503, "force disconnect")
 CONNECTION_LIMIT: Final = Disconnect(3504, "connection limit")
 CHANNEL_LIMIT: Final = Disconnect(3505, "channel limit")
-INAPPROPRIATE_PROTOCOL: Final = Disconnect(3506, "inappropriate protocol")
 PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
 NOT_AVAILABLE: Final = Disconnect(3508, "not available")
 
