@@ -27,6 +27,7 @@ _MEMORY: Final = 8  # zlib's default: 256 KiB for the compressor. Less is not fa
 _TAIL: Final = 4  # bytes of an empty block, which a flush ends with, and frames leave out (7.2.1)
 _PADDING: Final = 1  # byte that a sender appends to a last block (7.2.3.4)
 _RSV1: Final = 0x40
+_BESIDE: Final = 1_024  # bytes that would take as long as all else that one message needs: 10 us
 _REMEMBERED: Final = 262_144  # bytes of the messages of one batch of fan-out
 
 
@@ -104,13 +105,13 @@ class DeflatedFrame:
     def join(self, messages: Sequence[bytes]) -> bytes:
         """Return the frames of messages that are written at once.
 
-        As many as have 64 KiB together are compressed, and the others are not: nobody else has a
-        turn meanwhile. Fan-out, which can give way, asks for fewer at a time.
+        As many as have 64 KiB together are compressed, of short ones fewer, and the others are not:
+        nobody else has a turn meanwhile. Fan-out, which can give way, asks for fewer at a time.
         """
         frames: list[bytes] = []
         left = LARGEST_COMPRESSED
         for message in messages:
-            left -= len(message)
+            left -= len(message) + _BESIDE
             frames.append(self(message) if left >= 0 else self._frame(message))
         return b"".join(frames)
 
