@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repeater.access.grants import ConnectionGrant, PublicationGrant, Renewal, SubscriptionGrant
+from repeater.access.grants import ConnectionGrant, Renewal, SubscriptionGrant
 from repeater.errors import ErrorCode, ReplyError
 from repeater.json_text import DEPTH_LIMIT, JSONText, accepted, deeper, json_text
 from repeater.protocol.centrifugo.commands import (
@@ -218,7 +218,6 @@ BAD = [b"hello", b"hello\nworld", b"\xff", b"[", b"NaN", *DEEP]
         lambda data: ConnectionGrant(meta=data),
         lambda data: SubscriptionGrant(info=data),
         lambda data: SubscriptionGrant(data=data),
-        lambda data: PublicationGrant(data),
         lambda data: Renewal(info=data),
         lambda data: Renewal(meta=data),
     ],

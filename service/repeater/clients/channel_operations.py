@@ -237,12 +237,17 @@ def _checked(
     node: ClientNode, publication: Publication, idempotency_key: str
 ) -> tuple[Publication, ChannelOptions]:
     options = node.channels.options(publication.channel)
-    if options.publication_data_format == "binary":
+    data_format = options.publication_data_format
+    if data_format == "binary":
         publication = msgspec.structs.replace(publication, binary=True)
+    elif publication.binary or not publication.data:  # only binary data may be empty
+        raise ReplyError(ErrorCode.BAD_REQUEST)
     # The API and the clients' commands give text that is checked already.
     if type(publication.data) is not JSONText:
         publication = checked(publication)
-    if not _has_format(publication, options) or len(idempotency_key) > _NAME_LIMIT:
+    if data_format == "json_object" and publication.data.lstrip()[:1] != b"{":
+        raise ReplyError(ErrorCode.BAD_REQUEST)
+    if len(idempotency_key) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
     if publication.tags or publication.version_epoch or publication.version:
         _check_what_is_kept(publication)
@@ -261,16 +266,6 @@ def _check_what_is_kept(publication: Publication) -> None:
     valid = 0 <= publication.version < _VERSION_LIMIT
     if not valid or max(map(len, names)) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-
-
-def _has_format(publication: Publication, options: ChannelOptions) -> bool:
-    """Whether the publication has its channel's format. Only a binary one may be empty."""
-    data_format = options.publication_data_format
-    if data_format == "json":
-        return bool(publication.data) and not publication.binary
-    if data_format == "binary":
-        return True
-    return publication.data.lstrip()[:1] == b"{" and not publication.binary
 
 
 def _refusal(node: ClientNode) -> IntakeFullError:

@@ -72,7 +72,9 @@ class _Opening:
             raise DisconnectError(client.end)
         wish = wanted.wish
         options = node.channels.options(wanted.channel)
-        codec = client.codec.for_channel(options)
+        codec = client.codec
+        if codec.compresses:
+            codec = codec.for_channel(options)
         if wish.delta and codec.delta is not None:
             codec = codec.delta
         if wish.tags is not None:

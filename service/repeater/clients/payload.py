@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repeater.errors import ErrorCode, ReplyError
-from repeater.json_text import JSONText, accepted, json_text
+from repeater.json_text import NOTHING, JSONText, accepted, json_text
 
 if TYPE_CHECKING:
     import msgspec
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
 
 
-def json_data(client: Client, data: msgspec.Raw) -> JSONText:
-    """The data of a command as JSON text; empty for none.
+def json_of_bytes(data: msgspec.Raw) -> JSONText:
+    """The data of a command of a binary format as JSON text; empty for none.
 
-    A text format has checked it with the command. A binary one passes any bytes.
+    Nobody has looked at it. The data of a text format was checked with its command (`accepted`).
 
     Raises:
         ReplyError: 107 for bytes that are not JSON text.
     """
-    if not client.codec.format.binary or not data:
-        return accepted(data)
     try:
-        return json_text(bytes(data))
+        return json_text(bytes(data)) if data else NOTHING
     except ValueError:
         raise ReplyError(ErrorCode.BAD_REQUEST) from None
 

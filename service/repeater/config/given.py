@@ -40,6 +40,8 @@ class ServerSettings(TypedDict, total=False):
     head_limit: int
     head_timeout: float
     backlog: int
+    compression: bool
+    compression_min_size: int
     data_dir: str
     engine: Engine
     durability: Literal["disk", "process"]

@@ -145,7 +145,8 @@ class _Decision(msgspec.Struct, eq=False):
                 await self._reserve(grant.user)
             return self._admit_plain(grant)
         first: str | bytes = ""
-        speaks_protobuf = self._speaks_protobuf()
+        asks = route.asks_protobuf
+        speaks_protobuf = asks is not None and asks(request)
         if speaks_protobuf:
             await protobuf.load()
         if route.media_type:
@@ -156,13 +157,6 @@ class _Decision(msgspec.Struct, eq=False):
             self._ask_draining()
             await self._reserve("")
         return self._admit_centrifuge(first, speaks_protobuf=speaks_protobuf)
-
-    def _speaks_protobuf(self) -> bool:
-        """Whether the client speaks Protobuf, where it is spoken (protocol, section 16)."""
-        request, route = self._request, self._route
-        if route.kind == "bidirectional":
-            return request.wants_protobuf()
-        return route.name == "http_stream" and request.has_octets
 
     def _admit_centrifuge(self, first: str | bytes, *, speaks_protobuf: bool) -> Opening:
         """Decide on a client whose user is not known yet; sync, see the module's rule."""
@@ -328,7 +322,7 @@ class _Decision(msgspec.Struct, eq=False):
         if request.length > self._node.options.message_limit:
             raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         if request.method == "POST":
-            if request.has_octets and not binary:
+            if request.has_octets() and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
                 raise _RefusedError(Refusal(answer))
             assert self._read_body is not None, "a POST has a body to read"

@@ -182,7 +182,6 @@ class Request(msgspec.Struct, eq=False):
         query = self.query
         return "protobuf" in (*query.get("format", ()), *query.get("cf_protocol", ()))
 
-    @property
     def has_octets(self) -> bool:
         """Whether the body is Protobuf, by its media type."""
         return (self.header(b"content-type") or "").startswith(OCTETS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from repeater.clients.opening import Kind
+from repeater.front.request import Request
 from repeater.protocol.centrifugo.codecs import (
     CENTRIFUGE_JSON,
     CENTRIFUGE_JSON_ASGI,
@@ -42,6 +44,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A stream's content type; empty for a WebSocket."""
     opening: bytes = b""
     """Sent at once, so that a client that waits for the first byte sees the stream open."""
+    asks_protobuf: Callable[[Request], bool] | None = None
+    """Whether a request asks for Protobuf; None where JSON alone is spoken (section 16)."""
 
 
 def _stream(
@@ -51,6 +55,7 @@ def _stream(
     media_type: str,
     methods: tuple[str, ...],
     opening: bytes = b"",
+    asks_protobuf: Callable[[Request], bool] | None = None,
 ) -> Route:
     return Route(
         name=name,
@@ -60,6 +65,7 @@ def _stream(
         methods=methods,
         media_type=media_type,
         opening=opening,
+        asks_protobuf=asks_protobuf,
     )
 
 
@@ -69,7 +75,12 @@ STREAMS: Final = {
     "/events": _stream("events", "plain", PLAIN_EVENTS, EVENT_STREAM, ("GET",)),
     "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, EVENT_STREAM, _EITHER, OPENING),
     "/connection/http_stream": _stream(
-        "http_stream", "emulated", CENTRIFUGE_STREAM, _JSON, ("POST",)
+        "http_stream",
+        "emulated",
+        CENTRIFUGE_STREAM,
+        _JSON,
+        ("POST",),
+        asks_protobuf=Request.has_octets,
     ),
     "/connection/uni_sse": _stream(
         "uni_sse", "unidirectional", CENTRIFUGE_UNI_SSE, EVENT_STREAM, _EITHER, OPENING
@@ -87,6 +98,7 @@ WEBSOCKETS: Final = {
         kind="bidirectional",
         codec=CENTRIFUGE_JSON,
         asgi_codec=CENTRIFUGE_JSON_ASGI,
+        asks_protobuf=Request.wants_protobuf,
     ),
     "/connection/uni_websocket": Route(
         name="uni_websocket",

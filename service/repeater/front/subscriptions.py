@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from repeater.clients.client import Client
-from repeater.clients.opening import Opening, begin
+from repeater.clients.opening import begin
 from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit
@@ -31,7 +31,7 @@ from repeater.front.responses import (
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.centrifugo.deflated_codecs import Compression
 from repeater.protocol.http.answer import write_answer, write_head
-from repeater.protocol.websocket.handshake import Handshake, answer_handshake
+from repeater.protocol.websocket.handshake import answer_handshake
 from repeater.transports import http_stream, websocket
 from repeater.transports.sockets import RECEIVE, send_last
 
@@ -89,7 +89,8 @@ class Subscriptions:
         The caller owns the socket. `received` are the bytes after the head; `scope` surrounds the
         call.
         """
-        handshake = answer_handshake(head, deflate=self._settings().compression)
+        settings = self._settings()
+        handshake = answer_handshake(head, deflate=settings.compression)
         if not handshake.answer:
             await self._handover.serve(sock, head.raw + received, connection)
             return
@@ -99,7 +100,7 @@ class Subscriptions:
         request, forwarded = self._request(sock, head, connection)
         request.subprotocol = handshake.subprotocol
         del head, connection
-        with admit(self._node, self._settings(), request) as admission:
+        with admit(self._node, settings, request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
                 send_last(sock, _last_answer(opening))
@@ -107,7 +108,10 @@ class Subscriptions:
             if forwarded:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
-            transport = _transport(sock, route, self._codec(route, opening, handshake))
+            codec = codec_of(route, opening) if opening.protobuf else route.codec
+            if handshake.deflates:
+                codec = self._compression.codec(codec, settings.compression_min_size)
+            transport = _transport(sock, route, codec)
             wanted, late = opening.wanted, None
             ready = wanted is not None and holds_at_once(self._node, wanted.channels)
             client = Client(self._node.registry, transport, scope, ready=ready)
@@ -121,6 +125,7 @@ class Subscriptions:
             serving = websocket.serve(self._node, client, sock, session, received, first, late)
             # This frame lives as long as its client: no part of the request may stay in it.
             del request, forwarded, handshake, opening, route, transport, wanted, first, late
+            del settings, codec
             await serving
 
     async def serve_stream(
@@ -166,13 +171,6 @@ class Subscriptions:
             send_last(sock, _last_answer(opening))
         else:
             await self._handover.serve(sock, head.raw + body.received, connection)
-
-    def _codec(self, route: Route, opening: Opening, handshake: Handshake) -> Codec:
-        """The codec of a WebSocket's client, compressing if the handshake agreed on that."""
-        codec = codec_of(route, opening)
-        if not handshake.deflates:
-            return codec
-        return self._compression.codec(codec, self._settings().compression_min_size)
 
     def _request(
         self, sock: socket.socket, head: Head, connection: OpenConnection | None

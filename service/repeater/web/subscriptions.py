@@ -185,7 +185,7 @@ class SubscriptionRoutes:
             _RefusedBodyError, _GoneError: as `_body`.
         """
         body = await self._body(receive)
-        if not request.has_octets:
+        if not request.has_octets():
             return _decode(body)
         await protobuf.load()
         return protobuf.read_emulation(body)

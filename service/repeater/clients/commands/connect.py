@@ -74,6 +74,11 @@ class Connected:
         self._node = node
         self._client = client
         self._joinings = joinings
+        self.codec: Codec = client.codec
+        """The codec of the answer: compressed only if the publications of all channels may be."""
+        if client.codec.compresses:
+            codecs = (one.subscription.codec for one in joinings)
+            self.codec = next((one for one in codecs if not one.compresses), client.codec)
 
     def complete(self, say: Callable[[ConnectResult], bytes]) -> None:
         """Queue the answer, begin pings, and let the subscriptions go live. Nothing is flushed.
@@ -88,12 +93,6 @@ class Connected:
             return said
 
         complete_all(self._client, self._joinings, answer)
-
-    @property
-    def codec(self) -> Codec:
-        """The codec of the answer: compressed only if the publications of all channels may be."""
-        codecs = (one.subscription.codec for one in self._joinings)
-        return next((one for one in codecs if not one.compresses), self._client.codec)
 
     def _result(self) -> ConnectResult:
         node, client = self._node, self._client
@@ -277,6 +276,8 @@ async def _server_side_channels(
     if personal is not None and len(granted) < node.options.channel_limit:
         granted.setdefault(personal, SubscriptionGrant())
     channels: dict[str, SubscriptionGrant] = {}
+    if not (granted or positions):
+        return channels  # as for most clients
     for channel, grant in granted.items():
         if not rules.grantable(channel, client.user):
             _warn_left_out(node, client, channel)

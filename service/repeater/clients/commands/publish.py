@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
 from repeater.clients.binary import check_fits
-from repeater.clients.payload import any_data, json_data
+from repeater.clients.payload import any_data, json_of_bytes
 from repeater.errors import (
     BAD_REQUEST,
     BrokerError,
@@ -15,7 +15,7 @@ from repeater.errors import (
     IntakeFullError,
     ReplyError,
 )
-from repeater.json_text import JSONText, embedded, json_text
+from repeater.json_text import JSONText, accepted, embedded, json_text
 from repeater.protocol.centrifugo.commands import PublishRequest
 from repeater.publication import ClientInfo, Publication
 
@@ -44,8 +44,10 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     if binary:
         check_fits(client.codec, options)
         data = any_data(client, request.data)
+    elif client.codec.format.binary:
+        data = json_of_bytes(request.data)
     else:
-        data = json_data(client, request.data)
+        data = accepted(request.data)
     grant = await _publish_grant(node, client, request.channel, data, options)
     subscription = client.channels.get(request.channel)
     if subscription is not None:

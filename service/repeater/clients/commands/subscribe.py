@@ -60,7 +60,8 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     if request.type:
         raise ReplyError(ErrorCode.NOT_AVAILABLE, "not offered here")
     options = node.channels.options(name)
-    check_fits(client.codec, options)
+    if options.publication_data_format == "binary":
+        check_fits(client.codec, options)
     since = named_position(request.offset, request.epoch) if request.recover else None
     if name in client.channels:
         raise ReplyError(ErrorCode.ALREADY_SUBSCRIBED)

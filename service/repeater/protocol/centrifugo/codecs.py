@@ -45,8 +45,8 @@ class Codec:
     """
 
     __slots__ = (
-        *("_frame", "_say", "answered", "compresses", "delta", "following", "format", "name"),
-        *("ping", "takes_binary"),
+        *("_frame", "_reply", "_say", "answered", "compresses"),
+        *("delta", "following", "format", "name", "ping", "takes_binary"),
     )
 
     def __init__(
@@ -82,6 +82,7 @@ class Codec:
         self.compresses = isinstance(frame, DeflatedFrame)
         """Whether messages are compressed, in both directions: it takes ten times as long."""
         self._say = message_format.publication
+        self._reply = message_format.reply
         self._frame = frame
 
     def __repr__(self) -> str:
@@ -157,7 +158,8 @@ class Codec:
 
     def reply(self, reply: Reply) -> bytes:
         """The chunk that carries one reply."""
-        return self.message(self.format.reply(reply))
+        message = self._reply(reply)
+        return message if self._frame is None else self._frame(message)
 
     def farewell(self, disconnect: Disconnect) -> bytes:
         """The last chunk of a stream that has no close frame to say why it ends (section 8.2)."""

@@ -165,7 +165,7 @@ _decode_id = reader(_Identified, around=2, values=STRANGERS_VALUES)
 _decode_connect = reader(ConnectRequest, around=1, values=STRANGERS_VALUES)
 
 
-def parse_commands(message: str) -> Iterator[Command]:
+def parse_commands(message: str | bytes) -> Iterator[Command]:
     """The commands of one message, lazily: commands before an invalid one still take effect.
 
     A command without id and method is `PONG`, in whatever spelling. A command with fields of a
@@ -173,8 +173,10 @@ def parse_commands(message: str) -> Iterator[Command]:
 
     Raises:
         DisconnectError: 3501 for an empty line or a line that is not a JSON object, or whose id
-            is not a number (protocol, section 2.2).
+            is not a number (protocol, section 2.2); also for bytes, which are not text.
     """
+    if isinstance(message, bytes):
+        raise DisconnectError(BAD_REQUEST)
     if message.endswith("\n"):
         message = message[:-1]
     for line in message.split("\n"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from codecs import IncrementalDecoder, getincrementaldecoder
+from collections.abc import Callable
 from typing import Final
 
 from websockets.frames import Close, CloseCode, Frame, Opcode
@@ -28,23 +29,25 @@ _REASON_LIMIT: Final = 123  # the 125 bytes of a control frame, minus two for th
 PING_FRAME: Final = b"\x89\x00"
 
 
-def text_frame(payload: bytes) -> bytes:
-    """Return one unfragmented, unmasked text frame."""
-    return _frame(b"\x81", payload)
+def _framing(head: bytes) -> Callable[[bytes], bytes]:
+    """Make a function that frames with this first byte: no call inside the call for each frame."""
+    long, longer = head + b"\x7e", head + b"\x7f"
+
+    def frame(payload: bytes) -> bytes:
+        size = len(payload)
+        if size < 126:
+            return head + size.to_bytes(1) + payload
+        if size < 65_536:
+            return long + size.to_bytes(2) + payload
+        return longer + size.to_bytes(8) + payload
+
+    return frame
 
 
-def binary_frame(payload: bytes) -> bytes:
-    """Return one unfragmented, unmasked binary frame."""
-    return _frame(b"\x82", payload)
-
-
-def _frame(head: bytes, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return head + size.to_bytes(1) + payload
-    if size < 65_536:
-        return head + b"\x7e" + size.to_bytes(2) + payload
-    return head + b"\x7f" + size.to_bytes(8) + payload
+text_frame: Final = _framing(b"\x81")
+"""Returns one unfragmented, unmasked text frame with this payload."""
+binary_frame: Final = _framing(b"\x82")
+"""Returns one unfragmented, unmasked binary frame with this payload."""
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -82,12 +85,15 @@ class FrameReader:
         "frames",
         "heard_pongs",
         "idle_frames",
+        "inflates",
     )
 
     def __init__(self, message_limit: int, *, inflates: bool = False) -> None:
         """Take the bytes of the longest message; `inflates` if messages may be compressed."""
         self._limit = message_limit
         self._protocol = _Receiving(SERVER, max_size=message_limit, logger=_LOGGER)
+        self.inflates = inflates
+        """Whether messages may be compressed."""
         self._inflating = Inflating() if inflates else None
         if self._inflating is not None:
             self._protocol.extensions = [self._inflating]
@@ -207,11 +213,6 @@ class FrameReader:
         The library's buffer does not show this: it is empty after a frame's header was read.
         """
         return self._opcode is None and not self._unread
-
-    @property
-    def inflates(self) -> bool:
-        """Whether messages may be compressed."""
-        return self._inflating is not None
 
     def fits(self, message_limit: int) -> bool:
         """Whether a connection with this limit may use the reader: nothing of another is in it."""
