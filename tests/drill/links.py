@@ -67,6 +67,11 @@ class Http:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT)
 
+    @property
+    def over(self) -> bool:
+        """Whether the last answer said that no request may follow it on this connection."""
+        return self._http.our_state in (h11.MUST_CLOSE, h11.CLOSED)
+
     async def request(self, method: str, target: str, body: str = "", **headers: str) -> int:
         """Send a request; the status of its answer, whose body `chunks` gives."""
         if self._http.our_state is h11.DONE:

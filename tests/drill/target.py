@@ -267,6 +267,8 @@ class Publisher:
                     self._ledger.accept(self._channel, number)
 
     async def _call(self, data: Mapping[str, Any]) -> None:
+        if self._http is not None and self._http.over:  # as a server answers that is about to end
+            await self.aclose()
         if self._http is None:
             self._stream = await self._target.open()
             self._http = Http(self._stream)
