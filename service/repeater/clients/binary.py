@@ -34,7 +34,7 @@ def check_fits(codec: Codec, options: ChannelOptions) -> None:
     Raises:
         ReplyError: 108 "binary channel".
     """
-    if options.publication_data_format == "binary" and not codec.takes_binary:
+    if not fits(codec, options):
         raise ReplyError(ErrorCode.NOT_AVAILABLE, BINARY_CHANNEL)
 
 
