@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -233,16 +233,16 @@ async def meet(node: Node, message: bytes, *, connected: bool, bare: bool = Fals
         check_reply(json.loads(sent), bare=bare)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
-    """Documented replies and disconnects only, and nothing is left of anybody."""
-    rng = random.Random(seed)
+async def meet_each(
+    seed: int,
+    messages: Iterable[bytes],
+    meet_one: Callable[[Node, bytes, int], Awaitable[None]],
+) -> None:
+    """Have one node meet all these, each with its number; nothing of any is left behind."""
     async with open_test_node(EVERYTHING) as node:
-        for number in range(INPUTS):
-            message = rng.choice(MUTATIONS)(rng)
+        for number, message in enumerate(messages):
             try:
-                await meet(node, message, connected=number % 4 != 0)
-                await meet(node, message, connected=False, bare=True)
+                await meet_one(node, message, number)
             except BaseException as error:
                 error.add_note(f"seed {seed}, input {number}: {message[:2_000]!r}")
                 raise
@@ -250,24 +250,29 @@ async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
             assert not node.hub.channels
         await wait_all_tasks_blocked()
         assert await settled(node.presence_store.count("a")) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_malformed_commands(seed: int, autojump_clock: MockClock) -> None:
+    """Documented replies and disconnects only, and nothing is left of anybody."""
+    rng = random.Random(seed)
+
+    async def meet_both(node: Node, message: bytes, number: int) -> None:
+        await meet(node, message, connected=number % 4 != 0)
+        await meet(node, message, connected=False, bare=True)
+
+    await meet_each(seed, (rng.choice(MUTATIONS)(rng) for _ in range(INPUTS)), meet_both)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_malformed_protobuf(seed: int, autojump_clock: MockClock) -> None:
     """The same in Protobuf: commands by their bytes, with and without damage."""
     rng = random.Random(seed)
-    async with open_test_node(EVERYTHING) as node:
-        for number in range(INPUTS // 2):
-            message = protobuf.message(rng)
-            try:
-                await meet_protobuf(node, message, connected=number % 4 != 0)
-            except BaseException as error:
-                error.add_note(f"seed {seed}, input {number}: {message[:2_000]!r}")
-                raise
-            assert not node.registry.clients
-            assert not node.hub.channels
-        await wait_all_tasks_blocked()
-        assert await settled(node.presence_store.count("a")) == (0, 0)
+
+    async def meet_one(node: Node, message: bytes, number: int) -> None:
+        await meet_protobuf(node, message, connected=number % 4 != 0)
+
+    await meet_each(seed, (protobuf.message(rng) for _ in range(INPUTS // 2)), meet_one)
 
 
 @pytest.mark.parametrize(
