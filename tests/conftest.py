@@ -25,6 +25,7 @@ from repeater.testing import UnixClock
 from tests.browsing import FLAGS, MISSING, Site, chromium
 from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.refusing import RefusedLines
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -111,6 +112,13 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _deadlines_come_at_their_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines have no random part, so that a test can say when they come."""
     monkeypatch.setattr(deadlines, "SPREAD", 0.0)
+
+
+@pytest.fixture
+def refused(caplog: pytest.LogCaptureFixture) -> Iterator[RefusedLines]:
+    """The lines of the log about refusals, as an operator sees them."""
+    with caplog.at_level(logging.INFO, "repeater"):
+        yield RefusedLines(caplog)
 
 
 @pytest.fixture

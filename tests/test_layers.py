@@ -14,7 +14,16 @@ MODULES = sorted((SOURCE / "repeater").rglob("*.py"))
 
 # From the bottom up. A room is a folder, or a file that stands in none.
 ROOMS = (
-    *("errors", "json_text", "publication", "options", "log_output", "log", "private_files"),
+    *(
+        "causes",
+        "errors",
+        "json_text",
+        "publication",
+        "options",
+        "log_output",
+        "log",
+        "private_files",
+    ),
     *("failures", "random_id", "turns", "deadlines", "tally", "histogram"),
     *("protocol", "access", "fanout", "valkey", "brokers", "backend", "workers", "cluster"),
     "clients",

@@ -15,6 +15,8 @@ from typing import Final
 import msgspec
 import trio
 
+from repeater.causes import Cause, Why
+
 
 class RepeaterError(Exception):
     """The base of every exception that Repeater raises for others to handle."""
@@ -50,19 +52,42 @@ class ErrorCode(IntEnum):
         return self in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
 
 
+_CAUSES: Final = {
+    ErrorCode.INTERNAL: Cause.ENGINE,
+    ErrorCode.UNAUTHORIZED: Cause.CREDENTIALS,
+    ErrorCode.UNKNOWN_CHANNEL: Cause.NAMESPACE,
+    ErrorCode.PERMISSION_DENIED: Cause.PERMISSION,
+    ErrorCode.METHOD_NOT_FOUND: Cause.METHOD,
+    ErrorCode.LIMIT_EXCEEDED: Cause.LIMIT,
+    ErrorCode.NOT_AVAILABLE: Cause.NOT_OFFERED,
+    ErrorCode.TOKEN_EXPIRED: Cause.TOKEN_EXPIRED,
+    ErrorCode.EXPIRED: Cause.TOKEN_EXPIRED,
+    ErrorCode.TOO_MANY_REQUESTS: Cause.LIMIT,
+    ErrorCode.UNRECOVERABLE_POSITION: Cause.RECOVERY,
+}
+"""The causes of errors that say no more than their code."""
+
+
 class ReplyError(RepeaterError):
     """One command, or one REST call, cannot be carried out; the connection goes on.
 
     `message` says it more exactly than the code's own text, which it replaces. `temporary` is the
-    code's own, unless the error says otherwise.
+    code's own, unless the error says otherwise. `why` is for the log, and for the client in
+    development mode only; without it, the code says why.
     """
 
     def __init__(
-        self, code: ErrorCode, message: str = "", *, temporary: bool | None = None
+        self,
+        code: ErrorCode,
+        message: str = "",
+        *,
+        temporary: bool | None = None,
+        why: Why | None = None,
     ) -> None:
         self.code = code
         self.message = message or code.message
         self.temporary = code.temporary if temporary is None else temporary
+        self.why = why or Why(_CAUSES.get(code, Cause.REQUEST), self.message)
         super().__init__(f"{code.value} {self.message}")
 
 
@@ -76,7 +101,8 @@ class ApplicationError(ReplyError):
     def __init__(self, number: int, message: str, *, temporary: bool) -> None:
         known = number in ErrorCode.__members__.values()
         code = ErrorCode(number) if known else ErrorCode.INTERNAL
-        super().__init__(code, message, temporary=temporary)
+        why = Why(Cause.APPLICATION, f"the application's back end refused: {message}")
+        super().__init__(code, message, temporary=temporary, why=why)
         self.args = (f"{number} {message}",)
         self.number = number
 
@@ -115,6 +141,25 @@ PERMISSION_DENIED: Final = Disconnect(3507, "permission denied")
 NOT_AVAILABLE: Final = Disconnect(3508, "not available")
 
 
+_CAUSES_OF_ENDS: Final = {
+    SHUTDOWN.code: Cause.SHUTDOWN,
+    SERVER_ERROR.code: Cause.ENGINE,
+    EXPIRED.code: Cause.TOKEN_EXPIRED,
+    SUBSCRIPTION_EXPIRED.code: Cause.TOKEN_EXPIRED,
+    INSUFFICIENT_STATE.code: Cause.RECOVERY,
+    TOO_MANY_REQUESTS.code: Cause.LIMIT,
+    INVALID_TOKEN.code: Cause.TOKEN,
+    BAD_REQUEST.code: Cause.REQUEST,
+    STALE.code: Cause.REQUEST,
+    FORCE_DISCONNECT.code: Cause.DENIAL,
+    CONNECTION_LIMIT.code: Cause.LIMIT,
+    CHANNEL_LIMIT.code: Cause.LIMIT,
+    PERMISSION_DENIED.code: Cause.PERMISSION,
+    NOT_AVAILABLE.code: Cause.NOT_OFFERED,
+}
+"""The causes of disconnects that say no more than their code; an application's have codes from
+4000 on."""
+
 REASONS: Final = {one.code: one.reason for one in tuple(vars().values()) if type(one) is Disconnect}
 """The reasons of our own codes. An application's reasons can be any text, so metrics do
 not count by them."""
@@ -136,11 +181,17 @@ UNSUBSCRIBED_EXPIRED: Final = Unsubscribed(2501, "subscription expired")
 
 
 class DisconnectError(RepeaterError):
-    """A client broke the protocol; its connection must be ended with `disconnect`."""
+    """A client broke the protocol; its connection must be ended with `disconnect`.
 
-    def __init__(self, disconnect: Disconnect) -> None:
+    `why` is for the log, as that of a `ReplyError`.
+    """
+
+    def __init__(self, disconnect: Disconnect, why: Why | None = None) -> None:
         super().__init__(f"{disconnect.code} {disconnect.reason}")
         self.disconnect = disconnect
+        self.why = why or Why(
+            _CAUSES_OF_ENDS.get(disconnect.code, Cause.APPLICATION), disconnect.reason
+        )
 
 
 class BrokerError(RepeaterError):

@@ -37,6 +37,7 @@ from repeater.clients.overview import Overview
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
 from repeater.clients.questions import Questions
+from repeater.clients.refusals import Refusals
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
 from repeater.clients.shared_places import SharedPlaces, UserPlaces
@@ -119,6 +120,7 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.attendance = Attendance(presence, broker, self.broker_errors, options.publish_timeout)
         self.renewals = Renewals(self, nursery)
         self.connection_log = ConnectionLog(options.connection_log_limit)
+        self.refusals = Refusals(self.connection_log, lambda: self.options.insecure)
         self.questions: Questions = Questions(self.control, self.failures, self.broker_errors)
         """What this node carries out for others."""
         self.siblings = (
@@ -183,6 +185,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             draining=self.draining,
             ended=dict(registry.ends),
             limited=dict(self.limited),
+            refusals=dict(self.refusals.counts),
             denials=len(self.denials),
             members=len(self.control.members()),
             refused=self.refused,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 from repeater.options import ChannelOptions, NodeOptions
 
@@ -17,6 +18,21 @@ Kept = Literal["presence", "history"]
 
 _NAMESPACE_END: Final = ":"
 _USERS_BEGIN: Final = "#"
+_ACTIONS: Final = {
+    "publish": "publish into",
+    "presence": "ask who is in",
+    "history": "read the history of",
+}
+OF_ANOTHER_USER: Final = Why(
+    Cause.PERMISSION,
+    "the channel is another user's personal channel",
+    "a user's own one is named by user_personal_channel and personal_channel_namespace",
+)
+_NOT_ASCII: Final = Why(
+    Cause.CHANNEL,
+    "the channel's name has characters other than printable ASCII",
+    "use printable ASCII, or allow more by channel_regex",
+)
 _CACHE_LIMIT: Final = 10_000  # names whose options are remembered; emptied when full
 
 
@@ -54,20 +70,40 @@ class ChannelRules:
         """
         options = self.options(channel)
         if not (options.presence if what == "presence" else options.history_size):
-            raise ReplyError(ErrorCode.NOT_AVAILABLE)
+            raise ReplyError(ErrorCode.NOT_AVAILABLE, why=self._not_kept(what, channel))
         return options
 
+    def _not_kept(self, what: Kept, channel: str) -> Why:
+        setting = "presence = true" if what == "presence" else "history_size and history_ttl"
+        where = self.table(channel)
+        return Why(Cause.NOT_OFFERED, f"the channel keeps no {what}", f"set {setting} in {where}")
+
+    def table(self, channel: str) -> str:
+        """The table of the configuration that has this channel's options: `[namespaces.chat]`."""
+        name, end, _ = self._public(channel).partition(_NAMESPACE_END)
+        return f"[namespaces.{name}]" if end else "[channel]"
+
     def _look_up(self, channel: str) -> ChannelOptions:
-        if not channel or len(channel.encode(errors="replace")) > self._options.channel_name_limit:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+        most = self._options.channel_name_limit
+        if not channel or len(channel.encode(errors="replace")) > most:
+            text = "the channel's name is too long" if channel else "the channel has no name"
+            mend = f"a name has 1 to {most} bytes (channel_name_limit)"
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=Why(Cause.CHANNEL, text, mend))
         options = self._namespace(channel)
         if options.channel_regex is not None:
-            allowed = options.channel_regex.fullmatch(channel) is not None
-        else:
-            allowed = channel.isascii() and channel.isprintable()
-        if not allowed:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            if options.channel_regex.fullmatch(channel) is None:
+                raise ReplyError(ErrorCode.BAD_REQUEST, why=self._no_match(channel))
+        elif not (channel.isascii() and channel.isprintable()):
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=_NOT_ASCII)
         return options
+
+    def _no_match(self, channel: str) -> Why:
+        where = self.table(channel)
+        return Why(
+            Cause.CHANNEL,
+            "the channel's name does not match channel_regex",
+            f"the whole name, namespace included, must match; see {where}",
+        )
 
     def _namespace(self, channel: str) -> ChannelOptions:
         name, end, _ = self._public(channel).partition(_NAMESPACE_END)
@@ -75,7 +111,12 @@ class ChannelRules:
             return self._options.channel
         options = self._options.namespaces.get(name)
         if options is None:
-            raise ReplyError(ErrorCode.UNKNOWN_CHANNEL)
+            why = Why(
+                Cause.NAMESPACE,
+                f"there is no namespace {name!r}",
+                f"add [namespaces.{name}] to the configuration, or use a name without ':'",
+            )
+            raise ReplyError(ErrorCode.UNKNOWN_CHANNEL, why=why)
         return options
 
     def _public(self, channel: str) -> str:
@@ -118,8 +159,9 @@ class ChannelRules:
             ReplyError: 107 or 102 for the channel's name, 103 if the user may not.
         """
         options = self.options(channel)
-        if not self._may_subscribe(channel, user, options):
-            raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        why = self._why_not_subscribe(channel, user, options)
+        if why is not None:
+            raise ReplyError(ErrorCode.PERMISSION_DENIED, why=why)
         return options
 
     def may_subscribe(self, channel: str, user: str) -> bool:
@@ -128,18 +170,54 @@ class ChannelRules:
         Raises:
             ReplyError: 107 or 102 for the channel's name.
         """
-        return self._may_subscribe(channel, user, self.options(channel))
+        return self._why_not_subscribe(channel, user, self.options(channel)) is None
 
-    def _may_subscribe(self, channel: str, user: str, options: ChannelOptions) -> bool:
+    def _why_not_subscribe(self, channel: str, user: str, options: ChannelOptions) -> Why | None:
+        """Why a user may not subscribe without a token; None if the user may."""
         by_name = self._decided_by_name(channel, user, options)
         if by_name is not None:
-            return by_name
+            return None if by_name else self._refused_by_name(channel)
         if options.subscribe_proxy_enabled:
-            return False  # The back end decides this, and our caller has not asked it.
+            # The back end decides this, and our caller has not asked it.
+            return Why(
+                Cause.PERMISSION,
+                "the back end decides on subscriptions to this channel, and is not asked here",
+                f"give the channel in the token, or see subscribe_proxy_enabled in "
+                f"{self.table(channel)}",
+            )
         if self._options.insecure:
-            return True
-        return options.allow_subscribe_for_client and (
-            bool(user) or options.allow_subscribe_for_anonymous
+            return None
+        if not options.allow_subscribe_for_client:
+            return Why(
+                Cause.PERMISSION,
+                "clients may not subscribe to this channel by themselves",
+                f"set allow_subscribe_for_client = true in {self.table(channel)}, "
+                "or subscribe with a token",
+            )
+        if user or options.allow_subscribe_for_anonymous:
+            return None
+        return Why(
+            Cause.PERMISSION,
+            "anonymous clients may not subscribe to this channel",
+            f"connect with a token, or set allow_subscribe_for_anonymous = true in "
+            f"{self.table(channel)}",
+        )
+
+    def _refused_by_name(self, channel: str) -> Why:
+        """Why the name alone keeps a user out."""
+        if self.is_private(channel):
+            return Why(
+                Cause.PERMISSION,
+                f"the channel is private: its name begins with {self._options.private_prefix!r}",
+                "subscribe with a subscription token, or change private_prefix",
+            )
+        if self._personal and channel.startswith(self._personal):
+            return OF_ANOTHER_USER
+        return Why(
+            Cause.PERMISSION,
+            f"only the users named behind {_USERS_BEGIN!r} may subscribe to this channel",
+            "connect as one of them; the server takes the name apart where "
+            "allow_user_limited_channels is on",
         )
 
     def decided_by_name(self, channel: str, user: str) -> bool | None:
@@ -167,12 +245,13 @@ class ChannelRules:
             ReplyError: 107 or 102 for the channel's name, 103 if the client may not.
         """
         options = self.options(channel)
-        if not self.may(action, options, user, subscribed=subscribed) or (
-            # Who may not hear a personal channel may not read what was said there either, unless
-            # the server API subscribed the client.
-            action != "publish" and not subscribed and self.is_of_another(channel, user)
-        ):
-            raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        if not self.may(action, options, user, subscribed=subscribed):
+            why = self._why_not(action, channel, user, options)
+            raise ReplyError(ErrorCode.PERMISSION_DENIED, why=why)
+        # Who may not hear a personal channel may not read what was said there either, unless
+        # the server API subscribed the client.
+        if action != "publish" and not subscribed and self.is_of_another(channel, user):
+            raise ReplyError(ErrorCode.PERMISSION_DENIED, why=OF_ANOTHER_USER)
         return options
 
     def may(self, action: Action, options: ChannelOptions, user: str, *, subscribed: bool) -> bool:
@@ -182,3 +261,19 @@ class ChannelRules:
         subscriber: bool = getattr(options, f"allow_{action}_for_subscriber")
         known = bool(user) or anonymous  # also of a subscriber
         return (known and (client or (subscriber and subscribed))) or self._options.insecure
+
+    def _why_not(self, action: Action, channel: str, user: str, options: ChannelOptions) -> Why:
+        """Why `may` is false."""
+        what = _ACTIONS[action]
+        client: bool = getattr(options, f"allow_{action}_for_client")
+        subscriber: bool = getattr(options, f"allow_{action}_for_subscriber")
+        if not (client or subscriber):
+            text = f"clients may not {what} this channel"
+            setting = f"allow_{action}_for_client or allow_{action}_for_subscriber"
+        elif not user and not getattr(options, f"allow_{action}_for_anonymous"):
+            text = f"anonymous clients may not {what} this channel"
+            setting = f"allow_{action}_for_anonymous"
+        else:
+            text = f"only subscribers may {what} this channel, and this client is none"
+            setting = f"allow_{action}_for_client"
+        return Why(Cause.PERMISSION, text, f"set {setting} = true in {self.table(channel)}")

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import RepeaterError
 from repeater.json_text import NOTHING, JSONText, json_text
 
@@ -177,9 +178,17 @@ class Denial(msgspec.Struct, frozen=True):
 class TokenExpiredError(RepeaterError):
     """The token was good once, or is not good yet; the client should fetch a new one (109)."""
 
+    def __init__(self, text: str = "expired", mend: str = "") -> None:
+        super().__init__(text)
+        self.why = Why(Cause.TOKEN_EXPIRED, f"the token is good, but {text}", mend)
+
 
 class TokenInvalidError(RepeaterError):
     """The token proves nothing: wrong signature, algorithm, issuer, audience or shape (3500)."""
+
+    def __init__(self, text: str = "it proves nothing", mend: str = "") -> None:
+        super().__init__(text)
+        self.why = Why(Cause.TOKEN, f"the token is invalid: {text}", mend)
 
 
 class TokenVerifier(Protocol):

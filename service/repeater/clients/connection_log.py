@@ -1,4 +1,4 @@
-"""A log line for each connection that comes and for each that ends, up to a limit a second.
+"""A log line for each connection that comes or ends, and each refusal, up to a limit a second.
 
 When ten thousand clients leave at once, one more line gives their number by code, and the log has
 no ten thousand lines. A line says who and why, and never holds a token, a key or a header.
@@ -15,6 +15,9 @@ import trio
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from repeater.causes import Why
     from repeater.clients.client import Client
     from repeater.errors import Disconnect
 
@@ -34,6 +37,7 @@ class ConnectionLog:
         self._untold_connects = 0
         self._untold_ends: Counter[int] = Counter()
         self._untold_warnings = Counter[str]()
+        self._untold_refusals = Counter[str]()
 
     async def run(self) -> None:
         """Begin a new second every second, until cancelled."""
@@ -68,6 +72,23 @@ class ConnectionLog:
         else:
             self._untold_ends[disconnect.code] += 1
 
+    def refused(
+        self,
+        why: Why,
+        what: str,
+        client: Client | None,
+        fields: Mapping[str, str | int | None],
+    ) -> None:
+        """Log a refusal; see `Refusals.note`. Each cause has a limit of its own."""
+        if not _stdlib.isEnabledFor(logging.INFO):
+            return
+        if not self._within_limit(f"refused {why.cause}"):
+            self._untold_refusals[why.cause.value] += 1
+            return
+        reason = {"cause": why.cause.value, "why": why.text, "mend": why.mend}
+        said = {**reason, **fields, **({} if client is None else _whose(client))}
+        _log.info("refused", what=what, **{name: one for name, one in said.items() if one})
+
     def warn(self, what: str, client: Client | None, **fields: object) -> None:
         """Log what an operator should know of a client; `what` is one of few texts.
 
@@ -91,6 +112,9 @@ class ConnectionLog:
             codes = {str(code): clients for code, clients in sorted(self._untold_ends.items())}
             _log.info("and more disconnected", clients=self._untold_ends.total(), codes=codes)
             self._untold_ends.clear()
+        if self._untold_refusals:
+            _log.info("and more refused", causes=dict(sorted(self._untold_refusals.items())))
+            self._untold_refusals.clear()
         for what, times in self._untold_warnings.items():
             _log.warning(f"and more: {what}", times=times)
         self._untold_warnings.clear()

@@ -24,6 +24,7 @@ from repeater.clients.limits import Places
 from repeater.clients.position_sets import PositionSets
 from repeater.clients.presence import Attendance
 from repeater.clients.questions import Questions
+from repeater.clients.refusals import Refusals
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
 from repeater.clients.statistics import NodeStatistics
@@ -58,6 +59,7 @@ class ClientNode(Protocol):
     emulation: Emulation
     position_sets: PositionSets
     connection_log: ConnectionLog
+    refusals: Refusals
     turns: Turns
     failures: Failures
     draining: bool

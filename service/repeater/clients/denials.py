@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from repeater.access.grants import ConnectionGrant, Denial, SubscriptionGrant
+from repeater.causes import Cause, Why
 from repeater.errors import (
     FORCE_DISCONNECT,
     INVALID_TOKEN,
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
     from repeater.clients.registry import Registry
 
 _log = get_logger("denials")
+
+_BLOCKED: Final = Why(Cause.DENIAL, "the user is blocked", "lift it by unblock_user")
+_REVOKED: Final = Why(Cause.DENIAL, "the token is revoked", "give the user a new one")
+
+
+def why_denied(refusal: Disconnect) -> Why:
+    """Why `Denials.refusal` refuses."""
+    return _BLOCKED if refusal is FORCE_DISCONNECT else _REVOKED
+
 
 _SWEEP_INTERVAL: Final = 60.0  # seconds between two searches for expired denials
 _CLIENTS_PER_TURN: Final = 1_000

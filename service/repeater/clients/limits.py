@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.clients.addresses import address_key
 from repeater.clients.shared_places import (
     ALL,
@@ -45,6 +46,17 @@ Limit = Literal[
     "open_connections",
     "pending_connections",
 ]
+
+
+def limit_reached(limit: str) -> Why:
+    """The reason of a refusal by a limit of the configuration."""
+    return Why(Cause.LIMIT, f"the limit {limit}", f"see the setting {limit}")
+
+
+def too_many_channels(limit: int) -> Why:
+    """The reason of a refusal of more channels than a connection may have."""
+    text = f"a connection may have {limit} channels, and this would be more"
+    return Why(Cause.LIMIT, text, "see the setting channel_limit")
 
 
 class LimitError(Exception):

@@ -65,18 +65,23 @@ class Session:
         disconnects the client; the commands before it stay carried out.
         """
         turns = self._node.turns
+        current = PONG  # while the next command is read
         try:
             for command in self._client.codec.format.commands(message):
                 if self._client.end is not None:
                     return  # The client ended during the last command, and must not join the hub.
+                current = command
                 await self._execute(command)
+                current = PONG
                 if self._refused:
                     break  # what was sent along with a refused `connect` gets no answer
                 if turns.over:
                     self._client.outbox.flush()
                     await turns.next()
         except DisconnectError as error:
-            self._client.disconnect(error.disconnect)
+            what, channel = current.subject
+            end, what = error.disconnect, what or "message"
+            self._node.refusals.end(self._client, end, error.why, what, channel)
         self._client.outbox.flush()
 
     async def _execute(self, command: Command) -> None:
@@ -95,7 +100,13 @@ class Session:
                     raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
                 await self._answer(command)
             except ReplyError as error:
-                self._push(Reply(command.id, error=failure_of(error)))
+                self._refuse(command, error)
+
+    def _refuse(self, command: Command, error: ReplyError) -> None:
+        """Answer a command that cannot be carried out, and log why."""
+        refusals, (what, channel) = self._node.refusals, command.subject
+        refusals.note(error.why, what, self._client, code=int(error.code), channel=channel)
+        self._push(Reply(command.id, error=failure_of(refusals.explained(error))))
 
     def _take_pong(self) -> None:
         """A pong that answers a ping is free; others count as commands, and have no reply."""
@@ -112,7 +123,7 @@ class Session:
             connected = await connect.connect(self._node, self._client, command.connect)
         except ReplyError as error:
             self._refused = True
-            self._push(Reply(command.id, error=failure_of(error)))
+            self._refuse(command, error)
             return
         say = connected.codec.reply
         connected.complete(lambda result: say(Reply(command.id, connect=result)))

@@ -38,6 +38,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Seconds by which the last tick of the heartbeat was late. Every task waits about as long."""
     limited: dict[str, int]
     """Refusals by the setting that caused them, or by `blocked` or `revoked`."""
+    refusals: dict[str, int]
+    """What was refused, by its cause (`repeater.causes.Cause`)."""
     denials: int
     """The number of blocked users and revoked tokens that are kept."""
     members: int

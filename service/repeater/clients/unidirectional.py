@@ -20,6 +20,7 @@ from repeater.errors import (
     PERMISSION_DENIED,
     SERVER_ERROR,
     TOO_MANY_REQUESTS,
+    Disconnect,
     DisconnectError,
     ErrorCode,
     ReplyError,
@@ -28,6 +29,7 @@ from repeater.protocol.centrifugo.commands import ConnectRequest, parse_connect
 from repeater.protocol.centrifugo.replies import ConnectResult, Push
 
 if TYPE_CHECKING:
+    from repeater.causes import Why
     from repeater.clients.contract import ClientNode
     from repeater.protocol.centrifugo.codecs import Codec
 
@@ -58,10 +60,13 @@ class UnidirectionalSession:
                 raise DisconnectError(BAD_REQUEST)
             await self._connect(parse_connect(message))
         except DisconnectError as error:
-            self._client.disconnect(error.disconnect)
+            self._refuse(error.disconnect, error.why)
         except ReplyError as error:
-            self._client.disconnect(_DISCONNECTS.get(error.code, SERVER_ERROR))
+            self._refuse(_DISCONNECTS.get(error.code, SERVER_ERROR), error.why)
         self._client.outbox.flush()
+
+    def _refuse(self, end: Disconnect, why: Why) -> None:
+        self._node.refusals.end(self._client, end, why, "connect")
 
     async def _connect(self, request: ConnectRequest) -> None:
         connected = await connect.connect(self._node, self._client, request, unidirectional=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from repeater.access.channel_rules import OF_ANOTHER_USER
 from repeater.access.grants import (
     NOTHING_GRANTED,
     ConnectionGrant,
@@ -25,9 +26,11 @@ from repeater.access.grants import (
 )
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
+from repeater.causes import Cause, Why
 from repeater.clients.binary import BINARY_CHANNEL, fits, warn_of_binary
 from repeater.clients.client import ANONYMOUS
-from repeater.clients.limits import LimitError, Place
+from repeater.clients.denials import why_denied
+from repeater.clients.limits import LimitError, Place, limit_reached, too_many_channels
 from repeater.clients.opening import Opening
 from repeater.clients.plain import Wanted, positions_of
 from repeater.errors import (
@@ -41,9 +44,11 @@ from repeater.front import protobuf
 from repeater.front.request import OCTETS
 from repeater.front.responses import (
     PROTOBUF_FAREWELL,
-    answer_page,
+    answer_method,
     answer_refusal,
     cors_headers,
+    foreign_page,
+    wrong_method,
 )
 from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
@@ -62,11 +67,35 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
-_DRAINING: Final = "the server restarts"
-_NO_KEYS: Final = "the keys of tokens are not available"
-_NO_SUPERVISOR: Final = "the supervisor does not answer"
-_NO_ROOM: Final = "The head of the request has no room for an event id: name fewer channels."
-_NO_CHANNEL: Final = "No channel: add ?channel=NAME to the address."
+_DRAINING: Final = Why(Cause.SHUTDOWN, "the server restarts")
+_NO_KEYS: Final = Why(Cause.ENGINE, "the keys of tokens are not available")
+_NO_SUPERVISOR: Final = Why(Cause.ENGINE, "the supervisor does not answer")
+_NO_ROOM: Final = Why(
+    Cause.REQUEST, "The head of the request has no room for an event id: name fewer channels."
+)
+_NO_CHANNEL: Final = Why(Cause.REQUEST, "No channel: add ?channel=NAME to the address.")
+_BINARY: Final = Why(Cause.NOT_OFFERED, BINARY_CHANNEL, "use /ws, or an SDK in Protobuf")
+_OTHER_HOST: Final = Why(
+    Cause.HOST, "the request is for a host that is not ours", "name the host in allowed_hosts"
+)
+_EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
+_NO_VERIFIER: Final = Why(
+    Cause.TOKEN, "the server has no key for tokens", "set token.hmac_secret_key, or another key"
+)
+_NO_CREDENTIALS: Final = Why(
+    Cause.CREDENTIALS,
+    "no token, and anonymous clients may not subscribe",
+    "send a token, or set allow_anonymous = true",
+)
+_BODY_TOO_LARGE: Final = Why(
+    Cause.REQUEST, "the body is larger than message_limit", "send a smaller one"
+)
+_NO_MESSAGE: Final = Why(
+    Cause.REQUEST, "the stream's first message is missing", "send it as the body, or as cf_connect"
+)
+_NO_CONNECT: Final = Why(
+    Cause.REQUEST, "the body is not a connect request", "send a JSON object, or nothing"
+)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -75,6 +104,8 @@ class Refusal(msgspec.Struct, frozen=True):
     answer: Answer
     counted: bool = False
     """Whether a limit or a denial has counted the request, which must not be counted twice."""
+    why: Why | None = None
+    """The reason, for `note_refusal`; None where nothing was refused."""
 
 
 class _RefusedError(Exception):
@@ -131,11 +162,11 @@ class _Decision(msgspec.Struct, eq=False):
         """
         request, route, settings = self._request, self._route, self._settings
         if not request.host_allowed(settings.hosts):
-            raise self._refused(HTTPStatus.MISDIRECTED_REQUEST)
+            raise self._refused(HTTPStatus.MISDIRECTED_REQUEST, _OTHER_HOST)
+        if request.judge_page(settings.origins) is Page.FOREIGN:
+            raise self._refused(HTTPStatus.FORBIDDEN, foreign_page(request))
         if route.media_type:
-            self._ask_page()
-        elif request.judge_page(settings.origins) is Page.FOREIGN:
-            raise self._refused(HTTPStatus.FORBIDDEN)
+            self._ask_method()
         self._ask_draining()
         if route.kind == "plain":
             token = request.parameter("token") or request.credentials()
@@ -187,7 +218,7 @@ class _Decision(msgspec.Struct, eq=False):
     ) -> tuple[dict[str, SubscriptionGrant], Mapping[str, StreamPosition]]:
         """Check all but the limits in all; return the channels, and the positions in them."""
         if 0 < grant.expire_at <= self._node.unix_time():
-            raise self._refused(HTTPStatus.UNAUTHORIZED)
+            raise self._refused(HTTPStatus.UNAUTHORIZED, _EXPIRED)
         self._ask_denials(grant)
         if grant.user:
             self._take_user(grant.user)
@@ -203,7 +234,7 @@ class _Decision(msgspec.Struct, eq=False):
     def _ask_formats(self, channels: Iterable[str]) -> None:
         """Refuse binary channels to an event stream, which is text (400)."""
         if not all(map(self._fits, channels)):
-            raise self._refused(HTTPStatus.BAD_REQUEST, text=BINARY_CHANNEL)
+            raise self._refused(HTTPStatus.BAD_REQUEST, _BINARY, text=BINARY_CHANNEL)
 
     def _fits(self, channel: str) -> bool:
         try:
@@ -217,19 +248,22 @@ class _Decision(msgspec.Struct, eq=False):
         most = self._settings.head_limit - room
         # The first number is at hand, and most heads are far below the limit.
         if request.size > most and request.size_without_id > most:
-            raise self._refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text=_NO_ROOM)
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise self._refused(status, _NO_ROOM, text=_NO_ROOM.text)
 
-    def _ask_page(self) -> None:
-        """Check a stream's request as HTTP demands: its page's origin, a preflight, its method."""
-        answer = answer_page(self._request, self._settings.origins, self._route.methods)
+    def _ask_method(self) -> None:
+        """Answer a preflight, and refuse other methods than the route's (405)."""
+        answer = answer_method(self._request, self._route.methods)
         if answer is not None:
-            raise _RefusedError(Refusal(answer))
+            why = None if self._request.method == "OPTIONS" else wrong_method(self._request)
+            raise _RefusedError(Refusal(answer, why=why))
         self._cors = cors_headers(self._request)
 
     def _ask_draining(self) -> None:
         """Refuse with 503 while the node shuts down."""
         if self._node.draining:
-            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_DRAINING)
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise self._refused(status, _DRAINING, text=_DRAINING.text)
 
     async def _prove(self, token: str) -> ConnectionGrant:
         """Return the grant in a plain subscriber's token.
@@ -239,14 +273,15 @@ class _Decision(msgspec.Struct, eq=False):
         verifier, insecure = self._node.verifier, self._node.options.insecure
         try:
             if verifier is None:
-                raise TokenInvalidError("no keys")
+                raise TokenInvalidError(_NO_VERIFIER.text, _NO_VERIFIER.mend)
             grant = await verifier.verify_connection(token)
-        except (TokenExpiredError, TokenInvalidError):
+        except (TokenExpiredError, TokenInvalidError) as error:
             if insecure:
                 return ANONYMOUS
-            raise self._refused(HTTPStatus.UNAUTHORIZED) from None
+            raise self._refused(HTTPStatus.UNAUTHORIZED, error.why) from None
         except BrokerError:
-            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_NO_KEYS) from None
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise self._refused(status, _NO_KEYS, text=_NO_KEYS.text) from None
         return msgspec.structs.replace(grant, by_token=True)
 
     def _ask_denials(self, grant: ConnectionGrant) -> None:
@@ -254,7 +289,7 @@ class _Decision(msgspec.Struct, eq=False):
         refusal = self._node.denials.refusal(grant)
         if refusal is not None:
             self._node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
-            raise self._refused(HTTPStatus.FORBIDDEN, counted=True)
+            raise self._refused(HTTPStatus.FORBIDDEN, why_denied(refusal), counted=True)
 
     def _channels(self, grant: ConnectionGrant) -> dict[str, SubscriptionGrant]:
         """Return the channels of the request, each once; else the token's, else the default.
@@ -270,17 +305,17 @@ class _Decision(msgspec.Struct, eq=False):
             default = [options.default_channel] if options.default_channel else []
             names = self._granted(grant) or default
             if not names:
-                raise self._refused(HTTPStatus.BAD_REQUEST, text=_NO_CHANNEL)
+                raise self._refused(HTTPStatus.BAD_REQUEST, _NO_CHANNEL, text=_NO_CHANNEL.text)
         for name in names:
             if rules.is_of_another(name, grant.user):
-                raise self._refused(HTTPStatus.FORBIDDEN)
+                raise self._refused(HTTPStatus.FORBIDDEN, OF_ANOTHER_USER)
         if options.public_channels.issuperset(names):
             return dict.fromkeys(names, NOTHING_GRANTED)
         guest = grant.by_token and options.allow_guest_tokens
         if not (grant.user or guest or options.insecure or options.allow_anonymous):
-            raise self._refused(HTTPStatus.UNAUTHORIZED)
+            raise self._refused(HTTPStatus.UNAUTHORIZED, _NO_CREDENTIALS)
         if len(names) > options.channel_limit:
-            raise self._refused(HTTPStatus.BAD_REQUEST)
+            raise self._refused(HTTPStatus.BAD_REQUEST, too_many_channels(options.channel_limit))
         try:
             for name in names:
                 if name in grant.channels:
@@ -290,7 +325,7 @@ class _Decision(msgspec.Struct, eq=False):
         except ReplyError as error:
             denied = error.code is ErrorCode.PERMISSION_DENIED
             status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
-            raise self._refused(status) from None
+            raise self._refused(status, error.why) from None
         channels = dict.fromkeys(names, NOTHING_GRANTED)
         if grant.channels:
             channels |= {name: grant.channels[name] for name in names if name in grant.channels}
@@ -320,7 +355,7 @@ class _Decision(msgspec.Struct, eq=False):
         """
         route, request = self._route, self._request
         if request.length > self._node.options.message_limit:
-            raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _BODY_TOO_LARGE)
         if request.method == "POST":
             if request.has_octets() and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
@@ -332,14 +367,14 @@ class _Decision(msgspec.Struct, eq=False):
             first = request.parameter("cf_connect")
         if route.kind == "emulated":
             if not first:
-                raise self._refused(HTTPStatus.BAD_REQUEST)
+                raise self._refused(HTTPStatus.BAD_REQUEST, _NO_MESSAGE)
             return first
         try:
             if isinstance(first, bytes):
-                raise self._refused(HTTPStatus.BAD_REQUEST)
+                raise self._refused(HTTPStatus.BAD_REQUEST, _NO_CONNECT)
             parse_connect(first or "{}")
         except DisconnectError:
-            raise self._refused(HTTPStatus.BAD_REQUEST) from None
+            raise self._refused(HTTPStatus.BAD_REQUEST, _NO_CONNECT) from None
         return first or "{}"
 
     def _take_user(self, user: str) -> None:
@@ -360,7 +395,8 @@ class _Decision(msgspec.Struct, eq=False):
         except LimitError as error:
             raise self._too_many(error) from None
         except BrokerError:
-            raise self._refused(HTTPStatus.SERVICE_UNAVAILABLE, text=_NO_SUPERVISOR) from None
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise self._refused(status, _NO_SUPERVISOR, text=_NO_SUPERVISOR.text) from None
 
     def _take_place(self) -> None:
         """Take the place. The last check, since it counts the connection."""
@@ -373,13 +409,26 @@ class _Decision(msgspec.Struct, eq=False):
             raise self._too_many(error) from None
 
     def _too_many(self, error: LimitError) -> _RefusedError:
-        return self._refused(_TOO_MANY[error.limit], counted=True, text=f"the limit {error.limit}")
+        why = limit_reached(error.limit)
+        return self._refused(_TOO_MANY[error.limit], why, counted=True, text=why.text)
 
     def _refused(
-        self, status: HTTPStatus, *, counted: bool = False, text: str = ""
+        self, status: HTTPStatus, why: Why, *, counted: bool = False, text: str = ""
     ) -> _RefusedError:
+        text = self._node.refusals.told(text, why)
         answer = answer_refusal(self._request, self._route, status, self._cors, text)
-        return _RefusedError(Refusal(answer, counted))
+        return _RefusedError(Refusal(answer, counted, why))
+
+
+def note_refusal(node: Node, request: Request, refusal: Refusal) -> None:
+    """Log and count a refusal; called by who sends its answer."""
+    if refusal.why is not None:
+        node.refusals.note(
+            refusal.why,
+            ROUTES[request.path].name,
+            status=refusal.answer.status,
+            address=request.address,
+        )
 
 
 def admit(

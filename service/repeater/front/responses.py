@@ -13,7 +13,7 @@ from http import HTTPStatus
 from random import uniform
 from typing import TYPE_CHECKING, Final
 
-from repeater.access.origins import Page
+from repeater.causes import Cause, Why
 from repeater.errors import STALE, Disconnect
 from repeater.front.request import OCTETS
 from repeater.front.routes import EVENT_STREAM, Route
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # HTTP ways that speak JSON only answer with it.
 PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropriate protocol"
 
+_SHOWN: Final = 200
+"""Characters of what a stranger sent that a line of the log shows."""
 _PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
 _RETRY: Final = (1_000, 3_000)
 """Milliseconds before a browser reconnects: random, so that browsers do not return all at once."""
@@ -66,10 +68,20 @@ def write_fault(fault: Fault) -> bytes:
     return write_answer(answer, keep_alive=False, date=http_date())
 
 
-def answer_page(request: Request, origins: Sequence[str], methods: Sequence[str]) -> Answer | None:
-    """Return the answer to a foreign origin, a preflight or another method; None for the rest."""
-    if request.judge_page(origins) is Page.FOREIGN:
-        return answer_status(HTTPStatus.FORBIDDEN)
+def foreign_page(request: Request) -> Why:
+    """Why a page of another origin is refused; its origin is what its browser says."""
+    origin = (request.header(b"origin") or "")[:_SHOWN]
+    mend = f"add {origin!r} to allowed_origins, or open the page under a name of this server"
+    return Why(Cause.ORIGIN, f"the page's origin {origin!r} is not in allowed_origins", mend)
+
+
+def wrong_method(request: Request) -> Why:
+    """Why a request with another method than the route's is refused."""
+    return Why(Cause.METHOD, f"{request.path} does not take {request.method[:_SHOWN]}")
+
+
+def answer_method(request: Request, methods: Sequence[str]) -> Answer | None:
+    """Return the answer to a preflight or to another method than these; None for the rest."""
     if request.method in methods:
         return None
     cors = cors_headers(request)

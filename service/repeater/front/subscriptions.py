@@ -18,7 +18,7 @@ from repeater.clients.client import Client
 from repeater.clients.opening import begin
 from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
-from repeater.front.admit import Refusal, admit
+from repeater.front.admit import Refusal, admit, note_refusal
 from repeater.front.protobuf import codec_of
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import (
@@ -103,6 +103,7 @@ class Subscriptions:
         with admit(self._node, settings, request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
+                note_refusal(self._node, request, opening)
                 send_last(sock, _last_answer(opening))
                 return
             if forwarded:
@@ -168,6 +169,7 @@ class Subscriptions:
             # Answered here, and the connection ends. Handed over instead, a preflight would take
             # the request that follows it to the ASGI server; and a counted refusal would be
             # counted twice.
+            note_refusal(self._node, request, opening)
             send_last(sock, _last_answer(opening))
         else:
             await self._handover.serve(sock, head.raw + body.received, connection)

@@ -23,6 +23,7 @@ from repeater import __version__
 from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.brokers.contract import EngineStatistics, JournalStatistics
+from repeater.causes import Cause
 from repeater.clients.statistics import NodeStatistics
 from repeater.errors import REASONS
 from repeater.histogram import HistogramStatistics
@@ -111,6 +112,12 @@ def _connections(seen: NodeStatistics) -> Iterator[Metric]:
     for limit, times in sorted(seen.limited.items()):
         limited.add_metric((limit,), times)
     yield limited
+    refusals = CounterMetricFamily(
+        "repeater_refusals", "Requests, commands and calls refused, by cause.", labels=("cause",)
+    )
+    for cause in Cause:
+        refusals.add_metric((cause,), seen.refusals.get(cause, 0))
+    yield refusals
     yield _gauge("repeater_denials", "Blocked users and revoked tokens kept.", seen.denials)
     yield _gauge("repeater_members", "Nodes known here, this one included.", seen.members)
     yield _gauge("repeater_users", "Different users connected now.", seen.users)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
+from repeater.access.origins import Page
 from repeater.clients.emulated_message import emulate, emulated
 from repeater.clients.emulation import (
     OverflowedError,
@@ -23,14 +24,15 @@ from repeater.clients.emulation import (
 from repeater.deadlines import within
 from repeater.errors import DisconnectError
 from repeater.front import protobuf
-from repeater.front.admit import Refusal, admit
+from repeater.front.admit import Refusal, admit, note_refusal
 from repeater.front.protobuf import codec_of
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
     answer_end,
     answer_later,
-    answer_page,
+    answer_method,
     cors_headers,
+    foreign_page,
     opening_bytes,
     stream_headers,
 )
@@ -98,6 +100,7 @@ class SubscriptionRoutes:
         with admit(node, self._settings(), request) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
+                note_refusal(node, request, opening)
                 await deny(scope, send, opening.answer)
                 return
             route = WEBSOCKETS[request.path]
@@ -139,6 +142,7 @@ class SubscriptionRoutes:
         with admit(node, settings, request, read_body) as admission:
             opening = await admission.decide()
             if isinstance(opening, Refusal):
+                note_refusal(node, request, opening)
                 await send_answer(send, opening.answer)
                 return
             route = STREAMS[request.path]
@@ -156,10 +160,15 @@ class SubscriptionRoutes:
 
     async def _emulate(self, request: Request, receive: Receive) -> Answer:
         """Put the commands into their session's queue (protocol, section 14.2)."""
-        page = answer_page(request, self._settings().origins, ("POST",))
-        if page is not None:
-            return page
-        node, cors = self._node(), cors_headers(request)
+        node = self._node()
+        if request.judge_page(self._settings().origins) is Page.FOREIGN:
+            why = foreign_page(request)
+            node.refusals.note(why, "emulation", status=403, address=request.address)
+            return answer_status(HTTPStatus.FORBIDDEN, (), node.refusals.told("", why))
+        other = answer_method(request, ("POST",))
+        if other is not None:
+            return other
+        cors = cors_headers(request)
         if request.length > node.options.message_limit:
             return answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
         try:

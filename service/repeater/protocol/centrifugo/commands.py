@@ -137,6 +137,15 @@ class Command(msgspec.Struct, frozen=True):
         """Whether the command may get a reply: valid ids are positive uint32 numbers."""
         return 0 < self.id <= _UINT32
 
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The method's name, and the channel that it is about, for the log; each may be empty."""
+        for name in self.__struct_fields__[1:]:
+            request = getattr(self, name)
+            if request is not None:
+                return name, getattr(request, "channel", "")
+        return "", ""
+
 
 class BadCommand(Command, frozen=True):
     """A command with an id whose other fields have a wrong type: it is answered with an error."""
