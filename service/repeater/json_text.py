@@ -6,6 +6,7 @@ Depth is counted without recursion, because a parser's own limit depends on the 
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import accumulate
 from typing import Final
@@ -71,6 +72,24 @@ def json_text(data: bytes) -> JSONText:
         # Valid JSON has no line breaks inside its strings and numbers.
         data = data.translate(None, _LINE_BREAKS)
     return JSONText(data)
+
+
+def json_of(value: object) -> JSONText:
+    """A value of Python as JSON text. `bytes` are JSON text already, and are checked.
+
+    Raises:
+        TypeError: the value, or a part of it, has no form in JSON.
+        ValueError: it is not a number (`nan`, `inf`), not text in UTF-8, too deep, or refers to
+            itself; or the bytes are not JSON.
+    """
+    if isinstance(value, bytes):
+        return json_text(value)
+    try:
+        # Not msgspec, which writes `nan` as `null`, and what is no JSON as a text.
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError(f"deeper than {DEPTH_LIMIT} levels") from None
+    return json_text(text.encode())
 
 
 def _check(data: bytes) -> None:

@@ -150,6 +150,9 @@ def checked(publication: Publication) -> Publication:
         ReplyError: the data or the info is not JSON text, or another text is not text (107).
     """
     info = publication.info
+    if not isinstance(publication.data, (bytes, bytearray, memoryview)):
+        # `bytes(5)` is five zeros, and `bytes([49])` is the number 1.
+        raise ReplyError(ErrorCode.BAD_REQUEST, "a publication's data must be bytes")
     try:
         data = bytes(publication.data)
         if not publication.binary:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, overload
 
 import msgspec
 import trio
@@ -17,7 +17,7 @@ from repeater.brokers.contract import Outcome, Page
 from repeater.brokers.receipts import Answer, Receipt
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.fanout.recovery import named_position
-from repeater.json_text import JSONText
+from repeater.json_text import JSONText, json_of
 from repeater.publication import ClientInfo, Publication, StreamPosition, checked
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ T = TypeVar("T")
 # Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
 _NAME_LIMIT: Final = 255
 _VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
+_MORE: Final = frozenset({"tags", "delta", "version", "version_epoch"})
+_NO_DATA: Final = object()  # None is data: `null`
 
 
 class ChannelOperations:
@@ -122,14 +124,46 @@ class ChannelOperations:
             late = "no answer in time; what was asked for may have happened"
             raise BrokerError(late) from None
 
+    @overload
     async def publish(
         self: ClientNode,
         publication: Publication,
+        /,
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+    ) -> StreamPosition | None: ...
+
+    @overload
+    async def publish(
+        self: ClientNode,
+        channel: str,
+        data: object,
+        /,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+        tags: dict[str, str] | None = None,
+        delta: bool = False,
+        version: int = 0,
+        version_epoch: str = "",
+    ) -> StreamPosition | None: ...
+
+    async def publish(
+        self: ClientNode,
+        publication: Publication | str,
+        data: object = _NO_DATA,
+        /,
+        *,
+        idempotency_key: str = "",
+        skip_history: bool = False,
+        **more: object,
     ) -> StreamPosition | None:
         """Publish one event, and return its position as soon as the broker has taken it.
+
+        `publish("news", {"n": 1})` publishes any value that JSON can write; `bytes` are JSON text
+        already, in a binary channel any bytes. `tags`, `delta`, `version` and `version_epoch` are
+        as in a `Publication`, which may be given instead of name and data.
 
         The position is None if the channel keeps no history. Does not wait for fan-out. Waits for
         room in the intake for at most the publish timeout, and as long again for the answer of a
@@ -137,12 +171,18 @@ class ChannelOperations:
         have been published.
 
         Raises:
+            TypeError: the data has a part that JSON cannot write (a set, a date).
+            ValueError: the data is `nan`, refers to itself, or is deeper than 128 levels.
             ReplyError: as `submit`.
             IntakeFullError: no room in time, or the node is shutting down. Nothing was published;
                 try later.
             BrokerError: the back end failed, or did not answer in time. The event may have been
                 published.
         """
+        if isinstance(publication, str):
+            publication = _made(publication, data, more)
+        elif more or data is not _NO_DATA:
+            raise TypeError("publish takes a Publication, or a channel's name and data")
         deadline = 0.0
         while True:
             try:
@@ -231,6 +271,21 @@ class ChannelOperations:
         with _counting(self, "presence"):
             answer = self.presence_store.count(channel)
         return await self.answered(answer, "presence") if isinstance(answer, Receipt) else answer
+
+
+def _made(channel: str, data: object, more: dict[str, object]) -> Publication:
+    """The publication of a name and any data.
+
+    Raises:
+        TypeError, ValueError: see `ChannelOperations.publish`.
+    """
+    if data is _NO_DATA:
+        raise TypeError("publish takes a Publication, or a channel's name and data")
+    unknown = more.keys() - _MORE
+    if unknown:
+        raise TypeError(f"publish has no argument {min(unknown)!r}")
+    text = data if isinstance(data, bytes) else json_of(data)  # the channel says which bytes it has
+    return Publication(channel, text, **more)  # type: ignore[arg-type]  # checked where all are
 
 
 def _checked(

@@ -95,7 +95,7 @@ class ClientNode(Protocol):
         """Wait for the back end's answer; see `ChannelOperations.answered`."""
 
     async def publish(
-        self, publication: Publication, *, idempotency_key: str = "", skip_history: bool = False
+        self, publication: Publication, /, *, idempotency_key: str = "", skip_history: bool = False
     ) -> Outcome:
         """Publish one event; see `ChannelOperations.publish`."""
 
