@@ -20,6 +20,7 @@ from repeater.web.api import create_api
 from repeater.web.body_limit import BodyLimit
 from repeater.web.console import create_console
 from repeater.web.faults import FaultCheck, exact_paths
+from repeater.web.loop_check import LoopCheck
 from repeater.web.metrics import create_registry
 from repeater.web.observe import create_observe
 from repeater.web.paced_websocket import PacedWebsockets, paced
@@ -122,6 +123,7 @@ def make_app(
     app.asgi_app = FaultCheck(  # type: ignore[method-assign]
         app.asgi_app, partial(exact_paths, app)
     )
+    app.asgi_app = LoopCheck(app.asgi_app)  # type: ignore[method-assign]
     return app
 
 
