@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import weakref
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.clients.client import Client
-from repeater.errors import SLOW, WRITE_ERROR, Disconnect
+from repeater.errors import CONNECTION_CLOSED, SLOW, WRITE_ERROR, Disconnect
 from repeater.fanout.outbox import BacklogRoom, Outbox, send_to_all
 from repeater.fanout.transport import Chunk
 from repeater.options import NodeOptions
@@ -237,6 +238,42 @@ async def test_broken_socket_cuts_with_write_error() -> None:
         bench.transport.abort()
         await wait_all_tasks_blocked()
         assert bench.cuts == [WRITE_ERROR]
+
+
+class FailingTransport(StallingTransport):
+    """Takes nothing at once, and then fails."""
+
+    def __init__(self, error: Exception, *, at_once: bool) -> None:
+        super().__init__()
+        self._error, self._at_once = error, at_once
+
+    def write(self, chunk: Chunk) -> int:
+        if self._at_once:
+            raise self._error
+        raise BlockingIOError
+
+    async def send_some(self, chunk: Chunk) -> int:
+        await trio.lowlevel.checkpoint()
+        raise self._error
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (BrokenPipeError(), CONNECTION_CLOSED),
+        (ConnectionResetError(), CONNECTION_CLOSED),
+        (TimeoutError(), WRITE_ERROR),
+        (OSError(errno.EHOSTUNREACH, "no route to host"), WRITE_ERROR),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+async def test_who_left_and_what_broke(error: Exception, end: Disconnect, *, at_once: bool) -> None:
+    """A peer that hung up or was reset has left (3000); other errors of a write stay 3009."""
+    async with open_bench(FailingTransport(error, at_once=at_once)) as bench:
+        bench.outbox.send(b"x")
+        await wait_all_tasks_blocked()
+        assert bench.cuts == [end]
 
 
 async def test_no_progress_cuts_in_the_sweep(autojump_clock: MockClock) -> None:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from repeater.errors import SERVER_ERROR, SLOW, WRITE_ERROR, Disconnect
+from repeater.errors import CONNECTION_CLOSED, SERVER_ERROR, SLOW, WRITE_ERROR, Disconnect
 from repeater.failures import Failures
 from repeater.fanout.transport import Chunk
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PUSHED = 65_536  # bytes pushed before the outbox flushes by itself: its limit is asked then
 _COALESCE = 65_536  # bytes that the drain task joins into one write: about a socket's buffer
+_LEFT: Final = (BrokenPipeError, ConnectionResetError, trio.BrokenResourceError)
+"""What a write raises when the peer has hung up or has reset the connection."""
 
 
 class BacklogRoom:
@@ -153,7 +155,7 @@ class Outbox:
         if isinstance(error, BlockingIOError):
             self._wait(chunk)
         else:
-            self._end(WRITE_ERROR)
+            self._end(_end_of(error))
 
     def _wait(self, chunk: Chunk) -> None:
         """Put a chunk behind the backlog. If the backlog is full, the client is cut as slow."""
@@ -172,8 +174,8 @@ class Outbox:
         with backlog.scope:
             try:
                 await self._drain_all(backlog)
-            except (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
-                self._end(WRITE_ERROR)
+            except (OSError, trio.ClosedResourceError, trio.BrokenResourceError) as error:
+                self._end(_end_of(error))
             except Exception as error:  # the boundary: this is one client's task
                 self._room.failures.note("outbox", error)
                 self._end(SERVER_ERROR)
@@ -248,6 +250,11 @@ def send_to_all(outboxes: Iterable[Outbox], chunk: bytes) -> None:
             if sent != size:
                 # A view: one chunk goes to thousands, and each slow client would copy its rest.
                 outbox._wait(memoryview(chunk)[sent:])
+
+
+def _end_of(error: Exception) -> Disconnect:
+    """How a client ends whose write failed: a peer that left is no error of the server's."""
+    return CONNECTION_CLOSED if isinstance(error, _LEFT) else WRITE_ERROR
 
 
 def _drop(chunk: bytes) -> int:

@@ -31,7 +31,8 @@ class Transport(Protocol):
 
         Raises:
             BlockingIOError: the socket takes nothing now.
-            OSError: the peer is gone.
+            BrokenPipeError, ConnectionResetError: the peer has left.
+            OSError: the connection is broken, or `abort` was called.
         """
 
     async def send_some(self, chunk: Chunk) -> int:
@@ -40,7 +41,8 @@ class Transport(Protocol):
         Has no deadline of its own: the backlog sweep cuts a client that makes no progress.
 
         Raises:
-            OSError, trio.ClosedResourceError: the peer is gone, or `abort` was called.
+            BrokenPipeError, ConnectionResetError, trio.BrokenResourceError: the peer has left.
+            OSError, trio.ClosedResourceError: the connection is broken, or `abort` was called.
         """
 
     def abort(self) -> None:

@@ -65,6 +65,7 @@ class TLSSocket(ssl.SSLSocket):
         Raises:
             BlockingIOError: nothing was taken. OpenSSL keeps a record of `data`, so the next call
                 must begin with the same bytes; a client's backlog does.
+            ConnectionResetError: the peer has left, though OpenSSL has no error of the kernel.
         """
         if not data:
             return 0
@@ -72,6 +73,8 @@ class TLSSocket(ssl.SSLSocket):
             return super().send(data, flags)
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             raise BlockingIOError from None
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise ConnectionResetError(str(error)) from None
 
     def shutdown(self, how: int) -> None:
         """Say that nothing more will come (`close_notify`), and end our side of the socket."""
