@@ -37,16 +37,18 @@ def chromium() -> str | None:
 class Site:
     """A server process that can be killed and started again on the same port and data."""
 
-    def __init__(self, data_dir: Path, *arguments: str) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, **settings: str) -> None:
+        """`settings` are those of the server, by their names."""
         self.data_dir = data_dir
+        self.settings = {f"REPEATER_{name.upper()}": value for name, value in settings.items()}
         self.arguments = arguments
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self.port}{settings.get('path_prefix', '')}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "repeater", "serve", *self.arguments]
-        environment = {**os.environ, "REPEATER_DATA_DIR": str(self.data_dir)}
+        environment = {**os.environ, "REPEATER_DATA_DIR": str(self.data_dir), **self.settings}
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port)], env=environment, stderr=subprocess.DEVNULL
         )

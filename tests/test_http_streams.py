@@ -189,12 +189,13 @@ async def test_a_stream_that_could_not_come_back_is_refused_at_once(end: str) ->
                 assert b"event id" in text
 
 
-async def test_the_head_of_a_return_is_counted_exactly() -> None:
+@pytest.mark.parametrize("prefix", ["", f"/{'p' * 99}"])
+async def test_the_head_of_a_return_is_counted_exactly(prefix: str) -> None:
     """Whatever is accepted leaves enough of the head's limit for the longest id."""
-    async with running(head_limit=2_048) as server:
+    async with running(head_limit=2_048, path_prefix=prefix) as server:
         for length in range(1_200, 2_000, 40):
             names = [f"{number:0{length // 8}}" for number in range(8)]
-            target = "/events?" + "&".join(f"channel={name}" for name in names)
+            target = f"{prefix}/events?" + "&".join(f"channel={name}" for name in names)
             async with peer(server) as client:
                 first = (await client.request("GET", target)).status_code
             async with peer(server) as client:

@@ -58,8 +58,12 @@ _SECURITY: Final = {
 
 
 @cache
-def document() -> bytes:
-    """The description as JSON text, made once for each process."""
+def document(root: str = "") -> bytes:
+    """The description as JSON text, made once for each process.
+
+    Args:
+        root: The path in front of all paths, from the settings.
+    """
     schemas = Schemas()
     paths = {f"/api/{name}": {"post": _call(name, one, schemas)} for name, one in METHODS.items()}
     paths[f"/api/{STREAM}"] = {"post": _stream(schemas)}
@@ -73,6 +77,7 @@ def document() -> bytes:
         {
             "openapi": "3.1.0",
             "info": {"title": "Repeater", "version": __version__, "description": _ABOUT},
+            **({"servers": [{"url": root}]} if root else {}),
             "paths": paths,
             "components": {"schemas": components, "securitySchemes": _SECURITY},
             "security": [{name: []} for name in _SECURITY],

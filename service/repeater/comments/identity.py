@@ -62,6 +62,7 @@ class Identity:
             name,
             value,
             max_age=seconds,
+            path=f"{request.root_path}/",
             httponly=True,
             samesite="Lax",
             secure=request.scheme == "https",

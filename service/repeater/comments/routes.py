@@ -116,7 +116,7 @@ def _peer() -> str:
 
 
 def _redirect(path: str) -> Response:
-    return Response(b"", 302, {"Location": path})
+    return Response(b"", 302, {"Location": f"{request.root_path}{path}"})
 
 
 def _positive(name: str) -> int | None:

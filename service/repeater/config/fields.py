@@ -26,6 +26,7 @@ MADE_OF: Final[dict[type[BaseModel], type[Options]]] = {}
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|[smhd])")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_PATH: Final = re.compile(r"(?:/[a-zA-Z0-9._~-]+)+")  # RFC 3986's unreserved characters
 _NAMESPACE: Final = re.compile(r"[-a-zA-Z0-9_.]{2,}")  # protocol, section 11
 
 
@@ -101,6 +102,22 @@ def _workers(value: object) -> object:
     return int(text)
 
 
+def _path_prefix(prefix: str) -> str:
+    """The prefix without a slash at its end."""
+    if not prefix:
+        return ""
+    path = prefix.removesuffix("/")
+    if not path:
+        raise ValueError("must be empty for a server at /")
+    if not path.startswith("/"):
+        raise ValueError("must begin with /, as in /realtime")
+    if not _PATH.fullmatch(path):
+        raise ValueError("may have a-z A-Z 0-9 - _ . ~ and single slashes: no escapes, no query")
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError("must not have . or .. between slashes")
+    return path
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
@@ -109,6 +126,7 @@ Secret = Annotated[SecretStr | None, BeforeValidator(unless_empty), AfterValidat
 HeaderSecret = Annotated[Secret, AfterValidator(_fits_a_header)]
 Regex = Annotated[re.Pattern[str] | None, BeforeValidator(unless_empty)]
 NamespaceName = Annotated[str, AfterValidator(_namespace)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix), Field(max_length=255)]
 
 
 def settings_of(

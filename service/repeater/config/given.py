@@ -33,6 +33,7 @@ class ServerSettings(TypedDict, total=False):
     api_key: str
     api_previous_key: str
     allowed_origins: Sequence[str]
+    path_prefix: str
     allowed_hosts: Sequence[str]
     metrics_token: str
     metrics_open: bool

@@ -46,6 +46,7 @@ from repeater.config.fields import (
     HeaderSecret,
     Integer,
     NamespaceName,
+    PathPrefix,
     Seconds,
     Texts,
     Workers,
@@ -201,6 +202,11 @@ class Settings(EngineSettings, NodeSettings):
     default, a port, as in `https://*.example.com` or `http://localhost:*`. A page of the server's
     own host always may. `*` lets every page in, but such a page gets no cookies accepted. In
     development mode pages of this machine may connect, too."""
+
+    path_prefix: PathPrefix = ""
+    """The path under which the whole server is, as in `/realtime`: `/realtime/ws`,
+    `/realtime/api/publish`, `/realtime/health`, every page. All other paths are 404. Empty for a
+    server at `/`, and for a proxy that takes the prefix off itself (docs/deployment.md)."""
 
     allowed_hosts: Annotated[Texts, LIVE] = ()
     """Globs of the names by which clients reach this server, as in `www.example.com`, without a

@@ -21,9 +21,10 @@ import trio
 from repeater.deadlines import lift, within
 from repeater.front.live_check import LIVE_TARGET, answer_live, is_live_check
 from repeater.front.open_connections import REFUSED_TIMEOUT, OpenConnections
+from repeater.front.path_prefix import targets
 from repeater.front.preamble import Preamble, PreambleError
 from repeater.front.responses import write_fault
-from repeater.front.rest import PREFIX, Rest, RestOptions, RestStatistics
+from repeater.front.rest import Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
 from repeater.front.subscriptions import Subscriptions
 from repeater.front.tls import HTTP2
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from repeater.protocol.http.head import Head
 
 _log = get_logger("acceptor")
-
-_STREAM_PATHS: Final = frozenset(path.encode() for path in STREAMS)
-_WEBSOCKET_PATHS: Final = frozenset(path.encode() for path in WEBSOCKETS)
 
 _USUAL: Final = (b"GET /", b"POST /")
 """How most requests begin, looked for first."""
@@ -98,7 +96,11 @@ class Acceptor:
         self._settings = settings
         self._head_limit = settings().head_limit
         self._head_timeout = settings().head_timeout
-        options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout)
+        prefix = settings().path_prefix
+        self._stream_paths = targets(prefix, STREAMS)
+        self._websocket_paths = targets(prefix, WEBSOCKETS)
+        self._live_target = prefix.encode() + LIVE_TARGET
+        options = RestOptions(settings().body_limit, self._head_limit, self._head_timeout, prefix)
         self._subscriptions = Subscriptions(
             node, handover, settings, self._preamble, self._rest_of_request
         )
@@ -238,21 +240,21 @@ class Acceptor:
             lift(scope)
             return self._handover.serve(sock, b"", self._open.of(sock))
         received = await self._read_head(sock, scope)
-        if received.startswith(PREFIX):
+        if received.startswith(self._rest.beginning):
             lift(scope)  # from here on each path sets its own deadlines
             return self._serve_calls(sock, received)
         end = received.index(HEAD_END) + len(HEAD_END)
         head = read_head(received[:end])
         path = head.target.partition(b"?")[0]
-        if path in _STREAM_PATHS:
+        if path in self._stream_paths:
             # A deadline that was set for the head also holds for the body.
             return self._subscriptions.serve_stream(
                 sock, scope, head, received[end:], self._open.of(sock)
             )
         lift(scope)
-        if head.target == LIVE_TARGET and is_live_check(sock, head, self._settings().hosts):
+        if head.target == self._live_target and is_live_check(sock, head, self._settings().hosts):
             return self._serve_live(sock, head, received[end:])
-        if path in _WEBSOCKET_PATHS:
+        if path in self._websocket_paths:
             return self._subscriptions.serve_websocket(
                 sock, scope, head, received[end:], self._open.of(sock)
             )

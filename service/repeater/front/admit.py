@@ -247,7 +247,7 @@ class _Decision(msgspec.Struct, eq=False):
         request, room = self._request, room_of_event_id(channels)
         most = self._settings.head_limit - room
         # The first number is at hand, and most heads are far below the limit.
-        if request.size > most and request.size_without_id > most:
+        if request.size > most and request.size_without_id > most - len(self._settings.path_prefix):
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise self._refused(status, _NO_ROOM, text=_NO_ROOM.text)
 

@@ -25,6 +25,7 @@ from repeater.front.counted_app import CountedApp
 from repeater.front.handed_connection import Link, LinkOptions, Outcome
 from repeater.front.hypercorn_http1 import HTTP1
 from repeater.front.hypercorn_http2 import HTTP2
+from repeater.front.path_prefix import PrefixedApp
 from repeater.front.starts import ConnectionStarts, Starts
 from repeater.front.tls import HTTP2 as ALPN_HTTP2
 from repeater.front.tls import TLSSocket
@@ -32,6 +33,7 @@ from repeater.front.trusted_proxies import ForwardedApp, TrustedProxies
 from repeater.log import get_logger
 
 if TYPE_CHECKING:
+    from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
     from repeater.config import Settings
@@ -97,6 +99,7 @@ class Handover:
         self._config.websocket_max_message_size = options.message_limit
         self._config.websocket_ping_interval = options.ping_interval
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        self._prefix = settings.path_prefix
         self._context = WorkerContext(None)
         self._starts = Starts()
         self._links: dict[Link, None] = {}
@@ -120,8 +123,12 @@ class Handover:
         Raises:
             OSError: the peer is gone already.
         """
-        counted = self._app if connection is None else CountedApp(self._app, connection)
-        app = ForwardedApp(counted, sock.getpeername(), self._proxies)
+        app: AppWrapper = self._app
+        if connection is not None:
+            app = CountedApp(app, connection)
+        if self._prefix:
+            app = PrefixedApp(app, self._prefix)  # type: ignore[assignment]  # called by position
+        app = ForwardedApp(app, sock.getpeername(), self._proxies)
         link = Link(
             sock,
             received,

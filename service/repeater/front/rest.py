@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 _log = get_logger("rest")
 
-PREFIX: Final = b"POST /api/"
-_PATHS: Final = {f"/api/{name}".encode(): name for name in (*METHODS, STREAM)}
+_API: Final = "/api/"
+_NAMES: Final = (*METHODS, STREAM)
 _RECEIVE: Final = 65_536
 _FIRST_RECEIVE: Final = 4_096  # of a peer that has not shown the API key
 _IDLE_TIMEOUT: Final = 75.0  # seconds between two requests; as in hypercorn.py
@@ -55,11 +55,15 @@ _TRANSPORT_MODE: Final = TRANSPORT_MODE.encode()
 
 
 class RestOptions(msgspec.Struct, frozen=True):
-    """Limits of a request, in bytes and seconds; a stream's line counts as a body."""
+    """Limits of a request, in bytes and seconds; a stream's line counts as a body.
+
+    The paths of calls begin with `path_prefix`.
+    """
 
     body_limit: int
     head_limit: int
     head_timeout: float
+    path_prefix: str = ""
 
 
 class RestStatistics(msgspec.Struct, frozen=True):
@@ -89,6 +93,11 @@ class Rest:
         self.key = key
         self.settings = settings
         self.options = options
+        path = options.path_prefix + _API
+        self.beginning = f"POST {path}".encode()
+        """How every plain call begins."""
+        self.names = {f"{path}{name}".encode(): name for name in _NAMES}
+        """The methods, by the paths of their calls."""
         self.draining = False
         self.drained_at = math.inf
         self.idle_until = math.inf
@@ -110,7 +119,7 @@ class Rest:
         The caller owns the socket and closes it. An error in a call is answered with 500, logged
         with its traceback, and ends this connection only.
         """
-        if not PREFIX.startswith(received[: len(PREFIX)]):
+        if not self.beginning.startswith(received[: len(self.beginning)]):
             return received
         calls = _Connection(self, sock, received)
         calls.accepted = connection
@@ -172,7 +181,7 @@ class _Connection:
             head = await self._next_head()
             if head is None:
                 return self._received
-            name = _PATHS[head.path]
+            name = self._rest.names[head.path]
             if name == STREAM:
                 going_on = await self._serve_stream(head)
             else:
@@ -202,7 +211,8 @@ class _Connection:
                 raise _EndedError
             self._received += part
         end += len(HEAD_END)
-        if end > self._rest.options.head_limit or not self._received.startswith(PREFIX):
+        beginning = self._rest.beginning
+        if end > self._rest.options.head_limit or not self._received.startswith(beginning):
             return None
         head = read_call_head(self._received[:end])
         if head is None or not self._is_ours(head):
@@ -212,13 +222,13 @@ class _Connection:
 
     def _may_be_ours(self) -> bool:
         """Whether the bytes so far may be the beginning of a plain call's head."""
-        received = self._received
-        if not PREFIX.startswith(received[: len(PREFIX)]) and received != b"\r":
+        received, beginning = self._received, self._rest.beginning
+        if not beginning.startswith(received[: len(beginning)]) and received != b"\r":
             return False
         return len(received) <= self._rest.options.head_limit
 
     def _is_ours(self, head: CallHead) -> bool:
-        name = _PATHS.get(head.path)
+        name = self._rest.names.get(head.path)
         if name is None:
             return False
         if name != STREAM and head.length is None:

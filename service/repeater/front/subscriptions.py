@@ -72,6 +72,7 @@ class Subscriptions:
         self._handover = handover
         self._settings = settings
         self._preamble = preamble
+        self._prefix = settings().path_prefix
         self._compression = Compression()
 
     async def serve_websocket(
@@ -179,11 +180,13 @@ class Subscriptions:
     ) -> tuple[Request, str]:
         """The request, and its client's address if a trusted proxy named it."""
         request = request_of_head(head, sock, connection)
+        if self._prefix:
+            request.path = request.path.removeprefix(self._prefix)
         if not self._preamble.has_proxies:
             return request, ""
         forwarded = self._preamble.forwarded_client(sock, request.header_lines())
         if forwarded:
-            request = request_of_head(head, forwarded, connection)
+            request.peer = forwarded
         return request, forwarded
 
 

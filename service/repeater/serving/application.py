@@ -5,28 +5,24 @@ A stock ASGI server uses the second:  hypercorn -k trio 'repeater.serving.applic
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from quart import Blueprint
 from quart_trio import QuartTrio
 
 from repeater.config import CurrentSettings, Settings, given_settings
+from repeater.front.path_prefix import PrefixedApp
 from repeater.node import Node
 from repeater.serving.assembly import open_assembly
 from repeater.serving.extension import EXTENSION, load_settings, open_extension
 from repeater.web.app import Holder, make_app
-
-if TYPE_CHECKING:
-    from repeater.front.accept import AcceptorStatistics
 
 
 def create_app(
     node: Node | None = None,
     settings: CurrentSettings | Settings | None = None,
     blueprints: Sequence[Blueprint] = (),
-    *,
-    acceptor: Callable[[], AcceptorStatistics] | None = None,
 ) -> QuartTrio:
     """Make the application, for an ASGI server.
 
@@ -37,18 +33,26 @@ def create_app(
             an `insecure` node has an open server API; any other node has none without an `api_key`
             in the settings. Without a node the default is read from the file and the environment.
         blueprints: Routes of an application that runs in the same process.
-        acceptor: What our own server's acceptor counts.
+
+    Its paths begin with the `root_path` of the ASGI server, and then with `path_prefix`.
     """
     if settings is None:
         settings = load_settings() if node is None else given_settings(node.options)
     current = settings if isinstance(settings, CurrentSettings) else CurrentSettings(settings)
     if node is not None:
-        return make_app(Holder(node, acceptor), current, blueprints)
+        return _prefixed(make_app(Holder(node), current, blueprints), current)
     lifespan = _Lifespan(current)
     if EXTENSION.is_on(current()):
         blueprints = (*blueprints, *EXTENSION.blueprints(lambda: lifespan.application))
     app = make_app(lifespan.holder, current, blueprints)
     app.while_serving(lifespan.run)
+    return _prefixed(app, current)
+
+
+def _prefixed(app: QuartTrio, settings: CurrentSettings) -> QuartTrio:
+    app.asgi_app = PrefixedApp(  # type: ignore[method-assign]
+        app.asgi_app, settings().path_prefix
+    )
     return app
 
 

@@ -18,15 +18,18 @@ _log = get_logger("server")
 def greet(settings: Settings, endpoints: Sequence[Endpoint], workers: int = 1) -> None:
     """Say what is where, and loudly what is open."""
     secure = "s" if settings.tls_cert is not None else ""
+    prefix = settings.path_prefix
     bases = [
-        f"{endpoint}" if endpoint.path else f"http{secure}://{endpoint}" for endpoint in endpoints
+        f"{endpoint}" if endpoint.path else f"http{secure}://{endpoint}{prefix}"
+        for endpoint in endpoints
     ]
     reachable = [endpoint for endpoint in endpoints if not endpoint.path]
     lines = [f"Repeater {__version__} is up on {' and '.join(bases)}"]
     if workers > 1:
         lines[0] += f", with {workers} workers"
     if reachable:
-        base, socket_base = f"http{secure}://{reachable[0]}", f"ws{secure}://{reachable[0]}"
+        address = f"{reachable[0]}{prefix}"
+        base, socket_base = f"http{secure}://{address}", f"ws{secure}://{address}"
         lines[0] += (
             f"  (REST {base}/api/publish, WebSocket {socket_base}/ws?channel=..., "
             f"Centrifugo SDKs {socket_base}/connection/websocket, health {base}/health)"

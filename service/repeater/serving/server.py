@@ -35,11 +35,11 @@ from repeater.front.trusted_proxies import TrustedProxies
 from repeater.node import Node
 from repeater.options import NodeOptions
 from repeater.serving.admin_socket import open_admin_socket
-from repeater.serving.application import create_app
 from repeater.serving.assembly import Assembly, ServerNodeParts, open_assembly, with_stores
 from repeater.serving.data_methods import data_methods
 from repeater.serving.errors import ServeError
 from repeater.serving.extension import EXTENSION, open_extension
+from repeater.web.app import Holder, make_app
 from repeater.web.lifespan import open_lifespan
 
 _PATIENCE: Final = 1.0  # seconds for peers to notice that another server accepts connections
@@ -147,7 +147,8 @@ async def open_server(
         node = assembly.node
         if EXTENSION.is_on(settings):
             blueprints = (*blueprints, *EXTENSION.blueprints(lambda: running))
-        app = create_app(node, current, blueprints, acceptor=lambda: acceptor.statistics())
+        holder = Holder(node, lambda: acceptor.statistics())
+        app = make_app(holder, current, blueprints)
         handover = Handover(
             app, settings, preamble.proxies, turns=node.turns, failures=node.failures
         )

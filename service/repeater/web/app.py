@@ -66,6 +66,15 @@ class Application(QuartTrio):
         super().__init__("repeater.web", static_folder=None)
         self._holder = holder
 
+    async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one ASGI connection; `root_path` was taken off its path already.
+
+        Quart takes it off, too, and begins each redirect and each `url_for` with it.
+        """
+        if root_path := scope.get("root_path"):
+            scope = {**scope, "path": f"{root_path}{scope['path']}"}
+        await super().asgi_app(scope, receive, send)
+
     def log_exception(self, *told: Any) -> None:
         """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
+from repeater.front.path_prefix import in_origin_form
 from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import Answer, answer_status
-from repeater.protocol.http.fault import Field, find_scope_fault, split_url
+from repeater.protocol.http.fault import find_scope_fault
 from repeater.transports.asgi import Application, Receive, Send, refuse
 from repeater.web.stream import STREAM_PATH
 from repeater.web.subscriptions import EMULATION_PATH
@@ -37,7 +37,7 @@ class FaultCheck:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        scope = _in_origin_form(scope)
+        scope = in_origin_form(scope)
         answer = self._refusal(scope)
         if answer is None:
             await self._app(scope, receive, send)
@@ -64,20 +64,3 @@ class FaultCheck:
 def exact_paths(app: QuartTrio) -> set[str]:
     """The paths of subscriptions, and those of all routes without parameters."""
     return _OWN | {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
-
-
-def _in_origin_form(scope: Any) -> Any:
-    """Take a target in absolute form apart: its authority counts, not `Host` (RFC 9112, 3.2.2)."""
-    raw = scope.get("raw_path") or scope["path"].encode("latin-1", "replace")
-    parts = None if raw.startswith(b"/") else split_url(raw)
-    if parts is None:
-        return scope
-    host, path = parts
-    fields: list[Field] = [(name, value) for name, value in scope["headers"] if name != b"host"]
-    path = path.partition(b"?")[0]
-    return {
-        **scope,
-        "headers": [(b"host", host), *fields],
-        "raw_path": path,
-        "path": unquote(path.decode("latin-1")),
-    }

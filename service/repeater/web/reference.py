@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from quart import Blueprint
+from quart import Blueprint, request
 from quart.typing import ResponseReturnValue
 
 from repeater.api.openapi import document
@@ -24,7 +24,7 @@ def create_reference() -> Blueprint:
 
     @reference.get("/openapi.json")
     async def openapi() -> ResponseReturnValue:
-        return await send_bytes(document(), "application/json")
+        return await send_bytes(document(request.root_path), "application/json")
 
     @reference.get("/docs")
     async def page() -> ResponseReturnValue:

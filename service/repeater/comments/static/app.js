@@ -84,7 +84,7 @@ if (list) {
 
 async function whoAmI() {
   try {
-    me = (await read("/api/me")).user;
+    me = (await read("api/me")).user;
   } catch {
     return;  // the user is unknown: the next connection asks again
   }
@@ -116,7 +116,9 @@ async function stayConnected() {
 // Run one connection to its end; resolves to whether it was ever live.
 function connection() {
   return new Promise((resolve) => {
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws?channel=comments`);
+    const address = new URL("ws?channel=comments", location.href);  // beside this page, wherever it is
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(address);
     let live = false;
     const end = () => { socket.onclose = socket.onmessage = null; socket.close(); finish(); };
     const deaf = setInterval(() => isDeaf().then((yes) => yes && end(), end), CHECK);
@@ -149,7 +151,7 @@ function connection() {
 // Whether the connection delivers nothing. A page cannot see the server's pings, so it looks for a
 // comment that is in the list and did not come.
 async function isDeaf() {
-  const missing = async () => (await read("/api/comments?limit=1")).find((one) => !shown.has(one.id));
+  const missing = async () => (await read("api/comments?limit=1")).find((one) => !shown.has(one.id));
   if (!(await missing())) return false;
   await new Promise((resolve) => setTimeout(resolve, 2000));  // it may be on its way
   return Boolean(await missing());
@@ -167,10 +169,10 @@ function interruptible(milliseconds) {
 async function catchUp() {
   const newest = Math.max(0, ...[...list.children].slice(-1).map((item) => Number(item.dataset.id)));
   let first = shown.size === 0;
-  let page = await read(`/api/comments?limit=${PAGE}`);
+  let page = await read(`api/comments?limit=${PAGE}`);
   let found = page;
   for (let n = 1; n < LOST && !first && page.length === PAGE && page[0].id > newest; n++) {
-    page = await read(`/api/comments?limit=${PAGE}&before=${page[0].id}`);
+    page = await read(`api/comments?limit=${PAGE}&before=${page[0].id}`);
     found = page.concat(found);
   }
   if (!first && page.length === PAGE && page[0].id > newest) {  // too many are missing: start anew
@@ -186,7 +188,7 @@ async function catchUp() {
 
 async function earlier() {
   const oldest = list.firstElementChild;
-  const page = await read(`/api/comments?limit=${PAGE}&before=${oldest.dataset.id}`);
+  const page = await read(`api/comments?limit=${PAGE}&before=${oldest.dataset.id}`);
   find("earlier").hidden = page.length < PAGE;
   const height = list.scrollHeight;
   show(page, false);

@@ -36,8 +36,9 @@ const inHex = (data) => {
 
 const ways = {
   websocket(channel, on) {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/ws?channel=${encodeURIComponent(channel)}`);
+    const address = new URL(`ws?channel=${encodeURIComponent(channel)}`, location.href);
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(address);
     socket.onopen = on.open;
     socket.binaryType = "arraybuffer";
     socket.onmessage = ({ data }) => on.message(typeof data === "string" ? data : inHex(data));
@@ -47,7 +48,7 @@ const ways = {
 
   // The browser reconnects by itself and recovers missed messages, unless the server refused.
   sse(channel, on) {
-    const events = new EventSource(`/events?channel=${encodeURIComponent(channel)}`);
+    const events = new EventSource(`events?channel=${encodeURIComponent(channel)}`);
     events.onopen = on.open;
     events.onmessage = (event) => on.message(event.data);
     events.onerror = () => (events.readyState === EventSource.CLOSED ? on.end("") : on.wait());
@@ -127,7 +128,7 @@ class Subscription {
 
 async function isThere() {
   try {
-    return (await fetch("/health/live", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) })).ok;
+    return (await fetch("health/live", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) })).ok;
   } catch {
     return false;
   }
@@ -353,7 +354,7 @@ async function publish(channel, text) {
     setTimeout(forget, PATIENCE, one);
   }
   try {
-    const answer = await fetch("/api/publish", {
+    const answer = await fetch("api/publish", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: command(channel, text),
@@ -382,7 +383,7 @@ function outcome(text, bad) {
 
 function sketch() {
   const quoted = command(find("to").value.trim(), find("data").value.trim()).replaceAll("'", "'\\''");
-  find("curl").textContent = `curl -d '${quoted}' ${location.origin}/api/publish`;
+  find("curl").textContent = `curl -d '${quoted}' ${new URL("api/publish", location.href)}`;
 }
 
 // ---- JSON as received: its own tokens, laid out and coloured
