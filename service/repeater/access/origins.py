@@ -86,7 +86,7 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str])
     """
     if origin is None:
         return True
-    found = _parse(origin)
+    found = parse_origin(origin)
     if found is None:
         return False
     return _is_own(found, host) or any(
@@ -107,14 +107,14 @@ def host_allowed(host: str | None, allowed: tuple[str, ...]) -> bool:
 @lru_cache(64)
 def _host_allowed(host: str, allowed: tuple[str, ...]) -> bool:
     # Cached, because a back end names the same host with each of its calls.
-    found = _authority(host)
+    found = parse_host(host)
     return found is not None and any(fnmatchcase(found[0], glob) for glob in allowed)
 
 
 def _is_own(origin: Origin, host: str | None) -> bool:
     if host is None or origin.scheme not in _DEFAULT_PORTS:
         return False
-    ours = _authority(host)
+    ours = parse_host(host)
     if ours is None or ours[0] != origin.host:
         return False
     return _port(ours[1], origin.scheme) == origin.port
@@ -128,7 +128,7 @@ def _matches(origin: Origin, glob: Origin) -> bool:
     )
 
 
-def _parse(text: str) -> Origin | None:
+def parse_origin(text: str) -> Origin | None:
     """Read the `Origin` header; None if its value is not an origin."""
     if text == _NULL:
         return Origin(_NULL, "", None)
@@ -138,7 +138,7 @@ def _parse(text: str) -> Origin | None:
         return None
     if not rest and scheme not in _DEFAULT_PORTS:
         return Origin(scheme, "", None)  # file://
-    found = _authority(rest)
+    found = parse_host(rest)
     if found is None:
         return None
     host, port = found
@@ -149,7 +149,7 @@ def _port(written: int | None, scheme: str) -> int | None:
     return _DEFAULT_PORTS.get(scheme) if written is None else written
 
 
-def _authority(text: str) -> tuple[str, int | None] | None:
+def parse_host(text: str) -> tuple[str, int | None] | None:
     """Read `host[:port]`; None if it is not one. IPv6 comes back without brackets."""
     if len(text) > 2 * _HOST_LIMIT:
         return None

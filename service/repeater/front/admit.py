@@ -41,14 +41,13 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.front import protobuf
+from repeater.front.reasons import BODY_TOO_LARGE, explained, foreign_page, other_host, wrong_method
 from repeater.front.request import OCTETS
 from repeater.front.responses import (
     PROTOBUF_FAREWELL,
     answer_method,
     answer_refusal,
     cors_headers,
-    foreign_page,
-    wrong_method,
 )
 from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
@@ -75,9 +74,6 @@ _NO_ROOM: Final = Why(
 )
 _NO_CHANNEL: Final = Why(Cause.REQUEST, "No channel: add ?channel=NAME to the address.")
 _BINARY: Final = Why(Cause.NOT_OFFERED, BINARY_CHANNEL, "use /ws, or an SDK in Protobuf")
-_OTHER_HOST: Final = Why(
-    Cause.HOST, "the request is for a host that is not ours", "name the host in allowed_hosts"
-)
 _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
 _NO_VERIFIER: Final = Why(
     Cause.TOKEN, "the server has no key for tokens", "set token.hmac_secret_key, or another key"
@@ -86,9 +82,6 @@ _NO_CREDENTIALS: Final = Why(
     Cause.CREDENTIALS,
     "no token, and anonymous clients may not subscribe",
     "send a token, or set allow_anonymous = true",
-)
-_BODY_TOO_LARGE: Final = Why(
-    Cause.REQUEST, "the body is larger than message_limit", "send a smaller one"
 )
 _NO_MESSAGE: Final = Why(
     Cause.REQUEST, "the stream's first message is missing", "send it as the body, or as cf_connect"
@@ -162,9 +155,10 @@ class _Decision(msgspec.Struct, eq=False):
         """
         request, route, settings = self._request, self._route, self._settings
         if not request.host_allowed(settings.hosts):
-            raise self._refused(HTTPStatus.MISDIRECTED_REQUEST, _OTHER_HOST)
+            why = other_host(request, settings.hosts)
+            raise self._refused(HTTPStatus.MISDIRECTED_REQUEST, why)
         if request.judge_page(settings.origins) is Page.FOREIGN:
-            raise self._refused(HTTPStatus.FORBIDDEN, foreign_page(request))
+            raise self._refused(HTTPStatus.FORBIDDEN, foreign_page(request, settings.origins))
         if route.media_type:
             self._ask_method()
         self._ask_draining()
@@ -254,10 +248,13 @@ class _Decision(msgspec.Struct, eq=False):
     def _ask_method(self) -> None:
         """Answer a preflight, and refuse other methods than the route's (405)."""
         answer = answer_method(self._request, self._route.methods)
-        if answer is not None:
-            why = None if self._request.method == "OPTIONS" else wrong_method(self._request)
-            raise _RefusedError(Refusal(answer, why=why))
-        self._cors = cors_headers(self._request)
+        if answer is None:
+            self._cors = cors_headers(self._request)
+            return
+        if self._request.method == "OPTIONS":
+            raise _RefusedError(Refusal(answer))
+        why = wrong_method(self._request)
+        raise _RefusedError(Refusal(explained(self._node.refusals, answer, why), why=why))
 
     def _ask_draining(self) -> None:
         """Refuse with 503 while the node shuts down."""
@@ -355,7 +352,7 @@ class _Decision(msgspec.Struct, eq=False):
         """
         route, request = self._route, self._request
         if request.length > self._node.options.message_limit:
-            raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _BODY_TOO_LARGE)
+            raise self._refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BODY_TOO_LARGE)
         if request.method == "POST":
             if request.has_octets() and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
@@ -415,9 +412,10 @@ class _Decision(msgspec.Struct, eq=False):
     def _refused(
         self, status: HTTPStatus, why: Why, *, counted: bool = False, text: str = ""
     ) -> _RefusedError:
-        text = self._node.refusals.told(text, why)
+        refusals = self._node.refusals
+        text = refusals.told(text, why)
         answer = answer_refusal(self._request, self._route, status, self._cors, text)
-        return _RefusedError(Refusal(answer, counted, why))
+        return _RefusedError(Refusal(explained(refusals, answer, why), counted, why))
 
 
 def note_refusal(node: Node, request: Request, refusal: Refusal) -> None:

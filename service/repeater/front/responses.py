@@ -13,7 +13,6 @@ from http import HTTPStatus
 from random import uniform
 from typing import TYPE_CHECKING, Final
 
-from repeater.causes import Cause, Why
 from repeater.errors import STALE, Disconnect
 from repeater.front.request import OCTETS
 from repeater.front.routes import EVENT_STREAM, Route
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 # HTTP ways that speak JSON only answer with it.
 PROTOBUF_FAREWELL: Final = b"\x1f\x22\x1d\x5a\x1b\x08\xb2\x1b\x12\x16inappropriate protocol"
 
-_SHOWN: Final = 200
-"""Characters of what a stranger sent that a line of the log shows."""
 _PREFLIGHT_AGE: Final = "300"  # seconds (protocol, section 14.1)
 _RETRY: Final = (1_000, 3_000)
 """Milliseconds before a browser reconnects: random, so that browsers do not return all at once."""
@@ -66,18 +63,6 @@ def write_fault(fault: Fault) -> bytes:
     """The answer to a request with this fault, the last answer of its connection."""
     answer = answer_status(fault.status, text=f"{fault.status.phrase}: {fault.reason}")
     return write_answer(answer, keep_alive=False, date=http_date())
-
-
-def foreign_page(request: Request) -> Why:
-    """Why a page of another origin is refused; its origin is what its browser says."""
-    origin = (request.header(b"origin") or "")[:_SHOWN]
-    mend = f"add {origin!r} to allowed_origins, or open the page under a name of this server"
-    return Why(Cause.ORIGIN, f"the page's origin {origin!r} is not in allowed_origins", mend)
-
-
-def wrong_method(request: Request) -> Why:
-    """Why a request with another method than the route's is refused."""
-    return Why(Cause.METHOD, f"{request.path} does not take {request.method[:_SHOWN]}")
 
 
 def answer_method(request: Request, methods: Sequence[str]) -> Answer | None:

@@ -20,6 +20,7 @@ from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit, note_refusal
 from repeater.front.protobuf import codec_of
+from repeater.front.reasons import no_handshake
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import (
     answer_end,
@@ -95,10 +96,11 @@ class Subscriptions:
         if not handshake.answer:
             await self._handover.serve(sock, head.raw + received, connection)
             return
+        request, forwarded = self._request(sock, head, connection)
         if not handshake.accepted:
+            self._note_no_handshake(request, handshake.answer)
             send_last(sock, handshake.answer)
             return
-        request, forwarded = self._request(sock, head, connection)
         request.subprotocol = handshake.subprotocol
         del head, connection
         with admit(self._node, settings, request) as admission:
@@ -174,6 +176,11 @@ class Subscriptions:
             send_last(sock, _last_answer(opening))
         else:
             await self._handover.serve(sock, head.raw + body.received, connection)
+
+    def _note_no_handshake(self, request: Request, answer: bytes) -> None:
+        name, status = WEBSOCKETS[request.path].name, int(answer.split(b" ", 2)[1])
+        why = no_handshake(answer)
+        self._node.refusals.note(why, name, status=status, address=request.address)
 
     def _request(
         self, sock: socket.socket, head: Head, connection: OpenConnection | None

@@ -128,7 +128,7 @@ def make_app(
     app.asgi_app = SubscriptionRoutes(  # type: ignore[method-assign]
         app.asgi_app, holder, settings
     )
-    app.asgi_app = PageCheck(app.asgi_app, settings)  # type: ignore[method-assign]
+    app.asgi_app = PageCheck(app.asgi_app, holder, settings)  # type: ignore[method-assign]
     app.asgi_app = FaultCheck(  # type: ignore[method-assign]
         app.asgi_app, partial(exact_paths, app)
     )

@@ -13,41 +13,64 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from repeater.access.origins import Page
+from repeater.front.reasons import explained, foreign_page, other_host
 from repeater.front.request import request_of_scope
+from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import answer_status
 from repeater.transports.asgi import Application, Receive, Send, refuse
 
 if TYPE_CHECKING:
+    from repeater.causes import Why
     from repeater.config import Settings
+    from repeater.front.request import Request
+    from repeater.node import Node
+    from repeater.protocol.http.answer import Answer
 
 API: Final = "/api/"
+_SHOWN: Final = 200
+"""Characters of a stranger's path that a line of the log shows."""
 
 
 class PageCheck:
     """An ASGI application: refuses requests for other hosts, and gives the rest to `app`."""
 
-    def __init__(self, app: Application, settings: Callable[[], Settings]) -> None:
+    def __init__(
+        self, app: Application, node: Callable[[], Node], settings: Callable[[], Settings]
+    ) -> None:
         self._app = app
+        self._node = node
         self._settings = settings
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         judged = scope["type"] in ("http", "websocket")
-        status = self._refusal(scope) if judged else None
-        if status is None:
+        answer = self._refusal(scope) if judged else None
+        if answer is None:
             await self._app(scope, receive, send)
         else:
-            await refuse(scope, receive, send, answer_status(status))
+            await refuse(scope, receive, send, answer)
 
-    def _refusal(self, scope: Any) -> HTTPStatus | None:
-        """The status that the request is refused with; None if it is not."""
+    def _refusal(self, scope: Any) -> Answer | None:
+        """The answer that refuses the request, which is noted; None if it is not refused."""
         settings = self._settings()
         hosts, guarded = settings.hosts, settings.dev and scope["path"].startswith(API)
         if not (hosts or guarded):
             return None
         request = request_of_scope(scope)
         if not request.host_allowed(hosts):
-            return HTTPStatus.MISDIRECTED_REQUEST
+            return self._refused(
+                request, HTTPStatus.MISDIRECTED_REQUEST, other_host(request, hosts)
+            )
         if guarded and request.judge_page(settings.origins) is Page.FOREIGN:
-            return HTTPStatus.FORBIDDEN
+            why = foreign_page(request, settings.origins)
+            return self._refused(request, HTTPStatus.FORBIDDEN, why)
         return None
+
+    def _refused(self, request: Request, status: HTTPStatus, why: Why) -> Answer:
+        refusals, route = self._node().refusals, ROUTES.get(request.path)
+        if route is None:
+            path, address = request.path[:_SHOWN], request.address
+            refusals.note(why, "request", status=status, path=path, address=address)
+        else:
+            refusals.note(why, route.name, status=status, address=request.address)
+        return explained(refusals, answer_status(status), why)

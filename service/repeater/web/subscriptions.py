@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from repeater.access.origins import Page
+from repeater.causes import Cause, Why
 from repeater.clients.emulated_message import emulate, emulated
 from repeater.clients.emulation import (
     OverflowedError,
@@ -26,17 +27,24 @@ from repeater.errors import DisconnectError
 from repeater.front import protobuf
 from repeater.front.admit import Refusal, admit, note_refusal
 from repeater.front.protobuf import codec_of
+from repeater.front.reasons import (
+    BODY_LATE,
+    BODY_TOO_LARGE,
+    explained,
+    foreign_page,
+    no_handshake,
+    wrong_method,
+)
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
     answer_end,
     answer_later,
     answer_method,
     cors_headers,
-    foreign_page,
     opening_bytes,
     stream_headers,
 )
-from repeater.front.routes import STREAMS, WEBSOCKETS
+from repeater.front.routes import ROUTES, STREAMS, WEBSOCKETS
 from repeater.protocol.centrifugo.commands import EmulationRequest
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.json_reader import reader
@@ -60,17 +68,33 @@ _Emulated = EmulationRequest[str] | EmulationRequest[bytes]
 
 _decode = reader(EmulationRequest[str], around=0)
 
+_NO_COMMAND: Final = Why(
+    Cause.REQUEST, "the body is not a message of an SDK", "send session, node and data in JSON"
+)
+_NO_SESSION: Final = Why(
+    Cause.REQUEST,
+    "the message names no session or no node",
+    "send both as the reply to connect gave them",
+)
+_UNKNOWN_SESSION: Final = Why(
+    Cause.REQUEST,
+    "there is no such session, or its stream has other credentials",
+    "the client comes back by itself; a balancer has to bring it to this server",
+)
+_OVERFLOWED: Final = Why(Cause.LIMIT, "too many messages of the session wait", "send fewer at once")
+
 
 class _GoneError(Exception):
     """The peer hung up before the whole body came."""
 
 
-class _RefusedBodyError(Exception):
-    """The body is too large, or did not come in time; `status` says which."""
+class _RefusedError(Exception):
+    """The request is refused with this answer, for this reason."""
 
-    def __init__(self, status: HTTPStatus) -> None:
-        super().__init__(status.phrase)
-        self.status = status
+    def __init__(self, answer: Answer, why: Why) -> None:
+        super().__init__(why.text)
+        self.answer = answer
+        self.why = why
 
 
 class SubscriptionRoutes:
@@ -125,19 +149,26 @@ class SubscriptionRoutes:
             if request.path == EMULATION_PATH:
                 await send_answer(send, await self._emulate(request, receive))
             elif request.path in WEBSOCKETS:
-                await send_answer(send, _upgrade_required(scope))
+                raise _RefusedError(_upgrade_required(scope), no_handshake())
             else:
                 await self._stream(request, receive, send)
-        except _RefusedBodyError as error:
-            await send_answer(send, answer_status(error.status, cors_headers(request)))
+        except _RefusedError as error:
+            await send_answer(send, self._noted(request, error.answer, error.why))
         except _GoneError:
             return
+
+    def _noted(self, request: Request, answer: Answer, why: Why) -> Answer:
+        """Log and count a refusal; the answer to give."""
+        refusals, route = self._node().refusals, ROUTES.get(request.path)
+        what = "emulation" if route is None else route.name
+        refusals.note(why, what, status=answer.status, address=request.address)
+        return explained(refusals, answer, why)
 
     async def _stream(self, request: Request, receive: Receive, send: Send) -> None:
         node, settings = self._node(), self._settings()
 
         async def read_body() -> bytes:
-            return await self._body(receive)
+            return await self._body(request, receive)
 
         with admit(node, settings, request, read_body) as admission:
             opening = await admission.decide()
@@ -160,30 +191,33 @@ class SubscriptionRoutes:
 
     async def _emulate(self, request: Request, receive: Receive) -> Answer:
         """Put the commands into their session's queue (protocol, section 14.2)."""
-        node = self._node()
-        if request.judge_page(self._settings().origins) is Page.FOREIGN:
-            why = foreign_page(request)
-            node.refusals.note(why, "emulation", status=403, address=request.address)
-            return answer_status(HTTPStatus.FORBIDDEN, (), node.refusals.told("", why))
+        node, origins = self._node(), self._settings().origins
+        if request.judge_page(origins) is Page.FOREIGN:
+            why = foreign_page(request, origins)
+            raise _RefusedError(answer_status(HTTPStatus.FORBIDDEN), why)
         other = answer_method(request, ("POST",))
         if other is not None:
-            return other
+            if request.method == "OPTIONS":
+                return other
+            raise _RefusedError(other, wrong_method(request))
         cors = cors_headers(request)
         if request.length > node.options.message_limit:
-            return answer_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, cors)
+            raise _too_large(request)
         try:
             command = await self._emulated(request, receive)
         except (msgspec.DecodeError, DisconnectError):
-            return answer_status(HTTPStatus.BAD_REQUEST, cors)
+            raise _RefusedError(answer_status(HTTPStatus.BAD_REQUEST, cors), _NO_COMMAND) from None
         if not (command.session and command.node):
-            return answer_status(HTTPStatus.BAD_REQUEST, cors)
+            raise _RefusedError(answer_status(HTTPStatus.BAD_REQUEST, cors), _NO_SESSION)
         message = emulated(command.session, command.data, request.credentials())
         try:
             await emulate(node, command.node, message)
         except UnknownSessionError:
-            return answer_status(HTTPStatus.NOT_FOUND, cors)
+            answer = answer_status(HTTPStatus.NOT_FOUND, cors)
+            raise _RefusedError(answer, _UNKNOWN_SESSION) from None
         except OverflowedError:
-            return answer_later(HTTPStatus.SERVICE_UNAVAILABLE, cors)
+            answer = answer_later(HTTPStatus.SERVICE_UNAVAILABLE, cors)
+            raise _RefusedError(answer, _OVERFLOWED) from None
         return Answer(HTTPStatus.NO_CONTENT, b"", "", cors)
 
     async def _emulated(self, request: Request, receive: Receive) -> _Emulated:
@@ -191,19 +225,19 @@ class SubscriptionRoutes:
 
         Raises:
             msgspec.DecodeError, DisconnectError: it is not JSON, or not Protobuf.
-            _RefusedBodyError, _GoneError: as `_body`.
+            _RefusedError, _GoneError: as `_body`.
         """
-        body = await self._body(receive)
+        body = await self._body(request, receive)
         if not request.has_octets():
             return _decode(body)
         await protobuf.load()
         return protobuf.read_emulation(body)
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self, request: Request, receive: Receive) -> bytes:
         """Wait for the whole body and return it; the deadline is that of a head.
 
         Raises:
-            _RefusedBodyError: the body is too large, or too slow.
+            _RefusedError: the body is too large, or too slow.
             _GoneError: the peer hung up.
         """
         limit = self._node().options.message_limit
@@ -215,10 +249,16 @@ class SubscriptionRoutes:
                     raise _GoneError
                 body += event.get("body", b"")
                 if len(body) > limit:
-                    raise _RefusedBodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                    raise _too_large(request)
                 if not event.get("more_body", False):
                     return bytes(body)
-        raise _RefusedBodyError(HTTPStatus.REQUEST_TIMEOUT)
+        answer = answer_status(HTTPStatus.REQUEST_TIMEOUT, cors_headers(request))
+        raise _RefusedError(answer, BODY_LATE)
+
+
+def _too_large(request: Request) -> _RefusedError:
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return _RefusedError(answer_status(status, cors_headers(request)), BODY_TOO_LARGE)
 
 
 def _upgrade_required(scope: Any) -> Answer:

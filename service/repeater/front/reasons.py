@@ -1,0 +1,99 @@
+"""Why a request is refused before there is a client, from its head."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from repeater.access.page_refusals import Asked, why_foreign, why_other_host
+from repeater.causes import Cause, Why
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from repeater.clients.refusals import Refusals
+    from repeater.front.request import Request
+    from repeater.protocol.http.answer import Answer
+
+_SHOWN: Final = 200
+"""Characters of what a stranger sent that a line of the log shows."""
+_LONGEST: Final = 1_000
+"""Characters of a reason in a header."""
+_HOST_OF_FORWARDED: Final = re.compile(r'(?:^|[;,\s])host="?([^";,\s]+)', re.IGNORECASE)
+_OF_PROXIES: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+
+BODY_TOO_LARGE: Final = Why(
+    Cause.REQUEST, "the body is larger than message_limit", "send a smaller one"
+)
+BODY_LATE: Final = Why(Cause.REQUEST, "the body did not come in time (head_timeout)")
+_MEND_HANDSHAKE: Final = (
+    "connect with ws:// or wss://; a proxy has to pass Upgrade and Connection on, by HTTP/1.1"
+)
+
+EXPLANATION: Final = "Repeater-Refused"
+"""The header of a refusal that says why, in development mode: a browser's network tab shows it also
+where no page may read the answer."""
+
+
+def foreign_page(request: Request, origins: Sequence[str]) -> Why:
+    """Why a page of another origin is refused; its origin is what its browser says."""
+    return why_foreign(_asked(request), origins)
+
+
+def other_host(request: Request, hosts: Sequence[str]) -> Why:
+    """Why a request for another host than these is refused."""
+    return why_other_host(_asked(request), hosts)
+
+
+def wrong_method(request: Request) -> Why:
+    """Why a request with another method than the route's is refused."""
+    return Why(Cause.METHOD, f"{request.path} does not take {request.method[:_SHOWN]}")
+
+
+def no_handshake(answer: bytes = b"") -> Why:
+    """Why a request to a WebSocket's path is refused, with the text of its answer."""
+    text = "the request is not the handshake of a WebSocket"
+    told = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+    return Why(Cause.REQUEST, f"{text}: {told[:_SHOWN]}" if told else text, _MEND_HANDSHAKE)
+
+
+def explained(refusals: Refusals, answer: Answer, why: Why) -> Answer:
+    """The answer to a refused request: in development mode its body and a header say why.
+
+    A stream that says when to come back (200) keeps its body.
+    """
+    if not refusals.explaining:
+        return answer
+    answer = msgspec.structs.replace(answer, headers=(*answer.headers, (EXPLANATION, _header(why))))
+    if answer.status == HTTPStatus.OK:
+        return answer
+    body = f"{why}\n".encode()
+    return msgspec.structs.replace(answer, body=body, content_type="text/plain; charset=utf-8")
+
+
+def _header(why: Why) -> str:
+    text = str(why).encode("ascii", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else "?" for one in text)[:_LONGEST]
+
+
+def _asked(request: Request) -> Asked:
+    names = [name for name, _ in request.pairs]
+    return Asked(
+        origin=request.header(b"origin"),
+        host=request.header(b"host"),
+        repeated=names.count(b"origin") > 1 or names.count(b"host") > 1,
+        first_host=_first_host(request),
+        proxied=any(name in request.headers for name in _OF_PROXIES),
+    )
+
+
+def _first_host(request: Request) -> str | None:
+    """The host that a proxy says it was asked for."""
+    forwarded = request.header(b"x-forwarded-host")
+    if forwarded is not None:
+        return forwarded.partition(",")[0].strip()
+    found = _HOST_OF_FORWARDED.search(request.header(b"forwarded") or "")
+    return found[1] if found else None
