@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from repeater.access.origins import LOOPBACK_HOSTS, LOOPBACK_ORIGINS
@@ -291,7 +293,7 @@ async def test_a_preflight_of_a_foreign_page(kind: str, refused: RefusedLines) -
     """It is refused as its request would be, once."""
     async with running() as server, peer(server) as client:
         headers = {"Origin": "https://evil.test", "Access-Control-Request-Method": "GET"}
-        named = {**(UPGRADE if kind == "websocket" else {}), **headers}
+        named: Any = {**(UPGRADE if kind == "websocket" else {}), **headers}
         method = "GET" if kind == "websocket" else "OPTIONS"
         assert (await ask(client, PATHS[kind], method, **named))[0] == 403
     assert "cause=origin" in refused.one()
@@ -303,7 +305,7 @@ async def test_an_allowed_page_leaves_no_line(refused: RefusedLines) -> None:
         async with knocking(server, "native", "stream", Origin="http://localhost:3000") as status:
             assert status == 200
         async with peer(server) as client:
-            headers = {"Origin": "http://localhost:3000"}
+            headers: Any = {"Origin": "http://localhost:3000"}
             assert (await ask(client, "/events", "OPTIONS", **headers))[0] == 204
         assert not server.node.refusals.counts
     assert refused.all() == []
