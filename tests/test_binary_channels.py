@@ -33,7 +33,7 @@ from repeater.protocol.centrifugo.codecs import (
 )
 from repeater.protocol.centrifugo.deflated_codecs import Compression
 from repeater.protocol.centrifugo.filters import TagsFilter
-from repeater.protocol.sse.event_stream import EVENT_STREAM, EVENT_STREAM_CHANNEL, SetCodec
+from repeater.protocol.sse.event_stream import EVENT_STREAM
 from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, outcome, talking
@@ -380,11 +380,11 @@ class TestAChannelThatBecameBinary:
             assert await talk.data() == [2]
         assert len([one for one in caplog.messages if "left out of an answer" in one]) == 1
 
-    @pytest.mark.parametrize("codec", [EVENT_STREAM, EVENT_STREAM_CHANNEL, "set"])
+    @pytest.mark.parametrize("codec", [EVENT_STREAM, EVENT_STREAM.of_channel, "set"])
     def test_event_streams(self, codec: Any) -> None:
         """Get the id alone, so that a client that comes back does not count as behind."""
         if codec == "set":
-            codec = SetCodec({"c": StreamPosition(0, "e"), "d": StreamPosition(0, "e")})
+            codec = EVENT_STREAM.of_set({"c": StreamPosition(0, "e"), "d": StreamPosition(0, "e")})
         binary = Publication("c", ANY, 1, "e", binary=True)
         (chunk,) = codec.publications([binary]) or [b""]
         assert chunk.startswith(b"id: ") or codec is EVENT_STREAM

@@ -20,8 +20,6 @@ from repeater.protocol.sse.event_id import (
 )
 from repeater.protocol.sse.event_stream import (
     EVENT_STREAM,
-    EVENT_STREAM_CHANNEL,
-    SetCodec,
     event,
     retry,
     silent_id,
@@ -160,18 +158,18 @@ def test_a_batch_is_one_chunk_of_events() -> None:
         Publication("a b", b"2"),
         Publication("a b", b"3", 2, "e"),
     ]
-    (chunk,) = EVENT_STREAM_CHANNEL.publications(batch)
+    (chunk,) = EVENT_STREAM.of_channel.publications(batch)
     first, second = (event_id({"a b": StreamPosition(offset, "e")}) for offset in (1, 2))
     assert chunk == (
         b'id: %b\ndata: {"n":\ndata: 1}\n\ndata: 2\n\nid: %b\ndata: 3\n\n' % (first, second)
     )
     assert EVENT_STREAM.publications(batch[1:]) == [b"data: 2\n\ndata: 3\n\n"]
-    assert EVENT_STREAM_CHANNEL.publications([]) == []
+    assert EVENT_STREAM.of_channel.publications([]) == []
 
 
 def test_the_id_of_several_channels_moves_on() -> None:
     """A set's codec says where its clients are in all of its channels."""
-    codec = SetCodec({"a": StreamPosition(1, "e"), "b": StreamPosition(4, "f")})
+    codec = EVENT_STREAM.of_set({"a": StreamPosition(1, "e"), "b": StreamPosition(4, "f")})
     source = EventSource()
     for publication in (
         Publication("b", b"1", 5, "f"),

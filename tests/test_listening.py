@@ -21,7 +21,8 @@ from repeater.brokers.receipts import Answer, Receipt, settled
 from repeater.clients.client import Client
 from repeater.clients.limits import Place
 from repeater.clients.opening import Opening, begin
-from repeater.clients.plain import Wanted, listening, positions_of
+from repeater.clients.plain import Wanted, listening
+from repeater.clients.since import positions_of
 from repeater.errors import (
     INSUFFICIENT_STATE,
     PERMISSION_DENIED,

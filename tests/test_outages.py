@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
 }
 PLAIN = {
     "/ws": UPGRADE.format(path="/ws?channel=news", more=""),
+    "/ws with envelopes": UPGRADE.format(path="/ws?channel=news&envelope=1", more=""),
+    "/ws with history": UPGRADE.format(path="/ws?channel=kept:a&since=start", more=""),
     "/events": "GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "/events with history": "GET /events?channel=kept:a HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }

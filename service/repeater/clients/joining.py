@@ -18,6 +18,7 @@ from repeater.fanout.recovery import (
     after_drop,
     go_on,
 )
+from repeater.fanout.rewind import Rewind
 from repeater.json_text import embedded
 from repeater.protocol.centrifugo.filters import TagsFilter
 from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publication_result
@@ -41,6 +42,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     delta: bool = False
     since: StreamPosition | None = None
     """The position to recover from; None for a new subscriber."""
+    rewind: Rewind | None = None
+    """The part of the past that a subscriber without a position asks for; None for nothing."""
     tags: TagsFilter | None = None
     server_side: bool = False
 
@@ -211,9 +214,9 @@ def complete_all(client: Client, joinings: Sequence[Joining], say: Callable[[], 
         joining._go_live()
 
 
-def server_side_wish(since: StreamPosition | None) -> Wish:
+def server_side_wish(since: StreamPosition | None, rewind: Rewind | None = None) -> Wish:
     """The wish of a server-side subscription: position and recovery, from `since` if given."""
-    return Wish(positioned=True, recoverable=True, since=since, server_side=True)
+    return Wish(positioned=True, recoverable=True, since=since, rewind=rewind, server_side=True)
 
 
 def time_left(node: ClientNode, target: Client | Subscription) -> tuple[bool, int]:

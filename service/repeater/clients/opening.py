@@ -56,7 +56,8 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
     """Make a WebSocket's client what it was admitted as; sync, so that nothing comes between.
 
     The result is None for a plain subscriber, whose messages are ignored. One that is ready hears
-    its channels at once; for others `plain.hear` does the rest, and answers the request.
+    its channels at once; for others `plain.hear` does the rest, and answers the request. For one
+    that gets envelopes, `plain.listening` does all of it.
     """
     _arrive(node, client, opening)
     wanted = opening.wanted
@@ -65,7 +66,7 @@ def begin(node: ClientNode, client: Client, opening: Opening) -> Conversation | 
             return Session(node, client)
         client.session = random_id()
         return UnidirectionalSession(node, client)
-    if client.end is None:
+    if client.end is None and not wanted.envelope:
         client.identify(wanted.grant)
         if client.ready:
             client.introduce()

@@ -33,6 +33,7 @@ from repeater.fanout.recovery import (
     recover,
     recover_newest,
 )
+from repeater.fanout.rewind import rewind
 from repeater.publication import START
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from repeater.clients.subscription import Subscription
     from repeater.options import ChannelOptions
     from repeater.protocol.centrifugo.codecs import Codec
+    from repeater.publication import Publication
 
 _AT_ONCE: Final = 64  # channels whose history is read side by side: bounds what is kept of it
 
@@ -83,7 +85,11 @@ class _Opening:
         subscription.server_side = wish.server_side
         subscription.grant, subscription.expire_at = wanted.grant, wanted.grant.expire_at
         _settle(node, client, subscription, options, wish)
-        if wish.since is None and options.auto_cache_recover and _cached(subscription, options):
+        if (
+            wish.since is None
+            and (options.auto_cache_recover or wish.rewind is not None)
+            and _cached(subscription, options)
+        ):
             wish = msgspec.structs.replace(wish, since=START)
         self._node = node
         self._client = client
@@ -123,6 +129,11 @@ class _Opening:
             raise error
         self._node.broker_errors["subscribe"] += 1
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether the subscriber begins in the past: its history is gone through, see `rewind`."""
+        return self._wish.rewind is not None
+
     def ask(self) -> None:
         """Enter presence and ask for history and position, as far as they are wanted."""
         subscription, since = self.subscription, self._wish.since
@@ -133,7 +144,11 @@ class _Opening:
         if since is not None and _cached(subscription, options):
             self._page = history(name, options, limit=1, reverse=True)
         elif since is None or not subscription.recoverable:
-            self._page = history(name, options, limit=0)
+            if self._wish.rewind is not None and subscription.recoverable:
+                limit = self._wish.rewind.limit(self._node.options.recovery_limit)
+                self._page = history(name, options, limit=limit, reverse=True)
+            else:
+                self._page = history(name, options, limit=0)
         else:
             limit = self._node.options.recovery_limit
             self._page = history(name, options, since=since, limit=limit)
@@ -159,10 +174,13 @@ class _Opening:
         since, tags, size = self._wish.since, self._wish.tags, self._size
         if since is None or not self.subscription.recoverable:
             gathered = _gathered(self.subscription)
-            return after_drop(join(top, gathered.take()), gathered.dropped)
+            joined = self._begin(page, gathered.take())
+            return after_drop(joined, gathered.dropped)
         if _cached(self.subscription, self._options):
             newest = history[0] if history else None
             joined = recover_newest(since, newest, top, self._rooms.missed, size)
+            if self._wish.rewind is not None and not top.offset:
+                joined = msgspec.structs.replace(joined, recovered=True)  # there is nothing yet
             dropped = _gathered(self.subscription).dropped
             return after_drop(filtered(joined, tags, size), dropped)
         if tags is not None:
@@ -170,6 +188,14 @@ class _Opening:
         gathered = _gathered(self.subscription)
         joined = recover(since, history, top, gathered.take(), self._rooms.missed, size)
         return after_drop(filtered(joined, tags, size), gathered.dropped)
+
+    def _begin(self, page: Page, gathered: Sequence[Publication]) -> Joined:
+        """Begin without a position: now, or in the past that is asked for."""
+        newest, top = page
+        asked = self._wish.rewind
+        if asked is None or not self.subscription.recoverable:
+            return join(top, gathered)
+        return rewind(asked, newest, top, gathered, self._rooms.missed, self._size)
 
 
 async def open_subscription(
@@ -219,7 +245,10 @@ async def open_subscriptions(
             for opening in group:
                 opening.ask()
                 await node.turns.give_way()
-            joinings += [await opening.finish() for opening in group]
+            for opening in group:
+                joinings.append(await opening.finish())
+                if opening.rewinds:
+                    await node.turns.give_way()
     except BaseException as error:  # refused, cancelled, or a bug: the caller gets no `Joining`
         if isinstance(error, BrokerError):
             node.broker_errors["subscribe"] += 1

@@ -21,6 +21,7 @@ from repeater.brokers.receipts import Receipt
 from repeater.clients.joining import Joining, Wish, complete_all, server_side_wish
 from repeater.clients.openings import GrantedChannel, codec_for, open_subscriptions
 from repeater.clients.replay import Replay
+from repeater.clients.since import Positions
 from repeater.errors import (
     PERMISSION_DENIED,
     SERVER_ERROR,
@@ -29,14 +30,10 @@ from repeater.errors import (
     ReplyError,
 )
 from repeater.fanout.recovery import Room, Rooms, Size
-from repeater.protocol.sse.event_id import UNKNOWN, event_id, parse_event_id
-from repeater.protocol.sse.event_stream import (
-    EVENT_STREAM,
-    EVENT_STREAM_CHANNEL,
-    EventStreamCodec,
-    SetCodec,
-)
-from repeater.publication import Publication, StreamPosition
+from repeater.fanout.rewind import Rewind
+from repeater.protocol.event_codec import EventCodec
+from repeater.protocol.sse.event_id import event_id
+from repeater.publication import Publication
 
 if TYPE_CHECKING:
     from repeater.brokers.receipts import Answer
@@ -49,25 +46,29 @@ One batch of fan-out brings them there; after the wait the subscriber gets a cod
 
 _WITHOUT_POSITION: Final = Wish()
 
-Positions = Mapping[str, StreamPosition]
+_ID: Final = 64
+_ID_OF_A_CHANNEL: Final = 8
+"""The characters of an id that is not known yet, where the streams share an epoch as they mostly
+do: an offset of up to 41 bits for each channel. If ids are longer, `Replay` finds that it is too
+much."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """The channels that a plain subscriber is to hear, and its old positions in them."""
+    """The channels that a plain subscriber is to hear, and where it begins in them."""
 
     grant: ConnectionGrant
     channels: Mapping[str, SubscriptionGrant]
     since: Positions = {}
-    """By channel; a channel that is heard for the first time has no entry."""
+    """Its old positions, by channel; a channel that is heard for the first time has no entry."""
+    rewind: Rewind | None = None
+    """The part of the past that a client without old positions asks for."""
+    envelope: bool = False
+    """Whether it gets each event in its envelope."""
 
-
-def positions_of(last_event_id: str, channels: Sequence[str]) -> dict[str, StreamPosition]:
-    """The client's positions in these channels; `UNKNOWN` in all of them for an invalid id.
-
-    An id of other channels, and one of an older form, are invalid: they cannot be told apart.
-    """
-    positions = parse_event_id(last_event_id, channels)
-    return dict.fromkeys(channels, UNKNOWN) if positions is None else positions
+    @property
+    def asked(self) -> Collection[str]:
+        """The channels in which it does not begin with the present."""
+        return self.since if self.rewind is None else self.channels
 
 
 Greet = Callable[[], Awaitable[None]]
@@ -137,9 +138,9 @@ async def listening(
 ) -> AsyncIterator[None]:
     """Have a client hear its channels for as long as the block lasts.
 
-    The client's codec is `EVENT_STREAM`. Its request is answered when the channels are held and
-    their histories are read. If that fails, the client is ended before it is answered, and the
-    block is cancelled.
+    The client's codec is an `EventCodec` without ids. Its request is answered when the channels are
+    held and their histories are read. If that fails, the client is ended before it is answered, and
+    the block is cancelled.
 
     Args:
         node: The client's node.
@@ -156,25 +157,31 @@ async def listening(
     if client.end is None and greet is not None:
         await greet()
     tracked = [one for one in joinings if one.subscription.recoverable]
-    sets, names = node.position_sets, tuple(sorted(wanted.channels))
+    base, names = _codec_of(client), tuple(sorted(wanted.channels))
     patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
-    if wanted.since:  # there may be much to send, which is not to be kept while it waits
-        await _find_shared(node, tracked, names, patience)
-    replay = Replay(joinings, names, wanted.since, node.options.outbox_limit // 2)
+    if wanted.asked:  # there may be much to send, which is not to be kept while it waits
+        await _find_shared(node, base, tracked, names, patience)
+    replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
     await replay.prepare(node.options.fanout_budget)
-    codec = await _codec(node, tracked, names, patience)
-    with sets.use(names, codec) if isinstance(codec, SetCodec) else nullcontext():
+    codec = await _codec(node, base, tracked, names, patience)
+    with node.position_sets.use((base, names), codec) if codec.positions else nullcontext():
         _go_live(node, client, joinings, codec, replay)
         # This frame lives as long as its client: nothing of its beginning may stay in it.
-        del wanted, joinings, tracked, replay, codec, greet
+        del wanted, joinings, tracked, replay, codec, base, greet
         yield
+
+
+def _codec_of(client: Client) -> EventCodec:
+    codec = client.codec
+    assert isinstance(codec, EventCodec), "a client that can come back needs ids"
+    return codec
 
 
 def _go_live(
     node: ClientNode,
     client: Client,
     joinings: Sequence[Joining],
-    codec: EventStreamCodec,
+    codec: EventCodec,
     replay: Replay,
 ) -> None:
     """Send what was missed and let all channels go live, in one call without an await."""
@@ -182,7 +189,9 @@ def _go_live(
     def say() -> bytes:
         if not client.ready:
             client.became_ready()
-        return replay.finish()
+        for chunk in replay.finish():
+            client.outbox.push(chunk)
+        return b""
 
     for joining in joinings:
         if joining.subscription.recoverable:
@@ -200,10 +209,10 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
     They are server-side, so that a lost position ends the connection: a plain client recovers by
     connecting again.
     """
-    since = wanted.since
-    size = _size_with_id(since, wanted.channels) if since else None
+    since, rewind = wanted.since, wanted.rewind
+    size = _size_with_id(_codec_of(client), wanted) if wanted.asked else None
     channels = [
-        GrantedChannel(name, grant, server_side_wish(since.get(name)))
+        GrantedChannel(name, grant, server_side_wish(since.get(name), rewind))
         for name, grant in wanted.channels.items()
     ]
     try:
@@ -221,34 +230,45 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
         return ()
 
 
-def _size_with_id(since: Positions, channels: Collection[str]) -> Size:
-    """The size of a publication in the answer to a client that was at these positions."""
-    of_id = len(event_id(since, channels)) + len(since)  # offsets may grow
+def _size_with_id(codec: EventCodec, wanted: Wanted) -> Size:
+    """The size of a publication in the answer to a client that does not begin with the present."""
+    channels, since = wanted.channels, wanted.since
+    length = len(event_id(since, channels)) + len(since)  # offsets may grow
+    if not since:
+        length = _ID + _ID_OF_A_CHANNEL * len(channels)
 
     def size(publication: Publication) -> int:
-        return EVENT_STREAM.size(publication) + of_id
+        return codec.size_with_id(publication, length)
 
     return size
 
 
 async def _codec(
-    node: ClientNode, tracked: Sequence[Joining], names: tuple[str, ...], patience: float
-) -> EventStreamCodec:
+    node: ClientNode,
+    base: EventCodec,
+    tracked: Sequence[Joining],
+    names: tuple[str, ...],
+    patience: float,
+) -> EventCodec:
     """The codec of the channels with positions: the shared one once the positions are equal."""
     if not tracked:
-        return EVENT_STREAM
+        return base
     if len(names) == 1:
-        return EVENT_STREAM_CHANNEL
-    shared = await _find_shared(node, tracked, names, patience)
+        return base.of_channel
+    shared = await _find_shared(node, base, tracked, names, patience)
     if shared is not None:
         return shared
     reached = {one.subscription.channel.name: one.reached for one in tracked}
-    return SetCodec({name: at for name, at in reached.items() if at is not None}, names)
+    return base.of_set({name: at for name, at in reached.items() if at is not None}, names)
 
 
 async def _find_shared(
-    node: ClientNode, tracked: Sequence[Joining], names: tuple[str, ...], patience: float
-) -> SetCodec | None:
+    node: ClientNode,
+    base: EventCodec,
+    tracked: Sequence[Joining],
+    names: tuple[str, ...],
+    patience: float,
+) -> EventCodec | None:
     """Wait until the positions are those of the shared codec; None without one, or in vain.
 
     No checkpoint where nothing is waited for; `patience` is the deadline.
@@ -256,7 +276,7 @@ async def _find_shared(
     if len(names) == 1 or not tracked:
         return None
     with trio.move_on_at(patience):
-        while (shared := node.position_sets.get(names)) is not None:
+        while (shared := node.position_sets.get((base, names))) is not None:
             if _stand_at(shared.positions, tracked):
                 return shared
             await node.hub.distributed.park()

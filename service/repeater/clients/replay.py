@@ -6,22 +6,22 @@ which what gathered is added and the subscriptions go live, so that nothing come
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
 
 from repeater.protocol.sse.event_id import EventIds, event_id
-from repeater.protocol.sse.event_stream import event, reset, silent_id
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.clients.joining import Joining
+    from repeater.protocol.event_codec import EventCodec
 
 
 class Replay:
-    """The first bytes of one stream. Lives until its client goes live: `prepare`, then `finish`.
+    """The first bytes of one client. Lives until its client goes live: `prepare`, then `finish`.
 
     Rule: each event has an id that says how far the client is after exactly this event, so that a
     stream may break anywhere. If all of it is more than the limit, every channel counts as lost; a
@@ -30,19 +30,22 @@ class Replay:
 
     def __init__(
         self,
+        codec: EventCodec,
         joinings: Sequence[Joining],
         channels: Collection[str],
-        since: Mapping[str, StreamPosition],
+        asked: Collection[str],
         limit: int,
     ) -> None:
         """Plan the replay, sync, right after the subscriptions were opened.
 
         Args:
+            codec: Writes for the client.
             joinings: The opened subscriptions.
             channels: The names of all channels of the client.
-            since: The client's old positions; a new channel has none.
+            asked: Those of which the client asked for past events; it is told what it cannot get.
             limit: The most bytes.
         """
+        self._codec = codec
         self._channels = channels
         self._limit = limit
         self._size = self._count = 0
@@ -56,20 +59,18 @@ class Replay:
             if one.subscription.recoverable:
                 self._tracked.append(one)
                 if joined is not None:
-                    at[name] = joined.position
+                    at[name] = joined.begin
                     recovered = joined.recovered
             if recovered:
                 self._recovered.append(one)
-            if name in since:
+            if name in asked:
                 self._known.append(name)
-                if recovered:
-                    at[name] = since[name]
-                else:
+                if joined is None or joined.lost or not recovered:
                     lost.append(name)
         self._tracked.sort(key=_name)
         self._recovered.sort(key=_name)
         begin = event_id(at, channels)
-        self._chunks = [reset(lost, begin) if lost else silent_id(begin)]
+        self._chunks = [codec.reset(lost, begin) if lost else codec.silent_id(begin)]
 
     async def prepare(self, seconds: float) -> None:
         """Encode what was missed; a checkpoint whenever a turn of so many seconds is over."""
@@ -84,8 +85,8 @@ class Replay:
                 if self._too_much:
                     return
 
-    def finish(self) -> bytes:
-        """The bytes to send, now that the client goes live in the same breath."""
+    def finish(self) -> Sequence[bytes]:
+        """The chunks to send, now that the client goes live in the same breath."""
         for joining in self._tracked:
             for publication in joining.absorb():
                 if not self._too_much:
@@ -93,10 +94,12 @@ class Replay:
         # What gathered may have been dropped since: then a recovered channel is recovered no more.
         whole = all(one.joined and one.joined.recovered for one in self._recovered)
         if whole and not self._too_much:
-            return b"".join(self._chunks)
+            chunks = [one for one in self._chunks if one]
+            return [b"".join(chunks)] if self._codec.framed and chunks else chunks
         reached = {_name(one): one.joined.position for one in self._tracked if one.joined}
-        begin = event_id(reached, self._channels)
-        return reset(self._known, begin) if self._known else silent_id(begin)
+        begin, codec = event_id(reached, self._channels), self._codec
+        chunk = codec.reset(self._known, begin) if self._known else codec.silent_id(begin)
+        return [chunk] if chunk else []
 
     @property
     def _too_much(self) -> bool:
@@ -107,10 +110,8 @@ class Replay:
             self._ids = EventIds(self._at, self._channels)
         if publication.position is not None:
             self._ids.move(publication.channel, publication.position)
-        position = self._ids.text()
-        # An event stream is text: a binary publication only moves the position on.
-        left_out = publication.binary
-        chunk = silent_id(position) if left_out else event(publication.data, position=position)
+        # A binary publication that the codec cannot carry only moves the position on.
+        chunk = self._codec.event(publication, self._ids.text())
         self._chunks.append(chunk)
         self._size += len(chunk)
         self._count += 1

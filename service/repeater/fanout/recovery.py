@@ -107,6 +107,15 @@ class Joined(msgspec.Struct, frozen=True):
     position: StreamPosition
     """How far the subscriber is served; fan-out goes on after this position."""
     recovered: bool = False
+    lost: bool = False
+    """Whether something is missing before the publications, of what a `Rewind` asked for."""
+
+    @property
+    def begin(self) -> StreamPosition:
+        """The position before the publications."""
+        if not self.publications:
+            return self.position
+        return StreamPosition(self.publications[0].offset - 1, self.position.epoch)
 
 
 def join(top: StreamPosition, gathered: Sequence[Publication]) -> Joined:

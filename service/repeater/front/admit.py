@@ -10,7 +10,7 @@ then all checks are made before it, and once more after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
@@ -32,7 +32,8 @@ from repeater.clients.client import ANONYMOUS
 from repeater.clients.denials import why_denied
 from repeater.clients.limits import LimitError, Place, limit_reached, too_many_channels
 from repeater.clients.opening import Opening
-from repeater.clients.plain import Wanted, positions_of
+from repeater.clients.plain import Wanted
+from repeater.clients.since import SINCE_FORMS, SinceError, parse_since, positions_of
 from repeater.errors import (
     FORCE_DISCONNECT,
     BrokerError,
@@ -40,6 +41,7 @@ from repeater.errors import (
     ErrorCode,
     ReplyError,
 )
+from repeater.fanout.rewind import Rewind
 from repeater.front import protobuf
 from repeater.front.reasons import BODY_TOO_LARGE, explained, foreign_page, other_host, wrong_method
 from repeater.front.request import OCTETS
@@ -53,12 +55,12 @@ from repeater.front.routes import ROUTES, Route
 from repeater.protocol.centrifugo.commands import parse_connect
 from repeater.protocol.http.answer import Answer, Headers
 from repeater.protocol.sse.event_id import room_of_event_id
-from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
     from repeater.config import Settings
     from repeater.front.request import ReadBody, Request
     from repeater.node import Node
+    from repeater.protocol.centrifugo.codecs import Codec
 
 _TOO_MANY: Final = {
     "connections": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -73,7 +75,9 @@ _NO_ROOM: Final = Why(
     Cause.REQUEST, "The head of the request has no room for an event id: name fewer channels."
 )
 _NO_CHANNEL: Final = Why(Cause.REQUEST, "No channel: add ?channel=NAME to the address.")
-_BINARY: Final = Why(Cause.NOT_OFFERED, BINARY_CHANNEL, "use /ws, or an SDK in Protobuf")
+_BINARY: Final = Why(
+    Cause.NOT_OFFERED, BINARY_CHANNEL, "use envelope=1, /ws, or an SDK in Protobuf"
+)
 _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
 _NO_VERIFIER: Final = Why(
     Cause.TOKEN, "the server has no key for tokens", "set token.hmac_secret_key, or another key"
@@ -89,6 +93,8 @@ _NO_MESSAGE: Final = Why(
 _NO_CONNECT: Final = Why(
     Cause.REQUEST, "the body is not a connect request", "send a JSON object, or nothing"
 )
+_ENVELOPE: Final = Why(Cause.REQUEST, "envelope is 0 or 1, and on a WebSocket since needs it")
+_SINCE: Final = Why(Cause.REQUEST, SINCE_FORMS)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -145,6 +151,8 @@ class _Decision(msgspec.Struct, eq=False):
     _read_body: ReadBody | None
     _route: Route
     _place: Place
+    _codec: Codec
+    """Of the client that asks, or another one that carries the same data."""
     _cors: Headers = ()
 
     async def make(self) -> Opening:
@@ -201,29 +209,61 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _admit_plain(self, grant: ConnectionGrant) -> Opening:
         """Decide on a plain subscriber whose token is proven; sync, see the module's rule."""
-        channels, since = self._check_plain(grant)
+        wanted = self._check_plain(grant)
         self._take_place()
         self._place.identify()
-        wanted = Wanted(grant=grant, channels=channels, since=since)
         return Opening(name=self._route.name, kind="plain", place=self._place, wanted=wanted)
 
-    def _check_plain(
-        self, grant: ConnectionGrant
-    ) -> tuple[dict[str, SubscriptionGrant], Mapping[str, StreamPosition]]:
-        """Check all but the limits in all; return the channels, and the positions in them."""
+    def _check_plain(self, grant: ConnectionGrant) -> Wanted:
+        """Check all but the limits in all; return the channels, and where to begin in them."""
         if 0 < grant.expire_at <= self._node.unix_time():
             raise self._refused(HTTPStatus.UNAUTHORIZED, _EXPIRED)
         self._ask_denials(grant)
         if grant.user:
             self._take_user(grant.user)
         self._ask_draining()
+        envelope = self._asks_envelope()
+        if envelope:
+            assert self._route.enveloping is not None, "a plain route has envelopes"
+            self._codec = self._route.enveloping[0]
         channels = self._channels(grant)
-        since: Mapping[str, StreamPosition] = {}
+        if not (envelope or self._route.media_type):
+            return Wanted(grant=grant, channels=channels)
         if self._route.media_type:
             self._ask_formats(channels)
-            self._ask_room_for_id(len(channels))
-            since = positions_of(self._request.last_event_id, list(channels))
-        return channels, since
+        self._ask_room_for_id(len(channels))
+        return self._begin(Wanted(grant=grant, channels=channels, envelope=envelope))
+
+    def _asks_envelope(self) -> bool:
+        """Whether events come in envelopes; on a WebSocket, `since` asks for these as well.
+
+        Without them nothing could be told there: neither what is missing nor where the client is.
+        """
+        query = self._request.query
+        asked = query.get("envelope")
+        since = not self._route.media_type and "since" in query
+        if asked is None:
+            return since
+        if asked[0] not in ("0", "1") or (since and asked[0] == "0"):
+            raise self._refused(HTTPStatus.BAD_REQUEST, _ENVELOPE, text=_ENVELOPE.text)
+        return asked[0] == "1"
+
+    def _begin(self, wanted: Wanted) -> Wanted:
+        """Add where the client begins: after its last event, else where `since` says."""
+        request, replace, names = self._request, msgspec.structs.replace, list(wanted.channels)
+        last = request.last_event_id
+        if last:
+            return replace(wanted, since=positions_of(last, names))
+        since = request.parameter("since")
+        if not since:
+            return wanted
+        try:
+            begin = parse_since(since, names, self._node.unix_time())
+        except SinceError:
+            raise self._refused(HTTPStatus.BAD_REQUEST, _SINCE, text=_SINCE.text) from None
+        if isinstance(begin, Rewind):
+            return replace(wanted, rewind=begin)
+        return replace(wanted, since=begin)
 
     def _ask_formats(self, channels: Iterable[str]) -> None:
         """Refuse binary channels to an event stream, which is text (400)."""
@@ -232,7 +272,7 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _fits(self, channel: str) -> bool:
         try:
-            return fits(self._route.codec, self._node.channels.options(channel))
+            return fits(self._codec, self._node.channels.options(channel))
         except ReplyError:
             return True  # A public channel without a namespace; opening it refuses it.
 
@@ -241,7 +281,10 @@ class _Decision(msgspec.Struct, eq=False):
         request, room = self._request, room_of_event_id(channels)
         most = self._settings.head_limit - room
         # The first number is at hand, and most heads are far below the limit.
-        if request.size > most and request.size_without_id > most - len(self._settings.path_prefix):
+        if request.size <= most:
+            return
+        size = request.size_without_id(since=bool(self._route.media_type))
+        if size > most - len(self._settings.path_prefix):
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise self._refused(status, _NO_ROOM, text=_NO_ROOM.text)
 
@@ -442,9 +485,9 @@ def admit(
         request: The request, without its body.
         read_body: Reads the body of a POST; called at most once, and only if it is needed.
     """
-    admission = Admission(node.places)
+    admission, route = Admission(node.places), ROUTES[request.path]
     admission._decision = _Decision(
-        node, settings, request, read_body, ROUTES[request.path], admission
+        node, settings, request, read_body, route, admission, route.codec
     )
     return admission
 

@@ -41,6 +41,8 @@ def codec_of(route: Route, opening: Opening, *, asgi: bool = False) -> Codec:
     `asgi` is set behind an ASGI server, which makes the frames of a WebSocket itself.
     """
     if not opening.protobuf:
+        if route.enveloping is not None and opening.wanted is not None and opening.wanted.envelope:
+            return route.enveloping[asgi]
         return route.asgi_codec if asgi else route.codec
     from repeater.protocol.centrifugo import protobuf_codecs as codecs
 

@@ -41,7 +41,10 @@ OCTETS: Final = "application/octet-stream"
 """The media type of Protobuf over HTTP."""
 
 _PARAMETERS: Final = frozenset(
-    {"cf_connect", "cf_protocol", "channel", "format", _LAST_EVENT_ID_PARAMETER, "token"}
+    {
+        *("cf_connect", "cf_protocol", "channel", "envelope", "format"),
+        *(_LAST_EVENT_ID_PARAMETER, "since", "token"),
+    }
 )
 
 Query = Mapping[str, Sequence[str]]
@@ -88,21 +91,24 @@ class Request(msgspec.Struct, eq=False):
 
     @property
     def last_event_id(self) -> str:
-        """The id of the last event that an SSE client got; empty if it names none."""
+        """The id of the last event that a client got; empty if it names none."""
         return self.header(_LAST_EVENT_ID) or self.parameter(_LAST_EVENT_ID_PARAMETER)
 
-    @property
-    def size_without_id(self) -> int:
-        """The bytes of the request's head in HTTP/1.1, without the last event id."""
+    def size_without_id(self, *, since: bool) -> int:
+        """The bytes of the request's head in HTTP/1.1, without the last event id.
+
+        `since` says whether the parameter of this name counts. It does not on a WebSocket, whose
+        client comes back with the id in its place. A browser that comes back to a stream names the
+        id beside the `since` of its first request.
+        """
+        parts = (b"lastEventId=",) if since else (b"lastEventId=", b"since=")
         lines = sum(
             len(name) + len(value) + _BETWEEN
             for name, value in self.pairs
             if name != _LAST_EVENT_ID
         )
         query = sum(
-            len(part) + 1
-            for part in self.query_string.split(b"&")
-            if not part.startswith(b"lastEventId=")
+            len(part) + 1 for part in self.query_string.split(b"&") if not part.startswith(parts)
         )
         return len(self.method) + len(self.path) + query + lines + _REQUEST_LINE
 

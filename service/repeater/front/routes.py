@@ -22,8 +22,9 @@ from repeater.protocol.centrifugo.codecs import (
     PLAIN_ASGI,
     Codec,
 )
+from repeater.protocol.event_messages import EVENT_MESSAGES, EVENT_MESSAGES_ASGI
+from repeater.protocol.sse.event_stream import ENVELOPE_STREAM, OPENING
 from repeater.protocol.sse.event_stream import EVENT_STREAM as PLAIN_EVENTS
-from repeater.protocol.sse.event_stream import OPENING
 
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
@@ -39,6 +40,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """For the native transport."""
     asgi_codec: Codec
     """For an ASGI server, which makes the frames of a WebSocket itself."""
+    enveloping: tuple[Codec, Codec] | None = None
+    """Those two of a plain subscriber that asks for envelopes; None for the other kinds."""
     methods: tuple[str, ...] = ("GET",)
     media_type: str = ""
     """A stream's content type; empty for a WebSocket."""
@@ -56,6 +59,7 @@ def _stream(
     methods: tuple[str, ...],
     opening: bytes = b"",
     asks_protobuf: Callable[[Request], bool] | None = None,
+    enveloping: Codec | None = None,
 ) -> Route:
     return Route(
         name=name,
@@ -66,13 +70,16 @@ def _stream(
         media_type=media_type,
         opening=opening,
         asks_protobuf=asks_protobuf,
+        enveloping=None if enveloping is None else (enveloping, enveloping),
     )
 
 
 _EITHER: Final = ("GET", "POST")
 
 STREAMS: Final = {
-    "/events": _stream("events", "plain", PLAIN_EVENTS, EVENT_STREAM, ("GET",)),
+    "/events": _stream(
+        "events", "plain", PLAIN_EVENTS, EVENT_STREAM, ("GET",), enveloping=ENVELOPE_STREAM
+    ),
     "/connection/sse": _stream("sse", "emulated", CENTRIFUGE_SSE, EVENT_STREAM, _EITHER, OPENING),
     "/connection/http_stream": _stream(
         "http_stream",
@@ -92,7 +99,13 @@ STREAMS: Final = {
 """Endless HTTP responses, by path."""
 
 WEBSOCKETS: Final = {
-    "/ws": Route(name="websocket", kind="plain", codec=PLAIN, asgi_codec=PLAIN_ASGI),
+    "/ws": Route(
+        name="websocket",
+        kind="plain",
+        codec=PLAIN,
+        asgi_codec=PLAIN_ASGI,
+        enveloping=(EVENT_MESSAGES, EVENT_MESSAGES_ASGI),
+    ),
     "/connection/websocket": Route(
         name="websocket",
         kind="bidirectional",

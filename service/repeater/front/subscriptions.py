@@ -92,7 +92,8 @@ class Subscriptions:
         call.
         """
         settings = self._settings()
-        handshake = answer_handshake(head, deflate=settings.compression)
+        deflate = settings.compression and not _asks_envelope(head)
+        handshake = answer_handshake(head, deflate=deflate)
         if not handshake.answer:
             await self._handover.serve(sock, head.raw + received, connection)
             return
@@ -112,24 +113,25 @@ class Subscriptions:
             if forwarded:
                 self._preamble.name_client(sock, forwarded)
             route = WEBSOCKETS[request.path]
-            codec = codec_of(route, opening) if opening.protobuf else route.codec
+            wanted, late = opening.wanted, None
+            envelope = wanted is not None and wanted.envelope
+            codec = codec_of(route, opening) if opening.protobuf or envelope else route.codec
             if handshake.deflates:
                 codec = self._compression.codec(codec, settings.compression_min_size)
-            transport = _transport(sock, route, codec)
-            wanted, late = opening.wanted, None
+            transport = _transport(sock, route, codec, envelope=envelope)
             ready = wanted is not None and holds_at_once(self._node, wanted.channels)
             client = Client(self._node.registry, transport, scope, ready=ready)
-            if ready or wanted is None:
+            if wanted is None or (ready and not envelope):
                 client.outbox.send(dated(handshake.answer))
             else:
                 transport.refuse = partial(_last_words, request, route)
-                late = websocket.LateAnswer(dated(handshake.answer), tuple(wanted.channels))
+                late = websocket.LateAnswer(dated(handshake.answer), wanted)
             session = begin(self._node, client, opening)
             first = opening.first
             serving = websocket.serve(self._node, client, sock, session, received, first, late)
             # This frame lives as long as its client: no part of the request may stay in it.
             del request, forwarded, handshake, opening, route, transport, wanted, first, late
-            del settings, codec
+            del settings, codec, envelope
             await serving
 
     async def serve_stream(
@@ -205,7 +207,21 @@ def _last_words(request: Request, route: Route, end: Disconnect) -> bytes:
     return write_answer(answer_end(request, route, end), keep_alive=False, date=http_date())
 
 
-def _transport(sock: socket.socket, route: Route, codec: Codec) -> websocket.WebSocketTransport:
+def _asks_envelope(head: Head) -> bool:
+    """Whether the request may be for a plain WebSocket with envelopes, which is not compressed.
+
+    An envelope has the id of all channels of its client, and each channel's options say whether it
+    may be compressed.
+    """
+    path, _, query = head.target.partition(b"?")
+    return path.endswith(b"/ws") and (b"envelope=" in query or b"since=" in query)
+
+
+def _transport(
+    sock: socket.socket, route: Route, codec: Codec, *, envelope: bool
+) -> websocket.WebSocketTransport:
+    if envelope:
+        return websocket.EnvelopeTransport(sock, codec)
     if route.kind == "unidirectional":
         return websocket.UnidirectionalTransport(sock, codec)
     return websocket.WebSocketTransport(sock, codec)

@@ -13,7 +13,7 @@ import trio
 
 from repeater.clients.client import Client
 from repeater.clients.opening import Opening, begin
-from repeater.clients.plain import hear
+from repeater.clients.plain import hear, listening
 from repeater.clients.traffic import count_frames
 from repeater.errors import NO_PONG, SERVER_ERROR, Disconnect
 from repeater.protocol.centrifugo.json_format import BINARY_MARK
@@ -43,10 +43,10 @@ class ASGIWebSocketTransport(ASGITransport):
 
 
 class ASGIUnidirectionalTransport(ASGIWebSocketTransport):
-    """The transport of a client that only listens."""
+    """The transport of a client that only listens, or that gets envelopes."""
 
     async def say_goodbye(self, disconnect: Disconnect) -> None:
-        """Send a `disconnect` push, for clients that look at messages only; then close."""
+        """Send a `disconnect` message, for clients that look at messages only; then close."""
         await self.hand_over(self.codec.farewell(disconnect))
         await super().say_goodbye(disconnect)
 
@@ -76,8 +76,14 @@ async def serve(
         client = Client(node.registry, transport, scope, ready=False)
         try:
             session = begin(node, client, opening)
+            greet = partial(transport.begin, accept)
+            if wanted is not None and wanted.envelope:
+                if client.end is None:
+                    async with listening(node, client, wanted, greet):
+                        await _read(node, client, receive, None)
+                return
             if wanted is not None:
-                await hear(node, client, wanted.channels, partial(transport.begin, accept))
+                await hear(node, client, wanted.channels, greet)
             elif session is not None and opening.first:
                 await session.receive(opening.first)
             await _read(node, client, receive, session)

@@ -7,14 +7,13 @@ loop is the client's only task; the task that has an event for the client writes
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from repeater.clients.client import Client
-from repeater.clients.plain import hear
+from repeater.clients.plain import Wanted, hear, listening
 from repeater.clients.traffic import count_frames
 from repeater.deadlines import within
 from repeater.errors import SERVER_ERROR, Disconnect
@@ -39,10 +38,10 @@ _FEW_FRAMES: Final = 4
 
 
 class LateAnswer(NamedTuple):
-    """The answer to a handshake that is given when the channels are held."""
+    """The answer to a plain subscriber's handshake that is given when the channels are held."""
 
     answer: bytes
-    channels: Collection[str]
+    wanted: Wanted
 
 
 class WebSocketTransport(SocketTransport):
@@ -69,6 +68,14 @@ class UnidirectionalTransport(WebSocketTransport):
         return self.codec.farewell(disconnect) + super().goodbye(disconnect)
 
 
+class EnvelopeTransport(UnidirectionalTransport):
+    """The transport of a plain subscriber that gets envelopes."""
+
+    __slots__ = ()
+
+    name = "websocket"
+
+
 async def serve(
     node: Node,
     client: Client,
@@ -91,17 +98,34 @@ async def serve(
         late: The answer to the handshake, if that waits for the channels of a plain subscriber.
     """
     try:
-        if late is not None:
-            await hear(node, client, late.channels, partial(greet, client, late.answer))
-            late = None  # this frame lives as long as its client
-        elif session is not None and first:
-            await session.receive(first)
-        await _read(node, client, sock, session, received)
+        if late is not None and late.wanted.envelope:
+            listened = _listen(node, client, sock, late, received)
+            del late, received  # this frame lives as long as its client
+            await listened
+        else:
+            if late is not None:
+                await hear(node, client, late.wanted.channels, partial(greet, client, late.answer))
+                late = None
+            elif session is not None and first:
+                await session.receive(first)
+            await _read(node, client, sock, session, received)
     except Exception:
         client.cut(SERVER_ERROR)  # an error of ours, which costs this client; `front` logs it
         raise
     finally:
         await client.leave()
+
+
+async def _listen(
+    node: Node, client: Client, sock: socket.socket, late: LateAnswer, received: bytes
+) -> None:
+    """Have a plain subscriber with positions hear its channels, and read until it leaves."""
+    if client.end is not None:
+        return
+    async with listening(node, client, late.wanted, partial(greet, client, late.answer)):
+        del late  # this frame lives as long as its client
+        if client.end is None:  # else nothing may be answered before the refusal
+            await _read(node, client, sock, None, received)
 
 
 async def _read(

@@ -128,9 +128,10 @@ class SubscriptionRoutes:
                 await deny(scope, send, opening.answer)
                 return
             route = WEBSOCKETS[request.path]
+            envelope = opening.wanted is not None and opening.wanted.envelope
             kind = (
                 ASGIUnidirectionalTransport
-                if route.kind == "unidirectional"
+                if envelope or route.kind == "unidirectional"
                 else ASGIWebSocketTransport
             )
             codec = codec_of(route, opening, asgi=True)

@@ -1,25 +1,20 @@
-"""Plain Server-Sent Events: a publication's data as a `message`, the client's position as the id.
+"""Plain Server-Sent Events: a publication's data, or its envelope, as a `message` with its id.
 
-A browser keeps the last id only, so an id must cover every channel of its client. The bytes must
-also be the same for many clients. With one channel both are easy: its position is the whole id.
-With several channels, the clients with exactly the same positions share a `SetCodec`. The repeater
-encodes with this codec in the order in which the clients get the events, and so moves the codec's
-positions on.
+How ids are made, and which clients share them, is in `event_codec`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
 import msgspec
 
 from repeater.errors import Disconnect
-from repeater.protocol.centrifugo.codecs import Codec
-from repeater.protocol.centrifugo.json_format import PLAIN_DATA
-from repeater.protocol.sse.event_id import EventIds, event_id_of_one
-from repeater.publication import Publication, StreamPosition
+from repeater.protocol.envelope import envelope, size_of_envelope
+from repeater.protocol.event_codec import EventCodec
+from repeater.publication import Publication
 
 COMMENT: Final = b":\n\n"
 """A comment line, which clients ignore; it keeps a stream from being idle."""
@@ -67,13 +62,10 @@ def reset(channels: Sequence[str], position: bytes) -> bytes:
     return event(data, kind=b"reset", position=position)
 
 
-class EventStreamCodec(Codec):
-    """Events without ids, for channels in which no client can resume."""
+class EventStreamCodec(EventCodec):
+    """Events whose data is the publication's."""
 
     __slots__ = ()
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, PLAIN_DATA, frame=event, ping=COMMENT, answered=False)
 
     def publications(
         self, publications: Sequence[Publication], base: Publication | None = None
@@ -82,15 +74,28 @@ class EventStreamCodec(Codec):
 
         Of a binary publication, which is left out, there is the id alone.
         """
+        ids = self.ids
         chunk = b"".join(
             [
-                silent_id(self.position(one))
-                if one.binary
-                else event(one.data, position=self.position(one))
+                silent_id(ids(one)) if one.binary else event(one.data, position=ids(one))
                 for one in publications
             ]
         )
         return [chunk] if chunk else []
+
+    def event(self, publication: Publication, event_id: bytes) -> bytes:
+        """The data with its id; the id alone of a binary publication."""
+        if publication.binary:
+            return silent_id(event_id)
+        return event(publication.data, position=event_id)
+
+    def silent_id(self, event_id: bytes) -> bytes:
+        """An id without data."""
+        return silent_id(event_id)
+
+    def reset(self, channels: Sequence[str], event_id: bytes) -> bytes:
+        """An event of its own kind."""
+        return reset(channels, event_id)
 
     def size(self, publication: Publication) -> int:
         """As `Codec.size`, without the id: each line of the data begins anew."""
@@ -98,10 +103,6 @@ class EventStreamCodec(Codec):
             return 0
         data = publication.data
         return len(data) + _LINE * (1 + data.count(b"\n") + data.count(b"\r"))
-
-    def position(self, _publication: Publication) -> bytes:
-        """The id of a publication's event; empty for no id."""
-        return b""
 
     def farewell(self, disconnect: Disconnect) -> bytes:
         """The event that says why the stream ends.
@@ -111,46 +112,30 @@ class EventStreamCodec(Codec):
         return event(msgspec.json.encode(disconnect), kind=b"disconnect")
 
 
-class ChannelCodec(EventStreamCodec):
-    """For clients that can resume in exactly one channel. Stateless."""
+class EnvelopeStreamCodec(EventStreamCodec):
+    """Events whose data is the publication's envelope."""
 
     __slots__ = ()
 
-    def position(self, publication: Publication) -> bytes:
-        """The publication's own position in its stream; empty if it has none."""
-        position = publication.position
-        return b"" if position is None else event_id_of_one(publication.channel, position)
+    carries_binary: ClassVar[bool] = True
+    ids_in_event: ClassVar[int] = 2
+
+    publications = EventCodec.publications
+
+    def event(self, publication: Publication, event_id: bytes) -> bytes:
+        """The envelope with its id, which is inside as well."""
+        return event(envelope(publication, event_id), position=event_id)
+
+    def size(self, publication: Publication) -> int:
+        """As `EventStreamCodec.size`."""
+        size = size_of_envelope(publication)
+        if publication.binary:
+            return size
+        data = publication.data
+        return size + _LINE * (data.count(b"\n") + data.count(b"\r"))
 
 
-class SetCodec(EventStreamCodec):
-    """For clients with the same positions in the same channels. Lives as long as its clients.
-
-    Rule: a client joins only when it has exactly the codec's positions. From then on all clients
-    of the codec get the same events, so the codec's positions hold for each of them.
-    """
-
-    __slots__ = ("_ids",)
-
-    def __init__(
-        self, positions: Mapping[str, StreamPosition], channels: Iterable[str] = ()
-    ) -> None:
-        """Begin at these positions; the arguments are those of `EventIds`."""
-        super().__init__("event-stream set")
-        self._ids = EventIds(positions, channels)
-
-    @property
-    def positions(self) -> Mapping[str, StreamPosition]:
-        """How far the clients are, by channel."""
-        return self._ids.positions
-
-    def position(self, publication: Publication) -> bytes:
-        """All positions after this publication, as an id."""
-        position = publication.position
-        if position is None:
-            return b""
-        self._ids.move(publication.channel, position)
-        return self._ids.text()
-
-
-EVENT_STREAM: Final = EventStreamCodec("event-stream")
-EVENT_STREAM_CHANNEL: Final = ChannelCodec("event-stream channel")
+EVENT_STREAM: Final = EventStreamCodec("event-stream", frame=event, ping=COMMENT, answered=False)
+ENVELOPE_STREAM: Final = EnvelopeStreamCodec(
+    "envelope-stream", frame=event, ping=COMMENT, answered=False
+)
