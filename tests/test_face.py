@@ -21,7 +21,7 @@ NAMES = {
     *("Node", "NodeOptions", "ChannelOptions", "LimitOptions", "Publication", "StreamPosition"),
     *("ReplyError", "ErrorCode", "BrokerError", "IntakeFullError", "Disconnect", "RepeaterError"),
     *("Broker", "PresenceStore", "DenialStore", "Backend", "Events", "Transport", "MemoryBroker"),
-    *("Receipt", "Rupture"),
+    *("Receipt", "Rupture", "Feed", "ListenerBehindError"),
 }
 HEAVY = {"quart", "quart_trio", "hypercorn", "pydantic", "sqlalchemy", "httpx", "cryptography"}
 

@@ -40,9 +40,33 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
     assert done.stdout == "news {'text': 'hello'}\n", done.stderr
 
 
+def program_of(name: str) -> str:
+    """The program of docs/library.md with this name."""
+    return str(next(text for called, text in BLOCK.findall(LIBRARY.read_text()) if called == name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("feed.py", "news hello\nchat how do you do\n")],
+    ids=["feed.py"],
+)
+def test_what_a_program_of_the_page_says(name: str, said: str, tmp_path: Path) -> None:
+    """It runs as it is written, and ends."""
+    (tmp_path / name).write_text(program_of(name))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_STARTS,
+    )
+    assert done.stdout == said, done.stderr
+    assert done.returncode == 0
+
+
 async def test_the_server_of_the_page(tmp_path: Path) -> None:
     """Its own page is served, and a subscriber hears its events."""
-    (program,) = [text for name, text in BLOCK.findall(LIBRARY.read_text()) if name]
+    program = program_of("server.py")
     (tmp_path / "server.py").write_text(program)
     process = await trio.lowlevel.open_process(
         [sys.executable, "server.py", "0"], cwd=tmp_path, stdout=subprocess.PIPE

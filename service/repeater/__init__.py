@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from repeater.brokers.contract import Broker, PresenceStore
     from repeater.brokers.memory import MemoryBroker
     from repeater.brokers.receipts import Receipt
+    from repeater.clients.feed import Feed, ListenerBehindError
     from repeater.errors import (
         BrokerError,
         Disconnect,
@@ -46,8 +47,10 @@ _HOMES: Final = {
     "Disconnect": "repeater.errors",
     "ErrorCode": "repeater.errors",
     "Events": "repeater.backend.contract",
+    "Feed": "repeater.clients.feed",
     "IntakeFullError": "repeater.errors",
     "LimitOptions": "repeater.options",
+    "ListenerBehindError": "repeater.clients.feed",
     "MemoryBroker": "repeater.brokers.memory",
     "Node": "repeater.node",
     "NodeOptions": "repeater.options",
@@ -74,8 +77,10 @@ __all__ = [
     "Disconnect",
     "ErrorCode",
     "Events",
+    "Feed",
     "IntakeFullError",
     "LimitOptions",
+    "ListenerBehindError",
     "MemoryBroker",
     "Node",
     "NodeOptions",

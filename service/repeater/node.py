@@ -50,6 +50,7 @@ from repeater.errors import (
 from repeater.failures import Failures
 from repeater.fanout.hub import Hub
 from repeater.fanout.intake import Intake
+from repeater.fanout.mailbox import Mailboxes
 from repeater.fanout.outbox import BacklogRoom
 from repeater.fanout.repeater import Repeater
 from repeater.log import get_logger
@@ -115,6 +116,8 @@ class Node(UserConnections, ChannelOperations, Overview):
             write_timeout=options.write_timeout,
             failures=self.failures,
         )
+        self.mailboxes = Mailboxes(self.hub, self.backlogs)
+        """What waits for the feeds of this process (`listen`)."""
         tick = min(1.0, options.write_timeout / _SWEEPS_PER_TIMEOUT, options.pong_timeout)
         self.heartbeat = Heartbeat(self.backlogs, tick, self.failures)
         self.attendance = Attendance(presence, broker, self.broker_errors, options.publish_timeout)
@@ -293,6 +296,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             await self._broker_ended.wait()
         self._intake.close()
         await self._repeated.wait()
+        self.mailboxes.end()
         clients = tuple(self.registry.clients)
         size = self.options.shutdown_group
         groups = [clients[start : start + size] for start in range(0, len(clients), size)]
@@ -389,6 +393,7 @@ async def open_node(
                 deadline = trio.current_time() + node.options.shutdown_timeout
                 with trio.CancelScope(shield=True, deadline=deadline):
                     await node.shut_down()
+                node.mailboxes.end()  # also of a shutdown whose time was over
                 node.questions.say_goodbye()
                 node.siblings.say_goodbye()
         finally:

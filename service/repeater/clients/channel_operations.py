@@ -15,6 +15,7 @@ import trio
 
 from repeater.brokers.contract import Outcome, Page
 from repeater.brokers.receipts import Answer, Receipt
+from repeater.clients.feed import FEED_LIMIT, Feed, open_feed
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.fanout.recovery import named_position
 from repeater.json_text import JSONText, json_of
@@ -197,6 +198,40 @@ class ChannelOperations:
                     if isinstance(answer, Receipt)
                     else answer
                 )
+
+    def listen(
+        self: ClientNode,
+        *channels: str,
+        since: StreamPosition | Mapping[str, StreamPosition] | None = None,
+        recover: bool = True,
+        limit: int = FEED_LIMIT,
+    ) -> Feed:
+        """Hear channels in this process: `async for publication in node.listen("news")`.
+
+        With an engine in this process (memory, SQLite) nothing is missed from this call on. An
+        engine of other machines, or the supervisor of a worker, has to be asked first: nothing is
+        missed from the beginning of the block on in `async with node.listen("news") as feed`, or
+        from the moment when the first publication is awaited.
+
+        No permission is asked for: this is the program's own code. The feed ends with its block, by
+        `close`, as soon as nothing refers to it any more, or with the node; see `Feed`.
+
+        Args:
+            channels: Their names. The publications of each come in their order.
+            since: Begin with what the history has after this position, for several channels by
+                name. `StreamPosition(0, "")` stands for all that the history has.
+            recover: Read from the history what did not fit into `limit`, or what the engine lost.
+                What is not in the history is a `ListenerBehindError`; without `recover`, all of it.
+            limit: Bytes that wait at most: of texts, and 256 for each publication. One publication
+                always fits. A part of a history that is read is held beside them.
+
+        Raises:
+            ValueError: there is no channel, `since` is not that of these channels, or `limit` is
+                not above 0.
+            ReplyError: 107 or 102 for a channel's name, 107 for an invalid position, 108 for
+                `since` in a channel that keeps no history.
+        """
+        return open_feed(self, channels, since, recover=recover, limit=limit)
 
     async def history(
         self: ClientNode,

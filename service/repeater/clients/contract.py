@@ -30,6 +30,7 @@ from repeater.clients.renewals import Renewals
 from repeater.clients.statistics import NodeStatistics
 from repeater.failures import Failures
 from repeater.fanout.hub import Hub
+from repeater.fanout.mailbox import Mailboxes
 from repeater.options import NodeOptions
 from repeater.publication import ClientInfo, Publication, StreamPosition
 from repeater.turns import Turns
@@ -51,6 +52,7 @@ class ClientNode(Protocol):
     verifier: TokenVerifier | None
     backend: Backend | None
     hub: Hub
+    mailboxes: Mailboxes
     registry: Registry
     attendance: Attendance
     renewals: Renewals
