@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import trio
 
 from repeater.access.grants import ConnectionGrant
 from repeater.api.methods import call
 from repeater.brokers.control import Member
 from repeater.clients.client import Client
 from repeater.config import load_settings
+from repeater.errors import open_service_nursery
 from repeater.failures import Failures
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
@@ -46,12 +48,23 @@ def worker(number: int, start: int = 1) -> Member:
 
 @asynccontextmanager
 async def user_on(node: Node, name: str = "ann") -> AsyncIterator[tuple[Client, MemoryTransport]]:
-    """A connection of a user on one of the nodes, after its `connect`."""
+    """A connection of a user on one of the nodes, after its `connect`.
+
+    Its end does not cancel the block: what the test says behind it counts.
+    """
+    async with open_service_nursery() as nursery:
+        yield await nursery.start(_be_there, node, name)
+
+
+async def _be_there(
+    node: Node, name: str, task_status: trio.TaskStatus[tuple[Client, MemoryTransport]]
+) -> None:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
         client.identify(ConnectionGrant(user=name, info=b'{"n":1}'))
         client.became_ready()
-        yield client, transport
+        task_status.started((client, transport))
+        await trio.sleep_forever()
 
 
 async def ask(node: Node, method: str, /, **body: Any) -> Any:

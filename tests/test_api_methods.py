@@ -30,6 +30,7 @@ from repeater.testing import MemoryTransport, connect, open_test_node
 BARE = ChannelOptions(history_size=0)
 OPTIONS = NodeOptions(channel=ChannelOptions(presence=True), namespaces={"bare": BARE})
 NOT_JSON = 400
+ONE, NOBODY = {"num_clients": 1}, {"num_clients": 0}
 
 
 @asynccontextmanager
@@ -80,6 +81,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "history": {"channel": "news"},
     "history_remove": {"channel": "news"},
     "channels": {},
+    "channel_info": {"channel": "news"},
     "info": {},
     "rpc": {"method": "m"},
     "block_user": {"user": "bob"},
@@ -144,6 +146,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "reverse": [1, "true"],
     },
     "history_remove": {"channel": [*NO_TEXT, "", "a" * 256]},
+    "channel_info": {"channel": [*NO_TEXT, "", "a" * 256], "user": NO_TEXT},
     "channels": {"pattern": [*NO_TEXT, "a" * 1_025]},
     "info": {},
     "rpc": {"method": [*NO_TEXT, ""]},
@@ -449,11 +452,11 @@ async def test_disconnect_and_refresh() -> None:
     """By default for good; expired, so that it comes back with a new token."""
     async with open_test_node() as node:
         async with alice_on(node) as (client, transport):
-            assert await ask(node, "disconnect", user="alice", whitelist=[client.id]) == {}
-            assert await ask(node, "disconnect", user="alice", session="other") == {}
-            assert await ask(node, "disconnect") == {}
+            assert await ask(node, "disconnect", user="alice", whitelist=[client.id]) == NOBODY
+            assert await ask(node, "disconnect", user="alice", session="other") == NOBODY
+            assert await ask(node, "disconnect") == NOBODY
             assert end_of(client) is None
-            assert await ask(node, "disconnect", user="alice") == {}
+            assert await ask(node, "disconnect", user="alice") == ONE
             assert end_of(client) is FORCE_DISCONNECT
         assert transport.closed_with == FORCE_DISCONNECT
         async with alice_on(node) as (client, _):
@@ -463,11 +466,11 @@ async def test_disconnect_and_refresh() -> None:
             await ask(node, "disconnect", user="alice", disconnect={"code": 4_001})
             assert end_of(client) == Disconnect(4_001, "force disconnect")
         async with alice_on(node) as (client, _):
-            assert await ask(node, "refresh", user="alice", info={"a": "\n"}) == {}
+            assert await ask(node, "refresh", user="alice", info={"a": "\n"}) == ONE
             assert client.grant.info == b'{"a": "\\n"}'
-            assert await ask(node, "refresh", user="alice", info=None) == {}
+            assert await ask(node, "refresh", user="alice", info=None) == ONE
             assert client.grant.info == b'{"a": "\\n"}'
-            assert await ask(node, "refresh", user="alice", expired=True) == {}
+            assert await ask(node, "refresh", user="alice", expired=True) == ONE
             assert end_of(client) is EXPIRED
 
 

@@ -139,7 +139,7 @@ def test_events_on_a_terminal(
         yield events()
 
     monkeypatch.setattr("repeater.subscriber.open_subscriber", one_event)
-    monkeypatch.setattr("repeater.cli.main._is_terminal", lambda: terminal)
+    monkeypatch.setattr("repeater.cli.subscribe._is_terminal", lambda: terminal)
     result = CliRunner().invoke(main, ["subscribe", "news", "--with-channel"])
     assert result.stdout == f"news {written}\n"
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from repeater.access.grants import ConnectionGrant
+from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.api.methods import call
 from repeater.cli.main import main
 from repeater.clients.client import Client
 from repeater.clients.plain import hear
 from repeater.config import load_settings
-from repeater.errors import FORCE_DISCONNECT, Disconnect
+from repeater.errors import FORCE_DISCONNECT, Disconnect, open_service_nursery
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
 from repeater.testing import MemoryTransport, connect
 from tests.brokers import HeldHistory
-from tests.deadlines import LOOP_ANSWERS
+from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.working import open_workers
 
 KEY = "secret"
 
@@ -54,13 +56,29 @@ async def lines(server: Server, *arguments: str) -> list[str]:
     return result.stdout.splitlines()
 
 
+async def nothing(server: Server, *arguments: str) -> str:
+    """The line of a command that has found nothing to change; its status is 1."""
+    result = await run(server, *arguments)
+    assert (result.exit_code, result.stderr) == (1, "")
+    return result.stdout.rstrip("\n")
+
+
 @asynccontextmanager
 async def client_of(server: Server, user: str, *channels: str) -> AsyncIterator[Client]:
+    """A user's connection. Its end does not cancel the block."""
+    async with open_service_nursery() as nursery:
+        yield await nursery.start(_be_there, server, user, channels)
+
+
+async def _be_there(
+    server: Server, user: str, channels: tuple[str, ...], task_status: trio.TaskStatus[Client]
+) -> None:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(server.node, transport, ready=False) as client:
         client.identify(ConnectionGrant(user=user))
         await hear(server.node, client, channels)
-        yield client
+        task_status.started(client)
+        await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("key", ["schl\xfcssel", "\u043a\u043b\u044e\u0447 \U0001f511", "\xe0"])
@@ -147,22 +165,25 @@ async def test_history() -> None:
 
 
 async def test_unsubscribe_and_disconnect() -> None:
-    """Of the user that is named, and of no other."""
+    """Of the user that is named, and of no other; who changes nothing is told so."""
+    unsubscribe, disconnect = ("unsubscribe", "--user", "alice"), ("disconnect", "--user", "alice")
     async with running() as server, client_of(server, "alice", "a", "b") as alice:
         async with client_of(server, "", "a") as nobody:
-            assert await lines(server, "unsubscribe", "--user", "alice", "a") == []
+            assert await lines(server, *unsubscribe, "a") == ["1 subscription ended"]
             assert set(alice.channels) == {"b"}
-            assert await lines(server, "unsubscribe", "--user", "alice") == []
+            assert await nothing(server, *unsubscribe, "a") == "0 subscriptions ended"
+            assert await lines(server, *unsubscribe) == ["1 subscription ended"]
             assert not alice.channels
             assert set(nobody.channels) == {"a"}
-            arguments = ("--user", "", "--code", "4000", "--reason", "later")
-            assert await lines(server, "disconnect", *arguments) == []
+            anonymous = ("disconnect", "--user", "", "--code", "4000", "--reason", "later")
+            assert await lines(server, *anonymous) == ["1 connection closed"]
             assert nobody.end == Disconnect(4_000, "later")
-        assert await lines(server, "disconnect", "--user", "alice", "--client", "other") == []
+        assert await nothing(server, *disconnect, "--client", "other") == "0 connections closed"
         assert alice.end is None
     async with running() as server, client_of(server, "alice") as alice:
-        assert await lines(server, "disconnect", "--user", "alice", "--client", alice.id) == []
-        assert alice.end is FORCE_DISCONNECT
+        assert await lines(server, *disconnect, "--client", alice.id) == ["1 connection closed"]
+        assert alice.end == FORCE_DISCONNECT
+        assert await nothing(server, *disconnect, "--json") == '{"num_clients":0}'
 
 
 async def test_publish() -> None:
@@ -227,3 +248,101 @@ def test_nobody_there() -> None:
             assert result.exit_code == 1
             assert result.stderr.startswith("Error: cannot reach http://127.0.0.1:")
             assert result.stderr.count("\n") == 1
+
+
+async def test_block_and_unblock() -> None:
+    """How many users and connections; who is blocked already is not blocked again."""
+    async with running() as server, client_of(server, "alice") as alice:
+        assert await lines(server, "block", "alice", "--ttl", "10m") == [
+            "1 user blocked, 1 connection closed"
+        ]
+        assert alice.end == FORCE_DISCONNECT
+        assert await lines(server, "block", "alice") == ["1 user blocked, 0 connections closed"]
+        assert await nothing(server, "block", "alice") == "0 users blocked: already blocked"
+        assert await lines(server, "unblock", "alice") == ["1 user unblocked"]
+        assert await nothing(server, "unblock", "alice") == "0 users unblocked: not blocked"
+        (line,) = await lines(server, "block", "bob", "--until", "2999-01-01T00:00:00Z", "--json")
+        assert json.loads(line) == {"changed": True, "num_clients": 0, "num_subs": 0}
+        denial = server.node.denials._denials["user", "bob"]
+        assert denial.expire_at == 32_472_144_000
+        past = await run(server, "block", "bob", "--until", "2020-01-01T00:00:00Z")
+        assert past.exit_code == 1
+        assert "107" in past.stderr
+
+
+async def test_revoke() -> None:
+    """One token, or a user's up to a time; the connections that came by one are closed."""
+    async with running() as server, client_of(server, "alice", "a") as alice:
+        alice.grant = msgspec.structs.replace(alice.grant, by_token=True, token_id="t", issued_at=9)
+        assert await lines(server, "revoke", "--user", "alice", "--issued-before", "9") == [
+            "the tokens of 1 user revoked, 0 connections closed"
+        ]
+        before = ("revoke", "--user", "alice", "--issued-before", "1970-01-01T00:00:08Z")
+        assert await nothing(server, *before) == "0 tokens revoked: already revoked"
+        by_id = ("revoke", "--token-id", "t", "--ttl", "7d")
+        assert await lines(server, *by_id) == ["1 token revoked, 1 connection closed"]
+    async with running() as server, client_of(server, "alice", "a") as alice:
+        for subscription in alice.channels.values():
+            subscription.grant = SubscriptionGrant(by_token=True, token_id="s")
+        assert await lines(server, "revoke", "--token-id", "s") == [
+            "1 token revoked, 0 connections closed, 1 subscription ended"
+        ]
+        assert alice.end is None
+
+
+async def test_presence_stats() -> None:
+    """Two numbers; as the API says them with `--json`."""
+    async with running() as server, client_of(server, "a") as one, client_of(server, "a"):
+        await server.node.subscribe(one.user, "news")
+        assert await lines(server, "presence", "news", "--stats") == [
+            "CLIENTS  USERS",
+            "2        1",
+        ]
+        (line,) = await lines(server, "presence", "news", "--stats", "--json")
+        assert json.loads(line) == {"num_clients": 2, "num_users": 1}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["revoke"],
+        ["revoke", "--user", "a", "--token-id", "t"],
+        ["revoke", "--token-id", "t", "--issued-before", "1"],
+        ["block", "a", "--ttl", "1m", "--until", "1"],
+        ["block", "a", "--ttl", "0"],
+        ["block", "a", "--ttl", "soon"],
+        ["block", "a", "--until", "2999-01-01T00:00:00"],
+        ["block", "a", "--until", "tomorrow"],
+        ["block"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    """Status 2, before any server is asked; a time without a zone could be another one."""
+    result = CliRunner().invoke(main, [*arguments, "--url", "http://127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+async def test_counts_over_workers() -> None:
+    """Whichever worker takes the call: connections, subscriptions and blocks of all are counted."""
+    settings = load_settings(port=0, api_key=KEY)
+    with trio.fail_after(PROCESS_STARTS):
+        async with open_workers(settings, 2) as workers, AsyncExitStack() as stack:
+            ann, bob = [
+                [
+                    await stack.enter_async_context(client_of(server, user, "news"))
+                    for server in workers.servers
+                ]
+                for user in ("ann", "bob")
+            ]
+            first = workers.servers[0]
+            unsubscribe = ("unsubscribe", "--user", "ann", "news")
+            assert await lines(first, *unsubscribe) == ["2 subscriptions ended"]
+            assert await nothing(first, *unsubscribe) == "0 subscriptions ended"
+            disconnect = ("disconnect", "--user", "ann")
+            assert await lines(first, *disconnect) == ["2 connections closed"]
+            assert await nothing(first, *disconnect) == "0 connections closed"
+            assert await lines(first, "block", "bob") == ["1 user blocked, 2 connections closed"]
+            for _ in range(4):  # the kernel chooses the worker
+                assert await nothing(first, "block", "bob") == "0 users blocked: already blocked"
+            assert [one.end for one in (*ann, *bob)] == [FORCE_DISCONNECT] * 4

@@ -60,7 +60,7 @@ async def open_nodes(url: str, many: int = 2) -> AsyncIterator[list[Node]]:
 async def until_blocked(nodes: list[Node], user: str) -> None:
     """A call that succeeds as soon as the engine is there again."""
     with trio.fail_after(20):
-        while await ask(nodes[0], "block_user", user=user) != {}:  # noqa: ASYNC110
+        while await ask(nodes[0], "block_user", user=user) == 100:  # noqa: ASYNC110
             await trio.sleep(0.1)
         grant = ConnectionGrant(user=user)
         while any(one.denials.refusal(grant) != FORCE_DISCONNECT for one in nodes):  # noqa: ASYNC110

@@ -321,7 +321,7 @@ async def test_presence_after_unsubscribing() -> None:
                              {"presence_stats": {"channel": "c"}}]}  # fmt: skip
         answer = await call(node, "batch", json.dumps(body).encode())
         assert json.loads(answer.body)["replies"] == [
-            {"unsubscribe": {}}, {"presence_stats": {"num_clients": 0, "num_users": 0}}
+            {"unsubscribe": {"num_subs": 1}}, {"presence_stats": {"num_clients": 0, "num_users": 0}}
         ]  # fmt: skip
 
 

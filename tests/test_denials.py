@@ -27,7 +27,13 @@ from repeater.clients.client import Client
 from repeater.clients.session import Session
 from repeater.clients.unidirectional import UnidirectionalSession
 from repeater.config import ConfigError, load_settings
-from repeater.errors import FORCE_DISCONNECT, INVALID_TOKEN, BrokerError, Disconnect
+from repeater.errors import (
+    FORCE_DISCONNECT,
+    INVALID_TOKEN,
+    BrokerError,
+    Disconnect,
+    open_service_nursery,
+)
 from repeater.node import Node, open_node
 from repeater.options import NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI, CENTRIFUGE_UNI_ASGI
@@ -36,7 +42,13 @@ from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.processes import starts_processes
 from tests.signing import HMAC_OPTIONS, sign
 
-DONE: dict[str, Any] = {"result": {}}
+
+def done(clients: int = 0, subscriptions: int = 0, *, changed: bool = True) -> dict[str, Any]:
+    """The answer of a call that has refused somebody, with what it has ended."""
+    result = {"changed": changed, "num_clients": clients, "num_subs": subscriptions}
+    return {"result": result}
+
+
 BAD_REQUEST = {"error": {"code": 107, "message": "bad request"}}
 
 
@@ -73,12 +85,19 @@ class Talk:
 
 @asynccontextmanager
 async def talking(node: Node, **claims: object) -> AsyncIterator[Talk]:
-    """A client that connects with a token of these claims."""
+    """A client that connects with a token of these claims. Its end does not cancel the block."""
+    async with open_service_nursery() as nursery:
+        yield await nursery.start(_talk, node, claims)
+
+
+async def _talk(node: Node, claims: dict[str, object], task_status: trio.TaskStatus[Talk]) -> None:
     transport = MemoryTransport(CENTRIFUGE_JSON_ASGI)
     async with connect(node, transport, ready=False) as client:
         talk = Talk(Session(node, client), transport)
         await talk.say("connect", token=sign(claims))
-        yield talk
+        # A client that is refused is cancelled already, and tells so nevertheless.
+        task_status.started(talk)
+        await trio.sleep_forever()
 
 
 async def ask(node: Node, method: str, **fields: object) -> object:
@@ -97,13 +116,15 @@ async def test_a_blocked_user_is_put_out_and_not_let_in() -> None:
         talking(node, sub="ann") as second,
         talking(node, sub="bob") as bob,
     ):
-        assert await ask(node, "block_user", user="ann") == DONE
-        assert first.end is second.end is FORCE_DISCONNECT
+        assert await ask(node, "block_user", user="ann") == done(2)
+        assert await ask(node, "block_user", user="ann") == done(changed=False)
+        assert first.end == second.end == FORCE_DISCONNECT
         async with talking(node, sub="ann") as late, talking(node, sub="bob") as other:
-            assert late.end is FORCE_DISCONNECT
+            assert late.end == FORCE_DISCONNECT
             assert bob.end is other.end is None
         assert node.statistics().limited == {"blocked": 1}
-        assert await ask(node, "unblock_user", user="ann") == DONE
+        assert await ask(node, "unblock_user", user="ann") == {"result": {"changed": True}}
+        assert await ask(node, "unblock_user", user="ann") == {"result": {"changed": False}}
         async with talking(node, sub="ann") as back:
             assert back.end is None
         assert node.statistics().denials == 0
@@ -118,7 +139,7 @@ async def test_a_blocked_user_is_known_by_more_than_a_token() -> None:
         await ask(node, "block_user", user="ann")
         client.grant = ConnectionGrant("ann")
         await UnidirectionalSession(node, client).receive("{}")
-        assert client.end is FORCE_DISCONNECT
+        assert client.end == FORCE_DISCONNECT
 
 
 async def test_a_block_ends_by_itself(autojump_clock: MockClock) -> None:
@@ -127,7 +148,7 @@ async def test_a_block_ends_by_itself(autojump_clock: MockClock) -> None:
         await ask(node, "block_user", user="ann", ttl=30)
         await trio.sleep(29)
         async with talking(node, sub="ann") as talk:
-            assert talk.end is FORCE_DISCONNECT
+            assert talk.end == FORCE_DISCONNECT
         await trio.sleep(3)
         async with talking(node, sub="ann") as talk:
             assert talk.end is None
@@ -155,7 +176,7 @@ async def test_a_block_while_a_connect_is_under_way() -> None:
         await ask(node, "block_user", user="ann")
         answer.set()
         await wait_all_tasks_blocked()
-        assert client.end is FORCE_DISCONNECT
+        assert client.end == FORCE_DISCONNECT
 
 
 # ---- tokens
@@ -170,14 +191,14 @@ async def test_a_revoked_token_proves_nothing(name: str) -> None:
         talking(node, sub="ann", jti="t2") as other,
         talking(node, sub="ann") as unnamed,
     ):
-        assert await ask(node, "revoke_token", **{name: "t1"}) == DONE
-        assert one.end is INVALID_TOKEN
+        assert await ask(node, "revoke_token", **{name: "t1"}) == done(1)
+        assert one.end == INVALID_TOKEN
         assert (other.end, unnamed.end) == (None, None)
         async with talking(node, sub="ann", jti="t1") as late:
-            assert late.end is INVALID_TOKEN
+            assert late.end == INVALID_TOKEN
         assert node.statistics().limited == {"revoked": 1}
         await other.say("refresh", token=sign({"sub": "ann", "jti": "t1"}))
-        assert other.end is INVALID_TOKEN
+        assert other.end == INVALID_TOKEN
         assert node.statistics().limited == {"revoked": 2}
 
 
@@ -192,18 +213,20 @@ async def test_a_users_older_tokens_are_revoked() -> None:
         connect(node, MemoryTransport()) as asked,
     ):
         asked.identify(ConnectionGrant("ann"))  # by a back end's word, without a token
-        assert await ask(node, "revoke_token", user="ann", issued_before=2_000) == DONE
-        assert old.end is ageless.end is INVALID_TOKEN
+        assert await ask(node, "revoke_token", user="ann", issued_before=2_000) == done(2)
+        earlier = await ask(node, "revoke_token", user="ann", issued_before=1_000)
+        assert earlier == done(changed=False)
+        assert old.end == ageless.end == INVALID_TOKEN
         assert new.end is bob.end is asked.end is None
         async with talking(node, sub="ann", iat=1_999) as late:
-            assert late.end is INVALID_TOKEN
+            assert late.end == INVALID_TOKEN
 
 
 async def test_all_of_a_users_tokens_up_to_now() -> None:
     """Without a time: what was issued so far. One that is issued later is good."""
     async with proving_node() as node, talking(node, sub="ann", iat=int(time.time())) as talk:
-        assert await ask(node, "revoke_token", user="ann") == DONE
-        assert talk.end is INVALID_TOKEN
+        assert await ask(node, "revoke_token", user="ann") == done(1)
+        assert talk.end == INVALID_TOKEN
         later = int(node.unix_time()) + 2
         grant = ConnectionGrant("ann", issued_at=later, by_token=True)
         assert node.denials.refusal(grant) is None
@@ -225,7 +248,7 @@ async def test_unblocking_does_not_make_tokens_good() -> None:
         await ask(node, "revoke_token", user="ann", issued_before=2_000)
         await ask(node, "unblock_user", user="ann")
         async with talking(node, sub="ann", iat=1_000) as talk:
-            assert talk.end is INVALID_TOKEN
+            assert talk.end == INVALID_TOKEN
 
 
 async def test_a_revoked_subscription_token_ends_its_subscription() -> None:
@@ -247,7 +270,7 @@ async def test_a_revoked_subscription_token_ends_its_subscription() -> None:
         assert talk.end is None
         assert set(node.hub.channels) == {"two"}
         await talk.say("subscribe", channel="$one", token=token)
-        assert talk.end is INVALID_TOKEN
+        assert talk.end == INVALID_TOKEN
 
 
 async def test_a_subscription_is_not_refreshed_by_a_revoked_token() -> None:
@@ -257,7 +280,7 @@ async def test_a_subscription_is_not_refreshed_by_a_revoked_token() -> None:
         await talk.say("subscribe", channel="$one", token=sign({**claims, "jti": "good"}))
         await ask(node, "revoke_token", jti="bad")
         await talk.say("sub_refresh", channel="$one", token=sign({**claims, "jti": "bad"}))
-        assert talk.end is INVALID_TOKEN
+        assert talk.end == INVALID_TOKEN
 
 
 # ---- the calls
@@ -305,7 +328,7 @@ async def test_a_batch_may_deny() -> None:
     async with open_test_node() as node:
         commands = [{"block_user": {"user": "ann"}}, {"revoke_token": {}}]
         assert await ask(node, "batch", commands=commands) == {
-            "replies": [{"block_user": {}}, BAD_REQUEST]
+            "replies": [{"block_user": done()["result"]}, BAD_REQUEST]
         }
         assert node.statistics().denials == 1
 
@@ -317,9 +340,9 @@ async def test_there_are_so_many_denials_and_no_more(autojump_clock: MockClock) 
         await ask(node, "block_user", user="bob")
         refused = await ask(node, "block_user", user="cid")
         assert refused == {"error": {"code": 106, "message": "limit exceeded"}}
-        assert await ask(node, "block_user", user="bob") == DONE
+        assert await ask(node, "block_user", user="bob") == done(changed=False)
         await trio.sleep(12)
-        assert await ask(node, "block_user", user="cid") == DONE
+        assert await ask(node, "block_user", user="cid") == done()
 
 
 class FailingDenials(MemoryDenials):
@@ -364,7 +387,7 @@ async def test_what_another_node_denies_holds_here() -> None:
         client.identify(ConnectionGrant("ann"))
         await store.send.send(Denial(user="ann"))
         await wait_all_tasks_blocked()
-        assert client.end is FORCE_DISCONNECT
+        assert client.end == FORCE_DISCONNECT
         await store.send.send(Denial(user="ann", lifted=True))
         await wait_all_tasks_blocked()
         assert node.denials.refusal(ConnectionGrant("ann")) is None
@@ -488,5 +511,5 @@ async def test_without_a_chosen_place_nothing_is_written(
     """A server that was told no `data_dir` leaves no file behind."""
     monkeypatch.chdir(tmp_path)
     async with open_server(load_settings(dev=True, port=0)) as server:
-        assert await ask(server.node, "block_user", user="ann") == DONE
+        assert await ask(server.node, "block_user", user="ann") == done()
     assert os.listdir(tmp_path) == []

@@ -30,7 +30,7 @@ from repeater.serving.server import open_server
 pytestmark = pytest.mark.timeout(60)
 
 
-DONE: dict[str, Any] = {"result": {}}
+BLOCKED = {"result": {"changed": True, "num_clients": 0, "num_subs": 0}}
 
 
 async def ask(node: Node, method: str, **fields: object) -> object:
@@ -146,8 +146,8 @@ async def test_denials_move_into_the_history_once(tmp_path: Path) -> None:
         denials = server.node.denials
         assert denials.refusal(ConnectionGrant("ann")) is FORCE_DISCONNECT
         assert len(denials) == 3
-        assert await ask(server.node, "unblock_user", user="ann") == DONE
-        assert await ask(server.node, "block_user", user="cid") == DONE
+        assert await ask(server.node, "unblock_user", user="ann") == {"result": {"changed": True}}
+        assert await ask(server.node, "block_user", user="cid") == BLOCKED
     assert not (tmp_path / "denials.sqlite3").exists()
     async with open_server(settings_of(tmp_path)) as server:
         denials = server.node.denials
@@ -162,7 +162,7 @@ async def test_memory_keeps_denials_only(tmp_path: Path, caplog: pytest.LogCaptu
         await server.node.publish(Publication("c", b"1"))
     async with open_server(settings_of(tmp_path, engine="memory")) as server:
         assert isinstance(server.node.broker, MemoryBroker)
-        assert await ask(server.node, "block_user", user="ann") == DONE
+        assert await ask(server.node, "block_user", user="ann") == BLOCKED
     assert any("are not used" in record.getMessage() for record in caplog.records)
     async with open_server(settings_of(tmp_path, engine="memory")) as server:
         assert server.node.denials.refusal(ConnectionGrant("ann")) is FORCE_DISCONNECT
@@ -173,7 +173,7 @@ async def test_a_broker_that_a_program_brings_wins(tmp_path: Path) -> None:
     broker = MemoryBroker()
     async with open_server(settings_of(tmp_path), broker=broker) as server:
         assert server.node.broker is broker
-        assert await ask(server.node, "block_user", user="ann") == DONE
+        assert await ask(server.node, "block_user", user="ann") == BLOCKED
     assert {*os.listdir(tmp_path)} == {"lock", "denials.sqlite3"}
 
 

@@ -111,11 +111,13 @@ def test_check_with_a_file_that_is_no_key(tmp_path: Path) -> None:
 def test_mistakes_when_making() -> None:
     """No secret, a public key for one, or an option that is not JSON: one line each."""
     make = ("connection", "--user", "42")
-    assert fail(*make, env={}) == "no secret: set REPEATER_TOKEN__HMAC_SECRET_KEY"
+    assert fail(*make, env={}).startswith("no secret: set REPEATER_TOKEN__HMAC_SECRET_KEY, or ")
     assert fail(*make, "--info", "{") == "--info is not JSON"
     assert fail(*make, "--meta", "NaN") == "--meta is not JSON"
     pem = {"REPEATER_TOKEN__HMAC_SECRET_KEY": pem_of(key_for("RS256"))}
-    assert fail(*make, env=pem) == "an HMAC secret must not be a public key"
+    assert "an HMAC secret must not be a public key" in fail(*make, env=pem)
+    key = ("--hmac-secret-key", pem_of(key_for("RS256")))
+    assert fail(*make, *key, env={}) == "an HMAC secret must not be a public key"
 
 
 def test_short_secret_is_warned_of() -> None:

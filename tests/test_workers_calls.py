@@ -16,6 +16,7 @@ from repeater.testing import MemoryTransport, connect
 from tests.members import OPTIONS, ask, open_workers, user_on
 
 INTERNAL, LIMIT, BAD = 100, 106, 107
+ONE = {"num_clients": 1}
 
 
 async def test_a_user_is_disconnected_everywhere(autojump_clock: MockClock) -> None:
@@ -31,11 +32,12 @@ async def test_a_user_is_disconnected_everywhere(autojump_clock: MockClock) -> N
         result = await ask(
             workers.nodes[0], "disconnect", user="ann", disconnect=why, whitelist=[third.id]
         )
-        assert result == {}
+        assert result == {"num_clients": 2}
         assert first.end == second.end == Disconnect(4_100, "enough")
-        assert third.end is other.end is None
-        assert await ask(workers.nodes[1], "disconnect", user="ann", client=third.id) == {}
+        assert [third.end, other.end] == [None, None]
+        assert await ask(workers.nodes[1], "disconnect", user="ann", client=third.id) == ONE
         assert third.end == FORCE_DISCONNECT
+        assert await ask(workers.nodes[1], "disconnect", user="ann") == {"num_clients": 0}
 
 
 async def test_subscribe_and_unsubscribe_reach_every_worker(autojump_clock: MockClock) -> None:
@@ -48,7 +50,10 @@ async def test_subscribe_and_unsubscribe_reach_every_worker(autojump_clock: Mock
         result = await ask(
             workers.nodes[0], "subscribe", user="ann", channel="news", data={"d": 1}, info=["i"]
         )
-        assert result == {}
+        assert result == {"num_clients": 2}
+        assert await ask(workers.nodes[1], "subscribe", user="ann", channel="news") == {
+            "num_clients": 0
+        }
         assert list(first.channels) == list(second.channels) == ["news"]
         push = transport.messages()[-1]["push"]
         assert push["channel"] == "news"
@@ -56,7 +61,9 @@ async def test_subscribe_and_unsubscribe_reach_every_worker(autojump_clock: Mock
         (info,) = (await ask(workers.nodes[1], "presence", channel="news"))["presence"].values()
         assert info["chan_info"] == ["i"]
         # The first worker's connection of another user hears nothing of it.
-        assert await ask(workers.nodes[0], "unsubscribe", user="ann", channel="news") == {}
+        assert await ask(workers.nodes[0], "unsubscribe", user="ann", channel="news") == {
+            "num_subs": 2
+        }
         await wait_all_tasks_blocked()
         assert not first.channels
         assert not second.channels
@@ -69,7 +76,9 @@ async def test_a_name_that_another_worker_hears_can_be_unsubscribed(
     """Only a name that nobody hears, on no worker, must be a valid one."""
     async with open_workers(2, OPTIONS) as workers, user_on(workers.nodes[1]) as (second, _):
         second.subscribe("gone:1")
-        assert await ask(workers.nodes[0], "unsubscribe", user="ann", channel="gone:1") == {}
+        assert await ask(workers.nodes[0], "unsubscribe", user="ann", channel="gone:1") == {
+            "num_subs": 1
+        }
         assert not second.channels
         assert await ask(workers.nodes[0], "unsubscribe", user="ann", channel="gone:1") == 102
 
@@ -83,11 +92,13 @@ async def test_a_refresh_reaches_every_worker(autojump_clock: MockClock) -> None
     ):
         at = int(workers.nodes[0].unix_time()) + 60
         result = await ask(workers.nodes[0], "refresh", user="ann", expire_at=at, info={"m": 2})
-        assert result == {}
+        assert result == {"num_clients": 2}
         for client in (first, second):
             assert (client.grant.expire_at, bytes(client.grant.info)) == (at, b'{"m": 2}')
         assert transport.messages()[-1]["push"]["refresh"]["expires"] is True
-        assert await ask(workers.nodes[1], "refresh", user="ann", expired=True) == {}
+        assert await ask(workers.nodes[1], "refresh", user="ann", expired=True) == {
+            "num_clients": 2
+        }
         assert first.end == second.end == EXPIRED
 
 
@@ -117,17 +128,17 @@ async def test_an_error_of_our_own_costs_one_question(
     """The worker that has it lives on, and the caller gets error 100."""
     act = connections.disconnect
 
-    async def failing(node: Any, call: Any) -> None:
+    async def failing(node: Any, call: Any) -> int:
         if node is workers.nodes[1]:
             raise ZeroDivisionError
-        await act(node, call)
+        return await act(node, call)
 
     async with open_workers(2, OPTIONS) as workers, user_on(workers.nodes[1]) as (second, _):
         with monkeypatch.context() as patched:
             patched.setattr(connections, "disconnect", failing)
             assert await ask(workers.nodes[0], "disconnect", user="ann") == INTERNAL
         assert workers.nodes[1].statistics().failures == {"control": 1}
-        assert await ask(workers.nodes[0], "disconnect", user="ann") == {}
+        assert await ask(workers.nodes[0], "disconnect", user="ann") == ONE
         assert second.end == FORCE_DISCONNECT
 
 
@@ -203,5 +214,5 @@ async def test_a_worker_that_drains_is_met(autojump_clock: MockClock) -> None:
         nursery.start_soon(workers.nodes[1].shut_down)
         await trio.sleep(0.5)
         assert client.end is None
-        assert await ask(workers.nodes[0], "disconnect", user="ann") == {}
+        assert await ask(workers.nodes[0], "disconnect", user="ann") == ONE
         assert client.end == FORCE_DISCONNECT

@@ -160,6 +160,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             denials or MemoryDenials(),
             limit=lambda: self.options.denial_limit,
             now=self.unix_time,
+            questions=self.questions,
         )
         self.emulation = Emulation()
         user_connections.register(self, self.questions)

@@ -28,6 +28,26 @@ def _no_replies(moment: Moment) -> Moment:
     return all_objects(moment, changed)
 
 
+_COUNTED: Final = frozenset({"subscribe", "unsubscribe", "disconnect", "refresh"})
+
+
+def _counts(moment: Moment) -> Moment:
+    """How many connections or subscriptions a call has changed."""
+
+    called = moment.step.get("call")
+    keys = {"result"} if called in _COUNTED else _COUNTED if called == "batch" else ()
+
+    def changed(one: Message) -> Message:
+        counts = {key for key in one if key in keys and _is_count(one[key])}
+        return one | {key: {} for key in counts}
+
+    return all_objects(moment, changed)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, dict) and set(value) in ({"num_clients"}, {"num_subs"})
+
+
 CALLS: Final[Sequence[Kind]] = (
     Kind(
         "names-of-calls",
@@ -114,6 +134,14 @@ CALLS: Final[Sequence[Kind]] = (
         "They are other programs.",
         _nodes,
         ({"call": "info", "body": {}},),
+    ),
+    Kind(
+        "counts-of-calls",
+        "`subscribe`, `unsubscribe`, `disconnect` and `refresh` of the API are answered `{}`.",
+        "`num_clients`, for `unsubscribe` `num_subs`: how many the call has changed.",
+        "A person who disconnects somebody wants to know whether anybody was there.",
+        _counts,
+        ({"call": "disconnect", "body": {"user": "u1@"}},),
     ),
     Kind(
         "expiry-in-the-past",

@@ -15,7 +15,6 @@ from repeater.access.grant_json import OverrideClaims, data_of, info_of, overrid
 from repeater.access.grants import SubscriptionGrant
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.commands import SincePosition
-from repeater.protocol.centrifugo.replies import Empty
 from repeater.publication import StreamPosition
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from repeater.json_text import JSONText
     from repeater.node import Node
 
-_EMPTY: Final = Empty()
 _REASON_LIMIT: Final = 123  # bytes in a close frame, beside the code
 _UINT64: Final = 2**64 - 1
 
@@ -82,8 +80,20 @@ class RefreshBody(TargetBody, frozen=True):
     info: msgspec.Raw = msgspec.Raw()
 
 
-async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
-    """Subscribe connections to a channel.
+class Connections(msgspec.Struct, frozen=True):
+    """How many connections the call has changed, over all workers and nodes; perhaps none."""
+
+    num_clients: int
+
+
+class Subscriptions(msgspec.Struct, frozen=True):
+    """How many subscriptions the call has ended, over all workers and nodes; perhaps none."""
+
+    num_subs: int
+
+
+async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Connections:
+    """Subscribe connections to a channel. Those that hear it already stay as they are.
 
     Raises:
         ReplyError: the channel, the grant or the position is missing or wrong (107), or the
@@ -101,7 +111,7 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
         since = StreamPosition(body.recover_since.offset, body.recover_since.epoch)
         if not 0 <= since.offset <= _UINT64:
             raise ReplyError(ErrorCode.BAD_REQUEST)
-    await node.subscribe(
+    changed = await node.subscribe(
         body.user,
         body.channel,
         client=body.client,
@@ -109,37 +119,39 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Empty:
         grant=grant,
         since=since,
     )
-    return _EMPTY
+    return Connections(changed)
 
 
-async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Empty:
+async def unsubscribe(node: Node, body: UnsubscribeBody, _budget: Budget) -> Subscriptions:
     """Unsubscribe connections from a channel, or from all of theirs.
 
     Raises:
         ReplyError: the channel's name is wrong (107), or its namespace unknown (102).
     """
-    await node.unsubscribe(body.user, body.channel, client=body.client, session=body.session)
-    return _EMPTY
+    ended = await node.unsubscribe(
+        body.user, body.channel, client=body.client, session=body.session
+    )
+    return Subscriptions(ended)
 
 
-async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Empty:
+async def disconnect(node: Node, body: DisconnectBody, _budget: Budget) -> Connections:
     """End connections, by default with 3503, so that the clients do not reconnect.
 
     Raises:
         ReplyError: 107 for a code that SDKs do not act on, or a reason that is too long or JSON.
     """
     why = FORCE_DISCONNECT if body.disconnect is None else _close_of(body.disconnect)
-    await node.disconnect(
+    ended = await node.disconnect(
         body.user,
         client=body.client,
         session=body.session,
         why=why,
         whitelist=frozenset(body.whitelist),
     )
-    return _EMPTY
+    return Connections(ended)
 
 
-async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
+async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Connections:
     """Give connections another expiry, or end them as expired.
 
     Raises:
@@ -147,17 +159,19 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Empty:
         BrokerError: the presence of some channels does not have the new info.
     """
     if body.expired:
-        await node.disconnect(body.user, client=body.client, session=body.session, why=EXPIRED)
-        return _EMPTY
+        ended = await node.disconnect(
+            body.user, client=body.client, session=body.session, why=EXPIRED
+        )
+        return Connections(ended)
     info = _checked(info_of, body.info) or None
-    await node.refresh(
+    changed = await node.refresh(
         body.user,
         client=body.client,
         session=body.session,
         expire_at=body.expire_at,
         info=info,
     )
-    return _EMPTY
+    return Connections(changed)
 
 
 def _checked(

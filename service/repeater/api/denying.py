@@ -54,11 +54,25 @@ class RevokeTokenBody(_Ending, frozen=True):
     issued_before: Whole = 0
 
 
-class Done(msgspec.Struct, frozen=True):
-    """The empty result: the call has taken effect."""
+class Denied(msgspec.Struct, frozen=True):
+    """What the call has done, over all workers and nodes.
+
+    `changed` is false if the same was refused already. `num_clients` connections were closed, and
+    `num_subs` subscriptions of other connections were ended.
+    """
+
+    changed: bool
+    num_clients: int
+    num_subs: int
 
 
-async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Done:
+class Admitted(msgspec.Struct, frozen=True):
+    """What the call has done: `changed` is false if the user was not blocked."""
+
+    changed: bool
+
+
+async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Denied:
     """Close a user's connections, and refuse new ones until the block expires or is lifted.
 
     Raises:
@@ -68,11 +82,10 @@ async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Done:
     """
     if not body.user:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-    await node.denials.change(Denial(user=body.user, expire_at=_end(node, body)))
-    return Done()
+    return await _deny(node, Denial(user=body.user, expire_at=_end(node, body)))
 
 
-async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Done:
+async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Admitted:
     """Accept a blocked user again. The user's revoked tokens stay revoked.
 
     Raises:
@@ -81,11 +94,11 @@ async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Don
     """
     if not body.user:
         raise ReplyError(ErrorCode.BAD_REQUEST)
-    await node.denials.change(Denial(user=body.user, lifted=True))
-    return Done()
+    change = await node.denials.change(Denial(user=body.user, lifted=True))
+    return Admitted(change.changed)
 
 
-async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Done:
+async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Denied:
     """Refuse a token, or a user's tokens issued up to a time, from now on.
 
     Raises:
@@ -101,8 +114,12 @@ async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Don
         denial = Denial(user=body.user, issued_before=before, expire_at=_end(node, body))
     else:
         denial = Denial(token_id=named[0], expire_at=_end(node, body))
-    await node.denials.change(denial)
-    return Done()
+    return await _deny(node, denial)
+
+
+async def _deny(node: Node, denial: Denial) -> Denied:
+    change = await node.denials.change(denial)
+    return Denied(change.changed, change.ended.clients, change.ended.subscriptions)
 
 
 def _end(node: Node, body: _Ending) -> int:

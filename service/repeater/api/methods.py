@@ -23,6 +23,7 @@ from repeater.api.channel import (
     presence,
     presence_stats,
 )
+from repeater.api.channel_info import ChannelInfoBody, channel_info
 from repeater.api.connections import (
     DisconnectBody,
     RefreshBody,
@@ -72,6 +73,7 @@ COMMANDS: Final[Mapping[str, Method]] = {
     "history": method(HistoryRequest, history, needs=("channel",)),
     "history_remove": method(ChannelBody, history_remove, needs=("channel",)),
     "channels": method(ChannelsBody, channels),
+    "channel_info": method(ChannelInfoBody, channel_info, needs=("channel",)),
     "info": method(InfoBody, info),
     "rpc": method(RPCBody, rpc, needs=("method",)),
     "block_user": method(BlockUserBody, block_user, needs=("user",)),

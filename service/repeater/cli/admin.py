@@ -1,4 +1,4 @@
-"""`repeater info|channels|presence|history|disconnect|unsubscribe`: inspect and control a server.
+"""`repeater info|channels|presence|history`: look at a running server.
 
 The commands print tables for people. With `--json`, for programs, they print the API's result
 unchanged on one line.
@@ -7,37 +7,26 @@ unchanged on one line.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
-from repeater.cli.call import call, server_options
+from repeater.cli.call import ask
+from repeater.cli.server import Server, server_options
 
-F = TypeVar("F", bound=Callable[..., Any])
 Row = Sequence[object]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's result.")
 
 
-def _target_options(command: F) -> F:
-    """Give a command `--user`, `--client` and `--session`, which select connections."""
-    for option in (
-        click.option("--user", help="The user of the connections; empty for anonymous ones."),
-        click.option("--client", help="Only the connection with this id."),
-        click.option("--session", help="Only the connection with this session."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.command()
 @_json_option
 @server_options
-def info(as_json: bool, api_key: str | None, url: str) -> None:
+def info(as_json: bool, server: Server) -> None:
     """Show each node: its version, uptime, and numbers of clients, users and channels."""
-    result = _call(url, "info", api_key)
+    result = ask(server, "info")
     head = ("NODE", "VERSION", "UPTIME", "CLIENTS", "USERS", "CHANNELS", "SUBSCRIPTIONS")
     rows = [
         (
@@ -58,9 +47,9 @@ def info(as_json: bool, api_key: str | None, url: str) -> None:
 @click.argument("pattern", default="*")
 @_json_option
 @server_options
-def channels(pattern: str, as_json: bool, api_key: str | None, url: str) -> None:
+def channels(pattern: str, as_json: bool, server: Server) -> None:
     """List the channels that have subscribers, the fullest first; PATTERN as in a shell."""
-    result = _call(url, "channels", api_key, pattern=pattern)
+    result = ask(server, "channels", pattern=pattern)
     sizes = {name: channel["num_clients"] for name, channel in result["channels"].items()}
     rows = sorted(sizes.items(), key=lambda row: (-row[1], row[0]))
     _print(result, as_json, ("CHANNEL", "CLIENTS"), rows)
@@ -68,11 +57,16 @@ def channels(pattern: str, as_json: bool, api_key: str | None, url: str) -> None
 
 @click.command()
 @click.argument("channel")
+@click.option("--stats", is_flag=True, help="Only count them.")
 @_json_option
 @server_options
-def presence(channel: str, as_json: bool, api_key: str | None, url: str) -> None:
+def presence(channel: str, stats: bool, as_json: bool, server: Server) -> None:
     """List the clients that are present in a channel, by user."""
-    result = _call(url, "presence", api_key, channel=channel)
+    if stats:
+        counts = ask(server, "presence_stats", channel=channel)
+        row = (counts["num_clients"], counts["num_users"])
+        return _print(counts, as_json, ("CLIENTS", "USERS"), [row])
+    result = ask(server, "presence", channel=channel)
     rows = [
         (member["user"], client, _text(member.get("conn_info")), _text(member.get("chan_info")))
         for client, member in result["presence"].items()
@@ -87,12 +81,10 @@ def presence(channel: str, as_json: bool, api_key: str | None, url: str) -> None
 @click.option("--reverse", is_flag=True, help="Newest first.")
 @_json_option
 @server_options
-def history(
-    channel: str, limit: int, reverse: bool, as_json: bool, api_key: str | None, url: str
-) -> None:
+def history(channel: str, limit: int, reverse: bool, as_json: bool, server: Server) -> None:
     """Print the last publications of a channel, and then the top of its stream."""
     # Without --reverse too, the limit counts from the newest publication.
-    result = _call(url, "history", api_key, channel=channel, limit=limit, reverse=True)
+    result = ask(server, "history", channel=channel, limit=limit, reverse=True)
     if not reverse:
         result["publications"].reverse()
     rows = [
@@ -103,56 +95,7 @@ def history(
         click.echo(f"top: offset {result['offset']} of epoch {_shown(result['epoch'])}")
 
 
-@click.command()
-@_target_options
-@click.option("--code", type=click.IntRange(3_000, 4_999), help="[default: 3503, for good]")
-@click.option("--reason", help="The reason that the client gets.")
-@server_options
-def disconnect(
-    user: str | None,
-    client: str | None,
-    session: str | None,
-    code: int | None,
-    reason: str | None,
-    api_key: str | None,
-    url: str,
-) -> None:
-    """End a user's connections."""
-    body = _target(user, client, session)
-    if code is not None or reason is not None:
-        body["disconnect"] = {"code": code or 0, "reason": reason or ""}
-    _call(url, "disconnect", api_key, **body)
-
-
-@click.command()
-@_target_options
-@click.argument("channel", default="")
-@server_options
-def unsubscribe(
-    user: str | None,
-    client: str | None,
-    session: str | None,
-    channel: str,
-    api_key: str | None,
-    url: str,
-) -> None:
-    """End a user's subscription to a channel, or to all channels without CHANNEL."""
-    _call(url, "unsubscribe", api_key, channel=channel, **_target(user, client, session))
-
-
-COMMANDS: Final = (info, channels, presence, history, disconnect, unsubscribe)
-
-
-def _call(url: str, method: str, api_key: str | None, **body: object) -> Any:
-    return call(url, method, json.dumps(body).encode(), api_key)
-
-
-def _target(user: str | None, client: str | None, session: str | None) -> dict[str, object]:
-    if user is None:
-        # The API takes a missing user for the anonymous one. Not so here: a forgotten option would
-        # end the connections of all anonymous users.
-        raise click.UsageError("missing --user USER, or --user '' for the anonymous user")
-    return {"user": user, "client": client or "", "session": session or ""}
+COMMANDS: Final = (info, channels, presence, history)
 
 
 def _print(result: object, as_json: bool, head: Row, rows: Iterable[Row]) -> None:

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from repeater.access.tokens.options import is_http
 from repeater.cli.terminal import visible
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    import httpx
+
+    from repeater.cli.server import Server
 
 _TIMEOUT: Final = 10.0  # seconds
 _INTERNAL: Final = 100  # the code, also of what a broker that is down cannot do
 _TEMPORARY: Final = " (/health/ready and the server's log say what is down)"
-
-url_option = click.option(
-    "--url", default="http://127.0.0.1:8000", envvar="REPEATER_URL", show_default=True,
-    show_envvar=True, help="The URL of the server.",
-)  # fmt: skip
-_key_option = click.option(
-    "--api-key", envvar="REPEATER_API_KEY", show_envvar=True, help="The server's key."
-)
+_NO_KEY: Final = "no API key was sent: give --api-key, REPEATER_API_KEY or --config"
+_KEY: Final = "is the API key right?"
 
 
-def server_options(command: F) -> F:
-    """Give a command `--url` and `--api-key`."""
-    return _key_option(url_option(command))
+def ask(server: Server, method: str, **body: object) -> Any:
+    """Make one call, and return its result; raises as `call`."""
+    return call(server, method, json.dumps(body).encode())
 
 
-def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
+def call(server: Server, method: str, body: bytes) -> Any:
     """Make one call, and return its result.
 
     Raises:
         click.ClickException: the call failed; the text is one line with the cause.
     """
-    if not is_http(url):
-        raise click.ClickException(f"not a server's URL: {url}")
-    url = f"{url.rstrip('/')}/api/{method}"
-    answer = _post(url, body, api_key)
+    url = f"{server.address.url}/api/{method}"
+    answer = _post(server, url, body)
     if "error" in answer:
         error = answer["error"]
         hint = _TEMPORARY if error["code"] == _INTERNAL else ""
@@ -52,20 +43,35 @@ def call(url: str, method: str, body: bytes, api_key: str | None) -> Any:
     return answer["result"]
 
 
-def _post(url: str, body: bytes, api_key: str | None) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        # `http.client` writes Latin-1; the bytes of a variable that are not UTF-8 stay as they are.
-        headers["X-API-Key"] = api_key.encode(errors="surrogateescape").decode("latin-1")
+def _post(server: Server, url: str, body: bytes) -> dict[str, Any]:
+    import httpx
+
+    where = f"{url} by unix:{server.address.socket}" if server.address.socket else url
     try:
-        request = urllib.request.Request(url, body, headers)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            answer = json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            hint = " (is the API key right?)" if error.code == 401 else ""
-        raise click.ClickException(f"{url} answered {error.code}{hint}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise click.ClickException(visible(f"cannot reach {url}: {reason}")) from None
-    return answer if isinstance(answer, dict) else {}
+        with _client(server) as client:
+            response = client.post(url, content=body)
+        if response.status_code == 200:
+            answer = response.json()
+            return answer if isinstance(answer, dict) else {}
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise click.ClickException(visible(f"cannot reach {where}: {error}")) from None
+    hint = f" ({_KEY if server.api_key else _NO_KEY})" if response.status_code == 401 else ""
+    raise click.ClickException(f"{where} answered {response.status_code}{hint}")
+
+
+def _client(server: Server) -> httpx.Client:
+    """A client for one call; to the configuration's own address no proxy gets the key."""
+    import httpx
+
+    headers = {b"Content-Type": b"application/json"}
+    if server.api_key:
+        # The bytes of a variable that are not UTF-8 stay as they are.
+        headers[b"X-API-Key"] = server.api_key.encode(errors="surrogateescape")
+    if server.address.host:
+        headers[b"Host"] = server.address.host.encode()
+    if not server.at_home:
+        return httpx.Client(headers=headers, timeout=_TIMEOUT)
+    transport = httpx.HTTPTransport(
+        verify=server.certificates() or True, uds=server.address.socket or None
+    )
+    return httpx.Client(transport=transport, headers=headers, timeout=_TIMEOUT)

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from repeater.cli.terminal import visible
+
+if TYPE_CHECKING:
+    from repeater.config import Settings
 
 config_option = click.option(
     "--config", "config_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
     help="Settings to read.  [default: REPEATER_CONFIG, or repeater.toml if it is there]",
 )  # fmt: skip
+
+
+def load(config_file: Path | None, otherwise: str = "") -> Settings:
+    """The settings that a server in this place would read.
+
+    Raises:
+        click.ClickException: they are wrong. One line with the first mistake; `otherwise` says
+            how the command could do without them.
+    """
+    from repeater.config import ConfigError
+    from repeater.serving.extension import load_settings
+
+    try:
+        return load_settings(config_file)
+    except ConfigError as error:
+        first, *others = error.lines
+        more = f" (and {len(others)} more)" if others else ""
+        hint = f"; see repeater config check{otherwise}"
+        raise click.ClickException(visible(f"{first}{more}{hint}")) from None
 
 
 @click.group("config")

@@ -10,16 +10,18 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from repeater import __version__
-from repeater.cli.admin import COMMANDS
-from repeater.cli.call import call, server_options, url_option
+from repeater.cli import admin, changes
+from repeater.cli.call import call
 from repeater.cli.config import config_group, config_option
 from repeater.cli.data import data_group
-from repeater.cli.terminal import visible
+from repeater.cli.server import Server, server_options
+from repeater.cli.subscribe import subscribe
+from repeater.cli.terminal import explain
 from repeater.cli.token import token
 from repeater.cli.workers import workers_group
 
@@ -32,14 +34,27 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="repeater")
 def main() -> None:
-    """Repeater: publish events over REST; every subscriber gets them within milliseconds."""
+    """Repeater: publish events over REST; every subscriber gets them within milliseconds.
+
+    Commands that talk to a server take its URL, its key and its secrets from --config,
+    REPEATER_CONFIG or repeater.toml in this directory, as the server does. Variables win over the
+    file, options over both.
+
+    \b
+    Exit status:
+      0  done
+      1  not done: refused, nothing to change, or no server; one line says which
+      2  wrong usage
+      3  `data check` has found faults
+    """
 
 
 main.add_command(config_group)
 main.add_command(workers_group)
 main.add_command(data_group)
 main.add_command(token)
-for _command in COMMANDS:
+main.add_command(subscribe)
+for _command in (*admin.COMMANDS, *changes.COMMANDS):
     main.add_command(_command)
 
 
@@ -128,7 +143,7 @@ def serve(
     except mistakes as error:
         raise click.ClickException(str(error)) from None
     except BaseExceptionGroup as group:
-        _explain(group, mistakes)
+        explain(group, mistakes)
 
 
 def _run_server(settings: Settings, load: Callable[[], Settings], *, take_over: bool) -> None:
@@ -161,7 +176,7 @@ def _run_server(settings: Settings, load: Callable[[], Settings], *, take_over: 
 @click.argument("channel")
 @click.argument("data", metavar="JSON")
 @server_options
-def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
+def publish(channel: str, data: str, server: Server) -> None:
     """Publish one event and print its position."""
     from repeater.json_text import json_text
 
@@ -171,68 +186,4 @@ def publish(channel: str, data: str, api_key: str | None, url: str) -> None:
     except ValueError as error:
         raise click.ClickException(f"that is not JSON: {error}") from None
     body = b'{"channel":%b,"data":%b}' % (json.dumps(channel).encode(), text)
-    click.echo(json.dumps(call(url, "publish", body, api_key)))
-
-
-@main.command()
-@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
-@click.option("--with-channel", is_flag=True, help="Print the channel's name before each event.")
-@url_option
-def subscribe(channels: tuple[str, ...], with_channel: bool, url: str) -> None:
-    """Print the channels' events, one in each line, until Ctrl-C. Reconnects by itself."""
-    import trio
-
-    from repeater.subscriber import SubscriberError
-
-    try:
-        trio.run(_print_events, url, channels, with_channel)
-    except KeyboardInterrupt:
-        return
-    except SubscriberError as error:
-        raise click.ClickException(visible(str(error))) from None
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
-            _explain(group, SubscriberError)
-
-
-async def _print_events(url: str, channels: tuple[str, ...], with_channel: bool) -> None:
-    from repeater.subscriber import open_subscriber
-
-    async with open_subscriber(
-        url, channels, on_reconnect=_say_reconnect, on_gap=_say_gap
-    ) as subscriber:
-        click.echo(visible(f"subscribed to {', '.join(channels)} on {url}"), err=True)
-        async for event in subscriber:
-            line = f"{event.channel} {event.text}" if with_channel else event.text
-            click.echo(visible(line) if _is_terminal() else line)
-            sys.stdout.flush()
-
-
-def _is_terminal() -> bool:
-    """Whether events go to a person; a program gets them as they were published."""
-    return sys.stdout.isatty()
-
-
-def _say_gap(channel: str) -> None:
-    click.echo(visible(f"events of {channel} may be missing here"), err=True)
-
-
-def _say_reconnect(reason: str, delay: float) -> None:
-    click.echo(visible(f"{reason}; trying again in {delay:.1f} s"), err=True)
-
-
-def _explain(
-    group: BaseExceptionGroup[BaseException],
-    kind: type[Exception] | tuple[type[Exception], ...],
-) -> NoReturn:
-    """Exit with one line if the group has an error that the user can mend; else raise the group.
-
-    Nurseries wrap such an error in exception groups.
-    """
-    found = group.subgroup(kind)
-    if found is None:
-        raise group
-    error: BaseException = found
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    raise click.ClickException(visible(str(error))) from None
+    click.echo(json.dumps(call(server, "publish", body)))

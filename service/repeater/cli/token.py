@@ -1,6 +1,7 @@
 """`repeater token`: makes tokens to try the server with, and checks tokens.
 
-The secret comes from the same variable of the environment as the server's. It is never printed.
+Secret, audience and issuer are those of the configuration, as the server has them. A secret is
+never printed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repeater.cli.config import config_option, load
+
 if TYPE_CHECKING:
     import msgspec
 
@@ -18,11 +21,13 @@ if TYPE_CHECKING:
     from repeater.access.tokens.verifier import JWTVerifier
 
 _SAFE_LENGTH = 32  # bytes, as HMAC_SAFE_LENGTH, whose module would load the cryptography
+_HOW = "set REPEATER_TOKEN__HMAC_SECRET_KEY, or hmac_secret_key in [token] of the configuration"
 
 secret_option = click.option(
-    "--hmac-secret-key", envvar="REPEATER_TOKEN__HMAC_SECRET_KEY", show_envvar=True,
-    help="The secret shared with the server; better set as a variable than typed here.",
-)  # fmt: skip
+    "--hmac-secret-key",
+    help="The secret shared with the server; better configured than typed here.  [default: "
+    "the configuration's; REPEATER_TOKEN__HMAC_SECRET_KEY]",
+)
 ttl_option = click.option(
     "--ttl", default=3_600, show_default=True, type=click.IntRange(min=0),
     help="Seconds until the token expires; 0 for never.",
@@ -42,6 +47,7 @@ def token() -> None:
 @info_option
 @ttl_option
 @secret_option
+@config_option
 def connection(
     user: str,
     channels: tuple[str, ...],
@@ -49,12 +55,14 @@ def connection(
     info: str | None,
     ttl: int,
     hmac_secret_key: str | None,
+    config_file: Path | None,
 ) -> None:
     """Print a token with which a client may connect."""
-    claims: dict[str, Any] = {"sub": user}
+    claims = _json_claims(info=info, meta=meta)
     if channels:
         claims["channels"] = channels
-    _print_token(claims | _json_claims(info=info, meta=meta), ttl, hmac_secret_key)
+    options, _ = _options(hmac_secret_key, config_file)
+    click.echo(signed(user, options, ttl, **claims))
 
 
 @token.command()
@@ -63,12 +71,18 @@ def connection(
 @info_option
 @ttl_option
 @secret_option
+@config_option
 def subscription(
-    user: str, channel: str, info: str | None, ttl: int, hmac_secret_key: str | None
+    user: str,
+    channel: str,
+    info: str | None,
+    ttl: int,
+    hmac_secret_key: str | None,
+    config_file: Path | None,
 ) -> None:
     """Print a token with which a client may subscribe to one channel."""
-    claims = {"sub": user, "channel": channel}
-    _print_token(claims | _json_claims(info=info), ttl, hmac_secret_key)
+    _, options = _options(hmac_secret_key, config_file)
+    click.echo(signed(user, options, ttl, channel=channel, **_json_claims(info=info)))
 
 
 def _json_claims(**given: str | None) -> dict[str, Any]:
@@ -86,17 +100,32 @@ def _json_claims(**given: str | None) -> dict[str, Any]:
     return claims
 
 
-def _print_token(claims: dict[str, Any], ttl: int, secret: str | None) -> None:
+def signed(user: str, options: TokenOptions, ttl: int, **claims: Any) -> str:
+    """A token of a user that these options accept, with more claims; 0 seconds of life for ever.
+
+    Warns on standard error of a short secret, and of what the token lacks.
+
+    Raises:
+        click.ClickException: there is no secret to sign with.
+    """
     from repeater.access.tokens.issue import issue_token
 
+    secret = options.hmac_secret_key
     if not secret:
-        raise click.ClickException("no secret: set REPEATER_TOKEN__HMAC_SECRET_KEY")
+        keys = "its keys are public, and sign nothing" if options.enabled else _HOW
+        raise click.ClickException(f"no secret: {keys}")
     if len(secret.encode()) < _SAFE_LENGTH:
         click.echo(f"warning: a secret below {_SAFE_LENGTH} bytes may be guessed", err=True)
+    for name, pattern in (("aud", options.audience_regex), ("iss", options.issuer_regex)):
+        if pattern is not None:
+            click.echo(f"warning: the token has no {name}, which must match a pattern", err=True)
     now = int(time.time())
-    times = {"iat": now, "exp": now + ttl} if ttl else {"iat": now}
+    claims |= {options.user_id_claim: user, "iat": now}
+    claims |= {"exp": now + ttl} if ttl else {}
+    claims |= {"aud": options.audience} if options.audience else {}
+    claims |= {"iss": options.issuer} if options.issuer else {}
     try:
-        click.echo(issue_token(claims | times, secret))
+        return issue_token(claims, secret)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
 
@@ -109,10 +138,18 @@ def _print_token(claims: dict[str, Any], ttl: int, secret: str | None) -> None:
 )  # fmt: skip
 @click.option("--jwks-url", help="The URL where the issuer publishes its keys.")
 @secret_option
+@config_option
 def check(
-    text: str, public_key: Path | None, jwks_url: str | None, hmac_secret_key: str | None
+    text: str,
+    public_key: Path | None,
+    jwks_url: str | None,
+    hmac_secret_key: str | None,
+    config_file: Path | None,
 ) -> None:
-    """Print what a token grants, or why it is invalid."""
+    """Print what a token grants, or why it is invalid.
+
+    Without a key here, the configuration's keys prove it, as the server would.
+    """
     import msgspec
     import trio
 
@@ -120,8 +157,14 @@ def check(
     from repeater.errors import BrokerError
 
     try:
-        options = _options(public_key, jwks_url, hmac_secret_key)
-        kind, found = trio.run(_verify, text.strip(), options)
+        if public_key is not None or jwks_url:
+            options = _given_keys(public_key, jwks_url, hmac_secret_key)
+            both = options, options
+        else:
+            both = _options(hmac_secret_key, config_file)
+        if not any(options.enabled for options in both):
+            raise click.ClickException(f"no key: {_HOW}, or give --public-key")
+        kind, found = trio.run(_verify, text.strip(), *both)
     except TokenExpiredError as error:
         raise click.ClickException(f"the token is good, but {error}") from None
     except TokenInvalidError as error:
@@ -131,13 +174,28 @@ def check(
     click.echo(msgspec.json.encode({"type": kind, **_readable(found)}))
 
 
-def _options(
+def _options(secret: str | None, config_file: Path | None) -> tuple[TokenOptions, TokenOptions]:
+    """How connection tokens and subscription tokens are proven: by a secret or as configured.
+
+    Raises:
+        click.ClickException: the configuration is wrong.
+    """
+    from repeater.access.tokens.options import TokenOptions
+
+    if secret:
+        options = TokenOptions(hmac_secret_key=secret)
+        return options, options
+    settings = load(config_file, "; or give --hmac-secret-key")
+    return settings.token_options(), settings.subscription_token_options()
+
+
+def _given_keys(
     public_key: Path | None, jwks_url: str | None, hmac_secret_key: str | None
 ) -> TokenOptions:
     """The keys that the command line gives.
 
     Raises:
-        ValueError: a key is unusable, or none is given.
+        ValueError: a key is unusable.
         OSError: the file cannot be read.
     """
     from repeater.access.tokens.keys import pem_keys
@@ -148,13 +206,12 @@ def _options(
         pem = public_key.read_text(errors="replace")
         kinds = {"RS": "rsa_public_key", "ES": "ecdsa_public_key", "Ed": "eddsa_public_key"}
         keys[kinds[pem_keys(pem)[0].algorithm[:2]]] = pem
-    options = TokenOptions(**keys)  # type: ignore[arg-type]  # all of them are text
-    if not options.enabled:
-        raise ValueError("no key: set REPEATER_TOKEN__HMAC_SECRET_KEY, or give --public-key")
-    return options
+    return TokenOptions(**keys)  # type: ignore[arg-type]  # all of them are text
 
 
-async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct]:
+async def _verify(
+    text: str, connections: TokenOptions, subscriptions: TokenOptions
+) -> tuple[str, msgspec.Struct]:
     """The token's kind and what it grants.
 
     Raises:
@@ -163,7 +220,8 @@ async def _verify(text: str, options: TokenOptions) -> tuple[str, msgspec.Struct
     from repeater.access.tokens.verifier import open_verifier
 
     try:
-        async with open_verifier(options) as verifier:
+        other = None if subscriptions == connections else subscriptions
+        async with open_verifier(connections, other) as verifier:
             return await _verify_either(text, verifier)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None  # The verifier's nursery wrapped the error.

@@ -75,71 +75,71 @@ class RefreshCall(Selection, frozen=True, kw_only=True):
     info: bytes | None = None
 
 
-async def subscribe(node: ClientNode, call: SubscribeCall) -> None:
-    """Subscribe the connections of this node; see `UserConnections.subscribe`.
+async def subscribe(node: ClientNode, call: SubscribeCall) -> int:
+    """Subscribe the connections of this node, and count those that were not subscribed before.
 
     Raises:
         BrokerError: history or presence cannot be read for some; the others are subscribed.
     """
-    failed: list[Client] = []
+    found: list[bool | None] = []
 
     async def subscribe_one(one: Client) -> None:
-        if not await _subscribe(node, one, call):
-            failed.append(one)
+        found.append(await _subscribe(node, one, call))
 
     for group in _groups(selected(node, call)):
         async with trio.open_nursery() as nursery:
             for one in group:
                 nursery.start_soon(subscribe_one, one)
-    if failed:
-        raise BrokerError(f"{len(failed)} connections were not subscribed")
+    if failed := found.count(None):
+        raise BrokerError(f"{failed} connections were not subscribed")
+    return found.count(True)
 
 
-def is_heard(node: ClientNode, call: UnsubscribeCall) -> bool:
-    """Whether one of the connections hears the channel."""
-    return any(call.channel in one.channels for one in selected(node, call))
-
-
-async def unsubscribe(node: ClientNode, call: UnsubscribeCall) -> None:
-    """Unsubscribe the connections of this node; see `UserConnections.unsubscribe`."""
+async def unsubscribe(node: ClientNode, call: UnsubscribeCall) -> int:
+    """Unsubscribe the connections of this node, and count the subscriptions that end."""
 
     def unsubscribe_one(one: Client) -> None:
         for name in (call.channel,) if call.channel else tuple(one.channels):
             subscription = one.channels.get(name)
             if subscription is not None:
                 one.end_subscription(subscription, SERVER_UNSUBSCRIBE)
-                if subscription.presence:
-                    present.append((one.id, name))
+                ended.append((one, name, subscription.presence))
 
-    present: list[tuple[str, str]] = []
+    ended: list[tuple[Client, str, bool]] = []
     await _for_each(selected(node, call), unsubscribe_one)
-    for client_id, name in present:
-        node.attendance.depart(client_id, name)
+    for one, name, present in ended:
+        if present:  # Read `one.id` only then: the first reading makes a UUID.
+            node.attendance.depart(one.id, name)
+    return len(ended)
 
 
-async def disconnect(node: ClientNode, call: DisconnectCall) -> None:
-    """End the connections of this node; see `UserConnections.disconnect`."""
+async def disconnect(node: ClientNode, call: DisconnectCall) -> int:
+    """End the connections of this node, and count those that had not ended before."""
+    ended: list[Client] = []
 
     def disconnect_one(one: Client) -> None:
-        if not call.whitelist or one.id not in call.whitelist:
+        if one.end is None and not (call.whitelist and one.id in call.whitelist):
             one.disconnect(call.why)
+            ended.append(one)
 
     await _for_each(selected(node, call), disconnect_one)
+    return len(ended)
 
 
-async def refresh(node: ClientNode, call: RefreshCall) -> None:
-    """Refresh the connections of this node; see `UserConnections.refresh`.
+async def refresh(node: ClientNode, call: RefreshCall) -> int:
+    """Refresh the connections of this node, and count them.
 
     Raises:
         BrokerError: the presence of some channels does not have the new info.
     """
-    chosen = selected(node, call)
+    chosen = [one for one in selected(node, call) if one.end is None]
     if 0 < call.expire_at <= node.unix_time():
         await _for_each(chosen, lambda one: one.disconnect(EXPIRED))
-        return
+        return len(chosen)
     await _for_each(chosen, lambda one: _refresh(node, one, call.expire_at, call.info))
     if call.info is not None:
         await _renew_presence(node, chosen)
+    return len(chosen)
 
 
 def selected(node: ClientNode, selection: Selection) -> list[Client]:
@@ -153,25 +153,28 @@ def selected(node: ClientNode, selection: Selection) -> list[Client]:
     ]
 
 
-async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> bool:
-    """Subscribe one connection; False if history or presence cannot be read."""
+async def _subscribe(node: ClientNode, client: Client, call: SubscribeCall) -> bool | None:
+    """Subscribe one connection; False if it stays as it is, None if that failed.
+
+    It fails if history or presence cannot be read.
+    """
     channel = call.channel
     if client.end is not None or not client.ready or channel in client.channels:
-        return True
+        return False
     if not client.codec.pushes:
-        return True
+        return False
     try:
         if not fits(client.codec, node.channels.options(channel)):
             warn_of_binary(node, client, channel)
-            return True
+            return False
         if len(client.channels) >= node.options.channel_limit:
             client.disconnect(CHANNEL_LIMIT)
-            return True
+            return False
         joining = await open_subscription(
             node, client, GrantedChannel(channel, call.grant, server_side_wish(call.since))
         )
     except (BrokerError, DisconnectError, ReplyError):
-        return False  # the client was told nothing, so it need not come back
+        return None  # the client was told nothing, so it need not come back
     joining.tell()
     node.attendance.announce_join(joining.subscription)
     return True

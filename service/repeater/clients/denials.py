@@ -7,7 +7,7 @@ then the connections that it refuses are ended. No client can connect between th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,6 +15,7 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, Denial, SubscriptionGrant
 from repeater.causes import Cause, Why
+from repeater.clients.questions import encoded
 from repeater.errors import (
     FORCE_DISCONNECT,
     INVALID_TOKEN,
@@ -28,7 +29,9 @@ from repeater.log import get_logger
 
 if TYPE_CHECKING:
     from repeater.access.denial_store import DenialStore
+    from repeater.brokers.control import Member
     from repeater.clients.client import Client
+    from repeater.clients.questions import Questions
     from repeater.clients.registry import Registry
 
 _log = get_logger("denials")
@@ -44,6 +47,28 @@ def why_denied(refusal: Disconnect) -> Why:
 
 _SWEEP_INTERVAL: Final = 60.0  # seconds between two searches for expired denials
 _CLIENTS_PER_TURN: Final = 1_000
+_REMEMBERED: Final = 100  # changes whose ends are still known, for the node that asks after one
+_METHOD: Final = "ended_by_denial"
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What a denial has ended."""
+
+    clients: int = 0
+    subscriptions: int = 0
+    """Of clients that stay connected."""
+
+
+_NOTHING_ENDED: Final = Ended()
+
+
+class DenialChange(msgspec.Struct, frozen=True):
+    """What a change of the denials has done."""
+
+    changed: bool
+    """Whether another denial is in force than before, or none in place of one."""
+    ended: Ended = _NOTHING_ENDED
+    """On all nodes that answer in time."""
 
 
 class Denials:
@@ -55,14 +80,22 @@ class Denials:
         store: DenialStore,
         limit: Callable[[], int],
         now: Callable[[], float],
+        questions: Questions,
     ) -> None:
-        """Take `limit` for the number of denials allowed, and `now` for Unix seconds."""
+        """Take `limit` for the number of denials allowed, and `now` for Unix seconds.
+
+        `questions` asks the other nodes what a denial has ended there.
+        """
         self._registry = registry
         self._store = store
         self._limit = limit
         self._now = now
         self._denials: dict[tuple[str, str], Denial] = {}
         self._changing = trio.Lock()
+        self._ended: dict[tuple[str, str], tuple[Denial, Ended]] = {}
+        """What the last denials have ended here, by their keys; the oldest are forgotten."""
+        self._questions = questions
+        questions.register(_METHOD, self._tell_ended)
 
     def __len__(self) -> int:
         """The number of denials kept, including expired ones that are not swept yet."""
@@ -106,10 +139,11 @@ class Denials:
             return None
         return denial
 
-    async def change(self, denial: Denial) -> None:
+    async def change(self, denial: Denial) -> DenialChange:
         """Put a denial in force, or lift it. On return the connections it refuses are ended.
 
-        Cancelled, the denial is in force everywhere or nowhere.
+        Cancelled, the denial is in force everywhere or nowhere. Who does not answer in time is
+        missing in the counts only.
 
         Raises:
             ReplyError: there are too many denials (106).
@@ -117,10 +151,24 @@ class Denials:
         """
         async with self._changing:  # so that two changes of one key are kept in their order
             self._check_room(denial)
-            denial = self._merged(denial)
+            earlier = self._in_force(denial.key)
+            denial = self._merged(denial, earlier)
             await self._store.save(denial)
             with trio.CancelScope(shield=True):  # bounded work, which must not be left half done
                 await self._apply(denial)
+        if denial.lifted:
+            return DenialChange(earlier is not None)
+        if denial == earlier:
+            return DenialChange(False)  # so all that it refuses had ended before
+        others = await self._questions.ask_those_there(_METHOD, denial.key)
+        here = self._ended_by(denial.key)
+        return DenialChange(True, _total([here, *map(_decode_ended, others)]))
+
+    async def _tell_ended(self, _asker: Member, body: bytes) -> bytes:
+        return encoded(self._ended_by(_decode_key(body)))
+
+    def _ended_by(self, key: tuple[str, str]) -> Ended:
+        return self._ended[key][1] if key in self._ended else _NOTHING_ENDED
 
     def _check_room(self, denial: Denial) -> None:
         if denial.lifted or denial.key in self._denials or len(self._denials) < self._limit():
@@ -129,13 +177,12 @@ class Denials:
         if len(self._denials) >= self._limit():
             raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
 
-    def _merged(self, denial: Denial) -> Denial:
+    def _merged(self, denial: Denial, earlier: Denial | None) -> Denial:
         """The denial, widened so that no token revoked by an earlier one becomes valid again.
 
         Example: tokens issued before noon are revoked. A second revocation, of those issued before
         11, still revokes the ones before noon.
         """
-        earlier = self._in_force(denial.key)
         if earlier is None or not denial.issued_before or denial.lifted:
             return denial
         forever = not (earlier.expire_at and denial.expire_at)
@@ -148,28 +195,41 @@ class Denials:
     async def _apply(self, denial: Denial) -> None:
         if denial.lifted:
             self._denials.pop(denial.key, None)
+            self._ended.pop(denial.key, None)
             return
         self._denials[denial.key] = denial
         met = (
             self._registry.clients if denial.token_id else self._registry.users.get(denial.user, {})
         )
-        await self._end(tuple(met))
+        self._remember(denial, await self._end(tuple(met)))
 
-    async def _end(self, clients: Iterable[Client]) -> None:
+    def _remember(self, denial: Denial, ended: Ended) -> None:
+        before, already = self._ended.pop(denial.key, (None, _NOTHING_ENDED))
+        if before == denial:  # A store that nodes share tells a node its own changes, too.
+            ended = _total([already, ended])
+        self._ended[denial.key] = denial, ended
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+
+    async def _end(self, clients: Iterable[Client]) -> Ended:
         """End clients that would be refused now; fan-out gets its turn every 1,000 clients."""
+        ended, subscriptions = 0, 0
         for count, client in enumerate(clients, 1):
             refusal = self.refusal(client.grant)
-            if refusal is not None:
+            if refusal is None:
+                subscriptions += self._end_subscriptions(client)
+            elif client.end is None:
                 client.disconnect(refusal)
-            else:
-                self._end_subscriptions(client)
+                ended += 1
             if count % _CLIENTS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
+        return Ended(ended, subscriptions)
 
-    def _end_subscriptions(self, client: Client) -> None:
-        for subscription in tuple(client.channels.values()):
-            if self.revoked(client.user, subscription.grant):
-                client.end_subscription(subscription, SERVER_UNSUBSCRIBE)
+    def _end_subscriptions(self, client: Client) -> int:
+        revoked = [one for one in client.channels.values() if self.revoked(client.user, one.grant)]
+        for subscription in revoked:
+            client.end_subscription(subscription, SERVER_UNSUBSCRIBE)
+        return len(revoked)
 
     async def _sweep(self) -> None:
         async with self._changing:
@@ -186,3 +246,11 @@ class Denials:
         for key in expired:
             del self._denials[key]
         return bool(expired)
+
+
+_decode_ended: Final = msgspec.msgpack.Decoder(Ended).decode
+_decode_key: Final = msgspec.msgpack.Decoder(tuple[str, str]).decode
+
+
+def _total(parts: Sequence[Ended]) -> Ended:
+    return Ended(sum(one.clients for one in parts), sum(one.subscriptions for one in parts))

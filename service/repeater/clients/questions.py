@@ -145,12 +145,12 @@ class Questions:
             self._errors["control"] += 1
             raise
 
-    async def ask_those_there(self, method: str) -> Sequence[bytes]:
+    async def ask_those_there(self, method: str, values: object = None) -> Sequence[bytes]:
         """Ask all other members the same, and return the answers of those that answer in time.
 
         For what is only shown. The log says who did not answer.
         """
-        answers = await self._control.ask_others(Question(method, encoded(None)))
+        answers = await self._control.ask_others(Question(method, encoded(values)))
         _log_failed(method, [one for one in answers if not isinstance(one.answer, bytes)])
         return [one.answer for one in answers if isinstance(one.answer, bytes)]
 

@@ -7,7 +7,7 @@ met.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -54,8 +54,10 @@ class UserConnections:
         session: str = "",
         grant: SubscriptionGrant = NOTHING_GRANTED,
         since: StreamPosition | None = None,
-    ) -> None:
+    ) -> int:
         """Have connections hear a channel from now on, as server-side subscriptions.
+
+        Returns the number of connections that are subscribed now, and were not before.
 
         Each connection gets a `subscribe` push before the channel's publications. A connection
         stays as it is if it hears the channel already, if its protocol has no pushes, or if its
@@ -85,31 +87,34 @@ class UserConnections:
             user=user, client=client, session=session, channel=channel, grant=grant, since=since
         )
         failed: BrokerError | None = None
+        here = 0
         try:
-            await connections.subscribe(self, call)
+            here = await connections.subscribe(self, call)
         except BrokerError as error:
             failed = error
-        await self.questions.ask_others("subscribe", call)
+        others = await self.questions.ask_others("subscribe", call)
         if failed is not None:
             raise failed
+        return here + _sum(others)
 
     async def unsubscribe(
         self: ClientNode, user: str, channel: str = "", *, client: str = "", session: str = ""
-    ) -> None:
+    ) -> int:
         """Unsubscribe connections from a channel, or from all of theirs, and tell each (2000).
 
-        Returns when presence is up to date. A checkpoint only if that needs a wait, for more than
-        64 connections, or if there are other nodes. Cancelled, some are unsubscribed.
+        Returns the number of subscriptions that ended, when presence is up to date. A checkpoint
+        only if that needs a wait, for more than 64 connections, or if there are other nodes.
+        Cancelled, some are unsubscribed.
 
         Raises:
             ReplyError: 107 or 102, for the name of a channel that none of them hears.
         """
         call = UnsubscribeCall(user=user, client=client, session=session, channel=channel)
-        heard = not channel or connections.is_heard(self, call)
-        await connections.unsubscribe(self, call)
-        others = await self.questions.ask_others("unsubscribe", call)
-        if not heard and not any(_decoded(one, bool) for one in others):
+        here = await connections.unsubscribe(self, call)
+        ended = here + _sum(await self.questions.ask_others("unsubscribe", call))
+        if channel and not ended:
             self.channels.options(channel)  # a name that is heard may have become invalid since
+        return ended
 
     async def disconnect(
         self: ClientNode,
@@ -119,8 +124,8 @@ class UserConnections:
         session: str = "",
         why: Disconnect = FORCE_DISCONNECT,
         whitelist: Collection[str] = (),
-    ) -> None:
-        """End connections, except those whose ids are in the whitelist.
+    ) -> int:
+        """End connections, except those whose ids are in the whitelist; returns their number.
 
         Does not wait for goodbyes. A checkpoint only for more than 64 connections, or if there are
         other nodes. Cancelled, some are ended.
@@ -128,8 +133,8 @@ class UserConnections:
         call = DisconnectCall(
             user=user, client=client, session=session, why=why, whitelist=frozenset(whitelist)
         )
-        await connections.disconnect(self, call)
-        await self.questions.ask_others("disconnect", call)
+        here = await connections.disconnect(self, call)
+        return here + _sum(await self.questions.ask_others("disconnect", call))
 
     async def refresh(
         self: ClientNode,
@@ -139,8 +144,10 @@ class UserConnections:
         session: str = "",
         expire_at: int = 0,
         info: bytes | None = None,
-    ) -> None:
+    ) -> int:
         """Give connections another expiry, and tell each. A past expiry ends them (3005).
+
+        Returns their number.
 
         Args:
             user: Selects connections, with `client` and `session`.
@@ -159,41 +166,42 @@ class UserConnections:
             user=user, client=client, session=session, expire_at=expire_at, info=info
         )
         failed: BrokerError | None = None
+        here = 0
         try:
-            await connections.refresh(self, call)
+            here = await connections.refresh(self, call)
         except BrokerError as error:
             failed = error
-        await self.questions.ask_others("refresh", call)
+        others = await self.questions.ask_others("refresh", call)
         if failed is not None:
             raise failed
+        return here + _sum(others)
 
 
 def register(node: ClientNode, questions: Questions) -> None:
-    """Have a node carry out these calls for others."""
+    """Have a node carry out these calls for others. It answers how many it has changed."""
 
     async def subscribe(_asker: Member, body: bytes) -> bytes:
-        await connections.subscribe(node, _decoded(body, SubscribeCall))
-        return b""
+        return encoded(await connections.subscribe(node, _decoded(body, SubscribeCall)))
 
     async def unsubscribe(_asker: Member, body: bytes) -> bytes:
-        call = _decoded(body, UnsubscribeCall)
-        heard = connections.is_heard(node, call)
-        await connections.unsubscribe(node, call)
-        return encoded(heard)
+        return encoded(await connections.unsubscribe(node, _decoded(body, UnsubscribeCall)))
 
     async def disconnect(_asker: Member, body: bytes) -> bytes:
-        await connections.disconnect(node, _decoded(body, DisconnectCall))
-        return b""
+        return encoded(await connections.disconnect(node, _decoded(body, DisconnectCall)))
 
     async def refresh(_asker: Member, body: bytes) -> bytes:
         call = _decoded(body, RefreshCall)
         if call.info is not None:
             call = msgspec.structs.replace(call, info=_checked_info(call.info))
-        await connections.refresh(node, call)
-        return b""
+        return encoded(await connections.refresh(node, call))
 
     for answerer in (subscribe, unsubscribe, disconnect, refresh):
         questions.register(answerer.__name__, answerer)
+
+
+def _sum(answers: Sequence[bytes]) -> int:
+    """What the others have changed, in all."""
+    return sum(_decoded(one, int) for one in answers)
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:

@@ -15,7 +15,7 @@ from typing import Final, Self
 import trio
 
 from repeater.errors import open_service_nursery
-from repeater.subscriber.link import Event, Hooks, Link
+from repeater.subscriber.link import Event, Hooks, Link, Way
 from repeater.subscriber.wire import SubscriberError, SubscriptionError, websocket_url
 
 __all__ = [
@@ -37,6 +37,11 @@ OnGap = Callable[[str], None]
 
 GetToken = Callable[[], Awaitable[str]]
 """Called before each connect; returns a connection token."""
+
+
+GetSubscriptionToken = Callable[[str], Awaitable[str]]
+"""Called before each subscribe with the channel's name; returns a subscription token, or an empty
+text for a channel that needs none."""
 
 
 class Subscriber:
@@ -65,6 +70,7 @@ async def open_subscriber(
     channels: Sequence[str],
     *,
     get_token: GetToken | None = None,
+    get_subscription_token: GetSubscriptionToken | None = None,
     reconnect: bool = True,
     on_reconnect: OnReconnect | None = None,
     on_gap: OnGap | None = None,
@@ -72,6 +78,8 @@ async def open_subscriber(
     backoff: tuple[float, float] = _BACKOFF,
     buffer: int = 1_000,
     ssl_context: ssl.SSLContext | None = None,
+    host: str = "",
+    unix_socket: str = "",
     message_limit: int = 16_777_216,
 ) -> AsyncIterator[Subscriber]:
     """Subscribe for as long as the block lasts. When the block begins, all channels are subscribed.
@@ -81,11 +89,13 @@ async def open_subscriber(
         channels: The names of the channels.
         get_token: Returns a token for each connect; without it the connection is anonymous. A call
             may take as long as `connect_timeout`. An error of this function, or of one of the
-            next two, ends the block as it is.
-        reconnect: Whether to reconnect after a lost connection; otherwise the iteration ends.
+            next three, ends the block as it is.
+        get_subscription_token: Returns a token for a channel, before each subscribe. While a
+            connection is made, its calls count for `connect_timeout`.
         on_reconnect: Called before each attempt to reconnect.
         on_gap: Called when this client has lost events of an interruption: the history does not
             hold them any more, or the channel has no history that the client may recover from.
+        reconnect: Whether to reconnect after a lost connection; otherwise the iteration ends.
         connect_timeout: Seconds for one attempt to connect and subscribe.
         backoff: Shortest and longest delay before an attempt, in seconds.
         buffer: Number of events that may wait for the consumer. When the buffer is full, the
@@ -93,6 +103,8 @@ async def open_subscriber(
             client then reconnects and recovers.
         ssl_context: Verifies the server's certificate, for `https`. By default the authorities
             that Python trusts do.
+        host: The header `Host`, if the server is to be asked for by another name than the URL's.
+        unix_socket: The path of the Unix socket to connect to, in place of the URL's host.
         message_limit: The largest message to take, in bytes. It must be above the server's
             `outbox_limit` (1 MiB by default); a larger message ends the subscriber (1009).
 
@@ -103,8 +115,9 @@ async def open_subscriber(
     An error of the block comes out as it is (see `repeater.errors.open_service_nursery`).
     """
     send, receive = trio.open_memory_channel[Event](buffer)
-    hooks = Hooks(on_reconnect, on_gap, get_token)
-    link = Link(url, channels, send, connect_timeout, hooks, ssl_context, message_limit)
+    hooks = Hooks(on_reconnect, on_gap, get_token, get_subscription_token)
+    way = Way(ssl_context, host, unix_socket)
+    link = Link(url, channels, send, connect_timeout, hooks, way, message_limit)
     try:
         async with open_service_nursery() as nursery:
             # Not `async with`: its checkpoint would put a Cancelled in the place of an error.

@@ -71,6 +71,17 @@ class Hooks(msgspec.Struct, frozen=True):
     on_reconnect: Callable[[str, float], None] | None = None
     on_gap: Callable[[str], None] | None = None
     get_token: Callable[[], Awaitable[str]] | None = None
+    get_subscription_token: Callable[[str], Awaitable[str]] | None = None
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How to reach the server, other than by its URL alone."""
+
+    ssl_context: ssl.SSLContext | None = None
+    host: str = ""
+    """The header `Host`; empty for the URL's host and port."""
+    unix_socket: str = ""
+    """The path to connect to; empty for the URL's host and port."""
 
 
 class Link:
@@ -83,12 +94,12 @@ class Link:
         events: trio.MemorySendChannel[Event],
         timeout: float,
         hooks: Hooks,
-        ssl_context: ssl.SSLContext | None = None,
-        message_limit: int = 16_777_216,
+        way: Way,
+        message_limit: int,
     ) -> None:
         self.failure: BaseException | None = None
         """What `run` raised, other than that it was cancelled."""
-        self._ssl_context = ssl_context
+        self._way = way
         self._message_limit = message_limit
         self._url = websocket_url(url)
         self._channels = tuple(dict.fromkeys(channels))
@@ -187,10 +198,12 @@ class Link:
         parts = urlsplit(self._url)
         host, port = parts.hostname or "", parts.port
         try:
+            if self._way.unix_socket:
+                return await trio.open_unix_socket(self._way.unix_socket)
             if parts.scheme != "wss":
                 return await trio.open_tcp_stream(host, port or 80)
             return await trio.open_ssl_over_tcp_stream(
-                host, port or 443, https_compatible=True, ssl_context=self._ssl_context
+                host, port or 443, https_compatible=True, ssl_context=self._way.ssl_context
             )
         except OSError as error:
             raise self._no_connection(_reason(error)) from None
@@ -202,10 +215,12 @@ class Link:
             if isinstance(stream, trio.SSLStream):
                 # Left to the library's reader, a failure here would not be told before the timeout.
                 await stream.do_handshake()
+            host, resource = _host_and_resource(self._url)
             return await trio_websocket.wrap_client_stream(
                 readers,
                 stream,
-                *_host_and_resource(self._url),
+                self._way.host or host,
+                resource,
                 max_message_size=self._message_limit,
             )
         except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
@@ -218,7 +233,7 @@ class Link:
         """Send connect and subscribe commands, and wait for all the replies."""
         self._asked.clear()
         commands = [connect_command(self._next(), token)]
-        commands += [self._ask(channel) for channel in self._channels]
+        commands += [await self._ask(channel) for channel in self._channels]
         for message in messages(commands):
             await socket.send_message(message)
         ping: float | None = None
@@ -229,10 +244,12 @@ class Link:
                 await self._take(socket, reply)
         return ping
 
-    def _ask(self, channel: str) -> str:
+    async def _ask(self, channel: str) -> str:
+        ask = self._hooks.get_subscription_token
+        token = "" if ask is None else await ask(channel)
         number = self._next()
         self._asked[number] = channel
-        return subscribe_command(number, channel, self._positions.get(channel))
+        return subscribe_command(number, channel, self._positions.get(channel), token)
 
     def _next(self) -> int:
         self._number += 1
@@ -265,7 +282,7 @@ class Link:
                 raise SubscriptionError(
                     push.channel, push.unsubscribe.code, push.unsubscribe.reason
                 )
-            await socket.send_message(self._ask(push.channel))
+            await socket.send_message(await self._ask(push.channel))
 
     async def _answered(self, reply: Reply) -> None:
         channel = self._asked.pop(reply.id, "")

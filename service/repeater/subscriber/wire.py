@@ -24,7 +24,7 @@ class SubscriberError(RepeaterError):
 
 
 class SubscriptionError(SubscriberError):
-    """The server refused or ended a subscription. `code` is a code of the protocol.
+    """The server refused or ended a subscription to `channel`. `code` is one of the protocol.
 
     With an empty channel the server refused the connection itself, and so all subscriptions.
     """
@@ -32,6 +32,7 @@ class SubscriptionError(SubscriberError):
     def __init__(self, channel: str, code: int, message: str) -> None:
         what = f"cannot subscribe to {channel}" if channel else "the server refused the connection"
         super().__init__(f"{what}: {code} {message}")
+        self.channel = channel
         self.code = code
 
 
@@ -112,9 +113,11 @@ def connect_command(number: int, token: str) -> str:
     return _command(number, connect={"token": token} if token else {})
 
 
-def subscribe_command(number: int, channel: str, position: Position | None) -> str:
+def subscribe_command(number: int, channel: str, position: Position | None, token: str = "") -> str:
     """The `subscribe` command, with recovery if a position is given."""
     request: dict[str, object] = {"channel": channel, "recoverable": True, "positioned": True}
+    if token:
+        request["token"] = token
     if position is not None:
         request |= {"recover": True, "offset": position.offset, "epoch": position.epoch}
     return _command(number, subscribe=request)
