@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repeater.api.keys import ApiKey
-from repeater.api.methods import call
+from repeater.api.methods import COMMANDS, call
 from repeater.api.stream import EventStream
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
@@ -27,7 +27,13 @@ from repeater.testing import MemoryTransport, connect, open_test_node
 
 NO_HISTORY = NodeOptions(channel=ChannelOptions(history_size=0))
 EVENT = b'{"channel":"news","data":[1]}'
-BAD_REQUEST = {"error": {"code": 107, "message": "bad request"}}
+
+
+def refusal(code: int, message: str) -> object:
+    return {"error": {"code": code, "message": message}}
+
+
+NO_CHANNELS = refusal(107, "bad request: channels: missing or empty")
 
 
 def decoded(answer: Answer) -> object:
@@ -106,7 +112,9 @@ async def test_a_bad_body_publishes_nothing(body: bytes, status: int) -> None:
     async with open_test_node() as node:
         answer = await call(node, "publish", body)
         if status == 400:
-            assert answer == Answer(400, b"Bad Request\n", "text/plain")
+            assert (answer.status, answer.content_type) == (400, "application/json")
+            message = msgspec.json.decode(answer.body)["error"]["message"]
+            assert message.startswith("bad request: the body is ")
         else:
             assert answer.status == 200
             assert msgspec.json.decode(answer.body)["error"]["code"] == status
@@ -139,9 +147,18 @@ async def test_an_odd_body_is_published(body: bytes, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
-        (b"{}", 400, b'{"code":107,"message":"bad request"}'),
-        (b'{"channel":"x:a","data":1}', 404, b'{"code":102,"message":"unknown channel"}'),
-        (b"{", 400, b"Bad Request\n"),
+        (b"{}", 400, b'{"code":107,"message":"bad request: channel: missing or empty"}'),
+        (
+            b'{"channel":"x:a","data":1}',
+            404,
+            b'{"code":102,"message":"unknown channel: there is no namespace \'x\': add '
+            b"[namespaces.x] to the configuration, or use a name without ':'\"}",
+        ),
+        (
+            b"{",
+            400,
+            b'{"code":107,"message":"bad request: the body is not JSON: Input data was truncated"}',
+        ),
     ],
 )
 async def test_transport_mode(body: bytes, status: int, text: bytes) -> None:
@@ -154,7 +171,7 @@ async def test_transport_mode(body: bytes, status: int, text: bytes) -> None:
 async def test_a_failing_back_end() -> None:
     """Its failure is 100, in transport mode 500, and in a batch one item's."""
     async with open_test_node(broker=FailingBroker()) as node:
-        error = {"code": 100, "message": "internal server error"}
+        error = {"code": 100, "message": "internal server error: it failed"}
         assert decoded(await call(node, "publish", EVENT)) == {"error": error}
         answer = await call(node, "publish", EVENT, transport_mode=True)
         assert (answer.status, decoded(answer)) == (500, error)
@@ -166,11 +183,13 @@ async def test_a_broadcast_answers_channel_by_channel() -> None:
     """One bad channel does not keep the event from the others."""
     async with open_test_node(NO_HISTORY) as node:
         body = b'{"channels":["a","","x:y","b"],"data":1}'
-        unknown = {"error": {"code": 102, "message": "unknown channel"}}
-        assert decoded(await call(node, "broadcast", body)) == {
-            "result": {"responses": [{"result": {}}, BAD_REQUEST, unknown, {"result": {}}]}
-        }
-        assert decoded(await call(node, "broadcast", b'{"channels":[],"data":1}')) == BAD_REQUEST
+        result = decoded(await call(node, "broadcast", body))
+        assert isinstance(result, dict)
+        good, nameless, unknown, last = result["result"]["responses"]
+        assert good == last == {"result": {}}
+        assert "the channel has no name" in nameless["error"]["message"]
+        assert unknown["error"]["code"] == 102
+        assert decoded(await call(node, "broadcast", b'{"channels":[],"data":1}')) == NO_CHANNELS
 
 
 async def test_a_batch_answers_item_by_item() -> None:
@@ -187,20 +206,27 @@ async def test_a_batch_answers_item_by_item() -> None:
         b'{"publish":{"channel":"a"}}',
         b'{"broadcast":{"channels":["a"],"data":1}}',
     )
-    not_found = {"error": {"code": 104, "message": "not found"}}
+    no_object = "bad request: the command must be an object, not "
+    nameless = refusal(
+        104,
+        'not found: the command names no method: a command is like {"publish": {...}}',
+    )
+    methods = f"the methods are {', '.join(COMMANDS)}"
+    unknown = refusal(104, f"not found: there is no method 'unknown': {methods}")
+    in_itself = refusal(104, f"not found: there is no method 'batch': {methods}")
     async with open_test_node(NO_HISTORY) as node:
         body = b'{"parallel":true,"commands":[%s]}' % b",".join(items)
         assert decoded(await call(node, "batch", body)) == {
             "replies": [
                 {"publish": {}},
-                BAD_REQUEST,
-                BAD_REQUEST,
-                not_found,
-                not_found,
-                not_found,
-                not_found,
+                refusal(107, no_object + "null"),
+                refusal(107, no_object + "a number"),
+                nameless,
+                unknown,
+                in_itself,
+                nameless,
                 {"publish": {}},
-                BAD_REQUEST,
+                refusal(107, "bad request: data: missing or empty: give data, or b64data"),
                 {"broadcast": {"responses": [{"result": {}}]}},
             ]
         }
@@ -217,7 +243,7 @@ async def test_a_full_intake(autojump_clock: trio.testing.MockClock) -> None:
         start = trio.current_time()
         items = b",".join([b'{"publish":%s}' % EVENT] * 100)
         replies = decoded(await call(node, "batch", b'{"commands":[%s]}' % items))
-        full = {"error": {"code": 111, "message": "too many requests"}}
+        full = refusal(111, "too many requests: fan-out made no room in time: call again later")
         assert replies == {"replies": [full] * 100}
         assert trio.current_time() - start == node.options.publish_timeout
 
@@ -287,15 +313,25 @@ LINES = (
     b" " * 200,
     EVENT,
 )
+TOO_LONG = "limit exceeded: the line has more than 100 bytes: see body_limit"
 SUMMARY = {
     "accepted": 3,
     "failed": 5,
     "errors": [
-        {"line": 4, "error": {"code": 107, "message": "bad request"}},
-        {"line": 5, "error": {"code": 107, "message": "bad request"}},
-        {"line": 7, "error": {"code": 107, "message": "bad request"}},
-        {"line": 8, "error": {"code": 106, "message": "limit exceeded"}},
-        {"line": 9, "error": {"code": 106, "message": "limit exceeded"}},
+        {
+            "line": 4,
+            "error": {
+                "code": 107,
+                "message": "bad request: the line is not JSON: Input data was truncated",
+            },
+        },
+        {
+            "line": 5,
+            "error": {"code": 107, "message": "bad request: the line is not JSON in UTF-8"},
+        },
+        {"line": 7, "error": {"code": 107, "message": "bad request: channel: missing or empty"}},
+        {"line": 8, "error": {"code": 106, "message": TOO_LONG}},
+        {"line": 9, "error": {"code": 106, "message": TOO_LONG}},
     ],
 }
 
@@ -356,5 +392,9 @@ async def test_a_stream_stops_at_an_intake_that_stays_full(
         answer = await stream.answer()
         assert (answer.status, answer.headers) == (503, (("Retry-After", "1"),))
         assert decoded(answer) == {
-            "result": {"accepted": 2, "failed": 0, "errors": [], "stopped_at": 4}
+            "result": {"accepted": 2, "failed": 0, "errors": [], "stopped_at": 4},
+            "error": {
+                "code": 111,
+                "message": "too many requests: fan-out made no room in time: call again later",
+            },
         }

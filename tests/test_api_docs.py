@@ -17,7 +17,7 @@ from repeater.api.methods import METHODS
 from repeater.api.stream import STREAM
 from repeater.cli.main import main
 from repeater.config import load_settings
-from repeater.errors import ErrorCode
+from repeater.errors import ErrorCode, ReplyError
 from repeater.serving.server import open_server
 from tests.deadlines import LOOP_ANSWERS
 
@@ -89,7 +89,7 @@ def test_every_code_has_its_text() -> None:
     rows = re.findall(r"^\| (\d{3}) \| ([a-z ]+) \|", PAGE, re.MULTILINE)
     assert {int(code) for code, _ in rows} == {100, 102, 104, 106, 107, 108, 111, 112}
     for code, message in rows:
-        assert api_error(ErrorCode(int(code))).message == message
+        assert api_error(ReplyError(ErrorCode(int(code)))).message == message
 
 
 def test_every_command_is_there() -> None:

@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
+from repeater.node import Node
 from repeater.web.body_limit import BodyLimit
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+def no_node() -> Node:
+    """Only a refusal of the server API is noted."""
+    raise AssertionError
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -33,7 +39,28 @@ async def test_a_longer_body_ends_at_the_bound(begun: bool) -> None:
         told.extend([event["type"], (await receive())["type"]])
         await send({"type": "http.response.body", "body": b"late"})
 
-    await BodyLimit(app, 35)({"type": "http"}, receive, send)
+    await BodyLimit(app, no_node, 35)(
+        {"type": "http", "path": "/app", "headers": []}, receive, send
+    )
     assert taken == 30
     assert told == ["http.disconnect"] * 2
     assert [event.get("status") for event in sent] == ([200] if begun else [413, None])
+
+
+async def test_an_announced_body_is_not_taken_in() -> None:
+    """413 at once, whole, and from nobody else."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    async def app(*_: Any) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "path": "/app", "headers": [(b"content-length", b"36")]}
+    await BodyLimit(app, no_node, 35)(scope, receive, send)
+    assert [event.get("status") for event in sent] == [413, None]
+    assert sent[1]["body"] == b"Request Entity Too Large\n"

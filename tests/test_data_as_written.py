@@ -155,7 +155,8 @@ async def test_too_deep_data_is_refused_where_it_comes_in(way: str, data: bytes)
             elif way in ("b64data", "stream"):
                 assert "107" in str(answer)
             else:
-                assert answer == b"Bad Request\n"
+                assert isinstance(answer, bytes)
+                assert b"bad request: the body is nested deeper than 1" in answer
         await node.publish(Publication("c", b"7"))
         await wait_all_tasks_blocked()
         assert len(transport.sent) == 1

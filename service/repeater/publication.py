@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 from repeater.json_text import json_text
 
@@ -104,6 +105,9 @@ EVENT_OVERHEAD: Final = 256
 adds to the texts on its way to a subscriber is less."""
 _TAG_OVERHEAD: Final = 128  # two strings and their place in a dictionary
 
+_EXPECTED: Final = {"tags": "an object of texts", "channel, tags or info": "text in UTF-8"}
+"""What the parts of a publication must be; the others must be JSON."""
+
 START: Final = StreamPosition(0, "")
 """The position before every publication, in any epoch."""
 
@@ -149,7 +153,7 @@ def checked(publication: Publication) -> Publication:
     Raises:
         ReplyError: the data or the info is not JSON text, or another text is not text (107).
     """
-    info = publication.info
+    info, part = publication.info, "data"
     if not isinstance(publication.data, (bytes, bytearray, memoryview)):
         # `bytes(5)` is five zeros, and `bytes([49])` is the number 1.
         raise ReplyError(ErrorCode.BAD_REQUEST, "a publication's data must be bytes")
@@ -157,12 +161,16 @@ def checked(publication: Publication) -> Publication:
         data = bytes(publication.data)
         if not publication.binary:
             data = json_text(data)
-        for part in () if info is None else (info.conn_info, info.chan_info):
-            if part is not None:
-                json_text(bytes(part))
+        part = "info"
+        for text in () if info is None else (info.conn_info, info.chan_info):
+            if text is not None:
+                json_text(bytes(text))
+        part = "tags"
         msgspec.convert(msgspec.to_builtins(publication.tags), dict[str, str] | None)
         # Encoded once more for each codec; a lone surrogate must fail here and not there.
+        part = "channel, tags or info"
         msgspec.json.encode((publication.channel, publication.tags, info))
     except (ValueError, TypeError, msgspec.MsgspecError):
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+        why = Why(Cause.REQUEST, f"{part}: not {_EXPECTED.get(part, 'JSON')}")
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None
     return msgspec.structs.replace(publication, data=data)

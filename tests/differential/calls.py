@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.differential.examples import ANYBODY, ask, by
 from tests.differential.kind import Kind
-from tests.differential.moments import Message, all_objects, without
+from tests.differential.moments import Message, all_objects, pairs, without
 from tests.differential.refusals import call, command, refused, taken
 from tests.differential.steps import Moment
 
@@ -48,7 +48,36 @@ def _is_count(value: object) -> bool:
     return isinstance(value, dict) and set(value) in ({"num_clients"}, {"num_subs"})
 
 
+def _texts(moment: Moment) -> Moment:
+    """What errors of calls say behind the code's text, and bodies of equal refusals."""
+    if "call" not in moment.step:
+        return moment
+
+    def brief(one: Message) -> Message:
+        error = one.get("error")
+        if not isinstance(error, dict) or "message" not in error:
+            return one
+        return {**one, "error": {**error, "message": error["message"].partition(": ")[0]}}
+
+    def changed(their: Message, our: Message) -> tuple[Message, Message]:
+        if their.get("status") == our.get("status") not in (None, 200):
+            return without(their, "body"), without(our, "body")
+        return their, our
+
+    return pairs(all_objects(moment, brief), changed)
+
+
 CALLS: Final[Sequence[Kind]] = (
+    Kind(
+        "errors-say-why",
+        "The text of an API error is its code's, `bad request`. A refusal with a status has a text,"
+        " or no body.",
+        "The text begins with the code's, and says what is wrong:"
+        " `bad request: channel: must be text, not a number`. Every refusal is JSON.",
+        "The author of a back end finds the field. Libraries act on codes, and on statuses.",
+        _texts,
+        ({"call": "publish", "body": {"channel": "", "data": 1}},),
+    ),
     Kind(
         "names-of-calls",
         "The API checks no channel names.",

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.api.answers import Failure, failed
+from repeater.api.answers import Failure
 from repeater.api.publishing import (
     IN_FLIGHT,
-    code_of,
     published,
     responses,
     submit,
     submit_each,
 )
+from repeater.api.refusals import item_failed, no_method, reply_error
+from repeater.api.wrong_body import unreadable
 from repeater.brokers.receipts import Receipt
+from repeater.causes import Cause, Why
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.json_reader import reader
 
@@ -48,6 +50,10 @@ class BatchReplies(msgspec.Struct, frozen=True):
 
 
 _NULL: Final = msgspec.Raw(b"null")
+_NO_NAME: Final = Why(
+    Cause.METHOD, "the command names no method", 'a command is like {"publish": {...}}'
+)
+_WHOLE: Final = "the command"
 BATCH_AROUND: Final = 4
 """Levels of a batch around an item's data: `{"commands":[{"publish":{"data":`."""
 
@@ -93,33 +99,46 @@ class _Calls:
 
     async def reply(self, item: msgspec.Raw) -> dict[str, object] | Failure:
         """Make one call. The reply is empty if the back end has not answered yet."""
+        name, argument = "", _NULL
         try:
             for name, argument in _decode_command(bytes(item)).items():
                 if name in self._methods and argument != _NULL:
                     return await self._call(name, self._methods[name], bytes(argument))
-        except msgspec.DecodeError:
-            return failed(ErrorCode.BAD_REQUEST)
-        except (ReplyError, BrokerError, IntakeFullError) as error:
-            return failed(code_of(error))
-        return failed(ErrorCode.METHOD_NOT_FOUND)
+        except msgspec.DecodeError as error:
+            why = unreadable(error, argument, _WHOLE)
+            return self._failed(name, ReplyError(ErrorCode.BAD_REQUEST, why=why))
+        except ReplyError as error:
+            return self._failed(name, error)
+        unknown = name and name not in self._methods  # else its body is null
+        why = no_method(name, self._methods) if unknown else _NO_NAME
+        return self._failed("", ReplyError(ErrorCode.METHOD_NOT_FOUND, why=why))
+
+    def _failed(self, name: str, error: ReplyError, number: int = -1) -> Failure:
+        """The answer to a command that failed, by default to the present one."""
+        at = f"commands[{len(self.replies) if number < 0 else number}]"
+        return item_failed(self._node, self._budget, name or "batch", error, at)
 
     async def _call(self, name: str, method: Method, argument: bytes) -> dict[str, object]:
+        """Make a call. Every failure of it is a `ReplyError`."""
         body = method.decode(argument)
         if self._answers >= IN_FLIGHT:
             await self.finish()
-        if name == "publish":
-            answer = await submit(self._node, body, body.channel, self._budget)
-            if isinstance(answer, Receipt):
-                result = partial(published, self._node, answer, self._budget)
-                return await self._leave_open(name, 1, result)
-            return {name: {} if answer is None else answer}
-        if name == "broadcast":
-            submitted = await submit_each(self._node, body, self._budget)
-            receipts = sum(isinstance(one, Receipt) for one in submitted)
-            together = partial(responses, self._node, submitted, self._budget)
-            return await self._leave_open(name, receipts, together)
-        await self.finish()
-        return {name: await method.call(self._node, body, self._budget)}
+        try:
+            if name == "publish":
+                answer = await submit(self._node, body, body.channel, self._budget)
+                if isinstance(answer, Receipt):
+                    result = partial(published, self._node, answer, self._budget)
+                    return await self._leave_open(name, 1, result)
+                return {name: {} if answer is None else answer}
+            if name == "broadcast":
+                submitted = await submit_each(self._node, body, self._budget)
+                receipts = sum(isinstance(one, Receipt) for one in submitted)
+                together = partial(responses, self._node, submitted, self._budget)
+                return await self._leave_open(name, receipts, together)
+            await self.finish()
+            return {name: await method.call(self._node, body, self._budget)}
+        except (ReplyError, BrokerError, IntakeFullError) as fault:
+            raise reply_error(fault, method, body) from None
 
     async def _leave_open(
         self, name: str, answers: int, result: Callable[[], Awaitable[object]]
@@ -138,5 +157,5 @@ class _Calls:
             try:
                 self.replies[one.number] = {one.name: await one.result()}
             except (ReplyError, BrokerError) as error:
-                self.replies[one.number] = failed(code_of(error))
+                self.replies[one.number] = self._failed(one.name, reply_error(error), one.number)
             await self._budget.give_way()

@@ -1,7 +1,7 @@
 """The time for which one call may use the processor, and the waits that it has left.
 
 A call with many events publishes most of them without a checkpoint. This clock makes it give
-fan-out, pings and other calls their turn.
+fan-out, pings and other calls their turn. It also knows whether the log has the call's refusal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import trio
 class Budget:
     """The budget of one call. Lives inside one call, or one connection that makes calls."""
 
-    __slots__ = ("_ends", "_seconds", "awaits_answers", "patient")
+    __slots__ = ("_ends", "_seconds", "awaits_answers", "patient", "told")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -24,6 +24,8 @@ class Budget:
         self.awaits_answers = True
         """Whether it may still wait for the back end's answers. False after one timeout: a call
         with thousands of events must not wait for each."""
+        self.told = False
+        """Whether a refused item of the call is in the log: a call leaves one line."""
 
     @property
     def spent(self) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 
 from repeater.access.grant_json import OverrideClaims, data_of, info_of, overrides_of
 from repeater.access.grants import SubscriptionGrant
+from repeater.causes import Cause, Why
 from repeater.errors import EXPIRED, FORCE_DISCONNECT, Disconnect, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.commands import SincePosition
 from repeater.publication import StreamPosition
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 _REASON_LIMIT: Final = 123  # bytes in a close frame, beside the code
 _UINT64: Final = 2**64 - 1
+_NO_OFFSET: Final = Why(
+    Cause.REQUEST, "recover_since.offset: expected a whole number from 0 to 2^64 - 1"
+)
+_WRONG_CODE: Final = Why(Cause.REQUEST, "disconnect.code: expected 3000 to 4999")
+_LONG_REASON: Final = Why(
+    Cause.REQUEST, f"disconnect.reason: it has more than {_REASON_LIMIT} bytes"
+)
+_JSON_REASON: Final = Why(
+    Cause.REQUEST, "disconnect.reason: it is JSON text", "clients would take it for advice"
+)
 
 UnixTime = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """Seconds; 0 for never."""
@@ -101,8 +112,8 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Connect
         BrokerError: history or presence cannot be read for some.
     """
     grant = SubscriptionGrant(
-        info=_checked(info_of, body.info, body.b64info),
-        data=_checked(data_of, body.data, body.b64data),
+        info=_checked("info", info_of, body.info, body.b64info),
+        data=_checked("data", data_of, body.data, body.b64data),
         expire_at=body.expire_at,
         overrides=overrides_of(body.override),
     )
@@ -110,7 +121,7 @@ async def subscribe(node: Node, body: SubscribeBody, _budget: Budget) -> Connect
     if body.recover_since is not None:
         since = StreamPosition(body.recover_since.offset, body.recover_since.epoch)
         if not 0 <= since.offset <= _UINT64:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_OFFSET)
     changed = await node.subscribe(
         body.user,
         body.channel,
@@ -163,7 +174,7 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Connections
             body.user, client=body.client, session=body.session, why=EXPIRED
         )
         return Connections(ended)
-    info = _checked(info_of, body.info) or None
+    info = _checked("info", info_of, body.info) or None
     changed = await node.refresh(
         body.user,
         client=body.client,
@@ -175,20 +186,29 @@ async def refresh(node: Node, body: RefreshBody, _budget: Budget) -> Connections
 
 
 def _checked(
-    text_of: Callable[[msgspec.Raw, str | None], JSONText], plain: msgspec.Raw, b64: str = ""
+    field: str,
+    text_of: Callable[[msgspec.Raw, str | None], JSONText],
+    plain: msgspec.Raw,
+    b64: str = "",
 ) -> JSONText:
     try:
         return text_of(plain, b64)
-    except ValueError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    except ValueError as error:
+        why = Why(Cause.REQUEST, f"{'b64' if b64 else ''}{field}: {error}")
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None
 
 
 def _close_of(close: CloseCode) -> Disconnect:
     """The disconnect, if SDKs act on its code and can read its reason (section 8.2)."""
     code = close.code or FORCE_DISCONNECT.code
     reason = close.reason or FORCE_DISCONNECT.reason
-    if not 3_000 <= code < 5_000 or len(reason.encode()) > _REASON_LIMIT or _is_json(reason):
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+    for wrong, why in (
+        (not 3_000 <= code < 5_000, _WRONG_CODE),
+        (len(reason.encode()) > _REASON_LIMIT, _LONG_REASON),
+        (_is_json(reason), _JSON_REASON),
+    ):
+        if wrong:
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=why)
     return Disconnect(code, reason)
 
 

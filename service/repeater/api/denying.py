@@ -8,11 +8,13 @@ a time (`expire_at`, Unix seconds) or after `ttl` seconds. Without either, a blo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from repeater.access.grants import Denial
+from repeater.api.refusals import missing
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, msgspec.Meta(max_length=1024)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+_NOT_ONE: Final = Why(Cause.REQUEST, "jti, uid, user: expected exactly one of them")
+_NO_USER: Final = Why(Cause.REQUEST, "issued_before: it goes with user only")
+_TWO_ENDS: Final = Why(Cause.REQUEST, "expire_at, ttl: expected at most one of them")
+_IN_THE_PAST: Final = Why(
+    Cause.REQUEST, "expire_at: in the past", "give Unix seconds by this server's clock"
+)
 
 
 class _Ending(msgspec.Struct, frozen=True):
@@ -81,7 +91,7 @@ async def block_user(node: Node, body: BlockUserBody, budget: Budget) -> Denied:
         BrokerError: the block could not be saved, and is not in force.
     """
     if not body.user:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=missing("user"))
     return await _deny(node, Denial(user=body.user, expire_at=_end(node, body)))
 
 
@@ -93,7 +103,7 @@ async def unblock_user(node: Node, body: UnblockUserBody, budget: Budget) -> Adm
         BrokerError: the change could not be saved; the user is still blocked.
     """
     if not body.user:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=missing("user"))
     change = await node.denials.change(Denial(user=body.user, lifted=True))
     return Admitted(change.changed)
 
@@ -107,8 +117,10 @@ async def revoke_token(node: Node, body: RevokeTokenBody, budget: Budget) -> Den
         BrokerError: the revocation could not be saved, and is not in force.
     """
     named = [one for one in (body.jti, body.uid, body.user) if one]
-    if len(named) != 1 or (body.issued_before and not body.user):
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+    if len(named) != 1:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NOT_ONE)
+    if body.issued_before and not body.user:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_USER)
     if body.user:
         before = body.issued_before or math.ceil(node.unix_time())
         denial = Denial(user=body.user, issued_before=before, expire_at=_end(node, body))
@@ -125,6 +137,8 @@ async def _deny(node: Node, denial: Denial) -> Denied:
 def _end(node: Node, body: _Ending) -> int:
     """The Unix time at which the denial expires; 0 for never."""
     now = node.unix_time()
-    if body.expire_at and (body.ttl or body.expire_at <= now):
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+    if body.expire_at and body.ttl:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_TWO_ENDS)
+    if body.expire_at and body.expire_at <= now:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_IN_THE_PAST)
     return math.ceil(now + body.ttl) if body.ttl else body.expire_at

@@ -11,8 +11,29 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from repeater.causes import Cause, Why
+
 _SCHEME: Final = b"apikey"
 _PARAMETER: Final = b"api_key"
+
+_NO_KEYS: Final = Why(
+    Cause.API_KEY,
+    "this server has no API key, so nobody may call it",
+    "set api_key, or start it in development mode",
+)
+_NO_KEY: Final = Why(
+    Cause.API_KEY, "the request has no API key", "send the header X-API-Key: <api_key>"
+)
+_OTHER_SCHEME: Final = Why(
+    Cause.API_KEY,
+    "the header Authorization has another scheme than apikey",
+    "send Authorization: apikey <api_key>, or the header X-API-Key",
+)
+_WRONG_KEY: Final = Why(
+    Cause.API_KEY,
+    "the API key is another one than the server's",
+    "compare it with api_key of the configuration",
+)
 
 
 class ApiKey:
@@ -45,6 +66,19 @@ class ApiKey:
             scheme, _, rest = authorization.partition(b" ")
             header = rest.strip() if scheme.lower() == _SCHEME else None
         return self._matches(header) or (bool(query) and self._matches(_parameter(query)))
+
+    def why_not(self, header: bytes | None, authorization: bytes | None, query: bytes) -> Why:
+        """Why `admits` refused these; says nothing of a key."""
+        if not self._keys:
+            return _NO_KEYS
+        if header or _parameter(query):
+            return _WRONG_KEY
+        if header is not None or not authorization:
+            return _NO_KEY
+        scheme, _, rest = authorization.partition(b" ")
+        if scheme.lower() != _SCHEME:
+            return _OTHER_SCHEME
+        return _WRONG_KEY if rest.strip() else _NO_KEY
 
     def _matches(self, given: bytes | None) -> bool:
         # Compare every key, so that the time does not tell which key matched.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from repeater.api.answers import (
     INTAKE_FULL,
-    NOT_JSON,
+    SHUTTING_DOWN,
+    CallRefusal,
     answer_error,
     answer_result,
     encode,
@@ -45,7 +47,9 @@ from repeater.api.denying import (
 from repeater.api.method import Method, method
 from repeater.api.overview import ChannelsBody, InfoBody, channels, info
 from repeater.api.publishing import BroadcastBody, PublishBody, broadcast, publish
+from repeater.api.refusals import note, note_refusal, reply_error
 from repeater.api.rpc import RPCBody, rpc
+from repeater.api.wrong_body import not_json, wrong_shape
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.centrifugo.commands import HistoryRequest
 from repeater.protocol.http.answer import Answer
@@ -96,26 +100,35 @@ METHODS: Final[Mapping[str, Method]] = {
 
 
 class _NotJsonError(Exception):
-    """The body is not JSON text."""
+    """The body is not JSON text; `refusal` says why."""
+
+    def __init__(self, refusal: CallRefusal) -> None:
+        super().__init__(refusal.why.text)
+        self.refusal = refusal
 
 
 async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = False) -> Answer:
     """Make one call of a known method.
 
-    No body makes it raise. Checkpoints only when it waits, or when it has used the processor for
-    long. Cancelled, the events published so far stay published.
+    No body makes it raise. A refused call is logged and counted here. Checkpoints only when it
+    waits, or when it has used the processor for long. Cancelled, the events published so far stay
+    published.
     """
-    chosen = METHODS[name]
+    chosen, body = METHODS[name], None
     try:
-        result = await chosen.call(node, _parse(chosen, text), Budget(node.options.fanout_budget))
-    except _NotJsonError:
-        return NOT_JSON
-    except ReplyError as error:
-        return answer_error(error.code, transport_mode=transport_mode)
-    except BrokerError:
-        return answer_error(ErrorCode.INTERNAL, transport_mode=transport_mode)
+        body = _parse(chosen, text)
+        result = await chosen.call(node, body, Budget(node.options.fanout_budget))
+    except _NotJsonError as error:
+        note_refusal(node, name, error.refusal)
+        return error.refusal.answer(transport_mode=transport_mode)
+    except (ReplyError, BrokerError) as error:
+        told = reply_error(error, chosen, body)
+        note(node, name, told, body)
+        return answer_error(told, transport_mode=transport_mode)
     except IntakeFullError:
-        return INTAKE_FULL
+        refusal = SHUTTING_DOWN if node.draining else INTAKE_FULL
+        note_refusal(node, name, refusal)
+        return refusal.answer(transport_mode=transport_mode)
     return answer_result(result) if chosen.wrapped else Answer(200, encode(result))
 
 
@@ -128,7 +141,8 @@ def _parse(chosen: Method, text: bytes) -> Any:
     """
     try:
         return chosen.decode(text)
-    except msgspec.ValidationError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
-    except msgspec.DecodeError:
-        raise _NotJsonError from None
+    except msgspec.ValidationError as error:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=wrong_shape(error)) from None
+    except msgspec.DecodeError as error:
+        refusal = CallRefusal(HTTPStatus.BAD_REQUEST, not_json(error, text))
+        raise _NotJsonError(refusal) from None

@@ -17,18 +17,19 @@ from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, ApiError, Fa
 from repeater.api.method import Method
 from repeater.api.methods import COMMANDS, METHODS
 from repeater.api.schemas import PREFIX, Schemas, for_readers, result_of
-from repeater.api.stream import STREAM, Summary
+from repeater.api.stream import STREAM, StreamAnswer
 
 _JSON: Final = "application/json"
 _NDJSON: Final = "application/x-ndjson"
 _ABOUT: Final = """\
 Calls for back ends. Every call is a `POST` with a JSON object; unknown fields are ignored. A call
 that fails is answered 200 with `error`. With the header `X-Centrifugo-Error-Mode: transport`, it
-is answered with the error's own status and the bare error object.
+is answered with the error's own status and the bare error object. The error's `message` begins with
+the code's text, and then says why: it names the field that is wrong.
 Subscribers come by WebSocket and are not described here."""
 
-# Answers that are sent before a call is made, or instead of one.
-_PLAIN_ANSWERS: Final = {
+# Answers that are sent before a call is made, or instead of one. Each has an error object.
+_NO_CALLS: Final = {
     "400": "The body is not JSON",
     "401": "No API key, or a wrong one",
     "408": "The body did not come in time",
@@ -109,25 +110,18 @@ def _call(name: str, method: Method, schemas: Schemas) -> dict[str, Any]:
 
 def _responses(schemas: Schemas) -> dict[str, Any]:
     """The responses other than 200: those before a call, and those of transport mode."""
-    error = {_JSON: {"schema": schemas.of(ApiError, written=True)}}
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    found: dict[str, Any] = {
-        status: {"description": meaning, "content": dict(text)}
-        for status, meaning in _PLAIN_ANSWERS.items()
-    }
+    meanings = {status: [meaning] for status, meaning in _NO_CALLS.items()}
     for status, codes in statuses().items():
-        answer = found.setdefault(str(status), {"description": "", "content": {}})
         numbers = ", ".join(map(str, codes))
-        meaning = f"in transport mode: error {numbers}"
-        answer["description"] = "; ".join(filter(None, (answer["description"], meaning)))
-        answer["content"].update(error)
-    found["500"]["content"].update(text)
-    return dict(sorted(found.items()))
+        meanings.setdefault(str(status), []).append(f"in transport mode: error {numbers}")
+    error = {"anyOf": [schemas.of(one, written=True) for one in (Failure, ApiError)]}
+    return {status: _content("; ".join(meanings[status]), error) for status in sorted(meanings)}
 
 
 def _stream(schemas: Schemas) -> dict[str, Any]:
     """The operation of the stream, whose body is many JSON objects, one a line."""
-    summary = _object(result=schemas.of(Summary, written=True))
+    summary = schemas.of(StreamAnswer, written=True)
+    failure = {"anyOf": [schemas.of(one, written=True) for one in (Failure, ApiError)]}
     meanings = {
         "200": "The whole body was taken",
         "400": "Broken off: the body's framing is wrong",
@@ -137,7 +131,7 @@ def _stream(schemas: Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {
         status: _content(meaning, summary) for status, meaning in meanings.items()
     }
-    responses["401"] = {"description": _PLAIN_ANSWERS["401"]}
+    responses["401"] = _content(_NO_CALLS["401"], failure)
     return {
         "operationId": STREAM,
         "tags": ["Server API"],

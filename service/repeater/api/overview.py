@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from repeater.node import Node
 
 _PATTERN_LIMIT: Final = 1_024  # characters; far more than a channel's name has
+_TOO_LONG: Final = Why(Cause.REQUEST, f"pattern: it has more than {_PATTERN_LIMIT} characters")
 
 
 class ChannelsBody(msgspec.Struct, frozen=True):
@@ -78,7 +80,7 @@ async def channels(node: Node, body: ChannelsBody, budget: Budget) -> ChannelsRe
         BrokerError: a worker, or another node, did not answer.
     """
     if len(body.pattern) > _PATTERN_LIMIT:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_TOO_LONG)
     sizes = await node.channel_sizes(body.pattern, give_way=budget.give_way)
     return ChannelsResult({name: ChannelInfo(size) for name, size in sizes.items()})
 

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import trio
 
-from repeater.api.answers import Failure, Result, failed
+from repeater.api.answers import Failure, Result
+from repeater.api.refusals import item_failed, reply_error
 from repeater.brokers.contract import Outcome
 from repeater.brokers.receipts import Answer, Receipt
+from repeater.causes import Cause, Why
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.json_text import accepted
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
     from repeater.api.budget import Budget
+    from repeater.api.refusals import Fault
     from repeater.node import Node
 
 
@@ -57,6 +60,9 @@ Submitted = list[Answer[Outcome] | Failure]
 
 IN_FLIGHT: Final = 4_096
 """Events of one call that wait for the back end's answer at a time."""
+
+_NO_CHANNELS: Final = Why(Cause.REQUEST, "channels: missing or empty")
+_NOT_BASE64: Final = Why(Cause.REQUEST, "b64data: not Base64")
 
 
 async def publish(
@@ -125,16 +131,18 @@ async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Response
 async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submitted:
     """Submit the event of a `broadcast` into each channel; raises as `broadcast`."""
     if not body.channels:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_CHANNELS)
     submitted: Submitted = []
     for number, channel in enumerate(body.channels):
         oldest = submitted[number - IN_FLIGHT] if number >= IN_FLIGHT else None
         if isinstance(oldest, Receipt):
-            submitted[number - IN_FLIGHT] = await _outcome_or_failure(node, oldest, budget)
+            submitted[number - IN_FLIGHT] = await _outcome_or_failure(
+                node, oldest, budget, number - IN_FLIGHT
+            )
         try:
             submitted.append(await submit(node, body, channel, budget))
         except (ReplyError, BrokerError, IntakeFullError) as error:
-            submitted.append(failed(code_of(error)))
+            submitted.append(_failed(node, budget, error, number))
         await budget.give_way()
     return submitted
 
@@ -142,10 +150,10 @@ async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submit
 async def responses(node: Node, submitted: Submitted, budget: Budget) -> Responses:
     """The result of a `broadcast`, as soon as the back end has answered for each channel."""
     found: list[Result | Failure] = []
-    for answer in submitted:
+    for number, answer in enumerate(submitted):
         outcome = answer
         if isinstance(answer, Receipt):
-            outcome = await _outcome_or_failure(node, answer, budget)
+            outcome = await _outcome_or_failure(node, answer, budget, number)
             await budget.give_way()
         if isinstance(outcome, Failure):
             found.append(outcome)
@@ -155,22 +163,19 @@ async def responses(node: Node, submitted: Submitted, budget: Budget) -> Respons
 
 
 async def _outcome_or_failure(
-    node: Node, receipt: Receipt[Outcome], budget: Budget
+    node: Node, receipt: Receipt[Outcome], budget: Budget, number: int
 ) -> Outcome | Failure:
     """`outcome_of` for one event of several."""
     try:
         return await outcome_of(node, receipt, budget)
     except (ReplyError, BrokerError) as error:
-        return failed(code_of(error))
+        return _failed(node, budget, error, number)
 
 
-def code_of(error: ReplyError | BrokerError | IntakeFullError) -> ErrorCode:
-    """The error code for one failed item of several."""
-    if isinstance(error, ReplyError):
-        return error.code
-    if isinstance(error, IntakeFullError):
-        return ErrorCode.TOO_MANY_REQUESTS
-    return ErrorCode.INTERNAL
+def _failed(node: Node, budget: Budget, fault: Fault, number: int) -> Failure:
+    """The answer for the channel with this number."""
+    at = f"channels[{number}]"
+    return item_failed(node, budget, "broadcast", reply_error(fault), at)
 
 
 def publication_of(body: PublishBody, channel: str) -> Publication:
@@ -195,7 +200,7 @@ def _decoded(text: str) -> bytes:
     try:
         return b64decode(text, validate=True)
     except ValueError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NOT_BASE64) from None
 
 
 async def submit(node: Node, body: PublishBody, channel: str, budget: Budget) -> Answer[Outcome]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
     from repeater.api.budget import Budget
     from repeater.node import Node
+
+
+_NO_EXTENSIONS: Final = Why(
+    Cause.METHOD, "method: this server has no extensions, so it has no such method"
+)
 
 
 class RPCBody(msgspec.Struct, frozen=True):
@@ -32,4 +38,6 @@ async def rpc(_node: Node, body: RPCBody, _budget: Budget) -> RPCResult:
     Raises:
         ReplyError: always: 104, or 107 without a method.
     """
-    raise ReplyError(ErrorCode.METHOD_NOT_FOUND if body.method else ErrorCode.BAD_REQUEST)
+    if not body.method:
+        raise ReplyError(ErrorCode.BAD_REQUEST)  # the caller of a method says what is missing
+    raise ReplyError(ErrorCode.METHOD_NOT_FOUND, why=_NO_EXTENSIONS)

@@ -8,17 +8,28 @@ is kept in memory.
 from __future__ import annotations
 
 from collections import deque
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from repeater.api.answers import ApiError, Result, api_error, encode
+from repeater.api.answers import (
+    INTAKE_FULL,
+    SHUTTING_DOWN,
+    ApiError,
+    CallRefusal,
+    api_error,
+    encode,
+)
 from repeater.api.budget import Budget
+from repeater.api.methods import METHODS
 from repeater.api.publishing import IN_FLIGHT, PublishBody, outcome_of, submit
+from repeater.api.refusals import note, note_refusal, reply_error
+from repeater.api.wrong_body import unreadable
 from repeater.brokers.receipts import Receipt
+from repeater.causes import Cause, Why
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.protocol.http.answer import Answer
-from repeater.protocol.json_reader import reader
 
 if TYPE_CHECKING:
     from repeater.brokers.contract import Outcome
@@ -29,8 +40,19 @@ STREAM_TIMEOUT: Final = 75.0
 """Seconds that a stream may send nothing. A blank line resets the time."""
 
 _ERRORS: Final = 10  # failed lines that the summary names; the others are only counted
-
-_decode = reader(PublishBody, around=1)
+_PUBLISH: Final = METHODS["publish"]
+_BREAKS: Final = {
+    400: CallRefusal(
+        HTTPStatus.BAD_REQUEST,
+        Why(Cause.REQUEST, "the body's chunks are broken", "see Transfer-Encoding in RFC 9112"),
+    ),
+    408: CallRefusal(
+        HTTPStatus.REQUEST_TIMEOUT,
+        Why(Cause.REQUEST, f"nothing came for {STREAM_TIMEOUT:.0f} s", "send an empty line"),
+    ),
+    503: SHUTTING_DOWN,
+}
+"""Why a body was broken off, by the answer's status."""
 
 
 class LineError(msgspec.Struct, frozen=True):
@@ -38,6 +60,13 @@ class LineError(msgspec.Struct, frozen=True):
 
     line: int
     error: ApiError
+
+
+class StreamAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a stream: always its summary, and why it was broken off if it was."""
+
+    result: Summary
+    error: ApiError | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -66,6 +95,7 @@ class EventStream:
         # The lines that wait for the back end's answer, oldest first.
         self._open: deque[tuple[int, Receipt[Outcome]]] = deque()
         self._stopped_at = 0
+        self._stopped_by: CallRefusal | None = None
 
     @property
     def stopped(self) -> bool:
@@ -102,12 +132,14 @@ class EventStream:
         while self._open:
             await self._heed_oldest()
             await self._budget.give_way()
-        if self.stopped:
-            status = 503
-        stopped_at = 0 if status == 200 else self._stopped_at or self._line + 1
+        broken = self._stopped_by or _BREAKS.get(status)
+        stopped_at = 0 if broken is None else self._stopped_at or self._line + 1
         summary = Summary(self._accepted, self._failed, self._errors, stopped_at)
-        headers = (("Retry-After", "1"),) if status == 503 else ()
-        return Answer(status, encode(Result(summary)), headers=headers)
+        if broken is None:
+            return Answer(200, encode(StreamAnswer(summary)))
+        note_refusal(self._node, STREAM, broken)
+        body = encode(StreamAnswer(summary, broken.error))
+        return Answer(int(broken.status), body, headers=broken.headers)
 
     async def _take_lines(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -115,9 +147,9 @@ class EventStream:
                 return
             if self._skipping:
                 self._skipping = False
-                self._fail(ErrorCode.LIMIT_EXCEEDED)
+                self._fail(self._too_long())
             elif len(line) > self._line_limit:
-                self._fail(ErrorCode.LIMIT_EXCEEDED)
+                self._fail(self._too_long())
             elif line and not line.isspace():
                 await self._take(line)
             self._line += 1
@@ -127,13 +159,14 @@ class EventStream:
         await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
+        body = None
         try:
             body = _parse(line)
             answer = await submit(self._node, body, body.channel, self._budget)
-        except (IntakeFullError, BrokerError):
-            self._stop(self._line + 1)
+        except (IntakeFullError, BrokerError) as error:
+            self._stop(self._line + 1, error)
         except ReplyError as error:
-            self._fail(error.code)
+            self._fail(reply_error(error, _PUBLISH, body), body)
         else:
             if isinstance(answer, Receipt):
                 self._open.append((self._line + 1, answer))
@@ -159,22 +192,39 @@ class EventStream:
         line, receipt = self._open.popleft()
         try:
             await outcome_of(self._node, receipt, self._budget)
-        except BrokerError:
-            self._stop(line)
+        except BrokerError as error:
+            self._stop(line, error)
         except ReplyError as error:
-            self._fail(error.code, line)
+            self._fail(error, line=line)
         else:
             self._accepted += 1
 
-    def _stop(self, line: int) -> None:
+    def _stop(self, line: int, fault: IntakeFullError | BrokerError) -> None:
         """Take no more lines. The sender goes on with this one, the first of those that failed."""
         self._stopped_at = min(line, self._stopped_at or line)
+        if isinstance(fault, BrokerError):
+            error = reply_error(fault)
+            self._stopped_by = CallRefusal(
+                HTTPStatus.SERVICE_UNAVAILABLE, error.why, INTAKE_FULL.headers, error.code
+            )
+        else:
+            self._stopped_by = SHUTTING_DOWN if self._node.draining else INTAKE_FULL
 
-    def _fail(self, code: ErrorCode, line: int = 0) -> None:
-        """Count a failed line, by default the present one."""
+    def _fail(self, error: ReplyError, body: PublishBody | None = None, *, line: int = 0) -> None:
+        """Count and log a failed line, by default the present one.
+
+        Each is logged, within the limit of the log, since a stream may last for days.
+        """
+        line = line or self._line + 1
         self._failed += 1
         if len(self._errors) < _ERRORS:
-            self._errors.append(LineError(line or self._line + 1, api_error(code)))
+            self._errors.append(LineError(line, api_error(error)))
+        note(self._node, STREAM, error, body, at=f"line {line}")
+
+    def _too_long(self) -> ReplyError:
+        text = f"the line has more than {self._line_limit} bytes"
+        why = Why(Cause.LIMIT, text, "see body_limit")
+        return ReplyError(ErrorCode.LIMIT_EXCEEDED, why=why)
 
 
 def _parse(line: bytes) -> PublishBody:
@@ -184,6 +234,8 @@ def _parse(line: bytes) -> PublishBody:
         ReplyError: the line is not a JSON object of this shape (107).
     """
     try:
-        return _decode(line)
-    except msgspec.DecodeError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+        body: PublishBody = _PUBLISH.decode(line)
+    except msgspec.DecodeError as error:
+        why = unreadable(error, line, "the line")
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None
+    return body

@@ -15,6 +15,7 @@ import trio
 
 from repeater.brokers.contract import Outcome, Page
 from repeater.brokers.receipts import Answer, Receipt
+from repeater.causes import Cause, Why
 from repeater.clients.feed import FEED_LIMIT, Feed, open_feed
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.fanout.recovery import named_position
@@ -32,6 +33,11 @@ _NAME_LIMIT: Final = 255
 _VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
 _MORE: Final = frozenset({"tags", "delta", "version", "version_epoch"})
 _NO_DATA: Final = object()  # None is data: `null`
+
+_DATA_MISSING: Final = Why(Cause.REQUEST, "data: missing or empty", "give data, or b64data")
+_TOO_FAR_BACK: Final = Why(
+    Cause.REQUEST, "since.offset: nothing is before 0", "leave since out to read from the newest on"
+)
 
 
 class ChannelOperations:
@@ -260,7 +266,7 @@ class ChannelOperations:
         """
         options = self.channels.check_kept("history", channel)
         if since is not None and named_position(since.offset, since.epoch).offset < reverse:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=_TOO_FAR_BACK)
         most = options.history_size
         limit = most if limit is None else min(limit, most)
         with _counting(self, "history"):
@@ -331,14 +337,14 @@ def _checked(
     if data_format == "binary":
         publication = msgspec.structs.replace(publication, binary=True)
     elif publication.binary or not publication.data:  # only binary data may be empty
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_no_json(node, publication))
     # The API and the clients' commands give text that is checked already.
     if type(publication.data) is not JSONText:
         publication = checked(publication)
     if data_format == "json_object" and publication.data.lstrip()[:1] != b"{":
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_no_object(node, publication))
     if len(idempotency_key) > _NAME_LIMIT:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_too_long("idempotency_key"))
     if publication.tags or publication.version_epoch or publication.version:
         _check_what_is_kept(publication)
     if options.delta_publish and not publication.delta:
@@ -352,10 +358,33 @@ def _check_what_is_kept(publication: Publication) -> None:
     Raises:
         ReplyError: a text is too long, or the version is not an unsigned number of 64 bits (107).
     """
-    names = (publication.version_epoch, *(publication.tags or ()))
-    valid = 0 <= publication.version < _VERSION_LIMIT
-    if not valid or max(map(len, names)) > _NAME_LIMIT:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+    if not 0 <= publication.version < _VERSION_LIMIT:
+        why = Why(Cause.REQUEST, "version: expected a whole number from 0 to 2^64 - 1")
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why)
+    if len(publication.version_epoch) > _NAME_LIMIT:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_too_long("version_epoch"))
+    if publication.tags and max(map(len, publication.tags)) > _NAME_LIMIT:
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_too_long("tags", "the name of a tag"))
+
+
+def _no_json(node: ClientNode, publication: Publication) -> Why:
+    """Why a channel of JSON does not take this data."""
+    if not publication.binary:
+        return _DATA_MISSING
+    text = "data: the channel carries JSON, and this publication is marked as binary"
+    where = node.channels.table(publication.channel)
+    return Why(Cause.REQUEST, text, f'set publication_data_format = "binary" in {where}')
+
+
+def _no_object(node: ClientNode, publication: Publication) -> Why:
+    where = node.channels.table(publication.channel)
+    text = "data: the channel takes JSON objects only"
+    return Why(Cause.REQUEST, text, f"see publication_data_format in {where}")
+
+
+def _too_long(field: str, what: str = "") -> Why:
+    """Why a text that a broker keeps is refused."""
+    return Why(Cause.REQUEST, f"{field}: {what or 'it'} has more than {_NAME_LIMIT} characters")
 
 
 def _refusal(node: ClientNode) -> IntakeFullError:

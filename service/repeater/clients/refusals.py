@@ -52,8 +52,12 @@ class Refusals:
             fields: What else a line should say: `code`, `channel`, `address`; empty ones are left
                 out.
         """
-        self.counts[why.cause.value] += 1
+        self.count(why)
         self._log.refused(why, what, client, fields)
+
+    def count(self, why: Why) -> None:
+        """Count a refusal whose line is in the log already, as one of several in one call."""
+        self.counts[why.cause.value] += 1
 
     def explained(self, error: ReplyError) -> ReplyError:
         """The error to answer with: in development mode its text says why.

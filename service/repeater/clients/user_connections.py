@@ -8,11 +8,12 @@ met.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from repeater.access.grants import NOTHING_GRANTED, SubscriptionGrant
+from repeater.causes import Cause, Why
 from repeater.clients import connections
 from repeater.clients.connections import (
     DisconnectCall,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from repeater.publication import StreamPosition
 
 T = TypeVar("T")
+
+_IN_THE_PAST: Final = Why(
+    Cause.REQUEST, "expire_at: in the past", "give Unix seconds by this server's clock"
+)
 
 
 class UserConnections:
@@ -80,7 +85,7 @@ class UserConnections:
         """
         self.channels.options(channel)
         if 0 < grant.expire_at <= self.unix_time():
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=_IN_THE_PAST)
         if since is not None:
             named_position(since.offset, since.epoch)
         call = SubscribeCall(
@@ -211,5 +216,6 @@ def _decoded(body: bytes, kind: type[T]) -> T:
 def _checked_info(info: bytes) -> bytes:
     try:
         return json_text(info) if info else info
-    except ValueError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    except ValueError as error:
+        why = Why(Cause.REQUEST, f"info: not JSON: {error}")
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None

@@ -16,10 +16,12 @@ from typing import Final
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 from repeater.publication import Publication, StreamPosition
 
 _UINT64: Final = 2**64 - 1
+_NO_OFFSET: Final = Why(Cause.REQUEST, "offset: expected a whole number from 0 to 2^64 - 1")
 
 Size = Callable[[Publication], int]
 """At most the bytes that a publication takes in the answer; 0 if it is left out."""
@@ -95,7 +97,7 @@ def named_position(offset: int, epoch: str) -> StreamPosition:
         ReplyError: the offset is not an unsigned number of 64 bits (107).
     """
     if not 0 <= offset <= _UINT64:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_OFFSET)
     return StreamPosition(offset, epoch)
 
 

@@ -20,14 +20,15 @@ from repeater.access.origins import host_allowed
 from repeater.api.answers import (
     ERROR_MODE_HEADER,
     FAILED,
-    INTAKE_FULL,
-    REQUEST_TIMEOUT,
-    TOO_LARGE,
+    SHUTTING_DOWN,
     TRANSPORT_MODE,
+    CallRefusal,
 )
 from repeater.api.budget import Budget
 from repeater.api.methods import BODY_TIMEOUT, LATE_BODY, METHODS, call
+from repeater.api.refusals import note_refusal
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.api.wrong_request import BODY_TOO_LATE, too_large
 from repeater.deadlines import within
 from repeater.front.responses import http_date
 from repeater.log import get_logger
@@ -258,11 +259,11 @@ class _Connection:
         """Serve one call; return whether the connection goes on."""
         assert head.length is not None
         if head.length > self._rest.options.body_limit:
-            return await self._send(TOO_LARGE, keep_alive=False)
+            return await self._refuse(head, name, too_large(self._rest.options.body_limit))
         body = await self._body(head.length)
         if body is None:
-            late = INTAKE_FULL if self._rest.draining else REQUEST_TIMEOUT
-            return await self._send(late, keep_alive=False)
+            late = SHUTTING_DOWN if self._rest.draining else BODY_TOO_LATE
+            return await self._refuse(head, name, late)
         keep_alive = head.keep_alive
         transport_mode = head.error_mode == _TRANSPORT_MODE
         try:
@@ -270,8 +271,14 @@ class _Connection:
         except Exception as error:
             # A bug in one method must not end other connections.
             self._node.failures.note("call", error)
-            answer, keep_alive = FAILED, False
+            answer, keep_alive = FAILED.answer(transport_mode=transport_mode), False
         return await self._send(answer, keep_alive=keep_alive)
+
+    async def _refuse(self, head: CallHead, name: str, refusal: CallRefusal) -> bool:
+        """Refuse a request whose body was not read, and end the connection."""
+        note_refusal(self._node, name, refusal)
+        transport_mode = head.error_mode == _TRANSPORT_MODE
+        return await self._send(refusal.answer(transport_mode=transport_mode), keep_alive=False)
 
     async def _body(self, length: int) -> bytes | None:
         """Consume and return the body; None if it did not come in time."""

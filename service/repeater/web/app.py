@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import CollectorRegistry
 from quart import Blueprint, Response, request
 from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, InternalServerError
 
 from repeater.api.methods import BODY_TIMEOUT
 from repeater.config import CurrentSettings
 from repeater.node import Node
-from repeater.web.api import create_api
+from repeater.web.api import answer_error, create_api
 from repeater.web.body_limit import BodyLimit
 from repeater.web.console import create_console
 from repeater.web.faults import FaultCheck, exact_paths
@@ -75,6 +76,11 @@ class Application(QuartTrio):
             scope = {**scope, "path": f"{root_path}{scope['path']}"}
         await super().asgi_app(scope, receive, send)
 
+    async def handle_http_exception(self, error: HTTPException) -> Any:
+        """Answer below `/api` with JSON, whatever other code answers to such errors elsewhere."""
+        ours = None if self._holder.node is None else answer_error(self._holder.node, error)
+        return await super().handle_http_exception(error) if ours is None else ours
+
     def log_exception(self, *told: Any) -> None:
         """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it.
 
@@ -106,6 +112,7 @@ def make_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # `//api/publish` is another path than `/api/publish`
     app.after_request(_not_stored)
+    app.register_error_handler(InternalServerError, app.handle_http_exception)
     key = settings.api_key
     for blueprint in blueprints:  # first, because of two routes for a path Quart takes the earlier
         app.register_blueprint(blueprint)
@@ -119,7 +126,7 @@ def make_app(
         app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
     app.websocket_class = paced(app.websocket_class)
     app.asgi_app = BodyLimit(  # type: ignore[method-assign]
-        app.asgi_app, settings().body_limit
+        app.asgi_app, holder, settings().body_limit
     )
     app.asgi_app = PacedWebsockets(app.asgi_app)  # type: ignore[method-assign]
     app.asgi_app = StreamRoute(  # type: ignore[method-assign]

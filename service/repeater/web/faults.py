@@ -10,11 +10,15 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from repeater.api.answers import CallRefusal
+from repeater.api.wrong_request import is_api
+from repeater.causes import Cause, Why
 from repeater.front.path_prefix import in_origin_form
 from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.http.fault import find_scope_fault
 from repeater.transports.asgi import Application, Receive, Send, refuse
+from repeater.web.api import in_mode_of
 from repeater.web.stream import STREAM_PATH
 from repeater.web.subscriptions import EMULATION_PATH
 
@@ -49,13 +53,19 @@ class FaultCheck:
         fields = scope["headers"]
         if not old:  # a client of HTTP/2 may name the host twice (RFC 9113, section 8.3.1)
             fields = list(dict.fromkeys(fields))
-        fault = find_scope_fault(fields)
+        fault, api = find_scope_fault(fields), is_api(scope["path"])
         if fault is not None:
             close = (("Connection", "close"),) if old else ()
+            if api:
+                why = Why(Cause.REQUEST, fault.reason)
+                return in_mode_of(scope, CallRefusal(fault.status, why, close))
             return answer_status(fault.status, close, f"{fault.status.phrase}: {fault.reason}")
         path = scope["path"]
         # A proxy's rule for `/metrics` must hold: `/%6detrics` and `//metrics` are other paths.
         escaped = b"%" in scope.get("raw_path", b"") and path in self._exact_paths()
+        if escaped and api:
+            why = Why(Cause.METHOD, "the path has escapes", "write it without '%'")
+            return in_mode_of(scope, CallRefusal(HTTPStatus.NOT_FOUND, why))
         if escaped or path.startswith("//"):  # Quart drops slashes at the beginning
             return answer_status(HTTPStatus.NOT_FOUND)
         return None

@@ -13,20 +13,22 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from repeater.access.origins import Page
+from repeater.api.answers import CallRefusal
+from repeater.api.wrong_request import API, is_api
+from repeater.causes import Why
 from repeater.front.reasons import explained, foreign_page, other_host
 from repeater.front.request import request_of_scope
 from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import answer_status
 from repeater.transports.asgi import Application, Receive, Send, refuse
+from repeater.web.api import in_mode_of
 
 if TYPE_CHECKING:
-    from repeater.causes import Why
     from repeater.config import Settings
     from repeater.front.request import Request
     from repeater.node import Node
     from repeater.protocol.http.answer import Answer
 
-API: Final = "/api/"
 _SHOWN: Final = 200
 """Characters of a stranger's path that a line of the log shows."""
 
@@ -59,18 +61,22 @@ class PageCheck:
         request = request_of_scope(scope)
         if not request.host_allowed(hosts):
             return self._refused(
-                request, HTTPStatus.MISDIRECTED_REQUEST, other_host(request, hosts)
+                scope, request, HTTPStatus.MISDIRECTED_REQUEST, other_host(request, hosts)
             )
         if guarded and request.judge_page(settings.origins) is Page.FOREIGN:
             why = foreign_page(request, settings.origins)
-            return self._refused(request, HTTPStatus.FORBIDDEN, why)
+            return self._refused(scope, request, HTTPStatus.FORBIDDEN, why)
         return None
 
-    def _refused(self, request: Request, status: HTTPStatus, why: Why) -> Answer:
+    def _refused(self, scope: Any, request: Request, status: HTTPStatus, why: Why) -> Answer:
         refusals, route = self._node().refusals, ROUTES.get(request.path)
         if route is None:
             path, address = request.path[:_SHOWN], request.address
             refusals.note(why, "request", status=status, path=path, address=address)
         else:
             refusals.note(why, route.name, status=status, address=request.address)
-        return explained(refusals, answer_status(status), why)
+        answer = explained(refusals, answer_status(status), why)
+        if is_api(request.path):
+            told = why if refusals.explaining else Why(why.cause, status.phrase.lower())
+            return in_mode_of(scope, CallRefusal(status, told, answer.headers))
+        return answer

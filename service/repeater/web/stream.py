@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
-from repeater.api.answers import NOT_ALLOWED, UNAUTHORIZED
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
+from repeater.api.wrong_request import not_post, unauthorized
 from repeater.deadlines import within
 from repeater.protocol.http.answer import Answer
 from repeater.transports.asgi import Application, Receive, Send, send_answer
+from repeater.web.api import refuse_call
 
 if TYPE_CHECKING:
     from repeater.api.keys import ApiKey
@@ -42,12 +43,16 @@ class StreamRoute:
             await self._app(scope, receive, send)
             return
         headers = _first_of_each(scope["headers"])
-        if not self._key.admits(
-            headers.get(b"x-api-key"), headers.get(b"authorization"), scope["query_string"]
-        ):
-            answer: Answer | None = UNAUTHORIZED
+        given = (
+            headers.get(b"x-api-key"),
+            headers.get(b"authorization"),
+            scope["query_string"],
+        )
+        answer: Answer | None
+        if not self._key.admits(*given):
+            answer = refuse_call(self._node(), scope, unauthorized(self._key.why_not(*given)))
         elif scope["method"] != "POST":
-            answer = NOT_ALLOWED
+            answer = refuse_call(self._node(), scope, not_post(scope["method"]))
         else:
             answer = await self._consume(receive)
         if answer is not None:

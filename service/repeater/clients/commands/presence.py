@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from repeater.causes import Cause, Why
 from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.protocol.centrifugo.replies import PresenceResult, PresenceStatsResult
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
     from repeater.publication import ClientInfo
 
+_TOO_MANY: Final = Why(
+    Cause.LIMIT, "the channel has more members than one answer holds", "ask for presence_stats"
+)
 _MEMBER_SIZE: Final = 130
 """The bytes of a member without its user and infos: twice a client's id, and names of fields."""
 
@@ -41,7 +45,7 @@ async def read(node: ClientNode, channel: str, limit: int) -> PresenceResult:
     members = await node.presence(channel)
     # Counted before it is summed up, so that the sum has an end.
     if len(members) * _MEMBER_SIZE > limit or sum(map(_size, members.values())) > limit:
-        raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
+        raise ReplyError(ErrorCode.LIMIT_EXCEEDED, why=_TOO_MANY)
     return PresenceResult(dict(members))
 
 
