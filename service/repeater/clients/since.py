@@ -26,7 +26,8 @@ _START: Final = "start"
 _LAST: Final = re.compile(r"last:(\d{1,19})", re.ASCII)
 # RFC 3339, section 5.6. A `+` that was not escaped in a URL comes as a space.
 _TIME: Final = re.compile(
-    r"time:(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[-+ ]\d\d:\d\d)",
+    r"time:(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d):(\d\d)(?:\.(\d{1,9})\d*)?"
+    r"([Zz]|[-+ ]\d\d:\d\d)",
     re.ASCII,
 )
 _ID: Final = re.compile(r"[\w-]{8}:[^:]*:[\w-]+", re.ASCII)
