@@ -21,7 +21,9 @@ NAMES = {
     *("Node", "NodeOptions", "ChannelOptions", "LimitOptions", "Publication", "StreamPosition"),
     *("ReplyError", "ErrorCode", "BrokerError", "IntakeFullError", "Disconnect", "RepeaterError"),
     *("Broker", "PresenceStore", "DenialStore", "Backend", "Events", "Transport", "MemoryBroker"),
-    *("Receipt", "Rupture", "Feed", "ListenerBehindError"),
+    *("Receipt", "Rupture", "Feed", "ListenerBehindError", "ApplicationError", "DisconnectError"),
+    *("BackendFunctions", "Caller", "ConnectRequest"),
+    *("ConnectionGrant", "SubscriptionGrant", "PublicationGrant", "Renewal"),
 }
 HEAVY = {"quart", "quart_trio", "hypercorn", "pydantic", "sqlalchemy", "httpx", "cryptography"}
 

@@ -47,8 +47,11 @@ def program_of(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("feed.py", "news hello\nchat how do you do\n")],
-    ids=["feed.py"],
+    [
+        ("feed.py", "news hello\nchat how do you do\n"),
+        ("permissions.py", "hello, Ann\n"),
+    ],
+    ids=["feed.py", "permissions.py"],
 )
 def test_what_a_program_of_the_page_says(name: str, said: str, tmp_path: Path) -> None:
     """It runs as it is written, and ends."""

@@ -116,6 +116,16 @@ async def test_what_json_cannot_write(data: object, error: type[Exception]) -> N
         assert (await node.history("news"))[1].offset == 1
 
 
+@pytest.mark.parametrize("tags", [{"a": 1}, {1: "a"}, ["a"], "a", {"\ud800": "a"}], ids=repr)
+async def test_tags_are_texts(tags: object) -> None:
+    """Others are error 107, as in a Publication."""
+    async with open_test_node() as node:
+        with pytest.raises(ReplyError, match="107"):
+            await node.publish("news", 1, tags=tags)  # type: ignore[call-overload]
+        with pytest.raises(ReplyError, match="107"):
+            await node.publish(Publication("news", b"1", tags=tags))  # type: ignore[arg-type]
+
+
 async def test_a_publication_takes_no_second_data() -> None:
     """What would be ignored is a TypeError, as an argument that does not exist is."""
     async with open_test_node() as node:

@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from typing import Final
 
     from repeater.access.denial_store import DenialStore
+    from repeater.access.grants import (
+        Caller,
+        ConnectionGrant,
+        PublicationGrant,
+        Renewal,
+        SubscriptionGrant,
+    )
     from repeater.backend.contract import Backend, Events
+    from repeater.backend.functions import BackendFunctions
     from repeater.brokers.contract import Broker, PresenceStore
     from repeater.brokers.memory import MemoryBroker
     from repeater.brokers.receipts import Receipt
     from repeater.clients.feed import Feed, ListenerBehindError
     from repeater.errors import (
+        ApplicationError,
         BrokerError,
         Disconnect,
+        DisconnectError,
         ErrorCode,
         IntakeFullError,
         RepeaterError,
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     from repeater.fanout.transport import Transport
     from repeater.node import Node, open_node
     from repeater.options import ChannelOptions, LimitOptions, NodeOptions
+    from repeater.protocol.centrifugo.commands import ConnectRequest
     from repeater.publication import Publication, Rupture, StreamPosition
     from repeater.serving.application import create_app
     from repeater.serving.server import open_server
@@ -39,12 +50,18 @@ if TYPE_CHECKING:
 
 # Where each name is at home; the imports above say the same to type checkers.
 _HOMES: Final = {
+    "ApplicationError": "repeater.errors",
     "Backend": "repeater.backend.contract",
+    "BackendFunctions": "repeater.backend.functions",
     "Broker": "repeater.brokers.contract",
     "BrokerError": "repeater.errors",
+    "Caller": "repeater.access.grants",
     "ChannelOptions": "repeater.options",
+    "ConnectRequest": "repeater.protocol.centrifugo.commands",
+    "ConnectionGrant": "repeater.access.grants",
     "DenialStore": "repeater.access.denial_store",
     "Disconnect": "repeater.errors",
+    "DisconnectError": "repeater.errors",
     "ErrorCode": "repeater.errors",
     "Events": "repeater.backend.contract",
     "Feed": "repeater.clients.feed",
@@ -56,11 +73,14 @@ _HOMES: Final = {
     "NodeOptions": "repeater.options",
     "PresenceStore": "repeater.brokers.contract",
     "Publication": "repeater.publication",
+    "PublicationGrant": "repeater.access.grants",
     "Receipt": "repeater.brokers.receipts",
+    "Renewal": "repeater.access.grants",
     "RepeaterError": "repeater.errors",
     "ReplyError": "repeater.errors",
     "Rupture": "repeater.publication",
     "StreamPosition": "repeater.publication",
+    "SubscriptionGrant": "repeater.access.grants",
     "Transport": "repeater.fanout.transport",
     "create_app": "repeater.serving.application",
     "open_node": "repeater.node",
@@ -69,12 +89,18 @@ _HOMES: Final = {
 }
 
 __all__ = [
+    "ApplicationError",
     "Backend",
+    "BackendFunctions",
     "Broker",
     "BrokerError",
+    "Caller",
     "ChannelOptions",
+    "ConnectRequest",
+    "ConnectionGrant",
     "DenialStore",
     "Disconnect",
+    "DisconnectError",
     "ErrorCode",
     "Events",
     "Feed",
@@ -86,11 +112,14 @@ __all__ = [
     "NodeOptions",
     "PresenceStore",
     "Publication",
+    "PublicationGrant",
     "Receipt",
+    "Renewal",
     "RepeaterError",
     "ReplyError",
     "Rupture",
     "StreamPosition",
+    "SubscriptionGrant",
     "Transport",
     "__version__",
     "create_app",

@@ -325,8 +325,10 @@ def _made(channel: str, data: object, more: dict[str, object]) -> Publication:
     unknown = more.keys() - _MORE
     if unknown:
         raise TypeError(f"publish has no argument {min(unknown)!r}")
-    text = data if isinstance(data, bytes) else json_of(data)  # the channel says which bytes it has
-    return Publication(channel, text, **more)  # type: ignore[arg-type]  # checked where all are
+    # Bytes may be binary data, which the channel says. Others are plain bytes as well, and not a
+    # `JSONText`: then the tags are checked with them.
+    text = data if isinstance(data, bytes) else bytes(json_of(data))
+    return Publication(channel, text, **more)  # type: ignore[arg-type]
 
 
 def _checked(

@@ -16,13 +16,14 @@ from repeater.config.inherited import (
     worker_variables,
 )
 from repeater.config.reload import Changes, reloadable, with_live_of
-from repeater.config.settings import Settings, TokenSettings
+from repeater.config.settings import ProgramSettings, Settings, TokenSettings
 from repeater.config.sources import find_config, load_settings
 
 __all__ = [
     "Changes",
     "ConfigError",
     "CurrentSettings",
+    "ProgramSettings",
     "ServerSettings",
     "Settings",
     "TokenSettings",

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import msgspec
 
 from repeater.config.engine import Engine
-from repeater.config.settings import Settings
+from repeater.config.settings import ProgramSettings, Settings
 from repeater.config.sources import settings_alone
 from repeater.options import NodeOptions, Options
 
@@ -58,17 +58,23 @@ class ServerSettings(TypedDict, total=False):
 
 
 def given_settings(
-    options: NodeOptions | Settings | None = None, /, **chosen: Unpack[ServerSettings]
+    options: NodeOptions | Settings | None = None,
+    /,
+    *,
+    own_backend: bool = False,
+    **chosen: Unpack[ServerSettings],
 ) -> Settings:
     """The settings with a node's options, or other settings, and with the `chosen` values.
 
-    The option `insecure` becomes the setting `dev`: open to everybody, on loopback only.
+    The option `insecure` becomes the setting `dev`: open to everybody, on loopback only. With
+    `own_backend` the program answers what the options leave to a back end.
 
     Raises:
         ConfigError: the settings are wrong; a line for each mistake names the setting.
     """
     if not isinstance(options, Settings):
-        return settings_alone({**_values_of(options or NodeOptions()), **chosen})
+        model = ProgramSettings if own_backend else Settings
+        return settings_alone({**_values_of(options or NodeOptions()), **chosen}, model)
     if not chosen:
         return options
     written = {name: getattr(options, name) for name in options.model_fields_set}

@@ -149,6 +149,9 @@ class Settings(EngineSettings, NodeSettings):
     own settings in a subclass.
     """
 
+    own_backend: ClassVar[bool] = False
+    """Whether a program answers the questions that namespaces leave to a back end."""
+
     title: ClassVar[str] = "Server"
     """The title above the settings of this class in the documentation."""
 
@@ -323,7 +326,8 @@ class Settings(EngineSettings, NodeSettings):
             tables["subscription_token"] = self.subscription_token_options
         for name, options in tables.items():
             yield from table_mistakes(name, options)
-        yield from callback_mistakes(self.node_options(), self.callbacks)
+        if not self.own_backend:
+            yield from callback_mistakes(self.node_options(), self.callbacks)
         yield from self.engine_mistakes()
         over_nodes = self.node_options().limits.scope == "cluster"
         if over_nodes and self.engine_in_force != "valkey":
@@ -380,6 +384,16 @@ class Settings(EngineSettings, NodeSettings):
     def hosts(self) -> tuple[str, ...]:
         """The globs in force of the hosts that requests may be for; empty for any host."""
         return _hosts_in_force(self.allowed_hosts, self.dev)
+
+
+class ProgramSettings(Settings):
+    """The settings of a server whose program answers the questions itself (`backend=`).
+
+    So a namespace may have `subscribe_proxy_enabled` and its like without a URL in `[callbacks]`:
+    `load_settings(None, ProgramSettings)`.
+    """
+
+    own_backend: ClassVar[bool] = True
 
 
 # Cached, because each connection asks for both.

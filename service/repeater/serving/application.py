@@ -36,8 +36,10 @@ def create_app(
 
     Its paths begin with the `root_path` of the ASGI server, and then with `path_prefix`.
     """
-    if settings is None:
-        settings = load_settings() if node is None else given_settings(node.options)
+    if settings is None and node is not None:
+        settings = given_settings(node.options, own_backend=node.backend is not None)
+    elif settings is None:
+        settings = load_settings()
     current = settings if isinstance(settings, CurrentSettings) else CurrentSettings(settings)
     if node is not None:
         return _prefixed(make_app(Holder(node), current, blueprints), current)

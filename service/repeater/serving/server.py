@@ -133,7 +133,8 @@ async def open_server(
         ExtensionError: the application that the settings ask for cannot start.
     """
     parts, chosen = _split(more)
-    settings = given_settings(options, **chosen)
+    own_backend = parts.get("backend") is not None
+    settings = given_settings(options, own_backend=own_backend, **chosen)
     preamble = _make_preamble(settings)
     current = current or CurrentSettings(settings)
     async with (
