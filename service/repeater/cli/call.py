@@ -56,7 +56,16 @@ def _post(server: Server, url: str, body: bytes) -> dict[str, Any]:
     except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise click.ClickException(visible(f"cannot reach {where}: {error}")) from None
     hint = f" ({_KEY if server.api_key else _NO_KEY})" if response.status_code == 401 else ""
-    raise click.ClickException(f"{where} answered {response.status_code}{hint}")
+    said = _message(response)
+    raise click.ClickException(visible(f"{where} answered {response.status_code}{said}{hint}"))
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says of its refusal; empty if that is not an error of the API."""
+    try:
+        return f": {response.json()['error']['message']}"
+    except (ValueError, TypeError, KeyError):  # a proxy's page
+        return ""
 
 
 def _client(server: Server) -> httpx.Client:

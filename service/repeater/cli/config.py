@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -12,6 +13,8 @@ from repeater.cli.terminal import visible
 
 if TYPE_CHECKING:
     from repeater.config import Settings
+
+_SECRET_BYTES: Final = 32
 
 config_option = click.option(
     "--config", "config_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
@@ -45,7 +48,11 @@ def config_group() -> None:
 
 @config_group.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-def init(file: Path | None) -> None:
+@click.option(
+    "--secrets", "with_secrets", is_flag=True,
+    help="Set each secret that the server shares with others to a new random one, of 256 bits.",
+)  # fmt: skip
+def init(file: Path | None, with_secrets: bool) -> None:
     """Write a file with every setting at its default, commented out.
 
     Writes to standard output, or to FILE, which must not exist yet. Only its owner may read FILE,
@@ -54,8 +61,10 @@ def init(file: Path | None) -> None:
     from repeater.config.documentation import template
     from repeater.serving.extension import EXTENSION
 
-    text = template(EXTENSION.settings)
+    text = template(EXTENSION.settings, _new_secrets() if with_secrets else {})
     if file is None:
+        if with_secrets:
+            click.echo("standard output has the new secrets: keep it from others", err=True)
         click.echo(text, nl=False)
         return
     try:
@@ -66,7 +75,15 @@ def init(file: Path | None) -> None:
         raise click.ClickException(f"{file}: {error.strerror}") from None
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
-    click.echo(f"wrote {file}", err=True)
+    told = ", with new secrets" if with_secrets else ""
+    click.echo(f"wrote {file}{told}", err=True)
+
+
+def _new_secrets() -> dict[tuple[str, ...], str]:
+    """A new secret for each setting that has one, by the setting's path."""
+    names = ("api_key", "metrics_token", "token.hmac_secret_key", "callbacks.secret")
+    paths = [tuple(name.split(".")) for name in (*names, "comments_secret_key")]
+    return {path: secrets.token_urlsafe(_SECRET_BYTES) for path in paths}
 
 
 @config_group.command()
@@ -74,9 +91,11 @@ def init(file: Path | None) -> None:
 def check(config_file: Path | None) -> None:
     """Check the configuration, and print a line for each mistake.
 
-    Loads the keys and the certificates, too. Listens nowhere and asks nobody.
+    Loads the keys and the certificates, too. Listens nowhere and asks nobody. Warns of short
+    secrets, and of a channel_regex that matches no channel; with warnings only the status is 0.
     """
     from repeater.config import ConfigError, find_config
+    from repeater.config.warnings import warnings_of
     from repeater.front.tls import Certificate, TLSError
     from repeater.serving.extension import load_settings
 
@@ -95,8 +114,12 @@ def check(config_file: Path | None) -> None:
         for line in error.lines:
             click.echo(line, err=True)
         raise SystemExit(1) from None
+    warnings = [f"warning: {'.'.join(one.path)}: {one.text}" for one in warnings_of(settings)]
+    for warning in warnings:
+        click.echo(visible(warning), err=True)
     file = find_config(config_file)
-    click.echo(f"{file}: no mistakes" if file else "no file; no mistakes in the environment")
+    found = f"{file}: no mistakes" if file else "no file; no mistakes in the environment"
+    click.echo(f"{found}; {len(warnings)} to think about" if warnings else found)
 
 
 @config_group.command()

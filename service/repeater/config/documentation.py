@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import tomli_w
@@ -52,22 +53,34 @@ class _Group(NamedTuple):
     """Whether the whole table can be reloaded."""
 
 
-def template(model: type[Settings]) -> str:
-    """The text of a `repeater.toml` with every setting at its default, commented out."""
+def template(
+    model: type[Settings], values: Mapping[SettingPath, str] = MappingProxyType({})
+) -> str:
+    """The text of a `repeater.toml` with every setting at its default, commented out.
+
+    Settings with a value in `values`, by their path, have it and are no comments.
+    """
     lines = [
         '# Settings of Repeater. Sizes are bytes, times seconds or texts such as "10m".',
         f"# Each is also a variable: {PREFIX}PORT, {variable_of(('channel', 'history_size'))}.",
     ]
     for group in _groups(model):
         lines += ["", *_comment(group.text)]
+        given = {path[-1]: text for path, text in values.items() if path[:-1] == group.path}
         if group.path:
-            lines.append(f"#[{_name(group.path).replace(ANY_NAME, _EXAMPLE_NAME)}]")
+            header = f"[{_name(group.path).replace(ANY_NAME, _EXAMPLE_NAME)}]"
+            lines.append(header if given.keys() & group.fields.keys() else f"#{header}")
         if group.like:
             lines.append(f"# Its settings are those of [{_name(group.like)}].")
             continue
         for text, names in groupby(group.fields, group.meanings.__getitem__):
             lines += ["", *_comment(text)]
-            lines += [f"#{_written(name, group.fields[name])}" for name in names]
+            lines += [
+                tomli_w.dumps({name: given[name]}).strip()
+                if name in given
+                else f"#{_written(name, group.fields[name])}"
+                for name in names
+            ]
     return "\n".join(lines) + "\n"
 
 
