@@ -18,6 +18,8 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypothesis import given
 from hypothesis import strategies as st
+from quart import Blueprint, url_for
+from quart import websocket as websocket_of_quart
 
 from repeater.cli.main import main
 from repeater.config import ConfigError, CurrentSettings, load_settings
@@ -26,9 +28,11 @@ from repeater.front.path_prefix import PrefixedApp, targets
 from repeater.publication import Publication
 from repeater.serving.application import create_app
 from repeater.serving.greeting import greet
+from repeater.serving.server import open_server
 from repeater.subscriber import open_subscriber
 from tests import serving
 from tests.deadlines import LOOP_ANSWERS
+from tests.refusing import RefusedLines
 from tests.serving import UPGRADE, Peer, connected, frame, running
 from tests.websocket_ways import every_way, websocket
 from tests.working import open_workers
@@ -284,6 +288,92 @@ async def test_the_greeting_names_it(capfd: pytest.CaptureFixture[str]) -> None:
     said = capfd.readouterr()
     for url in ("http://127.0.0.1:8000/realtime/api/publish", "ws://127.0.0.1:8000/realtime/ws?"):
         assert url in said.out + said.err
+
+
+# ---- the log
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return RefusedLines(caplog).all()
+
+
+@in_every_way
+async def test_a_path_of_ours_without_the_prefix_is_one_line(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page, or a proxy that took the prefix off; other paths, a scanner's say, leave none."""
+    with caplog.at_level(logging.INFO):
+        async with client(way) as made:
+            for path in ("/favicon.ico", "/", "/docs", "//ws", "/w%73"):
+                assert (await made.get(path)).status_code == 404
+            assert lines_of(caplog) == []
+            answer = await made.get("/connection/websocket")
+            (line,) = lines_of(caplog)
+            assert line.startswith("refused what=websocket cause=request")
+            assert "'/connection/websocket' is outside of path_prefix, '/realtime'" in line
+            assert "ask for '/realtime/connection/websocket'; a proxy has to pass" in line
+            assert "status=404" in line
+            assert "is outside of path_prefix" in answer.text  # it is in development mode
+            await made.post("/api/publish?api_key=secret", content=EVENT)
+            assert lines_of(caplog)[1].startswith("refused what=call cause=request")
+            assert "secret" not in lines_of(caplog)[1]
+
+
+@pytest.mark.parametrize("dev", [True, False])
+@every_way
+async def test_a_prefix_that_nobody_set_is_one_line(
+    way: str, dev: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proxy passes it on. The line has the setting to add; in production the client hears 404."""
+    with caplog.at_level(logging.INFO):
+        async with running(dev=dev) as server, connected(server) as stream:
+            peer = Peer(stream)
+            if way == "asgi":
+                await peer.call("GET", "/health")
+            if way == "h2":
+                answer = await peer.call("GET", "/realtime/events?channel=news&token=secret")
+                kind = "events"
+            else:
+                path = "/realtime/connection/websocket?token=secret"
+                await stream.send_all(UPGRADE.format(path=path, more="").encode())
+                answer = await peer.until(b"\r\n\r\n")
+                kind = "websocket"
+    assert b" 404 " in answer
+    assert (b"path_prefix" in answer) is dev
+    (line,) = lines_of(caplog)
+    assert line.startswith(f"refused what={kind} cause=request")
+    assert "set path_prefix = '/realtime', or have the proxy take '/realtime' off" in line
+    assert "secret" not in line
+
+
+async def test_an_application_s_own_path_may_end_like_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its routes are found, under the prefix, and know it; nothing is noted."""
+    pages = Blueprint("pages", __name__)
+
+    @pages.get("/mine/events")
+    async def events() -> str:
+        return url_for("pages.events")
+
+    @pages.websocket("/mine/ws")
+    async def echo() -> None:
+        await websocket_of_quart.send(f"{websocket_of_quart.path} {url_for('pages.events')}")
+
+    with caplog.at_level(logging.INFO), trio.fail_after(LOOP_ANSWERS):
+        settings = load_settings(dev=True, port=0, path_prefix=PREFIX)
+        async with open_server(settings, blueprints=[pages]) as server:
+            async with connected(server) as stream:
+                peer = Peer(stream)
+                answer = await peer.call("GET", f"{PREFIX}/mine/events")
+                assert answer.endswith(f"\r\n\r\n{PREFIX}/mine/events".encode())
+                assert lines_of(caplog) == []
+                assert b" 404 " in await peer.call("POST", f"{PREFIX}/mine/events")
+                assert len(lines_of(caplog)) == 1
+            async with connected(server) as stream:
+                head = UPGRADE.format(path=f"{PREFIX}/mine/ws", more="")
+                await stream.send_all(head.encode())
+                await Peer(stream).until(f"/mine/ws {PREFIX}/mine/events".encode())
 
 
 # ---- the setting

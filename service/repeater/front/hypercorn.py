@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
+    from repeater.clients.refusals import Refusals
     from repeater.config import Settings
     from repeater.failures import Failures
     from repeater.front.open_connections import OpenConnection
@@ -74,13 +75,15 @@ class Handover:
         *,
         turns: Turns | None = None,
         failures: Failures | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
-        """Take the node's `turns` and `failures`; without them, others have to wait for a reader,
-        and a failure is logged each time."""
+        """Take the node's `turns`, `failures` and `refusals`; without them, others have to wait for
+        a reader, a failure is logged each time, and a path without the prefix is not noted."""
         options = settings.node_options()
         self._proxies = proxies or TrustedProxies(())
         self._turns = turns
         self._failures = failures
+        self._refusals = refusals
         self._options = LinkOptions(
             head_limit=settings.head_limit,
             head_timeout=settings.head_timeout,
@@ -127,7 +130,9 @@ class Handover:
         if connection is not None:
             app = CountedApp(app, connection)
         if self._prefix:
-            app = PrefixedApp(app, self._prefix)  # type: ignore[assignment]  # called by position
+            app = PrefixedApp(  # type: ignore[assignment]  # called by position
+                app, self._prefix, lambda: self._refusals
+            )
         app = ForwardedApp(app, sock.getpeername(), self._proxies)
         link = Link(
             sock,

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from repeater.front.reasons import explained, outside_prefix
+from repeater.front.request import request_of_scope
+from repeater.front.routes import ROUTES
 from repeater.protocol.http.answer import Answer, answer_status
 from repeater.protocol.http.fault import Field, split_url
 from repeater.transports.asgi import Receive, Send, refuse
+
+if TYPE_CHECKING:
+    from repeater.clients.refusals import Refusals
+
+_API: Final = "/api/"
+_SHOWN: Final = 200
+"""Characters of a stranger's path that a line of the log shows."""
 
 
 def targets(prefix: str, paths: Iterable[str]) -> frozenset[bytes]:
@@ -28,10 +38,19 @@ class PrefixedApp:
     `app` gets the paths without the prefix; `root_path` of the scope is the prefix.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], prefix: str) -> None:
-        """Put `prefix` behind the `root_path` that the ASGI server gives, as a mount does."""
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        prefix: str,
+        refusals: Callable[[], Refusals | None] = lambda: None,
+    ) -> None:
+        """Put `prefix` behind the `root_path` that the ASGI server gives, as a mount does.
+
+        `refusals` returns where it is noted that a path of ours came without the prefix.
+        """
         self._app = app
         self._prefix = prefix
+        self._refusals = refusals
 
     async def __call__(self, scope: Any, receive: Receive, send: Send, *more: Any) -> None:
         """Serve one ASGI connection; `more` is what Hypercorn's wrapped applications take."""
@@ -41,10 +60,24 @@ class PrefixedApp:
                 scope = in_origin_form(scope)
                 raw = _raw_path(scope)
                 if not raw.startswith(f"{prefix}/".encode()):
-                    await refuse(scope, receive, send, _outside(scope, raw, prefix))
+                    await refuse(scope, receive, send, self._outside(scope, raw, prefix))
                     return
                 scope = _inside(scope, raw, prefix)
         await self._app(scope, receive, send, *more)
+
+    def _outside(self, scope: Any, raw: bytes, prefix: str) -> Answer:
+        """404; for the prefix alone the way to its page, whose relative links need the slash."""
+        if raw == prefix.encode() and scope.get("method") in ("GET", "HEAD"):
+            return answer_status(HTTPStatus.PERMANENT_REDIRECT, (("Location", f"{prefix}/"),))
+        answer, refusals = answer_status(HTTPStatus.NOT_FOUND), self._refusals()
+        path = raw.decode("latin-1")
+        route = ROUTES.get(path)
+        if refusals is None or (route is None and not path.startswith(_API)):
+            return answer
+        why, what = outside_prefix(path[:_SHOWN], prefix), "call" if route is None else route.name
+        address = request_of_scope(scope).address
+        refusals.note(why, what, status=answer.status, address=address)
+        return explained(refusals, answer, why)
 
 
 def in_origin_form(scope: Any) -> Any:
@@ -78,10 +111,3 @@ def _inside(scope: Any, raw: bytes, prefix: str) -> Any:
         "path": scope["path"][length:],
         "raw_path": raw[length:],
     }
-
-
-def _outside(scope: Any, raw: bytes, prefix: str) -> Answer:
-    """404; for the prefix alone the way to the page at its `/`, from which relative links work."""
-    if raw == prefix.encode() and scope.get("method") in ("GET", "HEAD"):
-        return answer_status(HTTPStatus.PERMANENT_REDIRECT, (("Location", f"{prefix}/"),))
-    return answer_status(HTTPStatus.NOT_FOUND)

@@ -53,6 +53,22 @@ def wrong_method(request: Request) -> Why:
     return Why(Cause.METHOD, f"{request.path} does not take {request.method[:_SHOWN]}")
 
 
+def outside_prefix(path: str, prefix: str) -> Why:
+    """Why a path of ours is not found: it lacks `path_prefix`."""
+    mend = (
+        f"ask for {prefix + path!r}; a proxy has to pass the prefix on (nginx: proxy_pass without "
+        "a path), or path_prefix has to be empty"
+    )
+    return Why(Cause.REQUEST, f"{path!r} is outside of path_prefix, {prefix!r}", mend)
+
+
+def misplaced(path: str, prefix: str) -> Why:
+    """Why a path that ends like one of ours is not found: nobody set, or took off, its prefix."""
+    shown = prefix[:_SHOWN]
+    mend = f"set path_prefix = {shown!r}, or have the proxy take {shown!r} off"
+    return Why(Cause.REQUEST, f"nothing is at {path[:_SHOWN]!r}", mend)
+
+
 def no_handshake(answer: bytes = b"") -> Why:
     """Why a request to a WebSocket's path is refused, with the text of its answer."""
     text = "the request is not the handshake of a WebSocket"

@@ -42,18 +42,19 @@ def create_app(
         settings = load_settings()
     current = settings if isinstance(settings, CurrentSettings) else CurrentSettings(settings)
     if node is not None:
-        return _prefixed(make_app(Holder(node), current, blueprints), current)
+        holder = Holder(node)
+        return _prefixed(make_app(holder, current, blueprints), holder, current)
     lifespan = _Lifespan(current)
     if EXTENSION.is_on(current()):
         blueprints = (*blueprints, *EXTENSION.blueprints(lambda: lifespan.application))
     app = make_app(lifespan.holder, current, blueprints)
     app.while_serving(lifespan.run)
-    return _prefixed(app, current)
+    return _prefixed(app, lifespan.holder, current)
 
 
-def _prefixed(app: QuartTrio, settings: CurrentSettings) -> QuartTrio:
+def _prefixed(app: QuartTrio, node: Holder, settings: CurrentSettings) -> QuartTrio:
     app.asgi_app = PrefixedApp(  # type: ignore[method-assign]
-        app.asgi_app, settings().path_prefix
+        app.asgi_app, settings().path_prefix, lambda: node().refusals
     )
     return app
 

@@ -151,7 +151,12 @@ async def open_server(
         holder = Holder(node, lambda: acceptor.statistics())
         app = make_app(holder, current, blueprints)
         handover = Handover(
-            app, settings, preamble.proxies, turns=node.turns, failures=node.failures
+            app,
+            settings,
+            preamble.proxies,
+            turns=node.turns,
+            failures=node.failures,
+            refusals=node.refusals,
         )
         acceptor = Acceptor(node, handover, current, preamble)
         shutdown = trio.CancelScope(shield=True)

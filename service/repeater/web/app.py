@@ -23,6 +23,7 @@ from repeater.web.console import create_console
 from repeater.web.faults import FaultCheck, exact_paths
 from repeater.web.loop_check import LoopCheck
 from repeater.web.metrics import create_registry
+from repeater.web.misplaced import MisplacedCheck
 from repeater.web.observe import create_observe
 from repeater.web.paced_websocket import PacedWebsockets, paced
 from repeater.web.pages import PageCheck
@@ -125,6 +126,9 @@ def make_app(
     for blueprint in ours:  # under names that no other blueprint has
         app.register_blueprint(blueprint, name=f"repeater_{blueprint.name}")
     app.websocket_class = paced(app.websocket_class)
+    app.asgi_app = MisplacedCheck(  # type: ignore[method-assign]
+        app.asgi_app, app, holder
+    )
     app.asgi_app = BodyLimit(  # type: ignore[method-assign]
         app.asgi_app, holder, settings().body_limit
     )
