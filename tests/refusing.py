@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
+
+from repeater.errors import Disconnect
 
 
 class RefusedLines:
@@ -23,3 +27,15 @@ class RefusedLines:
         """The only line; a refusal leaves exactly one."""
         (line,) = self.all()
         return line
+
+
+def usual(end: Disconnect | None) -> Disconnect | None:
+    """An end as it is in production, without the reason that development mode adds."""
+    if end is None:
+        return None
+    return Disconnect(end.code, end.reason.partition(": ")[0])
+
+
+def usual_error(error: Mapping[str, Any]) -> dict[str, Any]:
+    """An error of a reply as it is in production."""
+    return {**error, "message": error["message"].partition(": ")[0]}

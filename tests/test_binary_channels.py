@@ -38,6 +38,7 @@ from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.conversation import FakeVerifier, outcome, talking
 from tests.http_streams import peer as http_peer
+from tests.refusing import usual_error
 from tests.serving import close_code, peer, running
 from tests.websocket_ways import websocket
 
@@ -147,7 +148,7 @@ class TestPublishing:
         """Error 108: it could not hear what it says."""
         async with talking(node) as talk:
             reply = await talk.ask(publish={"channel": "bin:c", "data": 1})
-            assert reply["error"] == REFUSED
+            assert usual_error(reply["error"]) == REFUSED
 
 
 async def test_history_of_the_server_api(node: Node) -> None:
@@ -217,7 +218,7 @@ class TestPlainSubscribers:
         """Are text: 400, and the body says why."""
         async with running(**SETTINGS) as server, http_peer(server, end) as client:
             status, body = await client.call("GET", "/events?channel=c&channel=bin:c")
-            assert (status, body) == (400, b"binary channel\n")
+            assert (status, body.partition(b":")[0].strip()) == (400, b"binary channel")
 
     async def test_channels_of_a_token(self, caplog: pytest.LogCaptureFixture) -> None:
         """Those that an event stream can carry; a line of the log names the others."""
@@ -241,11 +242,12 @@ class TestClientsOfJSON:
     async def test_subscribe(self, node: Node) -> None:
         """108, whatever else the client asks for, and no listener is left."""
         async with talking(node) as talk:
-            assert await talk.subscribe("bin:c") == REFUSED
-            assert await talk.subscribe("bin:c", recover=True, epoch="e", token="t") == REFUSED
+            assert usual_error(await talk.subscribe("bin:c")) == REFUSED
+            again = await talk.subscribe("bin:c", recover=True, epoch="e", token="t")
+            assert usual_error(again) == REFUSED
             assert "bin:c" not in node.hub.channels
             reply = await talk.ask(history={"channel": "bin:c", "limit": 1})
-            assert outcome(reply, "history") == REFUSED
+            assert usual_error(outcome(reply, "history")) == REFUSED
 
     async def test_channels_of_connect(self, caplog: pytest.LogCaptureFixture) -> None:
         """A token's, a personal one and those that the client names are left out, each logged."""
@@ -315,7 +317,7 @@ class TestClientsOfJSON:
                 async with http_peer(server) as stream:
                     await stream.request("GET", path)
                     received = await stream.rest()
-            assert b'{"disconnect":{"code":3508,"reason":"binary channel"}}' in received
+            assert b'{"disconnect":{"code":3508,"reason":"binary channel' in received
 
 
 class TestAChannelThatBecameBinary:

@@ -26,6 +26,7 @@ from repeater.publication import Publication
 from repeater.testing import MemoryTransport, connect
 from tests.application import ASKED, URL, Application, dumps, open_asking_node
 from tests.conversation import members, talking
+from tests.refusing import RefusedLines
 from tests.signing import SECRET
 from tests.signing import sign as sign_token
 
@@ -645,7 +646,7 @@ async def test_plain_clients_are_not_asked_about(
 
 
 async def test_a_refresh_without_expiry_closes(
-    application: Application, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    application: Application, autojump_clock: MockClock, refused: RefusedLines
 ) -> None:
     """A connection would never be asked about again: 3005 and one line; a subscription lives on."""
     options = NodeOptions(channel=ASKED, ping_interval=1_000)
@@ -655,14 +656,16 @@ async def test_a_refresh_without_expiry_closes(
             application.answers["connect"] = {"result": {"user": "a", "expire_at": begin + 60}}
             application.answers["subscribe"] = {"result": {"expire_at": begin + 30}}
             application.answers["sub_refresh"] = application.answers["refresh"] = {"result": answer}
-            caplog.clear()
+            before = len(refused.all())
             async with talking(node, ends=True) as talk:
                 await talk.call("subscribe", channel="news")
                 await trio.sleep(40)
                 assert talk.client.channels["news"].expire_at == 0
                 await trio.sleep(1_000)
             assert talk.client.end == EXPIRED
-            assert caplog.text.count("a refresh was answered without expire_at") == 1
+            (line,) = refused.all()[before:]
+            assert "what=refresh cause=callback" in line
+            assert "the answer has no expire_at" in line
 
 
 async def test_presence_follows_a_renewal(

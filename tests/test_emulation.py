@@ -185,7 +185,8 @@ async def test_a_broken_command_ends_the_stream_with_its_reason() -> None:
             await trio.Event().wait()  # until it is ended
         assert transport.closed_with is not None
         assert CENTRIFUGE_STREAM.farewell(transport.closed_with) == (
-            b'{"push":{"disconnect":{"code":3501,"reason":"bad request"}}}\n'
+            b'{"push":{"disconnect":{"code":3501,"reason":"bad request: the message: it is not '
+            b'JSON: send one JSON object a line"}}}\n'
         )
 
 

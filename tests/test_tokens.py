@@ -75,7 +75,8 @@ async def test_only_configured_keys_count(algorithm: str) -> None:
     for other in ("HS256", "RS256", *EC, "EdDSA"):
         if other == algorithm or (other[:2] == algorithm[:2] and other[:2] in ("HS", "RS")):
             continue
-        assert await refuse(token, options_for(other)) == "no key for its algorithm"
+        reason = await refuse(token, options_for(other))
+        assert reason.startswith("no key for its algorithm")
 
 
 async def test_without_keys_every_token_is_invalid() -> None:
@@ -100,7 +101,8 @@ async def test_public_key_is_no_hmac_secret(algorithm: str) -> None:
     pem = pem_of(key_for(algorithm))
     for secret in (pem, pem.strip(), pem.replace("\n", "")):
         token = sign_text(b'{"sub":"42"}', secret=secret)
-        assert await refuse(token, options_for(algorithm)) == "no key for its algorithm"
+        reason = await refuse(token, options_for(algorithm))
+        assert reason.startswith("no key for its algorithm")
 
 
 async def test_header_cannot_bring_a_key() -> None:
@@ -176,7 +178,8 @@ async def test_expired_token_of_somebody_else_is_invalid() -> None:
     token = sign({"exp": int(NOW) - 1, "aud": "b"}, OTHER_SECRET)
     assert await refuse(token, HMAC_OPTIONS) == "wrong signature"
     wanted = TokenOptions(hmac_secret_key=SECRET, audience="a")
-    assert await refuse(sign({"exp": int(NOW) - 1, "aud": "b"}), wanted) == "another audience"
+    reason = await refuse(sign({"exp": int(NOW) - 1, "aud": "b"}), wanted)
+    assert reason.startswith("another audience")
 
 
 @pytest.mark.parametrize(
@@ -384,7 +387,9 @@ async def test_malformed_claims(payload: bytes) -> None:
 async def test_header_too_long() -> None:
     """A header of many values is not read: it would take milliseconds before anything is proven."""
     header = b'{"alg":"HS256","x":[' + b"0," * 5_000 + b"0]}"
-    assert await refuse(sign_text(b'{"sub":"42"}', header), HMAC_OPTIONS) == "not a token"
+    assert (await refuse(sign_text(b'{"sub":"42"}', header), HMAC_OPTIONS)).startswith(
+        "not a token"
+    )
     chain = json.dumps({"alg": "HS256", "x5c": ["M" * 2_000] * 3}).encode()
     assert await refuse(sign_text(b"{}", chain, secret=OTHER_SECRET), HMAC_OPTIONS) == (
         "wrong signature"
@@ -394,7 +399,7 @@ async def test_header_too_long() -> None:
 async def test_signature_too_long() -> None:
     """No key makes such a signature."""
     signed = sign_text(b'{"sub":"42"}').rpartition(".")[0]
-    assert await refuse(f"{signed}.{'A' * 5_000}", HMAC_OPTIONS) == "not a token"
+    assert (await refuse(f"{signed}.{'A' * 5_000}", HMAC_OPTIONS)).startswith("not a token")
 
 
 async def test_a_payload_is_decoded_once_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,4 +414,4 @@ async def test_a_payload_is_decoded_once_it_is_proven(monkeypatch: pytest.Monkey
 async def test_header_too_deep() -> None:
     """A header nested deeper than Python recurses makes the token invalid."""
     header = b'{"alg":"HS256","x":' + b"[" * 20_000
-    assert await refuse(sign_text(b"{}", header), HMAC_OPTIONS) == "not a token"
+    assert (await refuse(sign_text(b"{}", header), HMAC_OPTIONS)).startswith("not a token")

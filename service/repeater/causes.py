@@ -39,7 +39,8 @@ class Cause(StrEnum):
     DENIAL = "denial"
     """The user is blocked, or the token is revoked."""
     CALLBACK = "callback"
-    """The application's back end did not answer, or its answer cannot be used."""
+    """The application's back end, or the issuer of its tokens, was asked: no answer came, or one
+    that cannot be used."""
     APPLICATION = "application"
     """The application's back end refused."""
     ENGINE = "engine"

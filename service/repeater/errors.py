@@ -101,7 +101,7 @@ class ApplicationError(ReplyError):
     def __init__(self, number: int, message: str, *, temporary: bool) -> None:
         known = number in ErrorCode.__members__.values()
         code = ErrorCode(number) if known else ErrorCode.INTERNAL
-        why = Why(Cause.APPLICATION, f"the application's back end refused: {message}")
+        why = Why(Cause.APPLICATION, f"the back end answered with error {number}: {message}")
         super().__init__(code, message, temporary=temporary, why=why)
         self.args = (f"{number} {message}",)
         self.number = number
@@ -194,8 +194,38 @@ class DisconnectError(RepeaterError):
         )
 
 
+_ENDS: Final = {
+    ErrorCode.TOKEN_EXPIRED: EXPIRED,
+    ErrorCode.EXPIRED: EXPIRED,
+    ErrorCode.TOO_MANY_REQUESTS: TOO_MANY_REQUESTS,
+    ErrorCode.PERMISSION_DENIED: PERMISSION_DENIED,
+}
+
+
+def end_for(error: ReplyError) -> Disconnect:
+    """The end of a connection whose `connect` failed, where no reply can say so, or has said so.
+
+    Clients come back after it, unless the user may not connect at all.
+    """
+    return _ENDS.get(error.code, SERVER_ERROR)
+
+
 class BrokerError(RepeaterError):
-    """A back end failed; the operation that it was asked for may have happened or not."""
+    """A back end failed; the operation that it was asked for may have happened or not.
+
+    `mend` says what to change, if that is known.
+    """
+
+    def __init__(self, text: str = "", mend: str = "") -> None:
+        super().__init__(text)
+        self.mend = mend
+
+    def why(self, of: str = "the engine", cause: Cause = Cause.ENGINE) -> Why:
+        """Why something was refused that needed a back end; the caller knows which one it asked.
+
+        Without an `of`, the error's own text says which.
+        """
+        return Why(cause, ": ".join(filter(None, (of, str(self)))), self.mend)
 
 
 class IntakeFullError(RepeaterError):

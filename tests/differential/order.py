@@ -84,13 +84,14 @@ def _silent_behind_the_end(moment: Moment) -> Moment:
     return moment._replace(theirs=moment.ours)
 
 
+_ENDS: Final = ([3004], [3005], [3013], [3507])
+
+
 def _said_why(moment: Moment) -> Moment:
     """A code and a reason in place of a cut, for a command behind a refused `connect`."""
 
     def changed(their: Messages, our: Messages) -> tuple[Messages, Messages]:
-        cut = their[-1:] == [{"closed": [1006, ""]}] and our[-1:] == [
-            {"closed": [3501, "bad request"]}
-        ]
+        cut = their[-1:] == [{"closed": [1006, ""]}] and list(end(our)[:1]) in _ENDS
         return (their, [*our[:-1], *their[-1:]]) if cut and said(moment.step) else (their, our)
 
     return each(moment, changed)
@@ -172,8 +173,9 @@ ORDER: Final[Sequence[Kind]] = (
         "said-why",
         "A command in a later frame than a refused `connect` has the connection cut without a close"
         " frame.",
-        "Close 3501.",
-        "A log or a developer can read what was wrong. SDKs send nothing there.",
+        "Close 3005 after error 109 or 110, 3013 after 111, 3507 after 103, else 3004.",
+        "A log or a developer can read what was wrong. An SDK that sent more before it had the"
+        " error comes back, as after the error itself.",
         _said_why,
         (
             {

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import msgspec
 
 from repeater.causes import Cause, Why
-from repeater.errors import RepeaterError
+from repeater.errors import BrokerError, RepeaterError
 from repeater.json_text import NOTHING, JSONText, json_text
 
 
@@ -189,6 +189,15 @@ class TokenInvalidError(RepeaterError):
     def __init__(self, text: str = "it proves nothing", mend: str = "") -> None:
         super().__init__(text)
         self.why = Why(Cause.TOKEN, f"the token is invalid: {text}", mend)
+
+
+NO_KEY: Final = ("the server has no key for tokens", "set token.hmac_secret_key, or another key")
+"""Text and mend of a token's refusal where nothing can prove it."""
+
+
+def why_no_keys(error: BrokerError) -> Why:
+    """Why a token could not be judged: its issuer did not give its keys."""
+    return error.why("", Cause.CALLBACK)
 
 
 class TokenVerifier(Protocol):

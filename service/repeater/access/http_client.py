@@ -15,6 +15,7 @@ from typing import Final
 import httpx
 import trio
 
+_SHOWN: Final = 200  # characters of an error of the system
 _TURN: Final = 0.001  # seconds that an answer may be read without a checkpoint
 
 
@@ -41,6 +42,17 @@ async def parts_of(response: httpx.Response) -> AsyncIterator[bytes]:
             # are left to the garbage collector.
             await trio.lowlevel.cancel_shielded_checkpoint()
             ends = perf_counter() + _TURN
+
+
+def failure_of(error: httpx.HTTPError) -> str:
+    """Why a request got no answer. Of an error's own text only what the system said is repeated.
+
+    The texts of other errors may hold a header or the URL of a proxy, which may be secrets.
+    """
+    kind = type(error).__name__
+    if isinstance(error, httpx.ConnectError):
+        return f"no connection ({kind}: {str(error)[:_SHOWN]})"
+    return f"the connection broke ({kind})"
 
 
 def make_client(

@@ -19,7 +19,8 @@ from repeater.access.grants import (
     SubscriptionGrant,
 )
 from repeater.backend.options import CallbackKind
-from repeater.errors import Disconnect, Unsubscribed
+from repeater.causes import Cause, Why
+from repeater.errors import BrokerError, Disconnect, Unsubscribed
 from repeater.protocol.centrifugo.commands import ConnectRequest
 
 
@@ -58,6 +59,11 @@ class EventStatistics(msgspec.Struct, frozen=True):
     dropped: int
     attempts: int
     failures: int
+
+
+def why_unanswered(kind: CallbackKind, error: BrokerError) -> Why:
+    """Why a client was refused whose question the back end did not answer, or not usably."""
+    return error.why(f"the {kind} callback", Cause.CALLBACK)
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from typing import Final, TypeVar
 
 import httpx
@@ -17,7 +18,7 @@ import trio
 
 from repeater import __version__
 from repeater.access.grants import Caller
-from repeater.access.http_client import parts_of
+from repeater.access.http_client import failure_of, parts_of
 from repeater.backend import signature
 from repeater.backend.circuit import Circuit
 from repeater.backend.contract import EndpointStatistics
@@ -32,6 +33,16 @@ _log = get_logger("callbacks")
 G = TypeVar("G")
 
 _DOWN: Final = frozenset({502, 503, 504})  # a proxy's answers when the server behind it is down
+
+_EXAMPLES: Final[Mapping[CallbackKind, str]] = {
+    "connect": '{"result": {"user": "42"}}',
+    "refresh": '{"result": {"expire_at": 1700000600}}',
+    "subscribe": '{"result": {}}',
+    "publish": '{"result": {}}',
+    "sub_refresh": '{"result": {"expire_at": 1700000600}}',
+    "rpc": '{"result": {"data": {}}}',
+}
+"""Answers that say yes."""
 
 _PAUSE: Final = 1.0  # seconds between two lines of log about failures
 
@@ -50,8 +61,8 @@ class UnusableError(BrokerError):
 class UnansweredError(BrokerError):
     """The answer did not come, or not all of it. `timeout` is true if the deadline passed."""
 
-    def __init__(self, reason: str, *, timeout: bool = False) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, mend: str = "", *, timeout: bool = False) -> None:
+        super().__init__(reason, mend)
         self.timeout = timeout
 
 
@@ -99,12 +110,31 @@ async def post(
                             # Cancel instead of raise: only this ends the client's generators too.
                             scope.cancel()
         except httpx.HTTPError as error:
-            raise UnansweredError(type(error).__name__) from error
+            raise UnansweredError(failure_of(error), _mend_address(url, kind)) from error
     if len(received) > limit:
-        raise UnusableError("the answer is too long")
+        raise UnusableError(f"the answer is longer than {limit} bytes", "see response_limit")
     if scope.cancelled_caught:
-        raise UnansweredError("no answer in time", timeout=True)
+        mend = "answer sooner, or see " + ("event_timeout" if kind == "events" else "timeout")
+        raise UnansweredError(f"no answer in {timeout:g} s", mend, timeout=True)
     return Answer(status, bytes(received))
+
+
+def _mend_address(url: str, kind: str) -> str:
+    """Where the back end should answer. The rest of a URL may hold a secret."""
+    setting = "event_url" if kind == "events" else f"{kind}_url"
+    address = httpx.URL(url)
+    where = f"{address.scheme}://{address.netloc.decode()}"
+    return f"does the back end run at {where}? See {setting}"
+
+
+def _mend_status(status: int, kind: CallbackKind) -> str:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return "does the back end check the signature with the same secret?"
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) or 300 <= status < 400:
+        return f"does it take POST at the path of {kind}_url? Redirects are not followed"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "see the back end's log"
+    return f"answer 200 and {_EXAMPLES[kind]}, or give the status a meaning by status_codes"
 
 
 class Endpoint:
@@ -128,6 +158,7 @@ class Endpoint:
         self._asked = self._answered = self._failed = self._timeouts = 0
         self._refused = self._crowded = self._waiting = 0
         self._failing = False
+        self._last = BrokerError("no answer")
         self._told = -_PAUSE
 
     def statistics(self) -> EndpointStatistics:
@@ -178,7 +209,9 @@ class Endpoint:
 
     def _refusal(self) -> BrokerError:
         self._refused += 1
-        return BrokerError("taken for down")
+        failures, last = self._options.circuit_failures, self._last
+        text = f"it is taken for down, because it failed {failures} times in a row"
+        return BrokerError(f"{text}; last: {last}", last.mend)
 
     def _note_failure(self, error: BrokerError) -> None:
         """Count a failure, and log it if the question before it did not fail.
@@ -186,10 +219,11 @@ class Endpoint:
         One line a second at most: a client may ask what fails and what does not, in turn.
         """
         self._failed += 1
+        self._last = error
         now = trio.current_time()
         if not self._failing and now >= self._told + _PAUSE:
             self._told = now
-            _log.warning("callbacks fail", kind=self._kind, reason=str(error))
+            _log.warning("callbacks fail", kind=self._kind, reason=str(error), mend=error.mend)
         self._failing = True
 
     @asynccontextmanager
@@ -208,7 +242,8 @@ class Endpoint:
                     await self._turns.take(party)
             except trio.TooSlowError:
                 self._crowded += 1
-                raise BrokerError("too many at once") from None
+                text = f"no turn in {self._options.wait_timeout:g} s, too many questions wait"
+                raise BrokerError(text, "answer faster, or see concurrency") from None
             finally:
                 self._waiting -= 1
             stack.callback(self._turns.give_back, party)
@@ -248,8 +283,9 @@ class Endpoint:
         if answer.status in self._meanings:
             return meaning(self._meanings[answer.status])
         if answer.status != httpx.codes.OK:
-            raise UnusableError(f"answered {answer.status}")
+            mend = _mend_status(answer.status, self._kind)
+            raise UnusableError(f"answered {answer.status}", mend)
         try:
             return read(answer.body)
         except ValueError as error:
-            raise UnusableError(f"the answer is not usable: {error}") from None
+            raise UnusableError(str(error), f"answer {_EXAMPLES[self._kind]}") from None

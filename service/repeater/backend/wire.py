@@ -28,9 +28,11 @@ from repeater.access.grants import (
     Renewal,
     SubscriptionGrant,
 )
+from repeater.causes import Cause, Why
 from repeater.errors import ApplicationError, Disconnect, DisconnectError
 from repeater.json_text import JSONText, embedded
 from repeater.protocol import json_reader
+from repeater.protocol.json_faults import fault_of
 
 R = TypeVar("R")
 G = TypeVar("G")
@@ -213,21 +215,26 @@ Refusal = ApplicationError | DisconnectError
 
 
 def reader(kind: type[R], grant: Callable[[R], G]) -> Callable[[bytes], G | Refusal]:
-    """Make a function that reads answers of one kind. It raises ValueError for other texts."""
+    """Make a function that reads answers of one kind.
+
+    The function raises ValueError for other texts; the error says what is wrong with the answer.
+    """
     decode = json_reader.reader(Verdict[kind], around=_AROUND)  # type: ignore[valid-type]
 
     def read(body: bytes) -> G | Refusal:
         try:
             verdict: Verdict[R] = decode(body)
         except msgspec.DecodeError as error:
-            raise ValueError(str(error)) from None
+            fault = fault_of(error)
+            place = f"the answer's field {fault.place}" if fault.place else "the answer"
+            raise ValueError(f"{place} {fault.text}") from None
         if verdict.disconnect is not None:
             return disconnection(verdict.disconnect.code, verdict.disconnect.reason)
         if verdict.error is not None:
             one = verdict.error
             return refusal(one.code, one.message, temporary=one.temporary)
         if verdict.result is None:
-            raise ValueError("no result, no error, no disconnect")
+            raise ValueError("the answer has no result, error or disconnect")
         return grant(verdict.result)
 
     return read
@@ -252,7 +259,9 @@ def refusal(code: int, message: str = "", *, temporary: bool = False) -> Applica
 
 def disconnection(code: int, reason: str = "") -> DisconnectError:
     """A disconnect that always has a reason, because an SDK ignores a code without one."""
-    return DisconnectError(Disconnect(code, reason or "disconnected by the application"))
+    end = Disconnect(code, reason or "disconnected by the application")
+    text = f"the back end answered with disconnect {code}: {end.reason}"
+    return DisconnectError(end, Why(Cause.APPLICATION, text))
 
 
 def _until(expire_at: int | None) -> int:

@@ -166,9 +166,9 @@ def check(
             raise click.ClickException(f"no key: {_HOW}, or give --public-key")
         kind, found = trio.run(_verify, text.strip(), *both)
     except TokenExpiredError as error:
-        raise click.ClickException(f"the token is good, but {error}") from None
+        raise click.ClickException(str(error.why)) from None
     except TokenInvalidError as error:
-        raise click.ClickException(f"the token is invalid: {error}") from None
+        raise click.ClickException(str(error.why)) from None
     except (BrokerError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(msgspec.json.encode({"type": kind, **_readable(found)}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 BINARY_CHANNEL: Final = "binary channel"
 """The text of the refusal."""
+NOT_FOR_TEXT: Final = Why(
+    Cause.NOT_OFFERED,
+    "the channel carries bytes, and what this client speaks cannot",
+    "use /ws, or an SDK in Protobuf",
+)
 
 
 def fits(codec: Codec, options: ChannelOptions) -> bool:
@@ -35,7 +41,7 @@ def check_fits(codec: Codec, options: ChannelOptions) -> None:
         ReplyError: 108 "binary channel".
     """
     if not fits(codec, options):
-        raise ReplyError(ErrorCode.NOT_AVAILABLE, BINARY_CHANNEL)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, BINARY_CHANNEL, why=NOT_FOR_TEXT)
 
 
 def warn_of_binary(node: ClientNode, client: Client | None, channel: str, **whose: str) -> None:

@@ -30,6 +30,11 @@ T = TypeVar("T")
 
 # Characters of an idempotency key, a version epoch or the name of a tag: as of a channel's name.
 _NAME_LIMIT: Final = 255
+_OTHER_EPOCH: Final = Why(
+    Cause.RECOVERY,
+    "the position is of another epoch: the channel's history was lost or begun anew",
+    "read from the start, without since",
+)
 _VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
 _MORE: Final = frozenset({"tags", "delta", "version", "version_epoch"})
 _NO_DATA: Final = object()  # None is data: `null`
@@ -275,7 +280,7 @@ class ChannelOperations:
             )
         page = await self.answered(answer, "history") if isinstance(answer, Receipt) else answer
         if since is not None and since.epoch not in ("", page[1].epoch):
-            raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+            raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION, why=_OTHER_EPOCH)
         return page
 
     async def remove_history(self: ClientNode, channel: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.causes import Cause, Why
 from repeater.errors import ErrorCode, ReplyError
 from repeater.json_text import NOTHING, JSONText, accepted, json_text
 
@@ -23,8 +24,13 @@ def json_of_bytes(data: msgspec.Raw) -> JSONText:
     """
     try:
         return json_text(bytes(data)) if data else NOTHING
-    except ValueError:
-        raise ReplyError(ErrorCode.BAD_REQUEST) from None
+    except ValueError as error:
+        why = Why(
+            Cause.REQUEST,
+            f"the data is not JSON: {error}",
+            'a namespace with publication_data_format = "binary" takes bytes',
+        )
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None
 
 
 def any_data(client: Client, data: msgspec.Raw) -> bytes:

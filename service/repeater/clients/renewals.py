@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 import trio
 
+from repeater.causes import Cause, Why
 from repeater.clients.subscription import Subscription
 from repeater.errors import EXPIRED, SERVER_ERROR, BrokerError, DisconnectError, ReplyError
 from repeater.log import get_logger
@@ -23,13 +24,19 @@ if TYPE_CHECKING:
     from repeater.backend.contract import Backend
     from repeater.backend.options import CallbackKind
     from repeater.clients.client import Client
-    from repeater.clients.connection_log import ConnectionLog
     from repeater.clients.presence import Attendance
+    from repeater.clients.refusals import Refusals
     from repeater.failures import Failures
     from repeater.options import NodeOptions
 
 _log = get_logger("renewals")
 
+_ENDED: Final = Why(Cause.APPLICATION, "the back end answered that this has expired")
+_NO_EXPIRY: Final = Why(
+    Cause.CALLBACK,
+    "the refresh callback: the answer has no expire_at, so the connection has expired",
+    'answer {"result": {"expire_at": 1700000600}}, in Unix seconds',
+)
 _FIRST_PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 60.0
 _SPREAD: Final = 1.1  # the longest pause over the shortest, so that clients do not ask in step
@@ -39,7 +46,7 @@ class RenewingNode(Protocol):
     """The part of a node that renewals use."""
 
     attendance: Attendance
-    connection_log: ConnectionLog
+    refusals: Refusals
     failures: Failures
 
     def asks(self, kind: CallbackKind) -> Backend | None:
@@ -117,7 +124,7 @@ class Renewals:
             try:
                 renewal = await self._answer(client, target)
             except DisconnectError as error:
-                client.disconnect(error.disconnect)
+                self._node.refusals.end(client, error.disconnect, error.why, *_what(target))
                 break
             except (BrokerError, ReplyError) as error:
                 _log.debug("not renewed yet", client=client.id, reason=str(error))
@@ -149,22 +156,29 @@ class Renewals:
             changes["info"] = renewal.info
         if isinstance(target, Subscription):
             if expired:
+                self._node.refusals.note(_ENDED, "sub_refresh", client, channel=target.channel.name)
                 client.expire_subscription(target)
                 return ()
             old, target.grant = target.grant, msgspec.structs.replace(target.grant, **changes)
             target.expire_at = renewal.expire_at
             return (target,) if old.info != target.grant.info else ()
-        if not (expired or renewal.expire_at):
+        if expired or not renewal.expire_at:
             # A connection that never expires is never asked about again, and this is hardly what
             # a back end wants that forgot the field.
-            self._node.connection_log.warn("a refresh was answered without expire_at", client)
-        if expired or not renewal.expire_at:
-            client.disconnect(EXPIRED)
+            why = _ENDED if expired else _NO_EXPIRY
+            self._node.refusals.end(client, EXPIRED, why, "refresh")
             return ()
         if renewal.meta is not None:
             changes["meta"] = renewal.meta
         before, client.grant = client.grant, msgspec.structs.replace(client.grant, **changes)
         return tuple(client.channels.values()) if before.info != client.grant.info else ()
+
+
+def _what(target: Client | Subscription) -> tuple[str, str]:
+    """The name of the question about a target, and its channel, for the log."""
+    if isinstance(target, Subscription):
+        return "sub_refresh", target.channel.name
+    return "refresh", ""
 
 
 def _is_there(client: Client, target: Client | Subscription) -> bool:

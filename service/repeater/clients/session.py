@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.causes import Cause, Why
 from repeater.clients.client import Client
 from repeater.clients.commands import (
     connect,
@@ -23,14 +24,17 @@ from repeater.clients.commands import (
     rpc,
     subscribe,
 )
+from repeater.clients.commands.subscribe import NO_CHANNEL
 from repeater.clients.openings import codec_for
 from repeater.clients.traffic import over_limit
 from repeater.errors import (
     BAD_REQUEST,
     NOT_AVAILABLE,
+    Disconnect,
     DisconnectError,
     ErrorCode,
     ReplyError,
+    end_for,
 )
 from repeater.protocol.centrifugo.commands import (
     PONG,
@@ -44,18 +48,28 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
 
 _EMPTY = Empty()
+_NO_SEND: Final = Why(Cause.NOT_OFFERED, "nobody takes a send", "use publish or rpc of the SDK")
+_NO_ID: Final = Why(Cause.REQUEST, "the command has no id from 1 to 4294967295")
+_SECOND_CONNECT: Final = Why(Cause.REQUEST, "the client is connected already", "connect once")
+_NOT_CONNECTED: Final = Why(
+    Cause.REQUEST, "the first command is not connect", "send connect, and wait for its reply"
+)
+_NO_METHOD: Final = Why(
+    Cause.REQUEST, "the command has no method that the server knows", "see docs/protocol.md"
+)
 _LITTLE: Final = 8  # the part of an outbox that may wait while a large answer is added
 
 
 class Session:
     """The state between the commands of one connection. Lives inside its read loop."""
 
-    __slots__ = ("_client", "_node", "_refused")
+    __slots__ = ("_client", "_failed", "_node")
 
     def __init__(self, node: ClientNode, client: Client) -> None:
         self._node = node
         self._client = client
-        self._refused = False  # `connect` was answered with an error: nothing more is taken
+        # How the connection ends if more comes after a `connect` that was answered with an error.
+        self._failed: Disconnect | None = None
 
     async def receive(self, message: str | bytes) -> None:
         """Carry out the commands of one message, one after the other.
@@ -73,7 +87,7 @@ class Session:
                 current = command
                 await self._execute(command)
                 current = PONG
-                if self._refused:
+                if self._failed is not None:
                     break  # what was sent along with a refused `connect` gets no answer
                 if turns.over:
                     self._client.outbox.flush()
@@ -91,13 +105,14 @@ class Session:
         elif command is PONG:
             self._take_pong()
         elif command.send is not None:
-            raise DisconnectError(NOT_AVAILABLE)
+            raise DisconnectError(NOT_AVAILABLE, _NO_SEND)
         elif not command.valid_id or command.connect is not None:
-            raise DisconnectError(BAD_REQUEST)
+            raise DisconnectError(BAD_REQUEST, _SECOND_CONNECT if command.valid_id else _NO_ID)
         else:
             try:
-                if over_limit(self._node, self._client, publish=command.publish is not None):
-                    raise ReplyError(ErrorCode.TOO_MANY_REQUESTS)
+                over = over_limit(self._node, self._client, publish=command.publish is not None)
+                if over is not None:
+                    raise ReplyError(ErrorCode.TOO_MANY_REQUESTS, why=over)
                 await self._answer(command)
             except ReplyError as error:
                 self._refuse(command, error)
@@ -117,12 +132,17 @@ class Session:
         self._client.outbox.push(self._client.codec.reply(reply))
 
     async def _connect(self, command: Command) -> None:
-        if self._refused or command.connect is None or not command.valid_id:
-            raise DisconnectError(BAD_REQUEST)
+        if self._failed is not None:
+            # An SDK sent more before it had the answer, which has told it whether to come back.
+            # An end for good would undo that.
+            self._client.disconnect(self._failed)
+            return
+        if command.connect is None or not command.valid_id:
+            raise DisconnectError(BAD_REQUEST, _NOT_CONNECTED if command.valid_id else _NO_ID)
         try:
             connected = await connect.connect(self._node, self._client, command.connect)
         except ReplyError as error:
-            self._refused = True
+            self._failed = end_for(error)
             self._refuse(command, error)
             return
         say = connected.codec.reply
@@ -132,14 +152,14 @@ class Session:
     async def _answer(self, command: Command) -> None:
         """Carry out the command's first method, in the protocol's order, and reply."""
         if type(command) is BadCommand:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=Why(Cause.REQUEST, str(command.fault)))
         node, client, number = self._node, self._client, command.id
         if command.subscribe is not None:
             await self._subscribe(number, command.subscribe)
             return
         if command.unsubscribe is not None:
             if not command.unsubscribe.channel:
-                raise DisconnectError(BAD_REQUEST)
+                raise DisconnectError(BAD_REQUEST, NO_CHANNEL)
             client.unsubscribe(command.unsubscribe.channel)
             reply = Reply(number, unsubscribe=_EMPTY)
         elif command.publish is not None:
@@ -168,7 +188,7 @@ class Session:
             refreshed = await refresh.sub_refresh(node, client, command.sub_refresh)
             reply = Reply(number, sub_refresh=refreshed)
         else:
-            raise DisconnectError(BAD_REQUEST)
+            raise DisconnectError(BAD_REQUEST, _NO_METHOD)
         self._push(reply)
 
     async def _wait_for_room(self) -> None:

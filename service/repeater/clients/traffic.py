@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.causes import Cause, Why
+from repeater.clients.limits import limit_reached
 from repeater.clients.throttle import Throttle
 from repeater.errors import TOO_MANY_REQUESTS, DisconnectError
 
@@ -12,25 +14,27 @@ if TYPE_CHECKING:
     from repeater.clients.contract import ClientNode
 
 
-def over_limit(node: ClientNode, client: Client, *, publish: bool = False) -> bool:
-    """Count a command, or whatever else a client sent; return whether it is one too many.
+def over_limit(node: ClientNode, client: Client, *, publish: bool = False) -> Why | None:
+    """Count a command, or whatever else a client sent; return why it is one too many, or None.
 
     Raises:
         DisconnectError: too many such refusals (3013): the client ignores them.
     """
     limits = node.options.limits
     if not (limits.commands_per_second or limits.publishes_per_second):
-        return False
+        return None
     throttle = client.throttle
     if throttle is None:
         throttle = client.throttle = Throttle()
     limit = throttle.refuse(limits, publish=publish)
     if not limit:
-        return False
+        return None
     node.limited[limit] += 1
+    why = limit_reached(limit, getattr(limits, limit))
     if throttle.exhausted(limits):
-        raise DisconnectError(TOO_MANY_REQUESTS)
-    return True
+        text = "the client goes on after refusals_per_minute refusals"
+        raise DisconnectError(TOO_MANY_REQUESTS, Why(Cause.LIMIT, f"{text}: {why.text}", why.mend))
+    return why
 
 
 def count_frames(node: ClientNode, client: Client, frames: int) -> None:
@@ -42,4 +46,4 @@ def count_frames(node: ClientNode, client: Client, frames: int) -> None:
         for _ in range(frames):
             over_limit(node, client)
     except DisconnectError as error:
-        client.disconnect(error.disconnect)
+        node.refusals.end(client, error.disconnect, error.why, "message")

@@ -7,7 +7,7 @@ are server-side. The protocol has no replies, so errors of `connect` become disc
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,29 +16,18 @@ from repeater.clients.commands import connect
 from repeater.clients.traffic import count_frames
 from repeater.errors import (
     BAD_REQUEST,
-    EXPIRED,
-    PERMISSION_DENIED,
-    SERVER_ERROR,
-    TOO_MANY_REQUESTS,
     Disconnect,
     DisconnectError,
-    ErrorCode,
     ReplyError,
+    end_for,
 )
-from repeater.protocol.centrifugo.commands import ConnectRequest, parse_connect
+from repeater.protocol.centrifugo.commands import NOT_TEXT, ConnectRequest, parse_connect
 from repeater.protocol.centrifugo.replies import ConnectResult, Push
 
 if TYPE_CHECKING:
     from repeater.causes import Why
     from repeater.clients.contract import ClientNode
     from repeater.protocol.centrifugo.codecs import Codec
-
-_DISCONNECTS: Final = {
-    ErrorCode.TOKEN_EXPIRED: EXPIRED,
-    ErrorCode.EXPIRED: EXPIRED,
-    ErrorCode.TOO_MANY_REQUESTS: TOO_MANY_REQUESTS,
-    ErrorCode.PERMISSION_DENIED: PERMISSION_DENIED,
-}
 
 
 class UnidirectionalSession:
@@ -57,12 +46,12 @@ class UnidirectionalSession:
             return
         try:
             if isinstance(message, bytes):
-                raise DisconnectError(BAD_REQUEST)
+                raise DisconnectError(BAD_REQUEST, NOT_TEXT)
             await self._connect(parse_connect(message))
         except DisconnectError as error:
             self._refuse(error.disconnect, error.why)
         except ReplyError as error:
-            self._refuse(_DISCONNECTS.get(error.code, SERVER_ERROR), error.why)
+            self._refuse(end_for(error), error.why)
         self._client.outbox.flush()
 
     def _refuse(self, end: Disconnect, why: Why) -> None:

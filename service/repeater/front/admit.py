@@ -18,11 +18,13 @@ import msgspec
 
 from repeater.access.channel_rules import OF_ANOTHER_USER
 from repeater.access.grants import (
+    NO_KEY,
     NOTHING_GRANTED,
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
+    why_no_keys,
 )
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
@@ -69,7 +71,6 @@ _TOO_MANY: Final = {
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
 _DRAINING: Final = Why(Cause.SHUTDOWN, "the server restarts")
-_NO_KEYS: Final = Why(Cause.ENGINE, "the keys of tokens are not available")
 _NO_SUPERVISOR: Final = Why(Cause.ENGINE, "the supervisor does not answer")
 _NO_ROOM: Final = Why(
     Cause.REQUEST, "The head of the request has no room for an event id: name fewer channels."
@@ -79,9 +80,6 @@ _BINARY: Final = Why(
     Cause.NOT_OFFERED, BINARY_CHANNEL, "use envelope=1, /ws, or an SDK in Protobuf"
 )
 _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
-_NO_VERIFIER: Final = Why(
-    Cause.TOKEN, "the server has no key for tokens", "set token.hmac_secret_key, or another key"
-)
 _NO_CREDENTIALS: Final = Why(
     Cause.CREDENTIALS,
     "no token, and anonymous clients may not subscribe",
@@ -313,15 +311,15 @@ class _Decision(msgspec.Struct, eq=False):
         verifier, insecure = self._node.verifier, self._node.options.insecure
         try:
             if verifier is None:
-                raise TokenInvalidError(_NO_VERIFIER.text, _NO_VERIFIER.mend)
+                raise TokenInvalidError(*NO_KEY)
             grant = await verifier.verify_connection(token)
         except (TokenExpiredError, TokenInvalidError) as error:
             if insecure:
                 return ANONYMOUS
             raise self._refused(HTTPStatus.UNAUTHORIZED, error.why) from None
-        except BrokerError:
-            status = HTTPStatus.SERVICE_UNAVAILABLE
-            raise self._refused(status, _NO_KEYS, text=_NO_KEYS.text) from None
+        except BrokerError as error:
+            status, text = HTTPStatus.SERVICE_UNAVAILABLE, "the keys of tokens are not available"
+            raise self._refused(status, why_no_keys(error), text=text) from None
         return msgspec.structs.replace(grant, by_token=True)
 
     def _ask_denials(self, grant: ConnectionGrant) -> None:

@@ -21,6 +21,7 @@ _WORDS: Final = {
     "bytes": "base64 text",
     "null": "null",
 }
+_FOUND: Final = {"int": "a number", "float": "a number with a fraction or an exponent"}
 _TYPE: Final = re.compile(r"Expected `([^`]+)`, got `([^`]+)`(.*)")
 _RANGE: Final = re.compile(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)(.*)")
 _MISSING: Final = re.compile(r"Object missing required field `([^`]+)`(.*)")
@@ -76,4 +77,4 @@ def _wanted(types: str) -> str:
 
 
 def _got(name: str) -> str:
-    return "a number" if name == "int" else _WORDS.get(name, name)
+    return _FOUND.get(name) or _WORDS.get(name, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -24,6 +25,7 @@ from repeater.access.grants import (
     TokenExpiredError,
     TokenInvalidError,
 )
+from repeater.protocol.json_faults import fault_of
 from repeater.protocol.json_reader import reader
 
 _EXACT = 2**53  # More seconds than this are not a date, and a float would lose their digits.
@@ -79,6 +81,18 @@ class SubscriptionToken(Claims, frozen=True):
 
 C = TypeVar("C", bound=Claims)
 
+_USER_AS_TEXT: Final = "write the user's id as text, in Python str(user.pk)"
+_LIST_OF_CHANNELS: Final = 'write a list of names: "channels": ["news"]'
+_MENDS: Final = {
+    "sub": _USER_AS_TEXT,
+    "channels": _LIST_OF_CHANNELS,
+    "exp": "write Unix seconds, in Python int(time.time()) + 600",
+    "subs": 'write an object with a name for each channel: "subs": {"news": {}}',
+}
+_YEAR_1973: Final = 10**8  # seconds; a smaller number is a duration, written by mistake
+_YEAR_5138: Final = 10**11  # seconds; a larger number is milliseconds, written by mistake
+_BEGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
 _AROUND = 3  # levels around the deepest part that passes through: `{"subs":{"c":{"info":`
 _read_any = reader(dict[str, msgspec.Raw], around=_AROUND)
 
@@ -97,7 +111,12 @@ def decode_claims(payload: bytes, kind: type[C]) -> C:
     try:
         claims: C = _reader(kind)(payload)
     except msgspec.DecodeError as error:
-        raise TokenInvalidError(f"claims: {error}") from None
+        fault = fault_of(error)
+        if not fault.place:
+            raise TokenInvalidError(
+                f"its claims are wrong: the payload {fault.text}", "write a JSON object"
+            ) from None
+        raise TokenInvalidError(fault.about("claim"), _MENDS.get(fault.place, "")) from None
     return claims
 
 
@@ -113,7 +132,7 @@ def user_of(payload: bytes, claims: Claims, name: str) -> str:
     try:
         found = msgspec.json.decode(raw, type=str | int | None)
     except msgspec.DecodeError:
-        raise TokenInvalidError(f"claims: {name} is not a user id") from None
+        raise TokenInvalidError(f"the claim {name} is not a user id", _USER_AS_TEXT) from None
     return "" if found is None else str(found)
 
 
@@ -124,9 +143,49 @@ def check_times(claims: Claims, now: float, leeway: float = 0.0) -> None:
         TokenExpiredError: the time is past `exp`, or before `nbf` by more than the leeway.
     """
     if claims.exp is not None and now >= claims.exp:
-        raise TokenExpiredError("expired")
+        ago = f"expired {_seconds(now - claims.exp)} s ago"
+        text = f"{ago}: its exp is {date(claims.exp)}, our time is {date(now)}"
+        raise TokenExpiredError(text, _mend_expiry(claims, now))
     if claims.nbf is not None and now < claims.nbf - leeway:
-        raise TokenExpiredError("not valid yet")
+        ahead = f"not valid yet, only in {_seconds(claims.nbf - now)} s"
+        text = f"{ahead}: its nbf is {date(claims.nbf)}, our time is {date(now)}"
+        raise TokenExpiredError(text, _mend_begin(claims.nbf))
+
+
+def _mend_expiry(claims: Claims, now: float) -> str:
+    """What an expired token's issuer should do: nothing, or a mistake that its times show."""
+    exp, made = claims.exp or 0.0, claims.iat
+    if exp < _YEAR_1973:
+        return "exp is a time, not a duration: in Python int(time.time()) + 600"
+    if made is None:
+        return "fetch a new one; if this one was new, set the clocks of issuer and server right"
+    if exp <= made:
+        return f"its exp must be after its iat, {date(made)}"
+    return (
+        f"fetch a new one; if this one was new, a clock is off: it was made at {date(made)} by "
+        f"its issuer's clock, {_seconds(now - made)} s ago by ours"
+    )
+
+
+def _mend_begin(begin: float) -> str:
+    if begin > _YEAR_5138:
+        return "nbf is Unix seconds, not milliseconds"
+    return (
+        "the issuer's clock is ahead or ours is behind: set both right, or allow for it by leeway"
+    )
+
+
+def _seconds(span: float) -> str:
+    """A span as whole seconds, or as a fraction below one."""
+    return f"{span:.0f}" if span >= 1 else f"{span:.1g}"
+
+
+def date(seconds: float) -> str:
+    """A time in Unix seconds as a date, or the number itself where the calendar ends."""
+    try:
+        return (_BEGIN + timedelta(seconds=int(seconds))).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{seconds:.0f}"
 
 
 def connection_grant(user: str, claims: ConnectionToken) -> ConnectionGrant:
@@ -176,4 +235,4 @@ def _invalid_token() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise TokenInvalidError(f"claims: {error}") from None
+        raise TokenInvalidError(f"a claim of info or data: {error}") from None

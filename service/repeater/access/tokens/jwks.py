@@ -17,7 +17,7 @@ import trio
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from repeater.access.http_client import parts_of
+from repeater.access.http_client import failure_of, parts_of
 from repeater.access.tokens.keys import Key, public_keys
 from repeater.access.tokens.options import TokenOptions
 from repeater.errors import BrokerError
@@ -133,6 +133,7 @@ class KeySet:
         self._tried_at = float("-inf")
         self._fetches = 0
         self._failures = 0
+        self._failure = ""  # of the last fetch
 
     def statistics(self) -> KeySetStatistics:
         """A snapshot."""
@@ -155,7 +156,18 @@ class KeySet:
             return self._keys[kid]
         if kid in self._absent:
             return []
-        raise BrokerError("the issuer's keys are not available now")
+        raise self._unavailable()
+
+    def _unavailable(self) -> BrokerError:
+        failure = self._failure or "they were fetched a moment ago, without the token's key"
+        return BrokerError(
+            f"the issuer's keys are not available now: {self._issuer}: {failure}",
+            f"see jwks_url; the next try is {self._options.jwks_retry_interval:g} s after this one",
+        )
+
+    def known(self, kid: str) -> list[Key]:
+        """The same without asking the issuer: what the newest set has."""
+        return self._keys.get(kid, [])
 
     def _knows(self, kid: str) -> bool:
         fresh = trio.current_time() < self._fetched_at + self._options.jwks_ttl
@@ -187,8 +199,10 @@ class KeySet:
             self._keys = parse_key_set(await self._download())
             self._fetched_at = trio.current_time()
             fetch.succeeded = True
+            self._failure = ""
         except BrokerError as error:
             self._failures += 1
+            self._failure = str(error)
             log.warning("issuer's keys not fetched", issuer=self._issuer, reason=str(error))
         finally:
             # Also after a failure: the issuer may have published these keys by now.
@@ -219,9 +233,9 @@ class KeySet:
                             # Unlike an exception, this also ends the client's generators.
                             scope.cancel()
             except httpx.HTTPError as error:
-                raise BrokerError(type(error).__name__) from error
+                raise BrokerError(failure_of(error)) from error
         if len(body) > self._options.jwks_size_limit:
             raise BrokerError("the answer is too long")
         if scope.cancelled_caught:
-            raise BrokerError("no answer in time")
+            raise BrokerError(f"no answer in {self._options.jwks_timeout:g} s")
         return bytes(body)

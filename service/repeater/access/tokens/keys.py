@@ -6,7 +6,7 @@ ring has only algorithms that one of its keys allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import jwt
@@ -50,7 +50,7 @@ class Key:
         return self._implementation.verify(text, self._material, signature)
 
 
-def hmac_keys(secret: str) -> list[Key]:
+def hmac_keys(secret: str | bytes) -> list[Key]:
     """The keys of a shared secret, one for each HMAC algorithm.
 
     Raises:
@@ -114,8 +114,18 @@ class KeyRing:
         """Whether there is a key for this algorithm."""
         return algorithm in self._current
 
-    def proves(self, algorithm: str, text: bytes, signature: bytes, now: float) -> bool:
-        """Whether one of the algorithm's keys made the signature; `now` is Unix seconds."""
+    @property
+    def algorithms(self) -> Collection[str]:
+        """The algorithms that it has keys for."""
+        return self._current.keys()
+
+    def proves(
+        self, algorithm: str, text: bytes, signature: bytes, now: float = float("inf")
+    ) -> bool:
+        """Whether one of the algorithm's keys made the signature; `now` is Unix seconds.
+
+        Without a time, only the current keys count.
+        """
         keys = self._current.get(algorithm, [])
         if now < self._previous_until:
             keys = keys + self._previous.get(algorithm, [])

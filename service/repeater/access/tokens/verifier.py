@@ -34,6 +34,7 @@ from repeater.access.tokens.claims import (
     subscription_claims,
     user_of,
 )
+from repeater.access.tokens.diagnosis import Keys, Parts, another, not_a_token, unproven
 from repeater.access.tokens.jwks import KeySet, KeySetStatistics
 from repeater.access.tokens.keys import HMAC_SAFE_LENGTH, PUBLIC_KEY_ALGORITHMS, KeyRing
 from repeater.access.tokens.options import TokenOptions
@@ -45,24 +46,14 @@ log = get_logger("tokens")
 Clock = Callable[[], float]
 """The time in Unix seconds."""
 
+_TABLES = ("token", "subscription_token")  # of the configuration
 _LIBRARY = jwt.PyJWS()
 _BASE64URL = re.compile("[A-Za-z0-9_-]*")
 _HEADER_LIMIT = 8_192  # characters; one with a chain of certificates has some 6,000
 _SIGNATURE_LIMIT = 4_096  # characters; that of an RSA key of 16,384 bits has 2,731
 
 
-class _Parts(msgspec.Struct, frozen=True):
-    """The parts of a token; nothing of them is proven yet."""
-
-    algorithm: str
-    kid: str | None
-    payload: str
-    """In base64url: to decode what nobody has proven would be a stranger's to choose."""
-    signed: bytes
-    signature: bytes
-
-
-def _take_apart(token: str) -> _Parts:
+def _take_apart(token: str) -> Parts:
     """Take a token apart, and decode its header and its signature.
 
     Raises:
@@ -72,39 +63,40 @@ def _take_apart(token: str) -> _Parts:
     header, inner, payload = signed.partition(".")
     # Both are decoded before anything is proven.
     if not (dot and inner) or len(header) > _HEADER_LIMIT or len(signature) > _SIGNATURE_LIMIT:
-        raise TokenInvalidError("not a token")
+        raise not_a_token(token)
     try:
         # The signature is not checked here: `TokenProver.prove` decides which key may prove it.
         found = _LIBRARY.decode_complete(
             f"{header}..{signature}", options={"verify_signature": False}
         )
     except (jwt.PyJWTError, ValueError, RecursionError):
-        raise TokenInvalidError("not a token") from None
+        raise not_a_token(token) from None
     algorithm = found["header"].get("alg")
     if not isinstance(algorithm, str):
-        raise TokenInvalidError("no algorithm")
+        raise TokenInvalidError("its header has no alg", "sign it with a JWT library")
     kid = found["header"].get("kid")
-    return _Parts(algorithm, kid, payload, signed.encode(), found["signature"])
+    return Parts(algorithm, kid, payload, signed.encode(), found["signature"])
 
 
 def _decode(payload: str) -> bytes:
     if _BASE64URL.fullmatch(payload) is None:
-        raise TokenInvalidError("not a token")
+        raise not_a_token(payload)
     try:
         return base64url_decode(payload)
     except ValueError:  # its length
-        raise TokenInvalidError("not a token") from None
+        raise not_a_token(payload) from None
 
 
 class TokenProver:
     """Proves one kind of token by one set of options. Lives inside a verifier."""
 
-    def __init__(
-        self, options: TokenOptions, ring: KeyRing, key_set: KeySet | None, now: Clock
-    ) -> None:
-        self.options = options
-        self._ring = ring
-        self._key_set = key_set
+    def __init__(self, keys: Keys, other: Keys | None, now: Clock) -> None:
+        """Take the keys of this kind, and those of the other kind if these are others."""
+        self.options = keys.options
+        self.keys = keys
+        self._other = other
+        self._ring = keys.ring
+        self._key_set = keys.key_set
         self._now = now
 
     async def prove(self, token: str) -> bytes:
@@ -119,11 +111,9 @@ class TokenProver:
             return _decode(parts.payload)
         if await self._issuer_proves(parts):
             return _decode(parts.payload)
-        if self._ring.allows(parts.algorithm):
-            raise TokenInvalidError("wrong signature")
-        raise TokenInvalidError("no key for its algorithm")
+        raise unproven(parts, self.keys, self._other)
 
-    async def _issuer_proves(self, parts: _Parts) -> bool:
+    async def _issuer_proves(self, parts: Parts) -> bool:
         if self._key_set is None or parts.algorithm not in PUBLIC_KEY_ALGORITHMS or not parts.kid:
             return False
         return any(
@@ -143,9 +133,9 @@ class TokenProver:
         claims = decode_claims(payload, kind)
         wanted = self.options
         if not _admits(wanted.audience, wanted.audience_regex, claims.audiences):
-            raise TokenInvalidError("another audience")
+            raise another("aud", claims.audiences, self.keys, "audience")
         if not _admits(wanted.issuer, wanted.issuer_regex, [claims.iss or ""]):
-            raise TokenInvalidError("another issuer")
+            raise another("iss", [claims.iss] if claims.iss else [], self.keys, "issuer")
         return user_of(payload, claims, wanted.user_id_claim), claims
 
 
@@ -207,7 +197,10 @@ class JWTVerifier:
         with self._counted():
             user, claims = await self._connection.read(token, ConnectionToken)
             if claims.channel:
-                raise TokenInvalidError("this is a subscription token, not a connection token")
+                raise TokenInvalidError(
+                    "this is a subscription token, not a connection token",
+                    "connect with a token without the claim channel",
+                )
             check_times(claims, self._now(), self._connection.options.leeway)
             return connection_grant(user, claims)
 
@@ -225,7 +218,10 @@ class JWTVerifier:
         with self._counted():
             user, claims = await self._subscription.read(token, SubscriptionToken)
             if not claims.channel:
-                raise TokenInvalidError("no channel")
+                raise TokenInvalidError(
+                    "no channel: this is no subscription token",
+                    "write the channel's name as the claim channel",
+                )
             check_times(claims, self._now(), self._subscription.options.leeway)
             return subscription_claims(user, claims.channel, claims)
 
@@ -266,7 +262,9 @@ async def open_verifier(
     Raises:
         ValueError: a key or `jwks_ca_file` is unusable; the text never holds a key.
     """
-    kinds = [connection] if subscription is None else [connection, subscription]
+    kinds = [connection]
+    if subscription is not None and subscription != connection:
+        kinds.append(subscription)
     rings = [KeyRing(options) for options in kinds]
     for options in kinds:
         _warn_of_short_secret(options)
@@ -288,10 +286,11 @@ async def open_verifier(
                 else None
                 for options in kinds
             ]
-            provers = [
-                TokenProver(options, ring, key_set, now)
-                for options, ring, key_set in zip(kinds, rings, key_sets, strict=True)
-            ]
+            found = zip(_TABLES, kinds, rings, key_sets, strict=False)
+            keys = [Keys(*one) for one in found]
+            provers = [TokenProver(keys[0], None, now)]
+            if len(keys) > 1:
+                provers = [TokenProver(keys[0], keys[1], now), TokenProver(keys[1], keys[0], now)]
             yield JWTVerifier(provers[0], provers[-1], tuple(one for one in key_sets if one), now)
 
 

@@ -14,13 +14,18 @@ import msgspec
 
 from repeater import __version__
 from repeater.access.grants import (
+    NO_KEY,
     ConnectionGrant,
     SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
+    why_no_keys,
 )
+from repeater.backend.contract import why_unanswered
 from repeater.backend.headers import forwarded
-from repeater.clients.binary import BINARY_CHANNEL, fits, warn_of_binary
+from repeater.causes import Cause, Why
+from repeater.clients.binary import BINARY_CHANNEL, NOT_FOR_TEXT, fits, warn_of_binary
+from repeater.clients.denials import why_denied
 from repeater.clients.joining import (
     Joining,
     Wish,
@@ -28,7 +33,7 @@ from repeater.clients.joining import (
     server_side_wish,
     time_left,
 )
-from repeater.clients.limits import LimitError
+from repeater.clients.limits import LimitError, limit_reached, too_many_channels
 from repeater.clients.openings import GrantedChannel, open_subscriptions
 from repeater.errors import (
     BAD_REQUEST,
@@ -65,6 +70,22 @@ _SUB_SIZE: Final = 160  # bytes of a subscription's result without publications,
 
 # Bytes of headers in the command that are kept for a connection, as in the head of a request.
 _HEADERS_LIMIT: Final = 16_384
+
+_HEADERS_TOO_LARGE: Final = Why(
+    Cause.REQUEST,
+    f"the headers in the connect command have more than {_HEADERS_LIMIT} bytes",
+    "send fewer, or see forward_emulated_headers",
+)
+_NO_CREDENTIALS: Final = Why(
+    Cause.CREDENTIALS,
+    "the client sent no token, the back end is not asked, and anonymous clients may not connect",
+    "send a token, or set callbacks.connect_url, or allow_anonymous = true",
+)
+_NO_USER: Final = Why(
+    Cause.CREDENTIALS,
+    "the token names no user, and anonymous clients may not connect",
+    "write the user's id as sub (or as token.user_id_claim says), or set allow_guest_tokens = true",
+)
 
 
 class Connected:
@@ -139,13 +160,14 @@ async def connect(
     grant = await _identify(node, client, request)
     if 0 < grant.expire_at <= node.unix_time():
         # At 109 an SDK comes back with a new token. A back end's answer has no token to replace.
-        raise ReplyError(ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED)
+        code = ErrorCode.TOKEN_EXPIRED if grant.by_token else ErrorCode.EXPIRED
+        raise ReplyError(code, why=expired(node, grant, "the connect callback"))
     if node.places.shared is not None and client.place is not None and grant.user:
         await _reserve(node, client.place, grant.user)
     _admit(node, client, grant)
     client.identify(grant)
     if len(request.subs) > _POSITIONS * node.options.channel_limit:
-        raise _too_many(node)
+        raise _too_many(node, too_many_channels(node.options.channel_limit))
     channels = await _server_side_channels(node, client, request.subs, unidirectional)
     if not channels:
         return Connected(node, client, ())
@@ -158,8 +180,8 @@ async def connect(
     ]
     try:
         joinings = await open_subscriptions(node, client, wanted, rooms)
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
     return Connected(node, client, joinings)
 
 
@@ -172,10 +194,10 @@ async def _reserve(node: ClientNode, place: Place, user: str) -> None:
     """
     try:
         await place.reserve(node.options.limits, user=user)
-    except LimitError:
-        raise DisconnectError(CONNECTION_LIMIT) from None
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except LimitError as error:
+        raise _connection_limit(node, error) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why("the places of users")) from None
 
 
 def _admit(node: ClientNode, client: Client, grant: ConnectionGrant) -> None:
@@ -187,8 +209,21 @@ def _admit(node: ClientNode, client: Client, grant: ConnectionGrant) -> None:
     if client.place is not None:
         try:
             client.place.take_user(node.options.limits, grant.user)
-        except LimitError:
-            raise DisconnectError(CONNECTION_LIMIT) from None
+        except LimitError as error:
+            raise _connection_limit(node, error) from None
+
+
+def _connection_limit(node: ClientNode, error: LimitError) -> DisconnectError:
+    most: float = getattr(node.options.limits, error.limit)
+    return DisconnectError(CONNECTION_LIMIT, limit_reached(error.limit, most))
+
+
+def expired(node: ClientNode, grant: ConnectionGrant | SubscriptionGrant, by: str) -> Why:
+    """Why a grant holds no more: its `expire_at` has passed. `by` gave one without a token."""
+    whose = "the token" if grant.by_token else f"the answer of {by}"
+    ago = node.unix_time() - grant.expire_at
+    text = f"the expire_at of {whose} passed {ago:.0f} s ago, our time is {node.unix_time():.0f}"
+    return Why(Cause.TOKEN_EXPIRED, text, "give a later one, in Unix seconds")
 
 
 def refuse_denied(node: ClientNode, grant: ConnectionGrant) -> None:
@@ -200,7 +235,7 @@ def refuse_denied(node: ClientNode, grant: ConnectionGrant) -> None:
     refusal = node.denials.refusal(grant)
     if refusal is not None:
         node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
-        raise DisconnectError(refusal)
+        raise DisconnectError(refusal, why_denied(refusal))
 
 
 async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -> ConnectionGrant:
@@ -212,7 +247,7 @@ async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -
     if node.backend is not None and request.headers:
         emulated = forwarded(request.headers.items(), node.backend.forward_emulated_headers)
         if sum(len(name) + len(value) for name, value in emulated.items()) > _HEADERS_LIMIT:
-            raise ReplyError(ErrorCode.BAD_REQUEST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=_HEADERS_TOO_LARGE)
         client.headers = {**emulated, **client.headers}
     backend = node.asks("connect")
     if request.token and (node.verifier is not None or backend is None):
@@ -222,11 +257,11 @@ async def _identify(node: ClientNode, client: Client, request: ConnectRequest) -
     if backend is not None:
         try:
             return await backend.connect(client.asking(), request)
-        except BrokerError:
-            raise ReplyError(ErrorCode.INTERNAL) from None
+        except BrokerError as error:
+            raise ReplyError(ErrorCode.INTERNAL, why=why_unanswered("connect", error)) from None
     if options.insecure or options.allow_anonymous:
         return client.grant
-    raise DisconnectError(BAD_REQUEST)  # no credentials
+    raise DisconnectError(BAD_REQUEST, _NO_CREDENTIALS)
 
 
 async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
@@ -240,19 +275,26 @@ async def authenticate(node: ClientNode, token: str) -> ConnectionGrant:
     """
     options, verifier = node.options, node.verifier
     if verifier is None:
-        raise DisconnectError(INVALID_TOKEN)
+        raise DisconnectError(INVALID_TOKEN, TokenInvalidError(*NO_KEY).why)
     try:
         grant = await verifier.verify_connection(token)
-    except TokenExpiredError:
-        raise ReplyError(ErrorCode.TOKEN_EXPIRED) from None
-    except TokenInvalidError:
-        raise DisconnectError(INVALID_TOKEN) from None
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except TokenExpiredError as error:
+        raise ReplyError(ErrorCode.TOKEN_EXPIRED, why=error.why) from None
+    except TokenInvalidError as error:
+        raise DisconnectError(INVALID_TOKEN, error.why) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=why_no_keys(error)) from None
     guests = options.insecure or options.allow_anonymous or options.allow_guest_tokens
     if not (grant.user or guests):
-        raise DisconnectError(PERMISSION_DENIED)
+        raise DisconnectError(PERMISSION_DENIED, _NO_USER)
     return msgspec.structs.replace(grant, by_token=True)
+
+
+def of_another_user(user: str, client: Client) -> TokenInvalidError:
+    """The fault of a token that belongs to another user than its connection."""
+    mine = f"the connection's is {client.user!r}" if client.user else "the connection is anonymous"
+    text = f"it is for another user: its user is {user!r}, {mine}"
+    return TokenInvalidError(text, "make the token for the user of the connection token")
 
 
 async def _server_side_channels(
@@ -292,7 +334,7 @@ async def _server_side_channels(
         if fits(client.codec, rules.options(channel)):
             channels[channel] = SubscriptionGrant()
         elif unidirectional:
-            raise DisconnectError(Disconnect(NOT_AVAILABLE.code, BINARY_CHANNEL))
+            raise DisconnectError(Disconnect(NOT_AVAILABLE.code, BINARY_CHANNEL), NOT_FOR_TEXT)
         else:
             warn_of_binary(node, client, channel)
     return channels
@@ -305,13 +347,16 @@ def _check_limit(node: ClientNode, channels: Mapping[str, SubscriptionGrant]) ->
         DisconnectError: 3505.
     """
     size = sum(_SUB_SIZE + len(name) + len(grant.data) for name, grant in channels.items())
-    if len(channels) > node.options.channel_limit or size > node.options.outbox_limit // 2:
-        raise _too_many(node)
+    if len(channels) > node.options.channel_limit:
+        raise _too_many(node, too_many_channels(node.options.channel_limit))
+    if size > node.options.outbox_limit // 2:
+        text = f"the answer would tell {size} bytes of the channels, more than half an outbox"
+        raise _too_many(node, Why(Cause.LIMIT, text, "grant fewer, or see outbox_limit"))
 
 
-def _too_many(node: ClientNode) -> DisconnectError:
+def _too_many(node: ClientNode, why: Why) -> DisconnectError:
     node.limited["channel_limit"] += 1
-    return DisconnectError(CHANNEL_LIMIT)
+    return DisconnectError(CHANNEL_LIMIT, why)
 
 
 def _warn_left_out(node: ClientNode, client: Client, channel: str) -> None:
@@ -345,5 +390,5 @@ def _wish(position: SubscriptionPosition | None) -> Wish:
         return server_side_wish(None)
     try:
         return server_side_wish(named_position(position.offset, position.epoch))
-    except ReplyError:
-        raise DisconnectError(BAD_REQUEST) from None
+    except ReplyError as error:
+        raise DisconnectError(BAD_REQUEST, error.why) from None

@@ -37,8 +37,8 @@ async def history(node: ClientNode, client: Client, request: HistoryRequest) -> 
     limit = most if request.limit < 0 else min(request.limit, most)
     try:
         publications, top = await read(node, request, limit, client.codec.size)
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
     found = carried(node, client, request.channel, publications)
     return HistoryResult(list(map(publication_result, found)), top.epoch, top.offset)
 

@@ -31,8 +31,8 @@ async def presence(node: ClientNode, client: Client, channel: str) -> PresenceRe
     await _check(node, client, channel)
     try:
         return await read(node, channel, node.options.outbox_limit // 2)
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
 
 
 async def read(node: ClientNode, channel: str, limit: int) -> PresenceResult:
@@ -59,8 +59,8 @@ async def presence_stats(node: ClientNode, client: Client, channel: str) -> Pres
     await _check(node, client, channel)
     try:
         return PresenceStatsResult(*await node.presence_stats(channel))
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
 
 
 async def _check(node: ClientNode, client: Client, channel: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
+from repeater.backend.contract import why_unanswered
+from repeater.causes import Cause, Why
 from repeater.clients.binary import check_fits
+from repeater.clients.commands.subscribe import NO_CHANNEL, not_asked
 from repeater.clients.payload import any_data, json_of_bytes
 from repeater.errors import (
     BAD_REQUEST,
@@ -25,6 +28,20 @@ if TYPE_CHECKING:
     from repeater.options import ChannelOptions
 
 
+_OTHER_TYPE: Final = Why(
+    Cause.NOT_OFFERED,
+    "there are no map or shared poll subscriptions here, nor publications of them",
+    "use publish of the SDK",
+)
+_NO_DATA: Final = Why(Cause.REQUEST, "the command has no data", "send JSON, null for none")
+_NO_ROOM: Final = Why(
+    Cause.LIMIT,
+    "fan-out is behind and made no room for the event in publish_timeout",
+    "publish again later, or see intake_limit",
+)
+_SHUTDOWN: Final = Why(Cause.SHUTDOWN, "the server shuts down")
+
+
 async def publish(node: ClientNode, client: Client, request: PublishRequest) -> None:
     """Publish in the client's name.
 
@@ -36,9 +53,9 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
         DisconnectError: the channel is missing, or the back end disconnects the client.
     """
     if not request.channel:
-        raise DisconnectError(BAD_REQUEST)
+        raise DisconnectError(BAD_REQUEST, NO_CHANNEL)
     if request.type:
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, why=_OTHER_TYPE)
     options = node.channels.options(request.channel)
     binary = options.publication_data_format == "binary"
     if binary:
@@ -61,9 +78,10 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     try:
         await node.publish(publication, skip_history=grant.skip_history)
     except IntakeFullError:
-        raise ReplyError(ErrorCode.TOO_MANY_REQUESTS) from None
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+        why = _SHUTDOWN if node.draining else _NO_ROOM
+        raise ReplyError(ErrorCode.TOO_MANY_REQUESTS, why=why) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
 
 
 async def _publish_grant(
@@ -80,18 +98,19 @@ async def _publish_grant(
         return PUBLISH_AS_IT_IS
     backend = node.asks("publish")
     if backend is None:
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, why=not_asked(node, "publish", channel))
     if not data and options.publication_data_format != "binary":
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_DATA)
     try:
         return await backend.publish(client.asking(), channel, data)
-    except BrokerError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=why_unanswered("publish", error)) from None
 
 
 def _json_of(data: bytes) -> JSONText:
     """The back end's data as JSON text; it is the back end's fault if it is something else."""
     try:
         return json_text(data)
-    except ValueError:
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except ValueError as error:
+        text = f"the publish callback: the data of the answer is not JSON: {error}"
+        raise ReplyError(ErrorCode.INTERNAL, why=Why(Cause.CALLBACK, text)) from None

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from repeater.clients.commands.connect import authenticate, refuse_denied
+from repeater.causes import Cause, Why
+from repeater.clients.commands.connect import (
+    authenticate,
+    expired,
+    of_another_user,
+    refuse_denied,
+)
 from repeater.clients.commands.subscribe import grant_of_token
 from repeater.clients.joining import time_left
 from repeater.errors import (
@@ -27,6 +33,20 @@ if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
 
+_NO_TOKEN: Final = Why(
+    Cause.REQUEST, "the command has no token", "give the SDK a function getToken that returns one"
+)
+_RENEWED: Final = Why(
+    Cause.NOT_OFFERED,
+    "the back end renews this (refresh_url or sub_refresh_url), so the client cannot",
+    "give the SDK no function getToken",
+)
+_NOT_SUBSCRIBED: Final = Why(Cause.PERMISSION, "the client is not subscribed to the channel")
+_OTHER_CHANNELS: Final = Why(
+    Cause.TOKEN,
+    "the new token has other channels than the connection",
+    "nothing to do: the client comes back and has them",
+)
 _ENDING: Final = (ErrorCode.TOKEN_EXPIRED, ErrorCode.PERMISSION_DENIED)
 
 
@@ -40,20 +60,21 @@ async def refresh(node: ClientNode, client: Client, request: RefreshRequest) -> 
             an expired token, 3010 for a token with other channels: the client comes back.
     """
     if not request.token or node.renewals.covers(client):
-        raise DisconnectError(BAD_REQUEST)
+        why = _RENEWED if request.token else _NO_TOKEN
+        raise DisconnectError(BAD_REQUEST, why)
     try:
         grant = await authenticate(node, request.token)
     except ReplyError as error:
         if error.code is ErrorCode.TOKEN_EXPIRED:
-            raise DisconnectError(EXPIRED) from None
+            raise DisconnectError(EXPIRED, error.why) from None
         raise
     if grant.user != client.user:
-        raise DisconnectError(INVALID_TOKEN)
+        raise DisconnectError(INVALID_TOKEN, of_another_user(grant.user, client).why)
     if 0 < grant.expire_at <= node.unix_time():
-        raise DisconnectError(EXPIRED)
+        raise DisconnectError(EXPIRED, expired(node, grant, ""))
     refuse_denied(node, grant)
     if grant.channels.keys() != client.grant.channels.keys():
-        raise DisconnectError(INSUFFICIENT_STATE)
+        raise DisconnectError(INSUFFICIENT_STATE, _OTHER_CHANNELS)
     old, client.grant = client.grant, grant
     client.expiry_changed()
     if old.info != grant.info:
@@ -76,11 +97,11 @@ async def sub_refresh(
     """
     subscription = client.channels.get(request.channel)
     if subscription is None:
-        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        raise ReplyError(ErrorCode.PERMISSION_DENIED, why=_NOT_SUBSCRIBED)
     if not request.token:
-        raise ReplyError(ErrorCode.BAD_REQUEST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_TOKEN)
     if node.renewals.covers(subscription):
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, why=_RENEWED)
     try:
         grant = await grant_of_token(node, client, request.channel, request.token)
     except ReplyError as error:
@@ -89,10 +110,10 @@ async def sub_refresh(
             # subscribes again, with a new token. The Go SDK looks at the reply even then, so the
             # error is a temporary one.
             client.end_subscription(subscription, UNSUBSCRIBED_EXPIRED)
-            raise ReplyError(error.code, temporary=True) from None
+            raise ReplyError(error.code, temporary=True, why=error.why) from None
         raise
     if subscription.ended:  # the server ended the subscription while the token was proven
-        raise ReplyError(ErrorCode.PERMISSION_DENIED)
+        raise ReplyError(ErrorCode.PERMISSION_DENIED, why=_NOT_SUBSCRIBED)
     old, subscription.grant = subscription.grant, grant
     subscription.expire_at = grant.expire_at
     client.expiry_changed()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from repeater.backend.contract import why_unanswered
+from repeater.causes import Cause, Why
 from repeater.clients.payload import any_data
 from repeater.errors import BrokerError, ErrorCode, ReplyError
 from repeater.json_text import embedded, json_text
@@ -13,6 +15,11 @@ from repeater.protocol.centrifugo.replies import RPCResult
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
+
+
+_NO_CALLS: Final = Why(
+    Cause.NOT_OFFERED, "there is no back end that answers calls", "set callbacks.rpc_url"
+)
 
 
 async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResult:
@@ -25,11 +32,14 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     """
     backend = node.asks("rpc")
     if backend is None:
-        raise ReplyError(ErrorCode.NOT_AVAILABLE)
+        raise ReplyError(ErrorCode.NOT_AVAILABLE, why=_NO_CALLS)
     try:
         data = await backend.rpc(client.asking(), request.method, any_data(client, request.data))
         if data and not client.codec.format.binary:
             data = json_text(data)
         return RPCResult(embedded(data))
-    except (BrokerError, ValueError):  # ValueError: the data is not JSON
-        raise ReplyError(ErrorCode.INTERNAL) from None
+    except BrokerError as error:
+        raise ReplyError(ErrorCode.INTERNAL, why=why_unanswered("rpc", error)) from None
+    except ValueError as error:
+        text = f"the rpc callback: the data of the answer is not JSON: {error}"
+        raise ReplyError(ErrorCode.INTERNAL, why=Why(Cause.CALLBACK, text)) from None

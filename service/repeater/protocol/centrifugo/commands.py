@@ -7,8 +7,10 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.filters import TagsFilter
+from repeater.protocol.json_faults import JSONFault, fault_of
 from repeater.protocol.json_reader import STRANGERS_VALUES, reader
 
 Message = TypeVar("Message", str, bytes)
@@ -150,6 +152,13 @@ class Command(msgspec.Struct, frozen=True):
 class BadCommand(Command, frozen=True):
     """A command with an id whose other fields have a wrong type: it is answered with an error."""
 
+    fault: JSONFault | None = None
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """As of any command; the channel is not known."""
+        return (self.fault.place.partition(".")[0] if self.fault else ""), ""
+
 
 class _Identified(msgspec.Struct, frozen=True):
     """The only field of a bad command that is read."""
@@ -169,6 +178,11 @@ class EmulationRequest(msgspec.Struct, Generic[Message], frozen=True):
 
 
 PONG: Final = Command()
+NOT_TEXT: Final = Why(
+    Cause.REQUEST,
+    "the message is binary, and this connection speaks JSON",
+    "ask for the subprotocol centrifuge-protobuf to speak Protobuf",
+)
 _decode = reader(Command, around=2, values=STRANGERS_VALUES)
 _decode_id = reader(_Identified, around=2, values=STRANGERS_VALUES)
 _decode_connect = reader(ConnectRequest, around=1, values=STRANGERS_VALUES)
@@ -185,7 +199,7 @@ def parse_commands(message: str | bytes) -> Iterator[Command]:
             is not a number (protocol, section 2.2); also for bytes, which are not text.
     """
     if isinstance(message, bytes):
-        raise DisconnectError(BAD_REQUEST)
+        raise DisconnectError(BAD_REQUEST, NOT_TEXT)
     if message.endswith("\n"):
         message = message[:-1]
     for line in message.split("\n"):
@@ -194,10 +208,10 @@ def parse_commands(message: str | bytes) -> Iterator[Command]:
             continue
         try:
             command = _decode(line)
-        except msgspec.ValidationError:
-            yield _bad_command(line)
-        except msgspec.DecodeError:
-            raise DisconnectError(BAD_REQUEST) from None
+        except msgspec.ValidationError as error:
+            yield _bad_command(line, error)
+        except msgspec.DecodeError as error:
+            raise _not_a_command(error) from None
         else:
             yield PONG if command == PONG else command
 
@@ -210,12 +224,17 @@ def parse_connect(message: str) -> ConnectRequest:
     """
     try:
         return ConnectRequest() if message.strip() == "null" else _decode_connect(message)
-    except msgspec.DecodeError:
-        raise DisconnectError(BAD_REQUEST) from None
+    except msgspec.DecodeError as error:
+        raise _not_a_command(error) from None
 
 
-def _bad_command(line: str) -> BadCommand:
+def _bad_command(line: str, error: msgspec.ValidationError) -> BadCommand:
     try:
-        return BadCommand(_decode_id(line).id)
-    except msgspec.DecodeError:
-        raise DisconnectError(BAD_REQUEST) from None
+        return BadCommand(_decode_id(line).id, fault=fault_of(error))
+    except msgspec.DecodeError as worse:
+        raise _not_a_command(worse) from None
+
+
+def _not_a_command(error: msgspec.DecodeError) -> DisconnectError:
+    why = Why(Cause.REQUEST, f"the message: {fault_of(error)}", "send one JSON object a line")
+    return DisconnectError(BAD_REQUEST, why)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from repeater.causes import Cause, Why
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.commands import Command
 from repeater.protocol.centrifugo.fossil import delta_or_full
@@ -16,6 +17,8 @@ from repeater.protocol.centrifugo.protobuf_reader import read_commands
 from repeater.protocol.centrifugo.protobuf_writer import write_publication, write_push, write_reply
 from repeater.protocol.centrifugo.replies import Push, Reply
 from repeater.publication import Publication
+
+_NOT_BINARY: Final = Why(Cause.REQUEST, "the message is text, and this connection speaks Protobuf")
 
 
 class ProtobufFormat:
@@ -31,7 +34,7 @@ class ProtobufFormat:
     def commands(self, message: str | bytes) -> Iterator[Command]:
         """The commands of one message; raises as `read_commands`, and 3501 for text."""
         if isinstance(message, str):
-            raise DisconnectError(BAD_REQUEST)
+            raise DisconnectError(BAD_REQUEST, _NOT_BINARY)
         return read_commands(message)
 
     def publication(self, publication: Publication) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from repeater.causes import Cause, Why
 from repeater.errors import BAD_REQUEST, DisconnectError
 from repeater.protocol.centrifugo.commands import (
     PONG,
@@ -35,6 +36,9 @@ from repeater.protocol.centrifugo.filters import NODE_LIMIT, TagsFilter
 from repeater.protocol.centrifugo.protobuf_messages import UNREADABLE, message_class
 from repeater.protocol.centrifugo.varint import read_varint
 
+_NOT_PROTOBUF: Final = Why(
+    Cause.REQUEST, "the message is not commands in Protobuf, each behind its length"
+)
 _parse_command: Final = message_class("Command").FromString
 _parse_emulation: Final = message_class("EmulationRequest").FromString
 
@@ -49,7 +53,7 @@ def read_commands(message: bytes) -> Iterator[Command]:
     """
     start, end = 0, len(message)
     if not end:
-        raise DisconnectError(BAD_REQUEST)
+        raise DisconnectError(BAD_REQUEST, _NOT_PROTOBUF)
     while start < end:
         size = message[start]
         if size < 0x80:  # as nearly every command's
@@ -58,10 +62,10 @@ def read_commands(message: bytes) -> Iterator[Command]:
             try:
                 size, start = read_varint(message, start)
             except ValueError:
-                raise DisconnectError(BAD_REQUEST) from None
+                raise DisconnectError(BAD_REQUEST, _NOT_PROTOBUF) from None
         stop = start + size
         if stop > end:
-            raise DisconnectError(BAD_REQUEST)
+            raise DisconnectError(BAD_REQUEST, _NOT_PROTOBUF)
         yield _read_command(message[start:stop]) if size else PONG
         start = stop
 
@@ -75,7 +79,7 @@ def read_emulation(body: bytes) -> EmulationRequest[bytes]:
     try:
         message = _parse_emulation(body)
     except UNREADABLE:
-        raise DisconnectError(BAD_REQUEST) from None
+        raise DisconnectError(BAD_REQUEST, _NOT_PROTOBUF) from None
     return EmulationRequest(message.data, message.session, message.node)
 
 
@@ -84,7 +88,7 @@ def _read_command(data: bytes) -> Command:
     try:
         message = _parse_command(data)
     except UNREADABLE:
-        raise DisconnectError(BAD_REQUEST) from None
+        raise DisconnectError(BAD_REQUEST, _NOT_PROTOBUF) from None
     name = message.WhichOneof("method")
     if name is not None:
         return _METHODS[name](message.id, getattr(message, name))
