@@ -23,6 +23,8 @@ from repeater.front.live_check import LIVE_TARGET, answer_live, is_live_check
 from repeater.front.open_connections import REFUSED_TIMEOUT, OpenConnections
 from repeater.front.path_prefix import targets
 from repeater.front.preamble import Preamble, PreambleError
+from repeater.front.reasons import LARGE_HEAD, not_http
+from repeater.front.request import client_address
 from repeater.front.responses import write_fault
 from repeater.front.rest import Rest, RestOptions, RestStatistics
 from repeater.front.routes import STREAMS, WEBSOCKETS
@@ -40,6 +42,7 @@ from repeater.protocol.http.head import (
 from repeater.transports.sockets import abort_socket, send_last
 
 if TYPE_CHECKING:
+    from repeater.causes import Why
     from repeater.config import CurrentSettings
     from repeater.front.hypercorn import Handover, HandoverStatistics
     from repeater.node import Node
@@ -72,11 +75,15 @@ class AcceptorStatistics(msgspec.Struct, frozen=True):
 
 
 class _RejectedError(Exception):
-    """The first bytes are not a request head; `answer` may be empty."""
+    """The first bytes are not a request head; `answer` may be empty.
 
-    def __init__(self, reason: str, answer: bytes = b"") -> None:
+    `why` is for the log; None if the peer has only hung up, or we shut down.
+    """
+
+    def __init__(self, reason: str, answer: bytes = b"", why: Why | None = None) -> None:
         super().__init__(reason)
         self.answer = answer
+        self.why = why
 
 
 class Acceptor:
@@ -108,7 +115,11 @@ class Acceptor:
         self._draining = False
         self._silent: dict[trio.CancelScope, None] = {}
         self._open = OpenConnections(
-            node.places, lambda: node.options.limits, node.limited, settings.api_key
+            node.places,
+            lambda: node.options.limits,
+            node.limited,
+            node.refusals,
+            settings.api_key,
         )
         self._emptied = trio.Event()
         self._accepted = 0
@@ -220,6 +231,9 @@ class Acceptor:
         except _RejectedError as rejection:
             self._rejected += 1
             _log.debug("rejected", reason=str(rejection))
+            if rejection.why is not None:
+                address = client_address(sock)
+                self._node.refusals.note(rejection.why, "connection", address=address)
             send_last(sock, rejection.answer)
         except (OSError, trio.ClosedResourceError) as error:
             _log.debug("lost before it was served", reason=str(error))
@@ -294,10 +308,10 @@ class Acceptor:
                 received = skip_empty_lines(received)
                 # Only empty lines so far are the beginning of a head like any other.
                 if not (received in LINE_END or begins_request(received)):
-                    raise _RejectedError("not HTTP", write_fault(NOT_HTTP))
+                    raise _RejectedError("not HTTP", write_fault(NOT_HTTP), not_http(received))
             end = received.find(HEAD_END)
             if end > self._head_limit or (end < 0 and len(received) > self._head_limit):
-                raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE))
+                raise _RejectedError("head too large", write_fault(HEAD_TOO_LARGE), LARGE_HEAD)
             if end >= 0:
                 return received
             if len(chunk) == _READ <= len(received):
@@ -335,7 +349,7 @@ class Acceptor:
             with self._no_request_yet(scope):
                 protocol = await self._preamble.enter(sock, self._node.turns.give_way)
         except PreambleError as error:
-            raise _RejectedError(str(error)) from None
+            raise _RejectedError(str(error), why=error.why) from None
         connection, client = self._open.of(sock), self._preamble.named_client(sock)
         if connection is not None and client:
             self._open.name(connection, client)

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from repeater.clients.addresses import address_key
-from repeater.clients.limits import Limit, Places
+from repeater.clients.limits import Limit, Places, limit_reached
 from repeater.log import get_logger
 from repeater.transports.sockets import abort_socket
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from repeater.api.keys import ApiKey
+    from repeater.clients.refusals import Refusals
     from repeater.options import LimitOptions
 
 _log = get_logger("acceptor")
@@ -118,7 +119,8 @@ class OpenConnections:
         self,
         places: Places,
         limits: Callable[[], LimitOptions],
-        refused: Counter[str],
+        limited: Counter[str],
+        refusals: Refusals,
         key: ApiKey,
     ) -> None:
         """Take the places of the node, the limits in force, and where refusals are counted."""
@@ -127,7 +129,8 @@ class OpenConnections:
         self.key = key
         self._places = places
         self._limits = limits
-        self._refused = refused
+        self._limited = limited
+        self._refusals = refusals
         self._default = four_fifths_of_descriptors()
         self._open = 0
         self._pending: Pending = {}
@@ -156,7 +159,7 @@ class OpenConnections:
             own = self._pending_of.get(address_key(address)) if address else None
             crowd = own if own and share and len(own) > share else self._pending or self._busy
             if not crowd:
-                self._turn_away(most)
+                self._turn_away(most, address)
                 return False
             self._drop(next(iter(crowd)), "open_connections")
         self._open += 1
@@ -204,7 +207,7 @@ class OpenConnections:
             return
         self._forget(connection)
         if connection.refused and not connection.told:
-            self._count("connections_per_address")
+            self._count("connections_per_address", connection.address)
         self.free(connection)
         self._open -= connection.state != "dropped"
 
@@ -273,17 +276,18 @@ class OpenConnections:
         self._forget(connection)
         connection.state = "dropped"
         self._open -= 1
-        self._count(limit)
+        self._count(limit, connection.address)
         abort_socket(connection.sock)
 
-    def _count(self, limit: Limit) -> None:
-        self._refused[limit] += 1
+    def _count(self, limit: Limit, address: str) -> None:
+        self._limited[limit] += 1
+        self._refusals.note(limit_reached(limit), "connection", address=address)
 
-    def _turn_away(self, most: int) -> None:
+    def _turn_away(self, most: int, address: str) -> None:
         if self._turned_away % _LOGGED == 0:
             _log.warning("too many connections, new ones are closed", open_connections=most)
         self._turned_away += 1
-        self._count("open_connections")
+        self._count("open_connections", address)
 
 
 def four_fifths_of_descriptors() -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from repeater.causes import Cause, Why
 from repeater.front.tls import TLSSocket, shake_hands
 from repeater.front.trusted_proxies import UNIX, TrustedProxies
 from repeater.protocol.http.answer import Answer, write_answer
@@ -27,8 +28,23 @@ _RECEIVE: Final = 65_536
 _PLAIN_TO_TLS: Final = Answer(400, b"This port speaks HTTPS only.\n", "text/plain")
 
 
+_PLAIN: Final = Why(
+    Cause.REQUEST, "plain HTTP came to a port with TLS", "connect by https:// or wss://"
+)
+_MEND_HEADER: Final = (
+    "have the proxy send one (nginx: proxy_protocol on), or set proxy_protocol = false"
+)
+
+
 class PreambleError(Exception):
-    """A connection failed in one of the steps; the client may have been told why."""
+    """A connection failed in one of the steps; the client may have been told why.
+
+    `why` is for the log; None if the peer has only hung up.
+    """
+
+    def __init__(self, text: str, why: Why | None = None) -> None:
+        super().__init__(text)
+        self.why = why
 
 
 class ProxiedSocket(socket.socket):
@@ -127,9 +143,11 @@ class Preamble:
         try:
             return await shake_hands(sock, give_way)
         except ssl.SSLError as error:
+            why = Why(Cause.REQUEST, f"the TLS handshake failed: {error.reason}")
             if error.reason == "HTTP_REQUEST":
                 _answer_plainly(sock)
-            raise PreambleError(f"TLS handshake failed: {error.reason}") from None
+                why = _PLAIN
+            raise PreambleError(why.text, why) from None
 
     def forwarded_client(self, sock: socket.socket, headers: Headers) -> str:
         """The client's address in a request's headers, if its peer is trusted; else empty."""
@@ -182,7 +200,8 @@ async def _read_proxy_header(sock: socket.socket) -> None:
                 client = parse_proxy_header(header)
                 break
         except ProxyHeaderError as error:
-            raise PreambleError(f"PROXY header: {error}") from None
+            why = Why(Cause.REQUEST, f"PROXY header: {error}", _MEND_HEADER)
+            raise PreambleError(why.text, why) from None
     if client is not None and isinstance(sock, ProxiedSocket | TLSSocket):
         sock.client = client
 

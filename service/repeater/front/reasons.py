@@ -29,6 +29,18 @@ BODY_TOO_LARGE: Final = Why(
     Cause.REQUEST, "the body is larger than message_limit", "send a smaller one"
 )
 BODY_LATE: Final = Why(Cause.REQUEST, "the body did not come in time (head_timeout)")
+LARGE_HEAD: Final = Why(
+    Cause.REQUEST,
+    "the head of the request is larger than head_limit",
+    "send fewer or smaller cookies, or raise head_limit",
+)
+_TLS: Final = b"\x16\x03"  # a handshake's record of any version (RFC 8446, section 5.1)
+_TLS_TO_PLAIN: Final = Why(
+    Cause.REQUEST,
+    "a TLS handshake came to a port without TLS",
+    "connect by http:// or ws://, or set tls_cert and tls_key",
+)
+_NOT_HTTP: Final = Why(Cause.REQUEST, "the first bytes are not an HTTP request")
 _MEND_HANDSHAKE: Final = (
     "connect with ws:// or wss://; a proxy has to pass Upgrade and Connection on, by HTTP/1.1"
 )
@@ -67,6 +79,11 @@ def misplaced(path: str, prefix: str) -> Why:
     shown = prefix[:_SHOWN]
     mend = f"set path_prefix = {shown!r}, or have the proxy take {shown!r} off"
     return Why(Cause.REQUEST, f"nothing is at {path[:_SHOWN]!r}", mend)
+
+
+def not_http(received: bytes) -> Why:
+    """Why a connection is ended whose first bytes are these."""
+    return _TLS_TO_PLAIN if received.startswith(_TLS) else _NOT_HTTP
 
 
 def no_handshake(answer: bytes = b"") -> Why:
