@@ -80,6 +80,7 @@ async def status_of(
 TOKENS: Final = FakeVerifier(
     {
         "ann": ConnectionGrant("ann"),
+        "guest": ConnectionGrant(),
         "over": ConnectionGrant("ann", expire_at=1),
         "wrong": TokenInvalidError("no"),
         "later": BrokerError("no keys now"),

@@ -18,12 +18,15 @@ MANY = "&".join(f"channel={number}" for number in range(130))
 
 REFUSED = [
     ("", {}, 401, "credentials", "no token, and anonymous clients may not subscribe"),
+    ("token=guest", {}, 401, "credentials", "the token names no user"),
     ("token=wrong", {}, 401, "token", "no"),
     ("token=over", {}, 401, "token_expired", "the token has expired"),
     ("token=later", {}, 503, "engine", "keys"),
     ("token=ann", NO_DEFAULT, 400, "request", "add ?channel=NAME to the address"),
     ("token=ann&channel=chat:1", {}, 400, "namespace", "there is no namespace 'chat'"),
+    ("token=ann&channel=chat:1", {}, 400, "namespace", "channel=chat:1 user=ann"),
     ("token=ann&channel=$a", {}, 403, "permission", "the channel is private"),
+    ("token=ann&channel=$a", {}, 403, "permission", "channel=$a user=ann"),
     (f"token=ann&{MANY}", {}, 400, "limit", "see the setting channel_limit"),
 ]
 
@@ -53,7 +56,20 @@ async def test_a_plain_subscriber(
     assert text in line
     assert f"status={status}" in line
     assert "address=127.0.0.1" in line
-    assert "token=" not in line
+    assert not query or query.partition("&")[0] not in line
+
+
+@every_way
+@every_kind
+async def test_a_cookie_that_does_not_count(way: str, kind: str, refused: RefusedLines) -> None:
+    """Its token is good, but its page is not named: the line does not ask for a token."""
+    async with guarded(allowed_origins="*") as server:
+        headers = {"Cookie": "repeater_token=ann", "Origin": "https://a.test"}
+        assert await status_of(server, way, kind, "", **headers) == 401
+    line = refused.one()
+    assert "cause=credentials" in line
+    assert "one in the cookie does not count, because only '*' allows the page" in line
+    assert "name the origin 'https://a.test' in allowed_origins" in line
 
 
 @every_way
@@ -226,6 +242,7 @@ async def test_an_address_with_too_many_connections(refused: RefusedLines) -> No
         peer(server, "/ws?channel=news"),
         peer(server) as client,
     ):
-        assert (await ask(client, "/ws?channel=news", **UPGRADE))[0] == 429
+        headers: Any = UPGRADE
+        assert (await ask(client, "/ws?channel=news", **headers))[0] == 429
         assert server.node.statistics().limited == {"connections_per_address": 1}
     assert "why='the limit connections_per_address'" in refused.one()

@@ -45,7 +45,14 @@ from repeater.errors import (
 )
 from repeater.fanout.rewind import Rewind
 from repeater.front import protobuf
-from repeater.front.reasons import BODY_TOO_LARGE, explained, foreign_page, other_host, wrong_method
+from repeater.front.reasons import (
+    BODY_TOO_LARGE,
+    explained,
+    foreign_page,
+    other_host,
+    unheard_cookie,
+    wrong_method,
+)
 from repeater.front.request import OCTETS
 from repeater.front.responses import (
     PROTOBUF_FAREWELL,
@@ -83,7 +90,12 @@ _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new
 _NO_CREDENTIALS: Final = Why(
     Cause.CREDENTIALS,
     "no token, and anonymous clients may not subscribe",
-    "send a token, or set allow_anonymous = true",
+    "send a token (?token=, Authorization: Bearer, cookie), or set allow_anonymous = true",
+)
+_NO_USER: Final = Why(
+    Cause.CREDENTIALS,
+    "the token names no user, and anonymous clients may not subscribe",
+    "name the user in sub, or set allow_guest_tokens = true",
 )
 _NO_MESSAGE: Final = Why(
     Cause.REQUEST, "the stream's first message is missing", "send it as the body, or as cf_connect"
@@ -103,6 +115,8 @@ class Refusal(msgspec.Struct, frozen=True):
     """Whether a limit or a denial has counted the request, which must not be counted twice."""
     why: Why | None = None
     """The reason, for `note_refusal`; None where nothing was refused."""
+    user: str = ""
+    channel: str = ""
 
 
 class _RefusedError(Exception):
@@ -152,6 +166,8 @@ class _Decision(msgspec.Struct, eq=False):
     _codec: Codec
     """Of the client that asks, or another one that carries the same data."""
     _cors: Headers = ()
+    _user: str = ""
+    """The user of a token that is proven."""
 
     async def make(self) -> Opening:
         """Ask all the questions, in their order.
@@ -214,6 +230,7 @@ class _Decision(msgspec.Struct, eq=False):
 
     def _check_plain(self, grant: ConnectionGrant) -> Wanted:
         """Check all but the limits in all; return the channels, and where to begin in them."""
+        self._user = grant.user
         if 0 < grant.expire_at <= self._node.unix_time():
             raise self._refused(HTTPStatus.UNAUTHORIZED, _EXPIRED)
         self._ask_denials(grant)
@@ -346,12 +363,12 @@ class _Decision(msgspec.Struct, eq=False):
                 raise self._refused(HTTPStatus.BAD_REQUEST, _NO_CHANNEL, text=_NO_CHANNEL.text)
         for name in names:
             if rules.is_of_another(name, grant.user):
-                raise self._refused(HTTPStatus.FORBIDDEN, OF_ANOTHER_USER)
+                raise self._refused(HTTPStatus.FORBIDDEN, OF_ANOTHER_USER, channel=name)
         if options.public_channels.issuperset(names):
             return dict.fromkeys(names, NOTHING_GRANTED)
         guest = grant.by_token and options.allow_guest_tokens
         if not (grant.user or guest or options.insecure or options.allow_anonymous):
-            raise self._refused(HTTPStatus.UNAUTHORIZED, _NO_CREDENTIALS)
+            raise self._refused(HTTPStatus.UNAUTHORIZED, self._no_user(grant))
         if len(names) > options.channel_limit:
             raise self._refused(HTTPStatus.BAD_REQUEST, too_many_channels(options.channel_limit))
         try:
@@ -363,11 +380,19 @@ class _Decision(msgspec.Struct, eq=False):
         except ReplyError as error:
             denied = error.code is ErrorCode.PERMISSION_DENIED
             status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
-            raise self._refused(status, error.why) from None
+            raise self._refused(status, error.why, channel=name) from None
         channels = dict.fromkeys(names, NOTHING_GRANTED)
         if grant.channels:
             channels |= {name: grant.channels[name] for name in names if name in grant.channels}
         return channels
+
+    def _no_user(self, grant: ConnectionGrant) -> Why:
+        """Why somebody without a user may not subscribe."""
+        if grant.by_token:
+            return _NO_USER
+        if self._request.from_anybody and b"cookie" in self._request.headers:
+            return unheard_cookie(self._request)
+        return _NO_CREDENTIALS
 
     def _granted(self, grant: ConnectionGrant) -> list[str]:
         """The token's channels; the server chose them, so one that cannot be refuses nobody."""
@@ -451,12 +476,19 @@ class _Decision(msgspec.Struct, eq=False):
         return self._refused(_TOO_MANY[error.limit], why, counted=True, text=why.text)
 
     def _refused(
-        self, status: HTTPStatus, why: Why, *, counted: bool = False, text: str = ""
+        self,
+        status: HTTPStatus,
+        why: Why,
+        *,
+        counted: bool = False,
+        text: str = "",
+        channel: str = "",
     ) -> _RefusedError:
         refusals = self._node.refusals
         text = refusals.told(text, why)
         answer = answer_refusal(self._request, self._route, status, self._cors, text)
-        return _RefusedError(Refusal(explained(refusals, answer, why), counted, why))
+        answer = explained(refusals, answer, why)
+        return _RefusedError(Refusal(answer, counted, why, self._user, channel))
 
 
 def note_refusal(node: Node, request: Request, refusal: Refusal) -> None:
@@ -466,6 +498,8 @@ def note_refusal(node: Node, request: Request, refusal: Refusal) -> None:
             refusal.why,
             ROUTES[request.path].name,
             status=refusal.answer.status,
+            channel=refusal.channel,
+            user=refusal.user,
             address=request.address,
         )
 

@@ -60,6 +60,16 @@ def other_host(request: Request, hosts: Sequence[str]) -> Why:
     return why_other_host(_asked(request), hosts)
 
 
+def unheard_cookie(request: Request) -> Why:
+    """Why the token in a cookie is not looked at."""
+    origin = (request.header(b"origin") or "")[:_SHOWN]
+    return Why(
+        Cause.CREDENTIALS,
+        "no token: one in the cookie does not count, because only '*' allows the page",
+        f"name the origin {origin!r} in allowed_origins",
+    )
+
+
 def wrong_method(request: Request) -> Why:
     """Why a request with another method than the route's is refused."""
     return Why(Cause.METHOD, f"{request.path} does not take {request.method[:_SHOWN]}")
