@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant
 from repeater.brokers.receipts import Answer, Receipt
-from repeater.errors import FORCE_DISCONNECT, SERVER_ERROR, BrokerError
+from repeater.errors import FORCE_DISCONNECT, SERVER_ERROR, BrokerError, Disconnect
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import ClientInfo, Publication
@@ -129,7 +129,8 @@ async def test_a_channel_that_can_not_be_held() -> None:
         plain = MemoryTransport()
         async with connect(node, plain, ["c"]):
             await trio.Event().wait()  # until it is ended
-        assert plain.closed_with == SERVER_ERROR
+        assert plain.closed_with == Disconnect(3004, "internal server error: down")
+        assert node.refusals.counts == {"engine": 2}
         assert broker.calls == [("hold", "c"), ("release", "c")] * 2
         assert node.broker_errors == {"subscribe": 2}
 

@@ -149,6 +149,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             self.attendance,
             self.renewals,
             self.connection_log,
+            self.refusals,
             events,
             options,
             self.unix_time,

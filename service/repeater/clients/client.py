@@ -86,6 +86,9 @@ class Home(Protocol):
     def unsubscribed(self, client: Client, subscription: Subscription, why: Unsubscribed) -> None:
         """Tell the application that a live subscription is about to end."""
 
+    def position_lost(self, client: Client, subscription: Subscription) -> None:
+        """Log that a live subscription has to end, because publications are missing."""
+
     def departed(self, subscription: Subscription) -> None:
         """Have a `noticed` subscription leave presence, after the socket is gone."""
 
@@ -265,6 +268,7 @@ class Client:
 
     def lose_position(self, subscription: Subscription) -> None:
         """Have the client come back for publications that are missing (section 9.4)."""
+        self._home.position_lost(self, subscription)
         if subscription.server_side:
             self.disconnect(INSUFFICIENT_STATE)
         else:

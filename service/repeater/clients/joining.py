@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from repeater.clients.binary import carried
+from repeater.clients.lost_positions import why_lost
 from repeater.fanout.recovery import (
     Joined,
+    Loss,
     after_drop,
     go_on,
 )
@@ -25,6 +27,7 @@ from repeater.protocol.centrifugo.replies import Push, SubscribeResult, publicat
 from repeater.publication import Publication, StreamPosition
 
 if TYPE_CHECKING:
+    from repeater.causes import Why
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
     from repeater.clients.subscription import Subscription
@@ -44,6 +47,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """The position to recover from; None for a new subscriber."""
     rewind: Rewind | None = None
     """The part of the past that a subscriber without a position asks for; None for nothing."""
+    by_itself: bool = False
+    """Whether the server chose `since`: the client asked for nothing, and misses nothing."""
     tags: TagsFilter | None = None
     server_side: bool = False
 
@@ -137,6 +142,27 @@ class Joining:
         self.joined = msgspec.structs.replace(self.joined, position=gone_on.position)
         return [one for one in gone_on.publications if one.offset]
 
+    def lose(self, loss: Loss) -> None:
+        """Give the client nothing of what it missed, for this reason."""
+        if self.joined is not None:
+            self.joined = Joined((), self.joined.position, loss=loss)
+
+    def why_lost(self) -> Why | None:
+        """Why the client does not get the past that it asked for; None if it does, or did not."""
+        wish, joined = self._wish, self.joined
+        if (wish.since is None and wish.rewind is None) or wish.by_itself:
+            return None
+        if joined is not None and joined.loss is None and self.subscription.recoverable:
+            return None
+        since = wish.since if wish.rewind is None else None
+        return why_lost(self._node, self.subscription, joined, since)
+
+    def _note_loss(self) -> None:
+        why = self.why_lost()
+        if why is not None:
+            channel = self.subscription.channel.name
+            self._node.refusals.note(why, "recover", self._client, channel=channel)
+
     def _gathered(self) -> Sequence[Publication]:
         return self.subscription.channel.joining.get(self.subscription, ())
 
@@ -158,6 +184,8 @@ class Joining:
                 push = Push(channel.name, unsubscribe=subscription.why_ended)
                 client.outbox.push(client.codec.push(push))
             return
+        if self._wish.since is not None or self._wish.rewind is not None:
+            self._note_loss()
         rest: Sequence[Publication] = gathered
         position, gap = None, gathered.broken and subscription.positioned
         if self.joined is not None and not gathered:

@@ -90,7 +90,8 @@ class _Opening:
             and (options.auto_cache_recover or wish.rewind is not None)
             and _cached(subscription, options)
         ):
-            wish = msgspec.structs.replace(wish, since=START)
+            by_itself = wish.rewind is None
+            wish = msgspec.structs.replace(wish, since=START, by_itself=by_itself)
         self._node = node
         self._client = client
         self._options = options

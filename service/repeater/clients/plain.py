@@ -18,6 +18,7 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.receipts import Receipt
+from repeater.causes import Cause, Why
 from repeater.clients.joining import Joining, Wish, complete_all, server_side_wish
 from repeater.clients.openings import GrantedChannel, codec_for, open_subscriptions
 from repeater.clients.replay import Replay
@@ -122,9 +123,9 @@ async def hear(
         for answer in held:
             if isinstance(answer, Receipt):
                 await node.answered(answer)
-    except BrokerError:
+    except BrokerError as error:
         node.broker_errors["subscribe"] += 1
-        client.disconnect(SERVER_ERROR)
+        node.refusals.end(client, SERVER_ERROR, _failed(error), "subscribe")
     if client.end is None:
         if greet is not None:
             await greet()
@@ -219,15 +220,19 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
         return await open_subscriptions(
             node, client, channels, Rooms(node.options.outbox_limit), size
         )
-    except BrokerError:
-        client.disconnect(SERVER_ERROR)
+    except BrokerError as error:
+        node.refusals.end(client, SERVER_ERROR, _failed(error), "subscribe")
         return ()
     except DisconnectError as error:
         client.disconnect(error.disconnect)
         return ()
-    except ReplyError:  # the options changed after the channel was allowed
-        client.disconnect(PERMISSION_DENIED)
+    except ReplyError as error:  # the options changed after the channel was allowed
+        node.refusals.end(client, PERMISSION_DENIED, error.why, "subscribe")
         return ()
+
+
+def _failed(error: BrokerError) -> Why:
+    return Why(Cause.ENGINE, str(error) or "the engine does not answer")
 
 
 def _size_with_id(codec: EventCodec, wanted: Wanted) -> Size:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from repeater.errors import DISCONNECTED
+from repeater.causes import Cause, Why
+from repeater.errors import DISCONNECTED, INSUFFICIENT_STATE, POSITION_LOST
 
 if TYPE_CHECKING:
     from repeater.access.grants import ConnectionGrant
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
     from repeater.clients.connection_log import ConnectionLog
     from repeater.clients.heartbeat import Heartbeat
     from repeater.clients.presence import Attendance
+    from repeater.clients.refusals import Refusals
     from repeater.clients.renewals import Renewals
     from repeater.clients.subscription import Subscription
     from repeater.errors import Disconnect, Unsubscribed
     from repeater.fanout.hub import Hub
     from repeater.fanout.outbox import BacklogRoom
     from repeater.options import NodeOptions
+
+
+_LOST: Final = Why(
+    Cause.RECOVERY,
+    "publications of the channel did not reach this server, or could not be written",
+    "the client comes back for them; if it happens often, look at the engine",
+)
 
 
 class Registry:
@@ -41,6 +50,7 @@ class Registry:
         attendance: Attendance,
         renewals: Renewals,
         connection_log: ConnectionLog,
+        refusals: Refusals,
         events: Events | None,
         options: NodeOptions,
         unix_time: Callable[[], float],
@@ -55,6 +65,7 @@ class Registry:
             attendance: Keeps presence.
             renewals: Asks the back end about what expires.
             connection_log: Has a line for each connection.
+            refusals: Has a line for each position that is lost.
             events: Tells the application.
             options: The options in force.
             unix_time: Gives Unix seconds.
@@ -67,6 +78,7 @@ class Registry:
         self._attendance = attendance
         self._renewals = renewals
         self._connection_log = connection_log
+        self._refusals = refusals
         self._events = events
         self.options = options
         """The options in force now; the node replaces them at a reload."""
@@ -124,6 +136,12 @@ class Registry:
         """Tell the application that a live subscription is about to end."""
         if self._events is not None:
             self._events.unsubscribed(client.caller(), subscription.channel.name, why)
+
+    def position_lost(self, client: Client, subscription: Subscription) -> None:
+        """Log that a live subscription has to end, because publications are missing."""
+        code = INSUFFICIENT_STATE.code if subscription.server_side else POSITION_LOST.code
+        channel = subscription.channel.name
+        self._refusals.note(_LOST, "position", client, code=code, channel=channel)
 
     def departed(self, subscription: Subscription) -> None:
         """Have a `noticed` subscription leave presence."""

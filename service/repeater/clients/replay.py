@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from repeater.fanout.recovery import Loss
 from repeater.protocol.sse.event_id import EventIds, event_id
 from repeater.publication import Publication, StreamPosition
 
@@ -96,6 +97,9 @@ class Replay:
         if whole and not self._too_much:
             chunks = [one for one in self._chunks if one]
             return [b"".join(chunks)] if self._codec.framed and chunks else chunks
+        if self._too_much:
+            for one in self._recovered:
+                one.lose(Loss.ROOM)
         reached = {_name(one): one.joined.position for one in self._tracked if one.joined}
         begin, codec = event_id(reached, self._channels), self._codec
         chunk = codec.reset(self._known, begin) if self._known else codec.silent_id(begin)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import Final
 
 import msgspec
@@ -101,6 +102,25 @@ def named_position(offset: int, epoch: str) -> StreamPosition:
     return StreamPosition(offset, epoch)
 
 
+class Loss(Enum):
+    """Why what a subscriber missed cannot be given."""
+
+    EPOCH = "epoch"
+    """The stream has begun anew."""
+    END = "end"
+    """The stream has lost its end: the subscriber is ahead of it."""
+    HISTORY = "history"
+    """The publications are not kept any more."""
+    LIMIT = "limit"
+    """There are more of them than one answer may have."""
+    ROOM = "room"
+    """They are too large for one answer."""
+    MEANWHILE = "meanwhile"
+    """Too much was published while the subscriber came back."""
+    WAY = "way"
+    """Some did not come from the engine."""
+
+
 class Joined(msgspec.Struct, frozen=True):
     """What a subscriber gets, and from which position it goes on."""
 
@@ -111,6 +131,8 @@ class Joined(msgspec.Struct, frozen=True):
     recovered: bool = False
     lost: bool = False
     """Whether something is missing before the publications, of what a `Rewind` asked for."""
+    loss: Loss | None = None
+    """Why it is not recovered, or what is `lost`."""
 
     @property
     def begin(self) -> StreamPosition:
@@ -162,7 +184,8 @@ def recover(
     )
     if complete and (room is None or room.take_all(map(size, missed))):
         return Joined(missed, StreamPosition(reached.offset, top.epoch), recovered=True)
-    return join(top, gathered)
+    loss = Loss.ROOM if complete else _loss(since, history, top)
+    return msgspec.structs.replace(join(top, gathered), loss=loss)
 
 
 def recover_newest(
@@ -177,11 +200,13 @@ def recover_newest(
     `room` and `size` are as for `recover`.
     """
     if newest is None or newest.offset != top.offset:
-        return Joined((), top)
+        # An empty stream, or one whose newest publication the subscriber has, has lost it nothing.
+        loss = Loss.HISTORY if since.offset != top.offset else None
+        return Joined((), top, loss=loss)
     has_it = 0 < since.offset == top.offset and since.epoch == top.epoch
     missed = () if has_it else (newest,)
     if room is not None and not room.take_all(map(size, missed)):
-        return Joined((), top)
+        return Joined((), top, loss=Loss.ROOM)
     return Joined(missed, top, recovered=True)
 
 
@@ -196,7 +221,7 @@ def after_drop(joined: Joined, dropped: StreamPosition | None) -> Joined:
     reached = joined.position
     if reached.epoch == dropped.epoch and reached.offset >= dropped.offset:
         return joined
-    return Joined((), dropped)
+    return Joined((), dropped, loss=Loss.MEANWHILE)
 
 
 class GoneOn(msgspec.Struct, frozen=True):
@@ -242,6 +267,19 @@ def _follows(offset: int, publications: Sequence[Publication], epoch: str) -> bo
         if publication.offset != offset or publication.epoch != epoch:
             return False
     return True
+
+
+def _loss(since: StreamPosition, history: Sequence[Publication], top: StreamPosition) -> Loss:
+    """Why the publications after `since`, up to the stream's top, are not all there."""
+    if since.epoch not in ("", top.epoch):
+        return Loss.EPOCH
+    if since.offset > top.offset:
+        return Loss.END
+    if not history:
+        return Loss.HISTORY if since.offset < top.offset else Loss.WAY
+    if not _follows(since.offset, history, top.epoch):
+        return Loss.HISTORY
+    return Loss.LIMIT if history[-1].offset < top.offset else Loss.WAY
 
 
 def _last(publications: Sequence[Publication]) -> StreamPosition | None:

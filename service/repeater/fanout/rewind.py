@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from repeater.fanout.recovery import Joined, Room, Size, recover
+from repeater.fanout.recovery import Joined, Loss, Room, Size, recover
 from repeater.publication import Publication, StreamPosition
 
 
@@ -66,7 +66,10 @@ def rewind(
     joined = recover(StreamPosition(begin, top.epoch), given, top, gathered, room, size)
     older = len(wanted) == len(kept) < asked.count and (top.offset > len(kept))
     lost = older or len(given) < len(wanted)
-    return msgspec.structs.replace(joined, lost=lost) if joined.recovered else joined
+    if not (lost and joined.recovered):
+        return joined
+    loss = Loss.HISTORY if older else Loss.ROOM
+    return msgspec.structs.replace(joined, lost=True, loss=loss)
 
 
 def _following(newest: Sequence[Publication], top: StreamPosition) -> Sequence[Publication]:

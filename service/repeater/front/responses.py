@@ -157,7 +157,7 @@ def answer_end(request: Request, route: Route, end: Disconnect) -> Answer:
 
     503 for an end after which a client comes back, and for our own slowness; else 403.
     """
-    final = end.code // 500 in _FINAL and end is not STALE
+    final = end.code // 500 in _FINAL and end.code != STALE.code
     status = HTTPStatus.FORBIDDEN if final else HTTPStatus.SERVICE_UNAVAILABLE
     cors = cors_headers(request) if route.media_type else ()
     return answer_refusal(request, route, status, cors, end.reason)

@@ -119,7 +119,7 @@ async def subscribe(node: ClientNode, client: Client, request: SubscribeRequest)
     lost = joining.joined is not None and since is not None and not joining.joined.recovered
     if lost and request.flag & _NO_RECOVERED_FALSE:
         drop(client, joining.subscription)
-        raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION)
+        raise ReplyError(ErrorCode.UNRECOVERABLE_POSITION, why=joining.why_lost())
     return joining
 
 
