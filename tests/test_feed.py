@@ -270,7 +270,12 @@ async def test_the_history_is_too_short() -> None:
     async with open_test_node(KEEPS_TEN) as node:
         feed = node.listen("news", limit=ONE)
         await publish(node, *range(50))
+        assert node.statistics().feeds.bytes > 0
         assert await taken(feed) == [0, "lost after 1", *range(40, 50)]
+        seen = node.statistics().feeds
+        assert (seen.open, seen.bytes, seen.behind, seen.lost) == (1, 0, 1, 1)
+        feed.close()
+        assert node.statistics().feeds.open == 0
 
 
 async def test_no_history() -> None:

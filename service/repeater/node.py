@@ -200,6 +200,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             failures=dict(self.failures.counts),
             loop_lag=self.heartbeat.lag,
             repeater=self._repeater.statistics(),
+            feeds=self.mailboxes.statistics(),
             backend=self.backend.statistics() if self.backend is not None else None,
             events=self.events.statistics() if self.events is not None else None,
         )

@@ -336,6 +336,7 @@ class Feed:
         """Do the next step for a channel whose next publication is not in the mailbox."""
         if place.lost:
             reason, place.lost = place.lost, ""
+            self._node.mailboxes.lost += 1
             raise ListenerBehindError(place.name, place.position, reason)
         if place.pending:
             publication = place.pending.popleft()

@@ -6,6 +6,7 @@ import msgspec
 
 from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.brokers.contract import BrokerStatistics
+from repeater.fanout.mailbox import MailboxStatistics
 from repeater.fanout.repeater import RepeaterStatistics
 
 
@@ -45,6 +46,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     members: int
     """Nodes that this one knows, itself included: workers of its server, or nodes of a cluster."""
     repeater: RepeaterStatistics
+    feeds: MailboxStatistics
+    """What code of the same process listens to (`Node.listen`)."""
     backend: BackendStatistics | None = None
     """None without callbacks."""
     events: EventStatistics | None = None

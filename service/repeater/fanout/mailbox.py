@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import trio
 
 from repeater.errors import Disconnect
@@ -156,6 +157,8 @@ class Mailbox:
             return
         weight = weight or weight_of(event)
         if self.dropped or (self._waiting and self.bytes + weight > self._limit):
+            if not self.dropped:
+                self._mailboxes.fell_behind()
             unnumbered = isinstance(event, Publication) and not event.offset
             self.dropped[event.channel] = self.dropped.get(event.channel, False) or unnumbered
             return
@@ -210,6 +213,18 @@ class Mailbox:
         self.end()
 
 
+class MailboxStatistics(msgspec.Struct, frozen=True):
+    """The mailboxes of a node that are open, and what became of their readers since it started."""
+
+    open: int
+    bytes: int
+    """The weight of what waits in all of them."""
+    behind: int
+    """How often publications did not fit into one."""
+    lost: int
+    """How often a reader was told that publications are missing."""
+
+
 class Mailboxes:
     """The mailboxes of one node. Lives inside it; ended by `end`, when fan-out has ended."""
 
@@ -218,14 +233,21 @@ class Mailboxes:
         self.backlogs = backlogs
         self._open: dict[Mailbox, None] = {}
         self._ended = False
+        self._behind = 0
+        self.lost = 0
+        """How often a reader was told that publications are missing; the reader counts."""
 
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def bytes(self) -> int:
-        """The weight of all that waits."""
-        return sum(mailbox.bytes for mailbox in self._open)
+    def statistics(self) -> MailboxStatistics:
+        """A snapshot."""
+        waiting = sum(mailbox.bytes for mailbox in self._open)
+        return MailboxStatistics(len(self._open), waiting, self._behind, self.lost)
+
+    def fell_behind(self) -> None:
+        """Note that publications did not fit into a mailbox."""
+        self._behind += 1
 
     def open(self, names: Sequence[str], limit: int) -> Mailbox:
         """Open a mailbox that hears these channels, each once; one that has ended after `end`."""

@@ -127,7 +127,14 @@ def _connections(seen: NodeStatistics) -> Iterator[Metric]:
 
 def _channels(seen: NodeStatistics) -> Iterator[Metric]:
     yield _gauge("repeater_channels", "Channels with a subscriber here.", seen.channels)
-    yield _gauge("repeater_subscriptions", "Subscriptions of all clients.", seen.subscriptions)
+    yield _gauge(
+        "repeater_subscriptions", "Subscriptions of clients and feeds.", seen.subscriptions
+    )
+    feeds = seen.feeds
+    yield _gauge("repeater_feeds", "Feeds of the server's own process.", feeds.open)
+    yield _gauge("repeater_feed_bytes", "Bytes waiting for feeds.", feeds.bytes)
+    yield _count("repeater_feeds_behind", "Publications did not fit into a feed.", feeds.behind)
+    yield _count("repeater_feeds_lost", "Feeds told of missing publications.", feeds.lost)
     gaps = "Gaps found in the streams that came from the broker."
     yield _count("repeater_gaps", gaps, seen.repeater.gaps)
     left_out = "Deliveries of binary publications to clients of JSON, which were left out."
