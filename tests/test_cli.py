@@ -160,3 +160,20 @@ def test_an_error_of_the_subscriber_inside_a_group(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("repeater.subscriber.open_subscriber", failing)
     assert refused("subscribe", "news") == "Error: refused: \\u001b[2J"
+
+
+def test_the_page_names_every_command() -> None:
+    """docs/command-line.md has them all, and the exit codes that `--help` has."""
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    for name, command in main.commands.items():
+        assert re.search(rf"`(repeater )?{name}\b", page), name
+        assert "..." not in command.get_short_help_str(64), name
+    told = CliRunner().invoke(main, ["--help"]).output
+    codes = re.findall(r"^\| (\d) \|", page, re.MULTILINE)
+    assert codes == re.findall(r"^ +(\d)  \S", told, re.MULTILINE) == ["0", "1", "2", "3"]
+
+
+def test_what_is_wrong_usage() -> None:
+    """Status 2: an unknown command, option or argument."""
+    for arguments in (["nix"], ["info", "--nix"], ["publish", "a"], ["subscribe"]):
+        assert CliRunner().invoke(main, arguments).exit_code == 2

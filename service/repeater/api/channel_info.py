@@ -71,7 +71,7 @@ def _connect(node: Node, user: str) -> Permission:
         if allowed:
             return Permission("yes", setting)
     if node.asks("connect") is not None:
-        return Permission("asked", "the back end decides: connect_url is set in [callbacks]")
+        return Permission("asked", "the back end decides who connects")
     if node.options.allow_guest_tokens:
         return Permission("yes", "allow_guest_tokens is true, for a token without a user's id")
     return Permission(
@@ -83,7 +83,7 @@ def _connect_as_user(node: Node) -> Permission:
     if node.verifier is not None:
         return Permission("yes", "with a token of this user")
     if node.asks("connect") is not None:
-        return Permission("asked", "the back end says who connects: connect_url in [callbacks]")
+        return Permission("asked", "the back end says who connects")
     return Permission(
         "no",
         "nothing proves who a client is: there is no key for tokens",

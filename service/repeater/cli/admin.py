@@ -25,7 +25,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print the A
 @_json_option
 @server_options
 def info(as_json: bool, server: Server) -> None:
-    """Show each node: its version, uptime, and numbers of clients, users and channels."""
+    """Show each node, with its numbers of clients.
+
+    Also its version, its uptime, and its numbers of users, channels and subscriptions.
+    """
     result = ask(server, "info")
     head = ("NODE", "VERSION", "UPTIME", "CLIENTS", "USERS", "CHANNELS", "SUBSCRIPTIONS")
     rows = [
@@ -48,7 +51,10 @@ def info(as_json: bool, server: Server) -> None:
 @_json_option
 @server_options
 def channels(pattern: str, as_json: bool, server: Server) -> None:
-    """List the channels that have subscribers, the fullest first; PATTERN as in a shell."""
+    """List channels with subscribers, the fullest first.
+
+    PATTERN is as in a shell: `news*`.
+    """
     result = ask(server, "channels", pattern=pattern)
     sizes = {name: channel["num_clients"] for name, channel in result["channels"].items()}
     rows = sorted(sizes.items(), key=lambda row: (-row[1], row[0]))
@@ -61,7 +67,7 @@ def channels(pattern: str, as_json: bool, server: Server) -> None:
 @_json_option
 @server_options
 def presence(channel: str, stats: bool, as_json: bool, server: Server) -> None:
-    """List the clients that are present in a channel, by user."""
+    """List who is present in a channel, by user."""
     if stats:
         counts = ask(server, "presence_stats", channel=channel)
         row = (counts["num_clients"], counts["num_users"])
@@ -82,7 +88,10 @@ def presence(channel: str, stats: bool, as_json: bool, server: Server) -> None:
 @_json_option
 @server_options
 def history(channel: str, limit: int, reverse: bool, as_json: bool, server: Server) -> None:
-    """Print the last publications of a channel, and then the top of its stream."""
+    """Print the last publications of a channel.
+
+    Then the top of its stream.
+    """
     # Without --reverse too, the limit counts from the newest publication.
     result = ask(server, "history", channel=channel, limit=limit, reverse=True)
     if not reverse:

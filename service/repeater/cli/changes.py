@@ -99,7 +99,10 @@ def disconnect(
     as_json: bool,
     server: Server,
 ) -> None:
-    """End a user's connections, and print how many."""
+    """End a user's connections.
+
+    Prints how many. Exit status 1 if there are none.
+    """
     body = _target(user, client, session)
     if code is not None or reason is not None:
         body["disconnect"] = {"code": code or 0, "reason": reason or ""}
@@ -121,7 +124,10 @@ def unsubscribe(
     as_json: bool,
     server: Server,
 ) -> None:
-    """End a user's subscriptions to a channel, or to all channels; print how many."""
+    """End a user's subscriptions.
+
+    Those to CHANNEL, else to all channels. Prints how many. Exit status 1 if there are none.
+    """
     result = ask(server, "unsubscribe", channel=channel, **_target(user, client, session))
     count = result["num_subs"]
     _report(result, as_json, count, f"{_many(count, 'subscription')} ended")
@@ -133,7 +139,10 @@ def unsubscribe(
 @_json_option
 @server_options
 def block(user: str, ttl: int | None, until: int | None, as_json: bool, server: Server) -> None:
-    """Close a user's connections, and refuse new ones until `unblock`."""
+    """Keep a user out, and close the user's connections.
+
+    Until `unblock`, or for --ttl, or --until a time. Exit status 1 if the same is in force already.
+    """
     result = ask(server, "block_user", user=user, **_ending(ttl, until))
     changed = result["changed"]
     told = f"1 user blocked, {_ended(result)}" if changed else "0 users blocked: already blocked"
@@ -145,7 +154,10 @@ def block(user: str, ttl: int | None, until: int | None, as_json: bool, server: 
 @_json_option
 @server_options
 def unblock(user: str, as_json: bool, server: Server) -> None:
-    """Let a blocked user connect again. Revoked tokens stay revoked."""
+    """Let a blocked user in again.
+
+    Revoked tokens stay revoked. Exit status 1 if the user is not blocked.
+    """
     result = ask(server, "unblock_user", user=user)
     changed = result["changed"]
     told = "1 user unblocked" if changed else "0 users unblocked: not blocked"
@@ -171,9 +183,10 @@ def revoke(
     as_json: bool,
     server: Server,
 ) -> None:
-    """Refuse a token, or a user's tokens, and close connections that came by one.
+    """Refuse a token, or the tokens of a user.
 
-    The user may come back with a token that is issued later; `block` keeps the user out.
+    Connections that came by one are closed. The user may come back with a token that is issued
+    later; `block` keeps the user out. Exit status 1 if the same is in force already.
     """
     if bool(token_id) is bool(user):
         raise click.UsageError("give either --token-id JTI or --user USER")

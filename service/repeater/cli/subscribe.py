@@ -46,7 +46,11 @@ def subscribe(
     with_channel: bool,
     server: Server,
 ) -> None:
-    """Print the channels' events, one in each line, until Ctrl-C. Reconnects by itself."""
+    """Print the events of channels, until Ctrl-C.
+
+    One in each line. Reconnects by itself, and recovers what it missed. Exit status 1 if the
+    server refuses it for good.
+    """
     import trio
 
     from repeater.subscriber import SubscriberError, SubscriptionError

@@ -37,7 +37,7 @@ info_option = click.option("--info", metavar="JSON", help="Data of the user that
 
 @click.group()
 def token() -> None:
-    """Make and check the tokens with which clients connect and subscribe."""
+    """Make and check tokens of clients."""
 
 
 @token.command()

@@ -12,7 +12,10 @@ from repeater.cli.terminal import visible
 
 @click.group("workers")
 def workers_group() -> None:
-    """Manage the workers of a running server, which must have a data_dir."""
+    """Manage the workers of a running server.
+
+    It must have a data_dir.
+    """
 
 
 @workers_group.command()
