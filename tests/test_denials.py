@@ -101,7 +101,7 @@ async def _talk(node: Node, claims: dict[str, object], task_status: trio.TaskSta
         await trio.sleep_forever()
 
 
-async def ask(node: Node, method: str, **fields: object) -> object:
+async def ask(node: Node, method: str, **fields: object) -> Any:
     """One call of the API."""
     return json.loads((await call(node, method, json.dumps(fields).encode())).body)
 
