@@ -314,7 +314,9 @@ async def test_a_path_of_ours_without_the_prefix_is_one_line(
             assert "ask for '/realtime/connection/websocket'; a proxy has to pass" in line
             assert "status=404" in line
             assert "is outside of path_prefix" in answer.text  # it is in development mode
-            await made.post("/api/publish?api_key=secret", content=EVENT)
+            answer = await made.post("/api/publish?api_key=secret", content=EVENT)
+            assert answer.json()["error"]["code"] == 104
+            assert "'/api/publish' is outside of path_prefix" in answer.json()["error"]["message"]
             assert lines_of(caplog)[1].startswith("refused what=call cause=request")
             assert "secret" not in lines_of(caplog)[1]
 

@@ -12,6 +12,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, CallRefusal
+from repeater.causes import Why
 from repeater.front.reasons import explained, outside_prefix
 from repeater.front.request import request_of_scope
 from repeater.front.routes import ROUTES
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from repeater.clients.refusals import Refusals
 
 _API: Final = "/api/"
+_ERROR_MODE: Final = ERROR_MODE_HEADER.lower().encode()
 _SHOWN: Final = 200
 """Characters of a stranger's path that a line of the log shows."""
 
@@ -69,15 +72,24 @@ class PrefixedApp:
         """404; for the prefix alone the way to its page, whose relative links need the slash."""
         if raw == prefix.encode() and scope.get("method") in ("GET", "HEAD"):
             return answer_status(HTTPStatus.PERMANENT_REDIRECT, (("Location", f"{prefix}/"),))
-        answer, refusals = answer_status(HTTPStatus.NOT_FOUND), self._refusals()
-        path = raw.decode("latin-1")
-        route = ROUTES.get(path)
-        if refusals is None or (route is None and not path.startswith(_API)):
-            return answer
-        why, what = outside_prefix(path[:_SHOWN], prefix), "call" if route is None else route.name
-        address = request_of_scope(scope).address
-        refusals.note(why, what, status=answer.status, address=address)
-        return explained(refusals, answer, why)
+        path, refusals = raw.decode("latin-1"), self._refusals()
+        if refusals is not None and (path in ROUTES or path.startswith(_API)):
+            return _lacking(scope, path, prefix, refusals)
+        return answer_status(HTTPStatus.NOT_FOUND)
+
+
+def _lacking(scope: Any, path: str, prefix: str, refusals: Refusals) -> Answer:
+    """404 to a path of ours that lacks the prefix, which is noted; to a call in JSON."""
+    request, why = request_of_scope(scope), outside_prefix(path[:_SHOWN], prefix)
+    what = ROUTES[path].name if path in ROUTES else "call"
+    refusals.note(why, what, status=HTTPStatus.NOT_FOUND, address=request.address)
+    answer = explained(refusals, answer_status(HTTPStatus.NOT_FOUND), why)
+    if path in ROUTES:
+        return answer
+    told = why if refusals.explaining else Why(why.cause, "")
+    transport_mode = request.header(_ERROR_MODE) == TRANSPORT_MODE
+    refusal = CallRefusal(HTTPStatus.NOT_FOUND, told, answer.headers)
+    return refusal.answer(transport_mode=transport_mode)
 
 
 def in_origin_form(scope: Any) -> Any:
