@@ -103,6 +103,32 @@ async def test_who_is_denied_and_who_comes_too_late(
     assert "cause=shutdown why='the server restarts'" in second
 
 
+@pytest.mark.parametrize(
+    ("settings", "header", "text", "mend"),
+    [
+        ({}, "", "neither metrics_token nor API key, so nobody may", "set metrics_token, or"),
+        ({"metrics_token": "t" * 32}, "", "has neither the metrics' token nor", "Bearer <metrics_"),
+        ({"api_key": "t" * 32}, "X-API-Key: wrong-key", "is neither the metrics' token", "api_key"),
+        ({"metrics_token": "t" * 32}, "Authorization: wrong-key", "is neither", "Bearer"),
+    ],
+)
+async def test_the_metrics(
+    settings: dict[str, str], header: str, text: str, mend: str, refused: RefusedLines
+) -> None:
+    """Closed metrics say what opens them; no key is in the line."""
+    async with running(dev=False, **settings) as server, peer(server) as client:
+        lines = f"{header}\r\n" if header else ""
+        assert b" 401 " in await client.call("GET", "/metrics", head=lines)
+        assert server.node.refusals.counts == {"api_key": 1}
+    line = refused.one()
+    assert line.startswith("refused what=metrics cause=api_key")
+    assert text in line
+    assert mend in line
+    assert "status=401" in line
+    assert "wrong-key" not in line
+    assert "ttt" not in line
+
+
 @pytest.mark.parametrize("behind", [False, True])
 async def test_no_handshake(refused: RefusedLines, *, behind: bool) -> None:
     """What a proxy that does not pass `Upgrade` on makes of a WebSocket (426)."""
