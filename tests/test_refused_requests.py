@@ -61,6 +61,26 @@ async def test_a_plain_subscriber(
 
 @every_way
 @every_kind
+async def test_a_token_that_is_taken_for_none(way: str, kind: str, refused: RefusedLines) -> None:
+    """Development mode lets its client in, and says what is wrong with the token."""
+    async with guarded(dev=True) as server:
+        assert await status_of(server, way, kind, "token=wrong") == 200
+        assert server.node.refusals.counts == {"token": 1}
+    assert "cause=token why='the token is invalid: no'" in refused.one()
+
+
+async def test_protobuf_where_only_json_is_spoken(refused: RefusedLines) -> None:
+    """The SDK is told to stay away (3506), and the line what to use."""
+    async with running() as server, peer(server) as client:
+        head = "Content-Type: application/octet-stream\r\n"
+        answer = await client.call("POST", "/connection/uni_http_stream", b"x", head)
+        assert b"inappropriate protocol" in answer
+        assert server.node.refusals.counts == {"not_offered": 1}
+    assert "this way in speaks JSON, and the request is Protobuf" in refused.one()
+
+
+@every_way
+@every_kind
 async def test_a_cookie_that_does_not_count(way: str, kind: str, refused: RefusedLines) -> None:
     """Its token is good, but its page is not named: the line does not ask for a token."""
     async with guarded(allowed_origins="*") as server:
@@ -83,7 +103,10 @@ async def test_too_many_connections(way: str, kind: str, refused: RefusedLines) 
         assert first == 200
         assert await status_of(server, way, kind, "token=ann") == 503
         assert server.node.refusals.counts == {"limit": 1}
-    assert "cause=limit why='the limit connections' mend='see the setting" in refused.one()
+    assert (
+        "cause=limit why='the limit connections' mend='see the setting limits.connections, which is 1'"
+        in refused.one()
+    )
 
 
 @every_way
@@ -258,6 +281,7 @@ async def test_a_connection_that_makes_room(refused: RefusedLines) -> None:
         assert server.node.refusals.counts == {"limit": 1}
     line = refused.one()
     assert "what=connection cause=limit why='the limit open_connections'" in line
+    assert "mend='see the setting limits.open_connections, which is 1'" in line
     assert "address=127.0.0.1" in line
 
 

@@ -404,7 +404,7 @@ async def test_too_many_connections_of_a_user(refused: RefusedLines) -> None:
         place.leave()
     cause, _, mend = line_of(refused)
     assert cause == "limit"
-    assert mend == "see the setting connections_per_user, which is 1"
+    assert mend == "see the setting limits.connections_per_user, which is 1"
 
 
 async def test_a_blocked_user(refused: RefusedLines) -> None:

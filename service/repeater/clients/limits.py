@@ -51,7 +51,7 @@ Limit = Literal[
 def limit_reached(limit: str, most: float | None = None) -> Why:
     """The reason of a refusal by a limit of the configuration, and its value if that is known."""
     value = "" if most is None else f", which is {most:g}"
-    return Why(Cause.LIMIT, f"the limit {limit}", f"see the setting {limit}{value}")
+    return Why(Cause.LIMIT, f"the limit {limit}", f"see the setting limits.{limit}{value}")
 
 
 def too_many_channels(limit: int) -> Why:

@@ -97,6 +97,11 @@ _NO_USER: Final = Why(
     "the token names no user, and anonymous clients may not subscribe",
     "name the user in sub, or set allow_guest_tokens = true",
 )
+_JSON_ONLY: Final = Why(
+    Cause.NOT_OFFERED,
+    "this way in speaks JSON, and the request is Protobuf",
+    "use /connection/websocket or /connection/http_stream, or an SDK in JSON",
+)
 _NO_MESSAGE: Final = Why(
     Cause.REQUEST, "the stream's first message is missing", "send it as the body, or as cf_connect"
 )
@@ -323,7 +328,7 @@ class _Decision(msgspec.Struct, eq=False):
     async def _prove(self, token: str) -> ConnectionGrant:
         """Return the grant in a plain subscriber's token.
 
-        In development mode an invalid or expired token counts as a missing one.
+        In development mode an invalid or expired token counts as a missing one; the log says why.
         """
         verifier, insecure = self._node.verifier, self._node.options.insecure
         try:
@@ -332,6 +337,8 @@ class _Decision(msgspec.Struct, eq=False):
             grant = await verifier.verify_connection(token)
         except (TokenExpiredError, TokenInvalidError) as error:
             if insecure:
+                name, address = self._route.name, self._request.address
+                self._node.refusals.note(error.why, name, address=address)
                 return ANONYMOUS
             raise self._refused(HTTPStatus.UNAUTHORIZED, error.why) from None
         except BrokerError as error:
@@ -422,7 +429,7 @@ class _Decision(msgspec.Struct, eq=False):
         if request.method == "POST":
             if request.has_octets() and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
-                raise _RefusedError(Refusal(answer))
+                raise _RefusedError(Refusal(answer, why=_JSON_ONLY))
             assert self._read_body is not None, "a POST has a body to read"
             body = await self._read_body()
             first = body if binary else _text_or_bytes(body)
@@ -472,7 +479,7 @@ class _Decision(msgspec.Struct, eq=False):
             raise self._too_many(error) from None
 
     def _too_many(self, error: LimitError) -> _RefusedError:
-        why = limit_reached(error.limit)
+        why = limit_reached(error.limit, getattr(self._node.options.limits, error.limit))
         return self._refused(_TOO_MANY[error.limit], why, counted=True, text=why.text)
 
     def _refused(

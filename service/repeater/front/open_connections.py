@@ -281,7 +281,8 @@ class OpenConnections:
 
     def _count(self, limit: Limit, address: str) -> None:
         self._limited[limit] += 1
-        self._refusals.note(limit_reached(limit), "connection", address=address)
+        most = getattr(self._limits(), limit) or self._default
+        self._refusals.note(limit_reached(limit, most), "connection", address=address)
 
     def _turn_away(self, most: int, address: str) -> None:
         if self._turned_away % _LOGGED == 0:
