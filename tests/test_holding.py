@@ -129,7 +129,7 @@ async def test_a_channel_that_can_not_be_held() -> None:
         plain = MemoryTransport()
         async with connect(node, plain, ["c"]):
             await trio.Event().wait()  # until it is ended
-        assert plain.closed_with == Disconnect(3004, "internal server error: down")
+        assert plain.closed_with == Disconnect(3004, "internal server error: the engine: down")
         assert node.refusals.counts == {"engine": 2}
         assert broker.calls == [("hold", "c"), ("release", "c")] * 2
         assert node.broker_errors == {"subscribe": 2}

@@ -21,7 +21,7 @@ REFUSED = [
     ("token=guest", {}, 401, "credentials", "the token names no user"),
     ("token=wrong", {}, 401, "token", "no"),
     ("token=over", {}, 401, "token_expired", "the token has expired"),
-    ("token=later", {}, 503, "engine", "keys"),
+    ("token=later", {}, 503, "callback", "keys"),
     ("token=ann", NO_DEFAULT, 400, "request", "add ?channel=NAME to the address"),
     ("token=ann&channel=chat:1", {}, 400, "namespace", "there is no namespace 'chat'"),
     ("token=ann&channel=chat:1", {}, 400, "namespace", "channel=chat:1 user=ann"),

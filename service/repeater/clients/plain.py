@@ -18,7 +18,6 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.brokers.receipts import Receipt
-from repeater.causes import Cause, Why
 from repeater.clients.joining import Joining, Wish, complete_all, server_side_wish
 from repeater.clients.openings import GrantedChannel, codec_for, open_subscriptions
 from repeater.clients.replay import Replay
@@ -125,7 +124,7 @@ async def hear(
                 await node.answered(answer)
     except BrokerError as error:
         node.broker_errors["subscribe"] += 1
-        node.refusals.end(client, SERVER_ERROR, _failed(error), "subscribe")
+        node.refusals.end(client, SERVER_ERROR, error.why(), "subscribe")
     if client.end is None:
         if greet is not None:
             await greet()
@@ -221,7 +220,7 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
             node, client, channels, Rooms(node.options.outbox_limit), size
         )
     except BrokerError as error:
-        node.refusals.end(client, SERVER_ERROR, _failed(error), "subscribe")
+        node.refusals.end(client, SERVER_ERROR, error.why(), "subscribe")
         return ()
     except DisconnectError as error:
         client.disconnect(error.disconnect)
@@ -229,10 +228,6 @@ async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequenc
     except ReplyError as error:  # the options changed after the channel was allowed
         node.refusals.end(client, PERMISSION_DENIED, error.why, "subscribe")
         return ()
-
-
-def _failed(error: BrokerError) -> Why:
-    return Why(Cause.ENGINE, str(error) or "the engine does not answer")
 
 
 def _size_with_id(codec: EventCodec, wanted: Wanted) -> Size:
