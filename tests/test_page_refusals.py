@@ -248,7 +248,7 @@ async def test_another_host_of_other_paths(target: str, method: str, refused: Re
         assert server.node.refusals.counts == {"host": 1}
     line = refused.one()
     assert "what=request cause=host why=\"the request's Host 'pc.lan:8000'" in line
-    assert f"path={target}" in line
+    assert f"status=421 path={target}" in line
 
 
 async def test_a_page_that_calls_the_api_in_development_mode(refused: RefusedLines) -> None:

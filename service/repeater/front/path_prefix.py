@@ -82,7 +82,7 @@ def _lacking(scope: Any, path: str, prefix: str, refusals: Refusals) -> Answer:
     """404 to a path of ours that lacks the prefix, which is noted; to a call in JSON."""
     request, why = request_of_scope(scope), outside_prefix(path[:_SHOWN], prefix)
     what = ROUTES[path].name if path in ROUTES else "call"
-    refusals.note(why, what, status=HTTPStatus.NOT_FOUND, address=request.address)
+    refusals.note(why, what, status=404, address=request.address)
     answer = explained(refusals, answer_status(HTTPStatus.NOT_FOUND), why)
     if path in ROUTES:
         return answer

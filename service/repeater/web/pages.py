@@ -72,9 +72,9 @@ class PageCheck:
         refusals, route = self._node().refusals, ROUTES.get(request.path)
         if route is None:
             path, address = request.path[:_SHOWN], request.address
-            refusals.note(why, "request", status=status, path=path, address=address)
+            refusals.note(why, "request", status=int(status), path=path, address=address)
         else:
-            refusals.note(why, route.name, status=status, address=request.address)
+            refusals.note(why, route.name, status=int(status), address=request.address)
         answer = explained(refusals, answer_status(status), why)
         if is_api(request.path):
             told = why if refusals.explaining else Why(why.cause, status.phrase.lower())
