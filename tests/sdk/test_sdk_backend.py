@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+from repeater.errors import BAD_REQUEST
 from repeater.options import ChannelOptions
 from tests.answering import answering_threads
 from tests.sdk.clients import PROTOBUF
@@ -79,3 +81,42 @@ async def test_any_bytes_go_to_the_back_end_and_come_back(
     data = base64.b64encode(b"\xff\x00 any").decode()
     async with running(settings=settings) as server, sdk.client(server) as client:
         assert await client.call("rpc", method="echo", b64data=data) == {"b64data": data}
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A back end that fails twice, a moment late, and then lets everybody in."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).asked += 1
+        if self.asked <= 2:
+            time.sleep(0.3)  # of the back end's thread, so that the SDK has time to send more
+        text = b'{"result": {"user": "42"}}'
+        self.send_response(500 if self.asked <= 2 else 200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+async def test_what_is_sent_behind_a_failing_connect_is_no_end_for_good(sdk: SDK) -> None:
+    """The SDK comes back, also if it has sent more before it had the error of its connect."""
+    Failing.asked = 0
+    with answering_threads(Failing) as url:
+        async with (
+            running(
+                settings={"callbacks": {"connect_url": f"{url}/connect"}},
+                insecure=False,
+                channel=ChannelOptions(allow_subscribe_for_client=True),
+            ) as server,
+            sdk.client(server, connect=False) as client,
+        ):
+            await client.call("subscribe", channel="a", options={})
+            await client.call("connect")
+            await client.call("subscribe", channel="b", options={})
+            await client.heard("connected")
+            await client.heard("subscribed", "a")
+            await client.heard("subscribed", "b")
+            assert Failing.asked == 3
+            assert BAD_REQUEST.code not in server.node.statistics().ended
