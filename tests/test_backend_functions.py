@@ -27,6 +27,7 @@ from repeater.errors import (
     Disconnect,
     DisconnectError,
     ErrorCode,
+    IntakeFullError,
     ReplyError,
 )
 from repeater.node import open_node
@@ -292,15 +293,19 @@ async def test_a_publication_that_cannot_be(grant: object) -> None:
         assert node.statistics().repeater.publications == 0
 
 
-async def test_an_engine_that_is_down_is_nobodys_mistake(caplog: pytest.LogCaptureFixture) -> None:
-    """A BrokerError of a function is error 100, without a traceback."""
+@pytest.mark.parametrize("error", [BrokerError("down"), IntakeFullError()], ids=repr)
+async def test_an_engine_without_room_is_nobodys_mistake(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What publishing raises in a function is error 100, without a traceback."""
 
     async def rpc(*_: object) -> object:
-        raise BrokerError("down")
+        raise error
 
     backend = BackendFunctions(connect=ann, rpc=rpc)
     async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
         assert await talk.call("rpc", method="m") == INTERNAL
+        assert node.statistics().refusals["callback"] == 1
     assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
 
 

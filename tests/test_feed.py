@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.brokers.memory import MemoryBroker
+from repeater.brokers.receipts import Receipt
 from repeater.clients.feed import Feed, ListenerBehindError
 from repeater.errors import BrokerError, ReplyError
 from repeater.node import Node
@@ -18,6 +19,7 @@ from repeater.publication import StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.brokers import ForwardingBroker, HeldChannels, LateBroker, TestBroker
 from tests.conversation import talking
+from tests.engines import Gate
 
 KEEPS = NodeOptions(channel=ChannelOptions(history_size=100))
 KEEPS_TEN = NodeOptions(channel=ChannelOptions(history_size=10))
@@ -438,6 +440,57 @@ async def test_the_block_begins_when_the_channel_is_held() -> None:
         await entered.wait()
         await publish(node, 2)
     assert [call for call, _ in broker.calls] == ["hold", "history", "history", "release"]
+
+
+async def test_the_reader_comes_later_than_the_answers() -> None:
+    """What was published before the channel was held is read all the same."""
+    gate = Gate()
+
+    class NothingBefore(TestBroker):
+        """Events come when the channel is held, and not before."""
+
+        def hold(self, channel: str) -> Receipt[None]:
+            self.fate = lambda event: ()
+            return gate.answer(self.begin)
+
+        def begin(self) -> None:
+            self.fate = lambda event: (event,)
+
+    async with open_test_node(KEEPS, broker=NothingBefore()) as node:
+        gate.shut()
+        feed = node.listen("news")
+        await publish(node, 1, 2)
+        gate.open()
+        assert await taken(feed) == [1, 2]
+        await publish(node, 3)
+        assert await taken(feed) == [3]
+
+
+async def test_a_hold_that_fails_at_once() -> None:
+    """A receipt may be settled with an error already: the broker is asked again by the reader."""
+
+    class FailsAtOnce(ForwardingBroker):
+        """Its first answer is an error."""
+
+        failures = 1
+
+        def hold(self, channel: str) -> Receipt[None]:
+            receipt: Receipt[None] = Receipt()
+            failed, self.failures = self.failures, 0
+            receipt.settle(BrokerError("down") if failed else None)
+            return receipt
+
+    broker = FailsAtOnce()
+    async with open_test_node(KEEPS, broker=broker) as node:
+        feed = node.listen("news")
+        await publish(node, 1)
+        assert await taken(feed) == [1]
+        await publish(node, 2)
+        assert await taken(feed) == [2]
+        broker.failures = 1
+        async with node.listen("other") as other:
+            await publish(node, 3, channel="other")
+            assert await taken(other) == [3]
 
 
 async def test_answers_that_come_late() -> None:

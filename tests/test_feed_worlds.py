@@ -109,7 +109,7 @@ class World:
             self.given = dict(self.published)
             self.loose.clear()
         elif action == "resume":
-            positions = {one.name: one.position for one in self.feed._places.values()}
+            positions = {one.name: one.position for one in self.feed._channels.values()}
             self.feed = self.listen({name: at for name, at in positions.items() if at is not None})
             self.loose |= {name for name, at in positions.items() if at is None}
         elif action in ("shut", "open"):

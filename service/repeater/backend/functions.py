@@ -22,7 +22,7 @@ from repeater.access.grants import (
 from repeater.backend.contract import BackendStatistics, EndpointStatistics
 from repeater.backend.options import CallbackKind
 from repeater.causes import Cause, Why
-from repeater.errors import BrokerError, DisconnectError, ReplyError
+from repeater.errors import BrokerError, DisconnectError, IntakeFullError, ReplyError
 from repeater.failures import Failures
 from repeater.json_text import NOTHING, json_of, json_text
 from repeater.protocol.centrifugo.commands import ConnectRequest
@@ -179,15 +179,18 @@ class BackendFunctions:
         except BrokerError:
             counts.failed += 1
             raise
+        except IntakeFullError:  # it wanted to publish
+            counts.failed += 1
+            raise BrokerError("the program's function found no room to publish") from None
         except Exception as error:  # the boundary: the program's function runs for one client
             counts.failed += 1
             self._failures.note(f"the function {kind}", error)
-            raise BrokerError(f"the function {kind} failed: {type(error).__name__}") from None
+            raise BrokerError(f"the program's function failed: {type(error).__name__}") from None
         finally:
             counts.under_way -= 1
         counts.failed += 1
         counts.timeouts += 1
-        late = BrokerError(f"the function {kind} took longer than {self._timeout:g} s")
+        late = BrokerError(f"the program's function took longer than {self._timeout:g} s")
         self._failures.note(f"the function {kind}", late)
         raise late
 

@@ -11,7 +11,6 @@ The hub has the mailbox and never the feed. So a feed that nobody refers to any 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -21,13 +20,12 @@ import msgspec
 import trio
 
 from repeater.brokers.receipts import Receipt
+from repeater.clients.feed_channel import FeedChannel
 from repeater.errors import BrokerError, RepeaterError, ReplyError
 from repeater.fanout.recovery import named_position
-from repeater.publication import START, Publication, Rupture, StreamPosition
+from repeater.publication import Publication, Rupture, StreamPosition
 
 if TYPE_CHECKING:
-    from repeater.brokers.contract import Page
-    from repeater.brokers.receipts import Answer
     from repeater.clients.contract import ClientNode
     from repeater.fanout.mailbox import Mailbox
 
@@ -64,123 +62,6 @@ class FeedStatistics(msgspec.Struct, frozen=True):
     """Publications that were read from the history."""
 
 
-class _Place:
-    """Where a feed is in one channel. Lives inside the feed. All sync."""
-
-    def __init__(self, name: str, since: StreamPosition | None) -> None:
-        self.name = name
-        self.position = since
-        """The last position that was given; None without a stream, and while it is not known."""
-        self.opened = False
-        """Whether the channel's events come, and its position is known, if it has one."""
-        self.asked = False
-        self.held: Answer[None] = None
-        self.top: Answer[Page] | None = None
-        """The answers that `opened` waits for, once they are asked for."""
-        self.loose = False
-        """Whether the next publication need not follow the position."""
-        self.due = since is not None
-        """Whether the history is to be read before the mailbox."""
-        self.pending: deque[Publication] = deque()
-        """What was read from the history, and is not given yet."""
-        self.lost = ""
-        """Why publications are missing, as long as the reader was not told."""
-        self._late = False
-        self._doubted: Publication | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether the next publication of this channel is in the mailbox."""
-        return self.opened and not (self.due or self.pending or self.lost)
-
-    def ask(self, node: ClientNode) -> None:
-        """Ask the broker for the channel's events, and for its position at this moment.
-
-        Raises:
-            BrokerError: the engine is known to be down.
-        """
-        self.held = node.broker.hold(self.name)
-        if self.position is None:
-            options = node.channels.options(self.name)
-            if options.history_size:
-                self.top = node.broker.history(self.name, options, limit=0)
-        self.asked = True
-        if _is_there(self.held) and _is_there(self.top):
-            top = self.top
-            self.open(top.result() if isinstance(top, Receipt) else top)
-
-    def open(self, page: Page | None, *, held_late: bool = False, late: bool = False) -> None:
-        """Note that the channel's events come, and where it was.
-
-        Args:
-            page: Has the channel's position; None if it has none, or if it was given.
-            held_late: Whether there was a wait until they came: the history may have some more.
-            late: Whether the position is one of a later moment than `ask`. Then the mailbox may
-                have publications that came since, and that are not behind it.
-        """
-        if page is not None:
-            self.position, self._late = page[1], late
-        self.due = self.due or (held_late and self.position is not None)
-        self.opened = True
-        self.held = self.top = None
-
-    def given(self, publication: Publication) -> bool:
-        """Whether it was given already: the history had it, too."""
-        at = self.position
-        if at is None or not publication.offset or publication.epoch != at.epoch:
-            return False
-        return publication.offset <= at.offset and not self._late
-
-    def follows(self, publication: Publication) -> bool:
-        """Whether nothing is missing between the position and this publication."""
-        at = self.position
-        if at is None or self.loose or not publication.offset:
-            return True
-        if publication.epoch != at.epoch:
-            return False
-        early = self._late and publication.offset <= at.offset
-        return early or publication.offset == at.offset + 1
-
-    def give(self, publication: Publication) -> Publication:
-        """Move the position to this publication."""
-        if publication.offset:
-            self.position = publication.position
-            self.loose = self._late = False
-        return publication
-
-    def doubt(self, publication: Publication) -> bool:
-        """Note that it does not follow; False if the history did not help the last time."""
-        first, self._doubted = self._doubted is not publication, publication
-        return first
-
-    def miss(self, reason: str) -> None:
-        """Note that publications are missing: the reader is told, and what comes next is given."""
-        self.lost = reason
-        self.loose = True
-        self.due = False
-
-    def read(self, page: Page) -> None:
-        """Take a part of the history behind the position; note a loss if it does not follow."""
-        publications, top = page
-        since = self.position
-        assert since is not None
-        following = publications[0].offset if publications else top.offset + 1
-        self.due = bool(publications) and publications[-1].offset < top.offset
-        if since == START:
-            self.position, self.loose = StreamPosition(0, top.epoch), True
-        elif since.epoch not in ("", top.epoch):
-            self.miss("the channel's stream began anew")
-        elif since.offset > top.offset:
-            self.position = None
-            self.miss("the channel's stream ends before it")
-        elif following != since.offset + 1:
-            self.miss("the channel's history does not reach so far back")
-            self.due = bool(publications) and publications[-1].offset < top.offset
-        elif not since.epoch:
-            self.position = StreamPosition(since.offset, top.epoch)
-        self.pending.extend(publications)
-
-
 class Feed:
     """The publications of some channels, one after the other. Made by `Node.listen`.
 
@@ -192,15 +73,15 @@ class Feed:
         self,
         node: ClientNode,
         mailbox: Mailbox,
-        places: Iterable[_Place],
+        channels: Iterable[FeedChannel],
         token: trio.lowlevel.TrioToken,
         *,
         recover: bool,
     ) -> None:
         self._node = node
         self._mailbox = mailbox
-        self._places = {place.name: place for place in places}
-        self._unsettled = dict.fromkeys(self._places.values())
+        self._channels = {channel.name: channel for channel in channels}
+        self._unsettled = dict.fromkeys(self._channels.values())
         """Channels whose next publication is not in the mailbox."""
         self._recover = recover
         self._busy = False
@@ -210,10 +91,10 @@ class Feed:
 
     def ask(self) -> None:
         """Ask the broker for all channels at once. What fails is asked again by the reader."""
-        for place in self._places.values():
+        for channel in self._channels.values():
             with suppress(BrokerError):
-                place.ask(self._node)
-        self._unsettled = dict.fromkeys(one for one in self._places.values() if not one.settled)
+                channel.ask(self._node)
+        self._unsettled = dict.fromkeys(one for one in self._channels.values() if not one.settled)
 
     def __del__(self) -> None:
         # Also called by the garbage collector: in any thread, and in the middle of fan-out. So the
@@ -236,8 +117,8 @@ class Feed:
         with self._alone():
             try:
                 await trio.lowlevel.checkpoint()
-                for place in self._places.values():
-                    await self._open(place)
+                for channel in self._channels.values():
+                    await self._open(channel)
             except BaseException:  # failed or cancelled: there is no block that would end the feed
                 self.close()
                 raise
@@ -300,127 +181,121 @@ class Feed:
         """The next publication, if no history has to be read before it."""
         mailbox = self._mailbox
         while (event := mailbox.peek()) is not None:
-            place = self._places[event.channel]
+            channel = self._channels[event.channel]
             if isinstance(event, Rupture):
                 mailbox.take()
-                self._lose(place, "the engine lost them")
+                self._lose(channel, "the engine lost them")
                 return None
-            if place.given(event):
+            if channel.given(event):
                 mailbox.take()
-            elif place.follows(event):
+            elif channel.follows(event):
                 mailbox.take()
-                return place.give(event)
+                return channel.give(event)
             else:
-                again = place.doubt(event)
-                self._lose(place, "the engine did not send them", recover=again)
+                again = channel.doubt(event)
+                self._lose(channel, "the engine did not send them", recover=again)
                 return None
         if mailbox.dropped:
             self._behind += 1
             for name, unnumbered in mailbox.resume().items():
-                place = self._places[name]
-                self._lose(place, "they did not fit into the feed's limit")
-                if unnumbered and not place.lost:  # in no history
-                    place.miss("they did not fit into the feed's limit")
-                    place.due = True
+                channel = self._channels[name]
+                self._lose(channel, "they did not fit into the feed's limit")
+                if unnumbered and not channel.lost:  # in no history
+                    channel.miss("they did not fit into the feed's limit")
+                    channel.due = True
         return None
 
-    def _lose(self, place: _Place, reason: str, *, recover: bool = True) -> None:
+    def _lose(self, channel: FeedChannel, reason: str, *, recover: bool = True) -> None:
         """Have the history read for what is missing, or the reader told if that is not possible."""
-        self._unsettled[place] = None
-        if recover and self._recover and place.position is not None and not self._mailbox.ended:
-            place.due = True
+        self._unsettled[channel] = None
+        if recover and self._recover and channel.position is not None and not self._mailbox.ended:
+            channel.due = True
         else:
-            place.miss(reason)
+            channel.miss(reason)
 
-    async def _settle(self, place: _Place) -> Publication | None:
+    async def _settle(self, channel: FeedChannel) -> Publication | None:
         """Do the next step for a channel whose next publication is not in the mailbox."""
-        if place.lost:
-            reason, place.lost = place.lost, ""
+        if channel.lost:
+            reason, channel.lost = channel.lost, ""
             self._node.mailboxes.lost += 1
-            raise ListenerBehindError(place.name, place.position, reason)
-        if place.pending:
-            publication = place.pending.popleft()
-            if place.given(publication):
+            raise ListenerBehindError(channel.name, channel.position, reason)
+        if channel.pending:
+            publication = channel.pending.popleft()
+            if channel.given(publication):
                 return None
-            if place.follows(publication):
+            if channel.follows(publication):
                 self._recovered += 1
-                return place.give(publication)
-            place.pending.appendleft(publication)
-            place.miss("the channel's history has a gap")
-        elif not place.opened and not self._mailbox.ended:
-            await self._open(place)
-        elif place.due:
-            await self._read(place)
+                return channel.give(publication)
+            channel.pending.appendleft(publication)
+            channel.miss("the channel's history has a gap")
+        elif not channel.opened and not self._mailbox.ended:
+            await self._open(channel)
+        elif channel.due:
+            await self._read(channel)
         else:
-            self._unsettled.pop(place, None)
+            self._unsettled.pop(channel, None)
         return None
 
-    async def _open(self, place: _Place) -> None:
+    async def _open(self, channel: FeedChannel) -> None:
         """Wait until the channel's events come, and its position is known."""
-        if place.opened or self._mailbox.ended:
+        if channel.opened or self._mailbox.ended:
             return
         answered = self._node.answered
         try:
-            if not place.asked:
-                place.ask(self._node)
-            held, page = place.held, place.top
-            held_late, late = not _is_there(held), not _is_there(page)
+            if not channel.asked:
+                channel.ask(self._node)
+            held, page = channel.held, channel.top
             if isinstance(held, Receipt):
                 await answered(held)
             if isinstance(page, Receipt):
                 page = await answered(page)
         except BrokerError:
-            place.asked = False
+            channel.asked = False
             self._node.broker_errors["subscribe"] += 1
             raise
-        if not place.opened:  # at once, if the engine was asked once more
-            place.open(page, held_late=held_late, late=late)
+        if not channel.opened:  # at once, if the engine was asked once more
+            channel.open(page)
 
-    async def _read(self, place: _Place) -> None:
+    async def _read(self, channel: FeedChannel) -> None:
         """Read a part of the history behind a channel's position."""
-        since, node = place.position, self._node
+        since, node = channel.position, self._node
         options = None
         with suppress(ReplyError):  # a reload may have removed the namespace
-            options = node.channels.options(place.name)
+            options = node.channels.options(channel.name)
         if self._mailbox.ended:
-            place.miss("the node has ended")
+            channel.miss("the node has ended")
         elif options is None or since is None or not options.history_size:
-            place.miss("the channel keeps no history")
+            channel.miss("the channel keeps no history")
         else:
             try:
-                page = node.broker.history(place.name, options, since=since, limit=_PAGE)
+                page = node.broker.history(channel.name, options, since=since, limit=_PAGE)
                 if isinstance(page, Receipt):
                     page = await node.answered(page)
             except BrokerError:
                 node.broker_errors["history"] += 1
                 raise
-            place.read(page)
-
-
-def _is_there(answer: Answer[object]) -> bool:
-    """Whether an answer need not be waited for."""
-    return not isinstance(answer, Receipt) or answer.settled
+            channel.read(page)
 
 
 def open_feed(
     node: ClientNode,
-    channels: Sequence[str],
+    names: Sequence[str],
     since: StreamPosition | Mapping[str, StreamPosition] | None,
     *,
     recover: bool,
     limit: int,
 ) -> Feed:
     """Open a feed; see `ChannelOperations.listen`."""
-    names = tuple(dict.fromkeys(channels))
+    names = tuple(dict.fromkeys(names))
     if not names or limit < 1:
         raise ValueError("listen needs a channel, and a limit above 0")
     positions = _positions(node, names, since)
     for name in names:
         node.channels.options(name)
-    places = [_Place(name, positions.get(name)) for name in names]
+    channels = [FeedChannel(name, positions.get(name)) for name in names]
     token = trio.lowlevel.current_trio_token()  # raises outside of Trio, before anything is open
     mailbox = node.mailboxes.open(names, limit)
-    feed = Feed(node, mailbox, places, token, recover=recover)
+    feed = Feed(node, mailbox, channels, token, recover=recover)
     if not mailbox.ended:
         feed.ask()
     return feed
