@@ -101,7 +101,7 @@ async def test_the_key_of_the_file_is_not_sent_to_another_url() -> None:
     async with running() as server:
         write("port = 1", f'api_key = "{KEY}"')
         url = f"http://127.0.0.1:{server.port}"
-        said = " (no API key was sent: give --api-key, REPEATER_API_KEY or --config)\n"
+        said = " (give --api-key, REPEATER_API_KEY or --config)\n"
         assert (await run("info", "--url", url)).stderr.endswith(said)
         assert (await run("info", REPEATER_URL=url)).stderr.endswith(said)
         config = ("--config", "repeater.toml")

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 10.0  # seconds
 _INTERNAL: Final = 100  # the code, also of what a broker that is down cannot do
 _TEMPORARY: Final = " (/health/ready and the server's log say what is down)"
-_NO_KEY: Final = "no API key was sent: give --api-key, REPEATER_API_KEY or --config"
-_KEY: Final = "is the API key right?"
+_NO_KEY: Final = " (give --api-key, REPEATER_API_KEY or --config)"
 
 
 def ask(server: Server, method: str, **body: object) -> Any:
@@ -55,8 +54,9 @@ def _post(server: Server, url: str, body: bytes) -> dict[str, Any]:
             return answer if isinstance(answer, dict) else {}
     except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise click.ClickException(visible(f"cannot reach {where}: {error}")) from None
-    hint = f" ({_KEY if server.api_key else _NO_KEY})" if response.status_code == 401 else ""
     said = _message(response)
+    unauthorized = response.status_code == 401 and not server.api_key
+    hint = _NO_KEY if unauthorized else ""
     raise click.ClickException(visible(f"{where} answered {response.status_code}{said}{hint}"))
 
 
