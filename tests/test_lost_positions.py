@@ -239,7 +239,7 @@ async def test_a_replay_that_grows_too_large(autojump_clock: MockClock) -> None:
         (joining,) = await open_subscriptions(node, client, channels)
         assert joining.why_lost() is None
         replay = Replay(EVENT_STREAM, [joining], ("a",), {"a"}, 10)
-        await replay.prepare(1.0)
+        await replay.prepare(node.turns.give_way)
         assert b"reset" in b"".join(replay.finish())
         why = joining.why_lost()
         assert why is not None

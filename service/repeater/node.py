@@ -168,6 +168,10 @@ class Node(UserConnections, ChannelOperations, Overview):
         overview.register(self, self.questions)
         emulated_message.register(self, self.questions)
         self.position_sets = PositionSets()
+        self.replays = trio.Lock()
+        """One replay is encoded at a time, first come, first served. A thousand that come back at
+        once would else all be late, and their bytes all wait in memory. Held without waiting for
+        anything but turns."""
         self._intake = Intake(options.intake_limit, options.intake_bytes, options.batch_limit)
         self._repeater = Repeater(self.hub, self._intake, options.fanout_budget, self.failures)
         self._repeated = trio.Event()

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
+import trio
+
 from repeater.access.channel_rules import ChannelRules
 from repeater.access.grants import TokenVerifier
 from repeater.backend.contract import Backend
@@ -60,6 +62,8 @@ class ClientNode(Protocol):
     denials: Denials
     emulation: Emulation
     position_sets: PositionSets
+    replays: trio.Lock
+    """Held while a plain subscriber's past events are encoded, see `plain.listening`."""
     connection_log: ConnectionLog
     refusals: Refusals
     turns: Turns

@@ -130,15 +130,17 @@ class Joining:
     def absorb(self) -> Sequence[Publication]:
         """Take the publications that gathered since the history was read, for the answer.
 
-        Those behind a gap in the offsets stay, so that `complete` finds the gap.
+        With a gap in the offsets all of them stay, so that `complete` finds the gap.
         """
         self._heed_drop()
         if self.joined is None:
             return ()
-        gathered = self._gathered()
+        gathered = self.subscription.channel.joining.get(self.subscription)
         if not gathered:
             return ()
         gone_on = go_on(self.joined.position, gathered)
+        if not gone_on.gap:
+            gathered.take()
         self.joined = msgspec.structs.replace(self.joined, position=gone_on.position)
         return [one for one in gone_on.publications if one.offset]
 

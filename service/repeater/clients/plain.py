@@ -162,7 +162,9 @@ async def listening(
     if wanted.asked:  # there may be much to send, which is not to be kept while it waits
         await _find_shared(node, base, tracked, names, patience)
     replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
-    await replay.prepare(node.options.fanout_budget)
+    if not replay.is_empty:
+        async with node.replays:
+            await replay.prepare(node.turns.give_way)
     codec = await _codec(node, base, tracked, names, patience)
     with node.position_sets.use((base, names), codec) if codec.positions else nullcontext():
         _go_live(node, client, joinings, codec, replay)

@@ -1,16 +1,14 @@
 """What a plain subscriber gets before its live events: what it missed, or a `reset`.
 
-Missed events are encoded while publications still gather, in turns. The end is one sync call in
-which what gathered is added and the subscriptions go live, so that nothing comes between.
+Missed events are encoded while publications still gather, and then what gathered meanwhile, in the
+turns that all readers share. The end is one sync call in which the few that came last are added and
+the subscriptions go live, so that nothing comes between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from time import perf_counter
 from typing import TYPE_CHECKING
-
-import trio
 
 from repeater.fanout.recovery import Loss
 from repeater.protocol.sse.event_id import EventIds, event_id
@@ -19,6 +17,7 @@ from repeater.publication import Publication, StreamPosition
 if TYPE_CHECKING:
     from repeater.clients.joining import Joining
     from repeater.protocol.event_codec import EventCodec
+    from repeater.turns import GiveWay
 
 
 class Replay:
@@ -73,18 +72,25 @@ class Replay:
         begin = event_id(at, channels)
         self._chunks = [codec.reset(lost, begin) if lost else codec.silent_id(begin)]
 
-    async def prepare(self, seconds: float) -> None:
-        """Encode what was missed; a checkpoint whenever a turn of so many seconds is over."""
-        ends = perf_counter() + seconds
-        for joining in self._recovered:
-            assert joining.joined is not None
-            for publication in joining.joined.publications:
-                self._add(publication)
-                if perf_counter() >= ends:
-                    await trio.lowlevel.checkpoint()
-                    ends = perf_counter() + seconds
-                if self._too_much:
-                    return
+    @property
+    def is_empty(self) -> bool:
+        """Whether the client gets no past events, so that there is nothing to prepare."""
+        return not any(one.joined and one.joined.publications for one in self._recovered)
+
+    async def prepare(self, give_way: GiveWay) -> None:
+        """Encode what was missed, then what gathered meanwhile, until nothing more has gathered.
+
+        It ends in any case: if publications come faster, they are too much at last.
+        """
+        missed = [one.joined.publications for one in self._recovered if one.joined is not None]
+        while any(missed):
+            for publications in missed:
+                for publication in publications:
+                    if self._too_much:
+                        return
+                    self._add(publication)
+                    await give_way()
+            missed = [one.absorb() for one in self._tracked]
 
     def finish(self) -> Sequence[bytes]:
         """The chunks to send, now that the client goes live in the same breath."""
