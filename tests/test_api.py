@@ -157,7 +157,7 @@ async def test_an_odd_body_is_published(body: bytes, data: bytes) -> None:
         (
             b"{",
             400,
-            b'{"code":107,"message":"bad request: the body is not JSON: Input data was truncated"}',
+            b'{"code":107,"message":"bad request: the body is not JSON: it ends too early"}',
         ),
     ],
 )
@@ -322,7 +322,7 @@ SUMMARY = {
             "line": 4,
             "error": {
                 "code": 107,
-                "message": "bad request: the line is not JSON: Input data was truncated",
+                "message": "bad request: the line is not JSON: it ends too early",
             },
         },
         {

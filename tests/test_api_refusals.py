@@ -51,7 +51,7 @@ def errors(text: bytes) -> list[dict[str, Any]]:
     ("method", "body", "code", "message"),
     [
         ("publish", b"", 107, "the body is empty: send a JSON object"),
-        ("publish", b"{'a':1}", 107, "not JSON: JSON is malformed: object keys must be strings"),
+        ("publish", b"{'a':1}", 107, "not JSON: object keys must be strings"),
         ("publish", b"{'a':1}", 107, "names and texts need double quotes"),
         ("publish", b"channel=news&data=1", 107, "send a JSON object"),
         ("publish", b'{"channel":"\xff"}', 107, "the body is not JSON in UTF-8"),
@@ -59,6 +59,9 @@ def errors(text: bytes) -> list[dict[str, Any]]:
         ("publish", b"[]", 107, "the body must be an object, not a list"),
         ("publish", b"{}", 107, "channel: missing or empty"),
         ("publish", b'{"channel":null,"data":1}', 107, "channel: missing or empty"),
+        ("publish", b'{"chanel":"a","data":1}', 107, "unknown fields: 'chanel'"),
+        ("publish", b'{"channel":"a","message":1}', 107, "data: missing or empty: the body has"),
+        ("publish", b'{"channel":"\\ud800","message":1}', 107, "printable ASCII"),
         ("publish", b'{"channel":7,"data":1}', 107, "channel: must be text, not a number"),
         ("publish", b'{"channel":7,"data":1,"tags":null}', 107, "channel: must be text"),
         ("publish", b'{"channel":"a"}', 107, "data: missing or empty: give data, or b64data"),

@@ -138,7 +138,7 @@ class _Calls:
             await self.finish()
             return {name: await method.call(self._node, body, self._budget)}
         except (ReplyError, BrokerError, IntakeFullError) as fault:
-            raise reply_error(fault, method, body) from None
+            raise reply_error(fault, method, body, argument) from None
 
     async def _leave_open(
         self, name: str, answers: int, result: Callable[[], Awaitable[object]]

@@ -122,7 +122,7 @@ async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = Fal
         note_refusal(node, name, error.refusal)
         return error.refusal.answer(transport_mode=transport_mode)
     except (ReplyError, BrokerError) as error:
-        told = reply_error(error, chosen, body)
+        told = reply_error(error, chosen, body, text)
         note(node, name, told, body)
         return answer_error(told, transport_mode=transport_mode)
     except IntakeFullError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from repeater.api.answers import INTAKE_FULL, Failure, api_error
 from repeater.causes import Cause, Why
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
@@ -25,27 +27,46 @@ Fault = ReplyError | BrokerError | IntakeFullError
 
 _SHOWN: Final = 60
 """Characters of a name that nobody knows, in answers and in the log."""
+_UNKNOWN: Final = 3  # names of a body that are told
+_MISSING: Final = "missing or empty"
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def reply_error(fault: Fault, method: Method | None = None, body: object = None) -> ReplyError:
-    """The error to answer with. With a method and a body, the first field that is missing is named.
+def reply_error(
+    fault: Fault, method: Method | None = None, body: object = None, text: bytes = b""
+) -> ReplyError:
+    """The error to answer with.
 
-    A missing field is what most errors with code 107 come from, whatever noticed it.
+    Given the method, its body and the body's text, an error names the first field that is missing,
+    whatever noticed it, and fields that the method does not have: one may be misspelt.
     """
     if isinstance(fault, IntakeFullError):
         return ReplyError(ErrorCode.TOO_MANY_REQUESTS, why=INTAKE_FULL.why)
     if isinstance(fault, BrokerError):
         return ReplyError(ErrorCode.INTERNAL, why=Why(Cause.ENGINE, str(fault) or "it failed"))
-    if method is not None and body is not None and fault.code is ErrorCode.BAD_REQUEST:
-        for name in method.needs:
-            if not getattr(body, name):
-                return ReplyError(fault.code, why=missing(name))
-    return fault
+    if method is None or body is None or fault.code is not ErrorCode.BAD_REQUEST:
+        return fault
+    lacking = (missing(name) for name in method.needs if not getattr(body, name))
+    why = next(lacking, fault.why)
+    if _MISSING in why.text and (unknown := _unknown_fields(method, text)):
+        why = Why(why.cause, why.text, f"the body has unknown fields: {unknown}")
+    return fault if why is fault.why else ReplyError(fault.code, why=why)
+
+
+def _unknown_fields(method: Method, text: bytes) -> str:
+    """The names of the first fields that a method does not have; empty without any."""
+    try:
+        names = _decode_fields(text)
+    except msgspec.DecodeError:
+        return ""  # what the second look of a reader takes, such as lone surrogates
+    unknown = [name[:_SHOWN] for name in names if name not in method.fields]
+    return ", ".join(map(repr, unknown[:_UNKNOWN]))
 
 
 def missing(field: str) -> Why:
     """Why a call without this field is refused."""
-    return Why(Cause.REQUEST, f"{field}: missing or empty")
+    return Why(Cause.REQUEST, f"{field}: {_MISSING}")
 
 
 def no_method(name: str, known: Iterable[str]) -> Why:

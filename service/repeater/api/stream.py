@@ -166,7 +166,7 @@ class EventStream:
         except (IntakeFullError, BrokerError) as error:
             self._stop(self._line + 1, error)
         except ReplyError as error:
-            self._fail(reply_error(error, _PUBLISH, body), body)
+            self._fail(reply_error(error, _PUBLISH, body, line), body)
         else:
             if isinstance(answer, Receipt):
                 self._open.append((self._line + 1, answer))

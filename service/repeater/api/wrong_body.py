@@ -13,6 +13,9 @@ _LOOK: Final = 1_024  # bytes of a body in which single quotes are looked for
 _DEEPER: Final = "deeper"
 _NOT_TEXT: Final = "not JSON"
 """What a `reader` says of text that no parser can look at."""
+_MALFORMED: Final = "JSON is malformed: "
+_PLAINER: Final = {"Input data was truncated": "it ends too early"}
+"""What the parser says that needs other words."""
 _OBJECT: Final = "send a JSON object"
 
 
@@ -38,6 +41,7 @@ def not_json(error: msgspec.DecodeError, text: bytes, whole: str = "the body") -
     said = str(error)
     if said.startswith(_DEEPER):
         return Why(Cause.REQUEST, f"{whole} is nested {said}")
+    said = _PLAINER.get(said, said.removeprefix(_MALFORMED))
     reason = f": {said}" if said != _NOT_TEXT else " in UTF-8"
     begin = text[:_LOOK].lstrip()
     mend = ""
