@@ -15,7 +15,7 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.testing import open_test_node
 from repeater.web.faults import FaultCheck
 from tests.refusing import RefusedLines
-from tests.serving import Peer, peer, running
+from tests.serving import UPGRADE, Peer, peer, running
 from tests.test_rest import WAYS, caller
 
 LONG = b"x" * 256
@@ -443,3 +443,13 @@ async def test_a_fault_of_the_request() -> None:
     (error,) = errors(sent[1]["body"])
     assert error["code"] == 107
     assert error["message"].startswith("bad request: ")
+
+
+async def test_a_websocket_to_nowhere() -> None:
+    """Is no call: it gets the 404 that it always got, and is no failure."""
+    async with running() as server:
+        for path in ("/nothing", "/api/publich"):
+            async with peer(server) as client:
+                await client.stream.send_all(UPGRADE.format(path=path, more="").encode())
+                assert b" 404 " in await client.until(b"\r\n\r\n")
+        assert server.node.failures.counts.total() == 0

@@ -88,7 +88,8 @@ class ReplyError(RepeaterError):
         self.message = message or code.message
         self.temporary = code.temporary if temporary is None else temporary
         self.why = why or Why(_CAUSES.get(code, Cause.REQUEST), self.message)
-        super().__init__(f"{code.value} {self.message}")
+        # The text of the exception is for programs that hold a node: it says why.
+        super().__init__(f"{code.value} {self.message}" + (f": {why}" if why else ""))
 
 
 class ApplicationError(ReplyError):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from quart import Blueprint, Response, current_app, request
+from quart import Blueprint, Response, current_app, has_request_context, request
 from quart.typing import ResponseReturnValue
 
 from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, CallRefusal
@@ -58,6 +58,8 @@ def _view(node: Callable[[], Node], name: str) -> Callable[[], Awaitable[Respons
 
 def answer_error(node: Node, error: HTTPException) -> Response | None:
     """The answer to a request of the API that Quart refuses; None for requests of other routes."""
+    if not has_request_context():  # a WebSocket
+        return None
     if not is_api(request.path) or request.blueprint not in _ROUTES or (error.code or 0) < 400:
         return None
     limit = current_app.config["MAX_CONTENT_LENGTH"]
