@@ -77,6 +77,32 @@ def test_it_comes_back_when_there_is_room(context: BrowserContext, site: Site) -
     page.evaluate("() => window.source.close()")
 
 
+def test_the_network_tab_of_a_foreign_page_says_why(
+    context: BrowserContext, site: Site, elsewhere: str
+) -> None:
+    """In development mode, in a header of the answer, whose body no browser shows."""
+    said: list[str] = []
+
+    def note(event: dict[str, dict[str, str]]) -> None:
+        said.extend(
+            value for name, value in event["headers"].items() if name.lower() == "repeater-refused"
+        )
+
+    page = context.new_page()
+    tab = context.new_cdp_session(page)
+    tab.send("Network.enable")
+    tab.on("Network.responseReceivedExtraInfo", note)
+    page.goto(elsewhere)
+    page.evaluate(OPEN, f"{site.url}/events?channel=news")
+    page.wait_for_function(f"() => window.source.readyState === {CLOSED}")
+    for _ in range(100):
+        if said:
+            break
+        page.wait_for_timeout(50)
+    assert said
+    assert "is not in allowed_origins" in said[0]
+
+
 def test_a_foreign_page_reaches_nothing(
     context: BrowserContext, site: Site, elsewhere: str
 ) -> None:

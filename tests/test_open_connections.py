@@ -117,6 +117,7 @@ async def test_the_oldest_silent_connection_goes(limit: str) -> None:
         for client in crowd[:2]:
             assert await client.rest() == b""
         assert server.node.statistics().limited == {"pending_connections": 2}
+        assert server.node.refusals.counts == {"limit": 2}
         assert server.acceptor.statistics().open == 5
 
 

@@ -46,6 +46,13 @@ KEEP = "have the proxy keep Host"
             "open the page as http://127.0.0.1:3000",
         ),
         (
+            "http://localhost:3000",
+            "localhost:8000",
+            ("http://127.0.0.1:3000",),
+            "http://localhost:3000 and http://127.0.0.1:3000 are two origins",
+            "open the page as http://127.0.0.1:3000",
+        ),
+        (
             "http://[::1]:3000",
             "rt.example.com",
             ("http://localhost:*",),

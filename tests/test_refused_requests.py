@@ -170,7 +170,7 @@ async def test_a_wrong_handshake(refused: RefusedLines) -> None:
     async with running() as server, peer(server) as client:
         headers: Any = {**UPGRADE, "Sec-WebSocket-Key": "short"}
         assert (await ask(client, "/ws?channel=news", **headers))[0] == 400
-    assert "invalid Sec-WebSocket-Key header" in refused.one()
+    assert "the handshake of a WebSocket: invalid Sec-WebSocket-Key header: short" in refused.one()
 
 
 @pytest.mark.parametrize("path", ["/events", "/connection/http_stream", "/emulation"])

@@ -68,7 +68,12 @@ def why_foreign(asked: Asked, allowed: Sequence[str]) -> Why:
         reason = "a file (file://), a sandboxed frame or a redirect has none"
         return _why(f"{text}: {reason}", f"serve the page by http://, or {add}")
     text += f", and not our own (Host is {_shown(asked.host or '')})"
-    near = _changed(found, asked) or _near_us(found, asked) or _near_allowed(found, allowed)
+    near = (
+        _changed(found, asked)
+        or _renamed(found, asked)
+        or _near_allowed(found, allowed)
+        or _other_port(found, asked)
+    )
     if near is None:
         return _why(text, add)
     reason, mend = near
@@ -112,18 +117,23 @@ def _change(asked: Asked) -> str:
     return f"a proxy has changed Host from {before} to {after}"
 
 
-def _near_us(origin: Origin, asked: Asked) -> _Near | None:
-    """How the origin differs from our own, if it is near: another port, another name of ours."""
+def _renamed(origin: Origin, asked: Asked) -> _Near | None:
+    """Whether the page's host and ours are two names of this machine."""
     ours = parse_host(asked.host or "")
-    if ours is None:
+    if ours is None or ours[0] == origin.host:
         return None
     host, port = ours[0], ours[1] or _PORTS.get(origin.scheme)
-    if host == origin.host:
-        mend = _KEEP if asked.proxied or asked.first_host else ""
-        return "another port is another origin", mend
-    if origin.port == port and _is_here(host) and _is_here(origin.host):
-        return _two_names(origin, Origin(origin.scheme, host, port))
-    return None
+    if origin.port != port or not (_is_here(host) and _is_here(origin.host)):
+        return None
+    return _two_names(origin, Origin(origin.scheme, host, port))
+
+
+def _other_port(origin: Origin, asked: Asked) -> _Near | None:
+    """Whether the page's host is ours, and its port is another."""
+    ours = parse_host(asked.host or "")
+    if ours is None or ours[0] != origin.host:
+        return None
+    return "another port is another origin", _KEEP if asked.proxied or asked.first_host else ""
 
 
 def _two_names(page: Origin, other: Origin) -> _Near:

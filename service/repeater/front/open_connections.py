@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from repeater.causes import Cause, Why
 from repeater.clients.addresses import address_key
 from repeater.clients.limits import Limit, Places, limit_reached
 from repeater.log import get_logger
@@ -36,6 +37,11 @@ REFUSED_TIMEOUT: Final = 1.0
 _GRACE: Final = 1.0  # seconds in which an honest client has sent its request, on most networks
 _LOGGED: Final = 1_000  # refused connections between two lines of log
 _API: Final = "/api/"
+_SILENT: Final = Why(
+    Cause.LIMIT,
+    "the connection was silent, and others needed its place",
+    "see the settings limits.pending_connections and limits.pending_per_address",
+)
 
 Pending = dict["OpenConnection", None]
 """In the order of the last activity."""
@@ -282,7 +288,8 @@ class OpenConnections:
     def _count(self, limit: Limit, address: str) -> None:
         self._limited[limit] += 1
         most = getattr(self._limits(), limit) or self._default
-        self._refusals.note(limit_reached(limit, most), "connection", address=address)
+        why = _SILENT if limit == "pending_connections" else limit_reached(limit, most)
+        self._refusals.note(why, "connection", address=address)
 
     def _turn_away(self, most: int, address: str) -> None:
         if self._turned_away % _LOGGED == 0:

@@ -41,6 +41,8 @@ _TLS_TO_PLAIN: Final = Why(
     "connect by http:// or ws://, or set tls_cert and tls_key",
 )
 _NOT_HTTP: Final = Why(Cause.REQUEST, "the first bytes are not an HTTP request")
+_NO_HANDSHAKE: Final = "Failed to open a WebSocket connection: "
+"""How the library's answer to a wrong handshake begins."""
 _MEND_HANDSHAKE: Final = (
     "connect with ws:// or wss://; a proxy has to pass Upgrade and Connection on, by HTTP/1.1"
 )
@@ -99,7 +101,8 @@ def not_http(received: bytes) -> Why:
 def no_handshake(answer: bytes = b"") -> Why:
     """Why a request to a WebSocket's path is refused, with the text of its answer."""
     text = "the request is not the handshake of a WebSocket"
-    told = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+    body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
+    told = body.partition("\n")[0].removeprefix(_NO_HANDSHAKE).rstrip(".")
     return Why(Cause.REQUEST, f"{text}: {told[:_SHOWN]}" if told else text, _MEND_HANDSHAKE)
 
 
