@@ -8,15 +8,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from repeater.access.grants import ConnectionGrant, TokenExpiredError
 from repeater.cli.main import main
+from repeater.cli.subscribe import _end_if_expired
 from repeater.clients.client import Client
 from repeater.config import Settings
+from repeater.errors import EXPIRED
 from repeater.publication import Publication
 from repeater.serving.server import Server, open_server
 from tests.deadlines import LOOP_ANSWERS
@@ -205,3 +209,34 @@ def test_no_secret_to_make_a_token_with() -> None:
     result = CliRunner().invoke(main, ["subscribe", "a", "--user", "ann"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.dumps(result.stderr).startswith('"Error: no secret: set REPEATER_TOKEN__HMAC')
+
+
+async def test_a_token_that_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it the next attempt would fail as well: the command ends, and says what it needs."""
+    token = sign({"uid": "bob", "aud": "rt", "iss": "us", "exp": 2**33})
+    async with running() as server, trio.open_nursery() as nursery:
+        results: list[Result] = []
+
+        async def listen() -> None:
+            results.append(await run("chat:1", "--token", token))
+
+        nursery.start_soon(listen)
+        await until(lambda: server.node.statistics().subscriptions)
+
+        async def expired(_token: str) -> ConnectionGrant:
+            raise TokenExpiredError("expired")
+
+        monkeypatch.setattr(server.node, "verifier", SimpleNamespace(verify_connection=expired))
+        await server.node.disconnect("bob", why=EXPIRED)
+    (result,) = results
+    assert result.exit_code == 1
+    *_, again, last = result.stderr.splitlines()
+    assert again.startswith("disconnected: 3005 ")
+    assert last.startswith("Error: 109 token expired")
+    assert last.endswith("; give a new --token")
+
+
+def test_other_pauses_are_said_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """A lost connection does not make a token useless."""
+    _end_if_expired("connection lost", 1.25)
+    assert capsys.readouterr().err == "connection lost; trying again in 1.2 s\n"

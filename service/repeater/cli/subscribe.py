@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TTL: Final = 86_400  # seconds of a token's life: a night, after which the next connect makes a new
 _SIGN_IN: Final = " (neither --user nor --token was given)"
+_EXPIRED: Final = "109 "
 _ASK: Final = " (--channel-info says which rule)"
 _HINTS: Final = {101: _SIGN_IN, 102: _ASK, 103: _ASK, 107: _ASK, 108: _ASK}
 
@@ -80,15 +81,15 @@ def subscribe(
 
 def _credentials(
     server: Server, user: str | None, token: str | None, *, grant: bool
-) -> dict[str, Callable[..., Awaitable[str]]]:
-    """The functions that give a subscriber its tokens.
+) -> dict[str, Callable[..., Any]]:
+    """The functions that give a subscriber its tokens, and end it when there is none any more.
 
     Raises:
         click.ClickException: there is no secret to make a token with.
     """
     if token is not None:
         fixed = sys.stdin.readline().strip() if token == "-" else token
-        return {"get_token": _always(fixed)}
+        return {"get_token": _always(fixed), "on_reconnect": _end_if_expired}
     if user is None:
         return {}
     settings = _secrets(server)
@@ -130,12 +131,11 @@ async def _print_events(
     async with open_subscriber(
         address.url,
         channels,
-        on_reconnect=_say_reconnect,
         on_gap=_say_gap,
         ssl_context=server.certificates(),
         host=address.host,
         unix_socket=address.socket,
-        **options,
+        **{"on_reconnect": _say_reconnect, **options},
     ) as subscriber:
         where = f"unix:{address.socket}" if address.socket else address.url
         click.echo(visible(f"subscribed to {', '.join(channels)} on {where}"), err=True)
@@ -162,3 +162,12 @@ def _say_gap(channel: str) -> None:
 
 def _say_reconnect(reason: str, delay: float) -> None:
     click.echo(visible(f"{reason}; trying again in {delay:.1f} s"), err=True)
+
+
+def _end_if_expired(reason: str, delay: float) -> None:
+    """End a subscriber whose only token has expired: another attempt would be refused, too."""
+    from repeater.subscriber import SubscriberError
+
+    if reason.startswith(_EXPIRED):
+        raise SubscriberError(f"{reason}; give a new --token")
+    _say_reconnect(reason, delay)
