@@ -145,6 +145,14 @@ async def test_without_credentials() -> None:
         assert result.stderr.endswith(" (neither --user nor --token was given)\n")
 
 
+async def test_the_hint_is_for_a_refusal_only() -> None:
+    """An anonymous client that an operator ends was not asked for credentials."""
+    with trio.fail_after(LOOP_ANSWERS):
+        async with open_server(Settings(port=0, dev=True)) as server:
+            result, _ = await heard(server, "news", "--url", f"http://127.0.0.1:{server.port}")
+            assert result.stderr.splitlines()[-1] == "Error: disconnected: 3503 force disconnect"
+
+
 async def test_what_the_user_may_do() -> None:
     """Each action with its rule or setting, then the options that are not at their defaults."""
     async with running() as server:

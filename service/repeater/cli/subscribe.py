@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _TTL: Final = 86_400  # seconds of a token's life: a night, after which the next connect makes a new
 _SIGN_IN: Final = " (neither --user nor --token was given)"
 _EXPIRED: Final = "109 "
+# How a server ends a connection that has not said who it is, an application's own code included.
+_REFUSED: Final = re.compile(r"^disconnected: (3004|350[017]|4501) ")
 _ASK: Final = " (--channel-info says which rule)"
 _HINTS: Final = {101: _SIGN_IN, 102: _ASK, 103: _ASK, 107: _ASK, 108: _ASK}
 
@@ -72,7 +75,7 @@ def subscribe(
         raise click.ClickException(visible(f"{error}{_hint(error, options)}")) from None
     except SubscriberError as error:
         # The server may say no more than that it wants to know who this is.
-        hint = "" if options or "disconnected" not in str(error) else _SIGN_IN
+        hint = _SIGN_IN if not options and _REFUSED.search(str(error)) else ""
         raise click.ClickException(visible(f"{error}{hint}")) from None
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
