@@ -133,7 +133,8 @@ async def test_address_and_no_secret(lines: pytest.LogCaptureFixture) -> None:
             async with trio_websocket.open_websocket_url(url, extra_headers=headers):
                 pass
             await wait_all_tasks_blocked()
-    connected, disconnected = said(lines)
+    refused, connected, disconnected = said(lines)
+    assert "cause=token" in refused  # which development mode takes for no token
     assert re.search(r" address=127\.0\.0\.1:[0-9]+ transport=websocket protocol=plain$", connected)
     assert re.search(r" code=3000 .* address=127\.0\.0\.1:[0-9]+ ", disconnected)
     assert "t0ken" not in lines.text

@@ -42,6 +42,7 @@ from repeater.publication import ClientInfo, Publication, StreamPosition, checke
 from repeater.testing import StallingTransport, connect, open_test_node
 from tests.brokers import TestBroker
 from tests.conversation import FakeVerifier, talking
+from tests.refusing import usual, usual_error
 
 LIMIT = 65_536  # of an outbox, so half of it is 32,768
 OPTIONS = NodeOptions(outbox_limit=LIMIT, channel=ChannelOptions(presence=True))
@@ -326,7 +327,7 @@ async def test_presence_that_does_not_fit_is_an_error() -> None:
         for number in range(300):
             await settled(node.presence_store.add("c", ClientInfo("u", f"client-{number}")))
         reply = await talk.ask(presence={"channel": "c"})
-        assert reply["error"] == {"code": 106, "message": "limit exceeded"}
+        assert usual_error(reply["error"]) == {"code": 106, "message": "limit exceeded"}
         counted = await talk.ask(presence_stats={"channel": "c"})
         assert counted["presence_stats"]["num_clients"] == 300
         assert len((await api_presence(node, ChannelBody("c"), Budget(1))).presence) == 300
@@ -344,7 +345,7 @@ async def test_a_connect_reply_that_does_not_fit() -> None:
         talking(node, connected=False, ends=True) as talk,
     ):
         await talk.connect("t")
-        assert talk.client.end == CHANNEL_LIMIT
+        assert usual(talk.client.end) == CHANNEL_LIMIT
         assert not node.hub.channels
 
 
@@ -494,5 +495,5 @@ async def test_an_offset_of_a_connect(offset: int) -> None:
     async with open_test_node() as node, talking(node, connected=False, ends=True) as talk:
         subs = {"c": {**since_start(), "offset": offset}}
         await talk.session.receive(talk.command(connect={"subs": subs}))
-        assert talk.client.end == BAD_REQUEST
+        assert usual(talk.client.end) == BAD_REQUEST
         assert not node.hub.channels
