@@ -145,3 +145,16 @@ def test_why_not_kept() -> None:
         RULES.check_kept("history", "talk:a")
     assert error.value.why.cause == "not_offered"
     assert "history_size" in error.value.why.mend
+
+
+async def test_a_stranger_does_not_fill_the_disk(
+    autojump_clock: MockClock, refused: RefusedLines
+) -> None:
+    """What a client sends is cut in the line, whatever its length: a channel's name of 60 KB."""
+    async with open_node(OPEN) as node, talking(node) as alice:
+        error = await alice.subscribe("x" * 60_000)
+        assert error["code"] == 107
+    line = refused.one()
+    assert "channel's name is too long" in line
+    assert f"channel={'x' * 1_000}..." in line
+    assert len(line) < 2_000

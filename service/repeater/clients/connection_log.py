@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -25,6 +25,9 @@ _log = get_logger("connections")
 _stdlib = logging.getLogger("repeater.connections")
 
 _WINDOW = 1.0  # seconds
+_LONGEST: Final = 1_000
+"""Characters of one text in a line about a refusal. Strangers name channels of 64 KiB: 20 such
+lines a second, for each of a dozen causes, would fill a disk."""
 
 
 class ConnectionLog:
@@ -87,7 +90,7 @@ class ConnectionLog:
             return
         reason = {"cause": why.cause.value, "why": why.text, "mend": why.mend}
         said = {**reason, **fields, **({} if client is None else _whose(client))}
-        _log.info("refused", what=what, **{name: one for name, one in said.items() if one})
+        _log.info("refused", what=what, **{name: _shown(one) for name, one in said.items() if one})
 
     def warn(self, what: str, client: Client | None, **fields: object) -> None:
         """Log what an operator should know of a client; `what` is one of few texts.
@@ -118,6 +121,10 @@ class ConnectionLog:
         for what, times in self._untold_warnings.items():
             _log.warning(f"and more: {what}", times=times)
         self._untold_warnings.clear()
+
+
+def _shown(value: str | int | None) -> str | int | None:
+    return f"{value[:_LONGEST]}..." if isinstance(value, str) and len(value) > _LONGEST else value
 
 
 def _whose(client: Client) -> dict[str, str]:
