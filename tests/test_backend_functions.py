@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -291,6 +292,30 @@ async def test_a_publication_that_cannot_be(grant: object) -> None:
         assert await talk.call("publish", channel="c", data=1) == INTERNAL
         assert backend.statistics().endpoints["publish"].failed == 1
         assert node.statistics().repeater.publications == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"user": 5}, "user must be text, not a number"),
+        ({"expire_at": "x"}, "expire_at must be a whole number, not text"),
+        ({"channels": ["a"]}, "channels must be an object, not a list"),
+        ({"channels": {"a": None}}, "channels[...] must be an object, not null"),
+    ],
+)
+async def test_a_grant_with_wrong_fields(
+    fields: dict[str, Any], fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """User 5 is not user "5": the log names the field, and the client is not connected."""
+
+    async def connect(*_: object) -> ConnectionGrant:
+        return ConnectionGrant(**fields)
+
+    backend = BackendFunctions(connect=connect)
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, connected=False) as talk:
+        assert await talk.call("connect") == INTERNAL
+        assert backend.statistics().endpoints["connect"].failed == 1
+    assert f"a ConnectionGrant: the field {fault}" in caplog.text
 
 
 @pytest.mark.parametrize("error", [BrokerError("down"), IntakeFullError()], ids=repr)

@@ -26,6 +26,7 @@ from repeater.errors import BrokerError, DisconnectError, IntakeFullError, Reply
 from repeater.failures import Failures
 from repeater.json_text import NOTHING, json_of, json_text
 from repeater.protocol.centrifugo.commands import ConnectRequest
+from repeater.protocol.json_faults import fault_of
 
 G = TypeVar("G")
 
@@ -137,7 +138,7 @@ class BackendFunctions:
 
     async def publish(self, caller: Caller, channel: str, data: bytes) -> PublicationGrant:
         """May the caller publish this data? Raises as `Backend` says."""
-        return await self._ask("publish", _publication_grant, caller, channel, data)
+        return await self._ask("publish", _one_of(PublicationGrant), caller, channel, data)
 
     async def sub_refresh(self, caller: Caller, channel: str) -> Renewal:
         """May a subscription go on after its expiry? Raises as `Backend` says."""
@@ -196,23 +197,29 @@ class BackendFunctions:
 
 
 def _one_of(grant: type[G]) -> Callable[[object], G]:
-    """What a function returns has to be of this class: None is a mistake, and grants nothing."""
+    """What a function returns has to be of this class: None is a mistake, and grants nothing.
+
+    Its fields are looked at, too. A user's id that is a number would be another user elsewhere.
+    """
 
     def read(found: object) -> G:
         if not isinstance(found, grant):
             raise TypeError(f"expected a {grant.__name__}, and not a {type(found).__name__}")
+        try:
+            plain = msgspec.to_builtins(found, builtin_types=(bytes,), enc_hook=_plain_bytes)
+            msgspec.convert(plain, grant)
+        except msgspec.ValidationError as error:
+            raise TypeError(f"a {grant.__name__}: {fault_of(error)}") from None
         return found
 
     return read
 
 
-def _publication_grant(found: object) -> PublicationGrant:
-    """A grant whose data and tags can be published: nobody checks them behind this place."""
-    grant = _one_of(PublicationGrant)(found)
-    if not isinstance(grant.data, (bytes, type(None))):
-        raise TypeError(f"expected data as bytes, and not a {type(grant.data).__name__}")
-    msgspec.convert(grant.tags, dict[str, str] | None)
-    return grant
+def _plain_bytes(found: object) -> bytes:
+    """JSON text that was checked, as the bytes that it is."""
+    if isinstance(found, bytes):
+        return bytes(found)
+    raise TypeError(f"a grant has no field of the class {type(found).__name__}")
 
 
 def _explain(error: ReplyError | DisconnectError) -> None:
