@@ -196,3 +196,23 @@ async def test_no_proxy_gets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.match(
         r"Error: cannot reach http://127\.0\.0\.1:\d+/r/api", (await run("info")).stderr
     )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7", "keys.example.com"])
+@pytest.mark.parametrize("command", [("info",), ("subscribe", "news", "--user", "ann")])
+def test_a_file_that_lies_there_sends_no_key_away(host: str, command: tuple[str, ...]) -> None:
+    """The directory may be somebody else's, and the key in a variable: the file has to be named."""
+    write(f'host = "{host}"', "port = 9")
+    told = error(*command, REPEATER_API_KEY=KEY, REPEATER_TOKEN__HMAC_SECRET_KEY="s" * 32)
+    assert told == (
+        f"repeater.toml of this directory says {host}, which is not this machine: "
+        "give --config repeater.toml if you trust it, or --url"
+    )
+
+
+async def test_a_file_that_lies_there_may_name_this_machine() -> None:
+    """Each of its addresses is one that a server here can listen on."""
+    async with running() as server:
+        for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+            write(f'host = "{host}"', f"port = {server.port}")
+            assert (await run("info", REPEATER_API_KEY=KEY)).exit_code == 0

@@ -1,13 +1,16 @@
 """The server that a command talks to: its URL and key, from options, variables or configuration.
 
 Rule: the key of the configuration goes to the configuration's own address, and to a `--url` only if
-`--config` was typed beside it. So a key never reaches a server that it does not belong to.
+`--config` was typed beside it. So a key never reaches a server that it does not belong to. A file
+that merely lies in the directory may be somebody else's, and a variable may have the key: with such
+a file the address must be one of this machine.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +20,11 @@ import click
 
 from repeater.access.tokens.options import is_http
 from repeater.cli.config import config_option, load
+from repeater.cli.terminal import visible
 
 if TYPE_CHECKING:
     from repeater.config import Settings
+    from repeater.config.endpoints import Endpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,10 +99,12 @@ def find_server(url: str | None, api_key: str | None, config_file: Path | None) 
 
     Raises:
         click.ClickException: the URL is not one, the configuration is wrong, or it does not say
-            where its server listens.
+            where its server listens; or nobody named it, and that is on another machine.
     """
     if url is None:
         settings = load(config_file, "; or give --url and --api-key")
+        if config_file is None:
+            _check_found(settings)
         return Server(_own_address(settings), api_key or _key_of(settings), settings)
     if not is_http(url):
         raise click.ClickException(f"not a server's URL: {url}")
@@ -106,6 +113,45 @@ def find_server(url: str | None, api_key: str | None, config_file: Path | None) 
         return Server(address, api_key, None)
     settings = load(config_file)
     return Server(address, api_key or _key_of(settings), settings)
+
+
+def _check_found(settings: Settings) -> None:
+    """Refuse a configuration that nobody named, if its server listens on another machine.
+
+    Raises:
+        click.ClickException: it does. A server can only listen on addresses of its own machine.
+    """
+    from repeater.config.sources import DEFAULT_FILE, find_config
+
+    host = _listens_on(settings).host
+    if host and find_config() == DEFAULT_FILE and not _is_here(host):
+        raise click.ClickException(
+            f"{DEFAULT_FILE} of this directory says {visible(host)}, which is not this machine: "
+            f"give --config {DEFAULT_FILE} if you trust it, or --url"
+        )
+
+
+def _is_here(host: str) -> bool:
+    """Whether a server on this machine could listen on this host.
+
+    Other names than `localhost` are not looked up: whoever wrote the file may answer for them.
+    """
+    if host == "localhost":
+        return True
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return any(_can_bind(family, address) for family, *_, address in found)
+
+
+def _can_bind(family: int, address: Any) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def url_of(settings: Settings) -> str:
@@ -117,13 +163,20 @@ def url_of(settings: Settings) -> str:
     return _own_address(settings).url
 
 
-def _own_address(settings: Settings) -> Address:
-    from repeater.access.origins import host_allowed
+def _listens_on(settings: Settings) -> Endpoint:
+    """The first TCP address, or the first Unix socket if there is none."""
     from repeater.config.endpoints import Endpoint, parse_endpoint
 
     endpoints = [parse_endpoint(text) for text in settings.listen]
     endpoints = endpoints or [Endpoint(settings.host, settings.port)]
-    first = next((one for one in endpoints if not one.path), endpoints[0])
+    return next((one for one in endpoints if not one.path), endpoints[0])
+
+
+def _own_address(settings: Settings) -> Address:
+    from repeater.access.origins import host_allowed
+    from repeater.config.endpoints import Endpoint
+
+    first = _listens_on(settings)
     name, prefix = _name_for(settings.hosts), settings.path_prefix
     if first.path:
         return Address(f"http://{name or 'localhost'}{prefix}", first.path)
