@@ -16,6 +16,10 @@ class Budget:
 
     __slots__ = ("_ends", "_seconds", "awaits_answers", "patient", "told")
 
+    told: bool
+    """Set when a refused item of the call is in the log: a call leaves one line. A call without
+    one does not pay for it."""
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._ends = perf_counter() + seconds
@@ -24,8 +28,6 @@ class Budget:
         self.awaits_answers = True
         """Whether it may still wait for the back end's answers. False after one timeout: a call
         with thousands of events must not wait for each."""
-        self.told = False
-        """Whether a refused item of the call is in the log: a call leaves one line."""
 
     @property
     def spent(self) -> bool:

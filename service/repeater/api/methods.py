@@ -47,7 +47,7 @@ from repeater.api.denying import (
 from repeater.api.method import Method, method
 from repeater.api.overview import ChannelsBody, InfoBody, channels, info
 from repeater.api.publishing import BroadcastBody, PublishBody, broadcast, publish
-from repeater.api.refusals import note, note_refusal, reply_error
+from repeater.api.refusals import body_of, note, note_refusal, reply_error
 from repeater.api.rpc import RPCBody, rpc
 from repeater.api.wrong_body import not_json, wrong_shape
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
@@ -114,14 +114,14 @@ async def call(node: Node, name: str, text: bytes, *, transport_mode: bool = Fal
     waits, or when it has used the processor for long. Cancelled, the events published so far stay
     published.
     """
-    chosen, body = METHODS[name], None
+    chosen = METHODS[name]
     try:
-        body = _parse(chosen, text)
-        result = await chosen.call(node, body, Budget(node.options.fanout_budget))
+        result = await chosen.call(node, _parse(chosen, text), Budget(node.options.fanout_budget))
     except _NotJsonError as error:
         note_refusal(node, name, error.refusal)
         return error.refusal.answer(transport_mode=transport_mode)
     except (ReplyError, BrokerError) as error:
+        body = body_of(chosen, text)  # once more: a call that succeeds pays nothing for this
         told = reply_error(error, chosen, body, text)
         note(node, name, told, body)
         return answer_error(told, transport_mode=transport_mode)

@@ -33,6 +33,14 @@ _MISSING: Final = "missing or empty"
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+def body_of(method: Method, text: bytes) -> object:
+    """The body of a call that failed; None if it cannot be read."""
+    try:
+        return method.decode(text)
+    except msgspec.DecodeError:
+        return None
+
+
 def reply_error(
     fault: Fault, method: Method | None = None, body: object = None, text: bytes = b""
 ) -> ReplyError:
@@ -93,7 +101,7 @@ def item_failed(
     node: Node, budget: Budget, method: str, error: ReplyError, at: str, body: object = None
 ) -> Failure:
     """The answer to one item of several. The call's first one is logged, and the others count."""
-    if budget.told:
+    if getattr(budget, "told", False):
         node.refusals.count(error.why)
     else:
         budget.told = True

@@ -24,7 +24,7 @@ from repeater.api.answers import (
 from repeater.api.budget import Budget
 from repeater.api.methods import METHODS
 from repeater.api.publishing import IN_FLIGHT, PublishBody, outcome_of, submit
-from repeater.api.refusals import note, note_refusal, reply_error
+from repeater.api.refusals import body_of, note, note_refusal, reply_error
 from repeater.api.wrong_body import unreadable
 from repeater.brokers.receipts import Receipt
 from repeater.causes import Cause, Why
@@ -159,14 +159,14 @@ class EventStream:
         await self._heed_settled()
 
     async def _take(self, line: bytes) -> None:
-        body = None
         try:
             body = _parse(line)
             answer = await submit(self._node, body, body.channel, self._budget)
         except (IntakeFullError, BrokerError) as error:
             self._stop(self._line + 1, error)
         except ReplyError as error:
-            self._fail(reply_error(error, _PUBLISH, body, line), body)
+            read = body_of(_PUBLISH, line)
+            self._fail(reply_error(error, _PUBLISH, read, line), read)
         else:
             if isinstance(answer, Receipt):
                 self._open.append((self._line + 1, answer))
@@ -210,7 +210,7 @@ class EventStream:
         else:
             self._stopped_by = SHUTTING_DOWN if self._node.draining else INTAKE_FULL
 
-    def _fail(self, error: ReplyError, body: PublishBody | None = None, *, line: int = 0) -> None:
+    def _fail(self, error: ReplyError, body: object = None, *, line: int = 0) -> None:
         """Count and log a failed line, by default the present one.
 
         Each is logged, within the limit of the log, since a stream may last for days.
