@@ -70,7 +70,7 @@ class Reader:
         """Connect for as long as the block lasts, from the last id on if there is one."""
         self.transport = MemoryTransport(self.codec)
         self._source, self._read = EventSource(self.last_id), 0
-        with trio.CancelScope() as scope:
+        with trio.CancelScope() as scope:  # ended with the client, and with it the caller's block
             client = Client(node.registry, self.transport, scope, ready=True)
             try:
                 async with listening(node, client, self.wanted(node, by_since=by_since)):

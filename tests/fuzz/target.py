@@ -124,6 +124,7 @@ class Target:
         protobuf += _delimited(field(1, 2) + field(5, field(1, HONEST.encode())))
         greetings = {
             "plain": UPGRADE.format(path=f"/ws?{query}", more="").encode(),
+            "envelopes": UPGRADE.format(path=f"/ws?{query}&since=start", more="").encode(),
             "events": f"GET /events?{query} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
             "centrifugo": UPGRADE.format(path="/connection/websocket", more="").encode()
             + frame(subscribe.encode()),

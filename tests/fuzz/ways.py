@@ -40,7 +40,8 @@ HEALTH = "GET /health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
 def websocket(rng: Random) -> bytes:
     """A WebSocket, perhaps on a connection that was used before; then messages or frames."""
-    paths = ("/ws?channel=news", "/connection/websocket", "/connection/uni_websocket")
+    plain = (f"/ws?channel=news{beginning}" for beginning in ("", _beginning(rng)))
+    paths = (*plain, "/connection/websocket", "/connection/uni_websocket")
     head = UPGRADE.format(path=rng.choice(paths), more=rng.choice(OFFERS))
     reused = HEALTH * rng.choice((0, 0, 1))
     begun = frame(CONNECT.encode()) if rng.random() < 0.8 else b""
@@ -116,11 +117,21 @@ def stream(rng: Random) -> bytes:
         head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n"
         return (reused + head).encode() + body
     names = "&".join(f"channel={quote(value(rng)[:300])}" for _ in range(rng.choice((1, 3, 129))))
+    names += _beginning(rng) if rng.random() < 0.3 else ""
     query = names if rng.random() < 0.5 else f"cf_connect={quote(command(rng))}"
     extra = rng.choice(
         ("", f"Last-Event-ID: {quote(value(rng)[:3_000])}\r\n", _cookie(rng), "Origin: null\r\n")
     )
     return f"{reused}GET {path}?{query} HTTP/1.1\r\nHost: t\r\n{extra}\r\n".encode()
+
+
+def _beginning(rng: Random) -> str:
+    """What a plain client says of its beginning, or something like it."""
+    since = rng.choice(
+        ("start", f"last:{10 ** rng.randrange(25)}", "time:2026-11-25T20:00:00Z", "F1yfJc_W:e:Ag",
+         f"time:{value(rng)[:40]}", value(rng)[:300])
+    )  # fmt: skip
+    return f"&envelope={rng.choice('0112')}&since={quote(since, errors='surrogatepass')}"
 
 
 def _cookie(rng: Random) -> str:
