@@ -11,7 +11,7 @@ import trio
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
 from repeater.clients.client import Client
-from repeater.clients.plain import Wanted, listening
+from repeater.clients.plain import Greet, Wanted, listening
 from repeater.clients.since import parse_since, positions_of
 from repeater.fanout.rewind import Rewind
 from repeater.node import Node
@@ -66,14 +66,16 @@ class Reader:
         return replace(wanted, since=begin)
 
     @asynccontextmanager
-    async def connected(self, node: Node, *, by_since: bool = False) -> AsyncIterator[Client]:
+    async def connected(
+        self, node: Node, *, by_since: bool = False, greet: Greet | None = None
+    ) -> AsyncIterator[Client]:
         """Connect for as long as the block lasts, from the last id on if there is one."""
         self.transport = MemoryTransport(self.codec)
         self._source, self._read = EventSource(self.last_id), 0
         with trio.CancelScope() as scope:  # ended with the client, and with it the caller's block
             client = Client(node.registry, self.transport, scope, ready=True)
             try:
-                async with listening(node, client, self.wanted(node, by_since=by_since)):
+                async with listening(node, client, self.wanted(node, by_since=by_since), greet):
                     yield client
             finally:
                 await client.leave()

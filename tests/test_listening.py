@@ -39,6 +39,7 @@ from repeater.publication import Event, Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.brokers import ForwardingBroker, TestBroker
 from tests.eventsource import EventSource
+from tests.refusing import usual
 
 
 class Browser:
@@ -248,7 +249,7 @@ async def test_what_gathers_too_much_is_a_reset() -> None:
         broker.before["c"].open()
         await wait_all_tasks_blocked()
         assert browser.read() == []
-        assert browser.source.data("reset") == ['{"channels":["a","b","c"]}']
+        assert browser.source.data("reset") == ['{"channels":["a"]}']
         await publish(node, "a", 2)
         assert browser.read() == ["2"]
         over.set()
@@ -358,7 +359,7 @@ async def test_history_that_can_not_be_read() -> None:
         browser = Browser("a", "b")
         async with browser.connected(node) as transport:
             await trio.Event().wait()  # until it is ended
-        assert transport.closed_with == SERVER_ERROR
+        assert usual(transport.closed_with) == SERVER_ERROR
         assert not transport.sent
 
 
@@ -371,7 +372,7 @@ async def test_the_permission_went_meanwhile() -> None:
         node.reload(NodeOptions(insecure=True))
         async with browser.connected(node) as transport:
             await trio.Event().wait()  # until it is ended
-        assert transport.closed_with == PERMISSION_DENIED
+        assert usual(transport.closed_with) == PERMISSION_DENIED
         assert not node.hub.channels
 
 

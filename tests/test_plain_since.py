@@ -16,6 +16,7 @@ from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import open_test_node
+from tests.brokers import TestBroker
 from tests.plain_readers import WAYS, Heard, Reader
 from tests.test_listening import Dawdling
 
@@ -256,6 +257,51 @@ async def test_events_say_their_channel_and_place() -> None:
         ids = [one.id for one in reader.heard]
         assert reader.heard == [Heard(ids[0], 1, "a", (), 1), Heard(ids[1], 2, "b", (), 1)]
         assert reader.last_id == ids[1] != ids[0]
+
+
+@every_way
+async def test_what_is_dropped_behind_the_answer_is_said(way: str) -> None:
+    """A client that asked for nothing has its answer, and loads its state. What is published until
+    its channels are live, and is too much to keep, it does not miss in silence."""
+    async with open_test_node(NodeOptions(outbox_limit=65_536)) as node:
+        reader = Reader(way, "a", "b")
+
+        async def greet() -> None:
+            await publish(node, "a", *["x" * 10_000] * 5)
+
+        async with reader.connected(node, greet=greet):
+            assert reader.read() == [("a",)]
+            await publish(node, "b", 1)
+        async with reader.connected(node):
+            assert reader.read() == [("a",), 1]
+
+
+@every_way
+async def test_what_is_dropped_before_the_answer_is_behind_the_id(way: str) -> None:
+    """The id of a reset is where live events begin: whoever comes back with it gets none of those
+    that the reset stands for."""
+    broker = TestBroker()
+    async with (
+        open_test_node(NodeOptions(outbox_limit=65_536), broker=broker) as node,
+        trio.open_nursery() as nursery,
+    ):
+        reader, over = Reader(way, "a", "b", since="AAAAAAAA:e:AAA"), trio.Event()
+
+        async def listen() -> None:
+            async with reader.connected(node):
+                await over.wait()
+
+        broker.before["b"].shut()
+        nursery.start_soon(listen)
+        await wait_all_tasks_blocked()
+        await publish(node, "a", *["x" * 10_000] * 5)
+        broker.before["b"].open()
+        await wait_all_tasks_blocked()
+        assert reader.read() == [("a", "b")]
+        over.set()
+        await wait_all_tasks_blocked()
+        async with reader.connected(node):
+            assert reader.read() == [("a", "b")]
 
 
 async def test_others_have_their_turn_while_many_begin_in_the_past() -> None:

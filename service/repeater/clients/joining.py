@@ -71,6 +71,8 @@ class Joining:
         self._client = client
         self.subscription = subscription
         self.joined = joined
+        self.drops = 0
+        """How often publications that gathered were dropped since the history was read."""
         self._wish = wish
 
     def complete(self, say: Callable[[SubscribeResult], bytes]) -> None:
@@ -89,7 +91,7 @@ class Joining:
 
         Valid at this moment only: call it while `complete` or `complete_all` asks for the answer.
         """
-        self._heed_drop()
+        self.heed_drop()
         subscription, joined, since = self.subscription, self.joined, self._wish.since
         expires, ttl = time_left(self._node, subscription)
         codec = subscription.codec
@@ -119,7 +121,7 @@ class Joining:
     @property
     def reached(self) -> StreamPosition | None:
         """The subscriber's position if it goes live now; None for a channel without a stream."""
-        self._heed_drop()
+        self.heed_drop()
         if self.joined is None:
             return None
         last = next((one for one in reversed(self._gathered()) if one.offset), None)
@@ -132,7 +134,7 @@ class Joining:
 
         With a gap in the offsets all of them stay, so that `complete` finds the gap.
         """
-        self._heed_drop()
+        self.heed_drop()
         if self.joined is None:
             return ()
         gathered = self.subscription.channel.joining.get(self.subscription)
@@ -168,13 +170,15 @@ class Joining:
     def _gathered(self) -> Sequence[Publication]:
         return self.subscription.channel.joining.get(self.subscription, ())
 
-    def _heed_drop(self) -> None:
+    def heed_drop(self) -> None:
         """Go on behind what was dropped since the history was read, if anything was."""
-        if self.joined is None:
+        before = self.joined
+        if before is None:
             return
         gathered = self.subscription.channel.joining.get(self.subscription)
         if gathered is not None and gathered.dropped is not None:
-            self.joined = after_drop(self.joined, gathered.dropped)
+            self.joined = after_drop(before, gathered.dropped)
+            self.drops += self.joined is not before
 
     def _go_live(self) -> None:
         """Hear the channel, after the answer is queued. Nothing if ended meanwhile."""

@@ -154,14 +154,14 @@ async def listening(
         if wanted.grant.expire_at:
             client.expiry_changed()
     joinings = await _open_all(node, client, wanted)
+    base, names = _codec_of(client), tuple(sorted(wanted.channels))
+    replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
     if client.end is None and greet is not None:
         await greet()
     tracked = [one for one in joinings if one.subscription.recoverable]
-    base, names = _codec_of(client), tuple(sorted(wanted.channels))
     patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
     if wanted.asked:  # there may be much to send, which is not to be kept while it waits
         await _find_shared(node, base, tracked, names, patience)
-    replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
     if not replay.is_empty:
         async with node.replays:
             await replay.prepare(node.turns.give_way)

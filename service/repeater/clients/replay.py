@@ -36,7 +36,7 @@ class Replay:
         asked: Collection[str],
         limit: int,
     ) -> None:
-        """Plan the replay, sync, right after the subscriptions were opened.
+        """Plan the replay, sync, right after the subscriptions were opened, before any answer.
 
         Args:
             codec: Writes for the client.
@@ -55,6 +55,7 @@ class Replay:
         self._at = at = dict[str, StreamPosition]()
         self._ids: EventIds | None = None  # made with the first event: most clients missed nothing
         for one in joinings:
+            one.heed_drop()
             name, joined, recovered = _name(one), one.joined, False
             if one.subscription.recoverable:
                 self._tracked.append(one)
@@ -67,6 +68,7 @@ class Replay:
                 self._known.append(name)
                 if joined is None or joined.lost or not recovered:
                     lost.append(name)
+        self._drops = self._dropped()
         self._tracked.sort(key=_name)
         self._recovered.sort(key=_name)
         begin = event_id(at, channels)
@@ -98,18 +100,24 @@ class Replay:
             for publication in joining.absorb():
                 if not self._too_much:
                     self._add(publication)
-        # What gathered may have been dropped since: then a recovered channel is recovered no more.
-        whole = all(one.joined and one.joined.recovered for one in self._recovered)
-        if whole and not self._too_much:
+        if self._dropped() == self._drops and not self._too_much:
             chunks = [one for one in self._chunks if one]
             return [b"".join(chunks)] if self._codec.framed and chunks else chunks
         if self._too_much:
             for one in self._recovered:
                 one.lose(Loss.ROOM)
         reached = {_name(one): one.joined.position for one in self._tracked if one.joined}
+        passed = [name for name, at in reached.items() if at != self._at.get(name)]
+        lost = list(dict.fromkeys(self._known + passed))
         begin, codec = event_id(reached, self._channels), self._codec
-        chunk = codec.reset(self._known, begin) if self._known else codec.silent_id(begin)
+        chunk = codec.reset(lost, begin) if lost else codec.silent_id(begin)
         return [chunk] if chunk else []
+
+    def _dropped(self) -> int:
+        """How often what gathered was dropped. After the answer nobody misses that unheard."""
+        for joining in self._tracked:
+            joining.heed_drop()
+        return sum(joining.drops for joining in self._tracked)
 
     @property
     def _too_much(self) -> bool:
