@@ -145,6 +145,15 @@ async def test_without_credentials() -> None:
         assert result.stderr.endswith(" (neither --user nor --token was given)\n")
 
 
+async def test_a_wrong_token() -> None:
+    """The server tells a client no more than the code, so the line says where the reason is."""
+    async with running():
+        result = await run("chat:1", "--token", "wrong")
+        assert result.exit_code == 1
+        told = "Error: disconnected: 3500 invalid token (the server's log says why)\n"
+        assert result.stderr.endswith(told)
+
+
 async def test_the_hint_is_for_a_refusal_only() -> None:
     """An anonymous client that an operator ends was not asked for credentials."""
     with trio.fail_after(LOOP_ANSWERS):

@@ -317,7 +317,7 @@ async def test_a_path_of_ours_without_the_prefix_is_one_line(
             answer = await made.post("/api/publish?api_key=secret", content=EVENT)
             assert answer.json()["error"]["code"] == 104
             assert "'/api/publish' is outside of path_prefix" in answer.json()["error"]["message"]
-            assert lines_of(caplog)[1].startswith("refused what=call cause=request")
+            assert lines_of(caplog)[1].startswith("refused what='api publish' cause=request")
             assert "secret" not in lines_of(caplog)[1]
 
 

@@ -160,7 +160,7 @@ async def test_a_stream_without_envelopes_begins_in_the_past(end: str) -> None:
         ("since=yesterday", b"since is one of: start, last:20, time:2026-11-25T20:00:00Z, or"),
         ("since=time:9999999", b"since is one of"),
         ("since=last:-1", b"since is one of"),
-        ("envelope=yes", b"envelope is 0 or 1"),
+        ("envelope=yes", b"envelope must be 0 or 1"),
     ],
 )
 @pytest.mark.parametrize("path", ["/events", "/ws"])
@@ -177,7 +177,7 @@ async def test_a_websocket_has_no_past_without_envelopes(end: str) -> None:
     """What is missing could not be said there."""
     async with running() as server:
         found = await refusal(server, end, "/ws?channel=a&envelope=0&since=start")
-        assert b"since needs it" in found
+        assert b"since needs envelope=1" in found
 
 
 async def refusal(server: Server, end: str, target: str) -> bytes:

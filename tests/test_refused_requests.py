@@ -165,6 +165,18 @@ async def test_no_handshake(refused: RefusedLines, *, behind: bool) -> None:
     assert "status=426" in line
 
 
+@pytest.mark.parametrize("dev", [True, False])
+async def test_no_handshake_of_a_newcomer(*, dev: bool) -> None:
+    """An address typed into a browser: development mode says what to do, with the right status."""
+    async with running(dev=dev) as server, peer(server) as client:
+        answer = await client.call("GET", "/ws?channel=news", head="Connection: close\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 426 ")
+    assert b"\r\nupgrade: websocket" in head.lower()
+    assert (b"\r\nrepeater-refused: the request is not the handshake" in head.lower()) is dev
+    assert (b": connect with ws:// or wss://; a proxy has to pass Upgrade" in body) is dev
+
+
 async def test_a_wrong_handshake(refused: RefusedLines) -> None:
     """The library's reason is the line's."""
     async with running() as server, peer(server) as client:
@@ -195,7 +207,7 @@ EMULATED = '{"session":"s","node":"%s","data":"{}"}'
         ("{}", {}, 400, "request", "the body is not a message of an SDK"),
         (EMULATED.replace('"s"', '""'), {}, 400, "request", "the message names no session"),
         (EMULATED, {}, 404, "request", "there is no such session"),
-        ("x" * 70_000, {}, 413, "request", "the body is larger than message_limit"),
+        ("x" * 70_000, {}, 413, "limit", "the body is larger than message_limit"),
         (EMULATED, {"Origin": "https://evil.test"}, 403, "origin", "'https://evil.test'"),
     ],
     ids=lambda one: str(one)[:16],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TTL: Final = 86_400  # seconds of a token's life: a night, after which the next connect makes a new
 _SIGN_IN: Final = " (neither --user nor --token was given)"
+_SEE_LOG: Final = " (the server's log says why)"
 _EXPIRED: Final = "109 "
 # How a server ends a connection that has not said who it is, an application's own code included.
 _REFUSED: Final = re.compile(r"^disconnected: (3004|350[017]|4501) ")
@@ -74,8 +75,9 @@ def subscribe(
     except SubscriptionError as error:
         raise click.ClickException(visible(f"{error}{_hint(error, options)}")) from None
     except SubscriberError as error:
-        # The server may say no more than that it wants to know who this is.
-        hint = _SIGN_IN if not options and _REFUSED.search(str(error)) else ""
+        # The server may say no more than that it wants to know who this is, or a better token.
+        hint = _SEE_LOG if options else _SIGN_IN
+        hint = hint if _REFUSED.search(str(error)) else ""
         raise click.ClickException(visible(f"{error}{hint}")) from None
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:

@@ -108,7 +108,9 @@ _NO_MESSAGE: Final = Why(
 _NO_CONNECT: Final = Why(
     Cause.REQUEST, "the body is not a connect request", "send a JSON object, or nothing"
 )
-_ENVELOPE: Final = Why(Cause.REQUEST, "envelope is 0 or 1, and on a WebSocket since needs it")
+_ENVELOPE: Final = Why(
+    Cause.REQUEST, "envelope must be 0 or 1; on a WebSocket, since needs envelope=1"
+)
 _SINCE: Final = Why(Cause.REQUEST, SINCE_FORMS)
 
 

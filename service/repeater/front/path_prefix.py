@@ -81,7 +81,7 @@ class PrefixedApp:
 def _lacking(scope: Any, path: str, prefix: str, refusals: Refusals) -> Answer:
     """404 to a path of ours that lacks the prefix, which is noted; to a call in JSON."""
     request, why = request_of_scope(scope), outside_prefix(path[:_SHOWN], prefix)
-    what = ROUTES[path].name if path in ROUTES else "call"
+    what = ROUTES[path].name if path in ROUTES else f"api {path[len(_API) : _SHOWN]}".rstrip()
     refusals.note(why, what, status=404, address=request.address)
     answer = explained(refusals, answer_status(HTTPStatus.NOT_FOUND), why)
     if path in ROUTES:

@@ -26,7 +26,7 @@ _HOST_OF_FORWARDED: Final = re.compile(r'(?:^|[;,\s])host="?([^";,\s]+)', re.IGN
 _OF_PROXIES: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 BODY_TOO_LARGE: Final = Why(
-    Cause.REQUEST, "the body is larger than message_limit", "send a smaller one"
+    Cause.LIMIT, "the body is larger than message_limit", "send a smaller one, or raise the limit"
 )
 BODY_LATE: Final = Why(Cause.REQUEST, "the body did not come in time (head_timeout)")
 LARGE_HEAD: Final = Why(

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,7 +21,7 @@ from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
 from repeater.front.admit import Refusal, admit, note_refusal
 from repeater.front.protobuf import codec_of
-from repeater.front.reasons import no_handshake
+from repeater.front.reasons import explained, no_handshake
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import (
     answer_end,
@@ -31,7 +32,7 @@ from repeater.front.responses import (
 )
 from repeater.front.routes import STREAMS, WEBSOCKETS, Route
 from repeater.protocol.centrifugo.deflated_codecs import Compression
-from repeater.protocol.http.answer import write_answer, write_head
+from repeater.protocol.http.answer import answer_status, write_answer, write_head
 from repeater.protocol.websocket.handshake import answer_handshake
 from repeater.transports import http_stream, websocket
 from repeater.transports.sockets import RECEIVE, send_last
@@ -51,6 +52,7 @@ RestOfRequest = Callable[[socket.socket, trio.CancelScope], AbstractContextManag
 
 _BODILESS: Final = ("GET", "OPTIONS")
 _LAST: Final = (("Connection", "close"),)
+_UPGRADE: Final = (("Upgrade", "websocket"),)
 
 
 class Subscriptions:
@@ -99,8 +101,7 @@ class Subscriptions:
             return
         request, forwarded = self._request(sock, head, connection)
         if not handshake.accepted:
-            self._note_no_handshake(request, handshake.answer)
-            send_last(sock, handshake.answer)
+            send_last(sock, self._no_handshake(request, handshake.answer))
             return
         request.subprotocol = handshake.subprotocol
         del head, connection
@@ -179,10 +180,16 @@ class Subscriptions:
         else:
             await self._handover.serve(sock, head.raw + body.received, connection)
 
-    def _note_no_handshake(self, request: Request, answer: bytes) -> None:
-        name, status = WEBSOCKETS[request.path].name, int(answer.split(b" ", 2)[1])
-        why = no_handshake(answer)
-        self._node.refusals.note(why, name, status=status, address=request.address)
+    def _no_handshake(self, request: Request, answer: bytes) -> bytes:
+        """Note why a handshake is refused; in development mode the answer says it, too."""
+        refusals, status = self._node.refusals, HTTPStatus(int(answer.split(b" ", 2)[1]))
+        name, why = WEBSOCKETS[request.path].name, no_handshake(answer)
+        refusals.note(why, name, status=status.value, address=request.address)
+        if not refusals.explaining:
+            return answer
+        headers = _UPGRADE if status is HTTPStatus.UPGRADE_REQUIRED else ()
+        told = explained(refusals, answer_status(status, headers), why)
+        return write_answer(told, keep_alive=False, date=http_date())
 
     def _request(
         self, sock: socket.socket, head: Head, connection: OpenConnection | None
