@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 BLOCKED = {"result": {"changed": True, "num_clients": 0, "num_subs": 0}}
 
 
-async def ask(node: Node, method: str, **fields: object) -> object:
+async def ask(node: Node, method: str, **fields: object) -> Any:
     answer = await call(node, method, msgspec.json.encode(fields))
     return msgspec.json.decode(answer.body)
 
@@ -126,9 +126,13 @@ async def test_an_outage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     async with open_server(settings_of(tmp_path)) as server:
         monkeypatch.setattr(Journal, "transaction", failing)
-        error = {"error": {"code": 100, "message": "internal server error"}}
-        assert await ask(server.node, "publish", channel="c", data=1) == error
-        assert await ask(server.node, "block_user", user="ann") == error
+        error = {"code": 100, "message": "internal server error"}
+        for method, fields in (
+            ("publish", {"channel": "c", "data": 1}),
+            ("block_user", {"user": "ann"}),
+        ):
+            answer = await ask(server.node, method, **fields)
+            assert usual_error(answer["error"]) == error
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
             answer = await client.get("/health/ready")
             assert answer.status_code == 503
