@@ -79,8 +79,16 @@ class Application(QuartTrio):
 
     async def handle_http_exception(self, error: HTTPException) -> Any:
         """Answer below `/api` with JSON, whatever other code answers to such errors elsewhere."""
-        ours = None if self._holder.node is None else answer_error(self._holder.node, error)
+        ours = self._in_json(error)
         return await super().handle_http_exception(error) if ours is None else ours
+
+    async def answer_failure(self, error: InternalServerError) -> Any:
+        """Answer a request that failed: below `/api` with JSON, elsewhere as Quart does."""
+        ours = self._in_json(error)
+        return error if ours is None else ours
+
+    def _in_json(self, error: HTTPException) -> Any:
+        return None if self._holder.node is None else answer_error(self._holder.node, error)
 
     def log_exception(self, *told: Any) -> None:
         """Count a failure, and log it at a bounded rate: whoever found a mistake will repeat it.
@@ -113,7 +121,7 @@ def make_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # `//api/publish` is another path than `/api/publish`
     app.after_request(_not_stored)
-    app.register_error_handler(InternalServerError, app.handle_http_exception)
+    app.register_error_handler(InternalServerError, app.answer_failure)
     key = settings.api_key
     for blueprint in blueprints:  # first, because of two routes for a path Quart takes the earlier
         app.register_blueprint(blueprint)
