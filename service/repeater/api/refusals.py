@@ -52,7 +52,8 @@ def reply_error(
     if isinstance(fault, IntakeFullError):
         return ReplyError(ErrorCode.TOO_MANY_REQUESTS, why=INTAKE_FULL.why)
     if isinstance(fault, BrokerError):
-        return ReplyError(ErrorCode.INTERNAL, why=Why(Cause.ENGINE, str(fault) or "it failed"))
+        why = Why(Cause.ENGINE, str(fault) or "it failed", fault.mend)
+        return ReplyError(ErrorCode.INTERNAL, why=why)
     if method is None or body is None or fault.code is not ErrorCode.BAD_REQUEST:
         return fault
     lacking = (missing(name) for name in method.needs if not getattr(body, name))

@@ -175,7 +175,9 @@ class Denials:
             return
         self._forget_expired()
         if len(self._denials) >= self._limit():
-            raise ReplyError(ErrorCode.LIMIT_EXCEEDED)
+            text = f"there are {len(self._denials)} blocked users and revoked tokens already"
+            why = Why(Cause.LIMIT, text, "let them end by expire_at or ttl, or raise denial_limit")
+            raise ReplyError(ErrorCode.LIMIT_EXCEEDED, why=why)
 
     def _merged(self, denial: Denial, earlier: Denial | None) -> Denial:
         """The denial, widened so that no token revoked by an earlier one becomes valid again.
