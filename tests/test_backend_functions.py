@@ -294,6 +294,34 @@ async def test_a_publication_that_cannot_be(grant: object) -> None:
         assert node.statistics().repeater.publications == 0
 
 
+async def test_a_cleanup_that_fails_does_not_end_the_node(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function is cancelled with its node, and one of its tasks fails then: logged, no more."""
+
+    async def fail_at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("boom")
+
+    async def connect(*_: object) -> ConnectionGrant:
+        return ConnectionGrant("ann", expire_at=int(node.unix_time()) + 10)
+
+    async def refresh(*_: object) -> Renewal:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_at_the_end)
+            await trio.sleep_forever()
+        raise AssertionError
+
+    backend = BackendFunctions(connect=connect, refresh=refresh, timeout=100)
+    async with open_node(OPTIONS, backend=backend) as node, talking(node):
+        await trio.sleep(12)
+        assert backend.statistics().endpoints["refresh"].under_way == 1
+    assert backend.statistics().endpoints["refresh"].failed == 1
+    assert "ValueError: boom" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [

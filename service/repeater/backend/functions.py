@@ -164,6 +164,8 @@ class BackendFunctions:
         Raises:
             ReplyError, DisconnectError: the function refuses.
             BrokerError: the function failed, or took too long.
+
+        If it is cancelled, what failed in the function then is logged, and ends nobody else.
         """
         counts = self._counts[kind]
         counts.asked += 1
@@ -187,6 +189,13 @@ class BackendFunctions:
             counts.failed += 1
             self._failures.note(f"the function {kind}", error)
             raise BrokerError(f"the program's function failed: {type(error).__name__}") from None
+        except BaseExceptionGroup as group:  # of a nursery in the function, which was cancelled
+            counts.failed += 1
+            cancelled, failed = group.split(trio.Cancelled)
+            if cancelled is None or not isinstance(failed, Exception):
+                raise
+            self._failures.note(f"the function {kind}", failed)
+            raise cancelled from None
         finally:
             counts.under_way -= 1
         counts.failed += 1
