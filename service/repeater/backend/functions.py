@@ -192,7 +192,7 @@ class BackendFunctions:
         except BaseExceptionGroup as group:  # of a nursery in the function, which was cancelled
             counts.failed += 1
             cancelled, failed = group.split(trio.Cancelled)
-            if cancelled is None or not isinstance(failed, Exception):
+            if cancelled is None or not isinstance(failed, ExceptionGroup):
                 raise
             self._failures.note(f"the function {kind}", failed)
             raise cancelled from None
