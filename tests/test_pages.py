@@ -187,7 +187,7 @@ async def test_the_star_lets_no_credentials_be_read() -> None:
     [
         ({"limits": {"connections": 1}}, 503, b"the limit connections"),
         ({"limits": {"connection_rate": 1}}, 503, b"the limit connection_rate"),
-        ({}, 503, b"the server restarts"),
+        ({}, 503, b"the server shuts down"),
     ],
 )
 async def test_an_event_source_comes_back(

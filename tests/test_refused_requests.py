@@ -122,7 +122,7 @@ async def test_who_is_denied_and_who_comes_too_late(
         server.node.draining = False
     first, second = refused.all()
     assert "cause=denial why='the user is blocked' mend='lift it by unblock_user'" in first
-    assert "cause=shutdown why='the server restarts'" in second
+    assert "cause=shutdown why='the server shuts down'" in second
 
 
 @pytest.mark.parametrize(

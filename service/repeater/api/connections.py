@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _REASON_LIMIT: Final = 123  # bytes in a close frame, beside the code
 _UINT64: Final = 2**64 - 1
 _NO_OFFSET: Final = Why(
-    Cause.REQUEST, "recover_since.offset: expected a whole number from 0 to 2^64 - 1"
+    Cause.REQUEST, "recover_since.offset: must be a whole number from 0 to 2^64 - 1"
 )
-_WRONG_CODE: Final = Why(Cause.REQUEST, "disconnect.code: expected 3000 to 4999")
+_WRONG_CODE: Final = Why(Cause.REQUEST, "disconnect.code: must be 3000 to 4999")
 _LONG_REASON: Final = Why(
     Cause.REQUEST, f"disconnect.reason: it has more than {_REASON_LIMIT} bytes"
 )

@@ -25,9 +25,9 @@ Name = Annotated[str, msgspec.Meta(max_length=1024)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
-_NOT_ONE: Final = Why(Cause.REQUEST, "jti, uid, user: expected exactly one of them")
+_NOT_ONE: Final = Why(Cause.REQUEST, "jti, uid, user: give exactly one of them")
 _NO_USER: Final = Why(Cause.REQUEST, "issued_before: it goes with user only")
-_TWO_ENDS: Final = Why(Cause.REQUEST, "expire_at, ttl: expected at most one of them")
+_TWO_ENDS: Final = Why(Cause.REQUEST, "expire_at, ttl: give at most one of them")
 _IN_THE_PAST: Final = Why(
     Cause.REQUEST, "expire_at: in the past", "give Unix seconds by this server's clock"
 )

@@ -366,7 +366,7 @@ def _check_what_is_kept(publication: Publication) -> None:
         ReplyError: a text is too long, or the version is not an unsigned number of 64 bits (107).
     """
     if not 0 <= publication.version < _VERSION_LIMIT:
-        why = Why(Cause.REQUEST, "version: expected a whole number from 0 to 2^64 - 1")
+        why = Why(Cause.REQUEST, "version: must be a whole number from 0 to 2^64 - 1")
         raise ReplyError(ErrorCode.BAD_REQUEST, why=why)
     if len(publication.version_epoch) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST, why=_too_long("version_epoch"))

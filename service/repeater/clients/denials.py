@@ -39,16 +39,15 @@ _log = get_logger("denials")
 _BLOCKED: Final = Why(Cause.DENIAL, "the user is blocked", "lift it by unblock_user")
 _REVOKED: Final = Why(Cause.DENIAL, "the token is revoked", "give the user a new one")
 
-
-def why_denied(refusal: Disconnect) -> Why:
-    """Why `Denials.refusal` refuses."""
-    return _BLOCKED if refusal is FORCE_DISCONNECT else _REVOKED
-
-
 _SWEEP_INTERVAL: Final = 60.0  # seconds between two searches for expired denials
 _CLIENTS_PER_TURN: Final = 1_000
 _REMEMBERED: Final = 100  # changes whose ends are still known, for the node that asks after one
 _METHOD: Final = "ended_by_denial"
+
+
+def why_denied(refusal: Disconnect) -> Why:
+    """Why `Denials.refusal` refuses."""
+    return _BLOCKED if refusal is FORCE_DISCONNECT else _REVOKED
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from repeater.errors import ErrorCode, ReplyError
 from repeater.publication import Publication, StreamPosition
 
 _UINT64: Final = 2**64 - 1
-_NO_OFFSET: Final = Why(Cause.REQUEST, "offset: expected a whole number from 0 to 2^64 - 1")
+_NO_OFFSET: Final = Why(Cause.REQUEST, "offset: must be a whole number from 0 to 2^64 - 1")
 
 Size = Callable[[Publication], int]
 """At most the bytes that a publication takes in the answer; 0 if it is left out."""

@@ -77,7 +77,7 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
-_DRAINING: Final = Why(Cause.SHUTDOWN, "the server restarts")
+_DRAINING: Final = Why(Cause.SHUTDOWN, "the server shuts down")
 _NO_SUPERVISOR: Final = Why(Cause.ENGINE, "the supervisor does not answer")
 _NO_ROOM: Final = Why(
     Cause.REQUEST, "The head of the request has no room for an event id: name fewer channels."
