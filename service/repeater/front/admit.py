@@ -10,18 +10,14 @@ then all checks are made before it, and once more after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from repeater.access.channel_rules import OF_ANOTHER_USER
 from repeater.access.grants import (
     NO_KEY,
-    NOTHING_GRANTED,
     ConnectionGrant,
-    SubscriptionGrant,
     TokenExpiredError,
     TokenInvalidError,
     why_no_keys,
@@ -29,47 +25,40 @@ from repeater.access.grants import (
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
 from repeater.causes import Cause, Why
-from repeater.clients.binary import BINARY_CHANNEL, fits, warn_of_binary
 from repeater.clients.client import ANONYMOUS
 from repeater.clients.denials import why_denied
-from repeater.clients.limits import LimitError, Place, limit_reached, too_many_channels
+from repeater.clients.limits import LimitError, Place, limit_reached
 from repeater.clients.opening import Opening
 from repeater.clients.plain import Wanted
-from repeater.clients.since import SINCE_FORMS, SinceError, parse_since, positions_of
 from repeater.errors import (
     FORCE_DISCONNECT,
     BrokerError,
     DisconnectError,
-    ErrorCode,
-    ReplyError,
 )
-from repeater.fanout.rewind import Rewind
 from repeater.front import protobuf
+from repeater.front.plain_questions import PlainQuestions
 from repeater.front.reasons import (
     BODY_TOO_LARGE,
     explained,
     foreign_page,
     other_host,
-    unheard_cookie,
     wrong_method,
 )
+from repeater.front.refusal import Refusal, RefusedError
 from repeater.front.request import OCTETS
 from repeater.front.responses import (
     PROTOBUF_FAREWELL,
     answer_method,
-    answer_refusal,
     cors_headers,
 )
-from repeater.front.routes import ROUTES, Route
+from repeater.front.routes import ROUTES
 from repeater.protocol.centrifugo.commands import parse_connect
-from repeater.protocol.http.answer import Answer, Headers
-from repeater.protocol.sse.event_id import room_of_event_id
+from repeater.protocol.http.answer import Answer
 
 if TYPE_CHECKING:
     from repeater.config import Settings
     from repeater.front.request import ReadBody, Request
     from repeater.node import Node
-    from repeater.protocol.centrifugo.codecs import Codec
 
 _TOO_MANY: Final = {
     "connections": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -79,24 +68,7 @@ _TOO_MANY: Final = {
 }
 _DRAINING: Final = Why(Cause.SHUTDOWN, "the server shuts down")
 _NO_SUPERVISOR: Final = Why(Cause.ENGINE, "the supervisor does not answer")
-_NO_ROOM: Final = Why(
-    Cause.REQUEST, "The head of the request has no room for an event id: name fewer channels."
-)
-_NO_CHANNEL: Final = Why(Cause.REQUEST, "No channel: add ?channel=NAME to the address.")
-_BINARY: Final = Why(
-    Cause.NOT_OFFERED, BINARY_CHANNEL, "use envelope=1, /ws, or an SDK in Protobuf"
-)
 _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
-_NO_CREDENTIALS: Final = Why(
-    Cause.CREDENTIALS,
-    "no token, and anonymous clients may not subscribe",
-    "send a token (?token=, Authorization: Bearer, cookie), or set allow_anonymous = true",
-)
-_NO_USER: Final = Why(
-    Cause.CREDENTIALS,
-    "the token names no user, and anonymous clients may not subscribe",
-    "name the user in sub, or set allow_guest_tokens = true",
-)
 _JSON_ONLY: Final = Why(
     Cause.NOT_OFFERED,
     "this way in speaks JSON, and the request is Protobuf",
@@ -108,28 +80,6 @@ _NO_MESSAGE: Final = Why(
 _NO_CONNECT: Final = Why(
     Cause.REQUEST, "the body is not a connect request", "send a JSON object, or nothing"
 )
-_ENVELOPE: Final = Why(
-    Cause.REQUEST, "envelope must be 0 or 1; on a WebSocket, since needs envelope=1"
-)
-_SINCE: Final = Why(Cause.REQUEST, SINCE_FORMS)
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """The answer to a request that is not opened: a refusal, or the answer to a preflight."""
-
-    answer: Answer
-    counted: bool = False
-    """Whether a limit or a denial has counted the request, which must not be counted twice."""
-    why: Why | None = None
-    """The reason, for `note_refusal`; None where nothing was refused."""
-    user: str = ""
-    channel: str = ""
-
-
-class _RefusedError(Exception):
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.answer.status)
-        self.refusal = refusal
 
 
 class Admission(Place, eq=False):
@@ -156,31 +106,22 @@ class Admission(Place, eq=False):
         assert decision is not None, "an admission is decided once"
         try:
             return await decision.make()
-        except _RefusedError as error:
+        except RefusedError as error:
             self.leave()
             return error.refusal
 
 
-class _Decision(msgspec.Struct, eq=False):
-    """Everything that is looked at until a request is decided. Lives inside `Admission.decide`."""
+class _Decision(PlainQuestions, eq=False, kw_only=True):
+    """The questions to one request, in their order. Lives inside `Admission.decide`."""
 
-    _node: Node
-    _settings: Settings
-    _request: Request
-    _read_body: ReadBody | None
-    _route: Route
     _place: Place
-    _codec: Codec
-    """Of the client that asks, or another one that carries the same data."""
-    _cors: Headers = ()
-    _user: str = ""
-    """The user of a token that is proven."""
+    _read_body: ReadBody | None
 
     async def make(self) -> Opening:
         """Ask all the questions, in their order.
 
         Raises:
-            _RefusedError: one of them refuses.
+            RefusedError: one of them refuses.
         """
         request, route, settings = self._request, self._route, self._settings
         if not request.host_allowed(settings.hosts):
@@ -244,71 +185,7 @@ class _Decision(msgspec.Struct, eq=False):
         if grant.user:
             self._take_user(grant.user)
         self._ask_draining()
-        envelope = self._asks_envelope()
-        if envelope:
-            assert self._route.enveloping is not None, "a plain route has envelopes"
-            self._codec = self._route.enveloping[0]
-        channels = self._channels(grant)
-        if not (envelope or self._route.media_type):
-            return Wanted(grant=grant, channels=channels)
-        if self._route.media_type:
-            self._ask_formats(channels)
-        self._ask_room_for_id(len(channels))
-        return self._begin(Wanted(grant=grant, channels=channels, envelope=envelope))
-
-    def _asks_envelope(self) -> bool:
-        """Whether events come in envelopes; on a WebSocket, `since` asks for these as well.
-
-        Without them nothing could be told there: neither what is missing nor where the client is.
-        """
-        query = self._request.query
-        asked = query.get("envelope")
-        since = not self._route.media_type and "since" in query
-        if asked is None:
-            return since
-        if asked[0] not in ("0", "1") or (since and asked[0] == "0"):
-            raise self._refused(HTTPStatus.BAD_REQUEST, _ENVELOPE, text=_ENVELOPE.text)
-        return asked[0] == "1"
-
-    def _begin(self, wanted: Wanted) -> Wanted:
-        """Add where the client begins: after its last event, else where `since` says."""
-        request, replace, names = self._request, msgspec.structs.replace, list(wanted.channels)
-        last = request.last_event_id
-        if last:
-            return replace(wanted, since=positions_of(last, names))
-        since = request.parameter("since")
-        if not since:
-            return wanted
-        try:
-            begin = parse_since(since, names, self._node.unix_time())
-        except SinceError:
-            raise self._refused(HTTPStatus.BAD_REQUEST, _SINCE, text=_SINCE.text) from None
-        if isinstance(begin, Rewind):
-            return replace(wanted, rewind=begin)
-        return replace(wanted, since=begin)
-
-    def _ask_formats(self, channels: Iterable[str]) -> None:
-        """Refuse binary channels to an event stream, which is text (400)."""
-        if not all(map(self._fits, channels)):
-            raise self._refused(HTTPStatus.BAD_REQUEST, _BINARY, text=BINARY_CHANNEL)
-
-    def _fits(self, channel: str) -> bool:
-        try:
-            return fits(self._codec, self._node.channels.options(channel))
-        except ReplyError:
-            return True  # A public channel without a namespace; opening it refuses it.
-
-    def _ask_room_for_id(self, channels: int) -> None:
-        """Refuse a stream that could not come back: its head has no room for an event id (431)."""
-        request, room = self._request, room_of_event_id(channels)
-        most = self._settings.head_limit - room
-        # The first number is at hand, and most heads are far below the limit.
-        if request.size <= most:
-            return
-        size = request.size_without_id(since=bool(self._route.media_type))
-        if size > most - len(self._settings.path_prefix):
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise self._refused(status, _NO_ROOM, text=_NO_ROOM.text)
+        return self._wanted(grant)
 
     def _ask_method(self) -> None:
         """Answer a preflight, and refuse other methods than the route's (405)."""
@@ -317,9 +194,9 @@ class _Decision(msgspec.Struct, eq=False):
             self._cors = cors_headers(self._request)
             return
         if self._request.method == "OPTIONS":
-            raise _RefusedError(Refusal(answer))
+            raise RefusedError(Refusal(answer))
         why = wrong_method(self._request)
-        raise _RefusedError(Refusal(explained(self._node.refusals, answer, why), why=why))
+        raise RefusedError(Refusal(explained(self._node.refusals, answer, why), why=why))
 
     def _ask_draining(self) -> None:
         """Refuse with 503 while the node shuts down."""
@@ -355,68 +232,6 @@ class _Decision(msgspec.Struct, eq=False):
             self._node.limited["blocked" if refusal is FORCE_DISCONNECT else "revoked"] += 1
             raise self._refused(HTTPStatus.FORBIDDEN, why_denied(refusal), counted=True)
 
-    def _channels(self, grant: ConnectionGrant) -> dict[str, SubscriptionGrant]:
-        """Return the channels of the request, each once; else the token's, else the default.
-
-        Refuses with 401 an anonymous user, unless those are allowed; with 403 a user without the
-        permission to subscribe; with 400 a request for no channel, for an invalid name, or for
-        more channels than a connection may have.
-        """
-        node = self._node
-        options, rules = node.options, node.channels
-        names = list(dict.fromkeys(self._request.query.get("channel", ())))
-        if not names:
-            default = [options.default_channel] if options.default_channel else []
-            names = self._granted(grant) or default
-            if not names:
-                raise self._refused(HTTPStatus.BAD_REQUEST, _NO_CHANNEL, text=_NO_CHANNEL.text)
-        for name in names:
-            if rules.is_of_another(name, grant.user):
-                raise self._refused(HTTPStatus.FORBIDDEN, OF_ANOTHER_USER, channel=name)
-        if options.public_channels.issuperset(names):
-            return dict.fromkeys(names, NOTHING_GRANTED)
-        guest = grant.by_token and options.allow_guest_tokens
-        if not (grant.user or guest or options.insecure or options.allow_anonymous):
-            raise self._refused(HTTPStatus.UNAUTHORIZED, self._no_user(grant))
-        if len(names) > options.channel_limit:
-            raise self._refused(HTTPStatus.BAD_REQUEST, too_many_channels(options.channel_limit))
-        try:
-            for name in names:
-                if name in grant.channels:
-                    rules.options(name)
-                else:
-                    rules.check_subscribe(name, grant.user)
-        except ReplyError as error:
-            denied = error.code is ErrorCode.PERMISSION_DENIED
-            status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.BAD_REQUEST
-            raise self._refused(status, error.why, channel=name) from None
-        channels = dict.fromkeys(names, NOTHING_GRANTED)
-        if grant.channels:
-            channels |= {name: grant.channels[name] for name in names if name in grant.channels}
-        return channels
-
-    def _no_user(self, grant: ConnectionGrant) -> Why:
-        """Why somebody without a user may not subscribe."""
-        if grant.by_token:
-            return _NO_USER
-        if self._request.from_anybody and b"cookie" in self._request.headers:
-            return unheard_cookie(self._request)
-        return _NO_CREDENTIALS
-
-    def _granted(self, grant: ConnectionGrant) -> list[str]:
-        """The token's channels; the server chose them, so one that cannot be refuses nobody."""
-        rules = self._node.channels
-        names: list[str] = []
-        for name in grant.channels:
-            if not rules.grantable(name, grant.user):
-                continue
-            if self._fits(name):
-                names.append(name)
-            else:
-                whose = {"user": grant.user, "transport": self._route.name}
-                warn_of_binary(self._node, None, name, address=self._request.address, **whose)
-        return names
-
     async def _first_of_stream(self, *, binary: bool) -> str | bytes:
         """Return the message that comes with a stream's request: a parameter or a POST's body.
 
@@ -431,7 +246,7 @@ class _Decision(msgspec.Struct, eq=False):
         if request.method == "POST":
             if request.has_octets() and not binary:
                 answer = Answer(HTTPStatus.OK, PROTOBUF_FAREWELL, OCTETS, tuple(self._cors))
-                raise _RefusedError(Refusal(answer, why=_JSON_ONLY))
+                raise RefusedError(Refusal(answer, why=_JSON_ONLY))
             assert self._read_body is not None, "a POST has a body to read"
             body = await self._read_body()
             first = body if binary else _text_or_bytes(body)
@@ -480,37 +295,9 @@ class _Decision(msgspec.Struct, eq=False):
         except LimitError as error:
             raise self._too_many(error) from None
 
-    def _too_many(self, error: LimitError) -> _RefusedError:
+    def _too_many(self, error: LimitError) -> RefusedError:
         why = limit_reached(error.limit, getattr(self._node.options.limits, error.limit))
         return self._refused(_TOO_MANY[error.limit], why, counted=True, text=why.text)
-
-    def _refused(
-        self,
-        status: HTTPStatus,
-        why: Why,
-        *,
-        counted: bool = False,
-        text: str = "",
-        channel: str = "",
-    ) -> _RefusedError:
-        refusals = self._node.refusals
-        text = refusals.told(text, why)
-        answer = answer_refusal(self._request, self._route, status, self._cors, text)
-        answer = explained(refusals, answer, why)
-        return _RefusedError(Refusal(answer, counted, why, self._user, channel))
-
-
-def note_refusal(node: Node, request: Request, refusal: Refusal) -> None:
-    """Log and count a refusal; called by who sends its answer."""
-    if refusal.why is not None:
-        node.refusals.note(
-            refusal.why,
-            ROUTES[request.path].name,
-            status=refusal.answer.status,
-            channel=refusal.channel,
-            user=refusal.user,
-            address=request.address,
-        )
 
 
 def admit(
@@ -528,7 +315,13 @@ def admit(
     """
     admission, route = Admission(node.places), ROUTES[request.path]
     admission._decision = _Decision(
-        node, settings, request, read_body, route, admission, route.codec
+        _node=node,
+        _settings=settings,
+        _request=request,
+        _route=route,
+        _codec=route.codec,
+        _place=admission,
+        _read_body=read_body,
     )
     return admission
 

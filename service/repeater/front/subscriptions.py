@@ -19,9 +19,10 @@ from repeater.clients.client import Client
 from repeater.clients.opening import begin
 from repeater.clients.plain import holds_at_once
 from repeater.deadlines import lift
-from repeater.front.admit import Refusal, admit, note_refusal
+from repeater.front.admit import admit
 from repeater.front.protobuf import codec_of
 from repeater.front.reasons import explained, no_handshake
+from repeater.front.refusal import Refusal, note_refusal
 from repeater.front.request import Request, is_plain, request_of_head
 from repeater.front.responses import (
     answer_end,

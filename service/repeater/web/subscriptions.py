@@ -25,7 +25,7 @@ from repeater.clients.emulation import (
 from repeater.deadlines import within
 from repeater.errors import DisconnectError
 from repeater.front import protobuf
-from repeater.front.admit import Refusal, admit, note_refusal
+from repeater.front.admit import admit
 from repeater.front.protobuf import codec_of
 from repeater.front.reasons import (
     BODY_LATE,
@@ -35,6 +35,7 @@ from repeater.front.reasons import (
     no_handshake,
     wrong_method,
 )
+from repeater.front.refusal import Refusal, note_refusal
 from repeater.front.request import Request, request_of_scope
 from repeater.front.responses import (
     answer_end,
