@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repeater.node import Node
-from repeater.options import NodeOptions
+from repeater.clients.client import Client
+from repeater.clients.plain import listening
+from repeater.node import Node, open_node
+from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.sse.event_stream import EventStreamCodec
 from repeater.publication import Publication
 from repeater.testing import open_test_node
 from tests.plain_readers import Reader
+
+KEPT = ChannelOptions(history_size=100, history_ttl=600)
 
 
 class Encoded(trio.abc.Instrument):
@@ -89,3 +93,30 @@ async def test_what_gathers_meanwhile_is_written_in_turns_too(encoded: Encoded) 
         assert reader.read() == [*range(20), *range(200)]
         assert len(encoded.offsets) > 100, "they gathered: fan-out did not give them"
         assert encoded.most < 20
+
+
+async def test_who_waits_for_a_turn_is_not_stale(autojump_clock: MockClock) -> None:
+    """A client that is answered has done its part: the server has not."""
+    async with (
+        open_node(NodeOptions(insecure=True, channel=KEPT)) as node,
+        trio.open_nursery() as nursery,
+    ):
+        await publish(node, 3)
+        reader = Reader("events", "a", since="start")
+        wanted = reader.wanted(node, by_since=False)
+        scope = trio.CancelScope()
+        client = Client(node.registry, reader.transport, scope, ready=False)
+
+        async def listen() -> None:
+            with scope:
+                async with listening(node, client, wanted):
+                    await trio.sleep_forever()
+
+        async with node.replays:
+            nursery.start_soon(listen)
+            await trio.sleep(2 * node.options.stale_timeout)
+        await wait_all_tasks_blocked()
+        assert client.end is None
+        assert reader.read() == [0, 1, 2]
+        scope.cancel()
+        await client.leave()

@@ -144,7 +144,7 @@ async def listening(
 
     Args:
         node: The client's node.
-        client: Becomes ready when its channels are live.
+        client: Becomes ready when its request is answered.
         wanted: Its channels.
         greet: Answers; None if there is nothing to answer.
     """
@@ -158,6 +158,8 @@ async def listening(
     replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
     if client.end is None and greet is not None:
         await greet()
+    if not client.ready:  # it is not stale from now on: what follows waits for our own work only
+        client.became_ready()
     tracked = [one for one in joinings if one.subscription.recoverable]
     patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
     if wanted.asked:  # there may be much to send, which is not to be kept while it waits
@@ -189,8 +191,6 @@ def _go_live(
     """Send what was missed and let all channels go live, in one call without an await."""
 
     def say() -> bytes:
-        if not client.ready:
-            client.became_ready()
         for chunk in replay.finish():
             client.outbox.push(chunk)
         return b""
