@@ -75,7 +75,7 @@ async def test_each_kind_of_question() -> None:
     backend = BackendFunctions(connect=ann, subscribe=subscribe, publish=publish, rpc=rpc)
     async with (
         open_node(OPTIONS, backend=backend) as node,
-        talking(node, connected=False) as talk,
+        talking(node, connected=False, ends=False) as talk,
     ):
         assert (await talk.connect(data={"a": 1}))["data"] == {"a": 1}
         assert (await talk.subscribe("c", data=[2]))["data"] == {"hello": 1}
@@ -114,7 +114,7 @@ async def test_what_a_call_returns(result: object, reply: object) -> None:
         return result
 
     backend = BackendFunctions(connect=ann, rpc=rpc)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False) as talk:
         assert await talk.call("rpc", method="m") == {"rpc": reply}
 
 
@@ -122,7 +122,7 @@ async def test_only_what_has_a_function_is_asked() -> None:
     """Other commands are answered as without a back end."""
     async with (
         open_node(OPTIONS, backend=BackendFunctions(connect=ann)) as node,
-        talking(node) as talk,
+        talking(node, ends=False) as talk,
     ):
         assert (await talk.subscribe())["code"] == 108
         assert (await talk.call("rpc", method="m"))["error"]["code"] == 108
@@ -195,7 +195,7 @@ async def test_a_function_refuses(error: ReplyError, reply: object) -> None:
         raise error
 
     backend = BackendFunctions(connect=ann, subscribe=subscribe)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False) as talk:
         for _ in range(2):
             assert await talk.subscribe() == reply
         assert node.statistics().refusals == {"application": 2}
@@ -270,7 +270,7 @@ async def test_a_result_that_is_no_json(result: object, caplog: pytest.LogCaptur
         return result
 
     backend = BackendFunctions(connect=ann, rpc=rpc)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False) as talk:
         assert await talk.call("rpc", method="m") == INTERNAL
         assert backend.statistics().endpoints["rpc"].failed == 1
     assert "the function rpc" in caplog.text
@@ -315,7 +315,7 @@ async def test_a_cleanup_that_fails_does_not_end_the_node(
         raise AssertionError
 
     backend = BackendFunctions(connect=connect, refresh=refresh, timeout=100)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node):
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False):
         await trio.sleep(12)
         assert backend.statistics().endpoints["refresh"].under_way == 1
     assert backend.statistics().endpoints["refresh"].failed == 1
@@ -340,7 +340,10 @@ async def test_a_grant_with_wrong_fields(
         return ConnectionGrant(**fields)
 
     backend = BackendFunctions(connect=connect)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node, connected=False) as talk:
+    async with (
+        open_node(OPTIONS, backend=backend) as node,
+        talking(node, connected=False, ends=False) as talk,
+    ):
         assert await talk.call("connect") == INTERNAL
         assert backend.statistics().endpoints["connect"].failed == 1
     assert f"a ConnectionGrant: the field {fault}" in caplog.text
@@ -356,7 +359,7 @@ async def test_an_engine_without_room_is_nobodys_mistake(
         raise error
 
     backend = BackendFunctions(connect=ann, rpc=rpc)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False) as talk:
         assert await talk.call("rpc", method="m") == INTERNAL
         assert node.statistics().refusals["callback"] == 1
     assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
@@ -373,7 +376,7 @@ async def test_a_function_that_never_returns(autojump_clock: MockClock) -> None:
             ended.append(trio.current_time())
 
     backend = BackendFunctions(connect=ann, rpc=rpc, timeout=2)
-    async with open_node(OPTIONS, backend=backend) as node, talking(node) as talk:
+    async with open_node(OPTIONS, backend=backend) as node, talking(node, ends=False) as talk:
         begun = trio.current_time()
         assert await talk.call("rpc", method="m") == INTERNAL
         assert ended == [begun + 2]
@@ -390,7 +393,7 @@ async def test_a_client_that_leaves_meanwhile() -> None:
     backend = BackendFunctions(connect=ann, rpc=rpc)
     async with (
         open_node(OPTIONS, backend=backend) as node,
-        talking(node) as talk,
+        talking(node, ends=False) as talk,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(talk.session.receive, talk.command(rpc={"method": "m"}))
@@ -444,5 +447,5 @@ async def test_with_settings_of_a_file(tmp_path: Path) -> None:
         file.write_text(file.read_text() + "history_size = 5\n")
         changes = await server.reload(load_settings(file, ProgramSettings))
         assert changes.live == ("namespaces.chat.history_size",)
-        async with talking(server.node) as talk:
+        async with talking(server.node, ends=False) as talk:
             assert "code" not in await talk.subscribe("chat:1")

@@ -25,8 +25,11 @@ from repeater.errors import (
     INVALID_TOKEN,
     PERMISSION_DENIED,
     SERVER_ERROR,
+    TOO_MANY_REQUESTS,
     BrokerError,
     Disconnect,
+    ErrorCode,
+    ReplyError,
 )
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
@@ -89,6 +92,8 @@ class TestAuthentication:
             (TokenExpiredError(), 109, EXPIRED),
             (BrokerError("no keys"), 100, SERVER_ERROR),
             (ConnectionGrant("ann", expire_at=1), 109, EXPIRED),
+            (ReplyError(ErrorCode.TOO_MANY_REQUESTS), 111, TOO_MANY_REQUESTS),
+            (ReplyError(ErrorCode.PERMISSION_DENIED), 103, PERMISSION_DENIED),
         ],
     )
     async def test_error_is_a_reply(
@@ -98,16 +103,17 @@ class TestAuthentication:
         end: Disconnect,
         refused: RefusedLines,
     ) -> None:
-        """Expired 109, also by `expire_at`; unavailable keys 100; more ends it, not for good.
+        """Expired 109, also by `expire_at`; unavailable keys 100; more ends it as the reply said.
 
-        The failure is logged once, and what was sent behind it is no failure of its own.
+        Only who may not connect (103) is ended for good. The failure is logged once, and what was
+        sent behind it is no failure of its own.
         """
         async with open_node(verifier=knowing(known)) as node:
             async with talking(node, connected=False) as talk:
                 error = await talk.connect("t")
                 assert error["code"] == code
                 assert error["message"]
-                assert error.get("temporary", False) is (code == 100)
+                assert error.get("temporary", False) is (code in (100, 111))
                 assert talk.client.end is None
                 await talk.subscribe()
             assert talk.transport.closed_with == end

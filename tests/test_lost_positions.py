@@ -11,8 +11,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import SubscriptionGrant
 from repeater.clients.joining import server_side_wish
+from repeater.clients.lost_positions import why_lost
 from repeater.clients.openings import GrantedChannel, open_subscriptions
 from repeater.clients.replay import Replay
+from repeater.fanout.recovery import Joined, after_drop
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.sse.event_stream import EVENT_STREAM
@@ -244,3 +246,20 @@ async def test_a_replay_that_grows_too_large(autojump_clock: MockClock) -> None:
         why = joining.why_lost()
         assert why is not None
         assert "more than half of outbox_limit" in why.text
+
+
+async def test_too_much_is_published_meanwhile() -> None:
+    """What gathered was dropped before the subscriber went live; the history had all of it."""
+    async with open_node(OPTIONS) as node, connect(node, MemoryTransport(EVENT_STREAM)) as client:
+        since = StreamPosition(1, "e")
+        channels = [GrantedChannel("a", SubscriptionGrant(), server_side_wish(since))]
+        (joining,) = await open_subscriptions(node, client, channels)
+        recovered = Joined((), since, recovered=True)
+        assert after_drop(recovered, since) is recovered
+        lost = after_drop(recovered, StreamPosition(3, "e"))
+        why = why_lost(node, joining.subscription, lost, since)
+        assert (
+            why.text
+            == "what was published meanwhile is more than half of outbox_limit (10000 bytes)"
+        )
+        assert why.mend == "raise outbox_limit"

@@ -198,6 +198,9 @@ async def test_an_event_source_comes_back(
         assert first == 200
         server.node.draining = not settings
         status, head, body = await refused(server, way, target, **BROWSER)
+        while "limits" in settings and why not in body:
+            # A second passed, so that the rate had room for one more.
+            status, head, body = await refused(server, way, target, **BROWSER)
         assert status == 200
         assert b"content-type: text/event-stream; charset=utf-8\r\n" in head
         assert b"no-transform" in head
@@ -207,8 +210,7 @@ async def test_an_event_source_comes_back(
         assert b"data" not in body
         for headers in ({}, {"Accept": "text/event-stream"}, {"Sec_Fetch_Mode": "cors"}):
             status, head, body = await refused(server, way, target, **headers)
-            while "limits" in settings and status == 200:
-                # A second passed, so that the rate had room for one more.
+            while "limits" in settings and status == 200:  # as above
                 status, head, body = await refused(server, way, target, **headers)
             assert status == code
             assert b"retry-after: 1\r\n" in head
