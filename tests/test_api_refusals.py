@@ -15,8 +15,8 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.testing import open_test_node
 from repeater.web.faults import FaultCheck
 from tests.refusing import RefusedLines
+from tests.rest_callers import WAYS, caller
 from tests.serving import UPGRADE, Peer, peer, running
-from tests.test_rest import WAYS, caller
 
 LONG = b"x" * 256
 OPTIONS = NodeOptions(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,8 +14,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import ConnectionGrant, SubscriptionGrant
-from repeater.brokers.contract import EventSink, Page
-from repeater.brokers.receipts import Answer, Receipt, settled
+from repeater.brokers.contract import Page
+from repeater.brokers.receipts import Answer, settled
 from repeater.clients.client import Client
 from repeater.clients.limits import Place
 from repeater.clients.opening import Opening, begin
@@ -35,10 +33,11 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import PLAIN, PLAIN_ASGI, Codec
 from repeater.protocol.sse.event_id import event_id
 from repeater.protocol.sse.event_stream import EVENT_STREAM
-from repeater.publication import Event, Publication, StreamPosition
+from repeater.publication import Publication, StreamPosition
 from repeater.testing import MemoryTransport, connect, open_test_node
 from tests.brokers import ForwardingBroker, TestBroker
 from tests.eventsource import EventSource
+from tests.far_broker import FarBroker
 from tests.refusing import usual
 
 
@@ -444,62 +443,6 @@ async def test_a_plain_websocket_ends_with_its_token(
         assert transport.closed_with == Disconnect(3005, "connection expired")
 
 
-class Dawdling(ForwardingBroker):
-    """A broker far away: answers take a while, and events reach fan-out after the history."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self._random = random.Random(seed)
-        self._sink: EventSink | None = None
-        self._nursery: trio.Nursery
-        self._send, self._receive = trio.open_memory_channel[Event](100)
-
-    async def run(self, intake: EventSink) -> None:
-        self._sink = intake
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._forward, intake)
-            await super().run(self)
-
-    def check_room(self) -> None:
-        assert self._sink is not None
-        self._sink.check_room()
-
-    async def wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    def put_nowait(self, event: Event, weight: int = 0) -> None:
-        self._send.send_nowait(event)
-
-    async def _forward(self, intake: EventSink) -> None:
-        async for event in self._receive:
-            await self._dawdle(12)
-            with contextlib.suppress(trio.ClosedResourceError):
-                intake.put_nowait(event)
-
-    async def _dawdle(self, most: int) -> None:
-        for _ in range(self._random.randrange(most)):
-            await trio.lowlevel.checkpoint()
-
-    def history(
-        self,
-        channel: str,
-        options: ChannelOptions,
-        *,
-        since: StreamPosition | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> Answer[Page]:
-        page = self.memory.history(channel, options, since=since, limit=limit, reverse=reverse)
-        receipt: Receipt[Page] = Receipt()
-        self._nursery.start_soon(self._answer, receipt, page)
-        return receipt
-
-    async def _answer(self, receipt: Receipt[Page], page: Page) -> None:
-        await self._dawdle(6)
-        receipt.settle(page)
-
-
 CHANNELS = ("a", "b", "c")
 steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=6)
 stories = st.lists(
@@ -540,7 +483,7 @@ def test_whatever_happens_everybody_hears_everything_once(
 
     async def story() -> None:
         options = NodeOptions(outbox_limit=outbox_limit)
-        async with open_test_node(options, broker=Dawdling(seed)) as node:
+        async with open_test_node(options, broker=FarBroker(seed)) as node:
             browsers = [Browser(*channels) for channels, _ in stories]
             counts = dict.fromkeys(CHANNELS, 0)
             async with trio.open_nursery() as nursery:

@@ -17,8 +17,8 @@ from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import Publication
 from repeater.testing import open_test_node
 from tests.brokers import TestBroker
+from tests.far_broker import FarBroker
 from tests.plain_readers import WAYS, Heard, Reader
-from tests.test_listening import Dawdling
 
 every_way = pytest.mark.parametrize("way", WAYS)
 
@@ -378,7 +378,7 @@ def test_whatever_happens_everybody_hears_everything_once(
     async def story() -> None:
         channel = ChannelOptions(history_size=history_size, history_ttl=600)
         options = NodeOptions(outbox_limit=outbox_limit, channel=channel)
-        async with open_test_node(options, broker=Dawdling(seed)) as node:
+        async with open_test_node(options, broker=FarBroker(seed)) as node:
             readers = [Reader(way, *names, since=since) for way, names, since, _, _ in stories]
             counts = dict.fromkeys(CHANNELS, 0)
             async with trio.open_nursery() as nursery:

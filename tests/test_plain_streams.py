@@ -28,12 +28,12 @@ from repeater.publication import Event
 from repeater.testing import MemoryTransport
 from tests.brokers import LateTestBroker, TestBroker
 from tests.deadlines import PROCESS_STARTS
-from tests.test_streams import (
-    _RUPTURES,
-    _STEPS,
+from tests.stream_worlds import (
     CHANNELS,
     CRAMPED,
     OPTIONS,
+    RUPTURES,
+    STEPS,
     Subscriber,
     WorkersWorld,
     World,
@@ -180,7 +180,7 @@ def of_plain(make_world: type[World]) -> type[World]:
     return PlainWorld
 
 
-_steps = st.lists(_STEPS, min_size=15, max_size=60)
+_steps = st.lists(STEPS, min_size=15, max_size=60)
 
 
 @pytest.mark.timeout(3 * PROCESS_STARTS)
@@ -203,7 +203,7 @@ def test_on_two_workers(steps: list[Any], broker: type[TestBroker]) -> None:
 
 @pytest.mark.timeout(3 * PROCESS_STARTS)
 @settings(max_examples=60)
-@given(st.lists(st.one_of(_STEPS, _STEPS, _STEPS, _RUPTURES), min_size=15, max_size=60))
+@given(st.lists(st.one_of(STEPS, STEPS, STEPS, RUPTURES), min_size=15, max_size=60))
 def test_where_the_broker_loses_events(steps: list[Any]) -> None:
     """Whoever has a position is told to come back, and misses nothing."""
     clock = MockClock(autojump_threshold=0)

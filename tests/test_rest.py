@@ -21,13 +21,12 @@ from repeater.front.rest import Rest, RestOptions
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.publication import StreamPosition
-from repeater.serving.server import Server
 from repeater.testing import open_test_node
+from tests.rest_callers import WAYS, caller
 from tests.serving import UPGRADE, Peer, peer, running
 
 EVENT = b'{"channel":"news","data":[1]}'
 KEYED = "X-API-Key: secret\r\n"
-WAYS = ("native", "quart")
 OPTIONS = RestOptions(body_limit=524_288, head_limit=16_384, head_timeout=10.0)
 
 
@@ -43,15 +42,6 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 def chunked(lines: Sequence[bytes]) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(line), line) for line in (*lines, b""))
-
-
-@asynccontextmanager
-async def caller(server: Server, way: str) -> AsyncIterator[Peer]:
-    """A back end's connection; what is not plain goes to Quart, and stays there."""
-    async with peer(server) as back_end:
-        if way == "quart":
-            assert b" 200 " in await back_end.call("GET", "/health")
-        yield back_end
 
 
 async def answer(back_end: Peer) -> tuple[int, str, bytes]:
