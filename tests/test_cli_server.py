@@ -15,7 +15,8 @@ import trustme
 from click.testing import CliRunner, Result
 
 from repeater.cli.main import main
-from repeater.cli.server import url_of
+from repeater.cli.server import Address, url_of
+from repeater.cli.server import Server as Asked
 from repeater.config import Settings
 from repeater.serving.server import Server, open_server
 from tests.deadlines import LOOP_ANSWERS
@@ -148,6 +149,13 @@ async def test_its_own_certificate_and_no_other(tmp_path: Path) -> None:
             result = await run("info")
             assert result.exit_code == code
         assert "certificate verify failed" in result.stderr
+
+
+def test_another_address_has_a_certificate_of_its_own(tmp_path: Path) -> None:
+    """A proxy in front of the server, say: the authorities of the system prove its name."""
+    settings = Settings(**_certificate(tmp_path / "its"))  # type: ignore[arg-type]
+    assert Asked(Address(url_of(settings)), None, settings).certificates() is not None
+    assert Asked(Address("https://rt.example.com"), None, settings).certificates() is None
 
 
 def _certificate(folder: Path) -> dict[str, Path]:

@@ -188,3 +188,10 @@ def test_a_single_event_is_never_lost_for_its_size() -> None:
     joined = rewind(Rewind(), history[::-1], top, [], Room(5), lambda _: 50)
     assert [one.offset for one in joined.publications] == [3]
     assert joined.lost
+
+
+def test_a_publication_without_a_time_may_be_wanted() -> None:
+    """Nobody knows how old it is, so it is given rather than lost in silence."""
+    history = stream(1, 3, [1, 0, 9])
+    joined = rewind(Rewind(time=5), history[::-1], StreamPosition(3, "e"), [], Room(), lambda _: 1)
+    assert [one.offset for one in joined.publications] == [2, 3]
