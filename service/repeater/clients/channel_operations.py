@@ -36,7 +36,6 @@ _OTHER_EPOCH: Final = Why(
     "read from the start, without since",
 )
 _VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
-_MORE: Final = frozenset({"tags", "delta", "version", "version_epoch"})
 _NO_DATA: Final = object()  # None is data: `null`
 
 _DATA_MISSING: Final = Why(Cause.REQUEST, "data: missing or empty", "give data, or b64data")
@@ -169,7 +168,10 @@ class ChannelOperations:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
-        **more: object,
+        tags: dict[str, str] | None = None,
+        delta: bool = False,
+        version: int = 0,
+        version_epoch: str = "",
     ) -> StreamPosition | None:
         """Publish one event, and return its position as soon as the broker has taken it.
 
@@ -191,9 +193,9 @@ class ChannelOperations:
             BrokerError: the back end failed, or did not answer in time. The event may have been
                 published.
         """
-        if isinstance(publication, str):
-            publication = _made(publication, data, more)
-        elif more or data is not _NO_DATA:
+        if type(publication) is not Publication:
+            publication = _made(publication, data, tags, delta, version, version_epoch)
+        elif data is not _NO_DATA or tags or delta or version or version_epoch:
             raise TypeError("publish takes a Publication, or a channel's name and data")
         deadline = 0.0
         while True:
@@ -319,21 +321,27 @@ class ChannelOperations:
         return await self.answered(answer, "presence") if isinstance(answer, Receipt) else answer
 
 
-def _made(channel: str, data: object, more: dict[str, object]) -> Publication:
+def _made(
+    channel: Publication | str,
+    data: object,
+    tags: dict[str, str] | None,
+    delta: bool,
+    version: int,
+    version_epoch: str,
+) -> Publication:
     """The publication of a name and any data.
 
     Raises:
         TypeError, ValueError: see `ChannelOperations.publish`.
     """
-    if data is _NO_DATA:
+    if not isinstance(channel, str) or data is _NO_DATA:
         raise TypeError("publish takes a Publication, or a channel's name and data")
-    unknown = more.keys() - _MORE
-    if unknown:
-        raise TypeError(f"publish has no argument {min(unknown)!r}")
     # Bytes may be binary data, which the channel says. Others are plain bytes as well, and not a
     # `JSONText`: then the tags are checked with them.
     text = data if isinstance(data, bytes) else bytes(json_of(data))
-    return Publication(channel, text, **more)  # type: ignore[arg-type]
+    return Publication(
+        channel, text, tags=tags, delta=delta, version=version, version_epoch=version_epoch
+    )
 
 
 def _checked(
