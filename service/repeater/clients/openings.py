@@ -33,7 +33,7 @@ from repeater.fanout.recovery import (
     recover,
     recover_newest,
 )
-from repeater.fanout.rewind import rewind
+from repeater.fanout.rewind import Rewind, rewind
 from repeater.publication import START
 
 if TYPE_CHECKING:
@@ -175,7 +175,10 @@ class _Opening:
         since, tags, size = self._wish.since, self._wish.tags, self._size
         if since is None or not self.subscription.recoverable:
             gathered = _gathered(self.subscription)
-            joined = self._begin(page, gathered.take())
+            if self._wish.rewind is None:
+                joined = join(top, gathered.take())
+            else:
+                joined = self._begin(self._wish.rewind, page, gathered.take())
             return after_drop(joined, gathered.dropped)
         if _cached(self.subscription, self._options):
             newest = history[0] if history else None
@@ -190,11 +193,10 @@ class _Opening:
         joined = recover(since, history, top, gathered.take(), self._rooms.missed, size)
         return after_drop(filtered(joined, tags, size), gathered.dropped)
 
-    def _begin(self, page: Page, gathered: Sequence[Publication]) -> Joined:
-        """Begin without a position: now, or in the past that is asked for."""
+    def _begin(self, asked: Rewind, page: Page, gathered: Sequence[Publication]) -> Joined:
+        """Begin in the past, without a position; with the present where that is not allowed."""
         newest, top = page
-        asked = self._wish.rewind
-        if asked is None or not self.subscription.recoverable:
+        if not self.subscription.recoverable:
             return join(top, gathered)
         return rewind(asked, newest, top, gathered, self._rooms.missed, self._size)
 

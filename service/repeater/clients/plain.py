@@ -153,16 +153,18 @@ async def listening(
         client.introduce()
         if wanted.grant.expire_at:
             client.expiry_changed()
-    joinings = await _open_all(node, client, wanted)
-    base, names = _codec_of(client), tuple(sorted(wanted.channels))
-    replay = Replay(base, joinings, names, wanted.asked, node.options.outbox_limit // 2)
+    base, asked = _codec_of(client), wanted.asked
+    size = _size_with_id(base, wanted) if asked else None
+    joinings = await _open_all(node, client, wanted, size)
+    names = tuple(sorted(wanted.channels))
+    replay = Replay(base, joinings, names, asked, node.options.outbox_limit // 2)
     if client.end is None and greet is not None:
         await greet()
     if not client.ready:  # it is not stale from now on: what follows waits for our own work only
         client.became_ready()
     tracked = [one for one in joinings if one.subscription.recoverable]
     patience = trio.current_time() + _PATIENCE if len(names) > 1 else 0.0
-    if wanted.asked:  # there may be much to send, which is not to be kept while it waits
+    if asked:  # there may be much to send, which is not to be kept while it waits
         await _find_shared(node, base, tracked, names, patience)
     if not replay.is_empty:
         async with node.replays:
@@ -171,7 +173,7 @@ async def listening(
     with node.position_sets.use((base, names), codec) if codec.positions else nullcontext():
         _go_live(node, client, joinings, codec, replay)
         # This frame lives as long as its client: nothing of its beginning may stay in it.
-        del wanted, joinings, tracked, replay, codec, base, greet
+        del wanted, asked, size, joinings, tracked, replay, codec, base, greet
         yield
 
 
@@ -205,14 +207,15 @@ def _go_live(
         node.attendance.announce_join(joining.subscription)
 
 
-async def _open_all(node: ClientNode, client: Client, wanted: Wanted) -> Sequence[Joining]:
+async def _open_all(
+    node: ClientNode, client: Client, wanted: Wanted, size: Size | None
+) -> Sequence[Joining]:
     """Open the subscriptions; nothing, and a client that is asked to leave, if one fails.
 
     They are server-side, so that a lost position ends the connection: a plain client recovers by
     connecting again.
     """
     since, rewind = wanted.since, wanted.rewind
-    size = _size_with_id(_codec_of(client), wanted) if wanted.asked else None
     channels = [
         GrantedChannel(name, grant, server_side_wish(since.get(name), rewind))
         for name, grant in wanted.channels.items()

@@ -54,30 +54,32 @@ class Replay:
         self._recovered: list[Joining] = []
         self._at = at = dict[str, StreamPosition]()
         self._ids: EventIds | None = None  # made with the first event: most clients missed nothing
+        self._drops = 0
+        """How often what gathered was dropped. After the answer nobody misses that unheard."""
+        self.is_empty = True
+        """Whether the client gets no past events, so that there is nothing to prepare."""
         for one in joinings:
             one.heed_drop()
             name, joined, recovered = _name(one), one.joined, False
             if one.subscription.recoverable:
                 self._tracked.append(one)
+                self._drops += one.drops
                 if joined is not None:
                     at[name] = joined.begin
                     recovered = joined.recovered
             if recovered:
                 self._recovered.append(one)
+                if joined is not None and joined.publications:
+                    self.is_empty = False
             if name in asked:
                 self._known.append(name)
                 if joined is None or joined.lost or not recovered:
                     lost.append(name)
-        self._drops = self._dropped()
         self._tracked.sort(key=_name)
         self._recovered.sort(key=_name)
         begin = event_id(at, channels)
-        self._chunks = [codec.reset(lost, begin) if lost else codec.silent_id(begin)]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the client gets no past events, so that there is nothing to prepare."""
-        return not any(one.joined and one.joined.publications for one in self._recovered)
+        first = codec.reset(lost, begin) if lost else codec.silent_id(begin)
+        self._chunks = [first] if first else []
 
     async def prepare(self, give_way: GiveWay) -> None:
         """Encode what was missed, then what gathered meanwhile, until nothing more has gathered.
@@ -96,13 +98,15 @@ class Replay:
 
     def finish(self) -> Sequence[bytes]:
         """The chunks to send, now that the client goes live in the same breath."""
+        drops = 0
         for joining in self._tracked:
             for publication in joining.absorb():
                 if not self._too_much:
                     self._add(publication)
-        if self._dropped() == self._drops and not self._too_much:
-            chunks = [one for one in self._chunks if one]
-            return [b"".join(chunks)] if self._codec.framed and chunks else chunks
+            drops += joining.drops
+        if drops == self._drops and not self._too_much:
+            chunks = self._chunks
+            return [b"".join(chunks)] if self._codec.framed and len(chunks) > 1 else chunks
         if self._too_much:
             for one in self._recovered:
                 one.lose(Loss.ROOM)
@@ -112,12 +116,6 @@ class Replay:
         begin, codec = event_id(reached, self._channels), self._codec
         chunk = codec.reset(lost, begin) if lost else codec.silent_id(begin)
         return [chunk] if chunk else []
-
-    def _dropped(self) -> int:
-        """How often what gathered was dropped. After the answer nobody misses that unheard."""
-        for joining in self._tracked:
-            joining.heed_drop()
-        return sum(joining.drops for joining in self._tracked)
 
     @property
     def _too_much(self) -> bool:
@@ -130,7 +128,8 @@ class Replay:
             self._ids.move(publication.channel, publication.position)
         # A binary publication that the codec cannot carry only moves the position on.
         chunk = self._codec.event(publication, self._ids.text())
-        self._chunks.append(chunk)
+        if chunk:
+            self._chunks.append(chunk)
         self._size += len(chunk)
         self._count += 1
 

@@ -90,13 +90,13 @@ class PlainQuestions(Questions, eq=False, kw_only=True):
 
     def _begin(self, wanted: Wanted) -> Wanted:
         """Add where the client begins: after its last event, else where `since` says."""
-        request, replace, names = self._request, msgspec.structs.replace, list(wanted.channels)
-        last = request.last_event_id
+        request = self._request
+        last, since = request.last_event_id, request.parameter("since")
+        if not (last or since):
+            return wanted
+        replace, names = msgspec.structs.replace, list(wanted.channels)
         if last:
             return replace(wanted, since=positions_of(last, names))
-        since = request.parameter("since")
-        if not since:
-            return wanted
         try:
             begin = parse_since(since, names, self._node.unix_time())
         except SinceError:
