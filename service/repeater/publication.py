@@ -153,18 +153,17 @@ def checked(publication: Publication) -> Publication:
     Raises:
         ReplyError: the data or the info is not JSON text, or another text is not text (107).
     """
-    info, part = publication.info, "data"
-    if not isinstance(publication.data, (bytes, bytearray, memoryview)):
-        # `bytes(5)` is five zeros, and `bytes([49])` is the number 1.
-        raise ReplyError(ErrorCode.BAD_REQUEST, "a publication's data must be bytes")
+    data, info, part = publication.data, publication.info, "data"
+    if data.__class__ is not bytes:
+        data = _bytes_of(data)
     try:
-        data = bytes(publication.data)
         if not publication.binary:
             data = json_text(data)
-        part = "info"
-        for text in () if info is None else (info.conn_info, info.chan_info):
-            if text is not None:
-                json_text(bytes(text))
+        if info is not None:
+            part = "info"
+            for text in (info.conn_info, info.chan_info):
+                if text is not None:
+                    json_text(bytes(text))
         part = "tags"
         msgspec.convert(msgspec.to_builtins(publication.tags), dict[str, str] | None)
         # Encoded once more for each codec; a lone surrogate must fail here and not there.
@@ -174,3 +173,14 @@ def checked(publication: Publication) -> Publication:
         why = Why(Cause.REQUEST, f"{part}: not {_EXPECTED.get(part, 'JSON')}")
         raise ReplyError(ErrorCode.BAD_REQUEST, why=why) from None
     return msgspec.structs.replace(publication, data=data)
+
+
+def _bytes_of(data: object) -> bytes:
+    """Data of another class as plain bytes.
+
+    Raises:
+        ReplyError: it is no bytes: `bytes(5)` would be five zeros, and `bytes([49])` the number 1.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ReplyError(ErrorCode.BAD_REQUEST, "a publication's data must be bytes")
+    return bytes(data)

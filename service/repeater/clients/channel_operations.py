@@ -193,7 +193,7 @@ class ChannelOperations:
             BrokerError: the back end failed, or did not answer in time. The event may have been
                 published.
         """
-        if type(publication) is not Publication:
+        if publication.__class__ is not Publication:
             publication = _made(publication, data, tags, delta, version, version_epoch)
         elif data is not _NO_DATA or tags or delta or version or version_epoch:
             raise TypeError("publish takes a Publication, or a channel's name and data")
