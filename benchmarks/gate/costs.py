@@ -87,7 +87,8 @@ PROTOCOLS: Final = (
         "publish by a command",
     ),
     Protocol("sse", repeater.events(_CHANNELS), repeater.rest(_CHANNELS), ""),
-    # Each connection recovers all that the channel keeps: 16 publications.
+    # Each connection asks for all since the start, of which the channel keeps the last 16 only: its
+    # recovery fails, which leaves a line of the log.
     Protocol(
         "with recovery",
         repeater.centrifugo(_CHANNELS, '"recover":true,"recoverable":true,'),
