@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote
 
 import h2.config
@@ -17,8 +18,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repeater.errors import FORCE_DISCONNECT
+from repeater.protocol.http.answer import Answer
 from repeater.publication import Publication
 from repeater.serving.server import Server
+from repeater.transports.asgi import Send, deny
 from tests.serving import UPGRADE, connected, frame, peer, running
 from tests.websocket_ways import every_way, websocket
 
@@ -330,6 +333,31 @@ async def test_a_refused_handshake_ends_its_connection() -> None:
         await raw.stream.send_all(handshake.encode())
         assert b" 400 " in await raw.until(b"\r\n\r\n")
         assert await raw.stream.receive_some() == b""
+
+
+async def test_frames_behind_a_handshake_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody reads them, also if the application lives longer than its answer takes.
+
+    Before, they were answered with 400 behind the answer, which was an error of ours.
+    """
+
+    async def slow_deny(scope: Any, send: Send, answer: Answer) -> None:
+        await deny(scope, send, answer)
+        await wait_all_tasks_blocked(0.05)
+
+    monkeypatch.setattr("repeater.web.subscriptions.deny", slow_deny)
+    async with running() as server, peer(server) as raw:
+        assert b" 200 " in await raw.call("GET", "/health")
+        handshake = UPGRADE.format(path="/ws?channel=news&since=nonsense", more="")
+        await raw.stream.send_all(handshake.encode() + frame(b"{}") * 3)
+        assert b" 400 " in await raw.until(b"\r\n\r\n")
+        await raw.stream.send_all(frame(b"{}"))
+        while await raw.stream.receive_some():
+            pass
+        assert not server.node.failures.counts
+    assert not [one for one in caplog.records if one.exc_info]
 
 
 async def read_until(

@@ -82,8 +82,15 @@ class WebSocketStream(WSStream):
         """Whether the application has not answered the handshake yet."""
         return self.state is ASGIWebsocketState.HANDSHAKE and not self.closed
 
+    @property
+    def _refused(self) -> bool:
+        """Whether the application has answered that it takes no WebSocket."""
+        return self.state in (ASGIWebsocketState.RESPONSE, ASGIWebsocketState.HTTPCLOSED)
+
     async def handle(self, event: Any) -> None:
         """As Hypercorn's; a peer that ended its side has left."""
+        if isinstance(event, Body | Data) and self._refused:
+            return  # Hypercorn would answer them with 400, behind the application's answer
         if isinstance(event, Body | Data) and not self.closed and self.handshake.accepted:
             self._heard = True
             if self._ending or self.connection.state is ConnectionState.CLOSED:
