@@ -195,7 +195,7 @@ class ChannelOperations:
         """
         if publication.__class__ is not Publication:
             publication = _made(publication, data, tags, delta, version, version_epoch)
-        elif data is not _NO_DATA or tags or delta or version or version_epoch:
+        elif data is not _NO_DATA or tags is not None or delta or version or version_epoch:
             raise TypeError("publish takes a Publication, or a channel's name and data")
         deadline = 0.0
         while True:
