@@ -77,10 +77,13 @@ class Application(QuartTrio):
             scope = {**scope, "path": f"{root_path}{scope['path']}"}
         await super().asgi_app(scope, receive, send)
 
-    async def handle_http_exception(self, error: HTTPException) -> Any:
-        """Answer below `/api` with JSON, whatever other code answers to such errors elsewhere."""
-        ours = self._in_json(error)
-        return await super().handle_http_exception(error) if ours is None else ours
+    async def handle_http_exception(self, *told: Any) -> Any:
+        """Answer below `/api` with JSON, whatever other code answers to such errors elsewhere.
+
+        `told` ends with the error; for what comes before it, see `log_exception`.
+        """
+        ours = self._in_json(told[-1])
+        return await super().handle_http_exception(*told) if ours is None else ours
 
     async def answer_failure(self, error: InternalServerError) -> Any:
         """Answer a request that failed: below `/api` with JSON, elsewhere as Quart does."""
