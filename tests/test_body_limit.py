@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -63,4 +64,4 @@ async def test_an_announced_body_is_not_taken_in() -> None:
     scope = {"type": "http", "path": "/app", "headers": [(b"content-length", b"36")]}
     await BodyLimit(app, no_node, 35)(scope, receive, send)
     assert [event.get("status") for event in sent] == [413, None]
-    assert sent[1]["body"] == b"Request Entity Too Large\n"
+    assert sent[1]["body"] == f"{HTTPStatus.REQUEST_ENTITY_TOO_LARGE.phrase}\n".encode()
