@@ -164,8 +164,9 @@ def checked(publication: Publication) -> Publication:
             for text in (info.conn_info, info.chan_info):
                 if text is not None:
                     json_text(bytes(text))
-        part = "tags"
-        msgspec.convert(msgspec.to_builtins(publication.tags), dict[str, str] | None)
+        if publication.tags is not None:
+            part = "tags"
+            msgspec.convert(msgspec.to_builtins(publication.tags), dict[str, str])
         # Encoded once more for each codec; a lone surrogate must fail here and not there.
         part = "channel, tags or info"
         msgspec.json.encode((publication.channel, publication.tags, info))
