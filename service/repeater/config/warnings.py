@@ -47,8 +47,13 @@ def warnings_of(settings: Settings) -> Iterator[Mistake]:
 
 
 def can_match(pattern: str, beginning: str) -> bool:
-    """Whether a pattern can match a whole text that begins like this; true if nobody knows."""
-    if _READ_OTHERWISE.search(pattern):
+    """Whether a pattern can match a whole text that begins like this; true if nobody knows.
+
+    Of other characters than printable ASCII nobody does: to `re`, a digit such as `²` is one of
+    `\\w`, and to `regex` it is not.
+    """
+    known = beginning.isascii() and beginning.isprintable()
+    if not known or _READ_OTHERWISE.search(pattern):
         return True
     try:
         found = regex.fullmatch(pattern, beginning, partial=True, timeout=_PATIENCE)
