@@ -66,6 +66,12 @@ def why_unanswered(kind: CallbackKind, error: BrokerError) -> Why:
     return error.why(f"the {kind} callback", Cause.CALLBACK)
 
 
+def why_not_json(kind: CallbackKind, error: ValueError) -> Why:
+    """Why a client was refused whose question the back end answered with data that is not JSON."""
+    text = f"the {kind} callback: the data of the answer is not JSON: {error}"
+    return Why(Cause.CALLBACK, text)
+
+
 class Backend(Protocol):
     """Answers whether an application's clients may act. `HTTPBackend` implements it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
-from repeater.backend.contract import why_unanswered
+from repeater.backend.contract import why_not_json, why_unanswered
 from repeater.causes import Cause, Why
 from repeater.clients.binary import check_fits
 from repeater.clients.commands.subscribe import NO_CHANNEL, not_asked
@@ -112,5 +112,4 @@ def _json_of(data: bytes) -> JSONText:
     try:
         return json_text(data)
     except ValueError as error:
-        text = f"the publish callback: the data of the answer is not JSON: {error}"
-        raise ReplyError(ErrorCode.INTERNAL, why=Why(Cause.CALLBACK, text)) from None
+        raise ReplyError(ErrorCode.INTERNAL, why=why_not_json("publish", error)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from repeater.backend.contract import why_unanswered
+from repeater.backend.contract import why_not_json, why_unanswered
 from repeater.causes import Cause, Why
 from repeater.clients.payload import any_data
 from repeater.errors import BrokerError, ErrorCode, ReplyError
@@ -15,7 +15,6 @@ from repeater.protocol.centrifugo.replies import RPCResult
 if TYPE_CHECKING:
     from repeater.clients.client import Client
     from repeater.clients.contract import ClientNode
-
 
 _NO_CALLS: Final = Why(
     Cause.NOT_OFFERED, "there is no back end that answers calls", "set callbacks.rpc_url"
@@ -41,5 +40,4 @@ async def rpc(node: ClientNode, client: Client, request: RPCRequest) -> RPCResul
     except BrokerError as error:
         raise ReplyError(ErrorCode.INTERNAL, why=why_unanswered("rpc", error)) from None
     except ValueError as error:
-        text = f"the rpc callback: the data of the answer is not JSON: {error}"
-        raise ReplyError(ErrorCode.INTERNAL, why=Why(Cause.CALLBACK, text)) from None
+        raise ReplyError(ErrorCode.INTERNAL, why=why_not_json("rpc", error)) from None
