@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from hypothesis import HealthCheck, settings
+from trio.testing import MockClock
 
 from repeater import deadlines
 from repeater.clients import announcements
@@ -51,6 +52,12 @@ def open_sockets() -> set[str]:
         if target.startswith("socket:"):
             names.add(target)
     return names
+
+
+@pytest.fixture
+def slow_clock() -> MockClock:
+    """A clock on which a second takes longer than any test: no rate has room for one more."""
+    return MockClock(rate=0.01)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -13,7 +13,7 @@ import pytest
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repeater.access.grants import (
     ConnectionGrant,
@@ -92,13 +92,14 @@ async def test_draining(way: str, kind: str) -> None:
         ("connection_rate", 503),
     ],
 )
-async def test_limits(way: str, kind: str, limit: str, status: int) -> None:
+async def test_limits(way: str, kind: str, limit: str, status: int, slow_clock: MockClock) -> None:
     """The second one is refused and counted once; places come back when connections end."""
     async with guarded(limits={limit: 1}) as server:
         async with knocking(server, way, kind, "token=ann") as first:
             assert first == 200
             assert len(server.node.places) == 1
             assert await status_of(server, way, kind, "token=ann") == status
+            slow_clock.rate = 1
         assert server.node.statistics().limited == {limit: 1}
         await server.acceptor.wait_empty()
         assert len(server.node.places) == 0

@@ -246,7 +246,7 @@ async def test_an_address_may_have_so_many_connections(path: str, reused: bool) 
             pass
 
 
-async def test_too_many_new_connections_get_503() -> None:
+async def test_too_many_new_connections_get_503(slow_clock: MockClock) -> None:
     """The burst comes in, the rest does not; refused ones are not in the hub."""
     limits = {"connection_rate": 1, "connection_burst": 3}
     async with running(limits=limits) as server, AsyncExitStack() as stack:

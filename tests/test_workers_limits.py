@@ -155,7 +155,7 @@ async def test_limits_hold_over_real_links() -> None:
                     break
 
 
-async def test_a_rate_is_one_for_all_workers() -> None:
+async def test_a_rate_is_one_for_all_workers(slow_clock: MockClock) -> None:
     """The burst comes in, wherever; who is refused for another reason uses up nothing of it."""
     limits = {"connection_rate": 1, "connection_burst": 3}
     async with open_servers(2, limits=limits) as (first, second), AsyncExitStack() as stack:
