@@ -99,29 +99,21 @@ class _Calls:
 
     async def reply(self, item: msgspec.Raw) -> dict[str, object] | Failure:
         """Make one call. The reply is empty if the back end has not answered yet."""
+        name, text = "", bytes(item)
         try:
-            for name, argument in _decode_command(bytes(item)).items():
+            command = _decode_command(text)
+            for name, argument in command.items():
                 if name in self._methods and argument != _NULL:
-                    return await self._call(name, self._methods[name], bytes(argument))
+                    text = bytes(argument)
+                    return await self._call(name, self._methods[name], text)
         except msgspec.DecodeError as error:
-            chosen, body = self._chosen(item)
-            why = unreadable(error, body, _WHOLE)
-            return self._failed(chosen, ReplyError(ErrorCode.BAD_REQUEST, why=why))
+            why = unreadable(error, text, _WHOLE)
+            return self._failed(name, ReplyError(ErrorCode.BAD_REQUEST, why=why))
         except ReplyError as error:
-            return self._failed(self._chosen(item)[0], error)
-        unknown = [name for name in _decode_command(bytes(item)) if name not in self._methods]
+            return self._failed(name, error)
+        unknown = [name for name in command if name not in self._methods]
         why = no_method(unknown[-1], self._methods) if unknown else _NO_NAME
         return self._failed("", ReplyError(ErrorCode.METHOD_NOT_FOUND, why=why))
-
-    def _chosen(self, item: msgspec.Raw) -> tuple[str, bytes]:
-        """The method and the body of a command that failed; without a method, the whole command."""
-        try:
-            for name, argument in _decode_command(bytes(item)).items():
-                if name in self._methods and argument != _NULL:
-                    return name, bytes(argument)
-        except msgspec.DecodeError:
-            pass  # it is no object
-        return "", bytes(item)
 
     def _failed(self, name: str, error: ReplyError, number: int = -1) -> Failure:
         """The answer to a command that failed, by default to the present one."""
