@@ -23,9 +23,12 @@ LOOPBACK_ORIGINS: Final = tuple(
     for host in ("localhost", "127.0.0.1", "[::1]")
 )
 
-_ANY: Final = "*"
-_NULL: Final = "null"  # what browsers send for a page without an origin, a sandboxed frame's say
-_ANY_PORT: Final = -1
+ANY: Final = "*"
+"""Stands for every page."""
+NULL: Final = "null"
+"""What browsers send for a page without an origin, a sandboxed frame's say."""
+ANY_PORT: Final = -1
+"""The port of a glob that matches every port."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NEVER_PAGES: Final = {"ws": "http", "wss": "https"}
 _HOST_LIMIT: Final = 253  # characters of a DNS name (RFC 1035); IDNA's codec is slow for more
@@ -76,7 +79,7 @@ def judge_page(
             return Page.TRUSTED
     elif origin_allowed(origin, host, allowed):
         return Page.TRUSTED
-    return Page.ANYBODY if _ANY in allowed else Page.FOREIGN
+    return Page.ANYBODY if ANY in allowed else Page.FOREIGN
 
 
 def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
@@ -90,7 +93,7 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str])
     if found is None:
         return False
     return _is_own(found, host) or any(
-        _matches(found, parse_glob(text)) for text in allowed if text != _ANY
+        _matches(found, parse_glob(text)) for text in allowed if text != ANY
     )
 
 
@@ -117,12 +120,12 @@ def _is_own(origin: Origin, host: str | None) -> bool:
     ours = parse_host(host)
     if ours is None or ours[0] != origin.host:
         return False
-    return _port(ours[1], origin.scheme) == origin.port
+    return port_in_force(ours[1], origin.scheme) == origin.port
 
 
 def _matches(origin: Origin, glob: Origin) -> bool:
     return (
-        (glob.port == _ANY_PORT or _port(glob.port, origin.scheme) == origin.port)
+        (glob.port == ANY_PORT or port_in_force(glob.port, origin.scheme) == origin.port)
         and fnmatchcase(origin.scheme, glob.scheme)
         and fnmatchcase(origin.host, glob.host)
     )
@@ -130,8 +133,8 @@ def _matches(origin: Origin, glob: Origin) -> bool:
 
 def parse_origin(text: str) -> Origin | None:
     """Read the `Origin` header; None if its value is not an origin."""
-    if text == _NULL:
-        return Origin(_NULL, "", None)
+    if text == NULL:
+        return Origin(NULL, "", None)
     scheme, colon, rest = text.partition("://")
     scheme = scheme.lower()
     if not colon or not scheme:
@@ -142,10 +145,11 @@ def parse_origin(text: str) -> Origin | None:
     if found is None:
         return None
     host, port = found
-    return Origin(scheme, host, _port(port, scheme))
+    return Origin(scheme, host, port_in_force(port, scheme))
 
 
-def _port(written: int | None, scheme: str) -> int | None:
+def port_in_force(written: int | None, scheme: str) -> int | None:
+    """The port that is written, else the scheme's own."""
     return _DEFAULT_PORTS.get(scheme) if written is None else written
 
 
@@ -204,7 +208,7 @@ def parse_glob(text: str) -> Origin:
     Raises:
         ValueError: no origin can match; the text says what is right.
     """
-    if text in (_NULL, _ANY):
+    if text in (NULL, ANY):
         return Origin(text, "", None)
     scheme, colon, rest = text.lower().partition("://")
     if not colon:
@@ -227,8 +231,8 @@ def parse_glob(text: str) -> Origin:
         host = host if rest.startswith("[") else _glob_of_host(host)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from None
-    if port == _ANY or (host == _ANY and not port):
-        return Origin(scheme, host, _ANY_PORT)
+    if port == ANY or (host == ANY and not port):
+        return Origin(scheme, host, ANY_PORT)
     if port and not (port.isascii() and port.isdigit() and int(port) <= 65_535):
         raise ValueError(f"{text!r} has an invalid port")
     return Origin(scheme, host, int(port) if port else None)

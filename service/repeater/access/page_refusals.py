@@ -13,12 +13,16 @@ from typing import Final
 import msgspec
 
 from repeater.access.origins import (
+    ANY,
+    ANY_PORT,
     LOOPBACK_HOSTS,
     LOOPBACK_ORIGINS,
+    NULL,
     Origin,
     parse_glob,
     parse_host,
     parse_origin,
+    port_in_force,
 )
 from repeater.causes import Cause, Why
 
@@ -26,11 +30,7 @@ _SHOWN: Final = 200
 """Characters of a header that a line of the log shows."""
 _NAMED: Final = 5
 """Entries of a setting that a line of the log shows."""
-_ANY: Final = "*"
-_NULL: Final = "null"
-_ANY_PORT: Final = -1  # in a glob, as `parse_glob` returns it
 _KEEP: Final = "have the proxy keep Host (nginx: proxy_set_header Host $http_host)"
-_PORTS: Final = {"http": 80, "https": 443}
 _HERE: Final = "pages of this machine, in development mode"
 
 
@@ -122,7 +122,7 @@ def _renamed(origin: Origin, asked: Asked) -> _Near | None:
     ours = parse_host(asked.host or "")
     if ours is None or ours[0] == origin.host:
         return None
-    host, port = ours[0], ours[1] or _PORTS.get(origin.scheme)
+    host, port = ours[0], port_in_force(ours[1], origin.scheme)
     if origin.port != port or not (_is_here(host) and _is_here(origin.host)):
         return None
     return _two_names(origin, Origin(origin.scheme, host, port))
@@ -145,7 +145,7 @@ def _two_names(page: Origin, other: Origin) -> _Near:
 def _near_allowed(origin: Origin, allowed: Sequence[str]) -> _Near | None:
     """How the origin differs from one of the allowed ones, if one is near."""
     for text in _chosen(allowed):
-        if text not in (_ANY, _NULL):
+        if text not in (ANY, NULL):
             near = _differing(origin, text)
             if near is not None:
                 return near
@@ -155,13 +155,13 @@ def _near_allowed(origin: Origin, allowed: Sequence[str]) -> _Near | None:
 def _differing(page: Origin, text: str) -> _Near | None:
     """How a page's origin differs from this one of the allowed ones, if the two are near."""
     glob = parse_glob(text)
-    port = _PORTS.get(page.scheme) if glob.port is None else glob.port
+    port = port_in_force(glob.port, page.scheme)
     same_scheme = fnmatchcase(page.scheme, glob.scheme)
     if fnmatchcase(page.host, glob.host):
         if not same_scheme:
             return f"{text!r} has another scheme", f"open the page by {glob.scheme}"
         return f"{text!r} has the port {port}", ""
-    if not same_scheme or port not in (_ANY_PORT, page.port):
+    if not same_scheme or port not in (ANY_PORT, page.port):
         return None
     if _is_here(glob.host) and _is_here(page.host):
         return _two_names(page, Origin(page.scheme, glob.host, page.port))
@@ -184,7 +184,7 @@ def _is_here(host: str) -> bool:
 
 def _written(origin: Origin) -> str:
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    port = "" if origin.port in (None, _PORTS.get(origin.scheme)) else f":{origin.port}"
+    port = "" if origin.port in (None, port_in_force(None, origin.scheme)) else f":{origin.port}"
     return f"{origin.scheme}://{host}{port}"
 
 
