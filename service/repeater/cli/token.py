@@ -198,14 +198,13 @@ def _given_keys(
         ValueError: a key is unusable.
         OSError: the file cannot be read.
     """
-    from repeater.access.tokens.keys import pem_keys
+    from repeater.access.tokens.keys import KEY_SETTINGS, pem_keys
     from repeater.access.tokens.options import TokenOptions
 
     keys = {"hmac_secret_key": hmac_secret_key or "", "jwks_url": jwks_url or ""}
     if public_key is not None:
         pem = public_key.read_text(errors="replace")
-        kinds = {"RS": "rsa_public_key", "ES": "ecdsa_public_key", "Ed": "eddsa_public_key"}
-        keys[kinds[pem_keys(pem)[0].algorithm[:2]]] = pem
+        keys[KEY_SETTINGS[pem_keys(pem)[0].algorithm[:2]]] = pem
     return TokenOptions(**keys)  # type: ignore[arg-type]  # all of them are text
 
 
@@ -220,8 +219,7 @@ async def _verify(
     from repeater.access.tokens.verifier import open_verifier
 
     try:
-        other = None if subscriptions == connections else subscriptions
-        async with open_verifier(connections, other) as verifier:
+        async with open_verifier(connections, subscriptions) as verifier:
             return await _verify_either(text, verifier)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None  # The verifier's nursery wrapped the error.

@@ -17,6 +17,7 @@ from repeater.access.grants import NO_KEY, TokenInvalidError
 from repeater.access.tokens.jwks import KeySet
 from repeater.access.tokens.keys import (
     HMAC_SAFE_LENGTH,
+    KEY_SETTINGS,
     PUBLIC_KEY_ALGORITHMS,
     Key,
     KeyRing,
@@ -28,12 +29,6 @@ _SHOWN: Final = 40  # characters of a stranger's text
 _LONGEST: Final = 100  # characters of an audience or an issuer
 _MOST: Final = 3  # audiences that are shown
 _QUOTES: Final = "\"'"
-_KEY_SETTINGS: Final = {
-    "HS": "hmac_secret_key",
-    "RS": "rsa_public_key",
-    "ES": "ecdsa_public_key",
-    "Ed": "eddsa_public_key",
-}
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -97,7 +92,7 @@ def unproven(parts: Parts, keys: Keys, other: Keys | None) -> TokenInvalidError:
 
 
 def _wrong_signature(parts: Parts, keys: Keys, *, published: bool) -> TokenInvalidError:
-    setting = f"{keys.table}.{_KEY_SETTINGS.get(parts.algorithm[:2], 'jwks_url')}"
+    setting = f"{keys.table}.{KEY_SETTINGS.get(parts.algorithm[:2], 'jwks_url')}"
     if published:
         setting += f", or of {keys.table}.jwks_url"
     if parts.algorithm[:2] != "HS":
@@ -174,7 +169,7 @@ def _no_key(algorithm: str, keys: Keys) -> TokenInvalidError:
     names = [_listed(keys.ring.algorithms)] if keys.ring.algorithms else []
     if keys.key_set is not None:
         names.append("what the issuer publishes (jwks_url)")
-    setting = _KEY_SETTINGS.get(algorithm[:2])
+    setting = KEY_SETTINGS.get(algorithm[:2])
     mend = f"sign with one of these, or set {keys.table}.{setting}" if setting else "sign with one"
     return TokenInvalidError(
         f"no key for its algorithm: it is signed with {algorithm!r}, and [{keys.table}] has keys "

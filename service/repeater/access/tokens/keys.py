@@ -24,6 +24,14 @@ RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512")
 CURVE_ALGORITHMS: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 PUBLIC_KEY_ALGORITHMS: Final = frozenset((*RSA_ALGORITHMS, *CURVE_ALGORITHMS.values(), "EdDSA"))
 
+KEY_SETTINGS: Final = {
+    "HS": "hmac_secret_key",
+    "RS": "rsa_public_key",
+    "ES": "ecdsa_public_key",
+    "Ed": "eddsa_public_key",
+}
+"""The settings that have the keys, by the first two letters of their algorithms."""
+
 HMAC_SAFE_LENGTH: Final = 32
 """Bytes. A shorter secret can be guessed from a single token (RFC 7518, section 3.2)."""
 
