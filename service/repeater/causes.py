@@ -7,6 +7,7 @@ request logs it, counts it, and in development mode tells the client (`clients/r
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -66,3 +67,7 @@ class Why(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.text}: {self.mend}" if self.mend else self.text
+
+
+SHUTTING_DOWN: Final = Why(Cause.SHUTDOWN, "the server shuts down")
+"""For clients and their streams, which come back by themselves."""

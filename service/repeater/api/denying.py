@@ -15,6 +15,7 @@ import msgspec
 from repeater.access.grants import Denial
 from repeater.api.refusals import missing
 from repeater.causes import Cause, Why
+from repeater.clients.user_connections import IN_THE_PAST
 from repeater.errors import ErrorCode, ReplyError
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _NOT_ONE: Final = Why(Cause.REQUEST, "jti, uid, user: give exactly one of them")
 _NO_USER: Final = Why(Cause.REQUEST, "issued_before: it goes with user only")
 _TWO_ENDS: Final = Why(Cause.REQUEST, "expire_at, ttl: give at most one of them")
-_IN_THE_PAST: Final = Why(
-    Cause.REQUEST, "expire_at: in the past", "give Unix seconds by this server's clock"
-)
 
 
 class _Ending(msgspec.Struct, frozen=True):
@@ -140,5 +138,5 @@ def _end(node: Node, body: _Ending) -> int:
     if body.expire_at and body.ttl:
         raise ReplyError(ErrorCode.BAD_REQUEST, why=_TWO_ENDS)
     if body.expire_at and body.expire_at <= now:
-        raise ReplyError(ErrorCode.BAD_REQUEST, why=_IN_THE_PAST)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=IN_THE_PAST)
     return math.ceil(now + body.ttl) if body.ttl else body.expire_at

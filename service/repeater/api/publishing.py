@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from repeater.api.answers import Failure, Result
-from repeater.api.refusals import item_failed, reply_error
+from repeater.api.refusals import item_failed, missing, reply_error
 from repeater.brokers.contract import Outcome
 from repeater.brokers.receipts import Answer, Receipt
 from repeater.causes import Cause, Why
@@ -61,7 +61,6 @@ Submitted = list[Answer[Outcome] | Failure]
 IN_FLIGHT: Final = 4_096
 """Events of one call that wait for the back end's answer at a time."""
 
-_NO_CHANNELS: Final = Why(Cause.REQUEST, "channels: missing or empty")
 _NOT_BASE64: Final = Why(Cause.REQUEST, "b64data: not Base64")
 
 
@@ -131,7 +130,7 @@ async def broadcast(node: Node, body: BroadcastBody, budget: Budget) -> Response
 async def submit_each(node: Node, body: BroadcastBody, budget: Budget) -> Submitted:
     """Submit the event of a `broadcast` into each channel; raises as `broadcast`."""
     if not body.channels:
-        raise ReplyError(ErrorCode.BAD_REQUEST, why=_NO_CHANNELS)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=missing("channels"))
     submitted: Submitted = []
     for number, channel in enumerate(body.channels):
         oldest = submitted[number - IN_FLIGHT] if number >= IN_FLIGHT else None

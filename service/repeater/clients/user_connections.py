@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_IN_THE_PAST: Final = Why(
+IN_THE_PAST: Final = Why(
     Cause.REQUEST, "expire_at: in the past", "give Unix seconds by this server's clock"
 )
+"""Why a permission or a denial with such an end is refused."""
 
 
 class UserConnections:
@@ -85,7 +86,7 @@ class UserConnections:
         """
         self.channels.options(channel)
         if 0 < grant.expire_at <= self.unix_time():
-            raise ReplyError(ErrorCode.BAD_REQUEST, why=_IN_THE_PAST)
+            raise ReplyError(ErrorCode.BAD_REQUEST, why=IN_THE_PAST)
         if since is not None:
             named_position(since.offset, since.epoch)
         call = SubscribeCall(

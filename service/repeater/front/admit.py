@@ -24,7 +24,7 @@ from repeater.access.grants import (
 )
 from repeater.access.origins import Page
 from repeater.backend.headers import NONE, forwarded
-from repeater.causes import Cause, Why
+from repeater.causes import SHUTTING_DOWN, Cause, Why
 from repeater.clients.client import ANONYMOUS
 from repeater.clients.denials import why_denied
 from repeater.clients.limits import LimitError, Place, limit_reached
@@ -66,7 +66,6 @@ _TOO_MANY: Final = {
     "connections_per_address": HTTPStatus.TOO_MANY_REQUESTS,
     "connections_per_user": HTTPStatus.TOO_MANY_REQUESTS,
 }
-_DRAINING: Final = Why(Cause.SHUTDOWN, "the server shuts down")
 _NO_SUPERVISOR: Final = Why(Cause.ENGINE, "the supervisor does not answer")
 _EXPIRED: Final = Why(Cause.TOKEN_EXPIRED, "the token has expired", "fetch a new one")
 _JSON_ONLY: Final = Why(
@@ -202,7 +201,7 @@ class _Decision(PlainQuestions, eq=False, kw_only=True):
         """Refuse with 503 while the node shuts down."""
         if self._node.draining:
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            raise self._refused(status, _DRAINING, text=_DRAINING.text)
+            raise self._refused(status, SHUTTING_DOWN, text=SHUTTING_DOWN.text)
 
     async def _prove(self, token: str) -> ConnectionGrant:
         """Return the grant in a plain subscriber's token.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from repeater.access.grants import PUBLISH_AS_IT_IS, PublicationGrant
 from repeater.backend.contract import why_not_json, why_unanswered
-from repeater.causes import Cause, Why
+from repeater.causes import SHUTTING_DOWN, Cause, Why
 from repeater.clients.binary import check_fits
 from repeater.clients.commands.subscribe import NO_CHANNEL, not_asked
 from repeater.clients.payload import any_data, json_of_bytes
@@ -39,7 +39,6 @@ _NO_ROOM: Final = Why(
     "fan-out is behind and made no room for the event in publish_timeout",
     "publish again later, or see intake_limit",
 )
-_SHUTDOWN: Final = Why(Cause.SHUTDOWN, "the server shuts down")
 
 
 async def publish(node: ClientNode, client: Client, request: PublishRequest) -> None:
@@ -78,7 +77,7 @@ async def publish(node: ClientNode, client: Client, request: PublishRequest) -> 
     try:
         await node.publish(publication, skip_history=grant.skip_history)
     except IntakeFullError:
-        why = _SHUTDOWN if node.draining else _NO_ROOM
+        why = SHUTTING_DOWN if node.draining else _NO_ROOM
         raise ReplyError(ErrorCode.TOO_MANY_REQUESTS, why=why) from None
     except BrokerError as error:
         raise ReplyError(ErrorCode.INTERNAL, why=error.why()) from None
