@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from repeater.api.wrong_request import API
 from repeater.causes import Cause, Why
 from repeater.clients.addresses import address_key
 from repeater.clients.limits import Limit, Places, limit_reached
@@ -36,7 +37,6 @@ REFUSED_TIMEOUT: Final = 1.0
 """Seconds in which a connection of an address with too many can show the API key."""
 _GRACE: Final = 1.0  # seconds in which an honest client has sent its request, on most networks
 _LOGGED: Final = 1_000  # refused connections between two lines of log
-_API: Final = "/api/"
 _SILENT: Final = Why(
     Cause.LIMIT,
     "the connection was silent, and others needed its place",
@@ -108,7 +108,7 @@ class OpenConnection(msgspec.Struct, eq=False, gc=False):
 
     def may_call(self, path: str, pairs: list[tuple[bytes, bytes]], query: bytes) -> bool:
         """Whether a request is a call of the server API with its key. Then its caller is known."""
-        if not path.startswith(_API):
+        if not path.startswith(API):
             return False
         headers = dict(reversed(pairs))  # the first of each, as `web/api.py` reads them
         key = self._all.key

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from repeater.api.answers import ERROR_MODE_HEADER, TRANSPORT_MODE, CallRefusal
+from repeater.api.wrong_request import API, name_of
 from repeater.causes import Why
 from repeater.front.reasons import explained, outside_prefix
 from repeater.front.request import request_of_scope
@@ -24,7 +25,6 @@ from repeater.transports.asgi import Receive, Send, refuse
 if TYPE_CHECKING:
     from repeater.clients.refusals import Refusals
 
-_API: Final = "/api/"
 _ERROR_MODE: Final = ERROR_MODE_HEADER.lower().encode()
 _SHOWN: Final = 200
 """Characters of a stranger's path that a line of the log shows."""
@@ -73,7 +73,7 @@ class PrefixedApp:
         if raw == prefix.encode() and scope.get("method") in ("GET", "HEAD"):
             return answer_status(HTTPStatus.PERMANENT_REDIRECT, (("Location", f"{prefix}/"),))
         path, refusals = raw.decode("latin-1"), self._refusals()
-        if refusals is not None and (path in ROUTES or path.startswith(_API)):
+        if refusals is not None and (path in ROUTES or path.startswith(API)):
             return _lacking(scope, path, prefix, refusals)
         return answer_status(HTTPStatus.NOT_FOUND)
 
@@ -81,7 +81,7 @@ class PrefixedApp:
 def _lacking(scope: Any, path: str, prefix: str, refusals: Refusals) -> Answer:
     """404 to a path of ours that lacks the prefix, which is noted; to a call in JSON."""
     request, why = request_of_scope(scope), outside_prefix(path[:_SHOWN], prefix)
-    what = ROUTES[path].name if path in ROUTES else f"api {path[len(_API) : _SHOWN]}".rstrip()
+    what = ROUTES[path].name if path in ROUTES else f"api {name_of(path[:_SHOWN])}".rstrip()
     refusals.note(why, what, status=404, address=request.address)
     answer = explained(refusals, answer_status(HTTPStatus.NOT_FOUND), why)
     if path in ROUTES:

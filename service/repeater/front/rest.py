@@ -28,7 +28,7 @@ from repeater.api.budget import Budget
 from repeater.api.methods import BODY_TIMEOUT, LATE_BODY, METHODS, call
 from repeater.api.refusals import note_refusal
 from repeater.api.stream import STREAM, STREAM_TIMEOUT, EventStream
-from repeater.api.wrong_request import BODY_TOO_LATE, too_large
+from repeater.api.wrong_request import API, BODY_TOO_LATE, too_large
 from repeater.deadlines import within
 from repeater.front.responses import http_date
 from repeater.log import get_logger
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 _log = get_logger("rest")
 
-_API: Final = "/api/"
 _NAMES: Final = (*METHODS, STREAM)
 _RECEIVE: Final = 65_536
 _FIRST_RECEIVE: Final = 4_096  # of a peer that has not shown the API key
@@ -94,7 +93,7 @@ class Rest:
         self.key = key
         self.settings = settings
         self.options = options
-        path = options.path_prefix + _API
+        path = options.path_prefix + API
         self.beginning = f"POST {path}".encode()
         """How every plain call begins."""
         self.names = {f"{path}{name}".encode(): name for name in _NAMES}
