@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
 from benchmarks.ports import free_port
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = f"Chromium is missing ({', '.join(NAMES)}): just clients"
@@ -32,6 +38,18 @@ FLAGS = [
 def chromium() -> str | None:
     """The first Chromium of the PATH, by the names that distributions give it."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def somebody(browser: Browser, base_url: str | None = None) -> Iterator[BrowserContext]:
+    """Somebody's browser. No page may have an error in it at the end."""
+    context = browser.new_context(base_url=base_url)
+    context.set_default_timeout(1_000 * LOOP_ANSWERS)
+    errors: list[str] = []
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield context
+    context.close()
+    assert errors == []
 
 
 class Site:
@@ -63,6 +81,15 @@ class Site:
                 return
         self.stop(signal.SIGKILL)
         raise AssertionError("the server did not start")
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start it, and stop it behind the block."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.stop()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:

@@ -23,7 +23,7 @@ from repeater.clients import announcements
 from repeater.log import _last_step
 from repeater.node import Node
 from repeater.testing import UnixClock
-from tests.browsing import FLAGS, MISSING, Site, chromium
+from tests.browsing import FLAGS, MISSING, Site, chromium, somebody
 from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.refusing import RefusedLines
@@ -173,11 +173,6 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
-    """Somebody's browser. No page may have an error in it at the end."""
-    context = browser.new_context(base_url=site.url)
-    context.set_default_timeout(1_000 * LOOP_ANSWERS)
-    errors: list[str] = []
-    context.on("weberror", lambda error: errors.append(str(error.error)))
-    yield context
-    context.close()
-    assert errors == []
+    """Somebody's browser, which begins at the site."""
+    with somebody(browser, site.url) as context:
+        yield context

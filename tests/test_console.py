@@ -26,12 +26,8 @@ PATHS = ("/", "/console", "/console/console.js", "/console/console.css", "/conso
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server without the bundled application; nothing in it outlives a test but offsets."""
-    site = Site(tmp_path_factory.mktemp("data"), "--dev", "--no-comments")
-    try:
-        site.start()
+    with Site(tmp_path_factory.mktemp("data"), "--dev", "--no-comments").running() as site:
         yield site
-    finally:
-        site.stop()
 
 
 def publish(site: Site, channel: str, data: Any) -> None:

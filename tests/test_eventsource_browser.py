@@ -25,14 +25,9 @@ CLOSED = 2
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server with room for one subscriber."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("REPEATER_LIMITS__CONNECTIONS", "1")
-        site = Site(tmp_path_factory.mktemp("data"), "--dev", "--no-comments")
-        try:
-            site.start()
-            yield site
-        finally:
-            site.stop()
+    data = tmp_path_factory.mktemp("data")
+    with Site(data, "--dev", "--no-comments", limits__connections="1").running() as site:
+        yield site
 
 
 @pytest.fixture

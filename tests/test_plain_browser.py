@@ -35,14 +35,9 @@ STREAMS = 6  # of a browser to one host, over HTTP/1.1
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("REPEATER_TOKEN__HMAC_SECRET_KEY", SECRET)
-        site = Site(tmp_path_factory.mktemp("data"), "--dev", "--no-comments")
-        try:
-            site.start()
-            yield site
-        finally:
-            site.stop()
+    data = tmp_path_factory.mktemp("data")
+    with Site(data, "--dev", "--no-comments", token__hmac_secret_key=SECRET).running() as site:
+        yield site
 
 
 def call(site: Site, method: str, **parameters: Any) -> Any:

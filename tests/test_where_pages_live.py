@@ -21,6 +21,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from benchmarks.ports import free_port
+from tests.browsing import somebody
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.nginx import NGINX, nginx
 from tests.processes import SERVE, starts_processes
@@ -152,14 +153,9 @@ def repeater(
 
 @pytest.fixture
 def someone(browser: Browser) -> Iterator[BrowserContext]:
-    """Somebody's browser. No page may have an error in it at the end."""
-    context = browser.new_context()
-    context.set_default_timeout(1_000 * LOOP_ANSWERS)
-    errors: list[str] = []
-    context.on("weberror", lambda error: errors.append(str(error.error)))
-    yield context
-    context.close()
-    assert errors == []
+    """Somebody's browser."""
+    with somebody(browser) as context:
+        yield context
 
 
 def said(page: Page, way: str, text: str = "") -> Locator:

@@ -37,12 +37,8 @@ class CommentsSite(Site):
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[CommentsSite]:
     """A server of this test alone."""
-    site = CommentsSite(tmp_path / "data", "--dev", "--comments")
-    try:
-        site.start()
+    with CommentsSite(tmp_path / "data", "--dev", "--comments").running() as site:
         yield site
-    finally:
-        site.stop()
 
 
 def live(context: BrowserContext) -> Page:

@@ -19,12 +19,8 @@ PREFIX = "/realtime"
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """A server of this test alone, under the prefix."""
-    site = Site(tmp_path, "--dev", "--comments", path_prefix=PREFIX)
-    try:
-        site.start()
+    with Site(tmp_path, "--dev", "--comments", path_prefix=PREFIX).running() as site:
         yield site
-    finally:
-        site.stop()
 
 
 def strays(context: BrowserContext) -> list[str]:
