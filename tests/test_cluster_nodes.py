@@ -18,7 +18,7 @@ from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
 from repeater.protocol.centrifugo.codecs import CENTRIFUGE_JSON_ASGI
 from repeater.testing import MemoryTransport, connect
-from tests.clusters import open_clusters
+from tests.clusters import open_clusters, patient_members
 from tests.members import ask, user_on
 from tests.valkeys import ValkeyServer, valkey
 
@@ -43,6 +43,7 @@ async def open_nodes(engine: ValkeyServer, many: int = 2) -> AsyncIterator[list[
         open_clusters(engine.unix_url, many, prefix=prefix) as parts,
         AsyncExitStack() as stack,
     ):
+        stack.enter_context(patient_members())
         yield [
             await stack.enter_async_context(
                 open_node(OPTIONS, control=part.control, denials=part.denials)

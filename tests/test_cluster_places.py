@@ -15,7 +15,7 @@ from repeater.cluster.opening import Cluster
 from repeater.cluster.places import TAKE
 from repeater.node import Node, open_node
 from repeater.options import LimitOptions, NodeOptions
-from tests.clusters import open_clusters
+from tests.clusters import open_clusters, patient_members
 from tests.memory_clusters import open_memory_cluster
 from tests.valkeys import ValkeyServer, valkey
 
@@ -25,6 +25,7 @@ LIMITS = LimitOptions(connections_per_user=2, scope="cluster")
 @asynccontextmanager
 async def open_nodes(server: ValkeyServer, count: int) -> AsyncIterator[list[tuple[Node, Cluster]]]:
     async with open_clusters(server.unix_url, count) as parts, AsyncExitStack() as stack:
+        stack.enter_context(patient_members())
         yield [
             (
                 await stack.enter_async_context(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ from repeater.config import ConfigError, CurrentSettings, load_settings
 from repeater.serving.engine import SharedOptions, options_digest
 from repeater.serving.server import Server, open_server
 from tests.certificates import Authority
+from tests.clusters import patient_members
 from tests.deadlines import LOOP_ANSWERS
 from tests.processes import serving, starts_processes
 from tests.serving import Peer, frame, peer
@@ -67,9 +74,12 @@ async def has_reached_engine(server: Server) -> bool:
 
 
 @asynccontextmanager
-async def two(engine: dict[str, Any]) -> AsyncIterator[tuple[Server, Server]]:
+async def two(
+    engine: dict[str, Any], *, patient: bool = True
+) -> AsyncIterator[tuple[Server, Server]]:
     """Two servers, the second of which has learned of the first."""
-    with trio.fail_after(2 * LOOP_ANSWERS):
+    patience = patient_members() if patient else nullcontext()
+    with patience, trio.fail_after(2 * LOOP_ANSWERS):
         async with (
             running(engine, node_name="one") as one,
             running(engine, node_name="two") as other,
@@ -260,7 +270,7 @@ async def test_what_no_server_has_written_is_counted(engine: ValkeyServer) -> No
 
 async def test_info_leaves_out_who_does_not_answer(engine: ValkeyServer) -> None:
     """A node that died some seconds ago does not keep the others from being seen."""
-    async with two({"engine_url": engine.unix_url}) as (one, other):
+    async with two({"engine_url": engine.unix_url}, patient=False) as (one, other):
         other.node.control._carry_out = None  # type: ignore[attr-defined]  # as if it were dead
         nodes = (await call(one, "info"))["result"]["nodes"]
         assert [node["name"] for node in nodes] == ["one"]

@@ -13,6 +13,7 @@ import trio
 
 from repeater.serving.extension import load_settings
 from repeater.serving.server import Server, open_server
+from tests.clusters import patient_members
 from tests.comments.site import ANN
 from tests.deadlines import LOOP_ANSWERS
 from tests.serving import Peer
@@ -26,6 +27,7 @@ async def open_sites(engine: ValkeyServer, folder: Path) -> AsyncIterator[Sites]
     """Two servers with one database, one secret and no other cache than their own."""
     servers: list[Server] = []
     async with AsyncExitStack() as stack:
+        stack.enter_context(patient_members())
         for name in ("one", "other"):
             settings = load_settings(
                 dev=True,
