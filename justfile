@@ -251,7 +251,7 @@ lock *ARGS:
     # Each set keeps the pins of the sets before it, so that all sets fit into one .venv.
     compile pyproject.toml --extra comments --group dev -c requirements.txt -o requirements-dev.txt "$@"
     # What deploy/cluster/Dockerfile installs.
-    compile pyproject.toml --extra comments --extra postgresql --extra valkey -c requirements-dev.txt -o requirements-cluster.txt "$@"
+    compile pyproject.toml --extra comments --extra postgres --extra valkey -c requirements-dev.txt -o requirements-cluster.txt "$@"
     compile pyproject.toml --extra comments --group demo -c requirements-dev.txt -o requirements-demo.txt "$@"
     compile pyproject.toml --extra comments --group peers -c requirements-dev.txt -o requirements-peers.txt "$@"
 

@@ -25,7 +25,17 @@ ROOMS = (
         "private_files",
     ),
     *("failures", "random_id", "turns", "deadlines", "tally", "histogram"),
-    *("protocol", "access", "fanout", "valkey", "brokers", "backend", "workers", "cluster"),
+    *(
+        "protocol",
+        "access",
+        "fanout",
+        "valkey",
+        "postgres",
+        "brokers",
+        "backend",
+        "workers",
+        "cluster",
+    ),
     "clients",
     "node",
     *("api", "config", "transports", "front", "web", "supervision"),
@@ -110,6 +120,8 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
     allowed = {"httpx"} if name.startswith(tuple(SPEAKS_HTTP)) else set[str]()
     if room_of(name) == "valkey":
         allowed = {"hiredis"}
+    if room_of(name) == "postgres":
+        allowed = {"psycopg"}
     assert not (found & OUTSIDE) - allowed
 
 

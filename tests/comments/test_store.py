@@ -148,7 +148,7 @@ def test_only_sqlite_and_postgresql_are_databases(kind: str, tmp_path: Path) -> 
 
 
 def test_postgresql_without_a_driver_is_psycopg(tmp_path: Path) -> None:
-    """The one that the extra `postgresql` installs, whatever SQLAlchemy's own default is."""
+    """The one that the extra `postgres` installs, whatever SQLAlchemy's own default is."""
     engine = make_engine(CommentsOptions(data_dir=tmp_path, database_url="postgresql://host/x"))
     assert engine.driver == "psycopg"
     engine.dispose()

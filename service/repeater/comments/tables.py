@@ -24,7 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from repeater.comments.options import DATABASES, CommentsError, CommentsOptions
 
 _TIMEOUT: Final = 5  # seconds for a connection, a lock or a statement
-_WITH_DRIVER: Final = "repeater-server[comments,postgresql]"
+_WITH_DRIVER: Final = "repeater-server[comments,postgres]"
 _Id: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates ids for Integer only
 
 metadata: Final = MetaData()

@@ -1,0 +1,172 @@
+"""One connection to PostgreSQL: libpq in pipeline mode, and Trio waits for its socket.
+
+libpq brings the protocol, TLS, passwords and service files; here is only when to read and write.
+Behind each request goes a Sync of its own, so that an error fails this request alone, and each
+request is a transaction. Answers come in the order of the requests. Statements have no names:
+nothing is left in a session.
+
+Requests that wait for their answers have no bound here. Whoever asks has one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import trio
+from psycopg import pq
+
+from repeater.postgres.errors import LostError, RefusedError
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn, PGresult
+
+Row = tuple[bytes | None, ...]
+"""The values of a row as text; None is NULL."""
+
+_GOOD: Final = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+_GONE: Final = "the server has closed the connection"
+
+
+class _Request:
+    """What waits for its answer, and that."""
+
+    __slots__ = ("answered", "outcome")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.outcome: PGresult | RefusedError | LostError | None = None
+
+    def settle(self, outcome: PGresult | RefusedError | LostError) -> None:
+        self.outcome = outcome
+        self.answered.set()
+
+
+class Pipe:
+    """One connection. Made by `connect`; `run` owns the socket, and ends it."""
+
+    def __init__(self, connection: PGconn, notified: Callable[[str], None]) -> None:
+        """Talk by a connection that is made; `notified` is told the channel of each NOTIFY."""
+        connection.nonblocking = 1
+        connection.enter_pipeline_mode()
+        connection.notice_handler = self._note
+        self._connection = connection
+        # libpq closes its socket by itself, and Trio must not wait for one that is closed.
+        self._socket = os.dup(connection.socket)
+        self._notified = notified
+        self._asked: deque[_Request] = deque()
+        self._came = trio.lowlevel.ParkingLot()
+        self._unsent = False
+        self._part: PGresult | None = None  # of the request whose Sync has not come yet
+        self.lost: LostError | None = None
+        """Why the connection has ended; None while it has not."""
+        self._farewell = ""  # what the server said last without being asked
+
+    async def ask(self, statement: bytes, *parameters: bytes | None) -> list[Row]:
+        """Carry out a statement, as a transaction of its own; returns its rows.
+
+        No deadline: `statement_timeout` is the server's, and the caller sets one for its network.
+        Cancelled, the statement may be carried out or not, and the connection can be used on.
+
+        Raises:
+            RefusedError: the server refuses the statement.
+            LostError: the connection has ended; the statement may have been carried out.
+        """
+        request = self._send(statement, parameters)
+        await request.answered.wait()
+        outcome = request.outcome
+        if isinstance(outcome, (RefusedError, LostError)):
+            raise outcome
+        assert outcome is not None
+        return _rows(outcome)
+
+    def _send(self, statement: bytes, parameters: Sequence[bytes | None]) -> _Request:
+        if self.lost is not None:
+            raise self.lost
+        try:
+            self._connection.send_query_params(statement, parameters)
+            self._connection.pipeline_sync()
+        except psycopg.Error as error:
+            raise LostError(first_line(error)) from None
+        request = _Request()
+        self._asked.append(request)
+        self._unsent = True
+        self._came.unpark()
+        return request
+
+    async def run(self) -> None:
+        """Write and read until the connection ends; cancelled, it ends at once.
+
+        No deadline: it may live for ever. At the end all who asked are told.
+        """
+        lost = LostError("the connection was ended here")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+        except* (psycopg.Error, OSError, trio.ClosedResourceError) as group:
+            lost = LostError(self._farewell or first_line(group))
+        finally:
+            self.lost = lost
+            while self._asked:
+                self._asked.popleft().settle(lost)
+            trio.lowlevel.notify_closing(self._socket)
+            os.close(self._socket)
+            self._connection.finish()
+
+    def _note(self, result: PGresult) -> None:
+        """Keep why the server ends the connection; other notices are for people at a terminal."""
+        if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
+            self._farewell = str(_refusal(result))
+
+    async def _write(self) -> None:
+        while True:
+            while not self._unsent:  # No deadline: whoever asks sets the pace.
+                await self._came.park()
+            self._unsent = False
+            while self._connection.flush() == 1:
+                await trio.lowlevel.wait_writable(self._socket)
+
+    async def _read(self) -> None:
+        connection = self._connection
+        while True:
+            # No deadline: nobody may ask for long. Who does sets one.
+            await trio.lowlevel.wait_readable(self._socket)
+            connection.consume_input()
+            while self._asked and not connection.is_busy():
+                self._take(connection.get_result())
+            while (notice := connection.notifies()) is not None:
+                self._notified(notice.relname.decode())
+
+    def _take(self, result: PGresult | None) -> None:
+        """Take one result; None stands between the results of two requests."""
+        if result is None:
+            return
+        if result.status == pq.ExecStatus.PIPELINE_SYNC:
+            outcome, self._part = self._part, None
+            assert outcome is not None
+            bad = outcome.status not in _GOOD
+            self._asked.popleft().settle(_refusal(outcome) if bad else outcome)
+        elif self._part is None:
+            self._part = result
+
+
+def _refusal(result: PGresult) -> RefusedError:
+    state = result.error_field(pq.DiagnosticField.SQLSTATE) or b"?????"
+    text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given"
+    return RefusedError(state.decode(), text.decode(errors="replace"))
+
+
+def _rows(result: PGresult) -> list[Row]:
+    value, columns = result.get_value, range(result.nfields)
+    return [tuple([value(row, column) for column in columns]) for row in range(result.ntuples)]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, of the first one in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__
