@@ -11,6 +11,7 @@ import trio
 from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.receipts import Answer, Receipt
+from repeater.brokers.source_rows import SourceRow
 from repeater.errors import BrokerError, ReplyError
 from repeater.options import ChannelOptions
 from repeater.publication import (
@@ -82,10 +83,22 @@ class ForwardingBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         return self.memory.submit(
-            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            publication,
+            options,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            row=row,
         )
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        return self.memory.known_rows(source)
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        self.memory.forget_rows(source, names)
+        return None
 
     async def wait_room(self) -> None:
         await self.memory.wait_room()
@@ -194,13 +207,18 @@ class LateTestBroker(TestBroker):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         self._calls.check_open()
 
         async def call() -> Outcome:
             await self.memory.wait_room()
             return self.memory.submit(
-                publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+                row=row,
             )
 
         return self._calls.later(call)
@@ -256,9 +274,14 @@ class LateAnswers(ForwardingBroker):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         outcome = self.memory.submit(
-            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            publication,
+            options,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            row=row,
         )
         self.asked.append(bytes(publication.data).decode())
         receipt: Receipt[Outcome] = Receipt()
@@ -312,14 +335,31 @@ class LateBroker(ForwardingBroker):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         self._check_open()
 
         async def call() -> Outcome:
             await self.memory.wait_room()
             return self.memory.submit(
-                publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                skip_history=skip_history,
+                row=row,
             )
+
+        return self._calls.later(call)
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        async def call() -> Sequence[str]:
+            return self.memory.known_rows(source)
+
+        return self._calls.later(call)
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        async def call() -> None:
+            self.memory.forget_rows(source, names)
 
         return self._calls.later(call)
 

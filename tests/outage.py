@@ -6,6 +6,7 @@ import trio
 
 from repeater.brokers.contract import Outcome, Page
 from repeater.brokers.receipts import Answer
+from repeater.brokers.source_rows import SourceRow
 from repeater.errors import BrokerError
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, Publication, StreamPosition
@@ -48,10 +49,15 @@ class FailingBroker(HeldChannels):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         self._check()
         return super().submit(
-            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            publication,
+            options,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            row=row,
         )
 
     async def wait_room(self) -> None:

@@ -18,6 +18,7 @@ from repeater.brokers.contract import Broker, EventSink, Outcome, Page
 from repeater.brokers.memory import MemoryBroker
 from repeater.brokers.memory_presence import MemoryPresence
 from repeater.brokers.receipts import Answer
+from repeater.brokers.source_rows import SourceRow
 from repeater.errors import SHUTDOWN, Disconnect
 from repeater.fanout.transport import Chunk, Transport
 from repeater.options import ChannelOptions
@@ -232,8 +233,9 @@ class Forgetful(MemoryBroker):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Outcome:
-        return super().submit(publication, options, skip_history=skip_history)
+        return super().submit(publication, options, skip_history=skip_history, row=row)
 
 
 class Mute(MemoryBroker):
@@ -274,10 +276,15 @@ class Rounding(ForwardingBroker):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         rounded = msgspec.structs.replace(publication, version=int(float(publication.version)))
         return super().submit(
-            rounded, options, idempotency_key=idempotency_key, skip_history=skip_history
+            rounded,
+            options,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            row=row,
         )
 
 

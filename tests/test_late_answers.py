@@ -16,6 +16,7 @@ from repeater.api.publishing import IN_FLIGHT
 from repeater.api.stream import EventStream
 from repeater.brokers.contract import Outcome
 from repeater.brokers.receipts import Answer
+from repeater.brokers.source_rows import SourceRow
 from repeater.errors import BrokerError, ErrorCode, IntakeFullError, ReplyError
 from repeater.node import Node
 from repeater.options import ChannelOptions, NodeOptions
@@ -257,6 +258,7 @@ class Refusing(LateAnswers):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         raise trio.WouldBlock
 

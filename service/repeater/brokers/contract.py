@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from repeater.brokers.receipts import Answer
+from repeater.brokers.source_rows import SourceRow
 from repeater.histogram import HistogramStatistics
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Event, Publication, StreamPosition
@@ -147,6 +148,7 @@ class Broker(Protocol):
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Publish one publication: number it, keep it, hand it to fan-out. Never waits.
 
@@ -159,10 +161,35 @@ class Broker(Protocol):
         stream that it should have been in must have another epoch when the channel keeps history
         again.
 
+        A `row` is published once: the broker remembers it with its result, in one step with the
+        publication and as safely, until `forget_rows`. A row that it remembers publishes nothing
+        and gets the first result. The terms are compared first, and the idempotency key and the
+        version of a row count as ever. Rows of one channel can be submitted without waiting for
+        answers, each with the one before it as `after`: one that fails takes those behind it with
+        it. The rows' two failures, as any other, are raised or settle the receipt.
+
         Raises:
             trio.WouldBlock: there is no room, and nothing happened; see `wait_room`.
             trio.ClosedResourceError: the node is shutting down, and nothing happened.
             BrokerError: the engine is known to be down, and nothing happened.
+            DeposedError: another node submitted rows of this source with a higher term.
+            AfterError: the row before this one is not remembered.
+        """
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """The names of a source's rows that are remembered: published, and not forgotten.
+
+        Raises:
+            BrokerError: the engine is known to be down.
+        """
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """Forget rows that are gone from their database, for good. Idempotent.
+
+        After a failure they may be remembered: the caller repeats it.
+
+        Raises:
+            BrokerError: the engine is known to be down.
         """
 
     async def wait_room(self) -> None:

@@ -7,12 +7,14 @@ that numbering began again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
 from repeater.brokers.first_results import FirstResults
+from repeater.brokers.source_rows import SourceRow, SourceRows
 from repeater.brokers.streams import Streams
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, Event, Publication, StreamPosition, weight_of
@@ -61,6 +63,7 @@ class MemoryBroker:
         self._running = trio.Event()
         self._streams = Streams(byte_limit=history_bytes, limit=history_channels)
         self._results = FirstResults(ttl=idempotency_ttl, byte_limit=idempotency_bytes)
+        self._rows = SourceRows()
 
     async def run(self, intake: EventSink) -> None:
         """Hand events to `intake`, and forget what expired, until cancelled."""
@@ -83,6 +86,7 @@ class MemoryBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Outcome:
         """Number, keep and hand on one publication, as `Broker.submit`.
 
@@ -91,10 +95,39 @@ class MemoryBroker:
 
         Raises:
             trio.WouldBlock: the intake is full; nothing was published.
+            DeposedError, AfterError: as `Broker.submit`.
         """
         if self._intake is None:
             raise trio.WouldBlock
         self._intake.check_room()
+        if row is not None:
+            return self._take_row(row, publication, options, idempotency_key, skip_history)
+        if idempotency_key:
+            return self._take_once(publication, options, idempotency_key, skip_history)
+        return self._take(publication, options, skip_history)
+
+    def _take_row(
+        self,
+        row: SourceRow,
+        publication: Publication,
+        options: ChannelOptions,
+        idempotency_key: str,
+        skip_history: bool,
+    ) -> Outcome:
+        known = self._rows.find(row)
+        if known is not None:
+            return known[0]
+        position = self._take_once(publication, options, idempotency_key, skip_history)
+        self._rows.keep(row, position)
+        return position
+
+    def _take_once(
+        self,
+        publication: Publication,
+        options: ChannelOptions,
+        idempotency_key: str,
+        skip_history: bool,
+    ) -> Outcome:
         if not idempotency_key:
             return self._take(publication, options, skip_history)
         key = (publication.channel, idempotency_key)
@@ -104,6 +137,14 @@ class MemoryBroker:
         position = self._take(publication, options, skip_history)
         self._results.keep(key, position)
         return position
+
+    def known_rows(self, source: str) -> Sequence[str]:
+        """The rows that are remembered; see `Broker.known_rows`."""
+        return self._rows.names(source)
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> None:
+        """Forget rows; see `Broker.forget_rows`."""
+        self._rows.forget(source, names)
 
     async def wait_room(self) -> None:
         """Wait until the intake has room for one more event; see `Broker.wait_room`."""

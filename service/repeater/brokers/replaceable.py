@@ -13,8 +13,11 @@ import trio
 from repeater.errors import BrokerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from repeater.brokers.contract import Broker, BrokerStatistics, EventSink, Outcome, Page
     from repeater.brokers.receipts import Answer
+    from repeater.brokers.source_rows import SourceRow
     from repeater.options import ChannelOptions
     from repeater.publication import Announcement, Publication, StreamPosition
 
@@ -75,11 +78,24 @@ class ReplaceableBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """See `Broker.submit`."""
         return self._broker.submit(
-            publication, options, idempotency_key=idempotency_key, skip_history=skip_history
+            publication,
+            options,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            row=row,
         )
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """See `Broker.known_rows`."""
+        return self._broker.known_rows(source)
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """See `Broker.forget_rows`."""
+        return self._broker.forget_rows(source, names)
 
     async def wait_room(self) -> None:
         """See `Broker.wait_room`."""
@@ -158,6 +174,12 @@ class _Away:
         pass
 
     def history(self, *_: object, **__: object) -> NoReturn:
+        raise BrokerError(self._reason)
+
+    def known_rows(self, source: str) -> NoReturn:
+        raise BrokerError(self._reason)
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> NoReturn:
         raise BrokerError(self._reason)
 
     def remove_history(self, channel: str) -> NoReturn:

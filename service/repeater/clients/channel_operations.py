@@ -74,7 +74,7 @@ class ChannelOperations:
             IntakeFullError: the node is shutting down, and nothing was published.
             BrokerError: the back end is not available, and nothing was published.
         """
-        publication, options = _checked(self, publication, idempotency_key)
+        publication, options = checked_publication(self, publication, idempotency_key)
         try:
             return self.broker.submit(
                 publication,
@@ -344,9 +344,14 @@ def _made(
     )
 
 
-def _checked(
+def checked_publication(
     node: ClientNode, publication: Publication, idempotency_key: str
 ) -> tuple[Publication, ChannelOptions]:
+    """The publication as a broker takes it, and its channel's options.
+
+    Raises:
+        ReplyError: see `ChannelOperations.submit`.
+    """
     options = node.channels.options(publication.channel)
     data_format = options.publication_data_format
     if data_format == "binary":

@@ -12,6 +12,7 @@ import trio
 
 from repeater.brokers.contract import Broker, Outcome
 from repeater.brokers.receipts import Answer, settled
+from repeater.brokers.source_rows import SourceRow
 from repeater.errors import open_service_nursery
 from repeater.fanout.intake import Intake
 from repeater.options import ChannelOptions
@@ -56,13 +57,22 @@ class Bench:
         return await settled(await self.submit(publication, key=key, skip_history=skip_history))
 
     async def submit(
-        self, publication: Publication, *, key: str = "", skip_history: bool = False
+        self,
+        publication: Publication,
+        *,
+        key: str = "",
+        skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Submit as soon as there is room; a checkpoint only when it waits."""
         while True:
             try:
                 return self.broker.submit(
-                    publication, self.options, idempotency_key=key, skip_history=skip_history
+                    publication,
+                    self.options,
+                    idempotency_key=key,
+                    skip_history=skip_history,
+                    row=row,
                 )
             except trio.WouldBlock:
                 await self.broker.wait_room()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from repeater.brokers.contract import BrokerStatistics, EventSink, Outcome, Page
     from repeater.brokers.receipts import Answer
+    from repeater.brokers.source_rows import SourceRow
     from repeater.options import ChannelOptions
     from repeater.publication import Announcement, Publication, StreamPosition
     from repeater.workers.calls import Calls
@@ -150,8 +151,11 @@ class WorkerBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Receipt[Outcome]:
         """Have the supervisor's broker publish; see `Broker.submit`."""
+        if row is not None:
+            raise BrokerError("this engine does not remember rows")
         self._check_room()
         calls, info = self._calls, publication.info
         serial, receipt = calls.open.add(weight_of(publication))
@@ -181,6 +185,14 @@ class WorkerBroker:
         self._calls.check()
         self._calls.window.check()
         self._intake.check_room()
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """See `Broker.known_rows`."""
+        raise BrokerError("this engine does not remember rows")
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """See `Broker.forget_rows`."""
+        raise BrokerError("this engine does not remember rows")
 
     async def wait_room(self) -> None:
         """Wait until a call fits into the window, and an event into this worker's intake."""

@@ -13,6 +13,7 @@ import trio
 
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
+from repeater.brokers.source_rows import SourceRow
 from repeater.brokers.sqlite.commit import Removal, Submission, Told
 from repeater.brokers.sqlite.committer import Committer
 from repeater.brokers.sqlite.errors import JournalError
@@ -21,6 +22,8 @@ from repeater.errors import BrokerError
 from repeater.publication import weight_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from repeater.brokers.contract import EventSink, Outcome, Page
     from repeater.brokers.receipts import Answer
     from repeater.brokers.sqlite.clock import LifetimeClock
@@ -73,8 +76,11 @@ class SQLiteBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Have a publication committed; at once where nothing is to be kept of it."""
+        if row is not None:
+            raise BrokerError("this engine does not remember rows")
         intake = self._check_room()
         committer = self._committer
         channel, weight = publication.channel, weight_of(publication)
@@ -100,6 +106,14 @@ class SQLiteBroker:
             raise trio.WouldBlock
         self._intake.check_room()
         return self._intake
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """See `Broker.known_rows`."""
+        raise BrokerError("this engine does not remember rows")
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """See `Broker.forget_rows`."""
+        raise BrokerError("this engine does not remember rows")
 
     async def wait_room(self) -> None:
         """Wait until a submission fits into the window and into the intake."""

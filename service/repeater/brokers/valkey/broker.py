@@ -12,6 +12,7 @@ import trio
 
 from repeater.brokers.contract import BrokerStatistics, EngineStatistics
 from repeater.brokers.receipts import Receipt
+from repeater.brokers.source_rows import SourceRow
 from repeater.brokers.valkey.bus import Bus
 from repeater.brokers.valkey.envelope import Uids, sealed
 from repeater.brokers.valkey.lanes import Kept, Lanes, Submission
@@ -112,8 +113,11 @@ class ValkeyBroker:
         *,
         idempotency_key: str = "",
         skip_history: bool = False,
+        row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Have a script publish; see `Broker.submit`."""
+        if row is not None:
+            raise BrokerError("this engine does not remember rows")
         located = self._locate(publication.channel)
         self._check_room(located)
         names, envelope = located.names, sealed(publication, self._uids.next())
@@ -159,6 +163,14 @@ class ValkeyBroker:
         if why:
             raise BrokerError(why)
         self._intake.check_room()
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """See `Broker.known_rows`."""
+        raise BrokerError("this engine does not remember rows")
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """See `Broker.forget_rows`."""
+        raise BrokerError("this engine does not remember rows")
 
     async def wait_room(self) -> None:
         """Wait until a submission fits into the window, and an event into this node's intake."""
@@ -270,6 +282,14 @@ class _Start:
 
     def down(self, partitions: Sequence[int]) -> None:
         pass  # Whoever submits is told.
+
+    def known_rows(self, source: str) -> Answer[Sequence[str]]:
+        """See `Broker.known_rows`."""
+        raise BrokerError("this engine does not remember rows")
+
+    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
+        """See `Broker.forget_rows`."""
+        raise BrokerError("this engine does not remember rows")
 
     async def wait_room(self) -> None:
         pass  # It takes nothing.
