@@ -22,7 +22,7 @@ class SourceRow(msgspec.Struct, frozen=True):
     source: str
     """The database: a name that no other one has, at most 64 characters."""
     term: int
-    """The number of the node that leads for this source. Whoever leads later has a higher one."""
+    """The number of the node that leads for this source, below 2^53; a later one has a higher."""
     name: str
     """The row: a name that the source never gives again, at most 64 characters."""
     after: str = ""
