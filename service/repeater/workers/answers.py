@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repeater.brokers.source_rows import AfterError, DeposedError
 from repeater.errors import ApplicationError, BrokerError, ReplyError
 from repeater.workers import down
 from repeater.workers.messages import Message
@@ -23,6 +24,10 @@ def error(serial: int, error: BrokerError | ReplyError) -> Message:
         return down.Refused(serial, error.number, error.message, error.temporary)
     if isinstance(error, ReplyError):
         return down.Refused(serial, error.code)
+    if isinstance(error, DeposedError):
+        return down.Deposed(serial, error.term)
+    if isinstance(error, AfterError):
+        return down.Behind(serial)
     return down.Failed(serial, str(error))
 
 
@@ -36,6 +41,11 @@ def position(serial: int, position: StreamPosition | None) -> Message:
 def done(serial: int, _nothing: None) -> Message:
     """That something was carried out."""
     return down.Done(serial)
+
+
+def rows(serial: int, names: Sequence[str]) -> Message:
+    """The rows that are remembered."""
+    return down.Rows(serial, list(names))
 
 
 def page(serial: int, page: Page) -> Message:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from repeater.workers.shared import Shared
 
 _CLOSED: Final = BrokerError("the server is shutting down")
-_Call = up.Submit | up.Announce | up.RemoveHistory
+_Call = up.Submit | up.Announce | up.RemoveHistory | up.KnownRows | up.ForgetRows
 _Maker = Callable[[int, Any], Message]
 """Makes a message of a call's serial and its answer."""
 
@@ -70,6 +70,8 @@ class Attachment:
             up.Submit: self._in_line,
             up.Announce: self._in_line,
             up.RemoveHistory: self._in_line,
+            up.KnownRows: self._in_line,
+            up.ForgetRows: self._in_line,
             up.Hold: self._hold,
             up.Release: self._release,
             up.ReadHistory: self._read_history,
@@ -137,8 +139,13 @@ class Attachment:
                 self._submit(call)
             elif type(call) is up.Announce:
                 self._announce(call)
-            else:
+            elif type(call) is up.RemoveHistory:
                 self._answer(call.serial, self._broker.remove_history(call.channel), answers.done)
+            elif type(call) is up.KnownRows:
+                self._answer(call.serial, self._broker.known_rows(call.source), answers.rows)
+            elif type(call) is up.ForgetRows:
+                forgotten = self._broker.forget_rows(call.source, call.names)
+                self._answer(call.serial, forgotten, answers.done)
         except trio.WouldBlock:
             return False
         except trio.ClosedResourceError:
@@ -164,6 +171,7 @@ class Attachment:
             options_of(call.history_size, call.history_ttl, call.history_meta_ttl),
             idempotency_key=call.idempotency_key,
             skip_history=call.skip_history,
+            row=call.row,
         )
         if type(answer) is StreamPosition:
             self.link.send(down.Position(call.serial, answer.offset, answer.epoch))

@@ -25,7 +25,9 @@ from repeater.publication import weight_of
 from repeater.workers.down import Done
 from repeater.workers.up import (
     Announce,
+    ForgetRows,
     Hold,
+    KnownRows,
     Mark,
     ReadHistory,
     Release,
@@ -154,8 +156,6 @@ class WorkerBroker:
         row: SourceRow | None = None,
     ) -> Receipt[Outcome]:
         """Have the supervisor's broker publish; see `Broker.submit`."""
-        if row is not None:
-            raise BrokerError("this engine does not remember rows")
         self._check_room()
         calls, info = self._calls, publication.info
         serial, receipt = calls.open.add(weight_of(publication))
@@ -175,6 +175,7 @@ class WorkerBroker:
                 publication.version,
                 publication.version_epoch,
                 publication.binary,
+                row,
             )
         )
         return receipt
@@ -186,13 +187,13 @@ class WorkerBroker:
         self._calls.window.check()
         self._intake.check_room()
 
-    def known_rows(self, source: str) -> Answer[Sequence[str]]:
-        """See `Broker.known_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def known_rows(self, source: str) -> Receipt[Sequence[str]]:
+        """The rows that the supervisor's broker remembers, behind what was submitted before."""
+        return self._calls.ask(KnownRows, source, weight=0)
 
-    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
-        """See `Broker.forget_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def forget_rows(self, source: str, names: Sequence[str]) -> Receipt[None]:
+        """Have rows forgotten, behind what was submitted before."""
+        return self._calls.ask(ForgetRows, source, list(names), weight=0)
 
     async def wait_room(self) -> None:
         """Wait until a call fits into the window, and an event into this worker's intake."""

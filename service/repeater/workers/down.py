@@ -133,6 +133,26 @@ class CarryOut(Message, frozen=True, tag=15):
     question: Question
 
 
+class Rows(Message, frozen=True, tag=16):
+    """The names of the rows that are remembered."""
+
+    serial: int
+    names: list[str]
+
+
+class Deposed(Message, frozen=True, tag=17):
+    """A `DeposedError`."""
+
+    serial: int
+    term: int
+
+
+class Behind(Message, frozen=True, tag=18):
+    """An `AfterError`."""
+
+    serial: int
+
+
 Down = (
     Hello
     | Position
@@ -150,6 +170,9 @@ Down = (
     | AllAnswered
     | MembersNow
     | CarryOut
+    | Rows
+    | Deposed
+    | Behind
 )
 
 

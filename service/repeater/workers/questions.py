@@ -7,20 +7,24 @@ from typing import Any, Final
 
 from repeater.brokers.control import MemberAnswer
 from repeater.brokers.receipts import Receipt
+from repeater.brokers.source_rows import AfterError, DeposedError
 from repeater.brokers.window import Window
 from repeater.errors import BrokerError
 from repeater.publication import StreamPosition
 from repeater.workers.down import (
     AllAnswered,
     Answered,
+    Behind,
     Counts,
     Denials,
+    Deposed,
     Done,
     Failed,
     Members,
     Page,
     Position,
     Refused,
+    Rows,
     Unknown,
 )
 from repeater.workers.values import answer_of, info_of, publication_of, refusal_of
@@ -37,6 +41,9 @@ Reply = (
     | Answered
     | AllAnswered
     | Unknown
+    | Rows
+    | Deposed
+    | Behind
 )
 
 OTHER: Final = -1
@@ -119,6 +126,12 @@ def _value(reply: Reply) -> object:
         return [MemberAnswer(member, answer_of(row)) for member, row in reply.answers]
     if isinstance(reply, Unknown):
         return UNKNOWN
+    if isinstance(reply, Rows):
+        return reply.names
+    if isinstance(reply, Deposed):
+        return DeposedError(reply.term)
+    if isinstance(reply, Behind):
+        return AfterError()
     if isinstance(reply, Failed):
         return BrokerError(reply.reason)
     assert isinstance(reply, Refused)

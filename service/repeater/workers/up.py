@@ -8,6 +8,7 @@ import msgspec
 
 from repeater.access.grants import Denial
 from repeater.brokers.control import Member, Question
+from repeater.brokers.source_rows import SourceRow
 from repeater.workers.messages import Message
 from repeater.workers.values import AnswerRow, CallerRow, InfoRow
 
@@ -29,6 +30,7 @@ class Submit(Message, frozen=True, tag=1):
     version: int
     version_epoch: str
     binary: bool = False
+    row: SourceRow | None = None
 
 
 class Announce(Message, frozen=True, tag=2):
@@ -215,6 +217,21 @@ class Mark(Message, frozen=True, tag=27):
     serial: int
 
 
+class KnownRows(Message, frozen=True, tag=28):
+    """`Broker.known_rows`; answered by `Rows`."""
+
+    serial: int
+    source: str
+
+
+class ForgetRows(Message, frozen=True, tag=29):
+    """`Broker.forget_rows`; answered by `Done`."""
+
+    serial: int
+    source: str
+    names: list[str]
+
+
 Up = (
     Submit
     | Announce
@@ -243,6 +260,8 @@ Up = (
     | Tell
     | CarriedOut
     | Mark
+    | KnownRows
+    | ForgetRows
 )
 
 
