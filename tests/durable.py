@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
+import pytest
 import trio
 
 from repeater.brokers.sqlite.broker import SQLiteBroker
+from repeater.brokers.sqlite.errors import JournalError
+from repeater.brokers.sqlite.journal import Journal
 from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.fanout.intake import Intake
 
@@ -31,3 +35,22 @@ async def opened(folder: Path, **more: Any) -> AsyncIterator[tuple[SQLiteBroker,
         with trio.move_on_after(2):
             await broker.finish()
         nursery.cancel_scope.cancel()
+
+
+class Disk:
+    """Lets every transaction fail for as long as it has an error, and counts the tries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: JournalError | None = None
+        self.tries = 0
+        real = Journal.transaction
+
+        @contextmanager
+        def transaction(journal: Journal) -> Iterator[Connection]:
+            self.tries += 1
+            if self.error is not None:
+                raise self.error
+            with real(journal) as connection:
+                yield connection
+
+        monkeypatch.setattr(Journal, "transaction", transaction)

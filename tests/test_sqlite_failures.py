@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from sqlite3 import Connection
 from typing import Any, Final
 
 import msgspec
@@ -23,30 +21,11 @@ from repeater.errors import BrokerError
 from repeater.options import ChannelOptions
 from repeater.publication import Announcement, ClientInfo, Publication, StreamPosition
 from repeater.testing.broker_bench import LASTING
-from tests.durable import opened
+from tests.durable import Disk, opened
 
 pytestmark = pytest.mark.timeout(60)
 
 BARE: Final = ChannelOptions(history_size=0)
-
-
-class Disk:
-    """Lets every transaction fail for as long as it has an error, and counts the tries."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.error: JournalError | None = None
-        self.tries = 0
-        real = Journal.transaction
-
-        @contextmanager
-        def transaction(journal: Journal) -> Iterator[Connection]:
-            self.tries += 1
-            if self.error is not None:
-                raise self.error
-            with real(journal) as connection:
-                yield connection
-
-        monkeypatch.setattr(Journal, "transaction", transaction)
 
 
 @pytest.fixture

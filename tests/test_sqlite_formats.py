@@ -131,7 +131,7 @@ async def test_publications_of_the_first_format_are_read(tmp_path: Path) -> None
     journal.write(Changes(streams=[stream], publications=[publication]))
     journal.close()
     connection = sqlite3.connect(tmp_path / FILE)
-    connection.execute("PRAGMA user_version = 1")
+    connection.executescript("DROP TABLE rows; DROP TABLE terms; PRAGMA user_version = 1")
     connection.close()
     options = ChannelOptions(history_ttl=600, history_meta_ttl=600)
     async with opened(tmp_path) as (broker, _):

@@ -184,7 +184,7 @@ class Broker(Protocol):
         """
 
     def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
-        """Forget rows that are gone from their database, for good. Idempotent.
+        """Forget rows that are gone from their database, behind all submissions before. Idempotent.
 
         After a failure they may be remembered: the caller repeats it.
 

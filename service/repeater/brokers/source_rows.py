@@ -60,16 +60,24 @@ class SourceRows:
         Raises:
             DeposedError, AfterError: it must not be published.
         """
-        term = self._terms.get(row.source, 0)
+        term = self.term(row.source)
         if row.term < term:
             raise DeposedError(term)
-        self._terms[row.source] = row.term
-        results = self._results.get(row.source, {})
-        if row.name in results:
-            return (results[row.name],)
-        if row.after and row.after not in results:
+        if row.term > term:
+            self._terms[row.source] = row.term
+        known = self.result(row.source, row.name)
+        if known is None and row.after and self.result(row.source, row.after) is None:
             raise AfterError
-        return None
+        return known
+
+    def term(self, source: str) -> int:
+        """The highest term of a source; 0 if there is none."""
+        return self._terms.get(source, 0)
+
+    def result(self, source: str, name: str) -> tuple[StreamPosition | None] | None:
+        """The result of a row in a tuple; None if it is not remembered."""
+        results = self._results.get(source, {})
+        return (results[name],) if name in results else None
 
     def keep(self, row: SourceRow, result: StreamPosition | None) -> None:
         """Remember that a row is published."""

@@ -14,7 +14,7 @@ import trio
 from repeater.brokers.contract import BrokerStatistics
 from repeater.brokers.receipts import Receipt
 from repeater.brokers.source_rows import SourceRow
-from repeater.brokers.sqlite.commit import Removal, Submission, Told
+from repeater.brokers.sqlite.commit import Removal, RowRemoval, Submission, Told
 from repeater.brokers.sqlite.committer import Committer
 from repeater.brokers.sqlite.errors import JournalError
 from repeater.brokers.sqlite.journal import Journal
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.clock import LifetimeClock
     from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.results import StoredResults
+    from repeater.brokers.sqlite.rows import StoredRows
     from repeater.brokers.sqlite.writer import Writer
     from repeater.options import ChannelOptions
     from repeater.publication import Announcement, Publication, StreamPosition
@@ -44,6 +45,7 @@ class SQLiteBroker:
         journal: Journal,
         index: StoredStreams,
         results: StoredResults,
+        rows: StoredRows,
         clock: LifetimeClock,
         writer: Writer,
         disk_limit: int,
@@ -51,7 +53,8 @@ class SQLiteBroker:
         self._journal = journal
         self._index = index
         self._results = results
-        self._committer = Committer(journal, index, results, clock, writer, disk_limit)
+        self._rows = rows
+        self._committer = Committer(journal, index, results, rows, clock, writer, disk_limit)
         self._writer = writer
         self._intake: EventSink | None = None
         self._running = trio.Event()
@@ -79,23 +82,22 @@ class SQLiteBroker:
         row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Have a publication committed; at once where nothing is to be kept of it."""
-        if row is not None:
-            raise BrokerError("this engine does not remember rows")
         intake = self._check_room()
         committer = self._committer
         channel, weight = publication.channel, weight_of(publication)
         kept = options.history_size > 0 and not skip_history
-        if not (kept or idempotency_key or committer.is_busy(channel)):
+        written = kept or row is not None
+        if not (written or idempotency_key or committer.is_busy(channel)):
             if options.history_size <= 0:
                 self._index.pass_by(channel)
             intake.put_nowait(publication, weight)
             return None
-        if kept:
+        if written:
             committer.check_disk()
         committer.window.check()
         receipt: Receipt[Outcome] = Receipt()
         committer.begin(
-            Submission(publication, options, idempotency_key, kept, weight, receipt), channel
+            Submission(publication, options, idempotency_key, kept, weight, receipt, row), channel
         )
         return receipt
 
@@ -107,13 +109,20 @@ class SQLiteBroker:
         self._intake.check_room()
         return self._intake
 
-    def known_rows(self, source: str) -> Answer[Sequence[str]]:
-        """See `Broker.known_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def known_rows(self, source: str) -> Sequence[str]:
+        """The rows that are committed; see `Broker.known_rows`."""
+        return self._rows.names(source)
 
-    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
-        """See `Broker.forget_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def forget_rows(self, source: str, names: Sequence[str]) -> Receipt[None]:
+        """Forget rows, behind what was submitted before.
+
+        Raises:
+            BrokerError: the disk cannot be written, or the broker has ended.
+        """
+        self._check_writes()
+        receipt: Receipt[None] = Receipt()
+        self._committer.begin(RowRemoval(source, names, receipt), "")
+        return receipt
 
     async def wait_room(self) -> None:
         """Wait until a submission fits into the window and into the intake."""
@@ -158,12 +167,15 @@ class SQLiteBroker:
         Raises:
             BrokerError: the disk cannot be written, or the broker has ended.
         """
-        if self._finished:
-            raise BrokerError("the broker has ended")
-        self._committer.check_disk()
+        self._check_writes()
         receipt: Receipt[None] = Receipt()
         self._committer.begin(Removal(channel, receipt), channel)
         return receipt
+
+    def _check_writes(self) -> None:
+        if self._finished:
+            raise BrokerError("the broker has ended")
+        self._committer.check_disk()
 
     async def with_journal(self, call: Callable[[Journal], Result]) -> Result:
         """Run a call on the open file in the thread that writes, between two commits.

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from repeater.brokers.receipts import Receipt
+from repeater.brokers.source_rows import AfterError, DeposedError, SourceRow
 from repeater.brokers.sqlite.records import Changes, StoredResult, StreamRecord, body_of
+from repeater.brokers.sqlite.rows import RowChanges, StoredRows
 from repeater.publication import Announcement, Publication, StreamPosition
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Submission(msgspec.Struct, gc=False):
     """Whether it comes into a history."""
     weight: int
     receipt: Receipt[Outcome]
+    source_row: SourceRow | None = None
     outcome: Outcome = None
     stream: int = 0
     row: int = 0
@@ -47,6 +50,8 @@ class Submission(msgspec.Struct, gc=False):
     """Whether the outcome is the first result of the key."""
     certain: bool = False
     """Whether the outcome was committed before."""
+    error: DeposedError | AfterError | None = None
+    """Why its row is not published."""
 
     @property
     def channel(self) -> str:
@@ -58,6 +63,15 @@ class Removal(msgspec.Struct):
     """The removal of a channel's publications, in its turn."""
 
     channel: str
+    receipt: Receipt[None]
+    weight: int = 0
+
+
+class RowRemoval(msgspec.Struct):
+    """Rows that are to be forgotten, in their turn."""
+
+    source: str
+    names: Sequence[str]
     receipt: Receipt[None]
     weight: int = 0
 
@@ -74,7 +88,7 @@ class Told(msgspec.Struct):
         return self.announcement.channel
 
 
-Work = Submission | Removal | Told
+Work = Submission | Removal | RowRemoval | Told
 Handed = tuple[Publication | Announcement, int]
 """An event that is to be handed on, and its weight."""
 
@@ -93,7 +107,12 @@ class Commit:
     """The work of one transaction. Lives inside the broker's task for as long as that lasts."""
 
     def __init__(
-        self, index: StoredStreams, results: StoredResults, follow: Changes, work: Sequence[Work]
+        self,
+        index: StoredStreams,
+        results: StoredResults,
+        rows: StoredRows,
+        follow: Changes,
+        work: Sequence[Work],
     ) -> None:
         """Number the work, in its order, behind what has to follow in the file anyway.
 
@@ -110,18 +129,40 @@ class Commit:
         self._index = index
         self._results = results
         self._work = work
+        self._source_rows = RowChanges(rows)
         self._rows = index.next_rows(len(work))
         self._time = time_ns() // 1_000_000
         self._numbers: dict[str, _Numbers] = {}
         self._keys: dict[tuple[str, str], Outcome] = {}
         for one in work:
             if type(one) is Submission:
-                if one.key:
+                if one.source_row is not None:
+                    self._number_row(one, one.source_row)
+                elif one.key:
                     self._number_once(one)
                 elif one.kept:
                     self._number(one)
             elif type(one) is Removal:
                 self._remove(one.channel)
+            elif type(one) is RowRemoval:
+                self._source_rows.forget(one.source, one.names)
+        self._source_rows.give_changes(self.changes)
+
+    def _number_row(self, one: Submission, row: SourceRow) -> None:
+        """Number a submission that is a row, unless the row is known or may not be published."""
+        try:
+            known = self._source_rows.find(row)
+        except (DeposedError, AfterError) as error:
+            one.error, one.published = error, False
+            return
+        if known is not None:
+            one.outcome, one.published = known[0], False
+            return
+        if one.key:
+            self._number_once(one)
+        elif one.kept:
+            self._number(one)
+        self._source_rows.keep(row, one.outcome)
 
     def _number_once(self, one: Submission) -> None:
         """Number a submission with a key, unless the key has a result."""
@@ -217,6 +258,7 @@ class Commit:
         handed_on: list[Handed] = []
         index, now = self._index, self._index.moment()
         streams: dict[StoredStream, None] = {}
+        self._source_rows.apply(self.changes)
         for one in self._work:
             if type(one) is not Submission:
                 self._apply_other(one, handed_on)
@@ -232,7 +274,7 @@ class Commit:
                 handed_on.append((one.publication, one.weight))
             if one.first:
                 self._results.keep((one.channel, one.key), one.outcome)
-            one.receipt.settle(one.outcome)
+            one.receipt.settle(one.error or one.outcome)
         for stream in streams:
             index.free(stream)
         return handed_on
@@ -243,6 +285,8 @@ class Commit:
         elif type(one) is Removal:
             self._index.clear(one.channel)
             one.receipt.settle(None)
+        elif type(one) is RowRemoval:
+            one.receipt.settle(None)
 
     def fail(self, error: BrokerError) -> Sequence[Handed]:
         """Fail what needs the file, and nothing of it happened; return what is to be handed on."""
@@ -250,7 +294,7 @@ class Commit:
         for one in self._work:
             if type(one) is Told:
                 handed_on.append((one.announcement, one.weight))
-            elif type(one) is Removal:
+            elif type(one) is Removal or type(one) is RowRemoval:
                 one.receipt.settle(error)
             elif type(one) is Submission:
                 self._fail_submission(one, error, handed_on)
@@ -259,7 +303,9 @@ class Commit:
     def _fail_submission(
         self, one: Submission, error: BrokerError, handed_on: list[Handed]
     ) -> None:
-        if one.certain:
+        if one.source_row is not None:  # To remember it is to publish it once.
+            one.receipt.settle(one.error or error)
+        elif one.certain:
             one.receipt.settle(one.outcome)
         elif one.row or not one.published:
             one.receipt.settle(error)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repeater.brokers.sqlite.index import StoredStreams
     from repeater.brokers.sqlite.records import Changes
     from repeater.brokers.sqlite.results import StoredResults
+    from repeater.brokers.sqlite.rows import StoredRows
     from repeater.brokers.sqlite.writer import Writer
 
 _log = get_logger("history")
@@ -58,6 +59,7 @@ class Committer:
         journal: Journal,
         index: StoredStreams,
         results: StoredResults,
+        rows: StoredRows,
         clock: LifetimeClock,
         writer: Writer,
         disk_limit: int,
@@ -66,6 +68,7 @@ class Committer:
         self._journal = journal
         self._index = index
         self._results = results
+        self._rows = rows
         self._clock = clock
         self._writer = writer
         self._disk_limit = disk_limit
@@ -184,7 +187,7 @@ class Committer:
     async def _commit(self, work: Sequence[Work]) -> Sequence[Handed]:
         """Write one transaction, then make everything else follow, or fail all of it."""
         follow = self._following(len(work))
-        commit = Commit(self._index, self._results, follow, work)
+        commit = Commit(self._index, self._results, self._rows, follow, work)
         if commit.changes and not self._outage:
             began = perf_counter()
             try:

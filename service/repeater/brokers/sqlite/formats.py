@@ -58,11 +58,19 @@ CREATE TABLE denials(
     expire_at INTEGER NOT NULL,
     PRIMARY KEY(kind, name)
 ) WITHOUT ROWID;
+CREATE TABLE terms(source TEXT PRIMARY KEY, term INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE rows(
+    source TEXT NOT NULL,
+    name TEXT NOT NULL,
+    "offset" INTEGER,
+    epoch TEXT,
+    PRIMARY KEY(source, name)
+) WITHOUT ROWID;
 """
 """The tables of the newest format."""
 
 TABLES_SINCE: Final = 1
-"""The oldest format that has these tables, and rows that `records` reads."""
+"""The oldest format that has all tables which `inspection` reads, and rows that `records` reads."""
 
 Step = Callable[[sqlite3.Connection], None]
 """Brings the tables of one format to the next, inside a transaction that it does not end."""
@@ -75,11 +83,22 @@ def _allow_binary_data(_connection: sqlite3.Connection) -> None:
     """
 
 
-STEPS: Final[Mapping[int, Step]] = {1: _allow_binary_data}
+def _remember_rows(connection: sqlite3.Connection) -> None:
+    """Format 3: rows of other databases that are published, and their terms."""
+    connection.execute(
+        "CREATE TABLE terms(source TEXT PRIMARY KEY, term INTEGER NOT NULL) WITHOUT ROWID"
+    )
+    connection.execute(
+        'CREATE TABLE rows(source TEXT NOT NULL, name TEXT NOT NULL, "offset" INTEGER, epoch TEXT,'
+        " PRIMARY KEY(source, name)) WITHOUT ROWID"
+    )
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _allow_binary_data, 2: _remember_rows}
 """By the format that a step begins with; format 1 is the first one.
 
-Who changes `SCHEMA` moves `TABLES_SINCE`, and adds one: `STEPS[n]` makes format n + 1 of format n,
-without `executescript`, which would commit.
+Who changes `SCHEMA` adds one, and moves `TABLES_SINCE` if the inspection reads what is new:
+`STEPS[n]` makes format n + 1 of format n, without `executescript`, which would commit.
 """
 
 

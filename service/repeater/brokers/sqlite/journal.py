@@ -28,6 +28,7 @@ from repeater.brokers.sqlite.records import (
     Changes,
     StoredPublication,
     StoredResult,
+    StoredRow,
     StreamRecord,
 )
 from repeater.brokers.sqlite.reserve import Reserve
@@ -108,6 +109,20 @@ class Journal:
             for channel, key, offset, epoch, until in rows
         ]
 
+    def terms(self) -> dict[str, int]:
+        """The highest term of each source of rows."""
+        with explained():
+            return dict(self._connection.execute("SELECT source, term FROM terms"))
+
+    def rows(self) -> list[StoredRow]:
+        """The rows of other databases that are published and not forgotten."""
+        with explained():
+            found = self._connection.execute("SELECT * FROM rows").fetchall()
+        return [
+            StoredRow(source, name, None if offset is None else StreamPosition(offset, epoch))
+            for source, name, offset, epoch in found
+        ]
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Make all changes of the block in one transaction, or none of them.
@@ -171,6 +186,15 @@ class Journal:
             )
         if changes.meta:
             run_many("INSERT OR REPLACE INTO meta VALUES(?, ?)", list(changes.meta.items()))
+        if changes.terms:
+            run_many("INSERT OR REPLACE INTO terms VALUES(?, ?)", list(changes.terms.items()))
+        if changes.forgotten_rows:
+            run_many("DELETE FROM rows WHERE source = ? AND name = ?", changes.forgotten_rows)
+        if changes.rows:
+            run_many(
+                "INSERT OR REPLACE INTO rows VALUES(?, ?, ?, ?)",
+                [(one.source, one.name, *_place(one.position)) for one in changes.rows],
+            )
 
     def _append(self, rows: Sequence[StoredPublication]) -> None:
         """Add rows, many with one statement: around each one another thread may take the turn."""
@@ -321,9 +345,11 @@ def _stream_row(one: StreamRecord) -> tuple[object, ...]:
 
 
 def _result_row(one: StoredResult) -> tuple[object, ...]:
-    at = one.position
-    place = (None, None) if at is None else (at.offset, at.epoch)
-    return (one.channel, one.key, *place, one.until)
+    return (one.channel, one.key, *_place(one.position), one.until)
+
+
+def _place(position: StreamPosition | None) -> tuple[int | None, str | None]:
+    return (None, None) if position is None else (position.offset, position.epoch)
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

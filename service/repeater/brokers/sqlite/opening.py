@@ -30,6 +30,7 @@ from repeater.brokers.sqlite.journal import Journal, open_journal
 from repeater.brokers.sqlite.lock import hold_folder
 from repeater.brokers.sqlite.records import Changes
 from repeater.brokers.sqlite.results import StoredResults
+from repeater.brokers.sqlite.rows import StoredRows
 from repeater.brokers.sqlite.writer import Writer, open_writer
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
@@ -57,6 +58,7 @@ class _Kept(msgspec.Struct, frozen=True):
     journal: Journal
     index: StoredStreams
     results: StoredResults
+    rows: StoredRows
     clock: LifetimeClock
 
 
@@ -101,10 +103,12 @@ async def open_sqlite_broker(
             index = _index(journal, durability, clock, history_bytes, history_channels)
             results = StoredResults(ttl=idempotency_ttl, byte_limit=idempotency_bytes, clock=clock)
             _load(journal, index, results, stop)
+            rows = StoredRows()
+            rows.restore(journal.terms(), journal.rows())
         except BaseException:
             journal.close()
             raise
-        return _Kept(journal, index, results, clock)
+        return _Kept(journal, index, results, rows, clock)
 
     with ExitStack() as stack:
         try:
@@ -115,7 +119,13 @@ async def open_sqlite_broker(
         except (JournalError, OSError, msgspec.DecodeError) as error:
             raise BrokerError(str(error)) from None
         broker = SQLiteBroker(
-            kept.journal, kept.index, kept.results, kept.clock, writer, history_disk_limit
+            kept.journal,
+            kept.index,
+            kept.results,
+            kept.rows,
+            kept.clock,
+            writer,
+            history_disk_limit,
         )
         try:
             yield broker

@@ -48,6 +48,14 @@ class StoredResult(msgspec.Struct, frozen=True):
     until: float
 
 
+class StoredRow(msgspec.Struct, frozen=True):
+    """A row of another database that is published."""
+
+    source: str
+    name: str
+    position: StreamPosition | None
+
+
 class Changes(msgspec.Struct):
     """What one transaction changes, in the order of these fields.
 
@@ -64,6 +72,11 @@ class Changes(msgspec.Struct):
     """The ids of publications that are not kept any more."""
     forgotten_streams: list[int] = []
     meta: dict[str, str] = {}
+    terms: dict[str, int] = {}
+    """By the source of rows."""
+    forgotten_rows: list[tuple[str, str]] = []
+    """Source and name; removed before `rows` are added."""
+    rows: list[StoredRow] = []
 
     def __bool__(self) -> bool:
         return any(
@@ -75,6 +88,9 @@ class Changes(msgspec.Struct):
                 self.forgotten_streams,
                 self.forgotten_results,
                 self.meta,
+                self.terms,
+                self.forgotten_rows,
+                self.rows,
             )
         )
 
