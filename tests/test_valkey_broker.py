@@ -17,6 +17,8 @@ from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.publication import Announcement, ClientInfo, Publication, Rupture, StreamPosition
 from repeater.testing.broker import check_broker
+from repeater.testing.broker_rows import ROW_RULES
+from repeater.testing.rules import hold
 from repeater.testing.broker_bench import LASTING, Bench, data_of, offsets_of, running
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import packed
@@ -82,6 +84,7 @@ async def test_it_keeps_the_contract(server: ValkeyServer) -> None:
         yield broker_of(server, idempotency_ttl=5)
 
     await check_broker(opened, idempotency_ttl=5)
+    await hold(ROW_RULES, opened)
 
 
 async def test_two_nodes_agree(server: ValkeyServer) -> None:

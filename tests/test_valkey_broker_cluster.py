@@ -18,6 +18,8 @@ from repeater.cluster.presence import open_cluster_presence
 from repeater.publication import Publication
 from repeater.random_id import random_id
 from repeater.testing.broker import check_broker
+from repeater.testing.broker_rows import ROW_RULES
+from repeater.testing.rules import hold
 from repeater.testing.broker_bench import LASTING, Bench, running
 from repeater.testing.control import check_control
 from repeater.testing.control_bench import Controls
@@ -69,6 +71,7 @@ async def benches(url: str, number: int) -> AsyncIterator[Sequence[Bench]]:
 async def test_the_broker_keeps_its_contract(old_servers: ClusterServers) -> None:
     """The rules of `Broker` hold on the partitions of a cluster."""
     await check_broker(lambda: broker_of(old_servers.url), idempotency_ttl=5.0)
+    await hold(ROW_RULES, lambda: broker_of(old_servers.url))
 
 
 async def test_presence_keeps_its_contract(old_servers: ClusterServers) -> None:

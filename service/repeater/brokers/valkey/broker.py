@@ -16,6 +16,7 @@ from repeater.brokers.source_rows import SourceRow
 from repeater.brokers.valkey.bus import Bus
 from repeater.brokers.valkey.envelope import Uids, sealed
 from repeater.brokers.valkey.lanes import Kept, Lanes, Submission
+from repeater.brokers.valkey.rows import Rows
 from repeater.brokers.valkey.scripts import new_epoch, new_epoch_of_primary
 from repeater.brokers.valkey.streams import StreamEngine
 from repeater.brokers.window import Window
@@ -79,6 +80,7 @@ class ValkeyBroker:
         self._lanes = Lanes(
             servers.partitions, of_each, servers.publish, servers.ask, self._window, epochs
         )
+        self._rows = Rows(servers, self._engine, self._lanes)
         self._uids = Uids()
         self._remembered = _milliseconds(idempotency_ttl)
         self._last_options: ChannelOptions | None = None
@@ -116,8 +118,6 @@ class ValkeyBroker:
         row: SourceRow | None = None,
     ) -> Answer[Outcome]:
         """Have a script publish; see `Broker.submit`."""
-        if row is not None:
-            raise BrokerError("this engine does not remember rows")
         located = self._locate(publication.channel)
         self._check_room(located)
         names, envelope = located.names, sealed(publication, self._uids.next())
@@ -136,6 +136,9 @@ class ValkeyBroker:
         if idempotency_key:
             keys = (self._engine.result_key(located, idempotency_key), *keys)
             instructions = (b"i", self._remembered, *instructions)
+        if row is not None:
+            keys = (self._engine.rows_key(located.partition, row.source), *keys)
+            instructions = (b"t", row.term, row.name, row.after, *instructions)
         receipt: Receipt[Outcome] = Receipt()
         self._lanes.put(
             located.partition,
@@ -164,13 +167,13 @@ class ValkeyBroker:
             raise BrokerError(why)
         self._intake.check_room()
 
-    def known_rows(self, source: str) -> Answer[Sequence[str]]:
-        """See `Broker.known_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def known_rows(self, source: str) -> Receipt[Sequence[str]]:
+        """The rows that all partitions remember; see `Broker.known_rows`."""
+        return self._rows.known(source)
 
-    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
-        """See `Broker.forget_rows`."""
-        raise BrokerError("this engine does not remember rows")
+    def forget_rows(self, source: str, names: Sequence[str]) -> Receipt[None]:
+        """Forget rows, behind what was submitted before; see `Broker.forget_rows`."""
+        return self._rows.forget(source, names)
 
     async def wait_room(self) -> None:
         """Wait until a submission fits into the window, and an event into this node's intake."""
@@ -282,14 +285,6 @@ class _Start:
 
     def down(self, partitions: Sequence[int]) -> None:
         pass  # Whoever submits is told.
-
-    def known_rows(self, source: str) -> Answer[Sequence[str]]:
-        """See `Broker.known_rows`."""
-        raise BrokerError("this engine does not remember rows")
-
-    def forget_rows(self, source: str, names: Sequence[str]) -> Answer[None]:
-        """See `Broker.forget_rows`."""
-        raise BrokerError("this engine does not remember rows")
 
     async def wait_room(self) -> None:
         pass  # It takes nothing.

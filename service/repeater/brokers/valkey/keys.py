@@ -4,6 +4,8 @@
                                                       top, v version, w epoch of the version
     <prefix>:{tag}s:<channel>                 stream  `<offset>-<Unix ms>`, field d: the envelope
     <prefix>:{tag}i:<length>:<channel>:<key>  string  the result of an idempotency key
+    <prefix>:{tag}r:<source>                  hash    the rows of a source: name, and the result;
+                                                      the empty name has the highest term
     <prefix>:{tag}c:<channel>                 channel of the bus
 
 A tag is there in a cluster only: what has the same one is on the same server.
@@ -50,3 +52,7 @@ class Keys:
             channel,
             key.encode(errors="surrogatepass"),
         )
+
+    def rows(self, source: str) -> bytes:
+        """The key of the rows of a source, of the channels of this partition."""
+        return b"%br:%b" % (self._begin, source.encode(errors="surrogatepass"))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from repeater.brokers.source_rows import AfterError, DeposedError
 from repeater.brokers.valkey.scripts import PUBLISH, NewEpoch, new_epoch
 from repeater.brokers.valkey.warning_limit import WarningLimit
 from repeater.errors import BrokerError
@@ -48,7 +49,7 @@ class Submission(NamedTuple):
     kept: Kept | None
     """For a publication that is kept."""
     weight: int
-    tell: Callable[[StreamPosition | BrokerError | None], None]
+    tell: Callable[[StreamPosition | BrokerError | None], object]
     """Takes the outcome."""
 
 
@@ -84,7 +85,8 @@ class Lanes:
     ) -> None:
         """Publish by `verb`: PUBLISH or SPUBLISH; with so many lanes of each partition."""
         self._new_epoch = epochs
-        self._of_each = of_each
+        self.of_each = of_each
+        """The lanes of each partition."""
         self._lanes = [_Lane(number // of_each) for number in range(partitions * of_each)]
         self._verb = verb
         self._ask = ask
@@ -103,8 +105,19 @@ class Lanes:
 
         After the end of `run` it fails, at once or with what is under way.
         """
-        of_each = self._of_each
-        lane = self._lanes[partition * of_each + hash(channel) % of_each]
+        of_each = self.of_each
+        self._put(self._lanes[partition * of_each + hash(channel) % of_each], submission)
+
+    def put_in_all(self, partition: int, submission: Submission) -> None:
+        """Take a submission for each lane of a partition: behind all that the partition has.
+
+        Its `tell` is called for each of them. Needs no room in the window, and never waits.
+        """
+        of_each = self.of_each
+        for lane in self._lanes[partition * of_each : (partition + 1) * of_each]:
+            self._put(lane, submission)
+
+    def _put(self, lane: _Lane, submission: Submission) -> None:
         lane.waiting.append(submission)
         self._window.take(submission.weight)
         if not lane.busy:
@@ -194,6 +207,8 @@ class Lanes:
             return None
         if type(answer) is not bytes:
             return _failure(answer)
+        if answer.startswith(b"!"):
+            return _row_failure(answer)
         offset, _, rest = answer.partition(b" ")
         epoch, foreign, _ = rest.partition(b" ")
         if foreign:
@@ -202,6 +217,12 @@ class Lanes:
                 "keys were not ours, and their streams have begun anew", count=self.foreign
             )
         return StreamPosition(int(offset), epoch.decode())
+
+
+def _row_failure(answer: bytes) -> BrokerError:
+    """Why a row was not published: another term leads, or the row before it is not published."""
+    term = answer[1:]
+    return DeposedError(int(term)) if term else AfterError()
 
 
 def _failure(answer: object, *, sent: bool = True) -> BrokerError:

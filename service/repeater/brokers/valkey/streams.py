@@ -68,6 +68,10 @@ class StreamEngine:
         """The key of the result of an idempotency key."""
         return self._keys[located.partition].result(located.names, key)
 
+    def rows_key(self, partition: int, source: str) -> bytes:
+        """The key of the rows of a source that a partition remembers."""
+        return self._keys[partition].rows(source)
+
     def partition_of(self, channel: str) -> int:
         """See `Engine`."""
         return self.locate(channel).partition
