@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from repeater.brokers.source_rows import AfterError, DeposedError
 from repeater.brokers.valkey.lanes import MANY, Lanes, Submission
 from repeater.brokers.valkey.scripts import PUBLISH
 from repeater.brokers.window import Window
@@ -284,3 +285,33 @@ async def test_strangers_do_not_fill_the_log(
         await trio.sleep(1)
         bench.engine.tells[100]([b"1 e !"])
         assert len([one for one in caplog.records if "not ours" in one.getMessage()]) == 2
+
+
+async def test_what_is_for_all_lanes_goes_behind_all_of_them() -> None:
+    """In each lane of the partition, and in no other: behind what the lane has, before the next."""
+    async with running(partitions=2, of_each=2) as bench:
+        channels = [f"c{number}" for number in range(16)]
+        for channel in channels:
+            bench.put(channel, channel=channel, partition=1)
+        tell = partial(bench._note, "all")  # noqa: SLF001  # as the bench does itself
+        bench.lanes.put_in_all(1, Submission((b"r",), (b"f", 0), None, 1, tell))
+        await wait_all_tasks_blocked()
+        assert [partition for partition, _ in bench.engine.asked] == [1, 1]
+        for number in range(2):
+            assert bench.engine.instructions(number)[-2:] == [b"f", b"0"]
+            many = len(bench.engine.instructions(number)[4:-2]) // 3
+            bench.engine.tells[number]([b"1 e"] * many + [b""])
+        assert bench.told.count(("all", None)) == 2
+
+
+async def test_the_failures_of_rows() -> None:
+    """A script says which term leads, or that the row before is not published."""
+    async with running() as bench:
+        bench.put("1", "2", "3")
+        await wait_all_tasks_blocked()
+        bench.engine.tells[0]([b"!17", b"!", b"1 e"])
+        (_, deposed), (_, behind), (_, place) = bench.told
+        assert isinstance(deposed, DeposedError)
+        assert deposed.term == 17
+        assert isinstance(behind, AfterError)
+        assert place == StreamPosition(1, "e")
