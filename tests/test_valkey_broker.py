@@ -17,9 +17,9 @@ from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.publication import Announcement, ClientInfo, Publication, Rupture, StreamPosition
 from repeater.testing.broker import check_broker
+from repeater.testing.broker_bench import LASTING, Bench, data_of, offsets_of, running
 from repeater.testing.broker_rows import ROW_RULES
 from repeater.testing.rules import hold
-from repeater.testing.broker_bench import LASTING, Bench, data_of, offsets_of, running
 from repeater.valkey.opening import open_servers
 from repeater.valkey.pipe import packed
 from repeater.valkey.url import parse_url

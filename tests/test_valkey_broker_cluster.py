@@ -18,12 +18,12 @@ from repeater.cluster.presence import open_cluster_presence
 from repeater.publication import Publication
 from repeater.random_id import random_id
 from repeater.testing.broker import check_broker
-from repeater.testing.broker_rows import ROW_RULES
-from repeater.testing.rules import hold
 from repeater.testing.broker_bench import LASTING, Bench, running
+from repeater.testing.broker_rows import ROW_RULES
 from repeater.testing.control import check_control
 from repeater.testing.control_bench import Controls
 from repeater.testing.presence import check_presence_store
+from repeater.testing.rules import hold
 from repeater.valkey.opening import open_servers
 from repeater.valkey.slots import partition_of, slot_of, tags
 from repeater.valkey.url import parse_url

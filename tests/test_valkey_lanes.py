@@ -293,7 +293,7 @@ async def test_what_is_for_all_lanes_goes_behind_all_of_them() -> None:
         channels = [f"c{number}" for number in range(16)]
         for channel in channels:
             bench.put(channel, channel=channel, partition=1)
-        tell = partial(bench._note, "all")  # noqa: SLF001  # as the bench does itself
+        tell = partial(bench._note, "all")
         bench.lanes.put_in_all(1, Submission((b"r",), (b"f", 0), None, 1, tell))
         await wait_all_tasks_blocked()
         assert [partition for partition, _ in bench.engine.asked] == [1, 1]

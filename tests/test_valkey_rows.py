@@ -90,9 +90,7 @@ async def test_a_failure_takes_those_behind_it_with_it(server: ValkeyServer) -> 
 
 
 @pytest.mark.parametrize("options", [LASTING, BARE], ids=["history", "bare"])
-async def test_a_full_engine_publishes_no_row(
-    server: ValkeyServer, options: object
-) -> None:
+async def test_a_full_engine_publishes_no_row(server: ValkeyServer, options: object) -> None:
     """Without memory nothing of a row happens, also where no history is kept: it comes again."""
     async with nodes(server) as (bench,):
         bench.options = options  # type: ignore[assignment]  # a parameter
@@ -121,7 +119,8 @@ async def test_a_row_may_have_any_name(server: ValkeyServer) -> None:
     async with nodes(server) as (bench,):
         for name in ("t", "e", "0", "ä"):
             await publish(bench, row(name))
-        assert sorted(await settled(bench.broker.known_rows("db"))) == ["0", "e", "t", "ä"]
+        known: Sequence[str] = await settled(bench.broker.known_rows("db"))
+        assert sorted(known) == ["0", "e", "t", "ä"]
 
 
 async def test_a_key_that_is_not_ours(server: ValkeyServer) -> None:

@@ -1,4 +1,4 @@
-"""The rows of other databases that the engine remembers: which they are, and how they are forgotten.
+"""The rows of other databases that the engine remembers: which they are, and forgetting them.
 
 They are remembered by the script that publishes them (publish.lua): each partition has those of its
 channels, and the highest term that it has seen. So whoever asks for the rows of a source asks all
