@@ -19,11 +19,9 @@ from repeater.publication import Publication
 from repeater.random_id import random_id
 from repeater.testing.broker import check_broker
 from repeater.testing.broker_bench import LASTING, Bench, running
-from repeater.testing.broker_rows import ROW_RULES
 from repeater.testing.control import check_control
 from repeater.testing.control_bench import Controls
 from repeater.testing.presence import check_presence_store
-from repeater.testing.rules import hold
 from repeater.valkey.opening import open_servers
 from repeater.valkey.slots import partition_of, slot_of, tags
 from repeater.valkey.url import parse_url
@@ -71,7 +69,6 @@ async def benches(url: str, number: int) -> AsyncIterator[Sequence[Bench]]:
 async def test_the_broker_keeps_its_contract(old_servers: ClusterServers) -> None:
     """The rules of `Broker` hold on the partitions of a cluster."""
     await check_broker(lambda: broker_of(old_servers.url), idempotency_ttl=5.0)
-    await hold(ROW_RULES, lambda: broker_of(old_servers.url))
 
 
 async def test_presence_keeps_its_contract(old_servers: ClusterServers) -> None:

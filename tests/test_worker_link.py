@@ -16,7 +16,6 @@ from repeater.brokers.sqlite.opening import open_sqlite_broker
 from repeater.testing import check_broker, check_control, check_presence_store
 from repeater.testing.broker import RULES
 from repeater.testing.broker_history import HISTORY_RULES
-from repeater.testing.broker_rows import ROW_RULES, rows_outlive_keys
 from repeater.testing.control_bench import Controls
 from repeater.testing.rules import hold
 from tests.brokers import LateBroker
@@ -37,8 +36,6 @@ async def test_the_broker_keeps_the_contract(autojump_clock: MockClock, *, late:
             yield link.broker
 
     await check_broker(opened, idempotency_ttl=30)
-    await hold(ROW_RULES, opened)
-    await rows_outlive_keys(opened, 30)
 
 
 async def test_the_broker_keeps_the_contract_with_a_file(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from repeater.testing.broker_bench import (
 )
 from repeater.testing.broker_calls import CALL_RULES, a_finished_broker
 from repeater.testing.broker_history import EXPIRY_RULES, HISTORY_RULES
+from repeater.testing.broker_rows import ROW_RULES, rows_outlive_keys
 from repeater.testing.rules import expect, hold, hold_side_by_side
 
 
@@ -44,7 +45,11 @@ async def check_broker(open_broker: OpenBroker, *, idempotency_ttl: float) -> No
         """An idempotency key is forgotten after its time."""
         await a_key_expires(open_broker, idempotency_ttl)
 
-    await hold_side_by_side([*EXPIRY_RULES, a_key_is_forgotten], open_broker)
+    async def a_row_stays(open_broker: OpenBroker) -> None:
+        """A row is remembered until it is forgotten, however long an idempotency key lives."""
+        await rows_outlive_keys(open_broker, idempotency_ttl)
+
+    await hold_side_by_side([*EXPIRY_RULES, a_key_is_forgotten, a_row_stays], open_broker)
 
 
 async def offsets_count_from_one(open_broker: OpenBroker) -> None:
@@ -264,4 +269,5 @@ RULES: Final = (
     concurrent_publishers,
     no_outage,
     a_finished_broker,
+    *ROW_RULES,
 )
