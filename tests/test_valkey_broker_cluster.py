@@ -13,6 +13,8 @@ import trio
 
 from repeater.brokers.contract import Broker, PresenceStore
 from repeater.brokers.control import Supervision
+from repeater.brokers.receipts import settled
+from repeater.brokers.source_rows import SourceRow
 from repeater.brokers.valkey.broker import ValkeyBroker
 from repeater.cluster.presence import open_cluster_presence
 from repeater.publication import Publication
@@ -69,6 +71,27 @@ async def benches(url: str, number: int) -> AsyncIterator[Sequence[Bench]]:
 async def test_the_broker_keeps_its_contract(old_servers: ClusterServers) -> None:
     """The rules of `Broker` hold on the partitions of a cluster."""
     await check_broker(lambda: broker_of(old_servers.url), idempotency_ttl=5.0)
+
+
+async def test_rows_are_in_all_partitions(old_servers: ClusterServers) -> None:
+    """Rows of one source are remembered where their channels are, and read and forgotten there."""
+    names = [f"n{number}" for number in range(60)]
+    source = random_id()
+    async with benches(old_servers.url, 2) as (one, other):
+        answers = [
+            await one.submit(Publication(f"rows:{name}", b"1"), row=SourceRow(source, 1, name))
+            for name in names
+        ]
+        known: Sequence[str] = await settled(one.broker.known_rows(source))
+        assert sorted(known) == sorted(names)
+        first = [await settled(answer) for answer in answers]
+        for name, result in zip(names, first, strict=True):
+            row = SourceRow(source, 2, name)
+            again = await other.submit(Publication(f"rows:{name}", b"2"), row=row)
+            assert await settled(again) == result
+        await settled(other.broker.forget_rows(source, names[1:]))
+        known = await settled(one.broker.known_rows(source))
+        assert known == names[:1]
 
 
 async def test_presence_keeps_its_contract(old_servers: ClusterServers) -> None:
