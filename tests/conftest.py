@@ -26,6 +26,7 @@ from repeater.testing import UnixClock
 from tests.browsing import FLAGS, MISSING, Site, chromium, somebody
 from tests.certificates import Authority
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
+from tests.postgres_servers import postgresql_18
 from tests.refusing import RefusedLines
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def open_sockets() -> set[str]:
         if target.startswith("socket:"):
             names.add(target)
     return names
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL 18 for the whole run; SQLAlchemy's URL of it."""
+    with postgresql_18() as url:
+        yield url
 
 
 @pytest.fixture

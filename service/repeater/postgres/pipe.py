@@ -118,7 +118,10 @@ class Pipe:
             self._connection.finish()
 
     def _note(self, result: PGresult) -> None:
-        """Keep why the server ends the connection; other notices are for people at a terminal."""
+        """Keep why the server ends the connection; other notices are for people at a terminal.
+
+        It says so to nobody, or as the answer to what is asked just then.
+        """
         if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
             self._farewell = str(_refusal(result))
 
@@ -135,11 +138,19 @@ class Pipe:
         while True:
             # No deadline: nobody may ask for long. Who does sets one.
             await trio.lowlevel.wait_readable(self._socket)
-            connection.consume_input()
-            while self._asked and not connection.is_busy():
-                self._take(connection.get_result())
+            try:
+                connection.consume_input()
+            finally:  # Also what came with the end: it may say why.
+                self._take_what_came()
             while (notice := connection.notifies()) is not None:
                 self._notified(notice.relname.decode())
+
+    def _take_what_came(self) -> None:
+        nothing = 0  # Between two results is one None; at the end of a connection nothing else.
+        while self._asked and nothing < 2 and not self._connection.is_busy():
+            result = self._connection.get_result()
+            nothing = 0 if result is not None else nothing + 1
+            self._take(result)
 
     def _take(self, result: PGresult | None) -> None:
         """Take one result; None stands between the results of two requests."""
@@ -152,6 +163,8 @@ class Pipe:
             self._asked.popleft().settle(_refusal(outcome) if bad else outcome)
         elif self._part is None:
             self._part = result
+            if result.status not in _GOOD:
+                self._note(result)
 
 
 def _refusal(result: PGresult) -> RefusedError:

@@ -1,5 +1,5 @@
 -- Repeater's part of a database: what transactions publish, until the server has taken it over.
--- PostgreSQL 14 or later, no extension. `repeater postgres migrate` carries this out.
+-- PostgreSQL 14 or later, no extension.
 --
 -- A publication is one INSERT into `outgoing`, in the transaction that calls `publish`: it takes no
 -- number that others wait for, and no lock. The server looks for rows that it could not see before
@@ -51,22 +51,8 @@ CREATE SEQUENCE repeater.term MINVALUE 0 START 0;
 
 -- For roles that publish -------------------------------------------------------------------------
 
--- Wakes the server when the transaction commits; at most once in 5 ms, as commits that notify wait
--- for each other.
-CREATE FUNCTION repeater.ring() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    now_ms CONSTANT bigint := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
-    rung bigint;
-BEGIN
-    SELECT b.last_value INTO rung FROM repeater.bell b;
-    -- A clock that was set back must not silence the bell.
-    IF now_ms - rung > 5 OR rung - now_ms > 1000 THEN
-        PERFORM setval('repeater.bell', now_ms);
-        PERFORM pg_notify('repeater_outgoing', '');
-    END IF;
-END $$;
-
+-- Publishes with the transaction that calls it: after the commit, or not at all. Wakes the server, at
+-- most once in 5 ms: commits that notify wait for each other. Returns the number of the row.
 CREATE FUNCTION repeater.publish(
     channel text, data jsonb, key text DEFAULT NULL, version numeric DEFAULT NULL,
     version_epoch text DEFAULT NULL, wake boolean DEFAULT true, tags jsonb DEFAULT NULL
@@ -81,6 +67,7 @@ BEGIN
             publish.version_epoch, publish.tags::text)
     RETURNING id INTO made;
     IF wake THEN
+        -- A clock that was set back must not silence the bell.
         now_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
         IF now_ms - (SELECT b.last_value FROM repeater.bell b) NOT BETWEEN -1000 AND 5 THEN
             PERFORM setval('repeater.bell', now_ms);
@@ -92,6 +79,10 @@ END $$;
 
 -- For the server ---------------------------------------------------------------------------------
 
+-- Rows to publish, in their order: those that became visible since `seen` was given, or all but those of
+-- `skip` without a `seen`; at most `most`, and no more once they have `bytes` bytes. One larger than
+-- `largest` comes without its data. The last row has no id: its `now_seen` is for the next call. It is
+-- missing if there was more than was given.
 CREATE FUNCTION repeater.take(
     seen pg_snapshot, skip bigint[], most integer, bytes bigint, largest integer
 ) RETURNS TABLE (
@@ -140,6 +131,7 @@ BEGIN
     END IF;
 END $$;
 
+-- Removes rows that are published, and moves those that are refused aside, with the reasons.
 CREATE FUNCTION repeater.done(ids bigint[], refused bigint[], reasons text[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -160,3 +152,8 @@ BEGIN
     END IF;
     RETURN gone;
 END $$;
+
+-- The functions act with the rights of their owner, so nobody else may call them without a grant.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA repeater FROM PUBLIC;
+
+INSERT INTO repeater.settings (version) VALUES (1);
