@@ -233,3 +233,106 @@ def test_the_data_is_jsonb(writer: Connection, taking: Taking) -> None:
         with pytest.raises(psycopg.DataError):
             publish(writer, data)
         writer.rollback()
+
+
+def test_several_are_published_in_their_order(writer: Connection, taking: Taking) -> None:
+    """In one statement, each with a number; as many channels as data, and none is nothing."""
+    ask = "SELECT repeater.publish_many(%s::text[], %s::jsonb[])"
+    found = writer.execute(ask, (["b", "a", "b"], ["1", "2", "3"])).fetchone()
+    assert found is not None
+    assert sorted(found[0]) == found[0]
+    assert len(found[0]) == 3
+    assert writer.execute(ask, ([], [])).fetchone() == ([],)
+    writer.commit()
+    assert taking.take() == ["1", "2", "3"]
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        writer.execute(ask, (["a"], []))
+
+
+@pytest.mark.parametrize("moment", ["BEFORE", "AFTER"])
+def test_a_trigger_publishes_rows(writer: Connection, server: Connection, moment: str) -> None:
+    """Each row that is written, to the channel of its column; what is written stays as it is."""
+    server.execute("CREATE TABLE orders (id int, state text)")
+    server.execute(
+        f"CREATE TRIGGER told {moment} INSERT OR UPDATE OR DELETE ON orders"
+        " FOR EACH ROW EXECUTE FUNCTION repeater.publish_row('orders:', 'id')"
+    )
+    writer.execute("INSERT INTO orders VALUES (1, 'new'), (2, 'new')")
+    writer.execute("UPDATE orders SET state = 'paid' WHERE id = 1")
+    writer.execute("DELETE FROM orders WHERE id = 2")
+    assert writer.execute("SELECT * FROM orders").fetchall() == [(1, "paid")]
+    writer.commit()
+    found = server.execute("SELECT channel, data::jsonb FROM repeater.outgoing ORDER BY id")
+    assert found.fetchall() == [
+        ("orders:1", {"operation": "INSERT", "row": {"id": 1, "state": "new"}}),
+        ("orders:2", {"operation": "INSERT", "row": {"id": 2, "state": "new"}}),
+        ("orders:1", {"operation": "UPDATE", "row": {"id": 1, "state": "paid"}}),
+        ("orders:2", {"operation": "DELETE", "row": {"id": 2, "state": "new"}}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("each", "given", "why"),
+    [
+        ("ROW", "'orders:'", "a prefix and the name of a column"),
+        ("STATEMENT", "'orders:', 'id'", "FOR EACH ROW"),
+        ("ROW", "'orders:', 'other'", "no value in the column other"),
+    ],
+)
+def test_a_wrong_trigger_is_explained(server: Connection, each: str, given: str, why: str) -> None:
+    """At the first row: the statement fails."""
+    server.execute("CREATE TABLE orders (id int)")
+    server.execute(
+        f"CREATE TRIGGER told AFTER INSERT ON orders"
+        f" FOR EACH {each} EXECUTE FUNCTION repeater.publish_row({given})"
+    )
+    with pytest.raises(psycopg.errors.TriggerProtocolViolated, match=why):
+        server.execute("INSERT INTO orders VALUES (1)")
+
+
+def test_a_channel_has_a_name(writer: Connection) -> None:
+    """An empty one, no data or no channel fails the statement that publishes."""
+    for channel, data in (("", "1"), (None, "1"), ("c", None)):
+        with pytest.raises(psycopg.errors.IntegrityError):
+            writer.execute("SELECT repeater.publish(%s, %s::jsonb)", (channel, data))
+        writer.rollback()
+
+
+def test_each_term_is_higher(server: Connection) -> None:
+    """Than the last one and than the one that is named, and near the clock's microseconds."""
+    ask = "SELECT repeater.next_term(%s)"
+    terms = [server.execute(ask, (0,)).fetchone() for _ in range(2)]
+    assert terms[0] is not None
+    assert terms[1] is not None
+    assert terms[0][0] < terms[1][0] < 2**53
+    assert server.execute(ask, (2**52,)).fetchone() == (2**52 + 1,)
+    assert server.execute(ask, (0,)).fetchone() == (2**52 + 2,)
+
+
+def test_the_names_of_rows_that_are_gone(writer: Connection, server: Connection) -> None:
+    """A name is number and moment: a number that is given again is another row."""
+    publish(writer, "1")
+    writer.commit()
+    found = server.execute("SELECT id, at_us FROM repeater.take(NULL, '{}', 9, 9, 9)").fetchone()
+    assert found is not None
+    name = f"{found[0]}-{found[1]}"
+    names = [name, f"{found[0]}-{found[1] - 1}", f"{found[0] + 1}-{found[1]}"]
+    assert server.execute("SELECT repeater.remaining(%s)", (names,)).fetchone() == ([name],)
+    assert server.execute("SELECT repeater.remaining(%s)", (names[1:],)).fetchone() == ([],)
+
+
+def test_the_state_is_for_people(url: str, writer: Connection, server: Connection) -> None:
+    """How many rows wait and for how long, and the snapshot that keeps dead rows alive."""
+    ask = "SELECT oldest_seconds, waiting, snapshot_seconds FROM repeater.state()"
+    assert server.execute(ask).fetchone() == (None, 0, None)
+    publish(writer, "1")
+    publish(writer, "2")
+    writer.commit()
+    with psycopg.connect(url) as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT 1")
+        found = server.execute(ask).fetchone()
+    assert found is not None
+    assert found[0] > 0
+    assert found[1] == 2
+    assert found[2] > 0

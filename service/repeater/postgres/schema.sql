@@ -17,7 +17,7 @@ CREATE TABLE repeater.settings (
 CREATE TABLE repeater.outgoing (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    channel text NOT NULL,
+    channel text NOT NULL CHECK (channel <> ''),
     data text NOT NULL,
     tags text,
     key text,
@@ -49,10 +49,23 @@ CREATE SEQUENCE repeater.bell MINVALUE 0 START 0;
 -- The number of the node that leads: each one that begins to take has a higher one.
 CREATE SEQUENCE repeater.term MINVALUE 0 START 0;
 
+-- Wakes the server, at most once in 5 ms: commits that notify wait for each other. A clock that was set
+-- back must not silence the bell.
+CREATE FUNCTION repeater.ring() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now_ms bigint := extract(epoch FROM clock_timestamp()) * 1000;
+BEGIN
+    IF now_ms - (SELECT b.last_value FROM repeater.bell b) NOT BETWEEN -1000 AND 5 THEN
+        PERFORM setval('repeater.bell', now_ms);
+        PERFORM pg_notify('repeater_outgoing', '');
+    END IF;
+END $$;
+
 -- For roles that publish -------------------------------------------------------------------------
 
--- Publishes with the transaction that calls it: after the commit, or not at all. Wakes the server, at
--- most once in 5 ms: commits that notify wait for each other. Returns the number of the row.
+-- Publishes with the transaction that calls it: after the commit, or not at all. Returns the number of the
+-- row. What is prepared for a two-phase commit must not wake the server: PostgreSQL refuses it.
 CREATE FUNCTION repeater.publish(
     channel text, data jsonb, key text DEFAULT NULL, version numeric DEFAULT NULL,
     version_epoch text DEFAULT NULL, wake boolean DEFAULT true, tags jsonb DEFAULT NULL
@@ -60,21 +73,67 @@ CREATE FUNCTION repeater.publish(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     made bigint;
-    now_ms bigint;
 BEGIN
     INSERT INTO repeater.outgoing (channel, data, key, version, version_epoch, tags)
     VALUES (publish.channel, publish.data::text, publish.key, publish.version,
             publish.version_epoch, publish.tags::text)
     RETURNING id INTO made;
     IF wake THEN
-        -- A clock that was set back must not silence the bell.
-        now_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
-        IF now_ms - (SELECT b.last_value FROM repeater.bell b) NOT BETWEEN -1000 AND 5 THEN
-            PERFORM setval('repeater.bell', now_ms);
-            PERFORM pg_notify('repeater_outgoing', '');
-        END IF;
+        PERFORM repeater.ring();
     END IF;
     RETURN made;
+END $$;
+
+-- Publishes several in this order, as `publish` does; data number N goes to channel number N. Returns the
+-- numbers of the rows.
+CREATE FUNCTION repeater.publish_many(channels text[], datas jsonb[], wake boolean DEFAULT true)
+RETURNS bigint[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    made bigint[];
+BEGIN
+    IF cardinality(channels) IS DISTINCT FROM cardinality(datas) THEN
+        RAISE EXCEPTION 'publish_many needs as many datas as channels' USING ERRCODE = '22023';
+    END IF;
+    WITH i AS (
+        INSERT INTO repeater.outgoing (channel, data)
+        SELECT u.channel, u.data::text
+        FROM unnest(channels, datas) WITH ORDINALITY AS u (channel, data, n) ORDER BY u.n
+        RETURNING id
+    )
+    SELECT coalesce(array_agg(i.id ORDER BY i.id), '{}') INTO made FROM i;
+    IF wake AND cardinality(made) > 0 THEN
+        PERFORM repeater.ring();
+    END IF;
+    RETURN made;
+END $$;
+
+-- For triggers: `FOR EACH ROW EXECUTE FUNCTION repeater.publish_row('orders:', 'id')` publishes each row that
+-- is written as {"operation": "INSERT", "row": {...}} to the channel 'orders:' and the value of `id`.
+CREATE FUNCTION repeater.publish_row() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    written jsonb;
+BEGIN
+    IF TG_NARGS <> 2 OR TG_LEVEL <> 'ROW' THEN
+        RAISE EXCEPTION 'publish_row needs FOR EACH ROW, a prefix and the name of a column'
+            USING ERRCODE = '39P01';
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        written := to_jsonb(OLD);
+    ELSE
+        written := to_jsonb(NEW);
+    END IF;
+    IF written ->> TG_ARGV[1] IS NULL THEN
+        RAISE EXCEPTION 'publish_row finds no value in the column %', TG_ARGV[1]
+            USING ERRCODE = '39P01';
+    END IF;
+    PERFORM repeater.publish(TG_ARGV[0] || (written ->> TG_ARGV[1]),
+        jsonb_build_object('operation', TG_OP, 'row', written));
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
 END $$;
 
 -- For the server ---------------------------------------------------------------------------------
@@ -152,6 +211,44 @@ BEGIN
     END IF;
     RETURN gone;
 END $$;
+
+-- What there is, for people who watch it: seconds since the oldest row was published (NULL without rows),
+-- rows (counted to 10,000), and seconds since the oldest snapshot that keeps the database from tidying up,
+-- as far as this role may see it.
+CREATE FUNCTION repeater.state() RETURNS TABLE (
+    oldest_seconds double precision, waiting bigint, snapshot_seconds double precision
+)
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off AS $$
+    SELECT
+        (SELECT extract(epoch FROM clock_timestamp() - o.at) FROM repeater.outgoing o
+            ORDER BY o.id LIMIT 1)::double precision,
+        (SELECT count(*) FROM (SELECT FROM repeater.outgoing ORDER BY id LIMIT 10000) AS counted),
+        (SELECT extract(epoch FROM clock_timestamp() - min(began)) FROM (
+            SELECT xact_start FROM pg_stat_activity
+                WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+            UNION ALL SELECT prepared FROM pg_prepared_xacts
+        ) AS snapshots (began))::double precision
+$$;
+
+-- Which of these rows are still there: '<id>-<when it was published, in microseconds>'.
+CREATE FUNCTION repeater.remaining(names text[]) RETURNS text[]
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off AS $$
+    SELECT coalesce(array_agg(n.name), '{}')
+    FROM unnest(names) AS n (name) JOIN repeater.outgoing o
+        ON o.id = split_part(n.name, '-', 1)::bigint
+        AND (extract(epoch FROM o.at) * 1000000)::bigint = split_part(n.name, '-', 2)::bigint
+$$;
+
+-- A number for who begins to lead, higher than all before and than `above`. The clock's microseconds, so that it
+-- is higher also where a failover has lost the last ones.
+CREATE FUNCTION repeater.next_term(above bigint) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT setval('repeater.term', greatest(
+        (SELECT t.last_value FROM repeater.term t) + 1, above + 1,
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))
+$$;
 
 -- The functions act with the rights of their owner, so nobody else may call them without a grant.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA repeater FROM PUBLIC;
