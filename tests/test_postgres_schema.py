@@ -336,3 +336,16 @@ def test_the_state_is_for_people(url: str, writer: Connection, server: Connectio
     assert found[0] > 0
     assert found[1] == 2
     assert found[2] > 0
+
+
+def test_what_was_missed_is_marked(writer: Connection, server: Connection) -> None:
+    """Who looks again at all is told which rows an earlier look must have given."""
+    publish(writer, "1")
+    writer.commit()
+    seen = server.execute("SELECT pg_current_snapshot()::text").fetchone()
+    assert seen is not None
+    publish(writer, "2")
+    writer.commit()
+    ask = "SELECT data, missed FROM repeater.take(%s::pg_snapshot, '{}', 9, 9, 9, again => true)"
+    found = server.execute(ask, (seen[0],)).fetchall()
+    assert found == [("1", True), ("2", False), (None, None)]

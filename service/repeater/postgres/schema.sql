@@ -139,14 +139,15 @@ END $$;
 -- For the server ---------------------------------------------------------------------------------
 
 -- Rows to publish, in their order: those that became visible since `seen` was given, or all but those of
--- `skip` without a `seen`; at most `most`, and no more once they have `bytes` bytes. One larger than
--- `largest` comes without its data. The last row has no id: its `now_seen` is for the next call. It is
--- missing if there was more than was given.
+-- `skip` (without a `seen`, or `again`); at most `most`, and no more once they have `bytes` bytes. One larger
+-- than `largest` comes without its data. A row that was visible in `seen` is `missed`. The last row has no id:
+-- its `now_seen` is for the next call. It is missing if there was more than was given.
 CREATE FUNCTION repeater.take(
-    seen pg_snapshot, skip bigint[], most integer, bytes bigint, largest integer
+    seen pg_snapshot, skip bigint[], most integer, bytes bigint, largest integer,
+    again boolean DEFAULT false
 ) RETURNS TABLE (
     id bigint, at_us bigint, channel text, data text, size bigint, key text, version text,
-    version_epoch text, tags text, now_seen text
+    version_epoch text, tags text, missed boolean, now_seen text
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -156,7 +157,7 @@ DECLARE
     seen_now pg_snapshot;
     given bigint;
 BEGIN
-    IF seen IS NULL THEN
+    IF seen IS NULL OR again THEN
         SELECT ARRAY(
             SELECT o.id FROM repeater.outgoing o
             WHERE NOT EXISTS (SELECT FROM unnest(skip) AS s (id) WHERE s.id = o.id)
@@ -174,7 +175,8 @@ BEGIN
     RETURN QUERY
     SELECT r.id, (extract(epoch FROM r.at) * 1000000)::bigint, r.channel,
         CASE WHEN r.size <= largest THEN r.data END, r.size,
-        r.key, r.version::text, r.version_epoch, r.tags, NULL
+        r.key, r.version::text, r.version_epoch, r.tags,
+        coalesce(pg_visible_in_snapshot(r.xid, seen), false), NULL
     FROM (
         SELECT o.*, octet_length(o.data)::bigint AS size,
             sum(octet_length(o.data)) OVER (ORDER BY o.id) AS total
@@ -186,7 +188,7 @@ BEGIN
     -- Only who was given all may ask for what is new since then.
     IF given = cardinality(ids) THEN
         RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL, NULL, NULL::bigint, NULL, NULL, NULL,
-            NULL, seen_now::text;
+            NULL, NULL::boolean, seen_now::text;
     END IF;
 END $$;
 
