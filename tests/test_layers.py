@@ -38,6 +38,7 @@ ROOMS = (
     ),
     "clients",
     "node",
+    "outgoing",
     *("api", "config", "transports", "front", "web", "supervision"),
     *("testing", "subscriber", "comments", "serving", "cli", "__main__"),
 )

@@ -41,7 +41,7 @@ from repeater.clients.refusals import Refusals
 from repeater.clients.registry import Registry
 from repeater.clients.renewals import Renewals
 from repeater.clients.shared_places import SharedPlaces, UserPlaces
-from repeater.clients.statistics import NodeStatistics
+from repeater.clients.statistics import NodeStatistics, OutgoingStatistics
 from repeater.clients.user_connections import UserConnections
 from repeater.errors import (
     SHUTDOWN,
@@ -102,6 +102,8 @@ class Node(UserConnections, ChannelOperations, Overview):
         self.channels = ChannelRules(options)
         self.forward_headers = backend.forward_headers if backend is not None else frozenset[str]()
         """The headers of a client's HTTP request to keep (`Client.headers`)."""
+        self.outgoing: Callable[[], OutgoingStatistics] | None = None
+        """What is done with the publications of transactions; set by `open_outgoing`."""
         self.draining = False
         self._since = trio.current_time()
         self._now = now
@@ -207,6 +209,7 @@ class Node(UserConnections, ChannelOperations, Overview):
             feeds=self.mailboxes.statistics(),
             backend=self.backend.statistics() if self.backend is not None else None,
             events=self.events.statistics() if self.events is not None else None,
+            outgoing=self.outgoing() if self.outgoing is not None else None,
         )
 
     def _tell_user(self, news: str, user: str) -> None:

@@ -10,6 +10,33 @@ from repeater.fanout.mailbox import MailboxStatistics
 from repeater.fanout.repeater import RepeaterStatistics
 
 
+class OutgoingStatistics(msgspec.Struct, frozen=True):
+    """What this node does with the publications of a database's transactions."""
+
+    up: bool
+    """Whether the database can be used now."""
+    leading: bool
+    """Whether this node takes them; one of all does."""
+    under_way: int
+    """Those that were taken and are not removed yet."""
+    rows: int
+    """Those in the table, counted to 10,000; about 10 s old."""
+    oldest: float
+    """Seconds for which the oldest of them has waited; 0 without one."""
+    snapshot: float
+    """Seconds since the oldest snapshot that keeps the database from tidying up."""
+    moved: int
+    """Those that this node has published and removed."""
+    refused: int
+    """Those that can never be published, and were put aside."""
+    missed: int
+    """Those that an earlier look had to give and did not."""
+    losses: int
+    """How often the database could not be used any more."""
+    warnings: list[str]
+    """What somebody should look at, in a sentence each."""
+
+
 class NodeStatistics(msgspec.Struct, frozen=True):
     """A snapshot, made without a walk over clients or channels. Counts begin with the node."""
 
@@ -52,6 +79,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """None without callbacks."""
     events: EventStatistics | None = None
     """None without event callbacks."""
+    outgoing: OutgoingStatistics | None = None
+    """None without a database whose transactions publish."""
 
     @property
     def connected(self) -> int:

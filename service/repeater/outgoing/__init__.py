@@ -1,0 +1,1 @@
+"""Publishes what transactions of a PostgreSQL database have noted in the schema `repeater`."""
