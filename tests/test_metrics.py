@@ -22,6 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repeater.access.grants import ConnectionGrant
 from repeater.brokers.contract import EngineStatistics
 from repeater.brokers.memory import MemoryBroker
+from repeater.clients.statistics import OutgoingStatistics
 from repeater.config import load_settings
 from repeater.errors import NO_PONG, BrokerError, Disconnect, IntakeFullError
 from repeater.node import Node
@@ -30,7 +31,12 @@ from repeater.publication import Publication, StreamPosition
 from repeater.serving.server import Server, open_server
 from repeater.supervision.metrics import UP
 from repeater.testing import MemoryTransport, StallingTransport, connect, open_test_node
-from repeater.web.metrics import ServerCollector, create_registry, engine_metrics
+from repeater.web.metrics import (
+    ServerCollector,
+    create_registry,
+    engine_metrics,
+    outgoing_metrics,
+)
 from tests.deadlines import LOOP_ANSWERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
@@ -161,6 +167,21 @@ async def test_lag_of_the_loop_is_seen(autojump_clock: MockClock) -> None:
         assert node.statistics().loop_lag == pytest.approx(3.5)
 
 
+OUTGOING = OutgoingStatistics(
+    up=True,
+    leading=True,
+    under_way=0,
+    rows=0,
+    oldest=0.0,
+    snapshot=0.0,
+    moved=0,
+    refused=0,
+    missed=0,
+    losses=0,
+    warnings=[],
+)
+
+
 def labels_of(family: Metric) -> tuple[str, ...]:
     """The names of its labels, whether it has samples or not."""
     labels: tuple[str, ...] = vars(family).get("_labelnames", ())
@@ -178,7 +199,11 @@ def test_every_metric_is_on_the_page(tmp_path: Path) -> None:
                 family.name
                 + {"counter": "_total", "info": "_info"}.get(family.type, "")
                 + ("{" + ",".join(labels) + "}" if (labels := labels_of(family)) else "")
-                for family in (*collector.collect(), *engine_metrics(EngineStatistics(1, 1, {})))
+                for family in (
+                    *collector.collect(),
+                    *engine_metrics(EngineStatistics(1, 1, {})),
+                    *outgoing_metrics(OUTGOING),
+                )
             ]
 
     page = PAGE.read_text(encoding="utf-8")

@@ -55,6 +55,7 @@ class ServerSettings(TypedDict, total=False):
     engine_prefix: str
     engine_timeout: float
     engine_failover: Literal["repair", "strict"]
+    outbox: str
 
 
 def given_settings(

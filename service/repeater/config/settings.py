@@ -54,6 +54,7 @@ from repeater.config.fields import (
     settings_of,
     unless_empty,
 )
+from repeater.config.outgoing import OutgoingSettings
 from repeater.options import LARGEST_COMPRESSED, ChannelOptions, LimitOptions, NodeOptions
 
 # A node reads these options each time it needs them; the others are built into running parts.
@@ -141,7 +142,7 @@ else:
     )
 
 
-class Settings(EngineSettings, NodeSettings):
+class Settings(EngineSettings, OutgoingSettings, NodeSettings):
     """The settings of a server. Sizes are bytes, times seconds.
 
     This class reads neither file nor environment: `Settings(port=0)` has the defaults, except for
@@ -329,6 +330,7 @@ class Settings(EngineSettings, NodeSettings):
         if not self.own_backend:
             yield from callback_mistakes(self.node_options(), self.callbacks)
         yield from self.engine_mistakes()
+        yield from self.outgoing_mistakes()
         over_nodes = self.node_options().limits.scope == "cluster"
         if over_nodes and self.engine_in_force != "valkey":
             yield Mistake(("limits", "scope"), 'needs the engine "valkey", which nodes share')

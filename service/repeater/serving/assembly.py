@@ -28,6 +28,7 @@ from repeater.config import (
 from repeater.errors import BrokerError
 from repeater.node import Node, open_node
 from repeater.serving.callbacks import EventsOf, open_callbacks
+from repeater.serving.outgoing import open_outgoing
 from repeater.serving.stores import Stores, hold_data_dir, open_stores
 
 
@@ -134,7 +135,8 @@ async def open_assembly(
     Events that are left at the end are delivered, within the shutdown timeout.
 
     Raises:
-        ConfigError: a token key, `data_dir` or `ca_file` is unusable, or the engine is down.
+        ConfigError: a token key, `data_dir` or `ca_file` is unusable, the engine is down, or the
+            database of `outbox` lacks the schema.
     """
     async with AsyncExitStack() as stack:
         kept = await stack.enter_async_context(with_stores(settings, parts))
@@ -156,6 +158,7 @@ async def open_assembly(
             node = await stack.enter_async_context(open_node(settings().node_options(), **made))
         except BrokerError as error:  # without blocked users and revoked tokens nobody may come
             raise ConfigError(str(error)) from None
+        await stack.enter_async_context(open_outgoing(node, settings()))
         yield Assembly(node, settings, verifier)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from repeater.clients.questions import encoded
 from repeater.supervision.totals import Totals
-from repeater.web.metrics import ONCE
+from repeater.web.metrics import ONCE, ONCE_ALWAYS
 from repeater.web.samples import Family, Sample
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _Series = tuple[str, str, tuple[tuple[str, str], ...]]
 
 UP: Final = "repeater_worker_up"
 _ADDED: Final = ("counter", "histogram")
-_ONCE_APART: Final = ("repeater_build", "repeater_denials")
 # While a worker drains, its successor may have the same number. Their gauges are added, but these.
 _LARGEST: Final = (
     *("process_start_time_seconds", "process_max_fds", "python_info"),
@@ -58,7 +57,7 @@ class Metrics:
                 there once, and the supervisor knows no users or channels.
         """
         self._apart = apart
-        self._once = _ONCE_APART if apart else ONCE
+        self._once = ONCE_ALWAYS if apart else ONCE
         self._questions = questions
         self._users = users
         self._own = own

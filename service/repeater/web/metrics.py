@@ -24,7 +24,7 @@ from repeater.access.tokens.replaceable import ReplaceableVerifier
 from repeater.backend.contract import BackendStatistics, EventStatistics
 from repeater.brokers.contract import EngineStatistics, JournalStatistics
 from repeater.causes import Cause
-from repeater.clients.statistics import NodeStatistics
+from repeater.clients.statistics import NodeStatistics, OutgoingStatistics
 from repeater.errors import REASONS
 from repeater.histogram import HistogramStatistics
 from repeater.log_output import lost_lines
@@ -34,13 +34,19 @@ if TYPE_CHECKING:
     from repeater.access.tokens.verifier import VerifierStatistics
     from repeater.front.accept import AcceptorStatistics
 
+ONCE_ALWAYS: Final = (
+    *("repeater_build", "repeater_denials"),
+    *("repeater_pg_outgoing", "repeater_pg_oldest", "repeater_pg_xmin"),
+)
+"""The beginnings of the names of metrics that a server has once, also if each of its workers has a
+broker of its own: of what all nodes have in common."""
 ONCE: Final = (
-    *("repeater_build", "repeater_denials", "repeater_users", "repeater_channels"),
+    *ONCE_ALWAYS,
+    *("repeater_users", "repeater_channels"),
     *("repeater_history_", "repeater_idempotency_", "repeater_broker_up"),
     *("repeater_events_", "repeater_event_batches"),
 )
-"""The beginnings of the names of metrics that a server has once, however many workers it has: of
-its broker and stores, its events, and of what must not be added up."""
+"""Those of a server whose workers share a broker: of broker and stores, and of its events, too."""
 
 _APPLICATION = "application"  # the reason shown for an application's own code
 
@@ -69,6 +75,8 @@ class ServerCollector(Collector):
             yield from _callbacks(statistics.backend)
         if statistics.events is not None:
             yield from _events(statistics.events)
+        if statistics.outgoing is not None:
+            yield from outgoing_metrics(statistics.outgoing)
 
 
 def create_registry(
@@ -278,6 +286,21 @@ def _tokens(seen: VerifierStatistics) -> Iterator[Metric]:
     sets = seen.key_sets
     yield _count("repeater_jwks_fetches", "Fetches of key sets.", sum(one.fetches for one in sets))
     yield _count("repeater_jwks_failures", "Failed fetches.", sum(one.failures for one in sets))
+
+
+def outgoing_metrics(seen: OutgoingStatistics) -> Iterator[Metric]:
+    """Yield the metrics of what transactions of a database publish."""
+    name = "repeater_pg"
+    yield _gauge(f"{name}_up", "1 while the database of outbox can be used.", seen.up)
+    yield _gauge(f"{name}_leading", "1 on the node that takes what is published.", seen.leading)
+    yield _gauge(f"{name}_in_flight", "Rows taken and not removed yet.", seen.under_way)
+    yield _gauge(f"{name}_outgoing_rows", "Rows that wait, up to 10,000.", seen.rows)
+    yield _gauge(f"{name}_oldest_seconds", "How long the oldest row has waited.", seen.oldest)
+    yield _gauge(f"{name}_xmin_age_seconds", "Age of the oldest snapshot.", seen.snapshot)
+    yield _count(f"{name}_moved", "Rows published and removed.", seen.moved)
+    yield _count(f"{name}_refused", "Rows that can never be published.", seen.refused)
+    yield _count(f"{name}_stragglers", "Rows that a look has missed.", seen.missed)
+    yield _count(f"{name}_losses", "Sessions with the database that were lost.", seen.losses)
 
 
 def _callbacks(seen: BackendStatistics) -> Iterator[Metric]:

@@ -71,6 +71,10 @@ def create_observe(
             return {"status": "draining"}, 503
         if outage := node().broker.outage():
             return {"status": "broker down", "reason": outage}, 503
+        # Publishing by the API goes on, so this node is ready.
+        outgoing = node().outgoing
+        if outgoing is not None and (warnings := outgoing().warnings):
+            return {"status": "ok", "warnings": warnings}, 200
         return {"status": "ok"}, 200
 
     @observe.get("/metrics")

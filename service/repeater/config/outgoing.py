@@ -1,0 +1,62 @@
+"""The setting of the database whose transactions publish.
+
+It stands in the outermost table of the file. `Settings` inherits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import ClassVar, Final
+
+from pydantic_settings import BaseSettings
+
+from repeater.config.errors import Mistake
+from repeater.config.fields import Secret
+
+INSTALL: Final = "pip install 'repeater-server[postgres]'"
+
+
+class OutgoingSettings(BaseSettings):
+    """Lives inside `Settings`."""
+
+    title: ClassVar[str] = "Transactions that publish"
+
+    outbox: Secret = None
+    """The PostgreSQL whose transactions publish with `SELECT repeater.publish(...)`
+    (docs/postgres.md): `postgresql://user:password@host/name`, or a connection string of libpq.
+    It needs the extra `postgres` and the schema of `repeater postgres migrate`. All servers of an
+    application have the same; one of them takes what is published."""
+
+    def outbox_url(self) -> str:
+        """The database whose transactions publish; empty without one."""
+        return "" if self.outbox is None else self.outbox.get_secret_value()
+
+    def outgoing_mistakes(self) -> Iterator[Mistake]:
+        """A database that cannot be one, and what it needs."""
+        if not (url := self.outbox_url()):
+            return
+        if not is_installed():
+            yield Mistake(("outbox",), f"PostgreSQL's client is not installed: {INSTALL}")
+        elif not _is_address(url):
+            text = "must be postgresql://user:password@host/name, or a connection string of libpq"
+            yield Mistake(("outbox",), text)
+
+
+@cache
+def is_installed() -> bool:
+    """Whether the library of the extra `postgres` can be imported."""
+    try:
+        return find_spec("psycopg") is not None
+    except ImportError:
+        return False
+
+
+def _is_address(url: str) -> bool:
+    from psycopg import Error, conninfo  # its library may not be installed
+
+    try:
+        return bool(conninfo.conninfo_to_dict(url))
+    except Error:  # its text may show the password
+        return False
