@@ -19,6 +19,7 @@ from repeater.cli import admin, changes
 from repeater.cli.call import call
 from repeater.cli.config import config_group, config_option
 from repeater.cli.data import data_group
+from repeater.cli.postgres import postgres_group
 from repeater.cli.server import Server, server_options
 from repeater.cli.subscribe import subscribe
 from repeater.cli.terminal import explain
@@ -52,6 +53,7 @@ def main() -> None:
 main.add_command(config_group)
 main.add_command(workers_group)
 main.add_command(data_group)
+main.add_command(postgres_group)
 main.add_command(token)
 main.add_command(subscribe)
 for _command in (*admin.COMMANDS, *changes.COMMANDS):
