@@ -19,6 +19,7 @@ from tests.drill.node_faults import NODE_FAULTS
 from tests.drill.nodes import NodesDrill
 from tests.drill.partitions import PARTITIONS
 from tests.drill.power import PowerDrill
+from tests.drill.transactions import TransactionDrill
 from tests.drill.ways import WaysDrill
 from tests.drill.worlds import ClusterWorldsDrill, PlaneWorldsDrill, WorldsDrill
 from tests.processes import SERVE
@@ -108,6 +109,13 @@ def main(
         )
         for one in (*NODE_FAULTS, *ENGINE_FAULTS, *CLUSTER_FAULTS, *PARTITIONS)
         if one.brief or not brief
+    ]
+    entries += [
+        Entry(one.name, str(one.__doc__), one.run, f"--rounds {rounds}")
+        for one in (
+            TransactionDrill(seed, max(3, rounds), "sqlite", words),
+            TransactionDrill(seed, max(3, rounds), "valkey", words),
+        )
     ]
     entries += [
         Entry(one.name, str(one.__doc__), one.run, f"--worlds {worlds}")
