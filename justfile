@@ -7,7 +7,7 @@ export UV := `if command -v uv >/dev/null; then echo uv; else echo python3 -m uv
 python := ".venv/bin/python"
 
 # The folders that hold a distribution, each with its pyproject.toml.
-distributions := "."
+distributions := ". service/repeater_client"
 
 # Bash code: an array of the missing clients, by the names of their Debian packages.
 missing-clients := '''

@@ -8,7 +8,7 @@ from tests.wheel.environment import Environment, built
 
 
 def made(tmp_path_factory: pytest.TempPathFactory, pattern: str, extras: str) -> Environment:
-    """A fresh environment with one distribution of repeater-server."""
+    """A fresh environment with the one distribution that has such a name."""
     environment = Environment(tmp_path_factory.mktemp("environment"))
     environment.install(f"{built(pattern)}{extras}")
     return environment
@@ -35,3 +35,11 @@ def with_comments(
 def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """From the wheel alone, where it makes no difference."""
     return made(tmp_path_factory, PATTERNS["wheel"], "")
+
+
+@pytest.fixture(scope="session", params=["repeater_client-*.whl", "repeater_client-*.tar.gz"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """With repeater-client, which has an environment of its own, and Django."""
+    environment = made(tmp_path_factory, request.param, "")
+    environment.install("django")
+    return environment

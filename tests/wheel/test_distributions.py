@@ -13,6 +13,7 @@ import pytest
 import repeater
 from tests.wheel.environment import ROOT, built
 
+SERVER, CLIENT = "repeater_server", "repeater_client"
 LEFT_OUT = ("docs/benchmarks/", "docs/images/")
 NEEDED = {
     ".ci/run",
@@ -25,6 +26,7 @@ NEEDED = {
     "pyproject.toml",
     "requirements-dev.txt",
     "service/repeater/py.typed",
+    "service/repeater_client/pyproject.toml",
     "tests/conftest.py",
     "tests/wheel/environment.py",
 }
@@ -48,21 +50,27 @@ def tracked() -> set[str]:
     return {name for name in listed.split("\0") if name and (ROOT / name).exists()}
 
 
-def in_sdist() -> set[str]:
+def package(name: str) -> set[str]:
+    """The files of a package, as they stand in a wheel."""
+    found = {one.removeprefix("service/") for one in tracked()}
+    return {one for one in found if one.startswith(f"{name}/")}
+
+
+def in_sdist(distribution: str = SERVER) -> set[str]:
     """The files of the sdist, without its own folder's name."""
-    with tarfile.open(built("repeater_server-*.tar.gz")) as archive:
+    with tarfile.open(built(f"{distribution}-*.tar.gz")) as archive:
         names = [member.name for member in archive if member.isfile()]
     return {name.split("/", 1)[1] for name in names}
 
 
-def in_wheel() -> set[str]:
-    with zipfile.ZipFile(built("repeater_server-*.whl")) as archive:
+def in_wheel(distribution: str = SERVER) -> set[str]:
+    with zipfile.ZipFile(built(f"{distribution}-*.whl")) as archive:
         return set(archive.namelist())
 
 
-def metadata() -> Message:
+def metadata(distribution: str = SERVER) -> Message:
     """The wheel's METADATA."""
-    with zipfile.ZipFile(built("repeater_server-*.whl")) as archive:
+    with zipfile.ZipFile(built(f"{distribution}-*.whl")) as archive:
         (name,) = (one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
         return Parser().parsestr(archive.read(name).decode())
 
@@ -82,9 +90,20 @@ def test_wheel_is_the_package_and_nothing_beside_it() -> None:
     """`repeater` is its only name at the top, and each file of the package is there."""
     parts = {name.split("/")[0] for name in in_wheel()}
     assert parts == {"repeater", f"repeater_server-{repeater.__version__}.dist-info"}
-    prefix = "service/"
-    package = {name.removeprefix(prefix) for name in tracked() if name.startswith(prefix)}
-    assert {name for name in in_wheel() if name.startswith("repeater/")} == package
+    assert {name for name in in_wheel() if name.startswith("repeater/")} == package("repeater")
+
+
+def test_client_s_wheel_is_its_package_and_nothing_beside_it() -> None:
+    """`repeater_client` alone: what makes a distribution of its folder is not in it."""
+    makes_it = {f"repeater_client/{name}" for name in ("LICENSE", "README.md", "pyproject.toml")}
+    files = {name for name in in_wheel(CLIENT) if ".dist-info/" not in name}
+    assert files == package("repeater_client") - makes_it
+
+
+def test_client_s_sdist_is_its_folder() -> None:
+    """And what hatchling adds to each."""
+    files = {name.removeprefix("repeater_client/") for name in package("repeater_client")}
+    assert in_sdist(CLIENT) == files | {"PKG-INFO", ".gitignore"}
 
 
 def test_metadata_is_true() -> None:
@@ -99,3 +118,13 @@ def test_metadata_is_true() -> None:
     assert systems == ["Operating System :: POSIX :: Linux"]
     versions = [one.rsplit(" ", 1)[1] for one in classifiers if ":: Python :: 3." in one]
     assert versions == ["3.11", "3.12", "3.13"]
+
+
+def test_client_s_metadata_is_true() -> None:
+    """The server's version and licence; it needs nothing, and runs on any system."""
+    seen = metadata(CLIENT)
+    assert (seen["Name"], seen["Version"]) == ("repeater-client", repeater.__version__)
+    assert (seen["License-Expression"], seen["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert seen.get_all("Requires-Dist") is None
+    assert seen["Description-Content-Type"] == "text/markdown"
+    assert "Operating System :: OS Independent" in seen.get_all("Classifier", [])

@@ -153,3 +153,24 @@ def test_asking_for_the_application_without_its_extra_is_an_error_of_one_line(
     assert "Traceback" not in refused.stderr
     (line,) = refused.stderr.strip().splitlines()
     assert "pip install 'repeater-server[comments]'" in line
+
+
+def test_client_stands_alone(client: Environment) -> None:
+    """Its functions are there without the server, and work on Django's connections."""
+    assert client.printed("import repeater_client; print(repeater_client.__version__)") == (
+        repeater.__version__
+    )
+    assert client.run("python", "-c", "import repeater").returncode == 1
+    code = """
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3"}})
+from django.db import NotSupportedError
+from repeater_client.django import publish
+from repeater_client.testing import published
+for call in (published, lambda: publish("c", 1)):
+    try:
+        call()
+    except NotSupportedError as error:
+        print(str(error).partition(":")[0])
+"""
+    assert client.printed(code).splitlines() == ["the database 'default' is sqlite"] * 2
