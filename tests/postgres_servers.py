@@ -50,38 +50,40 @@ class PostgreSQL:
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries = binaries
-        self._folder = folder
+        self.folder = folder
+        """Holds its socket."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._user = _other_user()
-        if self._user is not None:
-            shutil.chown(folder, self._user)
+        self.user = _other_user()
+        """Whom it runs as; None for ourselves."""
+        if self.user is not None:
+            shutil.chown(folder, self.user)
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8")
 
     @property
     def _data(self) -> str:
-        return str(self._folder / "data")
+        return str(self.folder / "data")
 
     @property
     def url(self) -> str:
         """libpq's URL, with which the server's owner connects."""
-        return f"postgresql://postgres:@/postgres?host={self._folder}"
+        return f"postgresql://postgres:@/postgres?host={self.folder}"
 
     def start(self) -> None:
         """Start it, also after a kill, and wait until it answers."""
-        settings = [f"-c{one}" for one in (*_SETTINGS, f"unix_socket_directories={self._folder}")]
+        settings = [f"-c{one}" for one in (*_SETTINGS, f"unix_socket_directories={self.folder}")]
         # Our own child: what has ended is then no process any more, which would keep its lock.
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._data, *settings],
-                user=self._user,
-                cwd=self._folder,
+                user=self.user,
+                cwd=self.folder,
                 stdout=log,
                 stderr=log,
             )
         ends = time.monotonic() + PROCESS_STARTS
-        ready = [str(self._binaries / "pg_isready"), "-q", "-h", str(self._folder)]
+        ready = [str(self._binaries / "pg_isready"), "-q", "-h", str(self.folder)]
         while subprocess.run(ready, check=False).returncode:
-            assert self._process.poll() is None, (self._folder / "log").read_text()
+            assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < ends
             time.sleep(0.02)
 
@@ -115,8 +117,8 @@ class PostgreSQL:
         path = str(self._binaries / command)
         done = subprocess.run(
             [path, *arguments],
-            user=self._user,
-            cwd=self._folder,
+            user=self.user,
+            cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

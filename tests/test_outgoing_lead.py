@@ -175,6 +175,20 @@ async def test_an_answer_that_is_lost_publishes_nothing_twice(autojump_clock: Mo
     assert table.there == {}
 
 
+async def test_an_outage_may_be_longer_than_keys_are_kept(autojump_clock: MockClock) -> None:
+    """The engine took the row and could not say so, for longer than `idempotency_ttl`."""
+    table, away = Table(), True
+    broker = FaultyBroker(lambda _: "unknown" if away else "taken")
+    async with open_test_node(OPTIONS, broker=broker) as node, leading(node, table):
+        table.commit(table.new("a", key="k"))
+        await trio.sleep(2 * node.options.idempotency_ttl)
+        assert list(table.there) == [1]
+        away = False
+        await trio.sleep(3)
+        assert await data_in(node, "a") == ["1"]
+    assert table.there == {}
+
+
 async def test_a_failure_does_not_turn_the_order_round(autojump_clock: MockClock) -> None:
     """Rows behind one that failed were sent already, and fail with it."""
     table, fates = Table(), iter(["taken", "failed"])

@@ -16,9 +16,9 @@ import trio
 from repeater.clients.statistics import OutgoingStatistics
 from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
-from repeater.outgoing.bell import Bell
+from repeater.outgoing.bell import Bell, ring_database
 from repeater.outgoing.lead import Counts, Lead
-from repeater.outgoing.session import Session, State, UnusableError
+from repeater.outgoing.session import ANSWER, Session, State, UnusableError
 from repeater.postgres.address import connect
 from repeater.postgres.errors import LostError, RefusedError
 from repeater.postgres.pipe import first_line
@@ -141,12 +141,16 @@ class Consumer:
 
             nursery.start_soon(run_pipe)
             session = Session(pipe, bell)
-            source = await session.begin()
+            source = await session.begin(self._ring)
             self._note_begin()
             ready()
             nursery.start_soon(self._watch, session)
             await self._lead_by(session, source)
             nursery.cancel_scope.cancel("the lead has ended")
+
+    async def _ring(self) -> None:
+        with trio.move_on_after(ANSWER):
+            await ring_database(self._url, self._name, timeout=_CONNECT)
 
     async def _lead_by(self, session: Session, source: str) -> None:
         while not self._ends():

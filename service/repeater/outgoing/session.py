@@ -5,35 +5,31 @@ Nothing here waits longer than `ANSWER`: a database that is there and does not a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import trio
 
-from repeater.outgoing.bell import Bell
+from repeater.outgoing.bell import NAME, Bell
 from repeater.outgoing.rows import OutgoingRow, row_of
 from repeater.postgres.errors import LostError, RefusedError
 from repeater.postgres.pipe import Pipe, Row
 from repeater.postgres.schema import VERSION
-
-BELL: Final = "repeater_outgoing"
-"""What the database notifies when something was published."""
 
 # The two numbers of the lock: "RPTE" in ASCII, and the part of Repeater that it is for.
 _LOCK: Final = (b"1380274245", b"3")
 _STATEMENT: Final = b"2s"  # for a statement; the server ends it
 ANSWER: Final = 4.0
 """Seconds for an answer: the statement's own 2, and as many for the network."""
-_ECHO: Final = 1.0  # seconds in which the bell must ring when this session itself rings it
+_ECHO: Final = 1.0  # seconds in which the bell must be heard when it was rung
 # One who leads and is silent for so long is stopped or gone, and the database ends the session. It
 # asks at least every 0.2 s.
 _SILENCE: Final = b"1500ms"
 
 _SETTINGS: Final = b"SELECT version, source FROM repeater.settings"
-_LISTEN: Final = b'LISTEN "%s"' % BELL.encode()
-_UNLISTEN: Final = b'UNLISTEN "%s"' % BELL.encode()
-_RING: Final = b"SELECT pg_notify('%s', '')" % BELL.encode()
+_LISTEN: Final = b'LISTEN "%s"' % NAME.encode()
+_UNLISTEN: Final = b'UNLISTEN "%s"' % NAME.encode()
 # Not `jit`: a look takes less than compiling would.
 _SET: Final = (
     b"SELECT set_config('statement_timeout', '%s', false), set_config('jit', 'off', false),"
@@ -93,14 +89,17 @@ class Session:
     """
 
     def __init__(self, pipe: Pipe, bell: Bell) -> None:
-        """Take a connection, and what it rings when `BELL` comes."""
+        """Take a connection, and what it rings when it is notified."""
         self._pipe = pipe
         self.bell = bell
 
-    async def begin(self) -> str:
+    async def begin(self, ring: Callable[[], Awaitable[None]]) -> str:
         """Look whether this database can be used, and set the session up; returns its name.
 
         The bell comes first: behind a pooler nothing may be set, since others get the session.
+
+        Args:
+            ring: Has the database ring the bell, by another session.
 
         Raises:
             UnusableError: there is no schema, one of another version, no right to use it, or no
@@ -108,7 +107,7 @@ class Session:
         """
         source = await self._checked_source()
         await self._ask(_LISTEN)
-        await self._ask(_RING)
+        await ring()
         with trio.move_on_after(_ECHO) as echo:
             await self.bell.wait()
         if echo.cancelled_caught:
