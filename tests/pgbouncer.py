@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psycopg
 
+from benchmarks.peers.postgresql import PostgreSQL
 from tests.deadlines import PROCESS_STARTS
-from tests.postgres_servers import PostgreSQL
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 """Where it is; None if it is not installed."""

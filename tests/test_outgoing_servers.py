@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import trio
 
+from benchmarks.peers.postgresql import PostgreSQL, binaries
 from repeater.brokers.memory import MemoryBroker
 from repeater.node import Node, open_node
 from repeater.options import ChannelOptions, NodeOptions
@@ -24,7 +25,7 @@ from repeater.serving.server import open_server
 from tests.deadlines import LOOP_ANSWERS, PROCESS_STARTS
 from tests.pgbouncer import PGBOUNCER, pooled
 from tests.postgres_databases import empty_database, some_role
-from tests.postgres_servers import PostgreSQL, binaries, open_postgresql
+from tests.postgres_servers import open_postgresql
 from tests.processes import serving, starts_processes
 
 pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)

@@ -16,9 +16,10 @@ from typing import Any, Final
 import psycopg
 import pytest
 
+from benchmarks.peers.postgresql import PostgreSQL, binaries
 from tests.deadlines import PROCESS_STARTS
 from tests.postgres_databases import publishing_database
-from tests.postgres_servers import PostgreSQL, binaries, open_postgresql
+from tests.postgres_servers import open_postgresql
 
 pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)
 

@@ -23,12 +23,13 @@ import httpx
 import psycopg
 import trio
 
+from benchmarks.peers.postgresql import PostgreSQL
 from repeater.postgres.schema import migrate
 from repeater.subscriber import open_subscriber
 from tests.deadlines import PROCESS_STARTS
 from tests.drill.ledger import BrokenPromise
 from tests.drill.writer import TABLE, Order, order_in, orders
-from tests.postgres_servers import PostgreSQL, open_postgresql
+from tests.postgres_servers import open_postgresql
 from tests.processes import serving
 from tests.valkeys import valkey
 
