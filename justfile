@@ -200,6 +200,11 @@ bench-protobuf *ARGS: (_sync "requirements-dev.txt")
 bench-bus *ARGS: (_sync "requirements-dev.txt")
     @exec {{ python }} -m benchmarks.bus "$@"
 
+# Measure what publishing inside a transaction costs, and how soon it arrives; some 6 minutes
+[positional-arguments]
+bench-outbox *ARGS: (_sync "requirements-dev.txt")
+    @exec {{ python }} -m benchmarks.outbox "$@"
+
 # Measure what compression costs and saves, e.g. `just bench-deflate --only cpu`
 [positional-arguments]
 bench-deflate *ARGS: (_sync "requirements-dev.txt")

@@ -1,0 +1,1 @@
+"""What publishing inside a transaction costs, and how soon subscribers have it."""
