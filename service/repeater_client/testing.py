@@ -22,8 +22,8 @@ _PUBLISHED = """
 def published(using: str | None = None) -> list[tuple[str, Any]]:
     """Channel and data of all that the current transaction has published so far, in order.
 
-    What was rolled back to a savepoint is not in it. Data is as subscribers will parse it: a date
-    is a text.
+    What was rolled back to a savepoint is not in it; what `setUpTestData` published is. Data is as
+    subscribers will parse it: a date is a text.
 
     Raises:
         TransactionManagementError: no transaction is open, so nothing could ever be found. Use
