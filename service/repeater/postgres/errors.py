@@ -8,9 +8,10 @@ class LostError(Exception):
 
 
 class RefusedError(Exception):
-    """The server refuses a statement; nothing of it happened.
+    """A statement is refused; nothing of it happened.
 
-    `state` is the SQLSTATE, five characters; the text is the server's first line, without values.
+    `state` is the SQLSTATE, five characters. The text is the first line of the server's message. It
+    may name a parameter's value; the server's details, which show rows, are not in it.
     """
 
     def __init__(self, state: str, text: str) -> None:
