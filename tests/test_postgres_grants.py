@@ -147,6 +147,12 @@ def test_what_cannot_be_done_is_said_in_one_line(empty: str, url: str) -> None:
         "the schema repeater has version 7, and this program knows 1:"
         " use the one that made it, or a later one"
     )
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DELETE FROM repeater.settings")
+    assert refusal("migrate", url) == (
+        "the schema repeater has empty settings, as a copy without its data has:"
+        " drop it, and make it anew"
+    )
     assert "Connection refused" in refusal("migrate", "postgresql://ann:secret@127.0.0.1:1/db")
     assert refusal("migrate", "postgresql://ann:secret@[") == (
         "the address is not one of PostgreSQL"

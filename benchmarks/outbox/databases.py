@@ -22,6 +22,13 @@ _SETTINGS: Final = ("max_connections=120", "shared_buffers=256MB", "log_min_mess
 _TABLES: Final = """
     CREATE TABLE bare (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         channel text NOT NULL, data text NOT NULL);
+    CREATE FUNCTION bare (channel text, data jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
+        DECLARE made bigint;
+        BEGIN
+            INSERT INTO bare (channel, data) VALUES (bare.channel, bare.data::text)
+            RETURNING id INTO made;
+            RETURN made;
+        END $$;
     CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         channel text NOT NULL, state text NOT NULL);
 """

@@ -114,7 +114,7 @@ def _version(connection: _Connection) -> int | None:
     """The version that is there; None without a schema.
 
     Raises:
-        SchemaError: a schema of this name is there that is not ours.
+        SchemaError: a schema of this name is there that is not ours, or not whole.
     """
     asked = "SELECT to_regnamespace('repeater') IS NULL, to_regclass('repeater.settings') IS NULL"
     no_schema, no_settings = connection.execute(asked).fetchall()[0]
@@ -123,4 +123,7 @@ def _version(connection: _Connection) -> int | None:
     if no_settings:
         raise SchemaError("there is a schema repeater that is not Repeater's: it has no settings")
     rows = connection.execute("SELECT version FROM repeater.settings").fetchall()
-    return int(rows[0][0]) if rows else None
+    if not rows:
+        text = "the schema repeater has empty settings, as a copy without its data has"
+        raise SchemaError(f"{text}: drop it, and make it anew")
+    return int(rows[0][0])
