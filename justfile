@@ -17,6 +17,20 @@ missing-clients := '''
     command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium)
     # The clock of `just drill`.
     compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+    # Beside the PostgreSQL 18 of a wheel; other versions of Debian have other ones.
+    [[ -x /usr/lib/postgresql/15/bin/postgres ]] || ! grep -q bookworm /etc/os-release || missing+=(postgresql-15)
+    PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+'''
+
+# Bash code, to run by the array `as`: Debian starts the service of each package that it installs,
+# unless this file forbids it.
+without-services := '''
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap '"${as[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as[@]}" tee "$policy" >/dev/null
+        "${as[@]}" chmod 755 "$policy"
+    fi
 '''
 
 [private]
@@ -74,7 +88,7 @@ wheels: _venv
 test-wheel *ARGS: (_sync "requirements-dev.txt") wheels
     @exec {{ python }} -m pytest tests/wheel "$@"
 
-# Install what the tests drive: Node, npm, Chromium, libfaketime by apt, what tests/sdk and tests/suites need by npm, pip, Go and Maven
+# Install what the tests drive: Node, npm, Chromium, libfaketime, PostgreSQL by apt, what tests/sdk and tests/suites need by npm, pip, Go and Maven
 clients:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -94,6 +108,7 @@ clients:
     else
         (( EUID == 0 )) || as=(sudo -n)
         echo "installing ${missing[*]}" >&2
+        {{ without-services }}
         apt update
         apt install -y --no-install-recommends "${missing[@]}" || why="apt-get failed"
     fi
@@ -302,13 +317,7 @@ _peers-debian:
         as=(sudo)
     fi
     echo "installing ${missing[*]}" >&2
-    # Debian starts the service of each package that it installs, unless this file forbids it.
-    policy=/usr/sbin/policy-rc.d
-    if [[ ! -e $policy ]]; then
-        trap '"${as[@]}" rm -f "$policy"' EXIT
-        printf '#!/bin/sh\nexit 101\n' | "${as[@]}" tee "$policy" >/dev/null
-        "${as[@]}" chmod 755 "$policy"
-    fi
+    {{ without-services }}
     apt() {
         timeout --foreground 300 "${as[@]}" env DEBIAN_FRONTEND=noninteractive \
             apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null
