@@ -51,6 +51,7 @@ class Consumer:
         self._largest = largest
         self._name = f"repeater/{node.control.me.name or node.id}"
         self._closing = False
+        self._scope = trio.CancelScope()
         self._bell = Bell()
         self._counts = Counts()
         self._state = State()
@@ -67,7 +68,6 @@ class Consumer:
             UnusableError: the database cannot be used as it is. Only before it has started: later
                 that is an outage.
         """
-        pause = _FIRST_PAUSE
         started = False
 
         def ready() -> None:
@@ -76,25 +76,31 @@ class Consumer:
                 started = True
                 task_status.started()
 
-        while not self._ends():
-            began = trio.current_time()
-            try:
-                await self._serve_once(ready)
-            except* (LostError, RefusedError, UnusableError, BrokerError) as group:
-                if not started and (unusable := group.subgroup(UnusableError)) is not None:
-                    raise UnusableError(first_line(unusable)) from None
-                self._note_outage(first_line(group))
-            ready()
-            if trio.current_time() - began > _LASTING:
-                pause = _FIRST_PAUSE
-            if not self._ends():
-                await trio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        with self._scope:
+            pause = _FIRST_PAUSE
+            while not self._ends():
+                began = trio.current_time()
+                try:
+                    await self._serve_once(ready)
+                except* (LostError, RefusedError, UnusableError, BrokerError) as group:
+                    if not started and (unusable := group.subgroup(UnusableError)) is not None:
+                        raise UnusableError(first_line(unusable)) from None
+                    self._note_outage(first_line(group))
+                ready()
+                if trio.current_time() - began > _LASTING:
+                    pause = _FIRST_PAUSE
+                if not self._ends():
+                    await trio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        ready()
 
     def close(self) -> None:
-        """Take no more, and let `run` end when what is under way is published."""
+        """Take no more, and let `run` end: when what is under way is published, if this leads."""
         self._closing = True
-        self._bell.ring()
+        if self._lead is None:
+            self._scope.cancel("the consumer is closed")
+        else:
+            self._bell.ring()
 
     def outage(self) -> str:
         """Why nothing can be taken by this node now, in a few words; empty if something can."""

@@ -28,6 +28,7 @@ ROWS: Final = 1_000
 SIZE: Final = 8_388_608
 """Bytes of their data after which no row more is taken."""
 
+_LOOK: Final = 128  # rows of one look at most: to read so many takes about 1 ms
 _BUSY: Final = 0.025  # seconds between two looks, for 1 s after something came
 _IDLE: Final = 0.2  # and then. The session must not be silent for 1.5 s, see `session.py`.
 _BUSY_FOR: Final = 1.0
@@ -127,7 +128,7 @@ class Lead:
             if self._flight.deposed >= self._flight.term:
                 # The lock is ours, but a failover of the database has taken its newest terms.
                 self._flight.term = await self._session.next_term(self._flight.deposed)
-            most = ROWS - len(self._flight) - len(self._unforgotten)
+            most = min(_LOOK, ROWS - len(self._flight) - len(self._unforgotten))
             size = SIZE - self._flight.size
             if most > 0 and size > 0:
                 look = await self._look_once(most, size)
