@@ -14,7 +14,7 @@ from benchmarks.outbox.databases import DATA, at, database, pgbench
 _CLIENTS: Final = (1, 16, 64)
 _WAYS: Final = {
     "insert": f"INSERT INTO bare (channel, data) VALUES ('news', '{DATA}');\n",
-    "bare": f"SELECT bare('news', '{DATA}');\n",
+    "function": f"SELECT bare('news', '{DATA}');\n",
     "publish": f"SELECT repeater.publish('news', '{DATA}');\n",
 }
 
@@ -22,7 +22,7 @@ _WAYS: Final = {
 def publishing(version: int, rounds: int, seconds: float) -> Iterator[str]:
     """CPU and commits of three ways in turns; all publish into one channel.
 
-    `insert` is the bare statement, `bare` the same in a function that takes what `publish` takes.
+    `insert` is the bare statement, `function` the same in one that takes what `publish` takes.
     A session listens, as the server's does. Nobody takes the rows away meanwhile; the tables are
     emptied after each turn.
     """
@@ -51,14 +51,14 @@ def publishing(version: int, rounds: int, seconds: float) -> Iterator[str]:
                     median(values) for values in zip(*(one[number] for one in turns), strict=True)
                 )
                 yield (
-                    f"{clients:>3} clients, {way:<7}: {used:6.0f} us of the database a commit,"
+                    f"{clients:>3} clients, {way:<8}: {used:6.0f} us of the database a commit,"
                     f" {rate:7,.0f} commits/s, p50 {half:.2f}, p99 {most:.2f} ms"
                 )
-            for number, way in enumerate(("insert", "bare")):
+            for number, way in enumerate(("insert", "function")):
                 cpu = sorted(one[2][0] / one[number][0] for one in turns)
                 rates = sorted(one[2][1] / one[number][1] for one in turns)
                 yield (
-                    f"{clients:>3} clients, publish against {way:<6}: {median(cpu):.2f} x the CPU"
+                    f"{clients:>3} clients, publish against {way:<8}: {median(cpu):.2f} x the CPU"
                     f" ({cpu[0]:.2f} to {cpu[-1]:.2f}), {median(rates):.2f} x the commits"
                     f" ({rates[0]:.2f} to {rates[-1]:.2f})"
                 )
