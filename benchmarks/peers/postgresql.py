@@ -26,8 +26,19 @@ _TICK: Final = os.sysconf("SC_CLK_TCK")
 class PostgreSQL:
     """A server on a Unix socket in `folder`. Whoever starts it stops it."""
 
-    def __init__(self, binaries: Path, folder: Path, settings: Sequence[str] = ()) -> None:
-        """Make a server, without starting it; `settings` are its own, as `fsync=off`."""
+    def __init__(
+        self,
+        binaries: Path,
+        folder: Path,
+        settings: Sequence[str] = (),
+        *,
+        primary: PostgreSQL | None = None,
+    ) -> None:
+        """Make a server, without starting it.
+
+        `settings` are its own, as `fsync=off`; they come after those of this class. With a
+        `primary`, which runs, it is a standby of that one.
+        """
         self.binaries = binaries
         """Where its programs are."""
         self._settings = settings
@@ -38,7 +49,11 @@ class PostgreSQL:
         """Whom it runs as; None for ourselves."""
         if self.user is not None:
             shutil.chown(folder, self.user)
-        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8")
+        owner = ("-D", self._data, "-U", "postgres")
+        if primary is None:
+            self._run("initdb", *owner, "-A", "trust", "-E", "UTF8")
+        else:
+            self._run("pg_basebackup", *owner, "-R", "-c", "fast", "-h", str(primary.folder))
 
     @property
     def _data(self) -> str:
@@ -52,7 +67,7 @@ class PostgreSQL:
     def start(self) -> None:
         """Start it, also after a kill, and wait until it answers."""
         own = ("listen_addresses=", f"unix_socket_directories={self.folder}")
-        settings = [f"-c{one}" for one in (*self._settings, *own)]
+        settings = [f"-c{one}" for one in (*own, *self._settings)]
         # Our own child: what has ended is then no process any more, which would keep its lock.
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
