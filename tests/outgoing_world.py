@@ -88,6 +88,8 @@ class FakeSession(Session):
         super().__init__(cast("Pipe", None), bell)
         self._table = table
         self.lost = False
+        self.slow = 0.0
+        """Seconds of a look at all rows that were seen before."""
         self.when_done: Callable[[], None] = lambda: None
         """Called when rows are removed, before that is answered."""
 
@@ -125,6 +127,8 @@ class FakeSession(Session):
         again: bool = False,
     ) -> Look:
         await self._asked("again" if again else "take")
+        if again:
+            await trio.sleep(self.slow)
         table = self._table
         whole = seen is None or again
         found = table.committed if whole else table.committed[int(cast("bytes", seen)) :]

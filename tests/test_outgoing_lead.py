@@ -347,3 +347,12 @@ async def test_all_is_looked_at_again_every_ten_seconds(autojump_clock: MockCloc
         await trio.sleep(2)
         assert await data_in(node, "a") == ["1", "2"]
     assert counts == Counts(moved=2, missed=1)
+
+
+async def test_looks_at_all_take_a_small_part_of_the_time(autojump_clock: MockClock) -> None:
+    """A snapshot that somebody holds keeps dead rows, and such a look visits them all."""
+    table = Table()
+    async with open_test_node(OPTIONS) as node, leading(node, table) as session:
+        session.slow = 3.0
+        await trio.sleep(600)
+    assert table.asked["again"] in (9, 10)

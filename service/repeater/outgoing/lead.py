@@ -32,7 +32,10 @@ _LOOK: Final = 128  # rows of one look at most: to read so many takes about 1 ms
 _BUSY: Final = 0.025  # seconds between two looks, for 1 s after something came
 _IDLE: Final = 0.2  # and then. The session must not be silent for 1.5 s, see `session.py`.
 _BUSY_FOR: Final = 1.0
-_AGAIN: Final = 10.0  # seconds between two looks at all rows: there must be none that was missed
+# Seconds between two looks at all rows, of which none must have been missed. Such a look visits the
+# dead rows, too, so that it takes a twentieth of the time at most.
+_AGAIN: Final = 10.0
+_SHARE: Final = 20
 _GATHER: Final = 0.02  # seconds in which finished rows gather, since removing them is a commit
 _FORGET: Final = 1.0  # seconds until the engine is asked again to forget rows
 _PATIENCE: Final = 5.0  # seconds of failures after which another node may have a better way
@@ -82,7 +85,8 @@ class Lead:
         self._ending = ending
         self._flight = Flight(node, source, largest)
         self._seen: bytes | None = None
-        self._came = self._looked_again = trio.current_time()
+        self._came = trio.current_time()
+        self._again_at = self._came + _AGAIN
         self._unforgotten: list[str] = []
 
     @property
@@ -140,7 +144,7 @@ class Lead:
 
     async def _look_once(self, most: int, size: int) -> Look:
         now = trio.current_time()
-        again = self._seen is not None and now - self._looked_again > _AGAIN
+        again = self._seen is not None and now > self._again_at
         look = await self._session.take(
             self._seen,
             self._flight.ids(),
@@ -151,7 +155,8 @@ class Lead:
         )
         self._seen = look.seen
         if again:
-            self._looked_again = now
+            took = trio.current_time() - now
+            self._again_at = now + max(_AGAIN, _SHARE * took)
             self._counts.missed += sum(row.missed for row in look.rows)
         if look.rows:
             self._came = now

@@ -1,6 +1,6 @@
 """One session with the database: what the server says to it, and what it says.
 
-Nothing here waits longer than `ANSWER`: a database that is there and does not answer is lost.
+Each question has a deadline: a database that is there and does not answer is lost.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from repeater.postgres.schema import VERSION
 
 # The two numbers of the lock: "RPTE" in ASCII, and the part of Repeater that it is for.
 _LOCK: Final = (b"1380274245", b"3")
-_STATEMENT: Final = b"2s"  # for a statement; the server ends it
 ANSWER: Final = 4.0
-"""Seconds for an answer: the statement's own 2, and as many for the network."""
+"""Seconds for an answer, but for those of statements that may visit all dead rows of the table."""
+_LONG_ANSWER: Final = (
+    35.0  # seconds for these: 2,000,000 dead rows, which a snapshot keeps, take 0.1
+)
+_STATEMENT: Final = b"30s"  # for a statement; the server ends it
+_GONE: Final = b"2s"  # until the server ends the statement of somebody who is not there any more
 _ECHO: Final = 1.0  # seconds in which the bell must be heard when it was rung
 # One who leads and is silent for so long is stopped or gone, and the database ends the session. It
 # asks at least every 0.2 s.
@@ -33,7 +37,8 @@ _UNLISTEN: Final = b'UNLISTEN "%s"' % NAME.encode()
 # Not `jit`: a look takes less than compiling would.
 _SET: Final = (
     b"SELECT set_config('statement_timeout', '%s', false), set_config('jit', 'off', false),"
-    b" set_config('default_transaction_isolation', 'read committed', false)" % _STATEMENT
+    b" set_config('default_transaction_isolation', 'read committed', false),"
+    b" set_config('client_connection_check_interval', '%s', false)" % (_STATEMENT, _GONE)
 )
 _TRY: Final = b"SELECT pg_try_advisory_lock($1::int, $2::int)"
 _LEADING: Final = b"SELECT set_config('idle_session_timeout', '%s', false)" % _SILENCE
@@ -174,14 +179,16 @@ class Session:
             largest: Bytes of the data of one row; a larger one comes without.
             again: Give all rows but those of `skip`, and mark those that were visible in `seen`.
         """
+        all_rows = seen is None or again
         rows = await self._ask(
             _TAKE,
             seen,
-            _array(skip) if seen is None or again else b"{}",
+            _array(skip) if all_rows else b"{}",
             b"%d" % most,
             b"%d" % size,
             b"%d" % largest,
             b"t" if again else b"f",
+            within=_LONG_ANSWER if all_rows else ANSWER,
         )
         whole = bool(rows) and rows[-1][0] is None
         now_seen = rows.pop()[-1] if whole else None
@@ -203,11 +210,13 @@ class Session:
 
     async def state(self) -> State:
         """What waits."""
-        oldest, rows, snapshot = (await self._ask(_STATE))[0]
+        oldest, rows, snapshot = (await self._ask(_STATE, within=_LONG_ANSWER))[0]
         return State(float(oldest or 0), int(rows or 0), float(snapshot or 0))
 
-    async def _ask(self, statement: bytes, *parameters: bytes | None) -> list[Row]:
-        with trio.move_on_after(ANSWER):
+    async def _ask(
+        self, statement: bytes, *parameters: bytes | None, within: float = ANSWER
+    ) -> list[Row]:
+        with trio.move_on_after(within):
             return await self._pipe.ask(statement, *parameters)
         raise LostError("the database does not answer")
 

@@ -227,15 +227,13 @@ CREATE FUNCTION repeater.state() RETURNS TABLE (
 )
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off AS $$
-    SELECT
-        (SELECT extract(epoch FROM clock_timestamp() - o.at) FROM repeater.outgoing o
-            ORDER BY o.id LIMIT 1)::double precision,
-        (SELECT count(*) FROM (SELECT FROM repeater.outgoing ORDER BY id LIMIT 10000) AS counted),
+    SELECT extract(epoch FROM clock_timestamp() - min(o.at))::double precision, count(*),
         (SELECT extract(epoch FROM clock_timestamp() - min(began)) FROM (
             SELECT xact_start FROM pg_stat_activity
                 WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
             UNION ALL SELECT prepared FROM pg_prepared_xacts
         ) AS snapshots (began))::double precision
+    FROM (SELECT at FROM repeater.outgoing ORDER BY id LIMIT 10000) AS o
 $$;
 
 -- Which of these rows are still there: '<id>-<when it was published, in microseconds>'.
