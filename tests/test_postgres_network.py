@@ -154,19 +154,31 @@ async def test_a_server_that_stands_still(server: NetworkServer, mock_clock: Moc
         assert await pipe.ask(b"SELECT 3") == [(b"3",)]
 
 
-async def test_a_server_that_stops_at_once_says_so(server: NetworkServer) -> None:
-    """By a warning and not as a failure; so does one whose other process has crashed."""
+@pytest.mark.parametrize(
+    ("crash", "why"),
+    [
+        (False, "terminating connection due to immediate shutdown command (57P01)"),
+        (True, "terminating connection because of crash of another server process (57P02)"),
+    ],
+)
+async def test_a_server_that_stops_at_once_says_so(
+    server: NetworkServer, crash: bool, why: str
+) -> None:
+    """By a warning and not as a failure, when it is told to, or when a process of it has died."""
     failures: list[BaseException] = []
     database = server.postgresql
-    async with piping(server.url()) as pipe, trio.open_nursery() as nursery:
-        nursery.start_soon(failure_of, pipe, b"SELECT pg_sleep(3600)", failures)
-        await wait_all_tasks_blocked()
-        os.kill(database.pids()[0], signal.SIGQUIT)
+    async with piping(server.url()) as pipe, piping(server.url()) as other:
+        pid = int((await other.ask(b"SELECT pg_backend_pid()"))[0][0] or b"")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(failure_of, pipe, b"SELECT pg_sleep(3600)", failures)
+            await wait_all_tasks_blocked()
+            if crash:
+                os.kill(pid, signal.SIGKILL)
+            else:
+                os.kill(database.pids()[0], signal.SIGQUIT)
     database.stop()
     database.start()
-    assert [(type(one), str(one)) for one in failures] == [
-        (LostError, "terminating connection due to immediate shutdown command (57P01)")
-    ]
+    assert [(type(one), str(one)) for one in failures] == [(LostError, why)]
 
 
 async def test_the_primary_is_found_after_a_failover() -> None:
