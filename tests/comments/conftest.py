@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from repeater.comments.options import CommentsOptions
+from tests.postgres_databases import publishing_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind, for this test alone; the empty URL is SQLite's."""
+    """A database of each kind without tables, for this test alone; the empty URL is SQLite's.
+
+    PostgreSQL has the schema by which transactions publish.
+    """
     if request.param == "sqlite":
         yield ""
-        return
-    server = request.getfixturevalue("postgresql")
-    name = f"test_{os.urandom(6).hex()}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server.replace("/postgres?", f"/{name}?")
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    else:
+        yield request.getfixturevalue("publishing_url")
+
+
+@pytest.fixture
+def publishing_url(postgresql: str) -> Iterator[str]:
+    """SQLAlchemy's URL of such a PostgreSQL, where SQLite makes no sense."""
+    with publishing_database(postgresql) as url:
+        yield url.replace("postgresql:", "postgresql+psycopg:", 1)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from repeater.config import CurrentSettings
 from repeater.node import Node
 from repeater.serving.application import create_app
 from repeater.serving.extension import EXTENSION, load_settings
+from repeater.serving.outgoing import open_outgoing
 from repeater.testing import open_test_node
 from tests.deadlines import LOOP_ANSWERS
 
@@ -50,9 +51,14 @@ class Site(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_site_on(node: Node, options: CommentsOptions) -> AsyncIterator[Site]:
-    """The application on a node that runs."""
-    settings = load_settings(dev=True, comments=True, data_dir=str(options.data_dir))
-    async with open_comments(node, options) as comments:
+    """The application on a node that runs, and what its transactions publish."""
+    settings = load_settings(
+        dev=True,
+        comments=True,
+        data_dir=str(options.data_dir),
+        comments_database_url=options.database_url or None,
+    )
+    async with open_outgoing(node, settings), open_comments(node, options) as comments:
         blueprints = EXTENSION.blueprints(lambda: comments)
         app = create_app(node, CurrentSettings(settings), blueprints)
         yield Site(app, node, comments, app.test_client())

@@ -5,6 +5,9 @@ the next start publishes the row again. No page gets it twice: a broker in anoth
 key. A broker in this process's memory ends with the process, but every connection ends too, and
 the next start publishes the rows that are left before it serves the first new connection.
 
+With PostgreSQL the database announces comments by itself, and the outbox only has rows that an
+earlier version left there. They are announced at the start.
+
 With workers, several announcers may publish the same rows at the same time. Each publishes all rows
 in their order, and the supervisor's broker takes each key once: so the order is kept.
 """

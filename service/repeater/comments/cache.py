@@ -3,16 +3,26 @@
 Rule: every list belongs to a generation, and a new comment begins the next generation. So a list
 that was read from the database before the comment was written is never taken for a newer list,
 however late it is stored.
+
+Where the database announces the comment itself, a page may hear it before this process knows that
+the transaction has ended. So the cache is held around the transaction: nobody uses it meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import trio
 
 from repeater.comments.problems import BUSY, ProblemError
+from repeater.random_id import random_id
+
+HOLD: Final = 30.0
+"""Seconds after which a hold ends by itself, if its process ended before. A transaction either ends
+before that or is given up: 1 for the hold, 15 until it announces (`store.py`), 5 for each of its
+last two statements."""
 
 _MEMORY: Final = 16_777_216  # bytes of lists; above this limit the oldest lists are forgotten
 _WAIT: Final = 6.0  # seconds until a list's turn to be loaded; the database's own timeouts are 5
@@ -34,6 +44,15 @@ class Cache(Protocol):
     async def next_generation(self) -> None:
         """Begin a generation after a new comment: no list stored so far is valid any more."""
 
+    async def hold(self, name: str) -> None:
+        """Begin a generation, and let nobody use the cache until `release`, or for `HOLD`.
+
+        Several may hold it at the same time, each by a name of its own.
+        """
+
+    async def release(self, name: str) -> None:
+        """End this hold, and begin a generation."""
+
 
 class MemoryCache:
     """Implements `Cache` for one process; `workers_cache.py` has it forget for several."""
@@ -43,10 +62,13 @@ class MemoryCache:
         self._generation = 0
         self._pages: dict[str, tuple[float, bytes]] = {}
         self._size = 0
+        self._holds: dict[str, float] = {}  # the ends, the first one first
 
     async def generation(self) -> str | None:
-        """A count of the new comments in this process."""
-        return str(self._generation)
+        """A count of the new comments; None while somebody holds the cache."""
+        now = trio.current_time()
+        self._holds = {name: end for name, end in self._holds.items() if end > now}
+        return None if self._holds else str(self._generation)
 
     async def get(self, generation: str, key: str) -> bytes | None:
         """As `Cache.get`."""
@@ -73,9 +95,31 @@ class MemoryCache:
 
     async def next_generation(self) -> None:
         """As `Cache.next_generation`."""
+        self.begin_generation()
+
+    async def hold(self, name: str) -> None:
+        """As `Cache.hold`."""
+        self.begin_hold(name)
+
+    async def release(self, name: str) -> None:
+        """As `Cache.release`."""
+        self.end_hold(name)
+
+    def begin_generation(self) -> None:
+        """Forget all lists of this process."""
         self._generation += 1
         self._pages.clear()
         self._size = 0
+
+    def begin_hold(self, name: str) -> None:
+        """Hold the cache of this process."""
+        self._holds[name] = trio.current_time() + HOLD
+        self.begin_generation()
+
+    def end_hold(self, name: str) -> None:
+        """End a hold of the cache of this process; one that is not there does not matter."""
+        self._holds.pop(name, None)
+        self.begin_generation()
 
 
 def _cost(key: str, page: bytes) -> int:
@@ -128,3 +172,18 @@ class Pages:
     async def forget(self) -> None:
         """Forget all lists, after a new comment."""
         await self._cache.next_generation()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Give nobody a list of the cache during the block, and forget all lists at both ends.
+
+        For a transaction that may be announced before the block ends. A cancelled block, and one
+        that takes longer than `HOLD`, end the hold as well.
+        """
+        name = random_id()
+        try:
+            await self._cache.hold(name)
+            yield
+        finally:
+            with trio.CancelScope(shield=True):  # a cache has short timeouts
+                await self._cache.release(name)

@@ -2,6 +2,8 @@
 
 Rule: a comment is stored, then the cached lists are forgotten, then the comment is announced. So a
 page that subscribes and then reads the list has every comment: in the list, or live, or both.
+PostgreSQL announces a comment as soon as it is stored; there nobody gets a cached list from before
+the transaction until after it, so the same holds.
 """
 
 from __future__ import annotations
@@ -164,12 +166,19 @@ class Comments:
         # Shielded: a browser that disconnects now must not keep the stored comment from being
         # announced. The shield does not last: the database and the cache have timeouts.
         with trio.CancelScope(shield=True):
-            comment = await self._store.add_comment(user.uid, text)
-            if comment is not None:
-                await self._pages.forget()
-                self._announcer.wake()
+            comment = await self._add(user.uid, text)
         if comment is None:
             raise ProblemError(SIGN_IN)  # the user does not exist any more
+        return comment
+
+    async def _add(self, uid: str, text: str) -> Comment | None:
+        if self._store.publishes:
+            async with self._pages.held():
+                return await self._store.add_comment(uid, text)
+        comment = await self._store.add_comment(uid, text)
+        if comment is not None:
+            await self._pages.forget()
+            self._announcer.wake()
         return comment
 
     def count_request(self) -> None:
@@ -207,11 +216,12 @@ async def open_comments(node: Node, options: CommentsOptions) -> AsyncIterator[C
 
     Comments that the last process stored and did not announce are announced before the block
     begins, or, if that takes more than five seconds, while the block runs. At the end, a comment
-    that is being announced is either announced or left for the next start.
+    that is being announced is either announced or left for the next start. What a PostgreSQL
+    announces, the server takes from there (setting `outbox`); this block does not.
 
     Raises:
         CommentsError: the data directory, the database, or the URL of the database or cache is
-            unusable.
+            unusable, or a PostgreSQL does not let its role publish.
     """
     _check_channel(node)
     async with AsyncExitStack() as stack:

@@ -19,6 +19,7 @@ from repeater.comments.options import (
     CommentsOptions,
     has_host,
 )
+from repeater.config import outgoing
 from repeater.config.errors import Mistake
 from repeater.config.fields import Secret, unless_empty
 from repeater.config.settings import Settings
@@ -44,7 +45,10 @@ class CommentsSettings(Settings):
     """Signs the application's cookies; 16 characters or more. Required outside development mode."""
 
     comments_database_url: Secret = None
-    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`."""
+    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`. A PostgreSQL
+    needs the schema of `repeater postgres migrate`: comments are published in their own
+    transactions (docs/postgres.md). The server takes them from this database without `outbox` being
+    set."""
 
     comments_cache_url: Secret = None
     """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
@@ -62,6 +66,32 @@ class CommentsSettings(Settings):
             database_url=_clear(self.comments_database_url),
             cache_url=_clear(self.comments_cache_url),
         )
+
+    @property
+    def outbox_setting(self) -> str:
+        """As `OutgoingSettings.outbox_setting`; the comments' database is one as well."""
+        own = self.outbox is None and self._publishing_url()
+        return "comments_database_url" if own else super().outbox_setting
+
+    def outbox_url(self) -> str:
+        """As `OutgoingSettings.outbox_url`; without `outbox`, a PostgreSQL of the comments."""
+        return super().outbox_url() or self._publishing_url()
+
+    def _publishing_url(self) -> str:
+        """The comments' PostgreSQL, as libpq takes it; empty where they have none, or do not run.
+
+        Without PostgreSQL's client it is returned as it is given: the server does not start then,
+        and says which library it misses (`outgoing_mistakes`).
+        """
+        url = _clear(self.comments_database_url)
+        scheme = url.partition("://")[0].partition("+")[0]
+        if scheme != "postgresql" or not (self.comments_on and is_installed()):
+            return ""
+        if not outgoing.is_installed():
+            return url
+        from repeater.comments.database_url import libpq_url  # its libraries are optional
+
+        return libpq_url(url)
 
     def node_options(self) -> NodeOptions:
         """As `Settings.node_options`, with the needs of the pages.
@@ -99,12 +129,26 @@ class CommentsSettings(Settings):
             yield Mistake(("comments_cache_url",), text)
         elif self.comments_cache_url and not has_host(_clear(self.comments_cache_url)):
             yield Mistake(("comments_cache_url",), "needs a host, and a port up to 65535 if any")
+        if self._is_heard_elsewhere():
+            text = "is another database than that of comments_database_url, which publishes too"
+            yield Mistake(("outbox",), text)
         given = _clear(self.comments_secret_key)
         if len(given) < _SHORTEST_SECRET and (given or not self.dev):
             yield Mistake(
                 ("comments_secret_key",),
                 "the comments application needs a secret of 16 characters or more",
             )
+
+
+    def _is_heard_elsewhere(self) -> bool:
+        """Whether the server would not hear what the comments' database publishes."""
+        if self.outbox is None or not outgoing.is_installed():
+            return False
+        if not (url := self._publishing_url()):
+            return False
+        from repeater.comments.database_url import are_different
+
+        return are_different(url, self.outbox.get_secret_value())
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The data that is kept across restarts: users, sessions, comments, and the outbox.
 
 Rule: a comment and its announcement are written in one transaction, so that neither is stored
-without the other, whenever the process ends.
+without the other, whenever the process ends. In SQLite the announcement is a row of the outbox.
+In PostgreSQL it is Repeater's own: `repeater.publish` (docs/postgres.md).
 """
 
 from __future__ import annotations
@@ -9,17 +10,37 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
-from sqlalchemy import Engine, delete, insert, literal, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import Connection, Engine, delete, insert, literal, select, text
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from repeater.comments.options import CHANNEL
 from repeater.comments.tables import comments, metadata, outbox, sessions, users
 from repeater.comments.threads import Workers
 
 Result = TypeVar("Result")
+
+# Seconds from the call until a comment is announced or given up. The cache is held for longer, so
+# that a transaction which waited for its thread does not end when the cache is in use again.
+_LATEST: Final = 15.0
+
+_PUBLISH: Final = text("SELECT repeater.publish(:channel, CAST(:data AS jsonb))")
+# The catalogs answer everybody: to name a function in a schema without rights is an error.
+_MAY_PUBLISH: Final = text(
+    "SELECT bool_or(has_schema_privilege(n.oid, 'USAGE') AND"
+    " has_function_privilege(p.oid, 'EXECUTE')), current_user"
+    " FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+    " WHERE n.nspname = 'repeater' AND p.proname = 'publish'"
+)
 
 
 class StoreError(Exception):
@@ -63,8 +84,18 @@ class Store:
         self._engine = engine
         self._workers = workers
 
+    @property
+    def publishes(self) -> bool:
+        """Whether the database announces comments by itself: PostgreSQL does."""
+        return self._engine.dialect.name == "postgresql"
+
     async def create_tables(self) -> None:
-        """Make the tables that are missing."""
+        """Make the tables that are missing.
+
+        A PostgreSQL must let this role publish already: otherwise that is a `StoreError` too.
+        """
+        if self.publishes:
+            await self._run(self._check_publishing)
         await self._run(metadata.create_all, self._engine)
 
     async def add_user(self, email: str, name: str, password_hash: str) -> User | None:
@@ -95,8 +126,11 @@ class Store:
         return await self._run(self._credentials, email)
 
     async def add_comment(self, uid: str, text: str) -> Comment | None:
-        """Store a comment and its announcement; None if the user does not exist."""
-        return await self._run(self._add_comment, uid, text)
+        """Store a comment and its announcement; None if the user does not exist.
+
+        PostgreSQL may announce it before this returns.
+        """
+        return await self._run(self._add_comment, uid, text, time.monotonic() + _LATEST)
 
     async def comments(self, limit: int, before: int | None = None) -> list[Comment]:
         """The newest comments before the id (of all comments if None), newest last."""
@@ -173,7 +207,15 @@ class Store:
             row = connection.execute(query).one_or_none()
         return None if row is None else (row.uid, row.password_hash)
 
-    def _add_comment(self, uid: str, text: str) -> Comment | None:
+    def _check_publishing(self) -> None:
+        with self._engine.connect() as connection:
+            may, role = connection.execute(_MAY_PUBLISH).one()
+        if may is None:
+            raise StoreError("it has no schema repeater: run `repeater postgres migrate`")
+        if not may:
+            raise StoreError(f"{role} may not publish: run `repeater postgres grant {role}`")
+
+    def _add_comment(self, uid: str, text: str, latest: float) -> Comment | None:
         at = time.time_ns() // 1_000_000
         # One statement finds the user and writes the comment: in SQLite, a transaction that begins
         # with a read cannot wait for its turn to write.
@@ -185,10 +227,21 @@ class Store:
                 return None
             name = connection.execute(select(users.c.name).where(users.c.uid == uid)).scalar_one()
             comment = Comment(uid, text, row.id, name, at)
-            data = msgspec.json.encode(comment).decode()
+            self._announce(connection, msgspec.json.encode(comment).decode(), latest)
+        return comment
+
+    def _announce(self, connection: Connection, data: str, latest: float) -> None:
+        """Announce a comment when its transaction commits."""
+        if not self.publishes:
             owed = {"key": secrets.token_hex(16), "data": data}
             connection.execute(insert(outbox).values(owed))
-        return comment
+            return
+        if time.monotonic() > latest:
+            raise StoreError("the comment's transaction came too late")
+        try:
+            connection.execute(_PUBLISH, {"channel": CHANNEL, "data": data})
+        except ProgrammingError as error:  # the schema, or the right to use it, has gone
+            raise StoreError(_first_line(error)) from error
 
     def _comments(self, limit: int, before: int | None) -> list[Comment]:
         query = (

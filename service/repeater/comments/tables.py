@@ -110,7 +110,11 @@ def make_engine(options: CommentsOptions) -> Engine:
 def _postgresql_arguments() -> dict[str, object]:
     milliseconds = _TIMEOUT * 1_000
     limits = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
-    return {"connect_timeout": _TIMEOUT, "options": limits}
+    return {
+        "connect_timeout": _TIMEOUT,
+        "tcp_user_timeout": milliseconds,  # so that no commit arrives later
+        "options": limits,
+    }
 
 
 def _prepare_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:

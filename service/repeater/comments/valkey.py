@@ -6,12 +6,14 @@ cache is then unused until all its lists have expired, since it may have missed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import trio
 
+from repeater.comments.cache import HOLD
 from repeater.comments.options import CommentsError, CommentsOptions, has_host
 from repeater.log import get_logger
 
@@ -26,7 +28,28 @@ except ModuleNotFoundError as error:
 _log = get_logger("comments")
 
 _GENERATION = "repeater:comments:generation"
+_HOLDS = "repeater:comments:holds"
+"""Who holds the cache, each with the end of its hold on the server's clock, in seconds."""
 _PAGE = "repeater:comments:page:{}:{}"
+_KEYS = (_GENERATION, _HOLDS)
+
+# The generation; nothing while somebody holds the cache.
+_USABLE = """
+if redis.call('ZCOUNT', KEYS[2], redis.call('TIME')[1], '+inf') > 0 then return false end
+return redis.call('GET', KEYS[1]) or '0'
+"""
+# Holds of those that have died are removed with the next one.
+_HOLD = """
+local now = redis.call('TIME')[1]
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. now)
+redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
+return redis.call('INCR', KEYS[1])
+"""
+_SECONDS = str(math.ceil(HOLD))
+_RELEASE = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+return redis.call('INCR', KEYS[1])
+"""
 
 Result = TypeVar("Result")
 
@@ -44,10 +67,10 @@ class ValkeyCache:
         """As `Cache.generation`; after a failure None, for one time to live."""
         if trio.current_time() < self._unused_until:
             return None
-        found = await self._try(lambda: self._client.get(_GENERATION))
-        if trio.current_time() < self._unused_until:
+        found = await self._try(lambda: self._client.eval(_USABLE, keys=_KEYS))
+        if trio.current_time() < self._unused_until or not isinstance(found, bytes):
             return None
-        return "0" if found is None else found.decode()
+        return found.decode()
 
     async def get(self, generation: str, key: str) -> bytes | None:
         """As `Cache.get`."""
@@ -61,6 +84,14 @@ class ValkeyCache:
     async def next_generation(self) -> None:
         """As `Cache.next_generation`; is tried even while the cache is unused."""
         await self._try(lambda: self._client.incr(_GENERATION))
+
+    async def hold(self, name: str) -> None:
+        """As `Cache.hold`; is tried even while the cache is unused."""
+        await self._try(lambda: self._client.eval(_HOLD, keys=_KEYS, args=(name, _SECONDS)))
+
+    async def release(self, name: str) -> None:
+        """As `Cache.release`; is tried even while the cache is unused."""
+        await self._try(lambda: self._client.eval(_RELEASE, keys=_KEYS, args=(name,)))
 
     async def _try(self, call: Callable[[], Awaitable[Result]]) -> Result | None:
         """Make a call within the timeout. If it fails, return None and leave the cache unused."""

@@ -29,19 +29,25 @@ class OutgoingSettings(BaseSettings):
     It needs the extra `postgres` and the schema of `repeater postgres migrate`. All servers of an
     application have the same; one of them takes what is published."""
 
+    @property
+    def outbox_setting(self) -> str:
+        """The setting that says which database that is."""
+        return "outbox"
+
     def outbox_url(self) -> str:
-        """The database whose transactions publish; empty without one."""
+        """The database whose transactions publish, as libpq takes it; empty without one."""
         return "" if self.outbox is None else self.outbox.get_secret_value()
 
     def outgoing_mistakes(self) -> Iterator[Mistake]:
         """A database that cannot be one, and what it needs."""
         if not (url := self.outbox_url()):
             return
+        where = (self.outbox_setting,)
         if not is_installed():
-            yield Mistake(("outbox",), f"PostgreSQL's client is not installed: {INSTALL}")
+            yield Mistake(where, f"PostgreSQL's client is not installed: {INSTALL}")
         elif not _is_address(url):
             text = "must be postgresql://user:password@host/name, or a connection string of libpq"
-            yield Mistake(("outbox",), text)
+            yield Mistake(where, text)
 
 
 @cache

@@ -28,4 +28,5 @@ async def open_outgoing(node: Node, settings: Settings) -> AsyncIterator[None]:
         async with consumer.open_outgoing(node, url, largest=settings.body_limit):
             yield
     except session.UnusableError as error:
-        raise ConfigError(f"outbox: the database cannot be used: {error}") from None
+        name = settings.outbox_setting
+        raise ConfigError(f"{name}: the database cannot be used: {error}") from None
