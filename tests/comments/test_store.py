@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 
 from repeater.comments.options import CommentsError, CommentsOptions
 from repeater.comments.store import Comment, Store, StoreError
@@ -60,13 +61,34 @@ async def test_comments_come_newest_last_and_page_by_page(options: CommentsOptio
         assert {(comment.uid, comment.name) for comment in newest} == {(uid, "Ann")}
 
 
+def owed(store: Store) -> list[Comment]:
+    """What is still to be announced: rows of the outbox, or what transactions have published."""
+    query = "SELECT data FROM outbox ORDER BY id"
+    if store.publishes:
+        query = "SELECT data FROM repeater.outgoing WHERE channel = 'comments' ORDER BY id"
+    with store._engine.connect() as connection:
+        found = connection.execute(text(query)).scalars().all()
+    return [msgspec.json.decode(data, type=Comment) for data in found]
+
+
 async def test_each_comment_owes_one_announcement(options: CommentsOptions) -> None:
-    """The row holds the comment as it is announced, under a key of its own, until it is done."""
+    """It is the comment, as everybody may see it."""
     async with open_store(options) as store:
+        uid = await add_user(store)
+        texts = ["one", "zwei \U0001f642", "a \\u0000 \" that is no escape"]
+        comments = [await store.add_comment(uid, text) for text in texts]
+        assert owed(store) == comments
+        if store.publishes:
+            assert await store.announcements(10) == []
+
+
+async def test_an_announcement_is_there_until_it_is_done(sqlite_options: CommentsOptions) -> None:
+    """The row of the outbox has a key of its own. PostgreSQL's rows are Repeater's."""
+    async with open_store(sqlite_options) as store:
         uid = await add_user(store)
         comments = [await store.add_comment(uid, text) for text in ("one", "two", "three")]
         rows = await store.announcements(10)
-        assert [msgspec.json.decode(row.data, type=Comment) for row in rows] == comments
+        assert owed(store) == comments
         assert len({row.key for row in rows}) == 3
         await store.mark_announced(rows[:2])
         await store.mark_announced(rows[:2])
@@ -78,22 +100,49 @@ async def test_nobody_else_may_comment(options: CommentsOptions) -> None:
     async with open_store(options) as store:
         assert await store.add_comment("nobody", "text") is None
         assert await store.comments(10) == []
-        assert await store.announcements(10) == []
+        assert owed(store) == []
 
 
 async def test_no_comment_without_its_announcement(options: CommentsOptions) -> None:
-    """A transaction that fails at the outbox leaves no comment behind."""
+    """A transaction that fails at the announcement leaves no comment behind."""
     async with open_store(options) as store:
         uid = await add_user(store)
 
         def fail(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
-            if statement.startswith("INSERT INTO outbox"):
+            if statement.startswith(("INSERT INTO outbox", "SELECT repeater.publish")):
                 raise RuntimeError("the process dies here")
 
         event.listen(store._engine, "before_cursor_execute", fail)
         with pytest.raises(RuntimeError):
             await store.add_comment(uid, "text")
         event.remove(store._engine, "before_cursor_execute", fail)
+        assert await store.comments(10) == []
+
+
+async def test_a_transaction_that_comes_too_late_is_given_up(
+    publishing_url: str, tmp_path: Path
+) -> None:
+    """The cache is not held for ever: a comment that would be announced after that is not stored."""
+    options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
+    async with open_store(options) as store:
+        uid = await add_user(store)
+        with pytest.raises(StoreError, match="too late"):
+            await store._run(store._add_comment, uid, "text", time.monotonic() - 1)
+        assert await store.comments(10) == []
+        assert owed(store) == []
+
+
+async def test_a_schema_that_has_gone_is_the_database_s_fault(
+    publishing_url: str, tmp_path: Path
+) -> None:
+    """Somebody drops it under a running application: nothing is stored, and nothing crashes."""
+    options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
+    async with open_store(options) as store:
+        uid = await add_user(store)
+        with store._engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA repeater CASCADE"))
+        with pytest.raises(StoreError, match="repeater"):
+            await store.add_comment(uid, "text")
         assert await store.comments(10) == []
 
 
@@ -106,7 +155,7 @@ async def test_many_write_at_once(options: CommentsOptions) -> None:
                 nursery.start_soon(store.add_comment, uid, str(number))
         comments = await store.comments(100)
         assert {comment.text for comment in comments} == {str(number) for number in range(40)}
-        assert len(await store.announcements(100)) == 40
+        assert len(owed(store)) == 40
 
 
 async def test_what_is_stored_survives(options: CommentsOptions) -> None:
