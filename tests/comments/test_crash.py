@@ -120,7 +120,7 @@ async def announced(server: Server) -> list[str]:
 
 async def until_announced(server: Server, *texts: str) -> None:
     """The channel's history is this, at last. No event tells of it."""
-    while (found := await announced(server)) != [*texts]:  # noqa: ASYNC110
+    while (found := await announced(server)) != [*texts]:
         assert found == [*texts][: len(found)]
         await trio.sleep(0.01)
 

@@ -92,10 +92,8 @@ async def fail(limit: int, before: int | None = None) -> list[Comment]:
     raise StoreError("not asked")
 
 
-async def test_a_database_without_the_schema_is_refused(
-    postgresql: str, tmp_path: Path
-) -> None:
-    """One sentence says what to do, alone and with workers, and names the setting; then it works."""
+async def test_a_database_without_the_schema_is_refused(postgresql: str, tmp_path: Path) -> None:
+    """One sentence says what to do, alone and with workers; then it works."""
     with empty_database(postgresql) as url:
         given = CommentsOptions(data_dir=tmp_path, database_url=url)
         with pytest.raises(CommentsError, match=r"no schema repeater: run `repeater postgres mig"):
@@ -156,9 +154,9 @@ async def test_a_comment_is_there_at_once(
     """`repeater serve --dev`: refused without the schema; then every open page hears a comment."""
     with empty_database(postgresql) as url:
         variables = {
+            "REPEATER_COMMENTS": "true",
             "REPEATER_COMMENTS_DATABASE_URL": url,
             "REPEATER_DATA_DIR": str(tmp_path),
-            "REPEATER_PORT": "0",
         }
         given = ("--dev", *workers)
         async with serving(*given, variables=variables) as server:

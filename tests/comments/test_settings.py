@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from psycopg import conninfo
 
 from repeater.comments import settings as module
 from repeater.comments.settings import CommentsSettings
@@ -63,6 +64,59 @@ def test_a_cache_url_that_cannot_be_is_found_before_the_start(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^comments_cache_url: needs a host") as caught:
         loaded(dev=True, comments_cache_url=url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+psycopg://ann@h:77/name", {"host": "h", "port": "77", "user": "ann"}),
+        ("postgresql://u:p%2B%40w@h/name?sslmode=require", {"password": "p+@w", "host": "h"}),
+        ("postgresql+psycopg://u@/name?host=a:1&host=b:2", {"host": "a,b", "port": "1,2"}),
+        ("postgresql://u@/name?host=/run/one", {"host": "/run/one"}),
+    ],
+)
+def test_the_comments_postgresql_is_the_outbox_as_well(url: str, said: dict[str, str]) -> None:
+    """As libpq takes it, where the comments run; other databases, and those that never run, not."""
+    settings = loaded(dev=True, comments_database_url=url)
+    found = conninfo.conninfo_to_dict(settings.outbox_url())
+    assert found.items() >= {**said, "dbname": "name"}.items()
+    assert settings.outbox_setting == "comments_database_url"
+    for none in (
+        loaded(dev=True, comments=False, comments_database_url=url),
+        loaded(comments_database_url=url),
+        loaded(dev=True, comments_database_url="sqlite:///x"),
+        loaded(dev=True),
+    ):
+        assert none.outbox_url() == ""
+        assert none.outbox_setting == "outbox"
+
+
+def test_the_comments_are_heard_from_their_own_database() -> None:
+    """An outbox of another host, port or name is a mistake; more words for the same one are not."""
+    comments = "postgresql+psycopg://ann:hush@host/name"
+    for outbox in (
+        "postgresql://server:hush@host:5432/name",
+        "postgres://host/name?sslmode=require",
+        "host=past_the_pooler port=5433 dbname=name",
+    ):
+        settings = loaded(dev=True, comments_database_url=comments, outbox=outbox)
+        assert settings.outbox_url() == outbox
+        assert settings.outbox_setting == "outbox"
+    for other in ("host2/name", "host/name2", "host:5433/name"):
+        with pytest.raises(ConfigError, match=r"^outbox: is another database than") as caught:
+            loaded(dev=True, comments_database_url=comments, outbox=f"postgresql://a:hush@{other}")
+        assert "hush" not in str(caught.value)
+        loaded(
+            dev=True, comments=False, comments_database_url=comments, outbox=f"postgresql://{other}"
+        )
+        loaded(dev=True, outbox=f"postgresql://{other}")
+
+
+def test_a_postgresql_of_the_comments_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before the start, and by the setting that was given."""
+    monkeypatch.setattr("repeater.config.outgoing.is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"^comments_database_url: .* 'repeater-server\[postgres"):
+        loaded(dev=True, comments_database_url="postgresql+psycopg://ann:hush@host/name")
 
 
 @pytest.mark.parametrize("url", ["mysql://host/x", "nonsense", "postgresql:host"])

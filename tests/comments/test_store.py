@@ -75,7 +75,7 @@ async def test_each_comment_owes_one_announcement(options: CommentsOptions) -> N
     """It is the comment, as everybody may see it."""
     async with open_store(options) as store:
         uid = await add_user(store)
-        texts = ["one", "zwei \U0001f642", "a \\u0000 \" that is no escape"]
+        texts = ["one", "zwei \U0001f642", 'a \\u0000 " that is no escape']
         comments = [await store.add_comment(uid, text) for text in texts]
         assert owed(store) == comments
         if store.publishes:
@@ -122,7 +122,7 @@ async def test_no_comment_without_its_announcement(options: CommentsOptions) -> 
 async def test_a_transaction_that_comes_too_late_is_given_up(
     publishing_url: str, tmp_path: Path
 ) -> None:
-    """The cache is not held for ever: a comment that would be announced after that is not stored."""
+    """The cache is not held for ever: what would be announced after that is not stored."""
     options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
     async with open_store(options) as store:
         uid = await add_user(store)

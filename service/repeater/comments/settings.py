@@ -139,7 +139,6 @@ class CommentsSettings(Settings):
                 "the comments application needs a secret of 16 characters or more",
             )
 
-
     def _is_heard_elsewhere(self) -> bool:
         """Whether the server would not hear what the comments' database publishes."""
         if self.outbox is None or not outgoing.is_installed():
