@@ -6,7 +6,9 @@ for ports, paths and addresses.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -150,6 +152,23 @@ async def open_node(
         yield node
 
 
+async def migrate(running: Engine, database_url: str) -> None:
+    """The service that ends before the nodes start; they need the schema that it makes."""
+    for name in NODES:
+        assert SERVICES[name]["depends_on"]["migrate"] == {
+            "condition": "service_completed_successfully"
+        }
+    command = [*SERVICES["migrate"]["command"]]
+    assert command.pop(0) == "repeater"
+    file = command.index("--config") + 1
+    command[file] = str(FOLDER / "repeater.toml")
+    await trio.run_process(
+        [sys.executable, "-m", "repeater", *command],
+        env={**os.environ, **variables("migrate", running, database_url)},
+        capture_stdout=True,
+    )
+
+
 @asynccontextmanager
 async def open_site(postgresql: str, folder: Path) -> AsyncIterator[Site]:
     """All programs of the Compose file, but PostgreSQL, which the tests have already."""
@@ -162,6 +181,7 @@ async def open_site(postgresql: str, folder: Path) -> AsyncIterator[Site]:
         database(postgresql) as url,
         nginx(folder, nginx_file(port, ports)),
     ):
+        await migrate(running, url)
         async with (
             open_node("node1", ports["node1"], running, url, folder) as first,
             open_node("node2", ports["node2"], running, url, folder) as second,

@@ -45,10 +45,10 @@ class CommentsSettings(Settings):
     """Signs the application's cookies; 16 characters or more. Required outside development mode."""
 
     comments_database_url: Secret = None
-    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`. A PostgreSQL
-    needs the schema of `repeater postgres migrate`: comments are published in their own
-    transactions (docs/postgres.md). The server takes them from this database without `outbox` being
-    set."""
+    """`postgresql+psycopg://user:password@host/name`. Without it, SQLite in `data_dir`. Comments in
+    a PostgreSQL are published by their own transaction, which needs the schema of
+    `repeater postgres migrate` (docs/postgres.md). This database is then `outbox`, if that is not
+    set. If both are set as URLs, they name the same host, port and database."""
 
     comments_cache_url: Secret = None
     """`redis://host/0` or `valkey://host/0`. Without it, the cache is in memory."""
