@@ -104,6 +104,54 @@ def test_a_grant_can_be_repeated(url: str, role: str) -> None:
     assert [one for one in (*PUBLISHING, *SERVING) if not may(url, role, one)] == []
 
 
+def test_only_the_owner_grants(url: str, role: str) -> None:
+    """PostgreSQL only warns who may use a function but not grant it."""
+    grant(url, role, server=True)
+    with (
+        some_role(url) as other,
+        pytest.raises(SchemaError, match="only the owner of the schema repeater may"),
+    ):
+        grant(url.replace("postgres:@", f"{role}@"), other, server=True)
+
+
+def test_a_trigger_runs_with_the_rights_of_who_writes(url: str, role: str) -> None:
+    """A type may bring a function that makes JSON of it: the schema's owner must not run it."""
+    grant(url, role)
+    with psycopg.connect(url) as connection:
+        connection.execute(f"CREATE SCHEMA mine AUTHORIZATION {role}")
+        connection.execute(f"SET LOCAL SESSION AUTHORIZATION {role}")
+        connection.execute(
+            """
+            CREATE TYPE mine.kind AS ENUM ('a');
+            CREATE FUNCTION mine.who(mine.kind) RETURNS json
+                RETURN to_json(current_user::text);
+            CREATE CAST (mine.kind AS json) WITH FUNCTION mine.who;
+            CREATE TABLE mine.orders (id int, kind mine.kind);
+            CREATE TRIGGER told AFTER INSERT ON mine.orders
+                FOR EACH ROW EXECUTE FUNCTION repeater.publish_row('orders:', 'id');
+            INSERT INTO mine.orders VALUES (1, 'a');
+            RESET SESSION AUTHORIZATION;
+            """
+        )
+        found = connection.execute("SELECT data::jsonb -> 'row' ->> 'kind' FROM repeater.outgoing")
+        assert found.fetchall() == [(role,)]
+        connection.rollback()
+
+
+def test_who_changes_a_table_with_the_trigger_may_publish(url: str, role: str) -> None:
+    """Else the change fails, and says why."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE orders (id int)")
+        connection.execute(f"GRANT INSERT ON orders TO {role}")
+        connection.execute(
+            "CREATE TRIGGER told AFTER INSERT ON orders"
+            " FOR EACH ROW EXECUTE FUNCTION repeater.publish_row('orders:', 'id')"
+        )
+    assert not may(url, role, "INSERT INTO public.orders VALUES (1)")
+    grant(url, role)
+    assert may(url, role, "INSERT INTO public.orders VALUES (1)")
+
+
 def test_it_is_made_once(empty: str) -> None:
     """A second time does nothing, and says so."""
     assert migrate(empty)

@@ -19,6 +19,7 @@ VERSION: Final = 1
 _LEAST: Final = 14  # the first PostgreSQL with `idle_session_timeout`
 _LOCK: Final = 1_380_274_245  # "RPTE" in ASCII: the first number of every lock of ours
 _CONNECT: Final = 10  # seconds
+_NOT_GRANTED: Final = "01007"  # the SQLSTATE of a grant that did nothing
 _WAIT: Final = "10s"  # for a lock that somebody else holds, another migration for example
 
 _PUBLISHING: Final = (
@@ -72,11 +73,14 @@ def grant(url: str, role: str, *, server: bool = False) -> None:
     Whoever calls it owns the schema. A role that may publish can read nothing.
 
     Raises:
-        SchemaError: there is no such role or no schema, or the database refuses.
+        SchemaError: there is no such role or no schema, the caller does not own it, or the database
+            refuses.
     """
     name = sql.Identifier(role)
     functions = [sql.SQL(f"repeater.{one}") for one in (_SERVING if server else _PUBLISHING)]
     with _connected(url) as connection:
+        warnings: list[str | None] = []
+        connection.add_notice_handler(lambda said: warnings.append(said.sqlstate))
         if _version(connection) is None:
             raise SchemaError("there is no schema repeater: run `repeater postgres migrate`")
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA repeater TO {}").format(name))
@@ -87,6 +91,9 @@ def grant(url: str, role: str, *, server: bool = False) -> None:
         )
         if server:
             connection.execute(sql.SQL("GRANT SELECT ON repeater.settings TO {}").format(name))
+        # To who may use a function himself, but not grant it, PostgreSQL says so in a warning.
+        if _NOT_GRANTED in warnings:
+            raise SchemaError("only the owner of the schema repeater may grant it")
 
 
 @contextmanager

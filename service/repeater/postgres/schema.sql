@@ -115,8 +115,10 @@ END $$;
 
 -- For triggers: `FOR EACH ROW EXECUTE FUNCTION repeater.publish_row('orders:', 'id')` publishes each row that
 -- is written as {"operation": "INSERT", "row": {...}} to the channel 'orders:' and the value of `id`.
+-- Not with the owner's rights: to_jsonb calls functions of the row's types, which anybody may make. So who
+-- changes the table needs the right to publish, too.
 CREATE FUNCTION repeater.publish_row() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     written jsonb;
 BEGIN
@@ -255,7 +257,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))
 $$;
 
--- The functions act with the rights of their owner, so nobody else may call them without a grant.
+-- Nearly all functions act with the rights of their owner, so nobody else may call them without a grant.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA repeater FROM PUBLIC;
 
 INSERT INTO repeater.settings (version) VALUES (1);
