@@ -66,6 +66,13 @@ def test_a_database_is_set_up(url: str) -> None:
             assert found.fetchall()[0] == ("1",)
 
 
+def test_it_may_be_the_database_of_the_comments(url: str) -> None:
+    """Whether they run or not: `serve --dev` is what says so, and it is another command."""
+    there = {"REPEATER_COMMENTS_DATABASE_URL": url.replace("://", "+psycopg://")}
+    made = CliRunner().invoke(main, ["postgres", "migrate"], env=there)
+    assert made.stdout == "the schema repeater, version 1, is made\n"
+
+
 def test_a_name_is_a_name(url: str) -> None:
     """Whatever characters it has, it is one role."""
     done("migrate", "--url", url)

@@ -86,6 +86,6 @@ def _address(url: str | None, config_file: Path | None) -> str:
     """The database that is meant."""
     from repeater.serving.extension import load_settings
 
-    if found := url or load_settings(config_file).outbox_url():
+    if found := url or load_settings(config_file).schema_url():
         return found
     raise click.ClickException("which database? Give --url, or set outbox")

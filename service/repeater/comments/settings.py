@@ -77,15 +77,23 @@ class CommentsSettings(Settings):
         """As `OutgoingSettings.outbox_url`; without `outbox`, a PostgreSQL of the comments."""
         return super().outbox_url() or self._publishing_url()
 
+    def schema_url(self) -> str:
+        """As `OutgoingSettings.schema_url`; the comments need not run."""
+        return super().schema_url() or self._postgresql_url()
+
     def _publishing_url(self) -> str:
-        """The comments' PostgreSQL, as libpq takes it; empty where they have none, or do not run.
+        """The PostgreSQL of comments that run; else empty."""
+        return self._postgresql_url() if self.comments_on else ""
+
+    def _postgresql_url(self) -> str:
+        """The comments' PostgreSQL, as libpq takes it; empty where they have none.
 
         Without PostgreSQL's client it is returned as it is given: the server does not start then,
         and says which library it misses (`outgoing_mistakes`).
         """
         url = _clear(self.comments_database_url)
         scheme = url.partition("://")[0].partition("+")[0]
-        if scheme != "postgresql" or not (self.comments_on and is_installed()):
+        if scheme != "postgresql" or not is_installed():
             return ""
         if not outgoing.is_installed():
             return url

@@ -38,6 +38,10 @@ class OutgoingSettings(BaseSettings):
         """The database whose transactions publish, as libpq takes it; empty without one."""
         return "" if self.outbox is None else self.outbox.get_secret_value()
 
+    def schema_url(self) -> str:
+        """The database for which `repeater postgres` makes the schema; empty without one."""
+        return self.outbox_url()
+
     def outgoing_mistakes(self) -> Iterator[Mistake]:
         """A database that cannot be one, and what it needs."""
         if not (url := self.outbox_url()):
