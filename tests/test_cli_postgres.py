@@ -87,9 +87,10 @@ def test_mistakes_are_one_line(url: str) -> None:
     line = refused("migrate", "--url", "postgresql://ann:hush@127.0.0.1:1/db")
     assert "Connection refused" in line
     assert "hush" not in line
-    assert "REPEATER_OUTBOX: must be postgresql://" in refused(
-        "migrate", outbox="mysql://ann:hush@x/db"
-    )
+    for url in ("mysql://ann:hush@x/db", "postgresql://ann:x@hush@x/db", "postgresql://a:hush/@x"):
+        line = refused("migrate", outbox=url)
+        assert "REPEATER_OUTBOX: must be postgresql://" in line
+        assert "hush" not in line
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

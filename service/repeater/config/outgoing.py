@@ -51,7 +51,8 @@ class OutgoingSettings(BaseSettings):
             yield Mistake(where, f"PostgreSQL's client is not installed: {INSTALL}")
         elif not _is_address(url):
             text = "must be postgresql://user:password@host/name, or a connection string of libpq"
-            yield Mistake(where, text)
+            spelled = "in a URL, the @, / and % of a password are %40, %2F and %25"
+            yield Mistake(where, f"{text}; {spelled}")
 
 
 @cache
@@ -64,9 +65,10 @@ def is_installed() -> bool:
 
 
 def _is_address(url: str) -> bool:
-    from psycopg import Error, conninfo  # its library may not be installed
+    from repeater.postgres.url import url_parts  # its library may not be installed
 
     try:
-        return bool(conninfo.conninfo_to_dict(url))
-    except Error:  # its text may show the password
+        url_parts(url)
+    except ValueError:
         return False
+    return True

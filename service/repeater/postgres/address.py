@@ -22,6 +22,7 @@ from psycopg import conninfo, pq
 
 from repeater.postgres.errors import LostError
 from repeater.postgres.pipe import Pipe, first_line
+from repeater.postgres.url import url_parts
 
 # A server that is gone without a word is noticed after about 9 s, one that takes no data after 5.
 _KEEPALIVE: Final = {
@@ -73,11 +74,9 @@ async def connect(url: str, name: str, notified: Callable[[str], None], *, timeo
 
 def _parts(url: str) -> _Attempt:
     try:
-        if "\0" in url:  # libpq would not see what stands behind it.
-            raise ValueError
-        return {key: str(value) for key, value in conninfo.conninfo_to_dict(url).items()}
-    except (psycopg.Error, ValueError):  # ValueError: also what is no UTF-8.
-        raise LostError("the address is not one of PostgreSQL") from None
+        return url_parts(url)
+    except ValueError as error:
+        raise LostError(str(error)) from None
 
 
 def _known(parts: _Attempt) -> _Attempt:

@@ -13,6 +13,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from repeater.postgres.url import url_parts
+
 VERSION: Final = 1
 """What this server works with; `repeater.settings` has the one that is there."""
 
@@ -100,21 +102,18 @@ def grant(url: str, role: str, *, server: bool = False) -> None:
 def _connected(url: str) -> Iterator[_Connection]:
     """A transaction in a database that is not too old; its errors are a `SchemaError`."""
     try:
+        url_parts(url)
+    except ValueError as error:
+        raise SchemaError(str(error)) from None
+    try:
         with psycopg.connect(url, connect_timeout=_CONNECT) as connection:
             if (major := connection.info.server_version // 10_000) < _LEAST:
                 raise SchemaError(f"PostgreSQL {major} is too old: {_LEAST} or later is needed")
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (_WAIT,))
             yield connection
     except psycopg.Error as error:
-        # Errors of the server only: those of a wrong URL may quote it.
-        text = error.diag.message_primary or _connecting(error)
+        text = error.diag.message_primary or str(error).strip().partition("\n")[0]
         raise SchemaError(text) from None
-
-
-def _connecting(error: psycopg.Error) -> str:
-    if isinstance(error, psycopg.ProgrammingError):
-        return "the address is not one of PostgreSQL"
-    return str(error).strip().partition("\n")[0]
 
 
 def _version(connection: _Connection) -> int | None:
