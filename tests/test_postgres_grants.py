@@ -158,8 +158,13 @@ def test_it_is_made_once(empty: str) -> None:
     assert not migrate(empty)
 
 
-def test_two_at_once_make_it_once(empty: str) -> None:
-    """One waits for the other."""
+@pytest.mark.parametrize("level", ["read committed", "serializable"])
+def test_two_at_once_make_it_once(level: str, empty: str) -> None:
+    """One waits for the other, and then sees what that one made, whatever level is the default."""
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET default_transaction_isolation = '{level}'"
+        )
     made: list[bool] = []
     both = [threading.Thread(target=lambda: made.append(migrate(empty))) for _ in range(2)]
     for one in both:
@@ -167,6 +172,13 @@ def test_two_at_once_make_it_once(empty: str) -> None:
     for one in both:
         one.join()
     assert sorted(made) == [False, True]
+
+
+def test_a_view_is_not_read(empty: str) -> None:
+    """It would run somebody's function with the rights of whoever makes the schema."""
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA repeater; CREATE VIEW repeater.settings AS SELECT 1 / 0")
+    assert "is not Repeater's" in refusal("migrate", empty)
 
 
 def refusal(call: str, url: str) -> str:

@@ -109,6 +109,8 @@ def _connected(url: str) -> Iterator[_Connection]:
         with psycopg.connect(url, connect_timeout=_CONNECT) as connection:
             if (major := connection.info.server_version // 10_000) < _LEAST:
                 raise SchemaError(f"PostgreSQL {major} is too old: {_LEAST} or later is needed")
+            # Who waits for the lock must then see what the other one has committed.
+            connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (_WAIT,))
             yield connection
     except psycopg.Error as error:
@@ -122,11 +124,16 @@ def _version(connection: _Connection) -> int | None:
     Raises:
         SchemaError: a schema of this name is there that is not ours, or not whole.
     """
-    asked = "SELECT to_regnamespace('repeater') IS NULL, to_regclass('repeater.settings') IS NULL"
-    no_schema, no_settings = connection.execute(asked).fetchall()[0]
+    # A view would run functions of whoever made it, with the rights of whoever asks.
+    asked = """
+        SELECT to_regnamespace('repeater') IS NULL,
+            EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('repeater.settings')
+                AND relkind = 'r')
+    """
+    no_schema, are_settings = connection.execute(asked).fetchall()[0]
     if no_schema:
         return None
-    if no_settings:
+    if not are_settings:
         raise SchemaError("there is a schema repeater that is not Repeater's: it has no settings")
     rows = connection.execute("SELECT version FROM repeater.settings").fetchall()
     if not rows:
