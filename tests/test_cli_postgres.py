@@ -80,6 +80,12 @@ def test_a_name_is_a_name(url: str) -> None:
     assert refused("grant", name, "--url", url) == f'role "{name}" does not exist'
 
 
+def test_everybody_is_no_role(url: str) -> None:
+    """PostgreSQL would take this name for all roles."""
+    done("migrate", "--url", url)
+    assert refused("grant", "public", "--url", url) == "public is everybody: name a role"
+
+
 def test_mistakes_are_one_line(url: str) -> None:
     """Which database; what it lacks; never its password."""
     assert refused("migrate") == "which database? Give --url, or set outbox"

@@ -78,6 +78,8 @@ def grant(url: str, role: str, *, server: bool = False) -> None:
         SchemaError: there is no such role or no schema, the caller does not own it, or the database
             refuses.
     """
+    if role == "public":  # PostgreSQL takes it for everybody, quoted or not
+        raise SchemaError("public is everybody: name a role")
     name = sql.Identifier(role)
     functions = [sql.SQL(f"repeater.{one}") for one in (_SERVING if server else _PUBLISHING)]
     with _connected(url) as connection:
