@@ -122,7 +122,7 @@ async def test_what_is_refused_is_in_its_table(server_18: PostgreSQL) -> None:
         found = rows.fetchall()
     assert found[0][0] == "no:such"
     assert "there is no namespace 'no'" in found[0][1]
-    assert f"{LARGEST + 2} bytes are more than body_limit allows" in found[1][1]
+    assert f"{LARGEST + 6} bytes are more than body_limit allows" in found[1][1]
 
 
 async def test_a_killed_database_loses_nothing(server: PostgreSQL) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -161,6 +162,31 @@ def test_a_row_that_is_too_large_comes_without_its_data(writer: Connection, taki
     publish(writer, "1")
     writer.commit()
     assert taking.take() == [None, "1"]
+
+
+def test_every_text_of_a_row_is_counted(writer: Connection, server: Connection) -> None:
+    """A channel, a key or tags without end are not read either; what is put aside is cut."""
+    long = "x" * 5_000
+    ask = "SELECT repeater.publish(%s, '1', key => %s, version_epoch => %s, tags => %s::jsonb)"
+    writer.execute(ask, (long, None, None, None))
+    writer.execute(ask, ("c", long, None, None))
+    writer.execute(ask, ("c", None, long, None))
+    writer.execute(ask, ("c", None, None, json.dumps({"t": long})))
+    writer.execute(ask, ("c", "k", "e", '{"t": "x"}'))
+    writer.commit()
+    rows = server.execute(
+        "SELECT id, length(channel), data, size > 5000, key, version_epoch, tags"
+        " FROM repeater.take(NULL, '{}', 9, 100000, 1000) WHERE id IS NOT NULL"
+    ).fetchall()
+    assert [row[1:] for row in rows] == [
+        (300, None, True, None, None, None),
+        *[(1, None, True, None, None, None)] * 3,
+        (1, "1", False, "k", "e", '{"t": "x"}'),
+    ]
+    ids = [row[0] for row in rows]
+    server.execute("SELECT repeater.done('{}', %s, %s)", (ids, ["no"] * len(ids)))
+    longest = "SELECT max(length(channel)), max(length(key)) FROM repeater.refused"
+    assert server.execute(longest).fetchone() == (1_000, 1_000)
 
 
 def test_done_removes_and_refused_keeps(writer: Connection, server: Connection) -> None:

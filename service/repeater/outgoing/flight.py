@@ -83,7 +83,7 @@ class Flight:
         self.failing_since: float | None = None
         """When the engine failed first since it last succeeded; None if it did not."""
         self.size = 0
-        """The bytes of data of all rows."""
+        """The bytes of all rows."""
         self._under_way: dict[int, OutgoingRow] = {}
         self._lanes: dict[str, _Lane] = {}
         # One for each row to be sent: the lane whose next row has its turn.

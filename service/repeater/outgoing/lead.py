@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROWS: Final = 1_000
 """Rows under way at most, those included that the engine has yet to forget."""
 SIZE: Final = 8_388_608
-"""Bytes of their data after which no row more is taken."""
+"""Bytes of their texts after which no row more is taken."""
 
 _LOOK: Final = 128  # rows of one look at most: to read so many takes about 1 ms
 _BUSY: Final = 0.025  # seconds between two looks, for 1 s after something came

@@ -25,9 +25,9 @@ class OutgoingRow(msgspec.Struct, frozen=True):
     backup was put back; a moment cannot."""
     channel: str
     size: int
-    """The bytes of the data."""
+    """The bytes of all its texts."""
     data: bytes | None
-    """JSON text; None if it is larger than what was asked for."""
+    """JSON text; None if the row is larger than what was asked for. Then the channel is cut."""
     key: str
     """The idempotency key; empty without one."""
     version: bytes | None
@@ -44,7 +44,7 @@ class OutgoingRow(msgspec.Struct, frozen=True):
                 texts, or a version that is no number.
         """
         if self.data is None:
-            text = f"data: {self.size} bytes are more than body_limit allows ({largest})"
+            text = f"{self.size} bytes are more than body_limit allows ({largest})"
             raise ReplyError(ErrorCode.LIMIT_EXCEEDED, why=Why(Cause.LIMIT, text))
         return Publication(
             self.channel,

@@ -175,8 +175,8 @@ class Session:
             seen: What an earlier look has seen; None for all rows but those of `skip`.
             skip: The numbers of rows that are under way; with `seen` they never come.
             most: Rows at most.
-            size: Bytes of data after which no row more is given.
-            largest: Bytes of the data of one row; a larger one comes without.
+            size: Bytes after which no row more is given.
+            largest: Bytes of one row, all its texts counted; a larger one comes without them.
             again: Give all rows but those of `skip`, and mark those that were visible in `seen`.
         """
         all_rows = seen is None or again

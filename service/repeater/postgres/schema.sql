@@ -147,7 +147,7 @@ END $$;
 
 -- Rows to publish, in their order: those that became visible since `seen` was given, or all but those of
 -- `skip` (without a `seen`, or `again`); at most `most`, and no more once they have `bytes` bytes. One larger
--- than `largest` comes without its data. A row that was visible in `seen` is `missed`. The last row has no id:
+-- than `largest`, all its texts counted, comes without them. A row that was visible in `seen` is `missed`. The last row has no id:
 -- its `now_seen` is for the next call. It is missing if there was more than was given.
 CREATE FUNCTION repeater.take(
     seen pg_snapshot, skip bigint[], most integer, bytes bigint, largest integer,
@@ -180,14 +180,20 @@ BEGIN
         INTO ids, seen_now;
     END IF;
     RETURN QUERY
-    SELECT r.id, (extract(epoch FROM r.at) * 1000000)::bigint, r.channel,
+    SELECT r.id, (extract(epoch FROM r.at) * 1000000)::bigint,
+        CASE WHEN r.size <= largest THEN r.channel ELSE left(r.channel, 300) END,
         CASE WHEN r.size <= largest THEN r.data END, r.size,
-        r.key, r.version::text, r.version_epoch, r.tags,
+        CASE WHEN r.size <= largest THEN r.key END, r.version::text,
+        CASE WHEN r.size <= largest THEN r.version_epoch END,
+        CASE WHEN r.size <= largest THEN r.tags END,
         coalesce(pg_visible_in_snapshot(r.xid, seen), false), NULL
     FROM (
-        SELECT o.*, octet_length(o.data)::bigint AS size,
-            sum(octet_length(o.data)) OVER (ORDER BY o.id) AS total
-        FROM repeater.outgoing o WHERE o.id = ANY (ids)
+        SELECT s.*, sum(s.size) OVER (ORDER BY s.id) AS total FROM (
+            SELECT o.*, octet_length(o.channel)::bigint + octet_length(o.data)
+                + coalesce(octet_length(o.tags), 0) + coalesce(octet_length(o.key), 0)
+                + coalesce(octet_length(o.version_epoch), 0) AS size
+            FROM repeater.outgoing o WHERE o.id = ANY (ids)
+        ) s
     ) r
     WHERE r.total - r.size < bytes
     ORDER BY r.id LIMIT most;
@@ -210,7 +216,8 @@ BEGIN
     d AS (DELETE FROM repeater.outgoing o WHERE o.id = ANY (ids || refused) RETURNING o.*),
     i AS (
         INSERT INTO repeater.refused (id, channel, data, key, at, reason)
-        SELECT d.id, d.channel, left(d.data, 10000), d.key, d.at, r.reason FROM d JOIN r USING (id)
+        SELECT d.id, left(d.channel, 1000), left(d.data, 10000), left(d.key, 1000), d.at, r.reason
+        FROM d JOIN r USING (id)
         ON CONFLICT DO NOTHING
     )
     SELECT count(*) INTO gone FROM d;
