@@ -132,6 +132,23 @@ async def test_what_can_never_be_published_is_put_aside(
     assert counts == Counts(moved=2, refused=1)
 
 
+async def test_what_is_put_aside_is_told_in_few_words(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long the names are that somebody has made up."""
+    caplog.set_level("INFO", "repeater.connections")
+    table = Table()
+    long = "x" * 900_000
+    table.commit(
+        table.new(long), table.new(f"{long}:a"), table.new("a", tags=b'{"%b": 1}' % long.encode())
+    )
+    async with open_test_node(OPTIONS) as node, leading(node, table):
+        await trio.sleep(1)
+    assert len(table.refused) == 3
+    assert max(map(len, table.refused.values())) <= 1_000
+    assert max(map(len, caplog.messages)) < 3_000
+
+
 async def test_a_channel_that_fails_holds_up_no_other(autojump_clock: MockClock) -> None:
     """Its rows wait, in their order; those of others go on. Then all comes, once."""
     table = Table()

@@ -38,6 +38,7 @@ _AGAIN: Final = 10.0
 _SHARE: Final = 20
 _GATHER: Final = 0.02  # seconds in which finished rows gather, since removing them is a commit
 _FORGET: Final = 1.0  # seconds until the engine is asked again to forget rows
+_LONGEST: Final = 1_000  # characters of a channel in the log, and of a reason
 _PATIENCE: Final = 5.0  # seconds of failures after which another node may have a better way
 _LANDING: Final = 1.0  # seconds for what is under way at the end, and for the engine at the begin
 
@@ -203,8 +204,9 @@ class Lead:
     def _refusal(self, finished: Finished) -> Refusal:
         row, why = finished
         assert why is not None
-        self._node.refusals.note(why, "publish by a transaction", channel=row.channel, row=row.id)
-        return Refusal(row.id, " ".join(str(why).split()))
+        channel = row.channel[:_LONGEST]
+        self._node.refusals.note(why, "publish by a transaction", channel=channel, row=row.id)
+        return Refusal(row.id, " ".join(str(why).split())[:_LONGEST])
 
     async def _forget(self) -> None:
         names = self._unforgotten[:]
