@@ -274,11 +274,18 @@ async def record(server: Server, path: str, end: str) -> Recording:
                 carrier.feed(chunk)
                 await client.stream.send_all(carrier.due)
                 carrier.due = b""
+            nursery.cancel_scope.cancel()
     return Recording(path, end, data)
 
 
 async def _publish_to_the_subscriber(server: Server) -> None:
-    """At once when the channel is subscribed, so that nothing is between head and event."""
-    while not server.node.hub.channels:
+    """At once when the channel is subscribed, so that nothing is between head and event.
+
+    A subscription begins at the stream's top, which is read behind its place in the hub. What is
+    published in between is before it, and another event is needed.
+    """
+    while not server.node.statistics().repeater.deliveries:
+        if server.node.hub.channels:
+            await server.node.publish(Publication("news", json.dumps({"n": 1}).encode()))
+            await trio.sleep(0.05)
         await trio.lowlevel.checkpoint()
-    await server.node.publish(Publication("news", json.dumps({"n": 1}).encode()))
