@@ -28,7 +28,10 @@ from tests.postgres_databases import empty_database, some_role
 from tests.postgres_servers import open_postgresql
 from tests.processes import serving, starts_processes
 
-pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)
+pytestmark = [
+    pytest.mark.slow,  # once is enough: nothing in it depends on the version of Python
+    pytest.mark.timeout(3 * PROCESS_STARTS),
+]
 
 OPTIONS = NodeOptions(insecure=True, channel=ChannelOptions(history_size=10_000, history_ttl=600))
 LARGEST = 10_000

@@ -21,7 +21,10 @@ from tests.deadlines import PROCESS_STARTS
 from tests.postgres_databases import publishing_database
 from tests.postgres_servers import open_postgresql
 
-pytestmark = pytest.mark.timeout(3 * PROCESS_STARTS)
+pytestmark = [
+    pytest.mark.slow,  # once is enough: nothing in it depends on the version of Python
+    pytest.mark.timeout(3 * PROCESS_STARTS),
+]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 _LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")

@@ -30,7 +30,10 @@ from tests.postgres_network import (
 )
 from tests.postgres_pipes import failure_of, piping
 
-pytestmark = pytest.mark.timeout(2 * PROCESS_STARTS)
+pytestmark = [
+    pytest.mark.slow,  # once is enough: nothing in it depends on the version of Python
+    pytest.mark.timeout(2 * PROCESS_STARTS),
+]
 
 _KEEPALIVE: Final = (
     *(socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT),

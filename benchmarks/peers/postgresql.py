@@ -20,6 +20,7 @@ from typing import Final
 _DEBIAN: Final = Path("/usr/lib/postgresql/15/bin")
 _USERS: Final = ("pgserver", "postgres", "nobody")  # PostgreSQL refuses to run as root
 _START: Final = 60.0  # seconds until it answers, on a busy machine
+_STOP: Final = 10.0  # seconds until it has ended; it takes 0.1
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -85,11 +86,18 @@ class PostgreSQL:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop it in order; clients are cut off. Nothing if it does not run."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(_START)
-            self._process = None
+        """Stop it in order; clients are cut off. Nothing if it does not run.
+
+        One that was just cleaning up after a crash of a process may never end: it is killed.
+        """
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
 
     def pids(self) -> list[int]:
         """Its process and the children of that one."""
