@@ -42,7 +42,8 @@ class Writer:
                 with psycopg.connect(self._url, connect_timeout=2) as connection:
                     while True:
                         self._write(connection)
-            except psycopg.OperationalError:
+            # A rollback that the database does not live to see comes out as what asked for it.
+            except (psycopg.OperationalError, psycopg.Rollback):
                 time.sleep(_PAUSE)
 
     def _write(self, connection: _Connection) -> None:
