@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
 
-from repeater.postgres.schema import VERSION, schema_text
+from repeater.postgres.schema import VERSION
+from tests.postgres_databases import publishing_database, some_role
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -24,16 +24,8 @@ _TAKE = (
 @pytest.fixture
 def url(postgresql: str) -> Iterator[str]:
     """An empty database of its own with the schema."""
-    admin = postgresql.replace("+psycopg", "")
-    name = f"test_{uuid4().hex}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    url = admin.replace("/postgres?", f"/{name}?")
-    with psycopg.connect(url) as connection:
-        connection.execute(schema_text())
-    yield url
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with publishing_database(postgresql) as url:
+        yield url
 
 
 @pytest.fixture
@@ -230,10 +222,8 @@ def test_the_bell_rings_at_the_commit(server: Connection, writer: Connection) ->
 
 def test_nobody_may_without_a_grant(server: Connection, url: str) -> None:
     """Neither the functions nor the tables, until a role is named."""
-    role = f"role_{uuid4().hex}"
-    server.execute(f"CREATE ROLE {role} LOGIN")
-    server.execute(f"GRANT USAGE ON SCHEMA repeater TO {role}")
-    try:
+    with some_role(url) as role:
+        server.execute(f"GRANT USAGE ON SCHEMA repeater TO {role}")
         with psycopg.connect(url, autocommit=True) as stranger:
             stranger.execute(f"SET ROLE {role}")
             for statement in (
@@ -245,9 +235,6 @@ def test_nobody_may_without_a_grant(server: Connection, url: str) -> None:
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     stranger.execute(statement)
-    finally:
-        server.execute(f"DROP OWNED BY {role}")
-        server.execute(f"DROP ROLE {role}")
 
 
 def test_the_data_is_jsonb(writer: Connection, taking: Taking) -> None:

@@ -36,6 +36,8 @@ _OTHER_EPOCH: Final = Why(
     "read from the start, without since",
 )
 _VERSION_LIMIT: Final = 2**64  # versions are below; an engine keeps them as unsigned 64 bits
+VERSION_WRONG: Final = Why(Cause.REQUEST, "version: must be a whole number from 0 to 2^64 - 1")
+"""Why a publication is refused that has no such version."""
 _NO_DATA: Final = object()  # None is data: `null`
 
 _DATA_MISSING: Final = Why(Cause.REQUEST, "data: missing or empty", "give data, or b64data")
@@ -379,8 +381,7 @@ def _check_what_is_kept(publication: Publication) -> None:
         ReplyError: a text is too long, or the version is not an unsigned number of 64 bits (107).
     """
     if not 0 <= publication.version < _VERSION_LIMIT:
-        why = Why(Cause.REQUEST, "version: must be a whole number from 0 to 2^64 - 1")
-        raise ReplyError(ErrorCode.BAD_REQUEST, why=why)
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=VERSION_WRONG)
     if len(publication.version_epoch) > _NAME_LIMIT:
         raise ReplyError(ErrorCode.BAD_REQUEST, why=_too_long("version_epoch"))
     if publication.tags and max(map(len, publication.tags)) > _NAME_LIMIT:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from repeater.comments.options import CHANNEL
 from repeater.comments.tables import comments, metadata, outbox, sessions, users
 from repeater.comments.threads import Workers
+from repeater.postgres.errors import NO_SCHEMA
 
 Result = TypeVar("Result")
 
@@ -218,7 +219,7 @@ class Store:
         with self._engine.connect() as connection:
             may, role = connection.execute(_MAY_PUBLISH).one()
         if may is None:
-            raise StoreError("it has no schema repeater: run `repeater postgres migrate`")
+            raise StoreError(NO_SCHEMA)
         if not may:
             raise StoreError(f"{role} may not publish: run `repeater postgres grant {role}`")
 

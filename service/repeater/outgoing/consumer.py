@@ -18,7 +18,7 @@ from repeater.errors import BrokerError, open_service_nursery
 from repeater.log import get_logger
 from repeater.outgoing.bell import Bell, ring_database
 from repeater.outgoing.lead import Counts, Lead
-from repeater.outgoing.session import ANSWER, Session, State, UnusableError
+from repeater.outgoing.session import ANSWER, Session, State, UnusableError, interval
 from repeater.postgres.address import connect
 from repeater.postgres.errors import LostError, RefusedError
 from repeater.postgres.pipe import first_line
@@ -31,7 +31,6 @@ _log = get_logger("outgoing")
 _CONNECT: Final = 2.0  # seconds for each address
 _TRY: Final = 0.3  # seconds between two tries to lead: with the 1.5 of a silent one, 2 s in all
 _STATE: Final = 10.0  # seconds between two questions for what waits
-_SHARE: Final = 20  # which take a twentieth of the time at most, however many dead rows there are
 _OLD: Final = 10.0  # seconds for which a row waits before that is a warning
 _FIRST_PAUSE: Final = 0.1  # seconds between two connections; doubles
 _LONGEST_PAUSE: Final = 2.0
@@ -186,7 +185,7 @@ class Consumer:
         while True:
             began = trio.current_time()
             self._state = await session.state()
-            await trio.sleep(max(_STATE, _SHARE * (trio.current_time() - began)))
+            await trio.sleep(interval(_STATE, trio.current_time() - began))
 
     def _note_begin(self) -> None:
         if self._losses:

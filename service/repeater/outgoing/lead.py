@@ -15,7 +15,7 @@ import trio
 from repeater.brokers.receipts import settled
 from repeater.errors import BrokerError
 from repeater.outgoing.flight import Finished, Flight
-from repeater.outgoing.session import Refusal
+from repeater.outgoing.session import Refusal, interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,10 +32,7 @@ _LOOK: Final = 128  # rows of one look at most: to read so many takes about 1 ms
 _BUSY: Final = 0.025  # seconds between two looks, for 1 s after something came
 _IDLE: Final = 0.2  # and then. The session must not be silent for 1.5 s, see `session.py`.
 _BUSY_FOR: Final = 1.0
-# Seconds between two looks at all rows, of which none must have been missed. Such a look visits the
-# dead rows, too, so that it takes a twentieth of the time at most.
-_AGAIN: Final = 10.0
-_SHARE: Final = 20
+_AGAIN: Final = 10.0  # seconds between two looks at all rows: there must be none that was missed
 _GATHER: Final = 0.02  # seconds in which finished rows gather, since removing them is a commit
 _FORGET: Final = 1.0  # seconds until the engine is asked again to forget rows
 _LONGEST: Final = 1_000  # characters of a channel in the log, and of a reason
@@ -156,8 +153,7 @@ class Lead:
         )
         self._seen = look.seen
         if again:
-            took = trio.current_time() - now
-            self._again_at = now + max(_AGAIN, _SHARE * took)
+            self._again_at = now + interval(_AGAIN, trio.current_time() - now)
             self._counts.missed += sum(row.missed for row in look.rows)
         if look.rows:
             self._came = now

@@ -7,12 +7,12 @@ from typing import Final
 import msgspec
 
 from repeater.causes import Cause, Why
+from repeater.clients.channel_operations import VERSION_WRONG
 from repeater.errors import ErrorCode, ReplyError
 from repeater.postgres.pipe import Row
 from repeater.publication import Publication
 
 _TAGS_WRONG: Final = Why(Cause.REQUEST, "tags: must be an object of texts")
-_VERSION_WRONG: Final = Why(Cause.REQUEST, "version: must be a whole number from 0 to 2^64 - 1")
 _tags = msgspec.json.Decoder(dict[str, str])
 
 
@@ -89,4 +89,4 @@ def _version_of(text: bytes | None) -> int:
     try:
         return int(text or 0)
     except ValueError:  # `numeric` also has NaN
-        raise ReplyError(ErrorCode.BAD_REQUEST, why=_VERSION_WRONG) from None
+        raise ReplyError(ErrorCode.BAD_REQUEST, why=VERSION_WRONG) from None

@@ -13,17 +13,16 @@ import trio
 
 from repeater.outgoing.bell import NAME, Bell
 from repeater.outgoing.rows import OutgoingRow, row_of
-from repeater.postgres.errors import LostError, RefusedError
+from repeater.postgres.errors import NO_SCHEMA, LostError, RefusedError
 from repeater.postgres.pipe import Pipe, Row
-from repeater.postgres.schema import VERSION
+from repeater.postgres.schema import LOCK, VERSION
 
-# The two numbers of the lock: "RPTE" in ASCII, and the part of Repeater that it is for.
-_LOCK: Final = (b"1380274245", b"3")
+_LOCK: Final = (b"%d" % LOCK, b"3")  # the second number is the part of Repeater that it is for
 ANSWER: Final = 4.0
 """Seconds for an answer, but for those of statements that may visit all dead rows of the table."""
-_LONG_ANSWER: Final = (
-    35.0  # seconds for these: 2,000,000 dead rows, which a snapshot keeps, take 0.1
-)
+# Seconds for these: 2,000,000 dead rows, which a snapshot keeps, take 0.1.
+_LONG_ANSWER: Final = 35.0
+_SHARE: Final = 20  # they take a twentieth of the time at most
 _STATEMENT: Final = b"30s"  # for a statement; the server ends it
 _GONE: Final = b"2s"  # until the server ends the statement of somebody who is not there any more
 _ECHO: Final = 1.0  # seconds in which the bell must be heard when it was rung
@@ -127,7 +126,7 @@ class Session:
             rows = await self._ask(_SETTINGS)
         except RefusedError as error:
             if error.state in _NO_SCHEMA:
-                text = "it has no schema repeater: run `repeater postgres migrate`"
+                text = NO_SCHEMA
             elif error.state == _NO_RIGHT:
                 text = f"{error}: run `repeater postgres grant --server`"
             else:
@@ -219,6 +218,11 @@ class Session:
         with trio.move_on_after(within):
             return await self._pipe.ask(statement, *parameters)
         raise LostError("the database does not answer")
+
+
+def interval(least: float, took: float) -> float:
+    """Seconds between two questions that may visit all dead rows, by how long the last one took."""
+    return max(least, _SHARE * took)
 
 
 def _array(numbers: Sequence[int]) -> bytes:

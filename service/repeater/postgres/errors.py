@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+NO_SCHEMA: Final = "it has no schema repeater: run `repeater postgres migrate`"
+"""Why a database cannot be used whose transactions are to publish."""
+
 
 class LostError(Exception):
     """There is no connection, or it has ended; what was asked may have happened or not."""

@@ -18,8 +18,10 @@ from repeater.postgres.url import url_parts
 VERSION: Final = 1
 """What this server works with; `repeater.settings` has the one that is there."""
 
+LOCK: Final = 1_380_274_245
+"""The first number of every advisory lock of ours: "RPTE" in ASCII."""
+
 _LEAST: Final = 14  # the first PostgreSQL with `idle_session_timeout`
-_LOCK: Final = 1_380_274_245  # "RPTE" in ASCII: the first number of every lock of ours
 _CONNECT: Final = 10  # seconds
 _NOT_GRANTED: Final = "01007"  # the SQLSTATE of a grant that did nothing
 _WAIT: Final = "10s"  # for a lock that somebody else holds, another migration for example
@@ -58,7 +60,7 @@ def migrate(url: str) -> bool:
         SchemaError: the database is too old, has a schema of another version, or refuses.
     """
     with _connected(url) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK,))
+        connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (LOCK,))
         found = _version(connection)
         if found == VERSION:
             return False

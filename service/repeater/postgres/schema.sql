@@ -147,8 +147,8 @@ END $$;
 
 -- Rows to publish, in their order: those that became visible since `seen` was given, or all but those of
 -- `skip` (without a `seen`, or `again`); at most `most`, and no more once they have `bytes` bytes. One larger
--- than `largest`, all its texts counted, comes without them. A row that was visible in `seen` is `missed`. The last row has no id:
--- its `now_seen` is for the next call. It is missing if there was more than was given.
+-- than `largest`, all its texts counted, comes without them. A row that was visible in `seen` is `missed`.
+-- The last row has no id: its `now_seen` is for the next call. It is missing if there was more than was given.
 CREATE FUNCTION repeater.take(
     seen pg_snapshot, skip bigint[], most integer, bytes bigint, largest integer,
     again boolean DEFAULT false
